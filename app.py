@@ -1,0 +1,163 @@
+"""The composition root: settings in, an aiohttp application out. The only place where handlers meet HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import aiohttp_cors
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+import middleware
+import web as pages
+from handlers import OPERATIONS, Operation
+from handlers.context import Context
+from handlers.local import build_context
+from handlers.openapi import Route, build
+from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
+from runtime.logging import request_usage
+from runtime.registry import Registry
+from runtime.settings import Settings
+from runtime.strict_json import loads
+
+_log = logging.getLogger("warmstart.app")
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/health", "health"),
+    Route("GET", "/model-info", "model_info"),
+    Route("GET", "/models", "models"),
+    Route("POST", "/generate", "generate"),
+    Route("POST", "/complete", "complete"),
+    Route("POST", "/chat/completions", "chat", openai=True),
+    Route("GET", "/v1/models", "models", openai=True),
+    Route("POST", "/v1/chat/completions", "chat", openai=True),
+)
+
+CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
+
+
+def create_app(settings: Settings, ctx: Context | None = None) -> web.Application:
+    """Wire everything together. Nothing is loaded until the application starts.
+
+    Args:
+        settings: validated settings.
+        ctx: another context than the real one (tests).
+
+    Raises:
+        ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
+    """
+    ctx = replace(ctx or build_context(settings), observe=_observe)
+    app = web.Application(client_max_size=settings.max_body_bytes)
+    app[CONTEXT] = ctx
+    app[SETTINGS] = settings
+    middleware.install(app, settings)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _adapter(OPERATIONS[route.operation], route, settings))
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    pages.add_routes(app, build(ROUTES, ctx.version))
+    _allow_origins(app, settings)
+    app.cleanup_ctx.append(_models)
+    return app
+
+
+def _observe(usage: Any) -> None:
+    if (facts := request_usage.get()) is not None:
+        facts.update(usage)
+
+
+def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
+    """An aiohttp handler that calls an operation."""
+
+    async def adapter(request: web.Request) -> web.StreamResponse:
+        payload = dict(request.query) if route.method == "GET" else await _json_body(request)
+        if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
+            _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
+        ctx = request.app[CONTEXT]
+        if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
+            return await _send_events(request, operation.stream(payload, ctx))
+        return web.json_response(await operation.handle(payload, ctx))
+
+    return adapter
+
+
+async def _json_body(request: web.Request) -> Any:
+    if request.content_type != "application/json":
+        raise UnsupportedMediaType(f"send application/json, not {request.content_type[:100]!r}")
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
+    payload = loads(await request.read())
+    if not isinstance(payload, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return payload
+
+
+async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
+    """Server-sent events (HTML Living Standard section 9.2), the way OpenAI uses them: data lines, ``[DONE]`` last."""
+    async with aclosing(events):
+        # Whatever can be wrong is known by the first event, while a plain error can still be answered.
+        first = await anext(events)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        await response.prepare(request)
+        await _send(response, first)
+        try:
+            async for event in events:
+                await _send(response, event)
+            await response.write(b"data: [DONE]\n\n")
+        except ServiceError as error:
+            await _send(response, error.openai())
+        except ConnectionError:
+            raise
+        except Exception:
+            _log.exception("a stream failed")
+            await _send(response, InternalError("the stream failed").openai())
+        await response.write_eof()
+        return response
+
+
+async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+
+
+async def _livez(request: web.Request) -> web.Response:
+    return web.json_response({"status": "alive"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    models = request.app[CONTEXT].models
+    if models.ready:
+        return web.json_response({"status": "ready"})
+    return web.json_response({"status": "draining" if models.draining else models.status()[0].state}, status=503)
+
+
+def _allow_origins(app: web.Application, settings: Settings) -> None:
+    """CORS on the operations for the configured origins; the docs need none, and probes are for no page."""
+    if not settings.cors_origins:
+        return
+    options = aiohttp_cors.ResourceOptions(
+        allow_headers="*", expose_headers=("X-Request-Id", "Retry-After"), max_age=600
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(settings.cors_origins, options))
+    paths = {route.path for route in ROUTES}
+    for route in list(app.router.routes()):
+        if route.resource is not None and route.resource.canonical in paths and route.method != "HEAD":
+            cors.add(route)
+
+
+async def _models(app: web.Application) -> AsyncIterator[None]:
+    """Start loading at start if asked to; free everything at the end."""
+    models = app[CONTEXT].models
+    if isinstance(models, Registry) and app[SETTINGS].preload:
+        models.preload()
+    yield
+    if isinstance(models, Registry):
+        await asyncio.to_thread(models.close)

@@ -1,0 +1,24 @@
+"""``generate``: continue a prompt; prompt and continuation come back together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from handlers.context import Context
+from handlers.schemas import GenerateRequest, parse
+from handlers.text import answer, events
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """See ``GenerateRequest`` and ``TextResponse`` for the fields.
+
+    Raises:
+        ServiceError: see ``handlers.text.plan`` and ``handlers.context``.
+    """
+    return await answer(parse(GenerateRequest, payload), ctx, echo=True)
+
+
+def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """The same, piece by piece (``TextChunk``)."""
+    return events(parse(GenerateRequest, payload), ctx, echo=True)

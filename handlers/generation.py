@@ -1,0 +1,160 @@
+"""What the generating operations share: from a validated request to jobs, from tokens to texts and usage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlers.context import Context, Engine
+from handlers.schemas import Sampling
+from runtime.errors import ContextLengthExceeded, InvalidRequest
+from runtime.types import FinishReason, Job, Message, SamplingParams, Token
+
+
+def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
+    """Refuse more text than the service reads.
+
+    Raises:
+        InvalidRequest: names the limit.
+    """
+    total = sum(len(text) for text in texts)
+    if total > ctx.limits.max_prompt_chars:
+        raise InvalidRequest(
+            f"{field_name}: {total} characters are more than the {ctx.limits.max_prompt_chars} this service takes "
+            "(MAX_PROMPT_CHARS)",
+            param=field_name,
+        )
+
+
+def check_sequences(prompts: int, n: int, ctx: Context, field_name: str) -> None:
+    """Refuse more sequences than one request may ask for.
+
+    Raises:
+        InvalidRequest: names the limit.
+    """
+    if prompts * n > ctx.limits.max_sequences:
+        raise InvalidRequest(
+            f"{field_name}: {prompts * n} sequences are more than the {ctx.limits.max_sequences} one request may ask "
+            "for (MAX_SEQUENCES)",
+            param=field_name,
+        )
+
+
+def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
+    """New tokens that fit behind a prompt.
+
+    Raises:
+        ContextLengthExceeded: none does.
+    """
+    if prompt_tokens >= context_length:
+        raise ContextLengthExceeded(
+            f"{field_name}: {prompt_tokens} tokens leave no room in this model's context of {context_length}",
+            param=field_name,
+        )
+    return context_length - prompt_tokens
+
+
+def sampling_params(request: Sampling, *, max_new_tokens: int, n: int, stop: Sequence[str] = ()) -> SamplingParams:
+    """The engine's parameters from a request's fields; ``stop`` is added to the request's own stop strings."""
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        repetition_penalty=request.repetition_penalty,
+        stop=(*(request.stop or ()), *stop),
+        seed=request.seed,
+        n=n,
+    )
+
+
+async def encode_all(engine: Engine, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each text."""
+    return list(await asyncio.gather(*(engine.encode(text) for text in texts)))
+
+
+@dataclass(slots=True)
+class Collected:
+    """Tokens gathered into texts. Feed it every token of a stream.
+
+    Args:
+        prompt_tokens: of all prompts together.
+        sequences: how many there will be.
+    """
+
+    prompt_tokens: int
+    sequences: int
+    completion_tokens: int = 0
+    texts: list[str] = field(default_factory=list)
+    reasons: list[FinishReason] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.texts = [""] * self.sequences
+        self.reasons = ["length"] * self.sequences
+
+    def add(self, token: Token) -> None:
+        """Take one token."""
+        self.completion_tokens += 1
+        self.texts[token.sequence] += token.text
+        if token.finish_reason is not None:
+            self.reasons[token.sequence] = token.finish_reason
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request made ready: nothing can be wrong with it any more."""
+
+    engine: Engine
+    jobs: tuple[Job, ...]
+
+
+@asynccontextmanager
+async def generating(plan: Plan, ctx: Context) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
+    """Start a plan. Leaving the block, however, stops the engine's work at once and reports the usage so far.
+
+    Yields:
+        An empty collection, and the tokens, each of which has been added to it when it comes out.
+    """
+    sequences = sum(job.params.n for job in plan.jobs)
+    collected = Collected(sum(len(job.token_ids) for job in plan.jobs), sequences)
+
+    async def tokens() -> AsyncIterator[Token]:
+        async for token in stream:
+            collected.add(token)
+            yield token
+
+    async with aclosing(plan.engine.stream(plan.jobs)) as stream:
+        try:
+            yield collected, tokens()
+        finally:
+            ctx.observe(collected.usage())
+
+
+async def run(plan: Plan, ctx: Context) -> Collected:
+    """Generate everything."""
+    async with generating(plan, ctx) as (collected, tokens):
+        async for _ in tokens:
+            pass
+    return collected
+
+
+def chat_messages(turns: Iterator[tuple[str, Any]]) -> tuple[Message, ...]:
+    """Engine messages from (role, content) with content a string or OpenAI's text parts; developer is system."""
+    return tuple(
+        Message(
+            "system" if role == "developer" else role,  # type: ignore[arg-type]  # the schema admits these roles only
+            content if isinstance(content, str) else "".join(part.text for part in content),
+        )
+        for role, content in turns
+    )

@@ -1,0 +1,170 @@
+"""The OpenAPI 3.1 description, built from the operations and their models. Nothing in it is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from handlers import OPERATIONS, Operation
+
+_REF = "#/components/schemas/{model}"
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "required": ["title", "status", "detail", "code"],
+    "properties": {
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong, and what to do."},
+        "code": {"type": "string", "description": "Stable; for programs."},
+        "param": {"type": "string", "description": "The field at fault."},
+    },
+}
+_OPENAI_ERROR = {
+    "type": "object",
+    "description": "OpenAI's error object.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_ANY_ERRORS = {
+    403: "The client's address is not allowed.",
+    500: "A fault of ours.",
+    503: "Loading, unavailable or draining.",
+}
+_READ_ERRORS = {400: "The request breaks a rule; it is named."}
+_BODY_ERRORS = {
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "Too many requests are waiting.",
+    504: "The generation took too long.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where an operation is reached over HTTP.
+
+    Args:
+        method: GET operations take their fields from the query, POST ones from a JSON body.
+        path: the route.
+        operation: a name in ``OPERATIONS``.
+        openai: whether errors have OpenAI's shape.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    operation: str
+    openai: bool = False
+
+
+def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The description of these routes.
+
+    Args:
+        routes: every operation's routes.
+        version: of the service.
+    """
+    models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
+    _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
+    schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR}
+    paths: dict[str, Any] = {
+        "/livez": {"get": _probe("livez", "Whether the process runs; answers under any load.", {200: "It runs."})},
+        "/readyz": {
+            "get": _probe("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."})
+        },
+    }
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Warmstart",
+            "version": version,
+            "description": "Small language models from plain Python. The /v1 routes are OpenAI's.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(route: Route, operation: Operation) -> dict[str, Any]:
+    name = route.path.strip("/").replace("/", "_").replace("-", "_")
+    described: dict[str, Any] = {
+        "operationId": name,
+        "summary": operation.summary,
+        "description": (operation.request.__doc__ or "").strip(),
+        "tags": ["OpenAI" if route.path.startswith("/v1/") else "Warmstart"],
+    }
+    codes = _ANY_ERRORS | _READ_ERRORS
+    if route.method == "POST":
+        codes = codes | _BODY_ERRORS
+        described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
+    elif fields := operation.request.model_json_schema()["properties"] if operation.request.model_fields else {}:
+        codes = codes | {404: _BODY_ERRORS[404]}
+        described["parameters"] = [
+            {
+                "name": key,
+                "in": "query",
+                "required": False,
+                "schema": {"type": "string", "minLength": 1},
+                "description": field["description"],
+            }
+            for key, field in fields.items()
+        ]
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
+    if operation.chunk is not None:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": f"With stream: true. Each event's data is a {operation.chunk.__name__}; the last is [DONE].",
+            }
+        }
+    described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
+    return described
+
+
+def _content(model: type[BaseModel]) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    extra = model.model_config.get("json_schema_extra")
+    if isinstance(extra, dict) and isinstance(examples := extra.get("examples"), list):
+        content["examples"] = {f"example{i}": {"value": value} for i, value in enumerate(examples, 1)}
+    return content
+
+
+def _errors(codes: dict[int, str], openai: bool) -> dict[str, Any]:
+    kind, model = ("application/json", "OpenAIError") if openai else ("application/problem+json", "Problem")
+    content = {kind: {"schema": {"$ref": _REF.format(model=model)}}}
+    return {str(code): {"description": text, "content": content} for code, text in sorted(codes.items())}
+
+
+def _probe(name: str, summary: str, answers: dict[int, str]) -> dict[str, Any]:
+    content = {
+        "application/json": {
+            "schema": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+        }
+    }
+    responses = {str(code): {"description": text, "content": content} for code, text in answers.items()}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "tags": ["Probes"],
+        "responses": responses | _errors({403: _ANY_ERRORS[403]}, openai=False),
+    }

@@ -1,0 +1,50 @@
+"""One line per request: what was asked, by whom, how it ended, how long it took, and how many tokens it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from middleware.client_ip import CLIENT_IP
+from runtime.logging import request_usage
+
+_log = logging.getLogger("warmstart.access")
+
+_QUIET = frozenset({"/livez", "/readyz", "/health"})  # asked every few seconds; logged only when they fail
+_CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
+
+
+@web.middleware
+async def access_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Inside the request id, so that its line carries it; outside everything that may refuse."""
+    started = time.perf_counter()
+    status = 500
+    usage: dict[str, int] = {}
+    request_usage.set(usage)
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    except (asyncio.CancelledError, ConnectionError):
+        status = _CLIENT_GONE
+        raise
+    finally:
+        quiet = request.path in _QUIET and status < 400
+        client = request.get(CLIENT_IP)
+        _log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s",
+            request.method,
+            request.path,
+            extra={
+                "status": status,
+                "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
+                "client": str(client) if client is not None else None,
+                "tokens_in": usage.get("prompt_tokens"),
+                "tokens_out": usage.get("completion_tokens"),
+            },
+        )

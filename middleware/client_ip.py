@@ -1,0 +1,231 @@
+"""Who is the client? The one place that decides which address a request came from.
+
+The rules are those of the design's "Client address", after RFC 7239, RFC 9110 section 5.3, nginx's realip module,
+uvicorn's proxy-headers and realclientip-go:
+
+1. A peer outside the trusted proxies is the client; every forwarding header it sent is ignored.
+2. Behind a trusted peer, the lines of the one configured header are joined in order and walked from the right: the
+   first address that is not a trusted proxy is the client; if all are trusted, the leftmost. Header absent or blank:
+   the peer. ``x-real-ip`` carries exactly one address. There is no fallback from one header to another.
+3. An entry that must be read and is not a definite address is denied, never skipped: what stands left of it was
+   written by somebody we cannot name. What stands left of the client is never read (``Forwarded`` aside, see below).
+4. IPv4-mapped addresses are unmapped and zones dropped before any comparison. A unix-socket peer that shows any
+   forwarding header is denied unless unix peers are trusted; without one it is local by construction: 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, ip_address
+from typing import Final, Literal, Protocol, get_args
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from runtime.errors import ClientAddressDenied
+from runtime.networks import Address, Network, NetworkSet, unmap
+
+Source = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
+SOURCES: Final[tuple[Source, ...]] = get_args(Source)
+
+CLIENT_IP: Final = web.RequestKey[Address]("client_ip")
+
+_log = logging.getLogger("warmstart.edge")
+
+_LOCAL = IPv4Address("127.0.0.1")
+_MAX_ENTRIES = 1000  # read at most; far above any real chain, and some milliseconds of work at worst
+_MAX_FORWARDED = 65_536  # characters parsed at most, because Forwarded is parsed whole
+_SHOWN = 100  # characters of a denied entry that the log repeats
+
+_OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() alone would also eat \x0b, \x85, \xa0 ...
+_PORT = r"(?P<port>[0-9]{1,5})"
+_V6 = r"(?P<address>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)(?:%[A-Za-z0-9._~-]{1,64})?"  # the zone is dropped (RFC 4007)
+_NODES = (
+    re.compile(rf"(?P<address>[0-9.]+)(?::{_PORT})?"),
+    re.compile(rf"\[{_V6}\](?::{_PORT})?"),
+    re.compile(rf"{_V6}(?P<port>)"),
+)
+# One parameter of a Forwarded element and the separator after it (RFC 7239 section 4; tokens, quoted strings and their
+# escapes are RFC 9110 section 5.6). Unquoted ":", "[" and "]" are no token characters, but many proxies send them, and
+# they separate nothing, so reading them is not ambiguous. Blanks around ";" are tolerated for the same reason.
+_PAIR = re.compile(
+    r"""[ \t]*(?:
+          (?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)
+          =(?: (?P<token>[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+) | "(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t -~])*)" )
+          [ \t]*
+        )?(?P<separator>[,;]|\Z)""",
+    re.VERBOSE,
+)
+_HIDDEN_PORT = re.compile(r":_[0-9A-Za-z._-]+\Z")  # RFC 7239 section 6.3: the port is obfuscated, the address is not
+
+
+class Headers(Protocol):
+    """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
+
+    def getall(self, key: str, default: list[str], /) -> list[str]:
+        """All lines of one field, in order."""
+        ...
+
+
+def resolve(
+    peer: str | None,
+    headers: Headers,
+    trusted: Sequence[Network],
+    source: Source,
+    *,
+    trust_unix: bool = False,
+) -> Address:
+    """The client's address, unmapped and without a zone, by the rules at the top of this file.
+
+    Args:
+        peer: the socket's peer as text; None or "" for a unix socket.
+        headers: the request's headers.
+        trusted: the proxies whose header is believed; pass a NetworkSet where there are many or calls are frequent.
+        source: the one header that is read.
+        trust_unix: treat a unix-socket peer as a trusted proxy.
+
+    Raises:
+        ClientAddressDenied: the client cannot be established. The message is public; the exception's note holds the
+            reason and the offending entry, safe for a log.
+    """
+    known = trusted if isinstance(trusted, NetworkSet) else NetworkSet(trusted)
+    if peer:
+        direct = _address(peer)
+        if direct not in known:
+            return direct
+    elif trust_unix:
+        direct = _LOCAL
+    elif any(headers.getall(name, []) for name in SOURCES):
+        raise _denied("a forwarding header from an untrusted unix-socket peer", "")
+    else:
+        return _LOCAL
+
+    lines = headers.getall(source, [])
+    if not lines or (len(lines) == 1 and not lines[0].strip(_OWS)):
+        return direct
+    if source == "x-real-ip":
+        if len(lines) > 1:
+            raise _denied("more than one x-real-ip line", ", ".join(lines))
+        return _address(lines[0])
+
+    client = direct
+    entries = _forwarded(lines) if source == "forwarded" else _listed(lines)
+    for count, entry in enumerate(entries):
+        if count == _MAX_ENTRIES:
+            raise _denied(f"more than {_MAX_ENTRIES} trusted entries", entry)
+        client = _address(entry)
+        if client not in known:
+            break
+    return client
+
+
+def _listed(lines: Sequence[str]) -> Iterator[str]:
+    """The entries of a comma-separated header from the right; linear, however much is written at the left."""
+    for line in reversed(lines):
+        yield from reversed(line.split(","))
+
+
+def _forwarded(lines: Sequence[str]) -> Iterator[str]:
+    """The nodes of a Forwarded header (RFC 7239 section 4) from the right; "" for an element that names no client.
+
+    A comma inside quotes separates nothing, and whether a place is inside quotes can only be told from the left. So the
+    whole list is parsed from the left, and one that is malformed anywhere is denied: guessing would let a stray quote
+    at the left swallow what our own proxy appended. For the same reason a quoted string never spans two lines.
+    """
+    if sum(map(len, lines)) > _MAX_FORWARDED:
+        raise _denied(f"Forwarded is longer than {_MAX_FORWARDED} characters", lines[-1])
+    return reversed([node for line in lines for node in _elements(line)])
+
+
+def _elements(line: str) -> Iterator[str]:
+    position, seen, node, separator = 0, set[str](), "", ","
+    while separator:
+        pair = _PAIR.match(line, position)
+        if pair is None:
+            raise _denied("Forwarded is malformed", line[position:])
+        if pair["name"]:
+            name = pair["name"].lower()
+            if name in seen:  # section 4: "Each parameter MUST NOT occur more than once per field-value"
+                raise _denied("a parameter twice in one Forwarded element", line[position:])
+            seen.add(name)
+            if name == "for":
+                node = _HIDDEN_PORT.sub("", pair["token"] or re.sub(r"\\(.)", r"\1", pair["quoted"]))
+        position, separator = pair.end(), pair["separator"]
+        if separator != ";":
+            yield node
+            seen, node = set(), ""
+
+
+def _address(entry: str) -> Address:
+    """The address in one entry: ``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``, a v6 with or without a zone.
+
+    The patterns are ASCII only, and ``ip_address`` refuses octal-looking octets, short forms (``127.1``) and integers.
+    """
+    text = entry.strip(_OWS)
+    for pattern in _NODES:
+        node = pattern.fullmatch(text)
+        if node is None or int(node["port"] or 0) > 65_535:
+            continue
+        try:
+            address = unmap(ip_address(node["address"]))
+        except ValueError:
+            break
+        if address.is_unspecified:
+            raise _denied("an unspecified address", entry)
+        return address
+    raise _denied("not an address", entry)
+
+
+def _denied(reason: str, entry: str) -> ClientAddressDenied:
+    """The error, with a note for the log that is safe against line breaks and control characters of any kind."""
+    error = ClientAddressDenied("The client's address could not be established.")
+    error.add_note(f"{reason}: {entry[:_SHOWN]!a}")
+    return error
+
+
+def peer_of(request: web.Request) -> str | None:
+    """The peer's host as the socket shows it, None for a unix socket.
+
+    "No peername" alone must not read as "unix socket": a TCP connection that is already gone may have none, and would
+    pass for a local one.
+
+    Raises:
+        ClientAddressDenied: the connection is neither a unix socket nor has a peer's host.
+    """
+    transport = request.transport
+    peername = transport.get_extra_info("peername") if transport is not None else None
+    if isinstance(peername, (tuple, list)) and peername and peername[0]:
+        return str(peername[0])
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is not None and connection.family == getattr(socket, "AF_UNIX", None):
+        return None
+    raise _denied("the connection has no peer", str(peername))
+
+
+def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix: bool = False) -> Middleware:
+    """Middleware that keeps the client's address in ``request[CLIENT_IP]``, or raises and logs ClientAddressDenied.
+
+    Args: as for :func:`resolve`.
+
+    Raises:
+        ValueError: ``source`` is none of SOURCES.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"the client address source is one of {', '.join(SOURCES)}, not {source!r}")
+    known = NetworkSet(trusted)
+
+    @web.middleware
+    async def client_ip(request: web.Request, handler: Handler) -> web.StreamResponse:
+        peer: str | None = None
+        try:
+            peer = peer_of(request)
+            request[CLIENT_IP] = resolve(peer, request.headers, known, source, trust_unix=trust_unix)
+        except ClientAddressDenied as error:
+            _log.warning("client address denied: peer %a: %s", peer, "; ".join(error.__notes__))
+            raise
+        return await handler(request)
+
+    return client_ip

@@ -1,0 +1,54 @@
+"""Names each request: every log line it causes and its answer carry the name.
+
+A caller's ``X-Request-Id`` is kept if it is harmless (128 characters of ``A-Za-z0-9._-``), else a new one is made. A valid
+W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from runtime.logging import request_facts
+
+HEADER = "X-Request-Id"
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+_SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?", re.ASCII)
+
+
+@web.middleware
+async def request_id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: it only names, so it can refuse nothing."""
+    given = request.headers.get(HEADER, "")
+    request[REQUEST_ID] = given if _SAFE.fullmatch(given) else secrets.token_hex(16)
+    facts: dict[str, object] = {"request_id": request[REQUEST_ID]}
+    trace = parse_traceparent(request.headers.get("traceparent", ""))
+    if trace:
+        facts["trace_id"], facts["parent_id"] = trace
+    token = request_facts.set(facts)
+    try:
+        return await handler(request)
+    finally:
+        request_facts.reset(token)
+
+
+def parse_traceparent(value: str) -> tuple[str, str] | None:
+    """(trace id, parent id), or None if it is not valid (W3C Trace Context section 3.2: then it is ignored).
+
+    Version 00 has exactly four fields; a higher version may have more.
+    """
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None or (value.startswith("00") and len(value) != 55):
+        return None
+    return match.group(1), match.group(2)
+
+
+async def set_request_id_header(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """``on_response_prepare`` signal: streams and errors carry the id too."""
+    if (request_id := request.get(REQUEST_ID)) is not None:
+        response.headers[HEADER] = request_id

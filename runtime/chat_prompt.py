@@ -1,0 +1,94 @@
+"""A chat's token ids: the model's own template, with every message's text kept from becoming control tokens.
+
+A template writes control tokens such as ``<|im_end|>`` around the messages. A message that contains that very text must
+reach the model as plain text, or a user could end his own turn and speak as the system. So the text of each message is
+cut inside every control token it spells; the rendered prompt is split at the cuts and the pieces are encoded apart, in
+which no control token can match. A chat without such text has no cuts and is encoded exactly as the tokenizer would.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from runtime.errors import InvalidRequest
+from runtime.types import Message
+
+# For models that bring no chat template: readable by a base model, and documented in the README.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+
+
+class ChatEncoder:
+    """Encodes chats for one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer. Its ``chat_template`` is used; without one, ``PLAIN_TEMPLATE``.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.own_template = bool(tokenizer.chat_template)
+        self._template = None if self.own_template else PLAIN_TEMPLATE
+        # Added tokens that are not control tokens are runs of white space: cutting them would change plain text.
+        control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or not t.content.isspace()]
+        longest_first = sorted((text for text in control if len(text) > 1), key=len, reverse=True)
+        self._control = re.compile(f"(?={'|'.join(map(re.escape, longest_first))})(.)", re.S) if longest_first else None
+        self._control_ids = frozenset(
+            i for i, t in tokenizer.added_tokens_decoder.items() if t.special or not t.content.isspace()
+        )
+        # A normalizer may fold other characters into a control token's text, where no search for the text sees it.
+        self._normalizes = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None) is not None
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids up to where the assistant speaks.
+
+        Raises:
+            InvalidRequest: the template refuses these messages, or a message spells a control token in a way that
+                cannot be told from one.
+        """
+        cut = _absent_marker(messages)
+        contents = [self._cut(message.content, cut) for message in messages]
+        if self._normalizes:
+            self._refuse_disguised(contents, cut)
+        turns = [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
+        try:
+            prompt: str = self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from None
+        # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
+        ids = self._ids(prompt.split(cut), add_special_tokens=not self.own_template)
+        return tuple(ids)
+
+    def _cut(self, text: str, cut: str) -> str:
+        return self._control.sub(lambda match: match.group(1) + cut, text) if self._control else text
+
+    def _ids(self, pieces: Sequence[str], *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = list(self._tokenizer.encode(pieces[0], add_special_tokens=add_special_tokens))
+        for piece in pieces[1:]:
+            ids += self._tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def _refuse_disguised(self, contents: Sequence[str], cut: str) -> None:
+        for index, content in enumerate(contents):
+            if not self._control_ids.isdisjoint(self._ids(content.split(cut), add_special_tokens=False)):
+                raise InvalidRequest("contains text that reads as a control token", param=f"messages.{index}.content")
+
+
+def _absent_marker(messages: Sequence[Message]) -> str:
+    """A string that occurs in no message: private-use characters around a number nobody can guess."""
+    while True:
+        marker = f"\ue000{secrets.token_hex(8)}\ue001"
+        if not any(marker in message.content for message in messages):
+            return marker

@@ -1,0 +1,277 @@
+"""The reference engine: transformers' own ``generate`` on a worker thread.
+
+It serves every causal language model that transformers loads, one request at a time (the rows of a request run as one
+batch), and is the oracle that a faster engine is tested against. Tokens are chosen by ``runtime.sampling`` inside the
+generation loop, so seeds, per-row limits, stop strings, streaming and cancellation work row by row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
+from runtime.device import memory_in_use, release_memory, usable_cores
+from runtime.engine.text import TextStream
+from runtime.errors import DeadlineExceeded, Draining, InternalError, ServiceError, TooManyRequests
+from runtime.loader import Loaded
+from runtime.sampling import penalize_repetition, sample, uniform
+from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
+
+_log = logging.getLogger("warmstart.engine")
+
+_Item = list[Token] | ServiceError | None  # None ends a stream
+_Deliverer = Callable[[list[Token]], bool]  # takes one step's tokens; whether more are wanted
+
+
+@dataclass(slots=True)
+class _Row:
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    index: int  # within its prompt
+    text: TextStream
+    ids: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    rows: list[_Row]
+    loop: asyncio.AbstractEventLoop
+    outbox: asyncio.Queue[_Item]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
+
+    def put(self, item: _Item) -> None:
+        """From the worker thread. A loop that is gone has nobody left to tell."""
+        try:
+            self.loop.call_soon_threadsafe(self.outbox.put_nowait, item)
+        except RuntimeError:
+            self.cancelled.set()
+
+
+class ReferenceEngine:
+    """See the module. Implements ``handlers.context.Engine``.
+
+    Args:
+        loaded: the model, its tokenizer and where it is.
+        info: what is known of it; the warm-up time is filled in by ``warm_up``.
+        max_queue: requests that may wait.
+        timeout: seconds a request may take, queue included.
+        num_threads: CPU threads; 0 takes the cores this process may use.
+    """
+
+    def __init__(
+        self, loaded: Loaded, info: ModelInfo, *, max_queue: int = 64, timeout: float = 600, num_threads: int = 0
+    ) -> None:
+        self.info = info
+        self._model = loaded.model
+        self._tokenizer = loaded.tokenizer
+        self._device = loaded.device
+        self._timeout = timeout
+        self._chat = ChatEncoder(loaded.tokenizer)
+        self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
+        self._eos = _end_tokens(loaded)
+        # Rows that ended are fed some token until the others end; nothing reads what follows.
+        self._pad = min(self._eos, default=0)
+        self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
+        self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._max_queue = max_queue
+        self._closing = threading.Event()  # admits nothing new
+        self._aborting = threading.Event()  # ends what is admitted
+        self._seconds = 1.0  # how long a request took of late, for Retry-After
+        torch.set_num_threads(num_threads or usable_cores())
+        self._thread = threading.Thread(target=self._work, name=f"engine-{info.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def memory_bytes(self) -> int:
+        """See ``handlers.context.Engine``."""
+        return memory_in_use(self._device)
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``."""
+        return tuple(await asyncio.to_thread(self._tokenizer.encode, text))
+
+    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``."""
+        return await asyncio.to_thread(self._chat.encode, messages)
+
+    async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
+        """See ``handlers.context.Engine``."""
+        if self._closing.is_set():
+            raise Draining("the model is being unloaded", retry_after=1)
+        if self._inbox.qsize() >= self._max_queue:
+            raise TooManyRequests(
+                f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
+                retry_after=max(1, self._seconds * self._max_queue),
+            )
+        loop = asyncio.get_running_loop()
+        task = _Task([row for job in jobs for row in self._rows(job)], loop, asyncio.Queue())
+        self._inbox.put(task)
+        late = DeadlineExceeded(f"not finished within {self._timeout:g} s (REQUEST_TIMEOUT_SECONDS)")
+        timer = loop.call_later(self._timeout, task.outbox.put_nowait, late)
+        try:
+            while (item := await task.outbox.get()) is not None:
+                if isinstance(item, ServiceError):
+                    raise item
+                for token in item:
+                    yield token
+        finally:
+            timer.cancel()
+            task.cancelled.set()
+
+    def warm_up(self) -> None:
+        """One short generation on the calling thread, so that the first request does not pay for first times."""
+        ids = tuple(self._tokenizer.encode("Warm up.")) or (self._pad,)
+        row = _Row(ids, SamplingParams(max_new_tokens=2, temperature=0), 0, 0, TextStream(self._decode, ids))
+        self._generate([row], lambda tokens: True)
+
+    def close(self, grace: float = 0) -> None:
+        """Admit nothing more, finish what was admitted, then free the model's memory.
+
+        Args:
+            grace: seconds after which unfinished requests end with ``Draining`` instead.
+        """
+        self._closing.set()
+        self._inbox.put(None)
+        self._thread.join(grace)
+        self._aborting.set()
+        self._thread.join()
+        self._model = None
+        release_memory(self._device)
+
+    def _rows(self, job: Job) -> list[_Row]:
+        seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
+        return [
+            _Row(job.token_ids, job.params, seed, i, TextStream(self._decode, job.token_ids, job.params.stop))
+            for i in range(job.params.n)
+        ]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _work(self) -> None:
+        while (task := self._inbox.get()) is not None:
+            if not task.cancelled.is_set():
+                started = time.monotonic()
+                task.put(task.context.run(self._run, task))
+                self._seconds += 0.2 * (time.monotonic() - started - self._seconds)
+
+    def _run(self, task: _Task) -> ServiceError | None:
+        """Generate for one request; how it failed, if it did."""
+
+        def deliver(tokens: list[Token]) -> bool:
+            task.put(tokens)
+            return not (task.cancelled.is_set() or self._aborting.is_set())
+
+        try:
+            if not self._aborting.is_set():
+                self._generate(task.rows, deliver)
+        except ServiceError as error:
+            return error
+        except Exception:
+            _log.exception("a generation failed")
+            return InternalError("the generation failed; the log has the details")
+        if all(row.done for row in task.rows) or task.cancelled.is_set():
+            return None
+        return Draining("the service is shutting down", retry_after=1)
+
+    def _generate(self, rows: list[_Row], deliver: _Deliverer) -> None:
+        # Padded on the left, so that every row's next token is its last column; transformers derives the positions
+        # from the mask. GPT-2 has no padding token: any id does, the mask hides it.
+        longest = max(len(row.prompt) for row in rows)
+        ids = torch.full((len(rows), longest), self._pad)  # [B, T]
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            mask[i, longest - len(row.prompt) :] = 1
+        with torch.inference_mode():
+            self._model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=max(row.params.max_new_tokens for row in rows),
+                    do_sample=False,
+                    pad_token_id=self._pad,
+                ),
+                logits_processor=LogitsProcessorList([_Choose(rows)]),
+                stopping_criteria=StoppingCriteriaList([_Deliver(rows, self._eos, deliver)]),
+            )
+
+
+class _Choose(LogitsProcessor):
+    """Samples each row and leaves its choice as the only possible token, which the greedy loop then takes."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
+        only = torch.full_like(scores, float("-inf"))
+        for i, row in enumerate(self._rows):
+            if row.done:
+                only[i, 0] = 0
+                continue
+            logits = scores[i].float()
+            if row.params.repetition_penalty != 1:
+                seen = torch.tensor([*row.prompt, *row.ids], device=logits.device)
+                logits = penalize_repetition(logits, seen, row.params.repetition_penalty)
+            if not bool(torch.isfinite(logits.max())):
+                raise InternalError("the model produced logits that are not numbers")
+            only[i, sample(logits, row.params, uniform(row.seed, row.index, len(row.ids)))] = 0
+        return only
+
+
+class _Deliver(StoppingCriteria):
+    """Sees each new token: hands its text out, and says which rows are done."""
+
+    def __init__(self, rows: list[_Row], eos: frozenset[int], deliver: _Deliverer) -> None:
+        self._rows = rows
+        self._eos = eos
+        self._deliver = deliver
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B]
+        tokens = []
+        for i, (row, token_id) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
+            if row.done:
+                continue
+            row.ids.append(token_id)
+            reason: FinishReason | None = None
+            if token_id in self._eos:
+                text, reason = row.text.flush(), "stop"
+            else:
+                text = row.text.push(token_id)
+                if not row.text.stopped and len(row.ids) >= row.params.max_new_tokens:
+                    text, reason = text + row.text.flush(), "length"
+                if row.text.stopped:
+                    reason = "stop"
+            row.done = reason is not None
+            tokens.append(Token(i, token_id, text, reason))
+        wanted = self._deliver(tokens)
+        return torch.tensor([row.done or not wanted for row in self._rows], device=input_ids.device)
+
+
+def _end_tokens(loaded: Loaded) -> frozenset[int]:
+    """Every id that ends a sequence: the generation config's, and the tokenizer's own."""
+    configured = loaded.model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, loaded.tokenizer.eos_token_id] if i is not None)

