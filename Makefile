@@ -35,7 +35,7 @@ lock: $(VENV)/.dev $(LOAD_VENV)/.done ## Write the versions in use to requiremen
 	  && mv $(VENV)/lock requirements/load-lock.txt
 
 load: $(LOAD_VENV)/.done ## Run the smoke load against a running service
-	$(LOAD_VENV)/bin/locust -f loadtests/locustfile.py --headless --only-summary --host http://127.0.0.1:8000 $(ARGS)
+	$(LOAD_VENV)/bin/locust -f loadtests/smoke.py --headless --only-summary --host http://127.0.0.1:8000 $(ARGS)
 
 image-test: ## Build the image with buildah and ask it a question (Debian, root; see the README)
 	loadtests/image_test.sh

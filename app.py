@@ -59,7 +59,8 @@ def create_app(settings: Settings, ctx: Context | None = None) -> web.Applicatio
     app[SETTINGS] = settings
     middleware.install(app, settings)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _adapter(OPERATIONS[route.operation], route, settings))
+        add = app.router.add_get if route.method == "GET" else app.router.add_post  # add_get answers HEAD too
+        add(route.path, _adapter(OPERATIONS[route.operation], route, settings))
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     pages.add_routes(app, build(ROUTES, ctx.version))
@@ -77,7 +78,7 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
     """An aiohttp handler that calls an operation."""
 
     async def adapter(request: web.Request) -> web.StreamResponse:
-        payload = dict(request.query) if route.method == "GET" else await _json_body(request)
+        payload = _query(request) if route.method == "GET" else await _json_body(request)
         if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
             _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
         ctx = request.app[CONTEXT]
@@ -86,6 +87,12 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
         return web.json_response(await operation.handle(payload, ctx))
 
     return adapter
+
+
+def _query(request: web.Request) -> dict[str, Any]:
+    """The query's fields; one given more than once is a list, which no field takes."""
+    values = {name: request.query.getall(name) for name in request.query}
+    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
 
 
 async def _json_body(request: web.Request) -> Any:
@@ -103,13 +110,14 @@ async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, An
     """Server-sent events (HTML Living Standard section 9.2), the way OpenAI uses them: data lines, ``[DONE]`` last."""
     async with aclosing(events):
         # Whatever can be wrong is known by the first event, while a plain error can still be answered.
-        first = await anext(events)
+        first = await anext(events, None)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
-        await _send(response, first)
         try:
+            if first is not None:
+                await _send(response, first)
             async for event in events:
                 await _send(response, event)
             await response.write(b"data: [DONE]\n\n")
@@ -136,7 +144,10 @@ async def _readyz(request: web.Request) -> web.Response:
     models = request.app[CONTEXT].models
     if models.ready:
         return web.json_response({"status": "ready"})
-    return web.json_response({"status": "draining" if models.draining else models.status()[0].state}, status=503)
+    state = models.status()[0].state
+    if state == "ready":  # loaded, but its worker is gone
+        state = "failed"
+    return web.json_response({"status": "draining" if models.draining else state}, status=503)
 
 
 def _allow_origins(app: web.Application, settings: Settings) -> None:

@@ -50,6 +50,7 @@ async def serve(settings: Settings) -> None:
         header_timeout=settings.header_timeout_seconds,
         handler_cancellation=True,  # a client that goes away cancels its handler, which frees the engine
         keepalive_timeout=_KEEPALIVE_SECONDS,
+        lingering_time=_CLOSING_SECONDS,  # for what a refused client still sends
         access_log=None,  # middleware/access_log.py writes it
         shutdown_timeout=_CLOSING_SECONDS,
     )
@@ -66,10 +67,14 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        _log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+        path = settings.host.removeprefix("unix:")
+        if path != settings.host:
+            await web.UnixSite(runner, path).start()
+            _log.info("listening on %s", settings.host)
+        else:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+            host, port = runner.addresses[0][:2]
+            _log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
         await stop.wait()
         _log.info("draining for up to %g s", settings.drain_seconds)
         models = app[CONTEXT].models

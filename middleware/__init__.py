@@ -21,7 +21,7 @@ def install(app: web.Application, settings: Settings) -> None:
             access_log_middleware,  # sees every answer, the refused ones too
             errors_middleware,  # renders what anything below raises
             client_ip_middleware(settings.trusted_proxies, settings.client_ip_header, settings.trust_unix_peers),
-            ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # needs the client's address
+            ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # by the address above
             body_deadline_middleware(settings.body_timeout_seconds),  # nobody unknown is waited for
         ]
     )

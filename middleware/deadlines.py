@@ -15,12 +15,15 @@ is over before the handler starts. A client that is slow to *take* its answer is
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout
+from runtime.errors import InternalError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServiceError
+
+_log = logging.getLogger("warmstart.edge")
 
 _LATE: web.RequestKey[bool] = web.RequestKey("late")
 
@@ -72,7 +75,7 @@ async def close_late(request: web.BaseRequest, response: web.StreamResponse) -> 
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our date put into its idle timer.
+    """aiohttp's connection, with our date put into its idle timer, and our answer to what is no HTTP.
 
     That timer's callback closes a connection only while it waits for a request, and is set anew after each answer.
     """
@@ -89,6 +92,29 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
         if data and self._waiter is not None and not self._waiter.done():
             self._limit()  # bytes came in and aiohttp still waits: a request has begun and its headers are incomplete
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What never became a request (no middleware sees it), or failed outside all middlewares.
+
+        aiohttp would answer plain text that repeats the bytes sent, and log them with a traceback, credentials and all.
+        """
+        error: ServiceError = InternalError("something went wrong here")
+        if 400 <= status < 500:
+            error = InvalidRequest("this is not a valid HTTP/1.1 request")
+            _log.info("unreadable request from %s: %s", request.remote, type(exc).__name__)
+        else:
+            _log.error("a request failed outside all middlewares", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        response = web.json_response(error.problem(), status=error.status, content_type="application/problem+json")
+        response.force_close()
+        return response
 
     def _limit(self) -> None:
         close_at = self._loop.time() + self._header_timeout

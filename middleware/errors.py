@@ -21,15 +21,20 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     """Turns whatever was raised into an answer. What is not ours is logged whole and answered without a word of it."""
     try:
         return await handler(request)
-    except ServiceError as error:
-        return render(request, error)
-    except web.HTTPException as error:
-        return render(request, _translate(request, error), error)
-    except ConnectionError:  # the client has gone: nobody reads an answer
-        raise
-    except Exception:
+    except Exception as error:
+        # A second answer inside one that has begun would be read as part of it: the connection is cut instead.
+        if request.writer.output_size > 0 or (isinstance(error, ConnectionError) and _client_gone(request)):
+            raise
+        if isinstance(error, ServiceError):
+            return render(request, error)
+        if isinstance(error, web.HTTPException):
+            return render(request, _translate(request, error), error)
         _log.exception("unexpected error")
         return render(request, InternalError("something went wrong here; the request id finds it in the log"))
+
+
+def _client_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def speaks_openai(path: str) -> bool:
@@ -56,9 +61,10 @@ def _translate(request: web.Request, error: web.HTTPException) -> ServiceError:
     if isinstance(error, web.HTTPNotFound):
         return NotFound("there is nothing at this path; /docs lists what there is")
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(f"{error.method} is not possible here; allowed: {', '.join(sorted(error.allowed_methods))}")
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{error.method} is not possible here; allowed: {allowed}")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return PayloadTooLarge(f"the body is larger than {request.client_max_size} bytes (MAX_BODY_BYTES)")
     if 400 <= error.status < 500:
-        return InvalidRequest(error.reason or "bad request")
+        return InvalidRequest((error.text or error.reason)[:200])
     raise error

@@ -1,7 +1,7 @@
 """Names each request: every log line it causes and its answer carry the name.
 
-A caller's ``X-Request-Id`` is kept if it is harmless (128 characters of ``A-Za-z0-9._-``), else a new one is made. A valid
-W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id.
+A caller's ``X-Request-Id`` is kept if it is harmless (128 characters of ``A-Za-z0-9._-``), else a new one is made. A
+valid W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HEADER = "X-Request-Id"
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?", re.ASCII)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 
 @web.middleware

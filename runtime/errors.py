@@ -40,7 +40,7 @@ class ServiceError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def problem(self) -> dict[str, Any]:
-        """The error as RFC 9457 problem details; ``type`` is ``about:blank``'s absence, ``code`` an extension member."""
+        """The error as RFC 9457 problem details; ``code`` and ``param`` are extension members (section 3.2)."""
         problem: dict[str, Any] = {
             "title": self.title,
             "status": self.status,
@@ -117,6 +117,7 @@ class TooManyRequests(ServiceError):
 
     @property
     def type(self) -> str:
+        """See ``ServiceError.type``."""
         return "rate_limit_error"
 
 

@@ -23,8 +23,13 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,6 +45,7 @@ from runtime.settings import Settings
 _log = logging.getLogger("warmstart.load")
 
 _SNAPSHOT_FORMAT = 1
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what transformers raises for bad files
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _COMPLETE = "warmstart.json"  # written last, so its presence says that a conversion is whole
 
@@ -71,7 +77,7 @@ def load(spec: ModelSpec, settings: Settings, progress: Progress) -> Loaded:
             return _read(folder, device, dtype, progress, spec.kind)
         except ModelUnavailable:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        except _UNREADABLE as error:
             _log.warning("loading %s failed", spec.id, exc_info=error)
             raise ModelUnavailable(
                 f"the files of {spec.id} cannot be loaded ({type(error).__name__}); the log has the details"
@@ -168,7 +174,7 @@ def _read(folder: Path, device: torch.device, dtype: torch.dtype, progress: Prog
     progress("reading tokenizer", None)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     progress("reading weights", None)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     # A hub snapshot's folder is named by its commit.
     return Loaded(model.to(device).eval(), tokenizer, device, dtype, folder.name if kind == "hub" else None)
 
@@ -176,17 +182,22 @@ def _read(folder: Path, device: torch.device, dtype: torch.dtype, progress: Prog
 def _load_gguf(
     file: Path, spec: ModelSpec, cache: Path, device: torch.device, dtype: torch.dtype, progress: Progress
 ) -> Loaded:
-    """From the converted copy in the cache folder, made now if it is not there; straight from the file if it cannot be."""
+    """From the converted copy in the cache folder, made now if missing; from the file itself if it cannot be made."""
     folder = _snapshot_folder(file, cache, dtype)
-    if (folder / _COMPLETE).is_file():
+    # Asked in this order, a copy that another process is just putting in place is never taken for a half one.
+    if folder.exists():
         try:
+            if not (folder / _COMPLETE).is_file():
+                raise ValueError("the copy was never finished")
             return _read(folder, device, dtype, progress, spec.kind)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except _UNREADABLE as error:
             _log.warning("the converted copy of %s is damaged and is made again", spec.id, exc_info=error)
             shutil.rmtree(folder, ignore_errors=True)
     progress("converting", 0.0)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True
+    )
     model.hf_quantizer = None  # the weights are plain now; the mark of the file they came from would forbid saving them
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -245,6 +256,11 @@ def _bar_class(progress: Progress, stage: str) -> type[Any]:
             if self.total:
                 progress(stage, min(1.0, self.n / self.total))
             return shown
+
+        def __iter__(self) -> Iterator[Any]:  # tqdm's own counts without calling update
+            for item in self.iterable:
+                yield item
+                self.update()
 
     return Bar
 

@@ -27,6 +27,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line; control characters are escaped, so a line cannot be forged."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
         seconds, fraction = divmod(record.created, 1)
         line: dict[str, Any] = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1e3):03d}Z",
@@ -48,6 +49,7 @@ class ConsoleFormatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
         start = _COLOURS.get(record.levelname, "") if self._colour else ""
         facts = "".join(f" {key}={value}" for key, value in _facts(record).items() if value is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))

@@ -33,6 +33,7 @@ class Reporter:
         self._logged = 0.0
 
     def __call__(self, stage: str, fraction: float | None) -> None:
+        """See ``Progress``."""
         if self._stream.isatty():
             self._draw(stage, fraction)
         elif stage != self._stage or time.monotonic() - self._logged >= _LOG_EVERY:

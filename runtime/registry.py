@@ -27,12 +27,18 @@ class Loadable(Protocol):
     """What the registry needs of an engine."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """What is known of the model."""
+        ...
 
     @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether its worker runs."""
+        ...
 
-    def close(self, grace: float = 0) -> None: ...
+    def close(self, grace: float = 0) -> None:
+        """Free everything; requests that still run after ``grace`` seconds end with ``Draining``."""
+        ...
 
 
 E = TypeVar("E", bound=Loadable)

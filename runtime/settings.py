@@ -19,7 +19,7 @@ ClientIpHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 
 # Loopback, RFC 1918 and RFC 4193 with link-local: who can reach these addresses is on the same host or network.
 PRIVATE_NETWORKS = parse_networks(
-    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 ::1/128 fc00::/7 fe80::/10".split(),
+    ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1", "fc00::/7", "fe80::/10"],
     strict=True,
     name="PRIVATE_NETWORKS",
 )
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_file=None)
 
     # Where it listens
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
 
     # The model
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, le=1_073_741_824, description="Largest request body.")
     header_timeout_seconds: float = Field(
-        15, gt=0, le=3600, description="Deadline for a request's headers; also closes idle connections."
+        15, gt=0, le=3600, description="Deadline for receiving a request's headers."
     )
     body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long SIGTERM lets running requests finish.")

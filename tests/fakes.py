@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from handlers.context import Clock, Context, Limits
 from runtime.errors import ModelNotFound, ServiceError
-from runtime.types import Job, Message, ModelInfo, ModelStatus, Token
+from runtime.settings import Settings
+from runtime.types import Job, Message, ModelInfo, ModelState, ModelStatus, Token
 
 INFO = ModelInfo(
     name="fake",
@@ -89,12 +91,26 @@ class FakeEngine:
 
 @dataclass
 class FakeModels:
-    """One fake model."""
+    """One fake model.
+
+    Args:
+        engine_: the engine of that model.
+        failure: raised instead of giving the engine.
+        ready: whether requests are answered.
+        draining: whether the service shuts down.
+        state: of the model; by default ``ready`` or ``loading`` as ``ready`` says.
+        stage: what its load is doing, ``progress`` how far that is.
+        error: why its load failed.
+    """
 
     engine_: FakeEngine = field(default_factory=FakeEngine)
-    failure: ServiceError | None = None
+    failure: Exception | None = None
     ready: bool = True
     draining: bool = False
+    state: ModelState | None = None
+    stage: str | None = None
+    progress: float | None = None
+    error: str | None = None
 
     async def engine(self, name: str | None) -> FakeEngine:
         if name not in (None, "fake"):
@@ -104,8 +120,19 @@ class FakeModels:
         return self.engine_
 
     def status(self) -> list[ModelStatus]:
-        state = "ready" if self.ready else "loading"
-        return [ModelStatus(id="fake", source="folder", state=state, default=True, created=1, info=INFO)]  # type: ignore[arg-type]
+        return [
+            ModelStatus(
+                id="fake",
+                source="folder",
+                state=self.state or ("ready" if self.ready else "loading"),
+                default=True,
+                created=1,
+                stage=self.stage,
+                progress=self.progress,
+                error=self.error,
+                info=INFO,
+            )
+        ]
 
 
 def fake_context(engine: FakeEngine | None = None, *, limits: Limits | None = None, **models: object) -> Context:
@@ -119,3 +146,42 @@ def fake_context(engine: FakeEngine | None = None, *, limits: Limits | None = No
         version="0.test",
         started=100.0,
     )
+
+
+@asynccontextmanager
+async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterator[str]:
+    """The real application on a fake context, served on a real port as ``server.serve`` does it.
+
+    Args:
+        ctx: the context; a plain fake one if left out.
+        settings: other settings than the defaults.
+
+    Yields:
+        The service's base URL.
+    """
+    from aiohttp import web  # here, because most users of the fakes know nothing of HTTP
+
+    from app import create_app
+    from middleware.deadlines import DeadlineRunner
+
+    loaded = Settings.load(**settings)
+    runner = DeadlineRunner(
+        create_app(loaded, ctx or fake_context()),
+        header_timeout=loaded.header_timeout_seconds,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=0.1,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for something that will be true soon; ``TimeoutError`` if it is not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the condition is any plain fact, nobody would set an event
+            await asyncio.sleep(0.005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -300,3 +301,38 @@ async def test_what_aiohttp_does_alone() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(4 * DEADLINE):
                 await body[0].read(1)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nAuthoriz ation: secret-canary\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+    ids=["version", "tls", "long header", "negative length", "odd header name", "two framings"],
+)
+async def test_what_is_no_http_gets_a_problem_and_leaves_no_bytes_in_the_log(
+    raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 400 in the standard shape and a closed connection; neither answer nor log repeats what was sent."""
+    caplog.set_level(logging.DEBUG)
+    runner = DeadlineRunner(web.Application(), header_timeout=5, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(raw)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+    finally:
+        await runner.cleanup()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == b"400"
+    assert b"application/problem+json" in head
+    assert json.loads(body)["code"] == "invalid_request"
+    assert "secret-canary" not in caplog.text + answer.decode()
+    assert "Traceback" not in caplog.text

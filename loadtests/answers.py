@@ -1,0 +1,131 @@
+"""Read an answer, whole or as it streams, into one measurement. No locust here: tests and scripts use it too."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+
+class BadAnswer(Exception):
+    """The answer is an error, stops early, or has another shape than the operation's."""
+
+
+class Answer(NamedTuple):
+    """One complete answer. Times are seconds of ``time.perf_counter``."""
+
+    began: float
+    """When the request was sent."""
+    first: float | None
+    """From ``began`` to the first text; None if it was not streamed or has no text."""
+    seconds: float
+    """From ``began`` to the end."""
+    prompt_tokens: int
+    completion_tokens: int
+    text: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """As the caller sees it: waiting for the first token is part of the time."""
+        return self.completion_tokens / self.seconds
+
+    @property
+    def inter_token_seconds(self) -> float | None:
+        """Mean time between tokens after the first."""
+        if self.first is None or self.completion_tokens < 2:
+            return None
+        return (self.seconds - self.first) / (self.completion_tokens - 1)
+
+
+def sse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON events of a stream of server-sent events that ends with ``[DONE]``, as OpenAI's do.
+
+    Raises:
+        BadAnswer: an event is an error or no JSON object, or ``[DONE]`` is missing.
+    """
+    for line in lines:
+        if not line.startswith(b"data:"):
+            continue  # blank lines end events; comments keep connections open
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        event = _json_object(data)
+        if "error" in event:
+            raise BadAnswer(f"error event: {event['error']}")
+        yield event
+    raise BadAnswer("the stream ended without [DONE]")
+
+
+def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float] = time.perf_counter) -> Answer:
+    """Follow the stream of a text or chat operation to its end.
+
+    Args:
+        lines: the body's lines, each handed over as soon as it arrives.
+        began: when the request was sent, on ``clock``.
+        clock: seconds.
+
+    Raises:
+        BadAnswer: see ``sse_events``; or there is no finish reason or no usage.
+    """
+    first = usage = reason = None
+    pieces: list[str] = []
+    for event in sse_events(lines):
+        text, finished = _piece(event)
+        if text and first is None:
+            first = clock() - began
+        pieces.append(text)
+        reason = finished or reason
+        usage = event.get("usage") or usage
+    if reason is None:
+        raise BadAnswer("the stream has no finish_reason")
+    return _answer(began, first, clock() - began, usage, "".join(pieces))
+
+
+def read_whole(body: bytes, began: float, ended: float) -> Answer:
+    """Check an unstreamed answer of a text or chat operation.
+
+    Raises:
+        BadAnswer: it is none.
+    """
+    answer = _json_object(body)
+    try:
+        parts = answer["choices"] if "choices" in answer else answer["sequences"]
+        texts = [part["message"]["content"] if "message" in part else part["text"] for part in parts]
+        if not all(part["finish_reason"] in ("stop", "length") for part in parts):
+            raise BadAnswer("a finish_reason is missing")
+        return _answer(began, None, ended - began, answer["usage"], "".join(texts))
+    except (KeyError, TypeError) as error:
+        raise BadAnswer(f"unexpected shape ({error!r}): {body[:200]!r}") from None
+
+
+def _piece(event: dict[str, Any]) -> tuple[str, str | None]:
+    """(text, finish reason) of a chat chunk or a text event."""
+    try:
+        if "choices" not in event:
+            return event.get("text") or "", event.get("finish_reason")
+        choices = event["choices"]
+        reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        return "".join(choice["delta"].get("content") or "" for choice in choices), reasons[0] if reasons else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadAnswer(f"unexpected event ({error!r}): {event}") from None
+
+
+def _answer(began: float, first: float | None, seconds: float, usage: Any, text: str) -> Answer:
+    try:
+        read, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+    except (KeyError, TypeError, ValueError):
+        raise BadAnswer(f"no usage: {usage!r}") from None
+    if written < 1:
+        raise BadAnswer("not one token was generated")
+    return Answer(began, first, seconds, read, written, text)
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        raise BadAnswer(f"not JSON: {data[:200]!r}") from None
+    if not isinstance(value, dict):
+        raise BadAnswer(f"not a JSON object: {data[:200]!r}")
+    return value

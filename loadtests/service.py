@@ -1,0 +1,102 @@
+"""The real service as a child process, for tests and measurements: it is started like anyone starts it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_POLL_SECONDS = 0.01
+_END_SECONDS = 45  # longer than the service's own drain
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running child. ``started`` is when it was started, in ``time.perf_counter`` seconds."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self, timeout: float = 600) -> http.client.HTTPConnection:
+        """A new connection to it."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def wait(self, path: str, seconds: float = 300) -> float:
+        """Ask until the answer is 200.
+
+        Returns:
+            Seconds since the start.
+
+        Raises:
+            RuntimeError: the process has ended, or the time is up; the message ends with its log.
+        """
+        while (since := time.perf_counter() - self.started) < seconds and self.process.poll() is None:
+            connection = self.connect(timeout=5)
+            try:
+                connection.request("GET", path)
+                if connection.getresponse().status == 200:
+                    return time.perf_counter() - self.started
+            except (OSError, http.client.HTTPException):
+                pass  # not listening yet
+            finally:
+                connection.close()
+            time.sleep(_POLL_SECONDS)
+        log = self.log.read_text(errors="replace")[-3000:]
+        raise RuntimeError(f"{path} is not 200 after {since:.0f} s (exit status {self.process.poll()}):\n{log}")
+
+    def memory(self) -> dict[str, int]:
+        """Resident memory in MB (10^6 bytes): ``rss`` now and ``peak``. Linux only."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return {
+            name: int(fields[key].split()[0]) * 1024 // 10**6 for name, key in (("rss", "VmRSS"), ("peak", "VmHWM"))
+        }
+
+
+@contextmanager
+def running_service(**environment: str) -> Iterator[Service]:
+    """Run ``python server.py`` on a free port of the loopback; end it afterwards. It may not be ready yet.
+
+    Args:
+        environment: settings, over those of this process.
+    """
+    port = free_port()
+    settings = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)} | environment
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "service.log"
+        with log.open("wb") as output:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "server.py"], cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            yield Service(port, process, log, started)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -1,0 +1,285 @@
+"""The reference engine on real (tiny) models of both families, against transformers' own generation."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from runtime.catalogue import parse_model_name
+from runtime.engine import reference
+from runtime.engine.reference import ReferenceEngine
+from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyRequests
+from runtime.load_engine import load_engine
+from runtime.settings import Settings
+from runtime.types import Job, Message, SamplingParams, Token
+from tests.waiting import until
+
+PROMPTS = (
+    "Licensed under the Apache License",
+    "You may",
+    "the copyright owner or entity granting the License, and",
+    "Work of art",
+)
+GREEDY = SamplingParams(max_new_tokens=12, temperature=0)
+
+
+def build(folder: Path, **settings: object) -> ReferenceEngine:
+    return load_engine(parse_model_name(str(folder)), Settings.load(**settings), lambda stage, fraction: None)
+
+
+async def run(engine: ReferenceEngine, jobs: Sequence[Job]) -> list[list[Token]]:
+    rows: list[list[Token]] = [[] for job in jobs for _ in range(job.params.n)]
+    async with aclosing(engine.stream(jobs)) as tokens:
+        async for token in tokens:
+            rows[token.sequence].append(token)
+    return rows
+
+
+async def jobs_for(engine: ReferenceEngine, texts: Sequence[str], params: SamplingParams) -> list[Job]:
+    return [Job(await engine.encode(text), params) for text in texts]
+
+
+def ids(rows: list[list[Token]]) -> list[list[int]]:
+    return [[token.id for token in row] for row in rows]
+
+
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """A model folder, once for each family."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
+def engine(folder: Path, request: pytest.FixtureRequest) -> ReferenceEngine:
+    """The engine of that family."""
+    found: ReferenceEngine = request.getfixturevalue("gpt2_engine" if "gpt2" in folder.name else "llama_engine")
+    return found
+
+
+async def test_greedy_is_what_transformers_generates(engine: ReferenceEngine, folder: Path) -> None:
+    """Token for token the same as a plain call of transformers on one unpadded prompt."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for text in PROMPTS:
+        given = tokenizer(text, return_tensors="pt")
+        expected = model.generate(**given, do_sample=False, max_new_tokens=12, pad_token_id=0)[0]
+        rows = await run(engine, await jobs_for(engine, [text], GREEDY))
+        assert ids(rows)[0] == expected[given["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_new_tokens=12, seed=5, repetition_penalty=1.3)])
+async def test_a_padded_batch_gives_what_each_prompt_gives_alone(
+    engine: ReferenceEngine, params: SamplingParams
+) -> None:
+    """Prompts of different lengths in one batch do not see each other's padding (GPT-2 has no padding token)."""
+    jobs = await jobs_for(engine, PROMPTS, params)
+    together = ids(await run(engine, jobs))
+    alone = [ids(await run(engine, [job]))[0] for job in jobs]
+    assert len({len(job.token_ids) for job in jobs}) > 2
+    assert together == alone
+
+
+async def test_a_seed_repeats_and_sequences_of_one_prompt_differ(engine: ReferenceEngine) -> None:
+    """The same seed gives the same sequences, each different from the other; another seed gives others."""
+
+    async def sampled(seed: int | None) -> list[list[int]]:
+        params = SamplingParams(max_new_tokens=10, temperature=1.5, top_k=0, top_p=1.0, seed=seed, n=3)
+        return ids(await run(engine, await jobs_for(engine, ["You may"], params)))
+
+    first = await sampled(1)
+    assert await sampled(1) == first
+    assert len({tuple(row) for row in first}) == 3
+    assert await sampled(2) != first
+    assert await sampled(None) != await sampled(None)
+
+
+async def test_each_row_has_its_own_limit(engine: ReferenceEngine) -> None:
+    """Rows of one batch end at their own max_new_tokens, with finish reason length on the last token only."""
+    texts = await jobs_for(engine, PROMPTS[:2], GREEDY)
+    short = Job(texts[0].token_ids, SamplingParams(max_new_tokens=2, temperature=0))
+    rows = await run(engine, [short, texts[1]])
+    assert [len(row) for row in rows] == [2, 12]
+    assert [[token.finish_reason for token in row] for row in rows] == [[None, "length"], [None] * 11 + ["length"]]
+
+
+async def test_a_stop_string_ends_one_row_only(engine: ReferenceEngine) -> None:
+    """The row that writes the stop string ends before it; the other goes on to its limit."""
+    jobs = await jobs_for(engine, PROMPTS[:2], GREEDY)
+    whole = ["".join(token.text for token in row) for row in await run(engine, jobs)]
+    stop = next(whole[0][i : i + 3] for i in range(4, len(whole[0])) if whole[0][i : i + 3] not in whole[1])
+    stopped = [Job(job.token_ids, SamplingParams(max_new_tokens=12, temperature=0, stop=(stop,))) for job in jobs]
+    rows = await run(engine, stopped)
+    texts = ["".join(token.text for token in row) for row in rows]
+    assert texts == [whole[0][: whole[0].find(stop)], whole[1]]
+    assert [row[-1].finish_reason for row in rows] == ["stop", "length"]
+
+
+async def test_the_end_token_ends_a_row(engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row ends with stop at the model's end token, whose own text is never shown."""
+    jobs = await jobs_for(engine, ["You may"], GREEDY)
+    plain = (await run(engine, jobs))[0]
+    end = plain[4].id
+    first = next(i for i, token in enumerate(plain) if token.id == end)
+    monkeypatch.setattr(engine, "_eos", frozenset({end}))
+    row = (await run(engine, jobs))[0]
+    assert [token.id for token in row] == [token.id for token in plain[: first + 1]]
+    assert row[-1].finish_reason == "stop"
+
+
+async def test_streamed_text_is_the_decoded_text(engine: ReferenceEngine, folder: Path) -> None:
+    """The pieces, joined, are what the tokenizer decodes from all tokens at once."""
+    row = (await run(engine, await jobs_for(engine, ["You may"], GREEDY)))[0]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    whole = tokenizer.decode([token.id for token in row], skip_special_tokens=True)
+    assert "".join(token.text for token in row) == whole.rstrip("\ufffd")
+
+
+@pytest.fixture
+def slow(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An engine whose every step waits for ``gate``, and counts."""
+    engine = build(tiny_gpt2, max_queue=2, request_timeout_seconds=30)
+    gate, steps, original = threading.Semaphore(0), [], reference._Choose.__call__
+
+    def gated(self: Any, input_ids: Any, scores: Any) -> Any:
+        gate.acquire()
+        steps.append(time.monotonic())
+        return original(self, input_ids, scores)
+
+    monkeypatch.setattr(reference._Choose, "__call__", gated)
+    yield engine, gate, steps
+    gate.release(100_000)
+    engine.close()
+
+
+async def test_closing_a_stream_stops_its_generation_within_a_step(slow: Any) -> None:
+    """A client that goes away costs at most the step under way; the next request starts at once."""
+    engine, gate, steps = slow
+    job = Job((5, 6, 7), SamplingParams(max_new_tokens=100, temperature=0))
+    stream = engine.stream([job])
+    gate.release(2)
+    await anext(stream)
+    await anext(stream)
+    await stream.aclose()
+    gate.release(3)  # one for the step under way, two for the request behind it
+    after = await run(engine, [Job((5, 6), SamplingParams(max_new_tokens=2, temperature=0))])
+    assert len(after[0]) == 2
+    assert len(steps) <= 5
+
+
+async def test_a_request_cancelled_in_the_queue_never_runs(slow: Any) -> None:
+    """Work whose client left before it began is thrown away."""
+    engine, gate, steps = slow
+    running = asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0))]))
+    queued = asyncio.create_task(run(engine, [Job((6,), SamplingParams(max_new_tokens=50, temperature=0))]))
+    await asyncio.sleep(0.05)
+    queued.cancel()
+    await asyncio.gather(queued, return_exceptions=True)
+    gate.release(5)
+    await running
+    await asyncio.sleep(0.1)
+    assert len(steps) == 1
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
+    """With MAX_QUEUE requests waiting the next is refused at once, and nothing waiting is lost."""
+    engine, gate, _ = slow
+    job = Job((5,), SamplingParams(max_new_tokens=1, temperature=0))
+    first = asyncio.create_task(run(engine, [job]))
+    await asyncio.sleep(0.05)
+    await until(lambda: engine._inbox.empty())  # taken by the worker, which now waits at the gate
+    waiting = [asyncio.create_task(run(engine, [job])) for _ in range(2)]
+    await until(lambda: engine._inbox.qsize() == 2)
+    with pytest.raises(TooManyRequests) as caught:
+        await run(engine, [job])
+    assert caught.value.retry_after is not None
+    assert caught.value.retry_after >= 1
+    gate.release(10)
+    assert [len(rows[0]) for rows in await asyncio.gather(first, *waiting)] == [1, 1, 1]
+
+
+async def test_a_deadline_ends_a_request(slow: Any) -> None:
+    """After REQUEST_TIMEOUT_SECONDS the caller gets an error, not a hang."""
+    engine, gate, _ = slow
+    engine._timeout = 0.05
+    with pytest.raises(DeadlineExceeded, match="REQUEST_TIMEOUT_SECONDS"):
+        await run(engine, [Job((5,), SamplingParams(max_new_tokens=50, temperature=0))])
+    gate.release(1)
+
+
+async def test_a_failing_step_fails_its_request_only(
+    gpt2_engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception inside generation becomes an internal error without its text; the next request works."""
+    with monkeypatch.context() as patched:
+        patched.setattr(reference, "sample", lambda *args: 1 // 0)
+        with pytest.raises(InternalError) as caught:
+            await run(gpt2_engine, [Job((5,), GREEDY)])
+    assert "division" not in caught.value.message
+    assert "ZeroDivisionError" in caplog.text
+    assert len((await run(gpt2_engine, [Job((5,), GREEDY)]))[0]) == 12
+
+
+async def test_logits_that_are_not_numbers_end_the_request(
+    gpt2_engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN logits are an error, never a token."""
+    original = reference._Choose.__call__
+    monkeypatch.setattr(
+        reference._Choose, "__call__", lambda self, ids, scores: original(self, ids, torch.full_like(scores, torch.nan))
+    )
+    with pytest.raises(InternalError, match="not numbers"):
+        await run(gpt2_engine, [Job((5,), GREEDY)])
+
+
+async def test_closing_lets_admitted_requests_finish(tiny_gpt2: Path) -> None:
+    """With grace, what was admitted finishes; what comes after is refused."""
+    engine = build(tiny_gpt2)
+    tasks = [asyncio.create_task(run(engine, [Job((5,), GREEDY)])) for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(engine.close, 30)
+    assert [len(rows[0]) for rows in await asyncio.gather(*tasks)] == [12, 12, 12]
+    with pytest.raises(Draining):
+        await run(engine, [Job((5,), GREEDY)])
+
+
+async def test_closing_ends_what_does_not_finish_in_time(slow: Any) -> None:
+    """Without grace, running and waiting requests end with a clear error."""
+    engine, gate, _ = slow
+    tasks = [
+        asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=50, temperature=0))]))
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close, 0.05))
+    await asyncio.sleep(0.2)
+    gate.release(100)
+    await closing
+    assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Draining, Draining]
+
+
+async def test_many_at_once_get_what_they_would_alone(llama_engine: ReferenceEngine) -> None:
+    """Thirty concurrent requests, from tokenizing to text, do not disturb each other."""
+    texts = [f"{PROMPTS[i % 4]} {i}" for i in range(30)]
+    params = SamplingParams(max_new_tokens=6, seed=3, temperature=1.0)
+
+    async def one(text: str) -> list[int]:
+        return ids(await run(llama_engine, await jobs_for(llama_engine, [text], params)))[0]
+
+    assert await asyncio.gather(*(one(text) for text in texts)) == [await one(text) for text in texts]
+
+
+async def test_the_embedded_model_knows_the_capital_of_france(embedded_engine: ReferenceEngine) -> None:
+    """The model in the box, greedy, through its own chat template."""
+    prompt = await embedded_engine.encode_chat([Message("user", "What is the capital of France?")])
+    row = (await run(embedded_engine, [Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))]))[0]
+    assert "".join(token.text for token in row) == "The capital of France is Paris."
+    assert row[-1].finish_reason == "stop"

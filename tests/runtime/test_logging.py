@@ -1,0 +1,62 @@
+"""Log lines: whole, attributable, and not forgeable."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from runtime.logging import request_facts, setup_logging
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+def lines(style: str, stream: io.StringIO) -> list[str]:
+    setup_logging(style, "INFO", stream)
+    log = logging.getLogger("test")
+    token = request_facts.set({"request_id": "r1", "trace_id": "t1"})
+    log.info("hello %s", "wor\nld", extra={"status": 200})
+    request_facts.reset(token)
+    log.debug("not shown")
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        log.exception("failed")
+    return stream.getvalue().splitlines()
+
+
+def test_json_lines_carry_the_request_and_the_facts() -> None:
+    """One object per line, with request id, trace id and extras; line breaks in a message do not break the line."""
+    first, second = (json.loads(line) for line in lines("json", io.StringIO()))
+    assert first["message"] == "hello wor\nld"
+    assert (first["request_id"], first["trace_id"], first["status"]) == ("r1", "t1", 200)
+    assert first["time"].endswith("Z")
+    assert "request_id" not in second
+    assert "ValueError: inner" in second["exception"]
+
+
+def test_console_lines_cannot_be_forged() -> None:
+    """Control characters are escaped, so that a message cannot pretend to be another line or move the cursor."""
+    first = lines("console", io.StringIO())[0]
+    assert r"wor\nld" in first
+    assert "request_id=r1" in first
+    assert "status=200" in first
+
+
+@pytest.mark.parametrize(("stream", "is_json"), [(io.StringIO(), True), (Terminal(), False)])
+def test_auto_is_console_on_a_terminal_only(stream: io.StringIO, is_json: bool) -> None:
+    """Programs get JSON, people get text."""
+    assert lines("auto", stream)[0].startswith("{") == is_json
