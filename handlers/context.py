@@ -1,4 +1,4 @@
-"""What a handler may reach besides its payload: a frozen bundle of Protocols, so that tests and adapters can fill it."""
+"""What a handler may reach besides its payload: a frozen bundle of Protocols, which tests and adapters can fill."""
 
 from __future__ import annotations
 

@@ -89,7 +89,11 @@ def invoke_sync(operation: str, payload: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: called from inside a running event loop, which it would block.
     """
-    return asyncio.run(invoke(operation, payload))
+    call = invoke(operation, payload)
+    try:
+        return asyncio.run(call)
+    finally:
+        call.close()  # if there is a loop, it was never awaited
 
 
 async def invoke_stream(

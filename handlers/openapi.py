@@ -131,14 +131,27 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         ]
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": f"With stream: true. Each event's data is a {operation.chunk.__name__}; the last is [DONE].",
-            }
-        }
+        content["text/event-stream"] = {"schema": _event(operation.chunk)}
     described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
     return described
+
+
+def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+    """One server-sent event, the way OpenAPI 3.2 models them (section 4.14.4): 3.1 has no way of its own."""
+    refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
+    return {
+        "type": "object",
+        "description": f"An event, with stream: true. Each is a {chunk.__name__}, the last is [DONE] or an error.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": refs}},
+                ]
+            }
+        },
+    }
 
 
 def _content(model: type[BaseModel]) -> dict[str, Any]:

@@ -7,14 +7,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from runtime.errors import InvalidRequest
 
+
+def _encodable(value: str) -> str:
+    # pydantic looks into a text only where it has a length to check; elsewhere half a surrogate pair would pass, and
+    # no tokenizer takes it.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("lone_surrogate", "half of a surrogate pair is no text") from None
+    return value
+
+
 _Text = Annotated[str, Field(min_length=1)]
+_AnyText = Annotated[str, AfterValidator(_encodable)]
 
 
 def _listed(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("one_or_many", "input should be a text or a list of texts")
     return [value] if isinstance(value, str) else value
 
 
@@ -155,7 +180,22 @@ class TextPart(_Strict):
     """A text part of a message, as OpenAI's clients may send it."""
 
     type: Literal["text"]
-    text: str
+    text: _AnyText
+
+
+def _content_kind(value: object) -> str | None:
+    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[_AnyText, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Discriminator(
+        _content_kind,
+        custom_error_type="text_or_parts",
+        custom_error_message="input should be a text or a list of text parts",
+    ),
+]
+"""What a turn says."""
 
 
 class ChatMessage(_Strict):
@@ -164,7 +204,7 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; developer is OpenAI's newer word for system."
     )
-    content: str | list[TextPart] = Field(description="What is said.", union_mode="left_to_right")
+    content: Content = Field(description="What is said.")
     name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not shown to the model.")
 
 
@@ -319,6 +359,8 @@ class ModelsResponse(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 
+_MOST_FAULTS = 1000  # looked at; a megabyte of them would hold the event loop for longer than a token takes
+
 
 def parse(model: type[M], payload: object) -> M:
     """Validate a payload.
@@ -331,22 +373,27 @@ def parse(model: type[M], payload: object) -> M:
     try:
         return model.model_validate(payload)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems]
+        if error.error_count() > _MOST_FAULTS:
+            raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems[:5]]
         raise InvalidRequest(
-            "; ".join(f"{path}: {text}" if path else text for path, text in faults[:5]), param=faults[0][0] or None
+            "; ".join(f"{path}: {text}" if path else text for path, text in faults), param=faults[0][0] or None
         ) from None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds the branch of a union to the path; a caller knows fields and indexes only.
-    parts = [part for part in location if part not in ("str", "list[TextPart]")]
-    return ".".join(_printable(str(part)) for part in parts)
+    # pydantic adds a union's branch to the path, behind messages.N.content; a caller knows fields and indexes only.
+    if location[:1] == ("messages",) and location[2:3] == ("content",):
+        location = location[:3] + location[4:]
+    return ".".join(_printable(str(part)) or "''" for part in location)
 
 
 def _explain(kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return "unknown field"
+    if kind == "model_type":
+        return "input should be an object"  # pydantic would name the class
     return _printable(message[:1].lower() + message[1:])
 
 

@@ -1,4 +1,4 @@
-"""Text in, text out: what ``generate`` and ``complete`` have in common. They differ in whether the prompt is repeated."""
+"""Text in, text out: what ``generate`` and ``complete`` share. They differ in whether the prompt is repeated."""
 
 from __future__ import annotations
 

@@ -1,0 +1,131 @@
+"""Every operation gives the same answer whichever way it is called."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+import server
+from app import ROUTES
+from handlers import OPERATIONS
+from handlers.context import Context
+from handlers.local import invoke, invoke_stream
+from runtime.errors import ServiceError
+from tests.fakes import FakeEngine, fake_context, serving
+
+TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
+CHAT = {
+    "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "é"}]},
+    ],
+    "n": 2,
+    "temperature": "0.5",
+}
+PAYLOADS: dict[str, list[dict[str, Any]]] = {
+    "health": [{}],
+    "model_info": [{}, {"model": "fake"}],
+    "models": [{}],
+    "generate": [TEXT, {"prompt": "x"}],
+    "complete": [TEXT | {"echo": True}, {"prompt": "x"}],
+    "chat": [CHAT],
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "health": {"x": "1"},
+    "model_info": {"model": "other"},
+    "models": {"x": "1"},
+    "generate": {"prompt": ""},
+    "complete": {"prompt": "x", "model": "other"},
+    "chat": {"messages": [{"role": "nobody", "content": "x"}]},
+}
+CALLS = [
+    pytest.param(route, payload, id=f"{route.path} {i}")
+    for route in ROUTES
+    for i, payload in enumerate(PAYLOADS[route.operation])
+]
+
+
+def _context() -> Context:
+    """The same for every way in: same words, same ids, same clock."""
+    return fake_context(FakeEngine(token_length=len))
+
+
+async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
+    async with serving(_context()) as url, aiohttp.ClientSession() as session:
+        fields = {"params": payload} if route.method == "GET" else {"json": payload}
+        async with session.request(route.method, url + route.path, **fields) as response:
+            return response.status, await response.json(content_type=None)
+
+
+async def _command_line(
+    operation: str, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, Any]:
+    monkeypatch.setattr(server, "build_context", lambda settings: _context())
+    monkeypatch.setattr(server, "setup_logging", lambda *args: None)  # the process's logs are not ours to redirect
+    capsys.readouterr()
+    status = await asyncio.to_thread(
+        server.main, ["invoke", operation, json.dumps(payload)]
+    )  # it runs a loop of its own
+    (line,) = capsys.readouterr().out.splitlines()
+    return status, json.loads(line)
+
+
+def test_every_operation_is_called() -> None:
+    """An operation that is added must be added here."""
+    assert PAYLOADS.keys() == WRONG.keys() == OPERATIONS.keys() == {route.operation for route in ROUTES}
+
+
+@pytest.mark.parametrize(("route", "payload"), CALLS)
+async def test_same_answer(
+    route: Any, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Called in the process, over HTTP and from the command line, the answer is the same to the last field."""
+    called = await invoke(route.operation, payload, ctx=_context())
+    assert await _http(route, payload) == (200, called)
+    assert await _command_line(route.operation, payload, monkeypatch, capsys) == (0, called)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong request is the same error everywhere; HTTP dresses it as its route does."""
+    payload = WRONG[route.operation]
+    with pytest.raises(ServiceError) as caught:
+        await invoke(route.operation, payload, ctx=_context())
+    error = caught.value
+    assert await _http(route, payload) == (error.status, error.openai() if route.openai else error.problem())
+    assert await _command_line(route.operation, payload, monkeypatch, capsys) == (1, error.openai())
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if OPERATIONS[r.operation].stream], ids=lambda route: route.path)
+async def test_same_stream(route: Any) -> None:
+    """A stream's events are the same in the process and over HTTP."""
+    for payload in PAYLOADS[route.operation]:
+        events = [event async for event in invoke_stream(route.operation, payload, ctx=_context())]
+        async with (
+            serving(_context()) as url,
+            aiohttp.ClientSession() as session,
+            session.post(url + route.path, json=payload | {"stream": True}) as response,
+        ):
+            *sent, last = (await response.text()).removesuffix("\n\n").split("\n\n")
+        assert [json.loads(event.removeprefix("data: ")) for event in sent] == events
+        assert last == "data: [DONE]"
+
+
+async def test_many_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """JSON lines in, JSON lines out, in order; one that is wrong does not stop the others but is told by the status."""
+    lines = [json.dumps({"prompt": "a"}), "", "{", "[]", json.dumps({"prompt": "b"})]
+    (tmp_path / "in").write_text("\n".join(lines))
+    monkeypatch.setattr(server, "build_context", lambda settings: _context())
+    monkeypatch.setattr(server, "setup_logging", lambda *args: None)
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert await asyncio.to_thread(server.main, ["invoke", "generate"]) == 1
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer.get("text") for answer in answers] == ["aHello there.", None, None, "bHello there."]
+    assert [answer["error"]["code"] for answer in answers if "error" in answer] == ["invalid_request"] * 2

@@ -1,0 +1,113 @@
+"""The served description against the served behaviour: schemathesis, all its checks, good data and bad.
+
+Two hundred examples are generated per operation beside those that its coverage phase derives from the description;
+of an operation without fields there is only the one request to make, and those with methods that it does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+
+from app import ROUTES
+from handlers.context import Limits
+from handlers.openapi import Route, build
+from tests.fakes import FakeEngine, fake_context, serving
+
+# Bounds that the description does not know of, as wide as anything that is generated: what it calls valid must pass.
+LIMITS = Limits(max_prompt_chars=10**9, max_sequences=10**7)
+RAN: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """The base URL of the real application on a fake model, on a real port, on a thread of its own."""
+    started, found = threading.Event(), list[str]()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        ctx = fake_context(FakeEngine(words=("Hello",)), limits=LIMITS)
+        async with serving(ctx, max_body_bytes=10**8) as base:
+            found.append(base)
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield found[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(30)
+    loop.close()
+
+
+DOCUMENT = json.loads(json.dumps(build(ROUTES, "0.test")))
+api = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def test_tested_description_is_the_served_one(url: str) -> None:
+    """What is tested below is what the service gives out."""
+    assert requests.get(f"{url}/openapi.json", timeout=10).json() == DOCUMENT
+
+
+def _read_numbers(value: Any, field: dict[str, Any]) -> Any:
+    """A field's value as the service reads it: for a number, texts and booleans that mean one are one."""
+    kinds = {field.get("type"), *(option.get("type") for option in field.get("anyOf", []))}
+    if not kinds & {"number", "integer"} or not isinstance(value, str | bool):
+        return value
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
+
+
+@api.hook
+def filter_case(context: Any, case: schemathesis.Case) -> bool:
+    """Drop wrong data that is none here: the one thing in which the service takes more than its description says.
+
+    The description calls for numbers, and the service also takes texts and booleans that mean one (``"0.5"``). A body
+    that is valid once they are written as numbers is dropped; whatever else is wrong with a body must be refused.
+    """
+    if not isinstance(case.body, dict):
+        return True
+    reference = case.operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
+    read = {name: _read_numbers(value, fields.get(name, {})) for name, value in case.body.items()}
+    if read == case.body and all(type(read[name]) is type(value) for name, value in case.body.items()):
+        return True
+    return not jsonschema.Draft202012Validator({"$ref": reference, "components": DOCUMENT["components"]}).is_valid(read)
+
+
+@api.parametrize()
+@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_service_is_what_it_says(case: schemathesis.Case, url: str) -> None:
+    """Whatever is generated from the description, the answer is one that the description allows, and never 5xx."""
+    response = case.call_and_validate(base_url=url)
+    assert response.status_code < 500
+    assert case.meta is not None
+    RAN[case.operation.label, case.meta.generation.mode.value] += 1
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.method == "POST"], ids=lambda route: route.path)
+def test_enough_was_tried(route: Route) -> None:
+    """The test above has not run dry: it has sent hundreds of requests, many of them good and many of them bad."""
+    if not RAN:
+        pytest.skip("the test above was not run")
+    label = f"{route.method} {route.path}"
+    good, bad = RAN[label, "positive"], RAN[label, "negative"]
+    assert good + bad >= 300
+    assert good >= 100
+    assert bad >= 100
