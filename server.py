@@ -19,7 +19,7 @@ from app import CONTEXT, create_app
 from handlers import OPERATIONS
 from handlers.context import Context
 from handlers.local import build_context, invoke, invoke_stream
-from middleware.deadlines import DeadlineRunner
+from middleware.receiving import DeadlineRunner
 from runtime.catalogue import CATALOGUE, on_disk, parse_model_name
 from runtime.errors import InvalidRequest, ServiceError, SettingsError
 from runtime.logging import setup_logging

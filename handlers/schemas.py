@@ -75,7 +75,7 @@ class Empty(_Strict):
 class ModelChoice(_Strict):
     """Which of the served models is meant."""
 
-    model: _Text | None = Field(None, description="A served model's id; the default model if left out.")
+    model: _Text | None = Field(None, max_length=256, description="A served model's id; the default model if left out.")
 
 
 class Sampling(ModelChoice):

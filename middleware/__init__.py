@@ -6,9 +6,9 @@ from aiohttp import web
 
 from middleware.access_log import access_log_middleware
 from middleware.client_ip import client_ip_middleware
-from middleware.deadlines import body_deadline_middleware, close_late
 from middleware.errors import errors_middleware
 from middleware.ip_allowlist import ip_allowlist_middleware
+from middleware.receiving import body_deadline_middleware, close_late
 from middleware.request_id import request_id_middleware, set_request_id_header
 from runtime.settings import Settings
 

@@ -54,8 +54,13 @@ class ConsoleFormatter(logging.Formatter):
         facts = "".join(f" {key}={value}" for key, value in _facts(record).items() if value is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname:<7} {record.getMessage()}{facts}"
-        line = start + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + ("\x1b[0m" if start else "")
-        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        line = start + _printable(line) + ("\x1b[0m" if start else "")
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n  ".join([line, *map(_printable, trace)])
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def setup_logging(style: str, level: str, stream: TextIO | None = None) -> None:

@@ -75,9 +75,7 @@ class Settings(BaseSettings):
         600, gt=0, le=86_400, description="Longest a generation may take, queue included, before 504."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, le=1_073_741_824, description="Largest request body.")
-    header_timeout_seconds: float = Field(
-        15, gt=0, le=3600, description="Deadline for receiving a request's headers."
-    )
+    header_timeout_seconds: float = Field(15, gt=0, le=3600, description="Deadline for receiving a request's headers.")
     body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long SIGTERM lets running requests finish.")
 

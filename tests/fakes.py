@@ -162,7 +162,7 @@ async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterat
     from aiohttp import web  # here, because most users of the fakes know nothing of HTTP
 
     from app import create_app
-    from middleware.deadlines import DeadlineRunner
+    from middleware.receiving import DeadlineRunner
 
     loaded = Settings.load(**settings)
     runner = DeadlineRunner(

@@ -30,7 +30,7 @@ import yaml
 from aiohttp import web
 
 from app import create_app
-from middleware.deadlines import DeadlineRunner
+from middleware.receiving import DeadlineRunner
 from runtime.logging import JsonFormatter
 from runtime.settings import Settings
 from tests.fakes import FakeEngine, fake_context

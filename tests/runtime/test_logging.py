@@ -54,6 +54,16 @@ def test_console_lines_cannot_be_forged() -> None:
     assert r"wor\nld" in first
     assert "request_id=r1" in first
     assert "status=200" in first
+    out = io.StringIO()
+    setup_logging("console", "INFO", out)
+    try:
+        raise ValueError("a\x1b[2Jb\nc")
+    except ValueError:
+        logging.getLogger("test").exception("failed")
+    assert "\x1b" not in out.getvalue()
+    assert all(
+        line.startswith("  ") for line in out.getvalue().splitlines()[1:]
+    )  # nothing looks like a line of its own
 
 
 @pytest.mark.parametrize(("stream", "is_json"), [(io.StringIO(), True), (Terminal(), False)])

@@ -12,8 +12,7 @@ from runtime.catalogue import ModelSpec
 from runtime.errors import Draining, InternalError, ModelLoading, ModelNotFound, ModelUnavailable
 from runtime.progress import Progress
 from runtime.registry import Registry
-from tests.fakes import FakeEngine
-from tests.waiting import until
+from tests.fakes import FakeEngine, until
 
 SPEC = ModelSpec("fake", "folder", "/nowhere")
 

@@ -21,7 +21,7 @@ from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyReq
 from runtime.load_engine import load_engine
 from runtime.settings import Settings
 from runtime.types import Job, Message, SamplingParams, Token
-from tests.waiting import until
+from tests.fakes import until
 
 PROMPTS = (
     "Licensed under the Apache License",

@@ -1,4 +1,4 @@
-"""middleware.deadlines over real sockets. Deadlines are short, the bounds of the tests generous."""
+"""middleware.receiving over real sockets. Deadlines are short, the bounds of the tests generous."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from middleware.deadlines import DeadlineRunner, body_deadline_middleware, close_late
+from app import create_app
+from middleware.receiving import DeadlineRunner, body_deadline_middleware, close_late
 from runtime.errors import ServiceError
+from runtime.settings import Settings
+from tests.fakes import fake_context
 
 DEADLINE = 0.3  # what the service is told
 PATIENCE = 8.0  # by when it must have acted
@@ -336,3 +339,54 @@ async def test_what_is_no_http_gets_a_problem_and_leaves_no_bytes_in_the_log(
     assert json.loads(body)["code"] == "invalid_request"
     assert "secret-canary" not in caplog.text + answer.decode()
     assert "Traceback" not in caplog.text
+
+
+async def _raw(raw: bytes, *, allowed: str, enough: bytes) -> bytes:
+    """What a server with the whole edge answers, read until ``enough`` or the end."""
+    settings = Settings.load(allowed_ips=allowed)
+    runner = DeadlineRunner(
+        create_app(settings, ctx=fake_context()), header_timeout=5, access_log=None, handler_cancellation=True
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        head, _, body = raw.partition(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        answer = b""
+        async with asyncio.timeout(20):
+            while enough not in answer and (more := await reader.read(1000)):
+                answer += more
+                if body and b"100 Continue" in answer:
+                    writer.write(body)
+                    body = b""
+        writer.close()
+    finally:
+        await runner.cleanup()
+    return answer
+
+
+_EXPECTING = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 14\r\n"
+    b'Expect: 100-continue\r\n\r\n{"prompt":"x"}'
+)
+
+
+async def test_an_expected_continue_is_sent_before_the_body_is_read() -> None:
+    """A client that waits for 100 Continue with its body gets it, then the answer."""
+    answer = await _raw(_EXPECTING, allowed="127.0.0.1", enough=b"Hello there.")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+async def test_a_denied_address_is_not_told_to_go_on() -> None:
+    """The allowlist answers first: 403 in the standard shape, no 100 Continue."""
+    answer = await _raw(_EXPECTING, allowed="10.0.0.0/8", enough=b"client_address_denied")
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert b"X-Request-Id" in answer
+
+
+async def test_another_expectation_is_ignored() -> None:
+    """A server may ignore what it does not know (RFC 9110 section 10.1.1); no path leads around the middlewares."""
+    raw = b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: nonsense\r\n\r\n"
+    assert (await _raw(raw, allowed="127.0.0.1", enough=b"alive")).startswith(b"HTTP/1.1 200")
+    assert (await _raw(raw, allowed="10.0.0.0/8", enough=b"denied")).startswith(b"HTTP/1.1 403")

@@ -1,6 +1,8 @@
-"""Deadlines for receiving a request: a client that drips bytes must not hold a connection or a handler for ever.
+"""Receiving requests: deadlines for headers and body, what is no HTTP, and no answer before the middlewares ran.
 
-What aiohttp 3.14.5 does by itself (measured; ``tests/middleware/test_deadlines.py`` holds it):
+A client that drips bytes must not hold a connection or a handler for ever.
+
+What aiohttp 3.14.5 does by itself (measured; ``tests/middleware/test_receiving.py`` holds it):
 
 * Headers: ``keepalive_timeout`` is an absolute limit from a connection's start, or from when it fell idle, until the
   next request's headers are complete. But it must outlast the idle time of a proxy in front (default 3630 s), and 0
@@ -10,6 +12,9 @@ What aiohttp 3.14.5 does by itself (measured; ``tests/middleware/test_deadlines.
 ``DeadlineRunner`` gives headers a shorter limit of their own, ``body_deadline_middleware`` limits the body. Neither can
 touch a handler at work or a stream: the first closes only connections on which aiohttp waits for a request, the second
 is over before the handler starts. A client that is slow to *take* its answer is not limited here.
+
+aiohttp answers ``Expect`` (RFC 9110 section 10.1.1) before any middleware, so that an address that is not allowed would
+be told to go on. Here the header is put aside, and ``100 Continue`` is sent when a body is about to be read.
 """
 
 from __future__ import annotations
@@ -18,13 +23,16 @@ import asyncio
 import logging
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from runtime.errors import InternalError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServiceError
 
 _log = logging.getLogger("warmstart.edge")
 
+_CONTINUE: web.RequestKey[bool] = web.RequestKey("continue")
 _LATE: web.RequestKey[bool] = web.RequestKey("late")
 
 
@@ -37,6 +45,9 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         InvalidRequest: its framing or its compression is broken.
         ConnectionError: the client has gone.
     """
+    if request.get(_CONTINUE):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer proper has not begun
     try:
         async with asyncio.timeout(seconds):
             return await request.read()
@@ -146,9 +157,20 @@ class DeadlineRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+
+        def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+            expected = message.headers.get(hdrs.EXPECT)
+            if expected is None:
+                return made.request_factory(message, *rest)
+            headers = CIMultiDict(message.headers)
+            del headers[hdrs.EXPECT]
+            request = made.request_factory(message._replace(headers=CIMultiDictProxy(headers)), *rest)
+            request[_CONTINUE] = expected.lower() == "100-continue" and message.version == HttpVersion11
+            return request
+
         server = _Server(
             made.request_handler,
-            request_factory=made.request_factory,
+            request_factory=make_request,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,
             **made._kwargs,
