@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from handlers import chat, complete, generate, health, model_info, models, schemas
+from handlers import chat, complete, generate, health, model_info, models
 from handlers.context import Context
+from handlers.schemas import requests, responses
 
 Payload = dict[str, Any]
 
@@ -37,34 +38,34 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("How the service is.", schemas.Empty, schemas.HealthResponse, health.handle),
+        "health": Operation("How the service is.", requests.Empty, responses.HealthResponse, health.handle),
         "model_info": Operation(
-            "What is known of a model.", schemas.ModelChoice, schemas.ModelInfoResponse, model_info.handle
+            "What is known of a model.", requests.ModelChoice, responses.ModelInfoResponse, model_info.handle
         ),
-        "models": Operation("The models served here.", schemas.Empty, schemas.ModelsResponse, models.handle),
+        "models": Operation("The models served here.", requests.Empty, responses.ModelsResponse, models.handle),
         "generate": Operation(
             "Continue a prompt; the prompt is part of the answer.",
-            schemas.GenerateRequest,
-            schemas.TextResponse,
+            requests.GenerateRequest,
+            responses.TextResponse,
             generate.handle,
             generate.stream,
-            schemas.TextChunk,
+            responses.TextChunk,
         ),
         "complete": Operation(
             "Complete a prompt; the answer is the completion only.",
-            schemas.CompleteRequest,
-            schemas.TextResponse,
+            requests.CompleteRequest,
+            responses.TextResponse,
             complete.handle,
             complete.stream,
-            schemas.TextChunk,
+            responses.TextChunk,
         ),
         "chat": Operation(
             "Answer a chat, as OpenAI's chat completions do.",
-            schemas.ChatRequest,
-            schemas.ChatResponse,
+            requests.ChatRequest,
+            responses.ChatResponse,
             chat.handle,
             chat.stream,
-            schemas.ChatChunk,
+            responses.ChatChunk,
         ),
     }
 )

@@ -16,7 +16,8 @@ from handlers.generation import (
     run,
     sampling_params,
 )
-from handlers.schemas import ChatRequest, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import ChatRequest
 from runtime.types import Job
 
 DEFAULT_MAX_TOKENS = 512

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from handlers.context import Context
-from handlers.schemas import CompleteRequest, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import CompleteRequest
 from handlers.text import answer, events
 
 

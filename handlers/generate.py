@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from handlers.context import Context
-from handlers.schemas import GenerateRequest, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import GenerateRequest
 from handlers.text import answer, events
 
 

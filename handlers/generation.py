@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.context import Context, Engine
-from handlers.schemas import Sampling
+from handlers.schemas.requests import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
 from runtime.types import FinishReason, Job, Message, SamplingParams, Token
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from handlers.context import Context
-from handlers.schemas import Empty, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import Empty
 from runtime.types import ModelStatus
 
 _STATUS = {"ready": "ok", "loading": "loading", "unloaded": "idle", "failed": "failed"}

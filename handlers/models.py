@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from handlers.context import Context
-from handlers.schemas import Empty, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import Empty
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from handlers.generation import (
     run,
     sampling_params,
 )
-from handlers.schemas import CompleteRequest, GenerateRequest
+from handlers.schemas.requests import CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
 from runtime.types import Job
 
@@ -51,7 +51,7 @@ async def plan(request: TextRequest, ctx: Context) -> Plan:
 
 
 async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:
-    """The whole answer; see ``handlers.schemas.TextResponse``."""
+    """The whole answer; see ``handlers.schemas.responses.TextResponse``."""
     ready = await plan(request, ctx)
     collected = await run(ready, ctx)
     sequences = [
@@ -67,7 +67,7 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
 
 
 async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as pieces; see ``handlers.schemas.TextChunk``. The texts of an index, joined, are ``answer``'s."""
+    """The answer as pieces (``handlers.schemas.responses.TextChunk``); joined, an index's texts are ``answer``'s."""
     ready = await plan(request, ctx)
     begun: set[int] = set()
     async with generating(ready, ctx) as (collected, tokens):

@@ -8,6 +8,7 @@ compares the mapped form.
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
@@ -129,8 +130,10 @@ class NetworkSet(Sequence[Network]):
         return f"NetworkSet({len(self)} networks)"
 
 
-def _bounds(networks: Sequence[Network]) -> tuple[list[int], list[int]]:
+def _bounds(networks: Sequence[Network]) -> tuple[Sequence[int], Sequence[int]]:
     """First and last addresses as integers, both ascending because collapsed networks are sorted and disjoint."""
     starts = [int(network.network_address) for network in networks]
     ends = [int(network.broadcast_address) for network in networks]
+    if networks and networks[0].version == 4:  # side by side in memory: a long list would miss the cache at every step
+        return array("L", starts), array("L", ends)
     return starts, ends

@@ -8,7 +8,7 @@ import pytest
 
 from handlers import chat
 from handlers.context import Limits
-from handlers.schemas import ChatChunk, ChatResponse
+from handlers.schemas.responses import ChatChunk, ChatResponse
 from runtime.errors import InvalidRequest
 from runtime.types import Message
 from tests.fakes import FakeEngine, fake_context

@@ -9,7 +9,7 @@ import pytest
 
 from handlers import complete, generate
 from handlers.context import Limits
-from handlers.schemas import TextChunk, TextResponse
+from handlers.schemas.responses import TextChunk, TextResponse
 from runtime.errors import InvalidRequest
 from tests.fakes import FakeEngine, fake_context
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers import generate
-from handlers.schemas import TextChunk, TextResponse
+from handlers.schemas.responses import TextChunk, TextResponse
 from runtime.errors import InvalidRequest
 from tests.fakes import FakeEngine, fake_context
 

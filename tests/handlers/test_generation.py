@@ -24,7 +24,7 @@ from handlers.generation import (
     run,
     sampling_params,
 )
-from handlers.schemas import ChatRequest, GenerateRequest, TextPart
+from handlers.schemas.requests import ChatRequest, GenerateRequest, TextPart
 from runtime.errors import ContextLengthExceeded, InvalidRequest, ModelLoading, ModelNotFound, TooManyRequests
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import FakeEngine, fake_context, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handlers import models
-from handlers.schemas import ModelsResponse
+from handlers.schemas.responses import ModelsResponse
 from runtime.errors import InvalidRequest
 from runtime.types import ModelState
 from tests.fakes import fake_context

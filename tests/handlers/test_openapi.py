@@ -12,7 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from app import ROUTES
 from handlers import OPERATIONS
 from handlers.openapi import Route, build
-from handlers.schemas import parse
+from handlers.schemas.parsing import parse
 from runtime.errors import InvalidRequest, ServiceError
 from tests.fakes import fake_context
 

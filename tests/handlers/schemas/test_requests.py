@@ -1,4 +1,4 @@
-"""handlers.schemas: what is let in, what is refused, and how the refusal reads."""
+"""Requests: what is let in, what is refused, and how the refusal reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from handlers.schemas import ChatRequest, CompleteRequest, Empty, GenerateRequest, ModelChoice, parse
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import ChatRequest, CompleteRequest, Empty, GenerateRequest, ModelChoice
 from runtime.errors import InvalidRequest
 
 TEXT: dict[str, Any] = {"prompt": "x"}

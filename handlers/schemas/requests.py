@@ -1,11 +1,11 @@
-"""Request and response models: every field with its type, range and one line of help.
+"""Request models: every field with its type, range and one line of help.
 
 Types are strict, save that numbers follow pydantic's lax mode (``"0.5"`` is a number). Unknown fields are refused.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,12 +15,9 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
-
-from runtime.errors import InvalidRequest
 
 
 def _encodable(value: str) -> str:
@@ -34,6 +31,8 @@ def _encodable(value: str) -> str:
 
 
 _Text = Annotated[str, Field(min_length=1)]
+
+
 _AnyText = Annotated[str, AfterValidator(_encodable)]
 
 
@@ -53,7 +52,10 @@ Prompts = Annotated[
     Field(min_length=1, max_length=1024),
     _one_or_many({"type": "string", "minLength": 1}, 1024),
 ]
+
+
 """A text or a list of texts; a list once validated."""
+
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
@@ -61,6 +63,8 @@ Stops = Annotated[
     Field(min_length=1, max_length=8),
     _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 8),
 ]
+
+
 """A stop string or a list of them; a list once validated."""
 
 
@@ -141,41 +145,6 @@ class CompleteRequest(_TextRequest):
     echo: bool = Field(False, description="Put the prompt before the completion.")
 
 
-class Usage(BaseModel):
-    """Tokens read and written."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Sequence(BaseModel):
-    """One generated text."""
-
-    index: int = Field(description="Prompt number x num_return_sequences + number within the prompt.")
-    text: str
-    finish_reason: Literal["stop", "length"]
-
-
-class TextResponse(BaseModel):
-    """Generated texts."""
-
-    text: str = Field(description="The first sequence's text.")
-    sequences: list[Sequence]
-    model: str
-    usage: Usage
-
-
-class TextChunk(BaseModel):
-    """One event of a stream: a piece of one sequence's text; the last event carries the usage instead."""
-
-    index: int | None = None
-    text: str | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-    model: str | None = None
-    usage: Usage | None = None
-
-
 class TextPart(_Strict):
     """A text part of a message, as OpenAI's clients may send it."""
 
@@ -195,6 +164,8 @@ Content = Annotated[
         custom_error_message="input should be a text or a list of text parts",
     ),
 ]
+
+
 """What a turn says."""
 
 
@@ -239,165 +210,3 @@ class ChatRequest(Sampling):
     n: int = Field(1, ge=1, le=1024, strict=False, description="Answers to give.")
     stream_options: StreamOptions | None = Field(None, description="Read only when stream is true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
-
-
-class AnswerMessage(BaseModel):
-    """The assistant's turn."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
-    logprobs: None = None
-
-
-class ChatResponse(BaseModel):
-    """OpenAI's chat completion."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    """What a chunk adds."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    """One answer's part of a chunk."""
-
-    index: int
-    delta: Delta
-    finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
-
-
-class ChatChunk(BaseModel):
-    """OpenAI's chat completion chunk."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class ModelHealth(BaseModel):
-    """One model in the health report."""
-
-    id: str
-    state: Literal["unloaded", "loading", "ready", "failed"]
-    stage: str | None = Field(None, description="What a load is doing now.")
-    progress: float | None = Field(None, description="How far that stage is, 0 to 1.")
-    error: str | None = None
-
-
-class HealthResponse(BaseModel):
-    """The service's own view of itself."""
-
-    status: Literal["ok", "loading", "idle", "failed", "draining"] = Field(
-        description="ok: the default model answers; idle: it loads on the first call."
-    )
-    version: str
-    uptime_seconds: float
-    models: list[ModelHealth]
-
-
-class ModelInfoResponse(BaseModel):
-    """What is known of a loaded model."""
-
-    name: str
-    revision: str | None = Field(description="The hub's commit, where it came from a hub.")
-    source: Literal["wheel", "hub", "folder", "gguf"]
-    architecture: str
-    parameters: int
-    dtype: str
-    device: str
-    context_length: int = Field(description="Most tokens of prompt and answer together.")
-    vocabulary_size: int
-    chat_template: bool = Field(description="Whether the model brings its own chat template.")
-    capabilities: list[str]
-    load_seconds: float
-    warmup_seconds: float
-    weights_bytes: int
-    memory_bytes: int = Field(description="Memory in use now: the process's resident set on a CPU.")
-    engine: str
-    optimizations: list[str]
-
-
-class ModelEntry(BaseModel):
-    """One served model; the first four fields are OpenAI's."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "warmstart"
-    state: Literal["unloaded", "loading", "ready", "failed"]
-    default: bool
-    source: Literal["wheel", "hub", "folder", "gguf"]
-
-
-class ModelsResponse(BaseModel):
-    """The served models, the default first."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelEntry]
-
-
-M = TypeVar("M", bound=BaseModel)
-
-_MOST_FAULTS = 1000  # looked at; a megabyte of them would hold the event loop for longer than a token takes
-
-
-def parse(model: type[M], payload: object) -> M:
-    """Validate a payload.
-
-    Raises:
-        InvalidRequest: names the first field at fault in ``param``, and up to five in the message.
-    """
-    if not isinstance(payload, dict):
-        raise InvalidRequest("the request must be a JSON object")
-    try:
-        return model.model_validate(payload)
-    except ValidationError as error:
-        if error.error_count() > _MOST_FAULTS:
-            raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems[:5]]
-        raise InvalidRequest(
-            "; ".join(f"{path}: {text}" if path else text for path, text in faults), param=faults[0][0] or None
-        ) from None
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds a union's branch to the path, behind messages.N.content; a caller knows fields and indexes only.
-    if location[:1] == ("messages",) and location[2:3] == ("content",):
-        location = location[:3] + location[4:]
-    return ".".join(_printable(str(part)) or "''" for part in location)
-
-
-def _explain(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "unknown field"
-    if kind == "model_type":
-        return "input should be an object"  # pydantic would name the class
-    return _printable(message[:1].lower() + message[1:])
-
-
-def _printable(text: str) -> str:
-    """Safe in any encoding and any log: no lone surrogates, no control characters, not endless."""
-    clean = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in clean[:200])

@@ -1,0 +1,1 @@
+"""The shapes of operations: what they take (requests), what they answer (responses), and how a payload is checked."""

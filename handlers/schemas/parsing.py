@@ -1,0 +1,55 @@
+"""From a payload to a validated request, or to an error that a caller can act on."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from runtime.errors import InvalidRequest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+_MOST_FAULTS = 1000  # looked at; a megabyte of them would hold the event loop for longer than a token takes
+
+
+def parse(model: type[M], payload: object) -> M:
+    """Validate a payload.
+
+    Raises:
+        InvalidRequest: names the first field at fault in ``param``, and up to five in the message.
+    """
+    if not isinstance(payload, dict):
+        raise InvalidRequest("the request must be a JSON object")
+    try:
+        return model.model_validate(payload)
+    except ValidationError as error:
+        if error.error_count() > _MOST_FAULTS:
+            raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems[:5]]
+        raise InvalidRequest(
+            "; ".join(f"{path}: {text}" if path else text for path, text in faults), param=faults[0][0] or None
+        ) from None
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    # pydantic adds a union's branch to the path, behind messages.N.content; a caller knows fields and indexes only.
+    if location[:1] == ("messages",) and location[2:3] == ("content",):
+        location = location[:3] + location[4:]
+    return ".".join(_printable(str(part)) or "''" for part in location)
+
+
+def _explain(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "unknown field"
+    if kind == "model_type":
+        return "input should be an object"  # pydantic would name the class
+    return _printable(message[:1].lower() + message[1:])
+
+
+def _printable(text: str) -> str:
+    """Safe in any encoding and any log: no lone surrogates, no control characters, not endless."""
+    clean = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in clean[:200])
