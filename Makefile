@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(VENV)/.base ## Set everything up and run the service on http://$HOST:$PORT (127.0.0.1:8000)
+serve: $(VENV)/.base ## Set everything up and run the service on http://127.0.0.1:8000 (or HOST and PORT)
 	@exec $(VENV)/bin/python server.py
 
 test: $(VENV)/.dev $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite

@@ -582,7 +582,8 @@ async def test_events_are_sent_as_they_come(aiohttp_client: Client, path: str) -
         response = await http.post(path, json=BODY[path] | {"stream": True})
         seen = b""
         while b"first" not in seen:
-            assert (piece := await response.content.readany())  # at the end it would be empty for ever
+            piece = await response.content.readany()
+            assert piece  # at the end it would be empty for ever
             seen += piece
         assert b"second" not in seen
         engine.go.set()

@@ -20,8 +20,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 
 from app import ROUTES
-from handlers.context import Limits
 from handlers import OPERATIONS
+from handlers.context import Limits
 from handlers.openapi import Route, build
 from tests.fakes import FakeEngine, fake_context, serving
 
