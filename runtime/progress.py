@@ -49,6 +49,7 @@ class Reporter:
                 total=100,
                 desc=f"{self._name}: {stage}",
                 file=self._stream,
+                leave=False,  # a finished stage makes room for the next on the same line
                 bar_format="{desc} {bar} {percentage:3.0f}%",
             )
         if fraction is not None:

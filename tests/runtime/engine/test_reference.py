@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from runtime.engine import reference
 from runtime.engine.reference import ReferenceEngine
 from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyRequests
 from runtime.load_engine import load_engine
+from runtime.logging import JsonFormatter, request_facts
 from runtime.settings import Settings
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import until
@@ -283,3 +287,22 @@ async def test_the_embedded_model_knows_the_capital_of_france(embedded_engine: R
     row = (await run(embedded_engine, [Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))]))[0]
     assert "".join(token.text for token in row) == "The capital of France is Paris."
     assert row[-1].finish_reason == "stop"
+
+
+async def test_the_workers_log_lines_carry_the_request_id(
+    gpt2_engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the worker thread logs about a request is found by the request's id."""
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(JsonFormatter())
+    logging.getLogger("warmstart.engine").addHandler(handler)
+    token = request_facts.set({"request_id": "r7"})
+    try:
+        monkeypatch.setattr(reference, "sample", lambda *args: 1 // 0)
+        with pytest.raises(InternalError):
+            await run(gpt2_engine, [Job((5,), GREEDY)])
+    finally:
+        request_facts.reset(token)
+        logging.getLogger("warmstart.engine").removeHandler(handler)
+    assert json.loads(lines.getvalue())["request_id"] == "r7"
