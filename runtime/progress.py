@@ -49,11 +49,12 @@ class Reporter:
                 total=100,
                 desc=f"{self._name}: {stage}",
                 file=self._stream,
+                mininterval=0,  # drawn at every per cent, and only then
                 leave=False,  # a finished stage makes room for the next on the same line
                 bar_format="{desc} {bar} {percentage:3.0f}%",
             )
-        if fraction is not None:
-            self._bar.update(round(100 * fraction) - self._bar.n)
+        if fraction is not None and (step := round(100 * fraction) - self._bar.n):
+            self._bar.update(step)
 
     def close(self) -> None:
         """End the bar's line."""
