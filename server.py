@@ -9,23 +9,27 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from aiohttp import web
+try:
+    from aiohttp import web
 
-from app import CONTEXT, create_app
-from handlers import OPERATIONS
-from handlers.context import Context
-from handlers.local import build_context, invoke, invoke_stream
-from middleware.receiving import DeadlineRunner
-from runtime.catalogue import CATALOGUE, on_disk, parse_model_name
-from runtime.errors import InvalidRequest, ServiceError, SettingsError
-from runtime.logging import setup_logging
-from runtime.registry import Registry
-from runtime.settings import Settings
-from runtime.strict_json import loads
+    from app import CONTEXT, create_app
+    from handlers import OPERATIONS
+    from handlers.context import Context
+    from handlers.local import build_context, invoke, invoke_stream
+    from middleware.receiving import DeadlineRunner
+    from runtime.catalogue import CATALOGUE, on_disk, parse_model_name
+    from runtime.errors import InvalidRequest, ServiceError, SettingsError
+    from runtime.logging import setup_logging
+    from runtime.registry import Registry
+    from runtime.settings import Settings
+    from runtime.strict_json import loads
+except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
+    sys.exit(130)
 
 _log = logging.getLogger("warmstart.server")
 
@@ -94,7 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    status = _run(_parser().parse_args(arguments))
+    if any(thread.name.startswith("load-") for thread in threading.enumerate()):
+        # A load nobody waits for any more. Python cannot stop it, and torch aborts if the interpreter ends beneath it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options) or 0)
     except SettingsError as error:

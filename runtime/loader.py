@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ _log = logging.getLogger("warmstart.load")
 _SNAPSHOT_FORMAT = 1
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what transformers raises for bad files
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_STALE_SECONDS = 3600
 _COMPLETE = "warmstart.json"  # written last, so its presence says that a conversion is whole
 
 
@@ -238,6 +240,9 @@ def _snapshot_folder(file: Path, cache: Path, dtype: torch.dtype) -> Path:
 def _save(model: Any, tokenizer: Any, folder: Path, *, source: str) -> None:
     """Written beside its place and renamed, so that a reader never sees half of it, whoever else writes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model.save_pretrained(partial)

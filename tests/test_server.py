@@ -223,6 +223,29 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def test_ctrl_c_in_a_generation_ends_the_command(tiny_gpt2: Path) -> None:
+    """Status 130, no traceback, and no abort of the interpreter beneath the engine's thread."""
+    payload = {"prompt": "You may", "max_new_tokens": 120, "num_return_sequences": 1000}
+    process = subprocess.Popen(
+        [*WARMSTART, "invoke", "complete", json.dumps(payload), "--model", str(tiny_gpt2)],
+        cwd=ROOT,
+        env=environment(MAX_SEQUENCES="1000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    while not (lines and "is ready" in lines[-1]):
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines  # at its end it would be empty for ever
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert "Traceback" not in errors
+
+
 def test_models_lists_the_catalogue_and_the_default(tiny_gpt2: Path) -> None:
     """Each short name with where it comes from, and what MODEL_NAME says."""
     run = warmstart("models", MODEL_NAME=str(tiny_gpt2))

@@ -8,6 +8,7 @@ generation loop, so seeds, per-row limits, stop strings, streaming and cancellat
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import logging
 import queue
@@ -96,6 +97,7 @@ class ReferenceEngine:
         torch.set_num_threads(num_threads or usable_cores())
         self._thread = threading.Thread(target=self._work, name=f"engine-{info.name}", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # torch aborts the process if the interpreter ends beneath a generation
 
     @property
     def alive(self) -> bool:
@@ -151,6 +153,7 @@ class ReferenceEngine:
         Args:
             grace: seconds after which unfinished requests end with ``Draining`` instead.
         """
+        atexit.unregister(self.close)
         self._closing.set()
         self._inbox.put(None)
         self._thread.join(grace)

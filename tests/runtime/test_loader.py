@@ -123,6 +123,19 @@ def test_a_full_disk_leaves_nothing_behind(
     assert "No space left" in caplog.text
 
 
+def test_what_a_killed_conversion_left_is_cleared(tiny_gguf: Path, tmp_path: Path) -> None:
+    """A half copy that has lain there for hours goes; one that another process may be writing stays."""
+    spec = parse_model_name(str(tiny_gguf))
+    load(spec, tmp_path)
+    done = _snapshot(tmp_path)
+    old, new = done.with_name(f".{done.name}-old"), done.with_name(f".{done.name}-new")
+    shutil.move(done, old)
+    shutil.copytree(old, new)
+    os.utime(old, (1, 1))
+    load(spec, tmp_path)
+    assert {path.name for path in done.parent.iterdir()} == {done.name, new.name}
+
+
 def test_two_processes_converting_at_once_do_not_clash(tiny_gguf: Path, tmp_path: Path) -> None:
     """Both succeed, and one whole copy is left."""
     environment = os.environ | {"CACHE_DIR": str(tmp_path)}
