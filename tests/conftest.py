@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from runtime.engine.reference import ReferenceEngine
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# A shell starts background commands with SIGINT ignored, and the programs under test would inherit that from this one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
