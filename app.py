@@ -18,6 +18,7 @@ import middleware
 import web as pages
 from handlers import OPERATIONS, Operation
 from handlers.context import Context
+from handlers.health import default_state
 from handlers.local import build_context
 from handlers.openapi import Route, build
 from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
@@ -141,13 +142,8 @@ async def _livez(request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    models = request.app[CONTEXT].models
-    if models.ready:
-        return web.json_response({"status": "ready"})
-    state = models.status()[0].state
-    if state == "ready":  # loaded, but its worker is gone
-        state = "failed"
-    return web.json_response({"status": "draining" if models.draining else state}, status=503)
+    state = default_state(request.app[CONTEXT].models)
+    return web.json_response({"status": state}, status=200 if state == "ready" else 503)
 
 
 def _allow_origins(app: web.Application, settings: Settings) -> None:

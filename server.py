@@ -25,7 +25,7 @@ try:
     from runtime.catalogue import CATALOGUE, on_disk, parse_model_name
     from runtime.errors import InvalidRequest, ServiceError, SettingsError
     from runtime.logging import setup_logging
-    from runtime.registry import Registry
+    from runtime.registry import LOAD_THREAD, Registry
     from runtime.settings import Settings
     from runtime.strict_json import loads
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
     """
     status = _run(_parser().parse_args(arguments))
-    if any(thread.name.startswith("load-") for thread in threading.enumerate()):
+    if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
         # A load nobody waits for any more. Python cannot stop it, and torch aborts if the interpreter ends beneath it.
         logging.shutdown()
         sys.stdout.flush()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.context import Context
+from handlers.context import Context, Models
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import Empty
-from runtime.types import ModelStatus
 
-_STATUS = {"ready": "ok", "loading": "loading", "unloaded": "idle", "failed": "failed"}
+_STATUS = {"ready": "ok", "loading": "loading", "unloaded": "idle", "failed": "failed", "draining": "draining"}
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -17,7 +16,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     parse(Empty, payload)
     models = ctx.models.status()
     return {
-        "status": _status(models[0], ctx),
+        "status": _STATUS[default_state(ctx.models)],
         "version": ctx.version,
         "uptime_seconds": round(ctx.clock.monotonic() - ctx.started, 3),
         "models": [
@@ -26,9 +25,16 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     }
 
 
-def _status(default: ModelStatus, ctx: Context) -> str:
-    if ctx.models.draining:
+def default_state(models: Models) -> str:
+    """The default model's state as callers should see it.
+
+    Args:
+        models: the registry.
+
+    Returns:
+        ``draining`` before all else, ``failed`` also for a loaded model whose worker is gone, else its state.
+    """
+    if models.draining:
         return "draining"
-    if default.state == "ready" and not ctx.models.ready:  # loaded, but its worker is gone
-        return "failed"
-    return _STATUS[default.state]
+    state = models.status()[0].state
+    return "failed" if state == "ready" and not models.ready else state

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import io
-import json
 import logging
-import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +19,6 @@ from typing import Any
 
 import gguf
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -39,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging as transformers_logging
 
+from runtime import snapshot
 from runtime.catalogue import ModelSpec
 from runtime.device import select_device, select_dtype
 from runtime.errors import ModelUnavailable
@@ -47,11 +42,8 @@ from runtime.settings import Settings
 
 _log = logging.getLogger("warmstart.load")
 
-_SNAPSHOT_FORMAT = 1
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what transformers raises for bad files
 _CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-_STALE_SECONDS = 3600
-_COMPLETE = "warmstart.json"  # written last, so its presence says that a conversion is whole
 
 
 @dataclass(slots=True)
@@ -187,11 +179,11 @@ def _load_gguf(
     file: Path, spec: ModelSpec, cache: Path, device: torch.device, dtype: torch.dtype, progress: Progress
 ) -> Loaded:
     """From the converted copy in the cache folder, made now if missing; from the file itself if it cannot be made."""
-    folder = _snapshot_folder(file, cache, dtype)
+    folder = snapshot.folder_of(file, cache, dtype)
     # Asked in this order, a copy that another process is just putting in place is never taken for a half one.
     if folder.exists():
         try:
-            if not (folder / _COMPLETE).is_file():
+            if not snapshot.is_complete(folder):
                 raise ValueError("the copy was never finished")
             return _read(folder, device, dtype, progress, spec.kind)
         except _UNREADABLE as error:
@@ -207,7 +199,7 @@ def _load_gguf(
         del model.config.quantization_config
     progress("saving", None)
     try:
-        _save(model, tokenizer, folder, source=file.name)
+        snapshot.save(model, tokenizer, folder, source=file.name)
     except (OSError, SafetensorError) as error:  # read-only or full disk
         _log.warning("no converted copy of %s is kept, so every start converts again: %s", spec.id, error)
         return Loaded(model.to(device).eval(), tokenizer, device, dtype, None)
@@ -226,35 +218,6 @@ def _gguf_read_once() -> Iterator[None]:
         yield
     finally:
         vars(gguf).update(originals)
-
-
-def _snapshot_folder(file: Path, cache: Path, dtype: torch.dtype) -> Path:
-    """Named by what the conversion depends on: the file as it is now, the number type, the format."""
-    stat = file.stat()
-    identity = (
-        f"{_SNAPSHOT_FORMAT}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{dtype}|{transformers.__version__}"
-    )
-    return cache / "snapshots" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-
-
-def _save(model: Any, tokenizer: Any, folder: Path, *, source: str) -> None:
-    """Written beside its place and renamed, so that a reader never sees half of it, whoever else writes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / _COMPLETE).write_text(json.dumps({"format": _SNAPSHOT_FORMAT, "source": source}) + "\n")
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not (folder / _COMPLETE).is_file():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Nowhere(io.TextIOBase):

@@ -22,6 +22,9 @@ from runtime.types import ModelInfo, ModelState, ModelStatus
 
 _log = logging.getLogger("warmstart.load")
 
+LOAD_THREAD = "load-"
+"""How the names of threads that load begin."""
+
 
 class Loadable(Protocol):
     """What the registry needs of an engine."""
@@ -133,7 +136,7 @@ class Registry(Generic[E]):
                 slot.future = Future()
                 slot.error = None
                 threading.Thread(
-                    target=self._run, args=(slot, slot.future), name=f"load-{slot.spec.id}", daemon=True
+                    target=self._run, args=(slot, slot.future), name=LOAD_THREAD + slot.spec.id, daemon=True
                 ).start()
             return slot.future
 

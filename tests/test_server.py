@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,26 @@ def test_a_fresh_server_answers_probes_at_once_and_questions_when_loaded() -> No
         assert (info["parameters"], info["architecture"]) == (134_515_008, "LlamaForCausalLM")
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert any(line["message"] == "POST /chat/completions" and line["tokens_out"] == 8 for line in lines)
+
+
+def test_a_socket_file_is_listened_on(tmp_path: Path) -> None:
+    """HOST=unix:PATH serves on a socket file; its local callers are let in."""
+    path = tmp_path / "warmstart.sock"
+    process = subprocess.Popen(
+        [sys.executable, "server.py"], cwd=ROOT, env=environment(HOST=f"unix:{path}", PRELOAD="false")
+    )
+    try:
+        wait(path.exists, 30)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(path))
+            client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert b" 200 OK" in client.recv(100)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_sigterm_drains(tiny_gpt2: Path) -> None:

@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from runtime import loader
+from runtime import loader, snapshot
 from runtime.catalogue import CATALOGUE, ModelSpec, parse_model_name
 from runtime.errors import ModelUnavailable
 from runtime.settings import Settings
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing_behind(
     def full(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loader.os, "rename", full)
+    monkeypatch.setattr(snapshot.os, "rename", full)
     assert logits(load(parse_model_name(str(tiny_gguf)), tmp_path)).shape == (1, 4, 600)
     assert list((tmp_path / "snapshots").iterdir()) == []
     assert "No space left" in caplog.text
