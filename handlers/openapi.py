@@ -55,6 +55,12 @@ _BODY_ERRORS = {
     429: "Too many requests are waiting.",
     504: "The generation took too long.",
 }
+_STATUS = {
+    "application/json": {
+        "schema": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+    }
+}
+_EXPOSITION = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +91,17 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
     _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
     schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR}
     paths: dict[str, Any] = {
-        "/livez": {"get": _probe("livez", "Whether the process runs; answers under any load.", {200: "It runs."})},
-        "/readyz": {
-            "get": _probe("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."})
-        },
+        f"/{name}": {"get": _probe(name, summary, answers, content)}
+        for name, summary, answers, content in (
+            (
+                "livez",
+                "Whether the process runs; answers under any load.",
+                {200: "It runs.", 503: "The engine has died too often: replace the process."},
+                _STATUS,
+            ),
+            ("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("metrics", "What is measured; as OpenMetrics if Accept names it.", {200: "Everything."}, _EXPOSITION),
+        )
     }
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
@@ -168,12 +181,7 @@ def _errors(codes: dict[int, str], openai: bool) -> dict[str, Any]:
     return {str(code): {"description": text, "content": content} for code, text in sorted(codes.items())}
 
 
-def _probe(name: str, summary: str, answers: dict[int, str]) -> dict[str, Any]:
-    content = {
-        "application/json": {
-            "schema": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
-        }
-    }
+def _probe(name: str, summary: str, answers: dict[int, str], content: dict[str, Any]) -> dict[str, Any]:
     responses = {str(code): {"description": text, "content": content} for code, text in answers.items()}
     return {
         "operationId": name,

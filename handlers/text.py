@@ -7,7 +7,10 @@ from typing import Any
 
 from handlers.context import Context
 from handlers.generation import (
+    Collected,
     Plan,
+    check_least,
+    check_logit_bias,
     check_prompt_chars,
     check_sequences,
     encode_all,
@@ -16,6 +19,7 @@ from handlers.generation import (
     run,
     sampling_params,
 )
+from handlers.logprobs import entries
 from handlers.schemas.requests import CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
 from runtime.types import Job
@@ -33,6 +37,7 @@ async def plan(request: TextRequest, ctx: Context) -> Plan:
     check_prompt_chars(request.prompt, ctx, "prompt")
     check_sequences(len(request.prompt), request.num_return_sequences, ctx, "num_return_sequences")
     engine = await ctx.models.engine(request.model)
+    check_logit_bias(request, engine)
     jobs = []
     for ids in await encode_all(engine, request.prompt):
         limit = room(len(ids), engine.info.context_length, "prompt")
@@ -46,7 +51,15 @@ async def plan(request: TextRequest, ctx: Context) -> Plan:
             limit = min(limit, request.max_length - len(ids))
         if request.max_new_tokens is not None:
             limit = min(limit, request.max_new_tokens)
-        jobs.append(Job(ids, sampling_params(request, max_new_tokens=limit, n=request.num_return_sequences)))
+        check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
+        params = sampling_params(
+            request,
+            max_new_tokens=limit,
+            n=request.num_return_sequences,
+            min_new_tokens=request.min_new_tokens,
+            logprobs=request.logprobs,
+        )
+        jobs.append(Job(ids, params))
     return Plan(engine, tuple(jobs))
 
 
@@ -56,6 +69,7 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
     collected = await run(ready, ctx)
     sequences = [
         {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
+        | _logprobs(request, ready, collected, i)
         for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
     ]
     return {
@@ -75,9 +89,14 @@ async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGene
             if token.text or token.finish_reason:
                 prefix = "" if token.sequence in begun else _prefix(request, token.sequence, echo)
                 begun.add(token.sequence)
-                yield {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
+                piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
+                yield piece | _logprobs(request, ready, collected, token.sequence)
     yield {"model": ready.engine.info.name, "usage": collected.usage()}
 
 
 def _prefix(request: TextRequest, index: int, echo: bool) -> str:
     return request.prompt[index // request.num_return_sequences] if echo else ""
+
+
+def _logprobs(request: TextRequest, ready: Plan, collected: Collected, index: int) -> dict[str, Any]:
+    return {} if request.logprobs is None else {"logprobs": entries(ready.engine, collected.take(index))}

@@ -50,7 +50,7 @@ def sse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         data = line[5:].strip()
         if data == b"[DONE]":
             return
-        event = _json_object(data)
+        event = json_object(data)
         if "error" in event:
             raise BadAnswer(f"error event: {event['error']}")
         yield event
@@ -88,7 +88,7 @@ def read_whole(body: bytes, began: float, ended: float) -> Answer:
     Raises:
         BadAnswer: it is none.
     """
-    answer = _json_object(body)
+    answer = json_object(body)
     try:
         parts = answer["choices"] if "choices" in answer else answer["sequences"]
         texts = [part["message"]["content"] if "message" in part else part["text"] for part in parts]
@@ -121,7 +121,12 @@ def _answer(began: float, first: float | None, seconds: float, usage: Any, text:
     return Answer(began, first, seconds, read, written, text)
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes) -> dict[str, Any]:
+    """Parse one.
+
+    Raises:
+        BadAnswer: it is something else.
+    """
     try:
         value = json.loads(data)
     except ValueError:

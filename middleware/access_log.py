@@ -14,7 +14,7 @@ from runtime.logging import request_usage
 
 _log = logging.getLogger("warmstart.access")
 
-_QUIET = frozenset({"/livez", "/readyz", "/health"})  # asked every few seconds; logged only when they fail
+_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # asked every few seconds; logged only when they fail
 _CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
 
 

@@ -119,6 +119,8 @@ class _Connection(web.RequestHandler):
         if 400 <= status < 500:
             error = InvalidRequest("this is not a valid HTTP/1.1 request")
             _log.info("unreadable request from %s: %s", request.remote, type(exc).__name__)
+        elif isinstance(exc, ConnectionError):
+            _log.info("a client left before its answer began")
         else:
             _log.error("a request failed outside all middlewares", exc_info=exc)
         if request.writer.output_size > 0:

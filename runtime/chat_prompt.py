@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from runtime.chat_template import render_chat
 from runtime.errors import InvalidRequest
+from runtime.tokenizer import Tokenizer
 from runtime.types import Message
 
 # For models that bring no chat template: readable by a base model, and documented in the README.
@@ -30,22 +31,18 @@ class ChatEncoder:
     """Encodes chats for one tokenizer.
 
     Args:
-        tokenizer: a transformers tokenizer. Its ``chat_template`` is used; without one, ``PLAIN_TEMPLATE``.
+        tokenizer: its ``chat_template`` is used; without one, ``PLAIN_TEMPLATE``.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.own_template = bool(tokenizer.chat_template)
-        self._template = None if self.own_template else PLAIN_TEMPLATE
+        self._template = tokenizer.chat_template or PLAIN_TEMPLATE
         # Added tokens that are not control tokens are runs of white space: cutting them would change plain text.
-        control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or not t.content.isspace()]
-        longest_first = sorted((text for text in control if len(text) > 1), key=len, reverse=True)
+        control = {i: t.content for i, t in tokenizer.added_tokens.items() if t.special or not t.content.isspace()}
+        longest_first = sorted((text for text in control.values() if len(text) > 1), key=len, reverse=True)
         self._control = re.compile(f"(?={'|'.join(map(re.escape, longest_first))})(.)", re.S) if longest_first else None
-        self._control_ids = frozenset(
-            i for i, t in tokenizer.added_tokens_decoder.items() if t.special or not t.content.isspace()
-        )
-        # A normalizer may fold other characters into a control token's text, where no search for the text sees it.
-        self._normalizes = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None) is not None
+        self._control_ids = frozenset(control)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids up to where the assistant speaks.
@@ -56,13 +53,12 @@ class ChatEncoder:
         """
         cut = _absent_marker(messages)
         contents = [self._cut(message.content, cut) for message in messages]
-        if self._normalizes:
+        # A normalizer may fold other characters into a control token's text, where no search for the text sees it.
+        if self._tokenizer.normalizes:
             self._refuse_disguised(contents, cut)
         turns = [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
         try:
-            prompt: str = self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
-            )
+            prompt = render_chat(self._template, turns, self._tokenizer.special_tokens)
         except TemplateError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -75,7 +71,7 @@ class ChatEncoder:
         return self._control.sub(lambda match: match.group(1) + cut, text) if self._control else text
 
     def _ids(self, pieces: Sequence[str], *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = list(self._tokenizer.encode(pieces[0], add_special_tokens=add_special_tokens))
+        ids = self._tokenizer.encode(pieces[0], add_special_tokens=add_special_tokens)
         for piece in pieces[1:]:
             ids += self._tokenizer.encode(piece, add_special_tokens=False)
         return ids

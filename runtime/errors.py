@@ -133,6 +133,12 @@ class ModelUnavailable(ServiceError):
     code, status, title, retryable = "model_unavailable", 503, "Model unavailable", True
 
 
+class EngineRestarting(ServiceError):
+    """The engine died beneath the request. A new one starts; what was generated is lost."""
+
+    code, status, title, retryable = "engine_restarting", 503, "Engine restarting", True
+
+
 class Draining(ServiceError):
     """The service is shutting down and admits nothing new."""
 

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and how far it is (0 to 1, None when unknown)."""
 
@@ -45,6 +43,8 @@ class Reporter:
     def _draw(self, stage: str, fraction: float | None) -> None:
         if stage != self._stage:
             self.close()
+            from tqdm import tqdm  # a tenth of the time to listening, and only for terminals
+
             self._bar = tqdm(
                 total=100,
                 desc=f"{self._name}: {stage}",

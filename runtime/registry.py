@@ -36,7 +36,12 @@ class Loadable(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether its worker runs."""
+        """Whether its worker runs, or will again."""
+        ...
+
+    @property
+    def beating(self) -> bool:
+        """Whether it is alive and gets on with its work."""
         ...
 
     def close(self, grace: float = 0) -> None:
@@ -111,9 +116,15 @@ class Registry(Generic[E]):
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is loaded, its worker runs, and the service is not draining."""
+        """Whether the default model is loaded, its worker beats, and the service is not draining."""
         future = self._slots[self._default].future
-        return not self.draining and future is not None and future.done() and future.result().alive
+        return not self.draining and future is not None and future.done() and future.result().beating
+
+    @property
+    def alive(self) -> bool:
+        """See ``handlers.context.Models``."""
+        future = self._slots[self._default].future
+        return self.draining or future is None or not future.done() or future.result().alive
 
     def close(self, grace: float = 0) -> None:
         """Unload everything. Loads under way are abandoned with their daemon threads."""

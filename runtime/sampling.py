@@ -1,13 +1,16 @@
 """Choosing the next token: pure functions over logits, the same for every engine.
 
-Randomness is counter-based: the number drawn for a token depends on the request's seed, the sequence's index within its
-prompt and the token's position alone, never on what else runs, so that a seed gives the same tokens in any batch.
+They work on one row and define what is right; ``runtime.row_sampling`` gives the same answers for all rows of a step in
+one pass on the device.
+
+A row's logits are changed in this order: logit bias, repetition penalty, presence and frequency penalties, banned ids.
+Then temperature, top-k, top-p, min-p (the order of transformers), then the inverse CDF from the likeliest token down.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +18,23 @@ from torch import Tensor
 from runtime.types import SamplingParams
 
 
-def uniform(seed: int, sequence: int, position: int) -> float:
-    """A number in [0, 1) fixed by its arguments (53 bits of BLAKE2b, RFC 7693).
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one row's choice depends on beside its logits.
 
     Args:
-        seed: any integer of 64 bits, signed or not.
-        sequence: index of the sequence within its prompt.
-        position: index of the token within the sequence's new tokens.
+        params: how to choose.
+        u: the row's random number in [0, 1).
+        tokens: ids of the prompt and of what was generated; read by the repetition penalty only.
+        counts: how often each id was generated; read by the presence and frequency penalties only.
+        banned: ids that may not be chosen.
     """
-    packed = struct.pack("<QQQ", seed & (2**64 - 1), sequence, position)
-    return (int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 11) * 2.0**-53
+
+    params: SamplingParams
+    u: float
+    tokens: Sequence[int] = ()
+    counts: Mapping[int, int] | None = None
+    banned: Sequence[int] = ()
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -41,38 +51,70 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, params: SamplingParams, u: float) -> int:
-    """The next token of one sequence.
+def adjust(logits: Tensor, draw: Draw) -> Tensor:
+    """One row's logits with bias, penalties and bans applied.
 
-    Temperature first, then top-k, then top-p over what is left (the order of transformers and of OpenAI's parameters),
-    then inverse-CDF sampling: the first token, from the most likely down, at which the cumulative probability passes
-    ``u``. Ties in the logits are kept in id order, so that the answer does not depend on the sort.
+    Args:
+        logits: [V] as the model gave them, left as they are.
+        draw: the row's.
+
+    Returns:
+        [V] float32.
+    """
+    params, logits = draw.params, logits.float().clone()
+    for token, bias in params.logit_bias:
+        logits[token] += bias
+    if draw.tokens:
+        penalize_repetition(logits, torch.tensor(draw.tokens, device=logits.device), params.repetition_penalty)
+    for token, count in (draw.counts or {}).items():
+        logits[token] -= params.presence_penalty + params.frequency_penalty * count
+    for token in draw.banned:
+        logits[token] = float("-inf")
+    return logits
+
+
+def sample(logits: Tensor, params: SamplingParams, u: float) -> int:
+    """The next token of one sequence: the first, from the likeliest down, at which the kept probability passes ``u``.
+
+    Ties in the logits are in id order, so that the answer does not depend on the sort.
 
     Args:
         logits: [V].
-        params: temperature, top_k and top_p are read.
+        params: temperature, top_k, top_p and min_p (relative to the likeliest token) are read.
         u: a number in [0, 1).
 
     Returns:
         A token id.
     """
-    if params.temperature == 0:
+    if params.temperature == 0 or bool(logits.max() == float("-inf")):
         return int(logits.argmax())
-    k = min(params.top_k, logits.shape[-1])
-    if k:
-        # topk gives no order among equals: take every logit that reaches the k-th, sort them stably, then cut.
-        threshold = torch.topk(logits, k).values[-1]
-        candidates = torch.nonzero(logits >= threshold).squeeze(1)
-    else:
-        candidates = torch.arange(logits.shape[-1], device=logits.device)
-    values, order = torch.sort(logits[candidates].double() / params.temperature, descending=True, stable=True)
-    if k:
-        values, order = values[:k], order[:k]
-    probabilities = torch.softmax(values, dim=-1)
-    cumulative = torch.cumsum(probabilities, dim=-1)
+    values, order = torch.sort(logits.float(), descending=True, stable=True)
+    values = values[: params.top_k or None].double()
+    weights = torch.exp((values - values[0]) / params.temperature)  # of the likeliest: 1
+    cumulative = torch.cumsum(weights, dim=-1)
+    kept = len(weights)
     if params.top_p < 1:
         # A token stays while the probability before it has not yet reached p: at least one always does.
-        kept = int((cumulative - probabilities < params.top_p).sum())
-        cumulative = cumulative[: max(kept, 1)]
-    index = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    return int(candidates[order[min(index, cumulative.shape[0] - 1)]])
+        kept = min(kept, int((cumulative - weights < params.top_p * cumulative[-1]).sum()))
+    if params.min_p > 0:
+        kept = min(kept, int((weights >= params.min_p).sum()))
+    kept = max(kept, 1)
+    index = int(torch.searchsorted(cumulative[:kept], u * cumulative[kept - 1], right=True))
+    return int(order[min(index, kept - 1)])
+
+
+def log_probabilities(logits: Tensor, token: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """What the model itself gave a token and the likeliest ones.
+
+    Args:
+        logits: [V] as the model gave them, before ``adjust``.
+        token: the chosen id.
+        top: how many of the likeliest tokens to report.
+
+    Returns:
+        The token's log-probability in natural logarithms, and (id, log-probability) of the likeliest, best first, ties
+        in id order.
+    """
+    values = torch.log_softmax(logits.float(), dim=-1)
+    order = torch.sort(logits.float(), descending=True, stable=True).indices[:top]
+    return float(values[token]), tuple((int(i), float(values[i])) for i in order)

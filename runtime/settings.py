@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime.errors import SettingsError
@@ -57,8 +57,34 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Weights' type; auto takes 16 bits only where the device is fast at it."
+    dtype: Literal["auto", "int8", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Weights' type; auto is int8 on a CPU with compiled kernels, else 16 bits where they are fast.",
+    )
+    engine: Literal["auto", "fast", "reference"] = Field(
+        "auto", description="fast, reference (transformers), or auto: fast for the models it knows."
+    )
+    kv_cache_bytes: int = Field(
+        0, ge=0, le=2**50, description="Memory for keys and values; 0 takes what the container's limit leaves room for."
+    )
+    prefix_cache_bytes: int = Field(
+        268_435_456, ge=0, le=2**50, description="Of that, what finished texts may hold for prompts that begin alike."
+    )
+    max_batch: int = Field(64, ge=1, le=1024, description="Sequences that run at once; others wait.")
+    token_budget: int = Field(
+        128,
+        ge=1,
+        le=65_536,
+        description="Tokens of one step while texts are being written, so that prompts don't stall them.",
+    )
+    max_step_tokens: int = Field(
+        1024, ge=16, le=65_536, description="Tokens of one step at most; not less than MAX_BATCH."
+    )
+    speculate_tokens: int = Field(
+        8, ge=0, le=64, description="Tokens to guess from the text itself while one text is being written; 0 for none."
+    )
+    deterministic: bool = Field(
+        True, description="Same tokens alone and in a batch also through torch; compiled kernels always give that."
     )
     num_threads: int = Field(0, ge=0, le=1024, description="CPU threads for the model; 0 takes the cores it may use.")
     cache_dir: Path = Field(
@@ -70,7 +96,7 @@ class Settings(BaseSettings):
         200_000, ge=1, le=10_000_000, description="Longest prompt or chat, in characters, all messages together."
     )
     max_sequences: int = Field(16, ge=1, le=1024, description="Prompts x sequences of one request.")
-    max_queue: int = Field(64, ge=1, le=100_000, description="Requests waiting for the engine before 429.")
+    max_queue: int = Field(256, ge=1, le=100_000, description="Requests waiting for the engine before 429.")
     request_timeout_seconds: float = Field(
         600, gt=0, le=86_400, description="Longest a generation may take, queue included, before 504."
     )
@@ -95,6 +121,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
     log_prompts: bool = Field(False, description="Log prompts and messages with each request.")
+
+    @model_validator(mode="after")
+    def _step_holds_batch(self) -> Settings:
+        if self.max_batch > self.max_step_tokens:
+            raise ValueError(f"MAX_BATCH: {self.max_batch} is more than MAX_STEP_TOKENS ({self.max_step_tokens})")
+        return self
 
     @field_validator("allowed_ips", "trusted_proxies", mode="before")
     @classmethod
@@ -139,7 +171,9 @@ class Settings(BaseSettings):
             return cls(**overrides)
         except ValidationError as error:
             lines = [
-                f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg'].removeprefix('Value error, ')}"
+                ": ".join(
+                    filter(None, (".".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")))
+                )
                 + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
                 for item in error.errors()
             ]

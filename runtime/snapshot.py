@@ -1,71 +1,222 @@
-"""Converted copies of models in the cache folder: where they lie, and how they get there whole."""
+"""The serving form of a model on disk: packed weights to map, the tokenizer, and what must be known of both.
+
+A folder ``<cache>/serving/<name>-<key>`` holds ``weights.bin`` (every tensor at a 64-byte boundary, matrices packed as
+``runtime.engine.pack`` says), ``tokenizer.json`` and ``model.json`` (facts, the tensors' places, SHA-256 of the other
+two and of itself). Reading it imports neither torch nor transformers; ``runtime.snapshot_writer`` makes it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
-import shutil
-import tempfile
-import time
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import numpy as np
+from numpy.typing import NDArray
 
-_FORMAT = 1
-_STALE_SECONDS = 3600
-_COMPLETE = "warmstart.json"  # written last, so its presence says that a conversion is whole
+from runtime.engine.config import DecoderConfig
+from runtime.engine.pack import Packed, WeightKind, scale_count
+from runtime.phases import Phases
+from runtime.tokenizer import Tokenizer
+
+FORMAT = 3
+WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
-def folder_of(file: Path, cache: Path, dtype: torch.dtype) -> Path:
-    """Where a file's copy belongs, named by what it depends on: the file as it is now, the number type, the format.
+class DamagedSnapshot(Exception):
+    """What lies there is not a whole snapshot of this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of the model beside its weights and its tokenizer.
 
     Args:
-        file: the GGUF file.
-        cache: the cache folder.
-        dtype: what the weights are converted to.
-
-    Raises:
-        OSError: the file is not there.
+        source: the file's name or the hub id, for people who look into the folder.
+        revision: the hub's commit.
+        architecture: the model class in transformers.
+        parameters: how many there are, a tied head counted once.
+        kind: how matrices are stored.
+        decoder: its shape.
+        end_ids: every token id that ends a text.
     """
-    stat = file.stat()
-    identity = f"{_FORMAT}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{dtype}|{transformers.__version__}"
-    return cache / "snapshots" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+    source: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    kind: WeightKind
+    decoder: DecoderConfig
+    end_ids: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Facts:
+        """What ``dataclasses.asdict`` made, also after a way through JSON text.
+
+        Raises:
+            KeyError, TypeError: a field is missing or unknown.
+        """
+        decoder = DecoderConfig.from_json(data["decoder"])
+        return cls(**{**data, "decoder": decoder, "end_ids": tuple(data["end_ids"])})
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a copy was written to its end."""
-    return (folder / _COMPLETE).is_file()
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in ``weights.bin``, in bytes. ``scales`` is where an int8 matrix's scales begin."""
+
+    shape: tuple[int, ...]
+    matrix: bool
+    offset: int
+    size: int
+    scales: int | None
 
 
-def save(model: Any, tokenizer: Any, folder: Path, *, source: str) -> None:
-    """Written beside its place and renamed, so that a reader never sees half of it, whoever else writes.
+class Snapshot:
+    """An open snapshot. Its arrays are read-only views of the mapped file, valid as long as anyone holds one.
 
     Args:
-        model: with ``save_pretrained``, as is the tokenizer.
+        facts: of the model.
         tokenizer: the model's.
+        buffer: the content of ``weights.bin``.
+        places: of the tensors in it.
+    """
+
+    def __init__(self, facts: Facts, tokenizer: Tokenizer, buffer: mmap.mmap, places: Mapping[str, Place]) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self._bytes: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
+        self._bytes.flags.writeable = False
+        self._places = places
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all weights."""
+        return self._bytes.size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def is_matrix(self, name: str) -> bool:
+        """Whether a tensor is packed."""
+        return self._places[name].matrix
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape before packing."""
+        return self._places[name].shape
+
+    def matrix(self, name: str) -> Packed:
+        """A packed matrix, at a 64-byte boundary as are its scales.
+
+        Raises:
+            KeyError: there is no tensor of that name, or it is a vector.
+        """
+        place = self._places[name]
+        if not place.matrix:
+            raise KeyError(name)
+        scales = None
+        if place.scales is not None:
+            scales = self._slice(place.scales, 4 * scale_count(*place.shape)).view(np.float32)
+        return Packed(self._slice(place.offset, place.size), scales)
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A tensor that is not packed, in its shape.
+
+        Raises:
+            KeyError: there is no tensor of that name, or it is a matrix.
+        """
+        place = self._places[name]
+        if place.matrix:
+            raise KeyError(name)
+        return self._slice(place.offset, place.size).view(np.float32).reshape(place.shape)
+
+    def _slice(self, offset: int, size: int) -> NDArray[np.uint8]:
+        return self._bytes[offset : offset + size]
+
+
+def folder_of(cache: Path, name: str, identity: str, kind: WeightKind) -> Path:
+    """Where a model's snapshot belongs, named by all it depends on.
+
+    Args:
+        cache: the cache folder.
+        name: for people.
+        identity: of the source as it is now, see ``runtime.sources``.
+        kind: how its matrices are stored.
+    """
+    key = hashlib.sha256(f"{FORMAT}|{identity}|{kind}".encode()).hexdigest()[:16]
+    return cache / "serving" / f"{name}-{key}"
+
+
+def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
+    """Map a snapshot and check that it is whole: every byte of it, while the tokenizer is being built.
+
+    Args:
         folder: from ``folder_of``.
-        source: the file's name, for people who look into the folder.
+        phases: takes the times.
 
     Raises:
-        OSError: the disk is read-only or full; nothing is left behind.
-        SafetensorError: likewise, from the writing of the weights.
+        FileNotFoundError: there is none.
+        DamagedSnapshot: there is one that must be made again.
+        OSError: it cannot be read.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    phases = phases or Phases()
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / _COMPLETE).write_text(json.dumps({"format": _FORMAT, "source": source}) + "\n")
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not is_complete(folder):  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        content = _checked_model(json.loads((folder / MODEL).read_bytes()))
+        facts = Facts.from_json(content["facts"])
+        buffer = _map(folder / WEIGHTS, content["size"])
+        digest = _Digest(buffer)
+        with phases.phase("tokenizer"):
+            text = (folder / TOKENIZER).read_bytes()
+            if hashlib.sha256(text).hexdigest() != content["sha256"][TOKENIZER]:
+                raise DamagedSnapshot("tokenizer.json has changed")
+            tokenizer = Tokenizer.from_json(text.decode(), content["chat_template"], content["special_tokens"])
+        places = {name: Place(**{**p, "shape": tuple(p["shape"])}) for name, p in content["tensors"].items()}
+        with phases.phase("weights"):
+            if digest.result() != content["sha256"][WEIGHTS]:
+                raise DamagedSnapshot("weights.bin has changed")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedSnapshot(f"{type(error).__name__}: {error}") from error
+    return Snapshot(facts, tokenizer, buffer, places)
+
+
+def _map(file: Path, size: int) -> mmap.mmap:
+    with file.open("rb") as opened:
+        if os.fstat(opened.fileno()).st_size != size:
+            raise DamagedSnapshot("weights.bin has another size")
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _checked_model(document: Any) -> Any:
+    if document["sha256"] != digest_of(document["content"]):
+        raise DamagedSnapshot("model.json has changed")
+    if document["content"]["format"] != FORMAT:
+        raise DamagedSnapshot("another format")
+    return document["content"]
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain data, the same before and after a way through JSON text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _Digest:
+    """A buffer's SHA-256, taken on a thread of its own: hashing frees the interpreter."""
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._hash = hashlib.sha256()
+        self._thread = threading.Thread(target=self._hash.update, args=(buffer,), name="snapshot-digest")
+        self._thread.start()
+
+    def result(self) -> str:
+        self._thread.join()
+        return self._hash.hexdigest()

@@ -26,7 +26,14 @@ class SamplingParams:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
+        min_p: drop tokens less likely than this times the likeliest one (arXiv:2407.01082); 0 keeps all.
         repetition_penalty: CTRL's penalty on tokens already seen (arXiv:1909.05858 section 4.1); 1 is off.
+        presence_penalty: subtracted once from the logit of each token generated already (OpenAI's formula).
+        frequency_penalty: subtracted from a token's logit once per time it was generated (OpenAI's formula).
+        logit_bias: (token id, number added to its logit).
+        min_new_tokens: neither an end token nor a stop string ends a sequence before it has this many tokens.
+        logprobs: None for none, else how many of the likeliest tokens to report beside the chosen one's own. They are
+            the log-softmax of the logits as the model gave them, in natural logarithms.
         stop: strings that end a sequence; they are not part of its text.
         seed: makes the sampled tokens repeatable; None draws a fresh one.
         n: sequences per prompt.
@@ -36,7 +43,13 @@ class SamplingParams:
     temperature: float = 0.7
     top_k: int = 50
     top_p: float = 0.9
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    logprobs: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
     n: int = 1
@@ -59,12 +72,18 @@ class Token:
         id: the token's id.
         text: the text this token releases; often empty (half a character, or a possible stop string held back).
         finish_reason: set on the sequence's last token only.
+        logprob: of this token, if asked for.
+        top_logprobs: (token id, logprob) of the likeliest tokens, best first, if asked for.
+        cached_tokens: on a prompt's first token: how many of the prompt's tokens were in the prefix cache.
     """
 
     sequence: int
     id: int
     text: str
     finish_reason: FinishReason | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

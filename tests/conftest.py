@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from runtime.settings import Settings
 from tests.models import save_tiny_gpt2, save_tiny_llama
-
-if TYPE_CHECKING:
-    from runtime.engine.reference import ReferenceEngine
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -40,34 +35,3 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama."""
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-def _engine(name: str, **settings: object) -> ReferenceEngine:
-    from runtime.catalogue import parse_model_name
-    from runtime.load_engine import load_engine
-
-    return load_engine(parse_model_name(name), Settings.load(**settings), lambda stage, fraction: None)
-
-
-@pytest.fixture(scope="session")
-def gpt2_engine(tiny_gpt2: Path) -> Iterator[ReferenceEngine]:
-    """The tiny GPT-2, loaded."""
-    engine = _engine(str(tiny_gpt2))
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="session")
-def llama_engine(tiny_llama: Path) -> Iterator[ReferenceEngine]:
-    """The tiny Llama, loaded."""
-    engine = _engine(str(tiny_llama))
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="session")
-def embedded_engine() -> Iterator[ReferenceEngine]:
-    """The embedded SmolLM2, loaded."""
-    engine = _engine("smollm2-135m-instruct")
-    yield engine
-    engine.close()

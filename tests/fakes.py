@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+import zlib
+from array import array
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from handlers.context import Clock, Context, Limits
+from runtime.engine.sequence import Row, Sampled
+from runtime.engine.sequence import Sequence as TextSequence
+from runtime.engine.slots import BlockPool
 from runtime.errors import ModelNotFound, ServiceError
 from runtime.settings import Settings
 from runtime.types import Job, Message, ModelInfo, ModelState, ModelStatus, Token
@@ -40,6 +47,10 @@ class FakeEngine:
         token_length: tokens per prompt, whatever its text, or a function of the text.
         pause: seconds before each token.
         fail_after: raise ``failure`` after that many tokens.
+        cached_tokens: of each prompt, how many were in the prefix cache.
+
+    A token's id is its word's number, its log-probability -(number + 1) / 4, and the likeliest tokens in every place
+    are the words in their order.
     """
 
     words: tuple[str, ...] = ("Hello", " there", ".")
@@ -47,10 +58,12 @@ class FakeEngine:
     pause: float = 0
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: ServiceError("planted"))
+    cached_tokens: int = 0
     info: ModelInfo = INFO
     chat_stops: tuple[str, ...] = ()
     memory_bytes: int = 1
     alive: bool = True
+    beating: bool = True
     jobs: list[tuple[Job, ...]] = field(default_factory=list)
     chats: list[tuple[Message, ...]] = field(default_factory=list)
     open_streams: int = 0
@@ -63,12 +76,16 @@ class FakeEngine:
         self.chats.append(tuple(messages))
         return await self.encode("".join(message.content for message in messages))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.words[token_id].encode() if token_id < len(self.words) else b""
+
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         self.jobs.append(tuple(jobs))
         self.open_streams += 1
         sent = 0
         try:
-            limits = [job.params.max_new_tokens for job in jobs for _ in range(job.params.n)]
+            rows = [(job.params, number) for job in jobs for number in range(job.params.n)]
+            limits = [params.max_new_tokens for params, _ in rows]
             for position in itertools.count():
                 live = [row for row, limit in enumerate(limits) if position < min(limit, len(self.words))]
                 if not live:
@@ -81,12 +98,35 @@ class FakeEngine:
                     last = position == len(self.words) - 1
                     cut = position == limits[row] - 1
                     reason = "stop" if last else "length" if cut else None
-                    yield Token(row, position, self.words[position], reason)  # type: ignore[arg-type]
+                    params, number = rows[row]
+                    yield Token(
+                        row,
+                        position,
+                        self.words[position],
+                        reason,  # type: ignore[arg-type]
+                        logprob=None if params.logprobs is None else _logprob(position),
+                        top_logprobs=tuple((i, _logprob(i)) for i in range(min(params.logprobs or 0, len(self.words)))),
+                        cached_tokens=self.cached_tokens if position == number == 0 else 0,
+                    )
         finally:
             self.open_streams -= 1
 
     def close(self, grace: float = 0) -> None:
-        self.alive = False
+        self.alive = self.beating = False
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, object]:
+    """The usage of an answer."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def _logprob(token_id: int) -> float:
+    return -(token_id + 1) / 4
 
 
 @dataclass
@@ -98,6 +138,7 @@ class FakeModels:
         failure: raised instead of giving the engine.
         ready: whether requests are answered.
         draining: whether the service shuts down.
+        alive: whether the process need not be replaced.
         state: of the model; by default ``ready`` or ``loading`` as ``ready`` says.
         stage: what its load is doing, ``progress`` how far that is.
         error: why its load failed.
@@ -107,6 +148,7 @@ class FakeModels:
     failure: Exception | None = None
     ready: bool = True
     draining: bool = False
+    alive: bool = True
     state: ModelState | None = None
     stage: str | None = None
     progress: float | None = None
@@ -185,3 +227,125 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the condition is any plain fact, nobody would set an event
             await asyncio.sleep(0.005)
+
+
+def fake_choice(sequence: TextSequence, prefix: Sequence[int], banned: Sequence[int], vocabulary: int) -> Sampled:
+    """The fake model: a choice that depends on every token before it, and on what a real one would depend on.
+
+    Mostly it says again what it said three tokens ago, so that guesses can be right.
+    """
+    number = 0 if sequence.params.temperature == 0 else sequence.number + sequence.seed
+    draw = zlib.crc32(array("q", [*prefix, len(prefix) - len(sequence.prompt), number]))
+    repeats = draw % 8 and len(prefix) > 3
+    chosen = prefix[-3] if repeats else (draw >> 8) % vocabulary
+    while chosen in banned:
+        chosen = (chosen + 1) % vocabulary
+    if sequence.params.logprobs is None:
+        return Sampled(chosen)
+    logprob = -(draw % 997 + 1) / 100
+    return Sampled(chosen, logprob, tuple((chosen + i, logprob - i) for i in range(sequence.params.logprobs)))
+
+
+def fake_text(sequence: TextSequence, eos: frozenset[int], vocabulary: int) -> list[int]:
+    """The tokens that a sequence must get, worked out without batches, caches and guesses."""
+    tokens = list(sequence.prompt)
+    for generated in range(sequence.params.max_new_tokens):
+        banned = sorted(eos) if generated < sequence.params.min_new_tokens else []
+        tokens.append(fake_choice(sequence, tokens, banned, vocabulary).id)
+        if tokens[-1] in eos:
+            break
+    return tokens[len(sequence.prompt) :]
+
+
+@dataclass
+class FakeRunner:
+    """A runner without a model (see ``fake_choice``) whose keys and values are digests of the text up to each position.
+
+    It reads what attention would read, through the sequence's blocks, and fails if that belongs to any other text or
+    position, or if a row breaks a rule of the ``Runner`` protocol.
+
+    Args:
+        blocks: see ``Runner``, and so are ``block_tokens`` and ``max_tokens``.
+        vocabulary: token ids it may choose.
+        fail: why a row fails, or None if it does not; an exception raised here fails the whole step.
+        pause: seconds that a step takes.
+    """
+
+    blocks: int = 64
+    block_tokens: int = 4
+    max_tokens: int = 64
+    vocabulary: int = 20
+    fail: Callable[[Row], ServiceError | None] = lambda row: None
+    pause: float = 0
+    block_bytes: int = 1
+    steps: list[int] = field(default_factory=list)  # tokens of each
+    closed: bool = False
+    _slots: dict[int, int] = field(default_factory=dict)  # slot -> digest
+
+    def step(self, rows: Sequence[Row]) -> list[list[Sampled] | ServiceError]:
+        time.sleep(self.pause)
+        assert rows, "a step of nothing"
+        assert len({id(row.sequence) for row in rows}) == len(rows), "a sequence has two rows"
+        self.steps.append(sum(len(row.token_ids) for row in rows))
+        assert self.steps[-1] <= self.max_tokens, "too many tokens"
+        for row in rows:
+            known = row.sequence.tokens[row.start :][: len(row.token_ids) - row.drafts]
+            assert row.token_ids[: len(row.token_ids) - row.drafts] == known != [], "other tokens than the sequence's"
+            assert row.samples == (1 + row.drafts if row.start + len(known) == len(row.sequence.tokens) else 0)
+            self._read(row, row.start)
+        written: dict[int, int] = {}
+        for row in rows:
+            for position, digest in list(enumerate(self._digests(row)))[row.start :]:
+                slot = self._slot(row, position)
+                assert slot not in written, "two rows write one slot"
+                written[slot] = digest
+        self._slots |= written
+        return [self.fail(row) or self._choices(row) for row in rows]
+
+    def copy_block(self, source: int, target: int) -> None:
+        for offset in range(self.block_tokens):
+            held = self._slots.get(source * self.block_tokens + offset)
+            if held is not None:
+                self._slots[target * self.block_tokens + offset] = held
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _slot(self, row: Row, position: int) -> int:
+        block = row.sequence.blocks[position // self.block_tokens]
+        assert 0 <= block < self.blocks, "no such block"
+        return block * self.block_tokens + position % self.block_tokens
+
+    def _digests(self, row: Row) -> list[int]:
+        text = row.sequence.tokens[: row.start] + row.token_ids
+        return list(itertools.accumulate(text, lambda digest, token: zlib.crc32(b"%d" % token, digest), initial=1))[1:]
+
+    def _read(self, row: Row, length: int) -> None:
+        held = [self._slots.get(self._slot(row, position)) for position in range(length)]
+        assert held == self._digests(row)[:length], "the cache holds another text"
+
+    def _choices(self, row: Row) -> list[Sampled]:
+        text = row.sequence.tokens[: row.start] + row.token_ids
+        self._read(row, len(text))
+        ends = range(len(text) - row.samples + 1, len(text) + 1)
+        return [fake_choice(row.sequence, text[:end], row.banned, self.vocabulary) for end in ends]
+
+
+def check_pool(pool: BlockPool, sequences: Sequence[TextSequence]) -> None:
+    """Fail unless the pool's books agree with each other and with what the sequences hold."""
+    held = Counter(block for sequence in sequences for block in sequence.blocks)
+    assert all(len(set(sequence.blocks)) == len(sequence.blocks) for sequence in sequences)
+    assert pool._holders == [held[block] for block in range(pool.blocks)]
+    assert sorted([*pool._free, *pool._idle, *held]) == list(range(pool.blocks)), "a block is lost or has two states"
+    assert len(pool._idle) <= pool.cache_blocks
+    assert (pool.used, pool.available) == (len(held), pool.blocks - len(held))
+    assert {key: block for block, key in enumerate(pool._keys) if key is not None} == pool._cached
+    assert all(pool._keys[block] is None for block in pool._free)
+    assert all(pool._keys[block] is not None for block in pool._idle)
+    for sequence in sequences:
+        chain = 0
+        for block in sequence.blocks[: sequence.shareable]:
+            key = pool._keys[block]
+            assert key is not None
+            assert key[0] == chain, "it holds a cached block without the chain before it"
+            chain = pool._chain[block]

@@ -57,28 +57,32 @@ def save_tiny_gpt2(folder: Path) -> Path:
     return folder
 
 
-def save_tiny_llama(folder: Path) -> Path:
-    """A Llama of 2 layers: rotary positions, grouped heads, ChatML control tokens and template."""
+def save_tiny_llama(folder: Path, **changes: Any) -> Path:
+    """A Llama of 2 layers: rotary positions, grouped heads, ChatML control tokens and template.
+
+    Args:
+        changes: of its configuration.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer(control=("<|im_start|>", "<|im_end|>"), template=CHATML)
     tokenizer.eos_token = "<|im_end|>"
     torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=256,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 256,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+    }
+    LlamaForCausalLM(LlamaConfig(**shape | changes)).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -29,6 +29,7 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
+from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.types import Job, Token
 from tests.fakes import FakeEngine, fake_context, serving, until
@@ -43,6 +44,7 @@ GETS = [route.path for route in ROUTES if route.method == "GET"]
 POSTS = [route.path for route in ROUTES if OPERATIONS[route.operation].stream is not None]
 BODY = {route.path: CHAT if route.operation == "chat" else TEXT for route in ROUTES if route.path in POSTS}
 PAGES = ["/openapi.json", "/docs", "/redoc"]
+PROBES = ["/livez", "/readyz", "/metrics"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +106,7 @@ def _events(raw: bytes) -> list[Any]:
 # Plain answers
 
 
-@pytest.mark.parametrize("path", [*GETS, "/livez", "/readyz", *PAGES])
+@pytest.mark.parametrize("path", [*GETS, *PROBES, *PAGES])
 async def test_get_routes_answer(http: Http, path: str) -> None:
     """Every GET route answers, and names its request."""
     response = await http.get(path)
@@ -138,7 +140,7 @@ async def test_served_description(http: Http) -> None:
     document = await (await http.get("/openapi.json")).json()
     assert document["info"]["version"] == "0.test"
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    assert described == {(route.method, route.path) for route in ROUTES} | {("GET", "/livez"), ("GET", "/readyz")}
+    assert described == {(route.method, route.path) for route in ROUTES} | {("GET", path) for path in PROBES}
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ async def test_compressed_bomb(http: Http) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-@pytest.mark.parametrize("path", [*GETS, "/livez", "/readyz", *PAGES])
+@pytest.mark.parametrize("path", [*GETS, *PROBES, *PAGES])
 async def test_wrong_methods_on_get_routes(http: Http, method: str, path: str) -> None:
     """Anything but GET and HEAD is 405, with what is allowed."""
     response = await http.request(method, path)
@@ -344,13 +346,16 @@ async def test_wrong_methods_on_post_routes(http: Http, method: str, path: str) 
     assert response.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize("path", [*GETS, "/livez", "/readyz", *PAGES])
+@pytest.mark.parametrize("path", [*GETS, *PROBES, *PAGES])
 async def test_head(http: Http, path: str) -> None:
     """HEAD is GET without the body, on every GET route (RFC 9110 section 9.3.2)."""
     got, head = await http.get(path), await http.head(path)
     assert (head.status, await head.read()) == (200, b"")
     assert head.headers["Content-Type"] == got.headers["Content-Type"]
-    assert head.headers["Content-Length"] == str(len(await got.read()))
+    if path == "/metrics":  # its figures move between two requests, and may take another digit
+        assert int(head.headers["Content-Length"]) > 0
+    else:
+        assert head.headers["Content-Length"] == str(len(await got.read()))
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -735,26 +740,51 @@ async def test_preflight_of_a_denied_address(aiohttp_client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "status", "word"),
+    ("models", "status", "word", "alive"),
     [
-        ({}, 200, "ready"),
-        ({"ready": False, "state": "loading"}, 503, "loading"),
-        ({"ready": False, "state": "unloaded"}, 503, "unloaded"),
-        ({"ready": False, "state": "failed"}, 503, "failed"),
-        ({"ready": False, "state": "ready"}, 503, "failed"),
-        ({"ready": False, "state": "ready", "draining": True}, 503, "draining"),
+        ({}, 200, "ready", True),
+        ({"ready": False, "state": "loading"}, 503, "loading", True),
+        ({"ready": False, "state": "unloaded"}, 503, "unloaded", True),
+        ({"ready": False, "state": "failed"}, 503, "failed", True),
+        pytest.param({"ready": False, "state": "ready"}, 503, "failed", True, id="its worker hangs"),
+        pytest.param({"ready": False, "state": "ready", "alive": False}, 503, "failed", False, id="its worker is gone"),
+        ({"ready": False, "state": "ready", "draining": True}, 503, "draining", True),
     ],
 )
-async def test_probes(aiohttp_client: Client, models: dict[str, Any], status: int, word: str) -> None:
-    """/readyz says whether requests will be answered, and why not; /livez only that the process runs."""
+async def test_probes(aiohttp_client: Client, models: dict[str, Any], status: int, word: str, alive: bool) -> None:
+    """/readyz says whether requests will be answered, and why not; /livez only whether to keep the process."""
     http = await aiohttp_client(_app(fake_context(**models)))
-    ready, alive = await http.get("/readyz"), await http.get("/livez")
+    ready, live = await http.get("/readyz"), await http.get("/livez")
     assert (ready.status, await ready.json()) == (status, {"status": word})
-    assert (alive.status, await alive.json()) == (200, {"status": "alive"})
+    assert (live.status, await live.json()) == ((200, {"status": "alive"}) if alive else (503, {"status": "dead"}))
     assert (await http.get("/health")).status == 200
 
 
-@pytest.mark.parametrize("path", [*GETS, *POSTS, "/livez", "/readyz", *PAGES, "/nowhere", "/v1/nowhere"])
+@pytest.mark.parametrize(
+    ("accept", "content_type", "end"),
+    [
+        (None, "text/plain; version=0.0.4; charset=utf-8", b""),
+        ("text/plain", "text/plain; version=0.0.4; charset=utf-8", b""),
+        (
+            "Application/OpenMetrics-Text;version=9.9,text/plain;q=0.5",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+            b"# EOF\n",
+        ),
+    ],
+)
+async def test_metrics(aiohttp_client: Client, accept: str | None, content_type: str, end: bytes) -> None:
+    """/metrics shows what the application's models feed, in the format that is asked for."""
+    metrics = Metrics()
+    metrics.model("a").restarts.inc(3)
+    http = await aiohttp_client(create_app(Settings.load(), fake_context(), metrics))
+    response = await http.get("/metrics", headers={} if accept is None else {"Accept": accept})
+    body = await response.read()
+    assert (response.status, response.headers["Content-Type"]) == (200, content_type)
+    assert b'warmstart:engine_restarts_total{model_name="a"} 3.0\n' in body
+    assert body.endswith(end)
+
+
+@pytest.mark.parametrize("path", [*GETS, *POSTS, *PROBES, *PAGES, "/nowhere", "/v1/nowhere"])
 async def test_denied_address(aiohttp_client: Client, path: str) -> None:
     """An address that is not allowed gets 403 everywhere, in the shape of where it asked."""
     engine = FakeEngine()

@@ -81,6 +81,57 @@ async def test_fields_of_ours() -> None:
     assert (engine.jobs[0][0].params.top_k, engine.jobs[0][0].params.repetition_penalty) == (3, 1.5)
 
 
+async def test_sampling_fields() -> None:
+    """The client's own fields for sampling reach the model; token ids travel as texts."""
+    engine = FakeEngine()
+    async with _client(fake_context(engine)) as client:
+        await client.chat.completions.create(
+            model="fake",
+            messages=HI,
+            presence_penalty=0.5,
+            frequency_penalty=-1,
+            logit_bias={"7": -100, "5": 2},
+            extra_body={"min_p": 0.25, "min_tokens": 2},
+        )
+    params = engine.jobs[0][0].params
+    assert (params.presence_penalty, params.frequency_penalty, params.min_p) == (0.5, -1, 0.25)
+    assert (params.logit_bias, params.min_new_tokens) == (((7, -100.0), (5, 2.0)), 2)
+
+
+async def test_logprobs() -> None:
+    """Log-probabilities come as the client's attributes, with bytes that join to the text."""
+    async with _client() as client:
+        answer = await client.chat.completions.create(model="fake", messages=HI, logprobs=True, top_logprobs=2)
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content
+    assert content is not None
+    assert [(entry.token, entry.logprob) for entry in content] == [("Hello", -0.25), (" there", -0.5), (".", -0.75)]
+    assert bytes(byte for entry in content for byte in entry.bytes or []) == b"Hello there."
+    assert [[(top.token, top.logprob) for top in entry.top_logprobs] for entry in content] == [
+        [("Hello", -0.25), (" there", -0.5)]
+    ] * 3
+
+
+async def test_streamed_logprobs() -> None:
+    """The client's accumulator joins the chunks' log-probabilities to those of the whole answer."""
+    async with _client() as client:
+        whole = await client.chat.completions.create(model="fake", messages=HI, logprobs=True, top_logprobs=1)
+        async with client.chat.completions.stream(model="fake", messages=HI, logprobs=True, top_logprobs=1) as stream:
+            final = await stream.get_final_completion()
+    assert whole.choices[0].logprobs is not None
+    assert final.choices[0].logprobs is not None
+    assert final.choices[0].logprobs.content == whole.choices[0].logprobs.content
+
+
+async def test_cached_tokens() -> None:
+    """The tokens of the prompt that were cached are where the client looks for them."""
+    async with _client(fake_context(FakeEngine(token_length=9, cached_tokens=8))) as client:
+        answer = await client.chat.completions.create(model="fake", messages=HI)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 8
+
+
 async def test_stream() -> None:
     """Chunks that join to the answer, and the usage in a last chunk without choices."""
     async with _client(fake_context(FakeEngine(token_length=9))) as client:
@@ -160,7 +211,12 @@ async def test_models() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
         ({"extra_body": {"tempratur": 1}}, "tempratur"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"256": 1}}, "logit_bias"),
+        ({"logit_bias": {"the": 1}}, "logit_bias.the"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
         ({"n": 17}, "n"),
     ],
 )

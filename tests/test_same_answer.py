@@ -18,7 +18,13 @@ from runtime.errors import ServiceError
 from tests.fakes import FakeEngine, fake_context, serving
 
 TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
-CHAT = {
+SHAPED: dict[str, Any] = {
+    "min_p": 0.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"7": -100, "5": 1.5},
+}
+CHAT: dict[str, Any] = {
     "messages": [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "é"}]},
@@ -30,9 +36,9 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "health": [{}],
     "model_info": [{}, {"model": "fake"}],
     "models": [{}],
-    "generate": [TEXT, {"prompt": "x"}],
-    "complete": [TEXT | {"echo": True}, {"prompt": "x"}],
-    "chat": [CHAT],
+    "generate": [TEXT, {"prompt": "x"}, SHAPED | {"prompt": "x", "logprobs": 2, "min_new_tokens": 3}],
+    "complete": [TEXT | {"echo": True, "logprobs": 0}, {"prompt": "x"}],
+    "chat": [CHAT, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
 WRONG: dict[str, dict[str, Any]] = {
     "health": {"x": "1"},

@@ -77,7 +77,7 @@ def test_a_fresh_server_answers_probes_at_once_and_questions_when_loaded() -> No
     """/livez is 200 and /readyz 503 while the model loads; a question asked meanwhile waits and is answered."""
     with serving() as (_, url, log):
         assert get(url, "/readyz")[0] == 503
-        assert get(url, "/health")[1]["status"] == "loading"
+        assert get(url, "/health")[1]["status"] in ("idle", "loading")  # it listens a moment before it loads
         status, answer = get(url, "/chat/completions", FRANCE)
         assert status == 200
         assert "Paris" in answer["choices"][0]["message"]["content"]

@@ -35,9 +35,12 @@ def parse(model: type[M], payload: object) -> M:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds a union's branch to the path, behind messages.N.content; a caller knows fields and indexes only.
+    # pydantic adds a union's branch to the path, behind messages.N.content, and a mark to that of a key; a caller knows
+    # fields and indexes only.
     if location[:1] == ("messages",) and location[2:3] == ("content",):
         location = location[:3] + location[4:]
+    if location[:1] == ("logit_bias",) and location[2:] == ("[key]",):
+        location = location[:2]
     return ".".join(_printable(str(part)) or "''" for part in location)
 
 

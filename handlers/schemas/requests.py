@@ -1,71 +1,17 @@
 """Request models: every field with its type, range and one line of help.
 
-Types are strict, save that numbers follow pydantic's lax mode (``"0.5"`` is a number). Unknown fields are refused.
+Types are strict, save that a number's own field follows pydantic's lax mode (``"0.5"`` is a number). Unknown fields are
+refused.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-
-def _encodable(value: str) -> str:
-    # pydantic looks into a text only where it has a length to check; elsewhere half a surrogate pair would pass, and
-    # no tokenizer takes it.
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("lone_surrogate", "half of a surrogate pair is no text") from None
-    return value
-
-
-_Text = Annotated[str, Field(min_length=1)]
-
-
-_AnyText = Annotated[str, AfterValidator(_encodable)]
-
-
-def _listed(value: object) -> object:
-    if not isinstance(value, str | list):
-        raise PydanticCustomError("one_or_many", "input should be a text or a list of texts")
-    return [value] if isinstance(value, str) else value
-
-
-def _one_or_many(text: dict[str, Any], most: int) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": most}]})
-
-
-Prompts = Annotated[
-    list[_Text],
-    BeforeValidator(_listed),
-    Field(min_length=1, max_length=1024),
-    _one_or_many({"type": "string", "minLength": 1}, 1024),
-]
-
-
-"""A text or a list of texts; a list once validated."""
-
-
-Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=256)]],
-    BeforeValidator(_listed),
-    Field(min_length=1, max_length=8),
-    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 8),
-]
-
-
-"""A stop string or a list of them; a list once validated."""
+from handlers.schemas.fields import AnyText, LogitBias, Prompts, Stops, Text
 
 
 class _Strict(BaseModel):
@@ -79,7 +25,7 @@ class Empty(_Strict):
 class ModelChoice(_Strict):
     """Which of the served models is meant."""
 
-    model: _Text | None = Field(None, max_length=256, description="A served model's id; the default model if left out.")
+    model: Text | None = Field(None, max_length=256, description="A served model's id; the default model if left out.")
 
 
 class Sampling(ModelChoice):
@@ -98,8 +44,24 @@ class Sampling(ModelChoice):
     top_k: int = Field(
         50, ge=0, le=1_000_000, strict=False, description="Sample from the k likeliest tokens; 0 is all."
     )
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="Drop tokens less likely than this times the likeliest one; 0 is none.",
+    )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=10, strict=False, description="Above 1 makes tokens already seen less likely."
+        1.0, gt=0, le=10, strict=False, description="Above 1 makes tokens already seen, prompt included, less likely."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, strict=False, description="Above 0 makes tokens already generated less likely."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, strict=False, description="The same, once for every time a token was generated."
+    )
+    logit_bias: LogitBias | None = Field(
+        None, description="Token id to a number added to its logit: -100 all but bans a token, 100 all but forces it."
     )
     stop: Stops | None = Field(None, description="Strings that end the text; they are not part of it.")
     seed: int | None = Field(
@@ -124,7 +86,21 @@ class _TextRequest(Sampling):
         strict=False,
         description="Most new tokens. Replaces the default of max_length; if both are given, the tighter one holds.",
     )
+    min_new_tokens: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        strict=False,
+        description="Neither an end token nor a stop string ends a text before it has this many new tokens.",
+    )
     num_return_sequences: int = Field(1, ge=1, le=1024, strict=False, description="Sequences per prompt.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        strict=False,
+        description="Report each new token's log-probability, and those of this many likeliest tokens in its place.",
+    )
 
 
 class GenerateRequest(_TextRequest):
@@ -139,7 +115,12 @@ class CompleteRequest(_TextRequest):
     """Complete a prompt; the answer holds the continuation only."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_new_tokens": 8, "temperature": 0}]}
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "max_new_tokens": 8, "temperature": 0},
+                {"prompt": "The capital of France is", "max_new_tokens": 1, "logprobs": 5, "temperature": 0},
+            ]
+        }
     )
 
     echo: bool = Field(False, description="Put the prompt before the completion.")
@@ -149,7 +130,7 @@ class TextPart(_Strict):
     """A text part of a message, as OpenAI's clients may send it."""
 
     type: Literal["text"]
-    text: _AnyText
+    text: AnyText
 
 
 def _content_kind(value: object) -> str | None:
@@ -157,7 +138,7 @@ def _content_kind(value: object) -> str | None:
 
 
 Content = Annotated[
-    Annotated[_AnyText, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Annotated[AnyText, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="text_or_parts",
@@ -186,13 +167,23 @@ class StreamOptions(_Strict):
 
 
 class ChatRequest(Sampling):
-    """OpenAI's chat completion request, and top_k and repetition_penalty beside it."""
+    """OpenAI's chat completion request, and top_k, min_p, repetition_penalty and min_tokens beside it."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-            ]
+                {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0},
+                {
+                    "messages": [{"role": "user", "content": "Name a colour."}],
+                    "max_tokens": 16,
+                    "presence_penalty": 0.5,
+                    "logprobs": True,
+                    "top_logprobs": 3,
+                },
+            ],
+            # top_logprobs needs logprobs
+            "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer"}}},
+            "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
         }
     )
 
@@ -207,6 +198,28 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(
         None, ge=1, le=10_000_000, strict=False, description="OpenAI's newer name of max_tokens; the tighter one holds."
     )
+    min_tokens: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        strict=False,
+        description="Neither an end token nor a stop string ends an answer before it has this many tokens.",
+    )
     n: int = Field(1, ge=1, le=1024, strict=False, description="Answers to give.")
+    logprobs: bool | None = Field(False, description="Report each token's log-probability.")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        strict=False,
+        description="Report this many likeliest tokens in each token's place, too; needs logprobs.",
+    )
     stream_options: StreamOptions | None = Field(None, description="Read only when stream is true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("logprobs", True) is not True:
+            raise PydanticCustomError("needs_logprobs", "needs logprobs to be true")
+        return value

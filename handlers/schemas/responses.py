@@ -7,12 +7,37 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = Field(description="Of the prompt tokens, those that an earlier request had left computed.")
+
+
 class Usage(BaseModel):
     """Tokens read and written."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(BaseModel):
+    """A token and how likely it was; OpenAI's fields, and the id."""
+
+    id: int = Field(description="As logit_bias takes it.")
+    token: str = Field(description="Its text; a part of a character shows as a replacement mark.")
+    logprob: float = Field(
+        description="Natural logarithm of its probability by the model alone, before penalties, biases, temperature "
+        "and the rest; -9999 stands for anything less likely than that."
+    )
+    bytes: list[int] = Field(description="Its text in UTF-8; those of all tokens, joined, are whole characters.")
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token."""
+
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens in its place, best first, if asked for.")
 
 
 class Sequence(BaseModel):
@@ -21,6 +46,9 @@ class Sequence(BaseModel):
     index: int = Field(description="Prompt number x num_return_sequences + number within the prompt.")
     text: str
     finish_reason: Literal["stop", "length"]
+    logprobs: list[TokenLogprob] | None = Field(
+        None, description="Of every generated token, those that end the text included; there if asked for."
+    )
 
 
 class TextResponse(BaseModel):
@@ -38,6 +66,7 @@ class TextChunk(BaseModel):
     index: int | None = None
     text: str | None = None
     finish_reason: Literal["stop", "length"] | None = None
+    logprobs: list[TokenLogprob] | None = Field(None, description="Of the tokens up to here; there if asked for.")
     model: str | None = None
     usage: Usage | None = None
 
@@ -49,13 +78,19 @@ class AnswerMessage(BaseModel):
     content: str
 
 
+class ChatLogprobs(BaseModel):
+    """Of every generated token, those that end the answer included; in a chunk, of those up to there."""
+
+    content: list[TokenLogprob]
+
+
 class ChatChoice(BaseModel):
     """One answer."""
 
     index: int
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatResponse(BaseModel):
@@ -82,7 +117,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(BaseModel):

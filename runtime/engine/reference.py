@@ -15,6 +15,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +25,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
+from runtime.checkpoint import end_ids
 from runtime.device import memory_in_use, release_memory, usable_cores
 from runtime.engine.text import TextStream
 from runtime.errors import DeadlineExceeded, Draining, InternalError, ServiceError, TooManyRequests
 from runtime.loader import Loaded
-from runtime.sampling import penalize_repetition, sample, uniform
+from runtime.randomness import uniform
+from runtime.sampling import Draw, adjust, log_probabilities, sample
 from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
@@ -45,7 +48,19 @@ class _Row:
     index: int  # within its prompt
     text: TextStream
     ids: list[int] = field(default_factory=list)
+    reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # of the last id, see Token
     done: bool = False
+
+    def draw(self, end_tokens: frozenset[int]) -> Draw:
+        """What its next token depends on beside the logits."""
+        params = self.params
+        return Draw(
+            params,
+            uniform(self.seed, self.index, len(self.ids)),
+            [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
+            Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
+            tuple(end_tokens) if len(self.ids) < params.min_new_tokens else (),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +100,8 @@ class ReferenceEngine:
         self._timeout = timeout
         self._chat = ChatEncoder(loaded.tokenizer)
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
-        self._eos = _end_tokens(loaded)
+        configured = loaded.model.generation_config.eos_token_id
+        self._eos = frozenset(i for i in end_ids(configured, loaded.tokenizer) if i < loaded.model.config.vocab_size)
         # Rows that ended are fed some token until the others end; nothing reads what follows.
         self._pad = min(self._eos, default=0)
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
@@ -105,6 +121,11 @@ class ReferenceEngine:
         return self._thread.is_alive()
 
     @property
+    def beating(self) -> bool:
+        """The same: a generation here may take any time."""
+        return self.alive
+
+    @property
     def memory_bytes(self) -> int:
         """See ``handlers.context.Engine``."""
         return memory_in_use(self._device)
@@ -116,6 +137,10 @@ class ReferenceEngine:
     async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
         return await asyncio.to_thread(self._chat.encode, messages)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See ``handlers.context.Engine``."""
+        return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """See ``handlers.context.Engine``."""
@@ -144,8 +169,8 @@ class ReferenceEngine:
     def warm_up(self) -> None:
         """One short generation on the calling thread, so that the first request does not pay for first times."""
         ids = tuple(self._tokenizer.encode("Warm up.")) or (self._pad,)
-        row = _Row(ids, SamplingParams(max_new_tokens=2, temperature=0), 0, 0, TextStream(self._decode, ids))
-        self._generate([row], lambda tokens: True)
+        params = SamplingParams(max_new_tokens=2, temperature=0)
+        self._generate([_Row(ids, params, 0, 0, self._text(ids, params))], lambda tokens: True)
 
     def close(self, grace: float = 0) -> None:
         """Admit nothing more, finish what was admitted, then free the model's memory.
@@ -165,13 +190,14 @@ class ReferenceEngine:
     def _rows(self, job: Job) -> list[_Row]:
         seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
         return [
-            _Row(job.token_ids, job.params, seed, i, TextStream(self._decode, job.token_ids, job.params.stop))
-            for i in range(job.params.n)
+            _Row(job.token_ids, job.params, seed, i, self._text(job.token_ids, job.params)) for i in range(job.params.n)
         ]
 
+    def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> TextStream:
+        return TextStream(self._decode, prompt, params.stop, params.min_new_tokens)
+
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _work(self) -> None:
         while (task := self._inbox.get()) is not None:
@@ -217,7 +243,7 @@ class ReferenceEngine:
                     do_sample=False,
                     pad_token_id=self._pad,
                 ),
-                logits_processor=LogitsProcessorList([_Choose(rows)]),
+                logits_processor=LogitsProcessorList([_Choose(rows, self._eos)]),
                 stopping_criteria=StoppingCriteriaList([_Deliver(rows, self._eos, deliver)]),
             )
 
@@ -225,8 +251,9 @@ class ReferenceEngine:
 class _Choose(LogitsProcessor):
     """Samples each row and leaves its choice as the only possible token, which the greedy loop then takes."""
 
-    def __init__(self, rows: list[_Row]) -> None:
+    def __init__(self, rows: list[_Row], eos: frozenset[int]) -> None:
         self._rows = rows
+        self._eos = eos
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
         only = torch.full_like(scores, float("-inf"))
@@ -234,13 +261,13 @@ class _Choose(LogitsProcessor):
             if row.done:
                 only[i, 0] = 0
                 continue
-            logits = scores[i].float()
-            if row.params.repetition_penalty != 1:
-                seen = torch.tensor([*row.prompt, *row.ids], device=logits.device)
-                logits = penalize_repetition(logits, seen, row.params.repetition_penalty)
-            if not bool(torch.isfinite(logits.max())):
+            if not bool(torch.isfinite(scores[i].max())):
                 raise InternalError("the model produced logits that are not numbers")
-            only[i, sample(logits, row.params, uniform(row.seed, row.index, len(row.ids)))] = 0
+            draw = row.draw(self._eos)
+            token_id = sample(adjust(scores[i], draw), row.params, draw.u)
+            if row.params.logprobs is not None:
+                row.reported = log_probabilities(scores[i], token_id, row.params.logprobs)
+            only[i, token_id] = 0
         return only
 
 
@@ -268,13 +295,7 @@ class _Deliver(StoppingCriteria):
                 if row.text.stopped:
                     reason = "stop"
             row.done = reason is not None
-            tokens.append(Token(i, token_id, text, reason))
+            logprob, top = row.reported
+            tokens.append(Token(i, token_id, text, reason, logprob, top))
         wanted = self._deliver(tokens)
         return torch.tensor([row.done or not wanted for row in self._rows], device=input_ids.device)
-
-
-def _end_tokens(loaded: Loaded) -> frozenset[int]:
-    """Every id that ends a sequence: the generation config's, and the tokenizer's own."""
-    configured = loaded.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, loaded.tokenizer.eos_token_id] if i is not None)

@@ -11,7 +11,7 @@ from handlers.context import Limits
 from handlers.schemas.responses import ChatChunk, ChatResponse
 from runtime.errors import InvalidRequest
 from runtime.types import Message
-from tests.fakes import FakeEngine, fake_context
+from tests.fakes import FakeEngine, fake_context, usage
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -36,7 +36,7 @@ async def test_answer() -> None:
                 "logprobs": None,
             }
         ],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+        "usage": usage(9, 3),
     }
     ChatResponse.model_validate(answer, extra="forbid", strict=True)
 
@@ -45,7 +45,7 @@ async def test_n_answers() -> None:
     """n answers come as n choices; the prompt is counted once."""
     answer = await chat.handle(HI | {"n": 3}, fake_context(FakeEngine(token_length=9)))
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
-    assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+    assert answer["usage"] == usage(9, 9)
 
 
 async def test_messages_reach_the_template() -> None:
@@ -119,7 +119,7 @@ async def test_stream_with_usage() -> None:
     *chunks, last = await _chunks({"stream_options": {"include_usage": True}}, FakeEngine(token_length=9))
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    assert last["usage"] == usage(9, 3)
     assert last["id"] == chunks[0]["id"]
     ChatChunk.model_validate(last, extra="forbid", strict=True)
 

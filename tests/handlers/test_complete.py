@@ -11,7 +11,7 @@ from handlers import complete, generate
 from handlers.context import Limits
 from handlers.schemas.responses import TextChunk, TextResponse
 from runtime.errors import InvalidRequest
-from tests.fakes import FakeEngine, fake_context
+from tests.fakes import FakeEngine, fake_context, usage
 
 
 async def test_answer() -> None:
@@ -21,7 +21,7 @@ async def test_answer() -> None:
         "text": "Hello there.",
         "sequences": [{"index": 0, "text": "Hello there.", "finish_reason": "stop"}],
         "model": "fake",
-        "usage": {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7},
+        "usage": usage(4, 3),
     }
     TextResponse.model_validate(answer, extra="forbid", strict=True)
 

@@ -9,7 +9,7 @@ import pytest
 from handlers import generate
 from handlers.schemas.responses import TextChunk, TextResponse
 from runtime.errors import InvalidRequest
-from tests.fakes import FakeEngine, fake_context
+from tests.fakes import FakeEngine, fake_context, usage
 
 
 async def test_answer() -> None:
@@ -19,7 +19,7 @@ async def test_answer() -> None:
         "text": "Say:Hello there.",
         "sequences": [{"index": 0, "text": "Say:Hello there.", "finish_reason": "stop"}],
         "model": "fake",
-        "usage": {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7},
+        "usage": usage(4, 3),
     }
     TextResponse.model_validate(answer, extra="forbid", strict=True)
 
@@ -31,7 +31,7 @@ async def test_stream() -> None:
         {"index": 0, "text": "Say:Hello", "finish_reason": None},
         {"index": 0, "text": " there", "finish_reason": None},
         {"index": 0, "text": ".", "finish_reason": "stop"},
-        {"model": "fake", "usage": {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}},
+        {"model": "fake", "usage": usage(1, 3)},
     ]
     for event in events:
         TextChunk.model_validate(event, extra="forbid", strict=True)
@@ -48,7 +48,7 @@ async def test_every_sequence_has_its_own_prompt() -> None:
         (3, "BHello there."),
     ]
     assert answer["text"] == "AHello there."
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
+    assert answer["usage"] == usage(2, 12)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from handlers.generation import (
 from handlers.schemas.requests import ChatRequest, GenerateRequest, TextPart
 from runtime.errors import ContextLengthExceeded, InvalidRequest, ModelLoading, ModelNotFound, TooManyRequests
 from runtime.types import Job, Message, SamplingParams, Token
-from tests.fakes import FakeEngine, fake_context, until
+from tests.fakes import FakeEngine, fake_context, until, usage
 
 TEXT: dict[str, Any] = {"prompt": "x"}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
@@ -94,12 +94,30 @@ def test_sampling_params_carry_every_field() -> None:
         temperature=0.25,
         top_k=3,
         top_p=0.5,
+        min_p=0.125,
         repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0.75,
+        logit_bias={"5": 1, "4": -1},  # type: ignore[dict-item]
         stop=["a"],
         seed=9,
     )
-    assert sampling_params(request, max_new_tokens=7, n=2, stop=("b",)) == SamplingParams(
-        max_new_tokens=7, temperature=0.25, top_k=3, top_p=0.5, repetition_penalty=1.5, stop=("a", "b"), seed=9, n=2
+    given = sampling_params(request, max_new_tokens=7, n=2, min_new_tokens=3, logprobs=4, stop=("b",))
+    assert given == SamplingParams(
+        max_new_tokens=7,
+        temperature=0.25,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0.75,
+        logit_bias=((5, 1.0), (4, -1.0)),
+        min_new_tokens=3,
+        logprobs=4,
+        stop=("a", "b"),
+        seed=9,
+        n=2,
     )
     assert sampling_params(GenerateRequest(prompt="x"), max_new_tokens=1, n=1).stop == ()  # type: ignore[arg-type]
 
@@ -123,7 +141,73 @@ def test_collected() -> None:
         collected.add(token)
     assert collected.texts == ["a", "bB"]
     assert collected.reasons == ["length", "stop"]
-    assert collected.usage() == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    assert collected.usage() == usage(5, 5)
+
+
+def test_collected_logprobs() -> None:
+    """Tokens that have one are given out once, by sequence and in order; those that have none never."""
+    collected = Collected(prompt_tokens=1, sequences=2)
+    tokens = [Token(i % 2, i, "", logprob=-1.0) for i in range(4)]
+    for token in [*tokens, Token(0, 9, "")]:
+        collected.add(token)
+    assert collected.take(0) == [tokens[0], tokens[2]]
+    assert collected.take(0) == []
+    assert collected.take(1) == [tokens[1], tokens[3]]
+    collected.add(tokens[0])
+    assert collected.take(0) == [tokens[0]]
+
+
+@pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
+async def test_cached_tokens(operation: Any, payload: dict[str, Any]) -> None:
+    """The usage tells how many of the prompt's tokens were cached: once a prompt, not once a sequence."""
+    many = {"n": 3} if operation is chat else {"num_return_sequences": 3}
+    answer = await operation.handle(payload | many, fake_context(FakeEngine(token_length=9, cached_tokens=5)))
+    assert answer["usage"] == usage(9, 9, cached_tokens=5)
+
+
+async def test_cached_tokens_of_several_prompts() -> None:
+    """Those of all prompts are added up, as the prompt tokens are."""
+    engine = FakeEngine(token_length=9, cached_tokens=5)
+    answer = await complete.handle({"prompt": ["a", "b"]}, fake_context(engine))
+    assert answer["usage"] == usage(18, 6, cached_tokens=10)
+
+
+@pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
+async def test_logit_bias_knows_the_vocabulary(operation: Any, payload: dict[str, Any]) -> None:
+    """The last token can be biased; the next id is refused by the field's name, before anything is tokenized."""
+    engine = FakeEngine()
+    await operation.handle(payload | {"logit_bias": {"255": 1}}, fake_context(engine))
+    assert engine.jobs[0][0].params.logit_bias == ((255, 1.0),)
+    with pytest.raises(InvalidRequest, match=r"logit_bias: 256 is no token id .* 256 tokens") as caught:
+        await operation.handle(payload | {"logit_bias": {"3": 1, "256": 1}}, fake_context(engine))
+    assert caught.value.param == "logit_bias"
+    assert len(engine.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "payload", "context", "most"),
+    [
+        pytest.param(generate, TEXT | {"max_new_tokens": 4}, 1000, 4, id="max_new_tokens"),
+        pytest.param(complete, TEXT | {"max_length": 10}, 1000, 9, id="max_length"),
+        pytest.param(complete, TEXT, 1000, 99, id="max_length's default"),
+        pytest.param(complete, TEXT | {"max_new_tokens": 50}, 8, 7, id="the context"),
+        pytest.param(chat, CHAT | {"max_tokens": 4}, 1000, 4, id="max_tokens"),
+        pytest.param(chat, CHAT | {"max_tokens": 9, "max_completion_tokens": 5}, 1000, 5, id="max_completion_tokens"),
+        pytest.param(chat, CHAT, 1000, 512, id="the default of a chat"),
+        pytest.param(chat, CHAT, 8, 7, id="the context of a chat"),
+    ],
+)
+async def test_least_new_tokens(operation: Any, payload: dict[str, Any], context: int, most: int) -> None:
+    """As many as there may be can be asked for at least; one more is refused with both numbers."""
+    engine = FakeEngine(info=replace(FakeEngine().info, context_length=context))
+    field = "min_tokens" if operation is chat else "min_new_tokens"
+    await operation.handle(payload | {field: most}, fake_context(engine))
+    params = engine.jobs[0][0].params
+    assert (params.min_new_tokens, params.max_new_tokens) == (most, most)
+    with pytest.raises(InvalidRequest, match=f"^{field}: {most + 1} is more than the {most} new tokens") as caught:
+        await operation.handle(payload | {field: most + 1}, fake_context(engine))
+    assert caught.value.param == field
+    assert len(engine.jobs) == 1
 
 
 def test_messages() -> None:
@@ -156,7 +240,7 @@ async def test_run_reports_usage_once() -> None:
     ctx, seen = _observed(engine)
     collected = await run(_plan(engine, n=2, prompt=4), ctx)
     assert collected.texts == ["Hello there."] * 2
-    assert seen == [{"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}]
+    assert seen == [usage(4, 6)]
     assert engine.open_streams == 0
 
 
@@ -169,7 +253,7 @@ async def test_leaving_early_frees_the_engine_at_once() -> None:
             break
         assert engine.open_streams == 1
     assert engine.open_streams == 0
-    assert seen == [{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}]
+    assert seen == [usage(1, 1)]
 
 
 async def test_never_reading_frees_the_engine() -> None:
@@ -179,7 +263,7 @@ async def test_never_reading_frees_the_engine() -> None:
     async with generating(_plan(engine), ctx):
         pass
     assert engine.open_streams == 0
-    assert seen == [{"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}]
+    assert seen == [usage(1, 0)]
 
 
 async def test_failing_engine_is_freed_and_reported() -> None:
@@ -189,7 +273,7 @@ async def test_failing_engine_is_freed_and_reported() -> None:
     with pytest.raises(TooManyRequests, match="full"):
         await run(_plan(engine), ctx)
     assert engine.open_streams == 0
-    assert seen == [{"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}]
+    assert seen == [usage(1, 2)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -218,7 +302,7 @@ async def test_closing_a_stream_early_frees_the_engine(operation: Any, payload: 
     assert engine.open_streams == 1
     await events.aclose()
     assert engine.open_streams == 0
-    assert seen == [{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}]
+    assert seen == [usage(1, 1)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -292,10 +376,22 @@ async def test_context_bounds_the_answer(operation: Any, payload: dict[str, Any]
 async def test_sampling_reaches_the_engine(operation: Any, payload: dict[str, Any]) -> None:
     """Stop strings, seed and all other sampling fields reach the engine whichever the operation."""
     engine = FakeEngine()
-    given = {"temperature": 0.5, "top_p": 0.25, "top_k": 4, "repetition_penalty": 2, "stop": ["a", "b"], "seed": 7}
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 4,
+        "min_p": 0.5,
+        "repetition_penalty": 2,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "logit_bias": {"3": 1.5},
+        "stop": ["a", "b"],
+        "seed": 7,
+    }
     await operation.handle(payload | given, fake_context(engine))
     params = engine.jobs[0][0].params
-    assert {name: getattr(params, name) for name in given} == given | {"stop": ("a", "b")}
+    expected = given | {"stop": ("a", "b"), "logit_bias": ((3, 1.5),)}
+    assert {name: getattr(params, name) for name in given} == expected
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)

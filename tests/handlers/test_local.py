@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from handlers import local
 from handlers.local import invoke, invoke_stream, invoke_sync
 from runtime.errors import InvalidRequest, NotFound, SettingsError
-from tests.fakes import fake_context
+from runtime.metrics import Metrics
+from runtime.settings import Settings
+from tests.fakes import FakeEngine, fake_context
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +58,13 @@ async def test_invoke_sync_refuses_to_block_a_running_loop() -> None:
     """Inside an event loop it is a mistake to say so."""
     with pytest.raises(RuntimeError):
         invoke_sync("health", {})
+
+
+async def test_a_load_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long the model's load took is told to the metrics that the context was given."""
+    loader = SimpleNamespace(load_engine=lambda *args: FakeEngine())
+    monkeypatch.setitem(sys.modules, "runtime.load_engine", loader)  # the real one brings torch
+    metrics = Metrics()
+    ctx = local.build_context(Settings.load(model_name="distilgpt2"), metrics)
+    await ctx.models.engine(None)
+    assert b'warmstart:model_load_seconds{model_name="distilgpt2"} 0.6\n' in metrics.render()[0]

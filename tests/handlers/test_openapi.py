@@ -82,7 +82,7 @@ def test_every_operation_is_reachable() -> None:
 
 def test_nothing_else_is_described() -> None:
     """What is described is the routes and the probes, and nothing that does not exist."""
-    assert set(DOCUMENT["paths"]) == {route.path for route in ROUTES} | {"/livez", "/readyz"}
+    assert set(DOCUMENT["paths"]) == {route.path for route in ROUTES} | {"/livez", "/readyz", "/metrics"}
 
 
 def test_operation_ids_are_unique() -> None:
@@ -123,9 +123,14 @@ async def test_examples_are_true(route: Route, example: dict[str, Any]) -> None:
 async def test_answers_fit_their_schema(route: Route) -> None:
     """Plain answers are what the description says, to the last field; so are the pieces of streams."""
     payloads: dict[str, dict[str, Any]] = {
-        "chat": {"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": True}},
+        "chat": {
+            "messages": [{"role": "user", "content": "x"}],
+            "stream_options": {"include_usage": True},
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
         "generate": {"prompt": ["x", "y"]},
-        "complete": {"prompt": ["x", "y"]},
+        "complete": {"prompt": ["x", "y"], "logprobs": 2},
     }
     examples = [param.values[1] for param in EXAMPLES if param.values[0] == route]
     payload = payloads.get(route.operation) or next(iter(examples), {})  # type: ignore[call-overload]
@@ -176,6 +181,29 @@ def test_errors_fit_their_schema(openai: bool) -> None:
         {"top_k": -1},
         {"repetition_penalty": 0},
         {"repetition_penalty": 10},
+        {"min_p": 1},
+        {"min_p": 1.1},
+        {"presence_penalty": -2},
+        {"frequency_penalty": -2.1},
+        {"logit_bias": None},
+        {"logit_bias": {}},
+        {"logit_bias": {"5": 100}},
+        {"logit_bias": {"5": 101}},
+        {"logit_bias": {"05": 1}},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {str(i): 1 for i in range(300)}},
+        {"logit_bias": {str(i): 1 for i in range(301)}},
+        {"logprobs": None},
+        {"logprobs": 0},
+        {"logprobs": 21},
+        {"top_logprobs": None},
+        {"top_logprobs": 3},
+        {"top_logprobs": 3, "logprobs": False},
+        {"top_logprobs": 3, "logprobs": True},
+        {"top_logprobs": 21, "logprobs": True},
+        {"min_tokens": 0},
+        {"min_new_tokens": 0},
+        {"min_new_tokens": -1},
         {"stream": 0},
         {"stream": None},
         {"nope": 1},

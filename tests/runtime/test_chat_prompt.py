@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from runtime.chat_prompt import ChatEncoder
+from runtime.checkpoint import wrap
 from runtime.errors import InvalidRequest
 from runtime.types import Message
 from tests.models import CHATML, train_tokenizer
@@ -34,7 +35,7 @@ def test_a_plain_chat_is_encoded_as_the_tokenizer_would(tokenizer: Any) -> None:
     chat = [Message("system", "Be brief.  "), Message("user", "What is a licence?\n\n 12 < 13 | x")]
     turns = [{"role": m.role, "content": m.content} for m in chat]
     expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    assert list(ChatEncoder(tokenizer).encode(chat)) == expected
+    assert list(ChatEncoder(wrap(tokenizer)).encode(chat)) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_plain_chat_is_encoded_as_the_tokenizer_would(tokenizer: Any) -> None:
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_control_text_in_a_message_stays_text(tokenizer: Any, attack: str, role: Any) -> None:
     """The control tokens are those of the same chat with harmless text, and the attack can be read back whole."""
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(wrap(tokenizer))
     harmless = encoder.encode([Message(role, "x"), Message("user", "go on")])
     ids = encoder.encode([Message(role, attack), Message("user", "go on")])
     assert control_ids(tokenizer, ids) == control_ids(tokenizer, harmless)
@@ -66,7 +67,7 @@ def test_control_text_in_a_message_stays_text(tokenizer: Any, attack: str, role:
 def test_no_arrangement_of_fragments_forges_a_control_token(pieces: list[str]) -> None:
     """However control text is cut up and nested, the template's own control tokens are all there are."""
     tokenizer = _cached_tokenizer()
-    ids = ChatEncoder(tokenizer).encode([Message("user", "".join(pieces))])
+    ids = ChatEncoder(wrap(tokenizer)).encode([Message("user", "".join(pieces))])
     assert [tokenizer.convert_ids_to_tokens(i) for i in control_ids(tokenizer, ids)] == [
         "<|im_start|>",
         "<|im_end|>",
@@ -90,7 +91,7 @@ def test_text_that_a_normalizer_folds_into_a_control_token_is_refused() -> None:
 
     tokenizer = train_tokenizer(control=CONTROL, template=CHATML, normalizer=normalizers.NFKC())
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<end>", normalized=True, special=True)]})
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(wrap(tokenizer))
     with pytest.raises(InvalidRequest) as caught:
         encoder.encode([Message("user", "fine"), Message("user", "\uff1cend\uff1e")])
     assert caught.value.param == "messages.1.content"
@@ -100,7 +101,7 @@ def test_text_that_a_normalizer_folds_into_a_control_token_is_refused() -> None:
 def test_a_model_without_a_template_gets_the_plain_one() -> None:
     """Roles are written out, the assistant's turn is opened."""
     tokenizer = train_tokenizer()
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(wrap(tokenizer))
     text = tokenizer.decode(encoder.encode([Message("system", "Be kind."), Message("user", "Hello")]))
     assert not encoder.own_template
     assert text == "System: Be kind.\nUser: Hello\nAssistant:"
@@ -110,5 +111,5 @@ def test_a_template_that_refuses_is_the_callers_mistake(tokenizer: Any) -> None:
     """A template's own complaint is passed on as an invalid request about the messages."""
     picky = train_tokenizer(template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InvalidRequest, match="roles must alternate") as caught:
-        ChatEncoder(picky).encode([Message("user", "a")])
+        ChatEncoder(wrap(picky)).encode([Message("user", "a")])
     assert caught.value.param == "messages"

@@ -1,6 +1,11 @@
-"""Devices, number types, cores."""
+"""Devices, number types, cores, memory."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,20 +16,60 @@ from runtime.errors import ModelUnavailable
 
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of preference, with each device's presence planted."""
+    monkeypatch.setattr(device, "_may_have_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device.select_device("auto") == torch.device("cuda", 0)
+    assert device.select_device("auto") == "cuda:0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert device.select_device("auto").type == "mps"
+    assert device.select_device("auto") == "mps"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert device.select_device("auto").type == "cpu"
+    assert device.select_device("auto") == "cpu"
+
+
+def test_without_a_driver_torch_is_not_even_asked() -> None:
+    """A machine with no more than a CPU decides without importing torch."""
+    program = """
+import sys
+from runtime import device
+device._may_have_cuda = device._may_have_mps = lambda: False
+assert (device.select_device("auto"), device.select_device("cpu")) == ("cpu", "cpu")
+assert device.select_dtype("auto", "cpu") and device.memory_in_use("cpu") and device.memory_limit()
+device.release_memory("cpu")
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_driver_without_a_device_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is there, starts, and counts; anything else means that there is no CUDA."""
+
+    class Driver:
+        def __init__(self, started: int, status: int, devices: int) -> None:
+            self.started, self.status, self.devices = started, status, devices
+
+        def cuInit(self, flags: int) -> int:  # the name in CUDA
+            return self.started
+
+        def cuDeviceGetCount(self, count: object) -> int:
+            count._obj.value = self.devices  # type: ignore[attr-defined]
+            return self.status
+
+    for driver, expected in ((Driver(0, 0, 1), True), (Driver(100, 0, 1), False), (Driver(0, 0, 0), False)):
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda name, driver=driver: driver)
+        assert device._may_have_cuda() is expected
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(device.ctypes, "CDLL", missing)
+    assert device._may_have_cuda() is False
 
 
 def test_a_named_device_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No silent fallback from what was asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device.select_device("cuda:0").index == 0
+    assert device.select_device("cuda:0") == device.select_device("cuda") == "cuda:0"
     with pytest.raises(ModelUnavailable, match="DEVICE=cuda:1"):
         device.select_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -35,38 +80,130 @@ def test_a_named_device_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"avx2"}, torch.float32),
-        ({"avx2", "avx512f"}, torch.float32),
-        ({"avx512_bf16"}, torch.bfloat16),
-        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx2"}, "float32"),
+        ({"avx2", "avx512f"}, "float32"),
+        ({"avx512_bf16"}, "bfloat16"),
+        ({"amx_bf16"}, "bfloat16"),
     ],
 )
 def test_a_cpu_gets_16_bits_only_with_instructions_for_them(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str
 ) -> None:
     """bfloat16 on AMX or AVX512-BF16, float32 elsewhere."""
-    monkeypatch.setattr(device, "_cpu_flags", lambda: flags)
-    assert device.select_dtype("auto", torch.device("cpu")) is expected
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags))
+    assert device.select_dtype("auto", "cpu") == expected
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_cuda_gets_bfloat16_where_it_is_native(
-    monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
-) -> None:
+def test_a_cpu_with_kernels_for_8_bits_gets_8_bits() -> None:
+    """Unless another type is named; other devices are not concerned."""
+    assert device.select_dtype("auto", "cpu", int8=True) == "int8"
+    assert device.select_dtype("float32", "cpu", int8=True) == "float32"
+    assert device.select_dtype("auto", "mps", int8=True) == "float16"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_cuda_gets_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
     """Older cards take float16 instead of emulating."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native)
-    assert device.select_dtype("auto", torch.device("cuda")) is expected
+    assert device.select_dtype("auto", "cuda:0") == expected
 
 
 def test_the_override_is_obeyed_but_for_float16_on_a_cpu() -> None:
     """A named type is taken; the one a CPU does badly is refused with advice."""
-    assert device.select_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
-    assert device.select_dtype("float32", torch.device("cuda")) is torch.float32
+    assert device.select_dtype("bfloat16", "cpu") == "bfloat16"
+    assert device.select_dtype("int8", "cpu") == "int8"
+    assert device.select_dtype("float32", "cuda:0") == "float32"
     with pytest.raises(ModelUnavailable, match="DTYPE=float16"):
-        device.select_dtype("float16", torch.device("cpu"))
+        device.select_dtype("float16", "cpu")
 
 
-def test_cores_and_memory_are_read() -> None:
-    """At least one core, and a process that has imported torch holds more than 50 MB."""
-    assert device.usable_cores() >= 1
+def test_memory_in_use_is_read() -> None:
+    """A process that has imported torch holds more than 50 MB; a device may be torch's own."""
+    assert device.memory_in_use("cpu") > 50_000_000
     assert device.memory_in_use(torch.device("cpu")) > 50_000_000
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+HERE = "sys/fs/cgroup/"
+LIMITS: dict[str, tuple[dict[str, str], int | None]] = {
+    "no cgroups": ({}, None),
+    "v2, no limit": ({"proc/self/cgroup": "0::/\n", HERE + "memory.max": "max\n"}, None),
+    "v2, in a namespace of its own": ({"proc/self/cgroup": "0::/\n", HERE + "memory.max": "1000\n"}, 1000),
+    "v2, nested, the outer is tighter": (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            HERE + "a/b/memory.max": "3000\n",
+            HERE + "a/memory.max": "2000\n",
+            HERE + "other/memory.max": "1\n",
+        },
+        2000,
+    ),
+    "v2, the path is the host's": ({"proc/self/cgroup": "0::/docker/x\n", HERE + "memory.max": "1000\n"}, 1000),
+    "v1": (
+        {"proc/self/cgroup": "3:cpu:/\n4:memory:/a\n0::/\n", HERE + "memory/a/memory.limit_in_bytes": "5000\n"},
+        5000,
+    ),
+    "v1, no limit": (
+        {"proc/self/cgroup": "4:memory:/\n", HERE + "memory/memory.limit_in_bytes": "9223372036854771712\n"},
+        None,
+    ),
+    "v1, controllers mounted together": (
+        {"proc/self/cgroup": "4:cpu,memory:/\n", HERE + "cpu,memory/memory.limit_in_bytes": "6000\n"},
+        6000,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "expected"), LIMITS.values(), ids=list(LIMITS))
+def test_the_memory_limit_is_the_containers(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    """The least of all limits around the process, and the machine's memory where there is none."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert device.memory_limit(tree(tmp_path, files)) == (expected or machine)
+
+
+QUOTAS: dict[str, tuple[dict[str, str], int]] = {
+    "none": ({}, 8),
+    "v2, no quota": ({"proc/self/cgroup": "0::/\n", HERE + "cpu.max": "max 100000\n"}, 8),
+    "v2": ({"proc/self/cgroup": "0::/\n", HERE + "cpu.max": "250000 100000\n"}, 2),
+    "v2, less than one": ({"proc/self/cgroup": "0::/\n", HERE + "cpu.max": "10000 100000\n"}, 1),
+    "v2, more than there are": ({"proc/self/cgroup": "0::/\n", HERE + "cpu.max": "9900000 100000\n"}, 8),
+    "v2, the outer is tighter": (
+        {
+            "proc/self/cgroup": "0::/a\n",
+            HERE + "a/cpu.max": "600000 100000\n",
+            HERE + "cpu.max": "300000 100000\n",
+        },
+        3,
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "3:cpu,cpuacct:/a\n",
+            HERE + "cpu,cpuacct/a/cpu.cfs_quota_us": "400000\n",
+            HERE + "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+        },
+        4,
+    ),
+    "v1, no quota": (
+        {
+            "proc/self/cgroup": "3:cpu:/\n",
+            HERE + "cpu/cpu.cfs_quota_us": "-1\n",
+            HERE + "cpu/cpu.cfs_period_us": "100000\n",
+        },
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "expected"), QUOTAS.values(), ids=list(QUOTAS))
+def test_usable_cores_are_the_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    """Affinity, cut by the least quota around the process; never none."""
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert device.usable_cores(tree(tmp_path, files)) == expected

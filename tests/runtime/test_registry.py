@@ -143,11 +143,19 @@ async def test_a_closed_registry_admits_nothing() -> None:
     assert not registry.ready
 
 
-async def test_a_dead_worker_is_not_ready() -> None:
-    """Readiness follows the engine's worker."""
+async def test_a_worker_that_hangs_is_not_ready_and_a_dead_one_not_alive() -> None:
+    """Readiness follows the worker's beat; only its death needs a new process, and not while that ends anyway."""
     registry = Registry([SPEC], Loads())
-    (await registry.engine(None)).alive = False
+    assert registry.alive
+    engine = await registry.engine(None)
+    assert registry.alive
+    engine.beating = False
+    assert registry.alive
     assert not registry.ready
+    engine.alive = False
+    assert not registry.alive
+    registry.draining = True
+    assert registry.alive
 
 
 async def test_the_event_loop_stays_free_while_a_model_loads() -> None:

@@ -23,7 +23,10 @@ SAMPLING = [
     ("temperature", 0, 2, 1e-9),
     ("top_p", 1e-9, 1, 1e-9),
     ("top_k", 0, 1_000_000, 1),
+    ("min_p", 0, 1, 1e-9),
     ("repetition_penalty", 1e-9, 10, 1e-9),
+    ("presence_penalty", -2, 2, 1e-9),
+    ("frequency_penalty", -2, 2, 1e-9),
     ("seed", -(2**63), 2**63 - 1, 1),
 ]
 RANGES = [
@@ -34,6 +37,10 @@ RANGES = [
     (ChatRequest, CHAT, "max_tokens", 1, 10_000_000, 1),
     (ChatRequest, CHAT, "max_completion_tokens", 1, 10_000_000, 1),
     (ChatRequest, CHAT, "n", 1, 1024, 1),
+    (GenerateRequest, TEXT, "min_new_tokens", 0, 10_000_000, 1),
+    (CompleteRequest, TEXT, "logprobs", 0, 20, 1),
+    (ChatRequest, CHAT, "min_tokens", 0, 10_000_000, 1),
+    (ChatRequest, CHAT | {"logprobs": True}, "top_logprobs", 0, 20, 1),
 ]
 
 
@@ -113,12 +120,27 @@ def test_chat_lengths_just_inside() -> None:
 def test_defaults(model: type[BaseModel], base: dict[str, Any]) -> None:
     """All operations sample alike unless told otherwise, and never stream unasked."""
     request = parse(model, base).model_dump()
-    names = ("model", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed", "stream")
-    assert [request[name] for name in names] == [None, 0.7, 0.9, 50, 1.0, None, None, False]
+    expected = {
+        "model": None,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 50,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": None,
+        "stop": None,
+        "seed": None,
+        "stream": False,
+    }
+    assert {name: request[name] for name in expected} == expected
+    assert not request["logprobs"]
+    assert request["min_tokens" if model is ChatRequest else "min_new_tokens"] == 0
 
 
 @pytest.mark.parametrize(("model", "base"), MODELS)
-@pytest.mark.parametrize("field", ["model", "stop", "seed"])
+@pytest.mark.parametrize("field", ["model", "stop", "seed", "logit_bias", "logprobs"])
 def test_null_is_left_out(model: type[BaseModel], base: dict[str, Any], field: str) -> None:
     """Null means "not given" where a field may be left empty."""
     assert getattr(parse(model, base | {field: None}), field) is None
@@ -136,6 +158,71 @@ def test_one_or_many() -> None:
     """A text stands for a list of one."""
     request = parse(GenerateRequest, {"prompt": "a", "stop": "b"})
     assert (request.prompt, request.stop) == (["a"], ["b"])
+
+
+@pytest.mark.parametrize(("model", "base"), MODELS)
+def test_logit_bias(model: type[BaseModel], base: dict[str, Any]) -> None:
+    """Token ids in digits, as JSON has them, become numbers."""
+    given = {"0": -100, "50256": 100, "7": 0.5, "9999999999": 0}
+    assert parse(model, base | {"logit_bias": given}).logit_bias == {
+        0: -100.0,
+        50256: 100.0,
+        7: 0.5,
+        9999999999: 0.0,
+    }
+    assert parse(model, base | {"logit_bias": {}}).logit_bias == {}
+
+
+@pytest.mark.parametrize(
+    ("bias", "param"),
+    [
+        ({"5": 100.1}, "logit_bias.5"),
+        ({"5": -101}, "logit_bias.5"),
+        ({"5": None}, "logit_bias.5"),
+        ({"5": "1"}, "logit_bias.5"),
+        ({"5": True}, "logit_bias.5"),
+        ({"5": float("nan")}, "logit_bias.5"),
+        ({"5": []}, "logit_bias.5"),
+        ({"-1": 1}, "logit_bias.-1"),
+        ({"05": 1}, "logit_bias.05"),
+        ({"5.0": 1}, "logit_bias.5.0"),
+        ({" 5": 1}, "logit_bias. 5"),
+        ({"5\n": 1}, "logit_bias.5\\n"),
+        ({"\u0665": 1}, "logit_bias.\u0665"),
+        ({"the": 1}, "logit_bias.the"),
+        ({"": 1}, "logit_bias.''"),
+        ({5: 1}, "logit_bias.5"),
+        ({"9" * 11: 1}, "logit_bias.99999999999"),
+        ({str(i): 1 for i in range(301)}, "logit_bias"),
+        ([5], "logit_bias"),
+        ("5", "logit_bias"),
+    ],
+)
+def test_no_logit_bias(bias: object, param: str) -> None:
+    """Anything but at most 300 token ids with numbers of -100 to 100 is refused by its name."""
+    error = _refusal(ChatRequest, CHAT | {"logit_bias": bias})
+    assert error.param == param
+    assert "[key]" not in error.message
+
+
+def test_largest_logit_bias() -> None:
+    """300 entries are allowed."""
+    parse(ChatRequest, CHAT | {"logit_bias": {str(i): 1 for i in range(300)}})
+
+
+@pytest.mark.parametrize("logprobs", [{}, {"logprobs": False}, {"logprobs": None}])
+@pytest.mark.parametrize("most", [0, 5])
+def test_top_logprobs_need_logprobs(logprobs: dict[str, Any], most: int) -> None:
+    """Asking for the likeliest tokens alone is refused, as OpenAI does; null asks for nothing."""
+    error = _refusal(ChatRequest, CHAT | logprobs | {"top_logprobs": most})
+    assert (error.param, error.message) == ("top_logprobs", "top_logprobs: needs logprobs to be true")
+    assert parse(ChatRequest, CHAT | logprobs | {"top_logprobs": None}).top_logprobs is None
+
+
+def test_a_wrong_logprobs_is_told_once() -> None:
+    """Where logprobs itself is wrong, that is what is said."""
+    error = _refusal(ChatRequest, CHAT | {"logprobs": 3, "top_logprobs": 3})
+    assert error.message == "logprobs: input should be a valid boolean"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +301,8 @@ def test_endless_numbers(field: str, value: object) -> None:
         (GenerateRequest, TEXT | {"stream": "true"}, "stream"),
         (GenerateRequest, TEXT | {"stream": 1}, "stream"),
         (CompleteRequest, TEXT | {"echo": "yes"}, "echo"),
+        (ChatRequest, CHAT | {"logprobs": 1}, "logprobs"),
+        (ChatRequest, CHAT | {"logprobs": "true"}, "logprobs"),
         (CompleteRequest, TEXT | {"echo": 0}, "echo"),
         (ChatRequest, CHAT | {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         (ChatRequest, CHAT | {"stream_options": True}, "stream_options"),

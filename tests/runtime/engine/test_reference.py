@@ -8,24 +8,36 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from runtime.catalogue import parse_model_name
 from runtime.engine import reference
 from runtime.engine.reference import ReferenceEngine
 from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyRequests
-from runtime.load_engine import load_engine
+from runtime.loader import load
 from runtime.logging import JsonFormatter, request_facts
-from runtime.settings import Settings
+from runtime.randomness import uniform
 from runtime.types import Job, Message, SamplingParams, Token
-from tests.fakes import until
+from tests.fakes import INFO, until
 
 PROMPTS = (
     "Licensed under the Apache License",
@@ -36,8 +48,27 @@ PROMPTS = (
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0)
 
 
-def build(folder: Path, **settings: object) -> ReferenceEngine:
-    return load_engine(parse_model_name(str(folder)), Settings.load(**settings), lambda stage, fraction: None)
+def build(name: Path | str, **limits: Any) -> ReferenceEngine:
+    loaded = load(parse_model_name(str(name)), "cpu", "float32", lambda stage, fraction: None)
+    engine = ReferenceEngine(loaded, replace(INFO, vocabulary_size=loaded.model.config.vocab_size), **limits)
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def gpt2_engine(tiny_gpt2: Path) -> Iterator[ReferenceEngine]:
+    """The tiny GPT-2 on this engine."""
+    engine = build(tiny_gpt2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def llama_engine(tiny_llama: Path) -> Iterator[ReferenceEngine]:
+    """The tiny Llama on this engine."""
+    engine = build(tiny_llama)
+    yield engine
+    engine.close()
 
 
 async def run(engine: ReferenceEngine, jobs: Sequence[Job]) -> list[list[Token]]:
@@ -147,10 +178,160 @@ async def test_streamed_text_is_the_decoded_text(engine: ReferenceEngine, folder
     assert "".join(token.text for token in row) == whole.rstrip("\ufffd")
 
 
+class _Oracle:
+    """The model's own logits, one plain forward pass at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[V] behind these tokens."""
+        with torch.no_grad():
+            scores: torch.Tensor = self._model(torch.tensor([list(tokens)])).logits[0, -1].clone()
+        return scores
+
+
+SHAPED = {
+    "repetition penalty": {"repetition_penalty": 1.4},
+    "presence penalty": {"presence_penalty": 2.0},
+    "negative presence penalty": {"presence_penalty": -2.0},
+    "frequency penalty": {"frequency_penalty": 1.5},
+    "logit bias": {"logit_bias": ((7, 6.0), (300, 3.5), (301, -100.0))},
+    "all": {
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.7,
+        "frequency_penalty": 0.4,
+        "logit_bias": ((300, 3.0), (9, 4.0)),
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPED.values(), ids=list(SHAPED))
+async def test_penalties_and_biases(engine: ReferenceEngine, folder: Path, shape: dict[str, Any]) -> None:
+    """Token for token what bias, transformers' repetition penalty and OpenAI's formula make of plain logits."""
+    oracle, params = _Oracle(folder), replace(GREEDY, max_new_tokens=20, **shape)
+    (job,) = await jobs_for(engine, ["You may"], params)
+    new: list[int] = []
+    while len(new) < 20 and not set(new) & engine._eos:
+        tokens = [*job.token_ids, *new]
+        logits = oracle.logits(tokens)
+        for token, bias in params.logit_bias:
+            logits[token] += bias
+        logits = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(torch.tensor([tokens]), logits[None])[0]
+        for token, count in Counter(new).items():
+            logits[token] -= params.presence_penalty + count * params.frequency_penalty
+        new.append(int(logits.argmax()))
+    assert ids(await run(engine, [job]))[0] == new
+    plain = replace(GREEDY, max_new_tokens=20)
+    assert ids(await run(engine, [replace(job, params=plain)]))[0] != new, "without it the answer is another"
+
+
+async def test_shaped_rows_of_a_batch_do_not_mix(engine: ReferenceEngine) -> None:
+    """Each row of a batch is penalized, biased and reported as it would be alone."""
+    (job,) = await jobs_for(engine, ["You may"], GREEDY)
+    jobs = [replace(job, params=replace(GREEDY, **shape)) for shape in SHAPED.values()]  # type: ignore[arg-type]
+    jobs.append(replace(job, params=replace(GREEDY, logprobs=2)))
+    together = await run(engine, jobs)
+    assert ids(together) == [ids(await run(engine, [job]))[0] for job in jobs]
+    assert all(token.logprob is None for row in together[:-1] for token in row)
+    assert all(len(token.top_logprobs) == 2 for token in together[-1])
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1.0, 0.2), (50, 0.95, 0.1), (0, 1.0, 1.0)])
+async def test_min_p(engine: ReferenceEngine, folder: Path, top_k: int, top_p: float, min_p: float) -> None:
+    """Each token is the one that transformers' warpers and the seed's random number name."""
+    oracle, temperature = _Oracle(folder), 3.0
+    params = SamplingParams(12, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=3)
+    (job,) = await jobs_for(engine, ["You may"], params)
+    new = ids(await run(engine, [job]))[0]
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)]
+    for position, token in enumerate(new):
+        warped = warpers(torch.zeros((1, 1), dtype=torch.long), oracle.logits([*job.token_ids, *new[:position]])[None])
+        probabilities, order = torch.softmax(warped[0].double(), -1).sort(descending=True, stable=True)
+        index = torch.searchsorted(probabilities.cumsum(-1), uniform(3, 0, position), right=True)
+        assert token == int(order[index])
+
+
+async def test_logprobs_are_those_of_the_model_alone(engine: ReferenceEngine, folder: Path) -> None:
+    """Whatever bends the choice, what is reported is the log-softmax of the logits as the model gave them."""
+    oracle = _Oracle(folder)
+    params = SamplingParams(
+        10, temperature=1.7, repetition_penalty=1.5, frequency_penalty=1, logit_bias=((300, 4.0),), seed=1, logprobs=5
+    )
+    (job,) = await jobs_for(engine, ["You may"], params)
+    row = (await run(engine, [job]))[0]
+    for position, token in enumerate(row):
+        expected = torch.log_softmax(oracle.logits([*job.token_ids, *(t.id for t in row[:position])]), -1)
+        assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+        values, order = expected.topk(5)
+        assert [i for i, _ in token.top_logprobs] == order.tolist()
+        assert [value for _, value in token.top_logprobs] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+async def test_logprobs_of_the_choice_alone(gpt2_engine: ReferenceEngine) -> None:
+    """0 asks for each token's own and no others; None for none at all. Neither changes the tokens."""
+    jobs = await jobs_for(gpt2_engine, ["You may"], GREEDY)
+    plain = (await run(gpt2_engine, jobs))[0]
+    own = (await run(gpt2_engine, [replace(jobs[0], params=replace(GREEDY, logprobs=0))]))[0]
+    assert [token.id for token in own] == [token.id for token in plain]
+    assert all(token.logprob is None for token in plain)
+    assert all(token.logprob is not None and token.top_logprobs == () for token in own)
+
+
+@pytest.mark.parametrize("least", [0, 1, 3, 6, 12])
+async def test_no_end_token_comes_before_the_least_length(
+    engine: ReferenceEngine, folder: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """End tokens cannot be chosen before min_new_tokens, as in transformers, and end the row from there on."""
+    jobs = await jobs_for(engine, ["You may"], GREEDY)
+    end = (await run(engine, jobs))[0][0].id  # greedy, it would be the very first token
+    monkeypatch.setattr(engine, "_eos", frozenset({end}))
+    params = replace(GREEDY, min_new_tokens=least, logit_bias=((end, 100.0),))
+    row = (await run(engine, [replace(jobs[0], params=params)]))[0]
+    assert [token.id == end for token in row] == ([False] * least + [True])[:12]
+    assert row[-1].finish_reason == ("stop" if least < 12 else "length")
+    oracle, new = _Oracle(folder), list[int]()
+    ban = MinNewTokensLengthLogitsProcessor(len(jobs[0].token_ids), least, end)
+    for token in row:
+        tokens = [*jobs[0].token_ids, *new]
+        logits = oracle.logits(tokens)
+        logits[end] += 100
+        new.append(int(ban(torch.tensor([tokens]), logits[None]).argmax()))
+        assert token.id == new[-1]
+
+
+async def test_no_stop_string_counts_before_the_least_length(engine: ReferenceEngine) -> None:
+    """A stop string written too early is text; the next one at or behind min_new_tokens ends the row."""
+    (job,) = await jobs_for(engine, ["You may"], replace(GREEDY, max_new_tokens=12, logit_bias=((64, 100.0),)))
+    piece = engine.token_bytes(64).decode()  # forced, every token is this one
+
+    async def text(least: int) -> tuple[str, int, str | None]:
+        params = replace(job.params, stop=(piece * 2,), min_new_tokens=least)
+        row = (await run(engine, [replace(job, params=params)]))[0]
+        return "".join(token.text for token in row), len(row), row[-1].finish_reason
+
+    assert await text(0) == ("", 2, "stop")
+    assert await text(2) == ("", 2, "stop")
+    assert await text(5) == (piece * 3, 5, "stop")
+    assert await text(12) == (piece * 10, 12, "stop")
+
+
+async def test_token_bytes_join_to_the_text(engine: ReferenceEngine) -> None:
+    """The bytes of a row's tokens, control tokens aside, are its text; an unknown id has none."""
+    params = SamplingParams(60, temperature=2.0, top_k=0, top_p=1.0, seed=5)
+    row = (await run(engine, await jobs_for(engine, ["grüße 😀"], params)))[0]
+    raw = b"".join(engine.token_bytes(token.id) for token in row if token.id not in engine._eos)
+    assert len({token.id for token in row}) > 5
+    assert raw.decode("utf-8", "replace").rstrip("\ufffd") == "".join(token.text for token in row)
+    assert engine.token_bytes(10**6) == b""
+
+
 @pytest.fixture
 def slow(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An engine whose every step waits for ``gate``, and counts."""
-    engine = build(tiny_gpt2, max_queue=2, request_timeout_seconds=30)
+    engine = build(tiny_gpt2, max_queue=2, timeout=30)
     gate, steps, original = threading.Semaphore(0), [], reference._Choose.__call__
 
     def gated(self: Any, input_ids: Any, scores: Any) -> Any:
@@ -281,10 +462,12 @@ async def test_many_at_once_get_what_they_would_alone(llama_engine: ReferenceEng
     assert await asyncio.gather(*(one(text) for text in texts)) == [await one(text) for text in texts]
 
 
-async def test_the_embedded_model_knows_the_capital_of_france(embedded_engine: ReferenceEngine) -> None:
+async def test_the_embedded_model_knows_the_capital_of_france() -> None:
     """The model in the box, greedy, through its own chat template."""
-    prompt = await embedded_engine.encode_chat([Message("user", "What is the capital of France?")])
-    row = (await run(embedded_engine, [Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))]))[0]
+    engine = build("smollm2-135m-instruct")
+    prompt = await engine.encode_chat([Message("user", "What is the capital of France?")])
+    row = (await run(engine, [Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))]))[0]
+    engine.close()
     assert "".join(token.text for token in row) == "The capital of France is Paris."
     assert row[-1].finish_reason == "stop"
 

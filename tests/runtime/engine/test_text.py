@@ -37,6 +37,72 @@ def test_an_unfinished_character_at_the_end_is_dropped() -> None:
     assert "".join(pieces) == "ok"
 
 
+@pytest.mark.parametrize("broken", [b"\xff" * 30, b"\x80" * 9, b"a\xf0" * 20, "\ufffd\ufffd\ufffd".encode() * 5])
+def test_bytes_that_are_no_text_are_marked_and_harm_nothing_behind_them(broken: bytes) -> None:
+    """Broken bytes come out as replacement marks before long, and the characters after them whole."""
+    raw = broken + "😀 fine".encode()
+    pieces, _ = stream(raw)
+    assert "".join(pieces) == decode_bytes(list(raw))
+    assert "".join(pieces[: len(broken)]), "nothing is held back for ever"
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_text() -> None:
+    """Only the end of a text is decoded, once per token and a little, also where its bytes are broken."""
+    for text in (b"word " * 400, b"\xff" * 2000, "日本語".encode() * 200):
+        sizes: list[int] = []
+
+        def decode(ids: list[int], sizes: list[int] = sizes) -> str:
+            sizes.append(len(ids))
+            return decode_bytes(ids)
+
+        out = TextStream(decode, [])
+        for byte in text:
+            out.push(byte)
+        assert max(sizes) <= 20
+        assert len(sizes) <= 1.5 * len(text)
+
+
+def test_control_tokens_are_no_context() -> None:
+    """However many control tokens come, the word behind them keeps its leading space, and none is kept."""
+    words = ["Hi", " there", ""]
+    kept: list[int] = []
+
+    def decode(ids: list[int]) -> str:
+        kept.append(len(ids))
+        return "".join(words[i] for i in ids).lstrip()
+
+    out = TextStream(decode, [0])
+    assert [out.push(i) for i in [2] * 50 + [1]] == [""] * 50 + [" there"]
+    assert max(kept) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "least", "shown", "stopped"),
+    [
+        ("a.b.c", (".",), 0, "a", True),
+        ("a.b.c", (".",), 2, "a", True),
+        ("a.b.c", (".",), 3, "a.b", True),
+        ("a.b.c", (".",), 5, "a.b.c", False),
+        ("aaaa", ("aa",), 3, "a", True),
+        ("xabq", ("ab", "xabyz"), 4, "xabq", False),
+        ("xaby", ("ab", "by"), 4, "xa", True),
+    ],
+)
+def test_stop_strings_before_the_least_length_are_text(
+    text: str, stop: tuple[str, ...], least: int, shown: str, stopped: bool
+) -> None:
+    """A stop string that is complete before min_new_tokens is text like any other; one completed later counts."""
+    out = TextStream(decode_bytes, [], stop, least)
+    pieces = []
+    for byte in text.encode():
+        pieces.append(out.push(byte))
+        if out.stopped:
+            break
+    else:
+        pieces.append(out.flush())
+    assert ("".join(pieces), out.stopped) == (shown, stopped)
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "shown", "stopped"),
     [

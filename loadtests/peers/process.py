@@ -1,0 +1,135 @@
+"""A server as a child: started, watched, and ended with all that it started, whatever it thinks of SIGTERM. Linux."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.01
+_TICKS = os.sysconf("SC_CLK_TCK")
+END_SECONDS = 15.0
+"""How long a server may take to end by itself."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running child that leads a session of its own. ``started`` is in ``time.perf_counter`` seconds."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+    def alive(self) -> bool:
+        """Whether the process itself still runs."""
+        return self.process.poll() is None
+
+    def peak_rss(self) -> int:
+        """Bytes: the sum of the peaks of all processes of the session that run now."""
+        return sum(_peak(pid) for pid in session_members(self.process.pid))
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the processes of the session which run now have taken, with children that ended."""
+        return sum(_cpu_seconds(pid) for pid in session_members(self.process.pid))
+
+    def said(self) -> str:
+        """The end of what it wrote."""
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def until(self, done: Callable[[], bool], seconds: float, what: str) -> float:
+        """Poll until ``done``.
+
+        Returns:
+            Seconds since the start.
+
+        Raises:
+            RuntimeError: the process has ended or the time is up; the message ends with its log.
+        """
+        while (since := time.perf_counter() - self.started) < seconds and self.alive():
+            if done():
+                return time.perf_counter() - self.started
+            time.sleep(_POLL_SECONDS)
+        raise RuntimeError(f"{what}: not after {since:.0f} s (exit status {self.process.poll()}):\n{self.said()}")
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, end_seconds: float = END_SECONDS
+) -> Iterator[Running]:
+    """Run a command in a session of its own; when the block is left, however it is left, nothing of it stays.
+
+    Args:
+        command: program and arguments.
+        environment: variables over those of this process.
+        folder: where it runs.
+        log: takes what it writes.
+        end_seconds: between SIGTERM and SIGKILL.
+    """
+    with log.open("wb") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Running(process, log, started)
+    finally:
+        try:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(end_seconds)
+        finally:  # also when Ctrl-C is pressed once more during that wait
+            while members := session_members(process.pid):  # what it started may outlive it
+                for pid in members:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.poll()  # reaps it
+                time.sleep(_POLL_SECONDS)
+            process.wait()
+
+
+def session_members(session: int) -> list[int]:
+    """Ids of the processes of a session that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has just ended
+                state, _, _, its_session, *_ = _stat(entry)
+                if int(its_session) == session and state not in "ZX":
+                    found.append(int(entry.name))
+    return found
+
+
+def busy_seconds() -> float:
+    """Processor time that the whole machine has taken, other virtual machines' share of its cores included."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
+def _cpu_seconds(pid: int) -> float:
+    with suppress(OSError):
+        return sum(map(int, _stat(Path(f"/proc/{pid}"))[11:15])) / _TICKS  # utime, stime, cutime, cstime
+    return 0.0
+
+
+def _stat(folder: Path) -> list[str]:
+    """Fields of proc(5) after the name, which may hold anything in its parentheses: state, parent, group, session..."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
+def _peak(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

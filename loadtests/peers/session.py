@@ -1,0 +1,124 @@
+"""One server's turn: started, asked, loaded, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtests.answers import BadAnswer
+from loadtests.peers.client import Client, Streamed
+from loadtests.peers.load import PATH, payload, run_stage, same_answers
+from loadtests.peers.process import Running, running
+from loadtests.peers.report import Run
+from loadtests.peers.servers import Server
+from loadtests.service import ROOT, free_port
+
+START_SECONDS = 600.0
+QUESTION = "What is the capital of France?"
+_RETRY_SECONDS = 0.01
+
+
+def turn(server: Server, clients: Sequence[int], seconds: float, numbers: Iterator[int]) -> Run:
+    """Start a server, load it stage by stage, end it.
+
+    Args:
+        server: how it is started.
+        clients: a stage for each number.
+        seconds: the length of a stage.
+        numbers: of the prompts.
+
+    Returns:
+        What was measured; a failure is told in its ``error``.
+    """
+    run = Run(server.key, server.name)
+    try:
+        with _started(server, run, temperature=0.0) as (port, child):
+            asyncio.run(Client(port).ask(PATH, payload(next(numbers), server.model)))  # warm
+            for count in clients:
+                if count <= server.most_clients:
+                    stage = run_stage(port, count, seconds, lambda: payload(next(numbers), server.model), child)
+                    run.stages.append(asyncio.run(stage))
+                    run.peak_rss = max(run.peak_rss or 0, child.peak_rss())
+                    if not child.alive():
+                        raise RuntimeError(f"crashed with {count} clients:\n{child.said()}")
+    except (RuntimeError, BadAnswer, OSError) as error:
+        run.error = str(error)
+    return run
+
+
+def determinism_turn(server: Server, requests: int, numbers: Iterator[int]) -> Run:
+    """Start a server afresh and count the seeded, sampled answers that are the same alone and among others."""
+    run = Run(server.key, server.name)
+    try:
+        # Sampled from the first request on: transformers' continuous batching keeps the first one's temperature.
+        with _started(server, run, temperature=0.7) as (port, _):
+            bodies = [payload(next(numbers), server.model, temperature=0.7, seed=index) for index in range(requests)]
+            run.identical = asyncio.run(same_answers(port, bodies))
+    except (RuntimeError, BadAnswer, OSError) as error:
+        run.error = str(error)
+    return run
+
+
+@contextmanager
+def _started(server: Server, run: Run, temperature: float) -> Iterator[tuple[int, Running]]:
+    """Start a server on a free port, and fill in the run's times up to its first answer."""
+    port = free_port()
+    command, environment = server.started_on(port)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(command, environment, ROOT, Path(folder) / "log") as child,
+    ):
+        run.livez = round(child.until(lambda: asyncio.run(_status(port, server.livez)) > 0, START_SECONDS, "live"), 3)
+        question = payload(
+            0,
+            server.model,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=16,
+            temperature=temperature,
+            seed=0,
+        )
+        answer = asyncio.run(_first_answer(port, question, child))
+        run.first_token = round((answer.times or (answer.ended,))[0] - child.started, 3)
+        run.first_answer = round(answer.ended - child.started, 3)
+        run.answer, run.peak_rss = answer.text, child.peak_rss()
+        if server.info:
+            response, _, _ = asyncio.run(Client(port).request("GET", server.info))
+            run.info = json.loads(response.body())
+        yield port, child
+
+
+async def _status(port: int, path: str) -> int:
+    """An HTTP status; 0 if nobody answers."""
+    client = Client(port)
+    try:
+        async with asyncio.timeout(5):
+            response, _, _ = await client.request("GET", path)
+            return response.status
+    except (OSError, TimeoutError, BadAnswer):
+        return 0
+    finally:
+        client.close()
+
+
+async def _first_answer(port: int, body: bytes, child: Running) -> Streamed:
+    """Ask until a question is answered.
+
+    Raises:
+        RuntimeError: the process has ended, or the time is up.
+    """
+    client, said = Client(port), ""
+    try:
+        while child.alive() and time.perf_counter() - child.started < START_SECONDS:
+            try:
+                return await client.ask(PATH, body, START_SECONDS)
+            except (BadAnswer, OSError) as error:  # still loading
+                said = str(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+    finally:
+        client.close()
+    raise RuntimeError(f"no answer: {said}\n{child.said()}")

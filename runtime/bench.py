@@ -1,0 +1,208 @@
+"""What a model does on this machine: prefill and decode rates, bandwidth, cold start, and quality on a text.
+
+Steps are timed at the runner, so that the figures are those of the kernels; loads over HTTP are measured by
+``loadtests``. Medians throughout.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.catalogue import ModelSpec
+from runtime.device import select_device, usable_cores
+from runtime.engine.config import UnsupportedDecoder
+from runtime.engine.sequence import Row, Runner, Sequence
+from runtime.errors import InvalidRequest, ModelUnavailable
+from runtime.load_engine import open_fast
+from runtime.phases import Phases
+from runtime.progress import Reporter
+from runtime.settings import Settings
+from runtime.types import SamplingParams
+
+_DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
+_PREFILL_TOKENS = (16, 64, 256, 1024)
+_CONTEXT = 128  # tokens before the ones that are decoded
+_STEPS = 30
+_READ_BYTES = 256 << 20  # far more than caches hold
+_WINDOW = 512  # tokens that a text's perplexity is computed over at a time
+
+
+def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> dict[str, Any]:
+    """Measure the current model on this machine.
+
+    Args:
+        spec: the model.
+        settings: device, number type, threads and so on.
+        text: to compute the perplexity of.
+
+    Returns:
+        Plain data for ``table`` or JSON: rates in tokens per second, times in seconds, bandwidth in bytes per second.
+
+    Raises:
+        ModelUnavailable: it cannot be loaded, or only the reference engine can run it.
+    """
+    phases = Phases()
+    phases.imports()
+    reporter = Reporter(spec.id)
+    try:
+        fast = open_fast(spec, settings, select_device(settings.device), reporter, phases)
+    except UnsupportedDecoder as reason:
+        raise ModelUnavailable(
+            f"{spec.id} runs on the reference engine only, which has no steps to time: {reason}"
+        ) from None
+    finally:
+        reporter.close()
+    runner, snapshot = fast.runner, fast.snapshot
+    vocabulary = snapshot.facts.decoder.vocabulary
+    longest = min(runner.max_tokens, snapshot.facts.decoder.context_length - 1, runner.blocks * runner.block_tokens)
+    with phases.phase("warm-up"):
+        _prefill(runner, 4, vocabulary)
+    try:
+        found: dict[str, Any] = {
+            "model": spec.id,
+            "dtype": fast.dtype,
+            "optimizations": list(fast.optimizations),
+            "machine": {"cpu": _cpu(), "cores": usable_cores(), "python": platform.python_version()},
+            "weights_bytes": snapshot.nbytes,
+            "cold_start_seconds": dict(phases.seconds),
+            "prefill": {n: _prefill(runner, n, vocabulary) for n in _PREFILL_TOKENS if n <= longest},
+            "decode": {},
+        }
+        context = min(_CONTEXT, longest - _STEPS - 1)
+        for batch in _DECODE_BATCHES:
+            if batch * (context + _STEPS + runner.block_tokens) <= runner.blocks * runner.block_tokens:
+                found["decode"][batch] = batch / _median(decode_step(runner, batch, context, vocabulary), _STEPS)
+        # What one decoded token must read: every weight, and the keys and values before it.
+        read = snapshot.nbytes + runner.block_bytes * context // runner.block_tokens
+        found["bandwidth"] = {"achieved": read * found["decode"][1], "measured": _read_bandwidth(runner)}
+        if text is not None:
+            found["perplexity"] = _perplexity(runner, snapshot.tokenizer.encode(text))
+        return found
+    finally:
+        runner.close()
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    bandwidth = found["bandwidth"]
+    machine = found["machine"]
+    lines = [
+        f"{found['model']}, {', '.join((found['dtype'], *found['optimizations']))}",
+        f"{machine['cpu']}, {machine['cores']} cores, weights {found['weights_bytes'] / 1e6:.0f} MB",
+        "",
+        "| cold start | seconds |",
+        "|---|---:|",
+        *(f"| {name} | {seconds:.2f} |" for name, seconds in found["cold_start_seconds"].items()),
+        "",
+        "| prefill, tokens at once | tok/s |",
+        "|---:|---:|",
+        *(f"| {tokens} | {rate:.0f} |" for tokens, rate in found["prefill"].items()),
+        "",
+        "| decode, batch | tok/s | ms per step |",
+        "|---:|---:|---:|",
+        *(f"| {batch} | {rate:.0f} | {1000 * batch / rate:.1f} |" for batch, rate in found["decode"].items()),
+        "",
+        f"One stream reads {bandwidth['achieved'] / 1e9:.1f} GB/s, of the {bandwidth['measured'] / 1e9:.1f} GB/s that "
+        f"this machine reads ({bandwidth['achieved'] / bandwidth['measured']:.0%}).",
+    ]
+    if "perplexity" in found:
+        lines.append(f"Perplexity {found['perplexity']:.3f}.")
+    return "\n".join(lines)
+
+
+def _sequence(tokens: list[int], first_block: int, runner: Runner) -> Sequence:
+    made = Sequence(tuple(tokens), SamplingParams(max_new_tokens=_STEPS + 1, temperature=0), seed=0)
+    made.blocks = list(range(first_block, first_block + -(-made.capacity // runner.block_tokens)))
+    return made
+
+
+def _median(step: Callable[[], object], count: int) -> float:
+    times = []
+    for _ in range(count):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _prefill(runner: Runner, tokens: int, vocabulary: int) -> float:
+    sequence = _sequence(random.Random(tokens).choices(range(vocabulary), k=tokens), 0, runner)
+    rows = [Row(sequence, 0, sequence.tokens)]
+    return tokens / _median(lambda: runner.step(rows), 7)
+
+
+def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Callable[[], object]:
+    """A step that decodes one token of each of some sequences, up to thirty times.
+
+    Args:
+        runner: with room for them.
+        batch: sequences.
+        context: tokens that each has before, computed now.
+        vocabulary: ids to take tokens from.
+    """
+    dice = random.Random(batch)
+    each = -(-(context + _STEPS) // runner.block_tokens)
+    sequences = [_sequence(dice.choices(range(vocabulary), k=context), i * each, runner) for i in range(batch)]
+    for sequence in sequences:
+        runner.step([Row(sequence, 0, sequence.tokens)])
+
+    def step() -> None:
+        rows = [Row(s, len(s.tokens), [dice.randrange(vocabulary)]) for s in sequences]
+        runner.step(rows)
+        for row in rows:
+            row.sequence.tokens += row.token_ids
+
+    return step
+
+
+def _read_bandwidth(runner: Runner) -> float:
+    """Bytes per second at which all threads together read memory that no cache holds."""
+    data = np.ones(_READ_BYTES // 4, np.float32)
+    read = getattr(runner, "read", None)
+    if read is None:
+        import torch
+
+        tensor = torch.from_numpy(data)
+        return _READ_BYTES / _median(tensor.sum, 7)
+    return _READ_BYTES / _median(lambda: read(data), 7)
+
+
+def _perplexity(runner: Runner, ids: list[int]) -> float:
+    """exp of the mean negative log-probability of each token of a text after the first of its window."""
+    logits = getattr(runner, "logits", None)
+    if logits is None:
+        raise ModelUnavailable("perplexity is computed on compiled kernels; run: python -m runtime.engine.native.build")
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, _WINDOW):
+        window = ids[start : start + _WINDOW]
+        sequence = _sequence(window, 0, runner)
+        at = 0
+        for piece in (window[i : i + 64] for i in range(0, len(window), 64)):  # keeps the logits small
+            found = logits([Row(sequence, at, piece, samples=len(piece))]).astype(np.float64)
+            found -= found.max(axis=1, keepdims=True)
+            found -= np.log(np.exp(found).sum(axis=1, keepdims=True))
+            for i, row in enumerate(found[: len(window) - 1 - at]):
+                total -= row[window[at + i + 1]]
+                count += 1
+            at += len(piece)
+    if not count:
+        raise InvalidRequest("the text is too short for a perplexity")
+    return math.exp(total / count)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or os.uname().machine

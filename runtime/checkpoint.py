@@ -1,0 +1,191 @@
+"""Checkpoints read with transformers: for the reference engine, and once for each snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_loading
+from transformers.utils import logging as transformers_logging
+
+from runtime.bars import bar_class
+from runtime.catalogue import ModelSpec
+from runtime.convert import convert, equalize
+from runtime.engine.config import DecoderConfig, UnsupportedDecoder
+from runtime.engine.pack import WeightKind
+from runtime.errors import ModelUnavailable
+from runtime.progress import Progress
+from runtime.snapshot import Facts
+from runtime.snapshot_writer import Weight
+from runtime.tokenizer import Tokenizer
+
+_log = logging.getLogger("warmstart.load")
+
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what transformers raises for bad files
+
+
+def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progress) -> tuple[Any, Tokenizer]:
+    """A model in evaluation mode on its device, and its tokenizer.
+
+    Args:
+        spec: the model.
+        path: a folder in transformers' layout, or a ``.gguf`` file.
+        device, dtype: as torch names them.
+        progress: told of it.
+
+    Raises:
+        ModelUnavailable: the files cannot be loaded; the log has the details.
+    """
+    with _reading(spec, progress):
+        model, tokenizer = _load(path, getattr(torch, dtype), progress)
+        return model.to(device).eval(), wrap(tokenizer)
+
+
+def serving_form(
+    spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress
+) -> tuple[Facts, Tokenizer, list[Weight]]:
+    """What a snapshot of a model is made from. Arguments as of ``read``.
+
+    Raises:
+        UnsupportedDecoder: the fast decoder does not know the model, which was then not loaded.
+        ModelUnavailable: see ``read``.
+    """
+    with _reading(spec, progress):
+        folder, source = _source(path)
+        decoder = DecoderConfig.from_transformers(AutoConfig.from_pretrained(folder, **source).to_dict())
+        # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
+        model, loaded = _load(path, torch.float32 if source.get("gguf_file") else "auto", progress)
+        tokenizer = wrap(loaded)
+        try:
+            tokenizer.to_json()
+        except Exception as error:  # the library raises nothing narrower
+            raise UnsupportedDecoder("a tokenizer that cannot be written as tokenizer.json") from error
+        if kind == "int8" and decoder.family == "llama":
+            equalize(model)
+        decoder, weights = convert(model, decoder)
+        facts = Facts(
+            source=path.name if spec.kind != "hub" else spec.location,
+            revision=path.name if spec.kind == "hub" else None,
+            architecture=type(model).__name__,
+            parameters=sum(p.numel() for p in model.parameters()),
+            kind=kind,
+            decoder=decoder,
+            end_ids=tuple(
+                i for i in end_ids(model.generation_config.eos_token_id, tokenizer) if i < decoder.vocabulary
+            ),
+        )
+        return facts, tokenizer, weights
+
+
+def end_ids(configured: int | list[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends a sequence: the generation config's, and the tokenizer's own."""
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
+
+
+def wrap(tokenizer: Any) -> Tokenizer:
+    """One of transformers' tokenizers, in Rust or in Python, as the engines see it."""
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    backend = getattr(tokenizer, "backend_tokenizer", None) or _PythonBackend(tokenizer)
+    return Tokenizer(backend, template, dict(tokenizer.special_tokens_map))
+
+
+def _source(path: Path) -> tuple[Path, dict[str, Any]]:
+    """What transformers is told of a folder or a ``.gguf`` file."""
+    if path.suffix == ".gguf":
+        return path.parent, {"gguf_file": path.name, "local_files_only": True}
+    return path, {"local_files_only": True}
+
+
+def _load(path: Path, dtype: Any, progress: Progress) -> tuple[Any, Any]:
+    folder, source = _source(path)
+    progress("reading tokenizer", None)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+    progress("reading weights", None)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source), tokenizer
+
+
+class _PythonBackend:
+    """A tokenizer that transformers has in Python only, behaving like one of the tokenizers library."""
+
+    normalizer = decoder = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def no_truncation(self) -> None:
+        """Nothing to turn off."""
+
+    no_padding = no_truncation
+
+    def get_added_tokens_decoder(self) -> Mapping[int, Any]:
+        """See the tokenizers library."""
+        added: Mapping[int, Any] = self._tokenizer.added_tokens_decoder
+        return added
+
+    def token_to_id(self, token: str) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.convert_tokens_to_ids(token)
+
+    def id_to_token(self, token_id: int) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.convert_ids_to_tokens(token_id)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+        """See the tokenizers library."""
+        return SimpleNamespace(ids=self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+
+@contextlib.contextmanager
+def _reading(spec: ModelSpec, progress: Progress) -> Iterator[None]:
+    """Name what goes wrong, and report what transformers does."""
+    try:
+        with _gguf_read_once(), _progress_of_libraries(progress):
+            yield
+    except _UNREADABLE as error:
+        _log.warning("loading %s failed", spec.id, exc_info=error)
+        raise ModelUnavailable(
+            f"the files of {spec.id} cannot be loaded ({type(error).__name__}); the log has the details"
+        ) from error
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Keep what transformers makes anew at every turn: the parsed file (four times), the table of tensor names (once a
+    module). It is three quarters of a conversion's time.
+    """
+    originals = {name: vars(gguf)[name] for name in ("GGUFReader", "get_tensor_name_map")}
+    vars(gguf).update({name: functools.lru_cache(maxsize=1)(made) for name, made in originals.items()})
+    try:
+        yield
+    finally:
+        vars(gguf).update(originals)
+
+
+@contextlib.contextmanager
+def _progress_of_libraries(progress: Progress) -> Iterator[None]:
+    """Turn transformers' own bars into reports, and its chatter on stderr off."""
+    transformers_logging.set_verbosity_error()
+    previous = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: bar_class(progress, "reading weights")(*args, **kwargs)
+    )
+    original = vars(gguf_loading)["tqdm"]  # this module draws its bar without asking the hook
+    vars(gguf_loading)["tqdm"] = bar_class(progress, "converting")
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+        vars(gguf_loading)["tqdm"] = original

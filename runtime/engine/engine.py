@@ -1,0 +1,284 @@
+"""The fast engine: one thread that steps all requests together, replaced when it dies, and streams for callers."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Items
+from typing import Protocol
+
+from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
+from runtime.engine.scheduler import Scheduler
+from runtime.engine.sequence import Row, Runner, Sequence
+from runtime.engine.text import TextStream
+from runtime.engine.worker import Request, Worker
+from runtime.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    Draining,
+    EngineRestarting,
+    InvalidRequest,
+    ModelUnavailable,
+    ServiceError,
+)
+from runtime.metrics import ModelMetrics
+from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
+
+_log = logging.getLogger("warmstart.engine")
+
+_MOST_DEATHS = 4  # three restarts, and then no more
+_WITHIN_SECONDS = 60.0
+_STALE_SECONDS = 10.0  # a step takes tens of milliseconds; seconds only for long prompts on slow machines
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer. Both ways are thread-safe."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a raw text."""
+        ...
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """Text of token ids; half a character becomes U+FFFD."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See ``handlers.context.Engine``."""
+        ...
+
+
+class Engine:
+    """See the module. Implements ``handlers.context.Engine``.
+
+    Args:
+        runner: runs the steps; closed with the engine.
+        scheduler: over the runner's blocks, with nothing in it.
+        tokenizer: of the model.
+        chat: turns chats into token ids.
+        info: what is known of the model.
+        metrics: of the model.
+        memory: bytes of memory in use now.
+        max_queue: requests that may wait.
+        timeout: seconds a request may take, queue included.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        chat: ChatEncoder,
+        info: ModelInfo,
+        *,
+        metrics: ModelMetrics,
+        memory: Callable[[], int],
+        max_queue: int = 64,
+        timeout: float = 600,
+    ) -> None:
+        self.info = info
+        self.chat_stops: tuple[str, ...] = () if chat.own_template else PLAIN_STOPS
+        self._runner = runner
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self._metrics = metrics
+        self._memory = memory
+        self._max_queue = max_queue
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._closing = self._dead = False
+        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        self._worker = self._start()
+        self._watch = threading.Thread(target=self._supervise, name=f"engine-watch-{info.name}", daemon=True)
+        self._watch.start()
+        atexit.register(self.close)  # the runner's memory must not go while a step runs
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or will again in a moment. Once dead or closed it stays so."""
+        return self._watch.is_alive()
+
+    @property
+    def beating(self) -> bool:
+        """Whether it gets on: alive, and no step takes unreasonably long."""
+        return self.alive and time.monotonic() - self._worker.beat < _STALE_SECONDS
+
+    @property
+    def memory_bytes(self) -> int:
+        """See ``handlers.context.Engine``."""
+        return self._memory()
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        return await self._off_loop(lambda: tuple(self._tokenizer.encode(text)))
+
+    async def encode_chat(self, messages: Items[Message]) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        return await self._off_loop(lambda: self._chat.encode(messages))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See ``handlers.context.Engine``."""
+        return self._tokenizer.token_bytes(token_id)
+
+    async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
+        """See ``handlers.context.Engine``."""
+        sequences = [sequence for job in jobs for sequence in self._sequences(job)]
+        texts = {
+            index: TextStream(self._decode, sequence.prompt, sequence.params.stop, sequence.params.min_new_tokens)
+            for index, sequence in enumerate(sequences)
+        }
+        firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # of each prompt
+        loop = asyncio.get_running_loop()
+        request = Request(sequences, loop)
+        record = self._metrics.request(len(sequences))
+        worker = self._admit(lambda worker: worker.submit(request))
+        late = DeadlineExceeded(f"not finished within {self._timeout:g} s (REQUEST_TIMEOUT_SECONDS)")
+        timer = loop.call_later(self._timeout, request.outbox.put_nowait, late)
+        try:
+            while texts:
+                item = await request.outbox.get()
+                if isinstance(item, ServiceError):
+                    record.failed(item.code)
+                    raise item
+                for index, sampled, reason in item.tokens:
+                    text = texts.get(index)
+                    if text is None:  # came after its stop string
+                        continue
+                    if reason == "stop":
+                        piece = text.flush()
+                    else:
+                        piece = text.push(sampled.id)
+                        if reason is not None and not text.stopped:
+                            piece += text.flush()
+                    if text.stopped:
+                        if reason is None:
+                            worker.cancel([sequences[index]])
+                        reason = "stop"
+                    if reason is not None:
+                        del texts[index]
+                    cached = 0
+                    if index in firsts:
+                        firsts.remove(index)
+                        cached = sequences[index].cached
+                        record.prompt(len(sequences[index].prompt), cached)
+                    record.token(index, item.now, request.started, reason)
+                    yield Token(index, sampled.id, piece, reason, sampled.logprob, sampled.top, cached)
+        finally:
+            timer.cancel()
+            record.closed()
+            worker.leave(request)
+
+    def warm_up(self) -> None:
+        """One short generation on the calling thread, before any request, which leaves nothing in the cache."""
+        prompt = tuple(self._tokenizer.encode("Warm up.")) or (0,)
+        sequence = Sequence(prompt, SamplingParams(max_new_tokens=3, temperature=0), seed=0)
+        sequence.blocks = list(range(-(-sequence.capacity // self._runner.block_tokens)))
+        for _ in range(3):
+            start = sequence.computed
+            (result,) = self._runner.step([Row(sequence, start, sequence.tokens[start:])])
+            if isinstance(result, ServiceError):
+                raise result
+            sequence.computed = len(sequence.tokens)
+            sequence.tokens.append(result[0].id)
+
+    def close(self, grace: float = 0) -> None:
+        """Admit nothing more, finish what was admitted, then free the model's memory.
+
+        Args:
+            grace: seconds after which unfinished requests end with ``Draining`` instead.
+        """
+        atexit.unregister(self.close)
+        with self._lock:
+            closed, self._closing = self._closing, True
+        self._worker.close()
+        self._watch.join(grace)
+        self._worker.close(abort=True)
+        self._watch.join()
+        if not closed:
+            self._runner.close()
+
+    def _start(self) -> Worker:
+        return Worker(
+            f"engine-{self.info.name}",
+            self._runner,
+            self._scheduler,
+            max_queue=self._max_queue,
+            metrics=self._metrics,
+        )
+
+    def _supervise(self) -> None:
+        """Wait for the thread's end, and start a new one if it was not asked for."""
+        while True:
+            worker = self._worker
+            worker.thread.join()
+            with self._lock:
+                if self._closing:
+                    worker.bury(lambda: Draining("the service is shutting down", retry_after=1))
+                    return
+                self._deaths.append(time.monotonic())
+                if len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _WITHIN_SECONDS:
+                    _log.critical("the engine died %d times within a minute and stays dead", _MOST_DEATHS)
+                    self._dead = True
+                    worker.bury(_died)
+                    return
+                worker.bury(_died)
+                self._scheduler.reset()
+                self._worker = self._start()
+                self._metrics.restarts.inc()
+
+    async def _off_loop(self, tokenize: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """Tokenize on a thread, unless the queue is full, now or when the thread comes to it."""
+
+        def checked() -> tuple[int, ...]:
+            self._admit(Worker.check)
+            return tokenize()
+
+        self._admit(Worker.check)
+        return await asyncio.to_thread(checked)
+
+    def _admit(self, call: Callable[[Worker], None]) -> Worker:
+        """Ask the thread of the moment; count what it refuses."""
+        worker = self._worker
+        try:
+            if self._dead:
+                raise ModelUnavailable("the engine died too often and stays down; restart the service", retry_after=10)
+            call(worker)
+        except ServiceError as error:
+            self._metrics.rejected(error.code)
+            raise
+        return worker
+
+    def _sequences(self, job: Job) -> list[Sequence]:
+        prompt, params = job.token_ids, job.params
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        first = Sequence(prompt, params, seed)
+        try:
+            if not prompt:
+                raise InvalidRequest("the prompt has no tokens", param="prompt")
+            if first.capacity > self.info.context_length:
+                raise ContextLengthExceeded(
+                    f"{len(prompt)} tokens and {params.max_new_tokens} new ones do not fit this model's context of "
+                    f"{self.info.context_length}"
+                )
+            if not self._scheduler.fits(first):
+                raise ContextLengthExceeded(
+                    f"{len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the memory for keys and "
+                    f"values, which holds {self._runner.blocks * self._runner.block_tokens} (KV_CACHE_BYTES)"
+                )
+        except ServiceError as error:
+            self._metrics.rejected(error.code)
+            raise
+        return [first, *(Sequence(prompt, params, seed, number, first) for number in range(1, params.n))]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _died() -> EngineRestarting:
+    return EngineRestarting("the engine died beneath this request; try again", retry_after=1)

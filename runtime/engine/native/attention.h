@@ -1,0 +1,116 @@
+// Attention over paged keys and values.
+//
+// A block holds 16 positions of one key-value head: its keys transposed [head_dim][16], so that one register holds a
+// score for each position, and its values [16][head_dim]. A query is scored against all its positions, then weighed,
+// then summed in order of position, so that its result depends neither on the queries beside it nor on the step that
+// it falls into.
+#pragma once
+
+#include <type_traits>
+
+#include "vec.h"
+
+namespace warmstart {
+
+constexpr int kBlockTokens = 16;
+constexpr int kQueries = 12;  // that share one reading of the keys
+
+// Storage of keys and values: float or IEEE half.
+template <class T>
+inline Floats load_kv(const T* from);
+template <>
+inline Floats load_kv<float>(const float* from) { return load(from); }
+template <>
+inline Floats load_kv<uint16_t>(const uint16_t* from) { return load_half(from); }
+
+inline void store_kv(float* to, Floats v) { store(to, v); }
+inline void store_kv(uint16_t* to, Floats v) { store_half(to, v); }
+
+// One query head of one token.
+struct Query {
+    const float* q;  // [head_dim], scaled by 1 / sqrt(head_dim)
+    float* out;      // [head_dim]
+    int length;      // positions it may see: 0 ... length - 1
+};
+
+// Keys at `base + block * stride`, values head_dim x 16 elements behind them. `scores` is scratch of
+// kQueries x (longest length rounded up to 16).
+template <class T>
+void attend(const Query* queries, int count, const T* base, size_t stride, const int32_t* blocks, int head_dim,
+            float* scores) {
+    int longest = 0;
+    for (int i = 0; i < count; i++) longest = queries[i].length > longest ? queries[i].length : longest;
+    const int used = (longest + kBlockTokens - 1) / kBlockTokens;
+    const int width = used * kBlockTokens;
+    Floats lane;
+    for (int i = 0; i < kLanes; i++) lane[i] = (float)i;
+    Floats most[kQueries];
+    for (int i = 0; i < count; i++) most[i] = splat(-INFINITY);
+
+    auto score = [&](auto number, int first, int b) {
+        constexpr int n = decltype(number)::value;
+        const T* keys = base + (size_t)blocks[b] * stride;
+        Floats acc[n] = {};
+        for (int d = 0; d < head_dim; d++) {
+            const Floats k = load_kv<T>(keys + (size_t)d * kBlockTokens);
+            for (int i = 0; i < n; i++) acc[i] += k * queries[first + i].q[d];
+        }
+        for (int i = 0; i < n; i++) {
+            const float left = (float)(queries[first + i].length - b * kBlockTokens);
+            acc[i] = select(lane < splat(left), acc[i], splat(-INFINITY));
+            store(scores + (size_t)(first + i) * width + b * kBlockTokens, acc[i]);
+            most[first + i] = maximum(acc[i], most[first + i]);
+        }
+    };
+    for (int b = 0; b < used; b++) {
+        int i = 0;
+        for (; i + 6 <= count; i += 6) score(std::integral_constant<int, 6>{}, i, b);
+        for (; i + 3 <= count; i += 3) score(std::integral_constant<int, 3>{}, i, b);
+        for (; i < count; i++) score(std::integral_constant<int, 1>{}, i, b);
+    }
+
+    float inverse[kQueries];
+    for (int i = 0; i < count; i++) {
+        const Floats top = splat(maximum(most[i]));
+        Floats total = {};
+        float* row = scores + (size_t)i * width;
+        for (int t = 0; t < width; t += kLanes) {
+            const Floats weight = exponential(load(row + t) - top);
+            store(row + t, weight);
+            total += weight;
+        }
+        inverse[i] = 1.0f / sum(total);
+    }
+
+    // Only as far as positions are written: what lies behind may be another sequence's leavings.
+    auto weigh = [&](auto number, auto vectors, int first, int offset) {
+        constexpr int n = decltype(number)::value, v = decltype(vectors)::value;
+        Floats acc[n][v] = {};
+        for (int b = 0; b < used; b++) {
+            const T* values = base + (size_t)blocks[b] * stride + (size_t)head_dim * kBlockTokens + offset;
+            const int last = longest - b * kBlockTokens < kBlockTokens ? longest - b * kBlockTokens : kBlockTokens;
+            for (int t = 0; t < last; t++) {
+                Floats value[v];
+                for (int j = 0; j < v; j++) value[j] = load_kv<T>(values + (size_t)t * head_dim + j * kLanes);
+                for (int i = 0; i < n; i++) {
+                    const float weight = scores[(size_t)(first + i) * width + b * kBlockTokens + t];
+                    for (int j = 0; j < v; j++) acc[i][j] += value[j] * weight;
+                }
+            }
+        }
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < v; j++)
+                store(queries[first + i].out + offset + j * kLanes, acc[i][j] * inverse[first + i]);
+    };
+    using std::integral_constant;
+    int offset = 0;
+    for (; offset + 4 * kLanes <= head_dim; offset += 4 * kLanes) {
+        int i = 0;
+        for (; i + 3 <= count; i += 3) weigh(integral_constant<int, 3>{}, integral_constant<int, 4>{}, i, offset);
+        for (; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, 4>{}, i, offset);
+    }
+    for (; offset < head_dim; offset += kLanes)
+        for (int i = 0; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, 1>{}, i, offset);
+}
+
+}  // namespace warmstart

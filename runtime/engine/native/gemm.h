@@ -1,0 +1,238 @@
+// Products of activations with packed weight panels (see pack.py for the layout).
+//
+// Every output is summed over the input in one order whatever the shape of the tile that computes it, so a row's result
+// never depends on the rows beside it. With int8 weights the sum is of integers and exact.
+#pragma once
+
+#include <algorithm>
+
+#include "pool.h"
+#include "vec.h"
+
+namespace warmstart {
+
+enum Kind { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
+struct Matrix {
+    const uint8_t* data = nullptr;
+    const float* scales = nullptr;  // [rows / 16][groups][16], int8 only
+    const float* bias = nullptr;    // [rows] or none
+    int rows = 0;                   // outputs, padded to a multiple of 16
+    int columns = 0;                // inputs, padded to a multiple of 4
+    int kind = kFloat32;
+
+    size_t panel_bytes() const {
+        return (size_t)kLanes * columns * (kind == kFloat32 ? 4 : kind == kBfloat16 ? 2 : 1);
+    }
+};
+
+constexpr int kGroup = 64;  // columns that share a scale, of a token's activations and of a row's weights: see pack.py
+
+// Activations of some tokens: float32, or int8 with one scale for each group of columns of a token.
+struct Activations {
+    const float* values = nullptr;     // [tokens, stride]
+    const int8_t* quantized = nullptr; // [tokens, stride]
+    const float* scales = nullptr;     // [tokens, groups]
+    const int32_t* offsets = nullptr;  // [tokens, groups] 128 x the sum of a group, what unsigned weights add
+    int stride = 0;
+    int groups = 0;
+};
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8, kTilePanels = 3;
+#else
+constexpr int kTileRows = 4, kTilePanels = 1;
+#endif
+constexpr int kSinglePanels = 4;  // side by side for one token, to hide the latency of the sums
+
+#if defined(__AVX512VNNI__)
+constexpr bool kUnsignedWeights = true;  // u8 x s8 leaves 128 x sum(activations) to take off
+inline Ints dot(Ints acc, Ints weights, int32_t four) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(four));
+}
+#elif defined(__AVX2__)
+constexpr bool kUnsignedWeights = false;
+inline Ints dot(Ints acc, Ints weights, int32_t four) {
+    // |a| x (w with a's sign): neither pair can pass 16 bits, as both stay within +-127.
+    const __m256i a = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(a);
+    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_set1_epi8((char)128);
+    __m256i part[2], sums[2];
+    std::memcpy(part, &weights, 64);
+    std::memcpy(sums, &acc, 64);
+    for (int i = 0; i < 2; i++) {
+        const __m256i w = _mm256_sign_epi8(_mm256_xor_si256(part[i], zero), a);
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, w), ones));
+    }
+    std::memcpy(&acc, sums, 64);
+    return acc;
+}
+#else
+constexpr bool kUnsignedWeights = false;
+inline Ints dot(Ints acc, Ints weights, int32_t four) {
+    const uint8_t* w = (const uint8_t*)&weights;
+    const int8_t* a = (const int8_t*)&four;
+    for (int i = 0; i < kLanes; i++)
+        for (int j = 0; j < 4; j++) acc[i] += ((int)w[4 * i + j] - 128) * a[j];
+    return acc;
+}
+#endif
+
+template <class V>
+inline V load_as(const uint8_t* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// One tile: M tokens x P panels, written (or added) to out[token][panel * 16 ...].
+template <int M, int P, int K>
+inline void tile(const Activations& a, int token, const Matrix& w, int panel, float* out, int stride, bool add) {
+    const size_t panel_bytes = w.panel_bytes();
+    const uint8_t* data = w.data + panel * panel_bytes;
+    Floats total[M][P] = {};
+    if constexpr (K == kInt8) {
+        const int8_t* rows = a.quantized + (size_t)token * a.stride;
+        for (int g = 0; g < a.groups; g++) {
+            Ints acc[M][P];
+            for (int m = 0; m < M; m++) {
+                const int32_t begin = kUnsignedWeights ? -a.offsets[(size_t)(token + m) * a.groups + g] : 0;
+                for (int p = 0; p < P; p++) acc[m][p] = Ints{} + begin;
+            }
+            const int last = std::min((g + 1) * kGroup, w.columns);
+            for (int k = g * kGroup; k < last; k += 4) {
+                Ints weights[P];
+                for (int p = 0; p < P; p++) weights[p] = load_as<Ints>(data + p * panel_bytes + (size_t)k * kLanes);
+                for (int m = 0; m < M; m++) {
+                    int32_t four;
+                    std::memcpy(&four, rows + (size_t)m * a.stride + k, 4);
+                    for (int p = 0; p < P; p++) acc[m][p] = dot(acc[m][p], weights[p], four);
+                }
+            }
+            for (int p = 0; p < P; p++) {
+                const Floats scale = load(w.scales + ((size_t)(panel + p) * a.groups + g) * kLanes);
+                for (int m = 0; m < M; m++)
+                    total[m][p] += __builtin_convertvector(acc[m][p], Floats) * scale *
+                                   a.scales[(size_t)(token + m) * a.groups + g];
+            }
+        }
+    } else if constexpr (K == kBfloat16) {
+        const float* rows = a.values + (size_t)token * a.stride;
+        for (int k = 0; k < w.columns; k += 2) {
+            Floats even[P], odd[P];
+            for (int p = 0; p < P; p++) {
+                const Words words = load_as<Words>(data + p * panel_bytes + (size_t)k * 2 * kLanes);
+                even[p] = even_bfloat(words);
+                odd[p] = odd_bfloat(words);
+            }
+            for (int m = 0; m < M; m++) {
+                const float x = rows[(size_t)m * a.stride + k], y = rows[(size_t)m * a.stride + k + 1];
+                for (int p = 0; p < P; p++) {
+                    total[m][p] += even[p] * x;
+                    total[m][p] += odd[p] * y;
+                }
+            }
+        }
+    } else {
+        const float* rows = a.values + (size_t)token * a.stride;
+        for (int k = 0; k < w.columns; k++) {
+            Floats weights[P];
+            for (int p = 0; p < P; p++) weights[p] = load_as<Floats>(data + p * panel_bytes + (size_t)k * 4 * kLanes);
+            for (int m = 0; m < M; m++) {
+                const float x = rows[(size_t)m * a.stride + k];
+                for (int p = 0; p < P; p++) total[m][p] += weights[p] * x;
+            }
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int p = 0; p < P; p++) {
+            float* to = out + (size_t)(token + m) * stride + (panel + p) * kLanes;
+            Floats value = total[m][p];
+            if (w.bias) value += load(w.bias + (panel + p) * kLanes);
+            store(to, add ? load(to) + value : value);
+        }
+}
+
+// All tokens x P panels: the panels stay in the nearest cache while the tokens pass.
+template <int P, int K>
+inline void panels(const Activations& a, int first, int last, const Matrix& w, int panel, float* out, int stride,
+                   bool add) {
+    int token = first;
+    for (; token + kTileRows <= last; token += kTileRows) tile<kTileRows, P, K>(a, token, w, panel, out, stride, add);
+    if constexpr (kTileRows > 4)
+        for (; token + 4 <= last; token += 4) tile<4, P, K>(a, token, w, panel, out, stride, add);
+    for (; token + 2 <= last; token += 2) tile<2, P, K>(a, token, w, panel, out, stride, add);
+    for (; token < last; token++) tile<1, P, K>(a, token, w, panel, out, stride, add);
+}
+
+template <int K>
+void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride, bool add) {
+    const int count = w.rows / kLanes;
+    if (tokens == 1) {
+        const int tasks = (count + kSinglePanels - 1) / kSinglePanels;
+        pool.run(tasks, std::max(1, tasks / (pool.threads() * 4)), [&](int first, int last, int) {
+            for (int task = first; task < last; task++) {
+                int panel = task * kSinglePanels;
+                if (panel + kSinglePanels <= count)
+                    tile<1, kSinglePanels, K>(a, 0, w, panel, out, stride, add);
+                else
+                    for (; panel < count; panel++) tile<1, 1, K>(a, 0, w, panel, out, stride, add);
+            }
+        });
+        return;
+    }
+    // Long prompts are cut into blocks of tokens as well: their activations then stay in the second cache.
+    constexpr int kBlock = 128;
+    const int groups = (count + kTilePanels - 1) / kTilePanels, blocks = (tokens + kBlock - 1) / kBlock;
+    const int tasks = groups * blocks;
+    const int grain = tokens >= 32 ? 1 : std::max(1, tasks / (pool.threads() * 4));
+    pool.run(tasks, grain, [&](int first, int last, int) {
+        for (int task = first; task < last; task++) {
+            const int begin = task / groups * kBlock, end = std::min(begin + kBlock, tokens);
+            int panel = task % groups * kTilePanels;
+            if (panel + kTilePanels <= count)
+                panels<kTilePanels, K>(a, begin, end, w, panel, out, stride, add);
+            else
+                for (; panel < count; panel++) panels<1, K>(a, begin, end, w, panel, out, stride, add);
+        }
+    });
+}
+
+// out[token][row] (+)= sum over columns of activations x weights, plus the bias.
+inline void multiply(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride,
+                     bool add = false) {
+    switch (w.kind) {
+        case kInt8: product<kInt8>(pool, a, tokens, w, out, stride, add); break;
+        case kBfloat16: product<kBfloat16>(pool, a, tokens, w, out, stride, add); break;
+        default: product<kFloat32>(pool, a, tokens, w, out, stride, add);
+    }
+}
+
+// Quantize one token's activations in groups: each to -127 ... 127 steps of its largest magnitude / 127. Columns are a
+// multiple of 16.
+inline void quantize(const float* x, int columns, int8_t* out, float* scales, int32_t* offsets) {
+    typedef int8_t Bytes __attribute__((vector_size(16)));
+    for (int g = 0, k = 0; k < columns; g++) {
+        const int last = std::min(k + kGroup, columns);
+        Floats most = {};
+        for (int i = k; i < last; i += kLanes) {
+            const Floats v = load(x + i);
+            most = maximum(most, maximum(v, -v));
+        }
+        const float scale = std::max(maximum(most) / 127.0f, 1.17549435e-38f);
+        const float inverse = 1.0f / scale;
+        Ints total = {};
+        for (int i = k; i < last; i += kLanes) {
+            const Ints q = __builtin_convertvector(round_even(load(x + i) * inverse), Ints);
+            total += q;
+            const Bytes bytes = __builtin_convertvector(q, Bytes);
+            std::memcpy(out + i, &bytes, sizeof bytes);
+        }
+        int32_t sum = 0;
+        for (int lane = 0; lane < kLanes; lane++) sum += total[lane];
+        scales[g] = scale;
+        offsets[g] = 128 * sum;
+        k = last;
+    }
+}
+
+}  // namespace warmstart

@@ -1,0 +1,248 @@
+"""A runner on the compiled kernels: packed weights where they lie, a whole step in one call without Python."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine.config import DecoderConfig
+from runtime.engine.native import library
+from runtime.engine.pack import PANEL_ROWS
+from runtime.engine.sequence import Row, Sampled
+from runtime.errors import InternalError, ServiceError
+from runtime.snapshot import Snapshot
+
+_FAMILIES = {"gpt2": 0, "llama": 1}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+_BLOCK_TOKENS = 16
+
+
+def available() -> str | None:
+    """Which kernels there are for this processor (the name of their instruction set); None if none."""
+    return next((kernels.level for kernels in library.usable()), None)
+
+
+def supports(config: DecoderConfig) -> bool:
+    """Whether the kernels, which compute in sixteens, can run a model of this shape."""
+    widths = (config.hidden, config.intermediate, config.head_dim)
+    return not any(width % PANEL_ROWS for width in widths)
+
+
+class NativeRunner:
+    """See ``runtime.engine.sequence.Runner``.
+
+    Args:
+        snapshot: the model; its arrays are read in place and kept.
+        kv_bytes: memory for keys and values at most; it is taken up as it is written.
+        max_tokens: most tokens of one step.
+        threads: that compute, the caller's among them.
+        kernels: others than the best for this processor.
+
+    Raises:
+        RuntimeError: there are no kernels, or they cannot run this model; see ``available`` and ``supports``.
+        MemoryError: not even one block fits ``kv_bytes``, or the system has no memory.
+    """
+
+    block_tokens = _BLOCK_TOKENS
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        kv_bytes: int,
+        max_tokens: int,
+        threads: int,
+        kernels: library.Kernels | None = None,
+    ) -> None:
+        config, kind = snapshot.facts.decoder, snapshot.facts.kind
+        kernels = kernels or next(iter(library.usable()), None)
+        if kernels is None or not supports(config):
+            raise RuntimeError("there are no kernels for this processor or model")
+        self._library = kernels.functions
+        self._keep: list[Any] = []  # what the kernels hold addresses of
+        half = kind != "float32"
+        self.block_bytes = config.layers * config.kv_heads * config.head_dim * _BLOCK_TOKENS * 2 * (2 if half else 4)
+        self.blocks = kv_bytes // self.block_bytes
+        self.max_tokens = max_tokens
+        self._vocabulary = config.vocabulary
+        described = library.Config(
+            family=_FAMILIES[config.family],
+            activation=_ACTIVATIONS[config.activation],
+            kind=_KINDS[kind],
+            half_kv=half,
+            layers=config.layers,
+            hidden=config.hidden,
+            intermediate=config.intermediate,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=config.vocabulary,
+            threads=threads,
+            max_tokens=max_tokens,
+            blocks=self.blocks,
+            epsilon=config.norm_epsilon,
+            rope_factor=config.rope_attention_factor,
+            inverse_frequencies=self._address(np.array(config.inverse_frequencies, np.float32)),
+            positions=self._address(snapshot.vector("positions")) if "positions" in snapshot else None,
+            embed=self._tensor(snapshot, "embed"),
+            final_norm=self._tensor(snapshot, "final_norm.weight"),
+            head=self._tensor(snapshot, "embed" if config.tied else "head"),
+            layer=self._layers(snapshot),
+        )
+        self._handle = self._library.warmstart_open(ctypes.byref(described)) if self.blocks else None
+        if not self._handle:
+            raise MemoryError(f"{kv_bytes} bytes for keys and values are too few, or more than there are")
+        self._ids = np.zeros(max_tokens, np.int32)
+        self._outputs = np.zeros(max_tokens, np.int32)
+        self._choices = np.zeros(max_tokens, library.CHOICE)
+        self._chosen = np.zeros(max_tokens, library.CHOSEN)
+
+    def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
+        """See ``Runner``."""
+        return self._step(rows, None)
+
+    def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
+        """Take a step and look at it.
+
+        Returns:
+            [samples of all rows, vocabulary] the logits as the model gives them.
+        """
+        found = np.empty((sum(row.samples for row in rows), self._vocabulary), np.float32)
+        self._step(rows, found)
+        return found
+
+    def _step(self, rows: Items[Row], logits: NDArray[np.float32] | None) -> list[list[Sampled] | ServiceError]:
+        ids: list[int] = []
+        starts, tables = [0], [0]
+        blocks: list[int] = []
+        outputs: list[int] = []
+        choices: list[tuple[Any, ...]] = []
+        keep: list[Any] = []
+        for row in rows:
+            ids += row.token_ids
+            starts.append(len(ids))
+            blocks += row.sequence.blocks[: -(-(row.start + len(row.token_ids)) // _BLOCK_TOKENS)]
+            tables.append(len(blocks))
+            outputs += range(len(ids) - row.samples, len(ids))
+            choices += [_choice(row, index, keep) for index in range(row.samples)]
+        count = len(outputs)
+        self._ids[: len(ids)] = ids
+        self._outputs[:count] = outputs
+        if count:
+            self._choices[:count] = choices
+        arrays = [np.array(values, np.int32) for values in (starts, [row.start for row in rows], tables, blocks)]
+        step = library.Step(
+            len(rows),
+            len(ids),
+            count,
+            self._ids.ctypes.data,
+            *(array.ctypes.data for array in arrays),
+            self._outputs.ctypes.data,
+            self._choices.ctypes.data,
+            self._chosen.ctypes.data,
+            None if logits is None else logits.ctypes.data,
+        )
+        if not self._library.warmstart_step(self._handle, ctypes.byref(step)):
+            raise MemoryError("no memory for a step")
+        return self._results(rows, count)
+
+    def _results(self, rows: Items[Row], count: int) -> list[list[Sampled] | ServiceError]:
+        chosen = self._chosen[:count]
+        ids, failed = chosen["id"].tolist(), chosen["failed"].tolist()
+        results: list[list[Sampled] | ServiceError] = []
+        at = 0
+        for row in rows:
+            mine = range(at, at + row.samples)
+            at += row.samples
+            if any(failed[i] for i in mine):
+                results.append(InternalError("the model produced logits that are not numbers"))
+            elif row.sequence.params.logprobs is None:
+                results.append([Sampled(ids[i]) for i in mine])
+            else:
+                results.append([_with_logprobs(chosen[i]) for i in mine])
+        return results
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See ``Runner``."""
+        self._library.warmstart_copy_block(self._handle, source, target)
+
+    def read(self, data: NDArray[Any]) -> None:
+        """Read an array once with all threads: what measures the memory's bandwidth."""
+        self._library.warmstart_read(self._handle, data.ctypes.data, data.nbytes)
+
+    def close(self) -> None:
+        """See ``Runner``."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._library.warmstart_close(handle)
+        self._keep.clear()
+
+    def _address(self, array: NDArray[Any]) -> int:
+        self._keep.append(array)
+        return array.ctypes.data
+
+    def _tensor(self, snapshot: Snapshot, name: str) -> library.Tensor:
+        prefix = name.removesuffix(".weight")
+        bias = self._padded(snapshot.vector(f"{prefix}.bias")) if f"{prefix}.bias" in snapshot else None
+        if prefix != name:
+            return library.Tensor(self._address(snapshot.vector(name)), None, bias)
+        packed = snapshot.matrix(name)
+        scales = None if packed.scales is None else self._address(packed.scales)
+        return library.Tensor(self._address(packed.data), scales, bias)
+
+    def _padded(self, bias: NDArray[np.float32]) -> int:
+        return self._address(np.concatenate([bias, np.zeros(-len(bias) % PANEL_ROWS, np.float32)]))
+
+    def _layers(self, snapshot: Snapshot) -> Any:
+        up = "gate_up" if snapshot.facts.decoder.family == "llama" else "up"
+        names = ("attention_norm.weight", "qkv", "attention_out", "mlp_norm.weight", up, "down")
+        count = snapshot.facts.decoder.layers
+        layers = (library.Layer * count)(
+            *(library.Layer(*(self._tensor(snapshot, f"{i}.{name}") for name in names)) for i in range(count))
+        )
+        self._keep.append(layers)
+        return layers
+
+
+def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
+    """The fields of ``library.CHOICE`` for a row's choice; arrays they point to are added to ``keep``."""
+    sequence = row.sequence
+    params = sequence.params
+
+    def address(values: Any, kind: type[np.generic]) -> int:
+        array = np.fromiter(values, kind)
+        keep.append(array)
+        return array.ctypes.data
+
+    bias_ids = bias = seen_ids = counted_ids = counts = banned = 0
+    seen = counted = 0
+    if params.logit_bias:
+        bias_ids = address((token for token, _ in params.logit_bias), np.int32)
+        bias = address((value for _, value in params.logit_bias), np.float32)
+    if params.repetition_penalty != 1:
+        distinct = set(sequence.tokens)
+        seen, seen_ids = len(distinct), address(distinct, np.int32)
+    if (params.presence_penalty or params.frequency_penalty) and sequence.counts:
+        counted = len(sequence.counts)
+        counted_ids, counts = address(sequence.counts, np.int32), address(sequence.counts.values(), np.int32)
+    if row.banned:
+        banned = address(row.banned, np.int32)
+    return (
+        sequence.random(index),
+        *(bias_ids, bias, seen_ids, counted_ids, counts, banned),
+        *(params.temperature, params.top_p, params.min_p),
+        *(params.repetition_penalty, params.presence_penalty, params.frequency_penalty),
+        *(params.top_k, -1 if params.logprobs is None else params.logprobs),
+        *(len(params.logit_bias), seen, counted, len(row.banned)),
+    )
+
+
+def _with_logprobs(chosen: Any) -> Sampled:
+    tops = int(chosen["tops"])
+    top = zip(chosen["top_ids"][:tops].tolist(), chosen["top_logprobs"][:tops].tolist(), strict=True)
+    return Sampled(int(chosen["id"]), float(chosen["logprob"]), tuple(top))

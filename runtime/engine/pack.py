@@ -1,0 +1,102 @@
+"""Weight matrices in the layout that the CPU kernels read: panels of 16 output rows, contiguous along the input.
+
+A panel holds, for each group of input columns, its 16 output rows side by side, so that one vector register takes one
+group: ``float32 [N/16][K][16]``, ``bfloat16 [N/16][K/2][16][2]`` and ``int8 [N/16][K/4][16][4]`` (the operand layout of
+the dot-product instructions). Rows are padded with zeros to a multiple of 16, columns to a multiple of 4. An int8
+matrix has a scale for every 64 columns of a row, float32 ``[N/16][K/64][16]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+WeightKind = Literal["float32", "bfloat16", "int8"]
+
+PANEL_ROWS = 16
+_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # of one group
+_COLUMN_MULTIPLE = 4  # one padding for all kinds, so that activations are laid out alike
+GROUP_COLUMNS = 64
+_INT8_ZERO = 128  # stored unsigned: u8 x s8 is what the dot-product instructions multiply
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A packed matrix.
+
+    Args:
+        data: the panels' bytes, uint8 [...].
+        scales: float32 [...], the value of one int8 step of each row and group of columns; None for the other kinds.
+    """
+
+    data: NDArray[np.uint8]
+    scales: NDArray[np.float32] | None
+
+
+def padded(rows: int, columns: int) -> tuple[int, int]:
+    """The padded shape of a matrix."""
+    return -(-rows // PANEL_ROWS) * PANEL_ROWS, -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+
+
+def packed_bytes(rows: int, columns: int, kind: WeightKind) -> int:
+    """Size of a packed matrix, scales left out."""
+    n, k = padded(rows, columns)
+    return n * k * {"float32": 4, "bfloat16": 2, "int8": 1}[kind]
+
+
+def scale_count(rows: int, columns: int) -> int:
+    """Scales of a packed int8 matrix."""
+    n, k = padded(rows, columns)
+    return n * -(-k // GROUP_COLUMNS)
+
+
+def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
+    """Pack one weight matrix.
+
+    Args:
+        matrix: [N, K] output rows x input columns.
+        kind: float32 keeps the values, bfloat16 rounds them to nearest even, int8 quantizes each row's groups of 64
+            columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
+    """
+    n, k = padded(*matrix.shape)
+    full = np.zeros((n, k), np.float32)
+    full[: matrix.shape[0], : matrix.shape[1]] = matrix
+    scales = None
+    values: NDArray[Any] = full
+    if kind == "bfloat16":
+        bits = full.view(np.uint32)
+        values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    elif kind == "int8":
+        starts = np.arange(0, k, GROUP_COLUMNS)
+        largest = np.maximum.reduceat(np.abs(full), starts, axis=1) / np.float32(127)  # [N, groups]
+        by_row = np.maximum(largest, np.finfo(np.float32).tiny)
+        values = (np.rint(full / _by_column(by_row, k)) + _INT8_ZERO).astype(np.uint8)
+        scales = np.ascontiguousarray(by_row.reshape(n // PANEL_ROWS, PANEL_ROWS, -1).transpose(0, 2, 1)).reshape(-1)
+    group = _COLUMNS[kind]
+    panels = values.reshape(n // PANEL_ROWS, PANEL_ROWS, k // group, group).transpose(0, 2, 1, 3)
+    return Packed(np.ascontiguousarray(panels).view(np.uint8).reshape(-1), scales)
+
+
+def unpack(packed: Packed, rows: int, columns: int, kind: WeightKind) -> NDArray[np.float32]:
+    """The matrix back as float32 [rows, columns], with the values that its kind holds."""
+    n, k = padded(rows, columns)
+    group = _COLUMNS[kind]
+    stored: Any = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.uint8}[kind]
+    panels = packed.data.view(stored).reshape(n // PANEL_ROWS, k // group, PANEL_ROWS, group)
+    values: NDArray[Any] = panels.transpose(0, 2, 1, 3).reshape(n, k)[:rows, :columns]
+    if kind == "float32":
+        return np.ascontiguousarray(values)
+    if kind == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if packed.scales is None:
+        raise ValueError("an int8 matrix has scales")
+    by_row = packed.scales.reshape(n // PANEL_ROWS, -1, PANEL_ROWS).transpose(0, 2, 1).reshape(n, -1)
+    return (values.astype(np.float32) - _INT8_ZERO) * _by_column(by_row[:rows], columns)
+
+
+def _by_column(scales: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
+    """[N, groups] -> [N, columns]."""
+    return np.repeat(scales, GROUP_COLUMNS, axis=1)[:, :columns]

@@ -1,0 +1,108 @@
+"""A model's tokenizer without transformers, giving the same ids and texts: ids, text, and the bytes of a token."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        backend: a ``tokenizers.Tokenizer``, or what behaves like one.
+        chat_template: the model's own, see ``runtime.chat_template``.
+        special_tokens: what templates call them (``bos_token``, ``eos_token``, ...) and their text.
+    """
+
+    def __init__(self, backend: Any, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
+        self._backend = backend
+        backend.no_truncation()
+        backend.no_padding()
+        self.chat_template = chat_template
+        self.special_tokens = special_tokens
+        self.added_tokens: Mapping[int, tokenizers.AddedToken] = backend.get_added_tokens_decoder()
+
+    @classmethod
+    def from_json(cls, text: str, chat_template: str | None, special_tokens: Mapping[str, str]) -> Tokenizer:
+        """Build one from the content of a ``tokenizer.json``.
+
+        Raises:
+            ValueError: the text is not that.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"not a tokenizer: {error}") from error
+        return cls(backend, chat_template, special_tokens)
+
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``."""
+        text: str = self._backend.to_str()
+        return text
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether text is rewritten before tokens are looked for."""
+        return self._backend.normalizer is not None
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of ``eos_token``, if there is one."""
+        eos = self.special_tokens.get("eos_token")
+        return None if eos is None else self._backend.token_to_id(eos)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; control tokens written in the text count as such.
+
+        Args:
+            text: any text.
+            add_special_tokens: whether the tokenizer adds what it puts around every text (often a first token).
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of ids; half a character becomes U+FFFD."""
+        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, which may be a part of a character; nothing for an unknown id."""
+        token: str | None = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self.added_tokens:
+            return token.encode()
+        if "ByteLevel" in self._decoders:
+            signs = _byte_of_sign()
+            return bytes(signs[c] for c in token) if all(c in signs for c in token) else token.encode()
+        if "ByteFallback" in self._decoders and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        if _SPACE_SIGN in token and self._decoders & {"Metaspace", "Replace"}:
+            return token.replace(_SPACE_SIGN, " ").encode()
+        return self.decode([token_id]).encode()
+
+    @functools.cached_property
+    def _decoders(self) -> frozenset[str]:
+        """The types of the decoder's steps."""
+        if self._backend.decoder is None:
+            return frozenset()
+        state = json.loads(self._backend.decoder.__getstate__())
+        return frozenset(step["type"] for step in state.get("decoders", [state]))
+
+
+@functools.cache
+def _byte_of_sign() -> dict[str, int]:
+    """GPT-2's printable sign of each byte, read backwards: bytes that print stand for themselves, the others follow."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}

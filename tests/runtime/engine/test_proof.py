@@ -1,0 +1,232 @@
+"""What the fast engine promises of its tokens, on real models: right, and the same in any company."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.catalogue import parse_model_name
+from runtime.device import memory_in_use
+from runtime.engine.engine import Engine
+from runtime.engine.native.runner import available
+from runtime.load_engine import load_engine
+from runtime.settings import Settings
+from runtime.types import Job, SamplingParams, Token
+from tests.fakes import until
+
+ROOT = Path(__file__).resolve().parents[3]
+WORDS = (ROOT / "loadtests/quality.txt").read_text().split()
+Load = Callable[..., Any]
+
+needs_kernels = pytest.mark.skipif(
+    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
+)
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Load]:
+    """Loads engines, each once."""
+    loaded: dict[Any, Any] = {}
+
+    def make(name: str | Path, **settings: Any) -> Any:
+        key = (str(name), tuple(sorted(settings.items())))
+        if key not in loaded:
+            made = Settings.load(device="cpu", **settings)
+            loaded[key] = load_engine(parse_model_name(str(name)), made, lambda stage, share: None)
+        return loaded[key]
+
+    yield make
+    for engine in loaded.values():
+        engine.close()
+
+
+def some_text(dice: random.Random, most: int) -> str:
+    """A piece of prose."""
+    start = dice.randrange(len(WORDS) - most)
+    return " ".join(WORDS[start : start + dice.randint(1, most)])
+
+
+async def answer(engine: Any, jobs: Sequence[Job]) -> list[list[Token]]:
+    """Each sequence's tokens."""
+    found: list[list[Token]] = [[] for job in jobs for _ in range(job.params.n)]
+    async with aclosing(engine.stream(jobs)) as stream:
+        async for token in stream:
+            found[token.sequence].append(replace(token, cached_tokens=0))
+    return found
+
+
+# The same in any company
+
+
+async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: int) -> list[Job]:
+    """Requests of every kind; some begin alike."""
+    beginnings = [some_text(dice, most_words) for _ in range(4)]
+    jobs = []
+    for _ in range(count):
+        text = dice.choice(["", "", *beginnings]) + " " + some_text(dice, most_words)
+        prompt = await engine.encode(text)
+        params = SamplingParams(
+            max_new_tokens=dice.choice([1, 5, 24, 24]),
+            temperature=dice.choice([0.0, 0.7, 1.0, 1.5]),
+            top_k=dice.choice([0, 1, 50]),
+            top_p=dice.choice([1.0, 0.9, 0.3]),
+            min_p=dice.choice([0.0, 0.0, 0.1]),
+            repetition_penalty=dice.choice([1.0, 1.0, 1.2]),
+            presence_penalty=dice.choice([0.0, 0.0, 0.5]),
+            frequency_penalty=dice.choice([0.0, 0.0, 0.5]),
+            logit_bias=dice.choice([(), (), ((17, 5.0), (30, -100.0))]),
+            min_new_tokens=dice.choice([0, 0, 1]),
+            logprobs=dice.choice([None, 0, 3]),
+            stop=dice.choice([(), (), (" the", "\n")]),
+            seed=dice.randrange(2**63),
+            n=dice.choice([1, 1, 1, 3]),
+        )
+        jobs.append(Job(prompt, params))
+    return jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        pytest.param("embedded", {"dtype": "int8"}, marks=needs_kernels, id="embedded-int8"),
+        pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama-bfloat16"),
+        pytest.param("gpt2", {"dtype": "float32"}, marks=needs_kernels, id="gpt2-float32"),
+        pytest.param("llama", {"dtype": "float32", "kernels": False}, id="llama-torch"),
+        pytest.param("gpt2", {"dtype": "float32", "kernels": False}, id="gpt2-torch"),
+    ],
+)
+async def test_200_mixed_requests_are_the_same_alone_and_among_16(
+    model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, texts and log-probabilities are identical to the last bit alone, and sixteen at a time in another order,
+    with prompts computed in chunks, prefix hits and guessed tokens.
+    """
+    name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
+    settings = dict(settings)
+    if not settings.pop("kernels", True):
+        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+    alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
+    engine: Engine = load(name, **settings, token_budget=40, max_step_tokens=64, max_batch=16, kv_cache_bytes=64 << 20)
+    dice = random.Random(20)
+    jobs = await mixed_jobs(engine, dice, 200, 80 if model == "embedded" else 20)
+    jobs = [job for job in jobs if len(job.token_ids) + 24 <= engine.info.context_length]
+    assert len(jobs) > 150
+    alone = [await answer(alone_engine, [job]) for job in jobs]
+    gate = asyncio.Semaphore(16)
+
+    async def among_others(index: int) -> list[list[Token]]:
+        async with gate:
+            await asyncio.sleep(dice.random() * 0.01)
+            return await answer(engine, [jobs[index]])
+
+    order = dice.sample(range(len(jobs)), len(jobs))
+    crowd = dict(zip(order, await asyncio.gather(*(among_others(index) for index in order)), strict=True))
+    different = [index for index in order if crowd[index] != alone[index]]
+    assert not different
+
+
+# Right
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("model", ["embedded", "gpt2", "llama"])
+async def test_greedy_texts_of_100_prompts_are_those_of_transformers(
+    model: str, tiny_gpt2: Path, tiny_llama: Path, load: Load
+) -> None:
+    """In float32 the fast engine and transformers' generate write the same tokens, and give them like probabilities."""
+    name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
+    fast = load(name, dtype="float32", prefix_cache_bytes=0)
+    reference = load(name, dtype="float32", engine="reference")
+    dice = random.Random(7)
+    params = SamplingParams(max_new_tokens=16, temperature=0, logprobs=2)
+    prompts = [(await fast.encode(some_text(dice, 15)))[:100] for _ in range(100)]
+    jobs = [Job(prompt, params) for prompt in prompts]
+    wanted = [tokens for i in range(0, 100, 20) for tokens in await answer(reference, jobs[i : i + 20])]
+    found = [tokens for i in range(0, 100, 20) for tokens in await answer(fast, jobs[i : i + 20])]
+    assert [[t.id for t in tokens] for tokens in found] == [[t.id for t in tokens] for tokens in wanted]
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert [t.logprob for t in mine] == pytest.approx([t.logprob for t in theirs], abs=2e-3)
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "tie"), [("bfloat16", 0.1), ("int8", 1.5)])
+async def test_where_rounding_first_changes_a_text_two_tokens_were_nearly_even(
+    dtype: str, tie: float, load: Load
+) -> None:
+    """With rounded weights a greedy text leaves the exact one only where the exact logits of both tokens are close."""
+    exact = load("smollm2-135m-instruct", dtype="float32", prefix_cache_bytes=0)
+    rounded = load("smollm2-135m-instruct", dtype=dtype)
+    reference = load("smollm2-135m-instruct", dtype="float32", engine="reference")
+    model = reference._model
+    dice = random.Random(8)
+    params = SamplingParams(max_new_tokens=16, temperature=0)
+    jobs = [Job((await exact.encode(some_text(dice, 15)))[:100], params) for _ in range(100)]
+    wanted = [[t.id for t in tokens] for i in range(0, 100, 20) for tokens in await answer(exact, jobs[i : i + 20])]
+    found = [[t.id for t in tokens] for i in range(0, 100, 20) for tokens in await answer(rounded, jobs[i : i + 20])]
+    gaps = []
+    for job, theirs, mine in zip(jobs, wanted, found, strict=True):
+        at = next((i for i, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), None)
+        if at is not None:
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*job.token_ids, *theirs[:at]]])).logits[0, -1]
+            gaps.append(float(logits[theirs[at]] - logits[mine[at]]))
+    assert gaps  # else rounding would change nothing, and this test show nothing
+    assert max(gaps, default=0) < tie
+
+
+# Gone without a trace
+
+
+@pytest.mark.slow
+@needs_kernels
+async def test_1000_clients_that_leave_leave_nothing_behind(tiny_llama: Path, load: Load) -> None:
+    """Whenever they go, queued, prefilling or decoding: rows, blocks, tasks, files and memory are as before."""
+    engine: Engine = load(tiny_llama, dtype="float32", max_batch=8, max_step_tokens=32, token_budget=16)
+    dice = random.Random(4)
+
+    async def leave(stream: bool) -> None:
+        prompt = tuple(dice.choices(range(3, 600), k=dice.randint(1, 150)))
+        job = Job(prompt, SamplingParams(max_new_tokens=100, temperature=1.0, seed=1, n=dice.choice([1, 1, 2])))
+        task = asyncio.create_task(answer(engine, [job]))
+        if stream:  # goes after some tokens
+            async with aclosing(engine.stream([job])) as tokens:
+                left = dice.randint(1, 40)
+                async for _ in tokens:
+                    left -= 1
+                    if not left:
+                        break
+        else:
+            await asyncio.sleep(dice.random() * 0.05)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def crowd(count: int) -> None:
+        for _ in range(count // 50):
+            await asyncio.gather(*(leave(dice.random() < 0.5) for _ in range(50)))
+
+    def state() -> tuple[int, int, int, int]:
+        return (
+            engine._scheduler.running + engine._scheduler.waiting,
+            engine._scheduler._pool.used,
+            len(asyncio.all_tasks()),
+            len(os.listdir("/proc/self/fd")),
+        )
+
+    await crowd(200)  # fills the prefix cache, and whatever grows once
+    await until(lambda: state()[:2] == (0, 0))
+    before, memory = state(), memory_in_use("cpu")
+    await crowd(1000)
+    await until(lambda: state() == before)
+    assert memory_in_use("cpu") - memory < 8 << 20

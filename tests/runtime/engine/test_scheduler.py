@@ -1,0 +1,493 @@
+"""runtime.engine.scheduler: who computes what in which step, on a runner that knows what its cache must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime.engine.scheduler import Outcome, Plan, Scheduler
+from runtime.engine.sequence import Row, Sampled, Sequence
+from runtime.engine.slots import BlockPool
+from runtime.errors import InternalError, ServiceError
+from runtime.types import SamplingParams
+from tests.fakes import FakeRunner, check_pool, fake_text
+
+EOS = frozenset({7, 8})
+PARAMS = SamplingParams(max_new_tokens=4, temperature=0)
+
+
+def group(prompt: tuple[int, ...], params: SamplingParams = PARAMS, seed: int = 0) -> list[Sequence]:
+    """The sequences of one prompt."""
+    first = Sequence(prompt, params, seed)
+    return [first, *(Sequence(prompt, params, seed, number, first) for number in range(1, params.n))]
+
+
+def prompt(length: int, first: int = 0) -> tuple[int, ...]:
+    return tuple(20 + (first * 100) + i for i in range(length))
+
+
+@dataclass
+class Machine:
+    """A scheduler on a fake runner, whose books are checked in every step."""
+
+    runner: FakeRunner
+    scheduler: Scheduler
+    pool: BlockPool
+    budget: int
+    sequences: list[Sequence] = field(default_factory=list)
+    ended: dict[Sequence, str | ServiceError] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
+
+    def add(self, sequences: list[Sequence]) -> list[Sequence]:
+        self.sequences += sequences
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        return sequences
+
+    def step(self, between: Callable[[], None] = lambda: None) -> Plan:
+        """One step; ``between`` runs while the runner does."""
+        plan = self.scheduler.schedule()
+        self.plans.append(plan)
+        self.check()
+        if plan.rows:
+            for source, target in plan.copies:
+                self.runner.copy_block(source, target)
+            results = self.runner.step(plan.rows)
+            between()
+            for outcome in self.scheduler.commit(plan.rows, results):
+                self.note(outcome)
+            self.check()
+        return plan
+
+    def note(self, outcome: Outcome) -> None:
+        sequence = outcome.sequence
+        assert sequence not in self.ended
+        assert not sequence.cancelled
+        assert [sampled.id for sampled in outcome.kept] == sequence.tokens[len(sequence.tokens) - len(outcome.kept) :]
+        assert bool(outcome.kept) == (outcome.error is None)
+        if end := outcome.reason or outcome.error:
+            self.ended[sequence] = end
+
+    def check(self) -> None:
+        check_pool(self.pool, self.sequences)
+        assert not any(sequence.blocks for sequence in self.ended)
+
+    def finish(self) -> None:
+        """Run until nothing is left to do; fails when that does not come."""
+        for _ in range(2000):
+            if not self.scheduler.busy:
+                assert self.pool.used == 0
+                assert not self.scheduler._drafters
+                assert self.scheduler.running == self.scheduler.waiting == self.scheduler.kv_usage == 0
+                return
+            plan = self.step()
+            assert plan.rows or not self.scheduler.busy, "there is work, and nothing is done"
+        pytest.fail("it never ends")
+
+
+def machine(**changes: Any) -> Machine:
+    options: dict[str, Any] = {
+        "blocks": 64,
+        "block_tokens": 4,
+        "cache_blocks": 64,
+        "max_rows": 8,
+        "max_tokens": 32,
+        "token_budget": 8,
+        "eos": EOS,
+        "fail": lambda row: None,
+        **changes,
+    }
+    runner = FakeRunner(
+        **{name: options.pop(name) for name in ("blocks", "block_tokens", "fail")}, max_tokens=options["max_tokens"]
+    )
+    pool = BlockPool(runner.blocks, runner.block_tokens, cache_blocks=options.pop("cache_blocks"))
+    return Machine(runner, Scheduler(pool, **options), pool, options["token_budget"])
+
+
+def fed(plan: Plan) -> list[int]:
+    """Tokens per row."""
+    return [len(row.token_ids) for row in plan.rows]
+
+
+def expected(sequence: Sequence) -> list[int]:
+    return fake_text(sequence, EOS, FakeRunner.vocabulary)
+
+
+def generated(sequence: Sequence) -> list[int]:
+    return sequence.tokens[len(sequence.prompt) :]
+
+
+def test_rows_fit_the_runner() -> None:
+    """More rows than tokens in a step cannot be scheduled, and are refused at once."""
+    with pytest.raises(ValueError, match="33 rows do not fit a step of 32 tokens"):
+        machine(max_rows=33)
+
+
+def test_chunks_are_packed() -> None:
+    """With nobody waiting for a next token, prompts fill the whole step, several in one, the last one cut."""
+    m = machine()
+    for first in range(3):
+        m.add(group(prompt(20, first)))
+    assert fed(m.step()) == [20, 12]
+    assert fed(m.step()) == [1, 7]  # the budget of 8, now that one decodes
+    assert fed(m.step()) == [1, 1, 6]  # the second prompt's last token, then the third prompt
+    m.finish()
+
+
+def test_decodes_come_first() -> None:
+    """A long prompt gets what the running sequences leave of the budget, and never holds them up."""
+    m = machine(token_budget=5, max_rows=4)
+    for first in range(3):
+        m.add(group(prompt(2, first), replace(PARAMS, max_new_tokens=30, min_new_tokens=30)))
+    m.step()
+    m.add(group(prompt(11, 9)))
+    assert [fed(m.step()) for _ in range(3)] == [[1, 1, 1, 2]] * 3
+    m.finish()
+
+
+def test_a_prompt_gets_on_whatever_decodes() -> None:
+    """A budget that the running sequences use up still leaves one token to a prompt."""
+    m = machine(token_budget=1)
+    m.add([*group(prompt(2)), *group(prompt(2, 1))])
+    m.step()
+    m.add(group(prompt(3, 2)))
+    assert fed(m.step()) == [1, 1, 1]
+    m.finish()
+
+
+def test_order_of_arrival() -> None:
+    """The first in the queue waits for blocks, and those behind it wait with it even where they would fit."""
+    m = machine(blocks=4)
+    (running,) = m.add(group(prompt(9)))
+    m.step()
+    large, small = m.add([*group(prompt(8, 1)), *group(prompt(1, 2))])
+    m.step()
+    assert (m.scheduler.running, m.scheduler.waiting, m.scheduler.kv_usage) == (1, 2, 0.75)
+    assert not large.blocks
+    assert not small.blocks
+    m.scheduler.cancel(running)
+    assert m.step().admitted == [large, small]
+    m.finish()
+
+
+def test_rows_are_bounded() -> None:
+    """No more than ``max_rows`` run at once."""
+    m = machine(max_rows=2)
+    m.add([sequence for first in range(5) for sequence in group(prompt(2, first))])
+    m.step()
+    assert (m.scheduler.running, m.scheduler.waiting) == (2, 3)
+    m.finish()
+    assert len(m.ended) == 5
+
+
+def test_what_never_fits() -> None:
+    """A sequence longer than all blocks together is told apart, and refused rather than queued for ever."""
+    m = machine(blocks=2)
+    fitting, too_long = (Sequence(prompt(length), replace(PARAMS, max_new_tokens=1), 0) for length in (8, 9))
+    assert m.scheduler.fits(fitting)
+    assert not m.scheduler.fits(too_long)
+    with pytest.raises(ValueError, match="9 positions do not fit"):
+        m.scheduler.add(too_long)
+
+
+def choosing(*ids: int) -> Callable[[Row], list[Sampled]]:
+    return lambda row: [Sampled(i) for i in ids[row.sequence.generated :][: row.samples]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "new", "end", "reason"),
+    [
+        pytest.param((1, 2, 7, 3), 4, [1, 2, 7], "stop", id="an end token"),
+        pytest.param((1, 2, 3, 4), 3, [1, 2, 3], "length", id="the limit"),
+        pytest.param((1, 2, 7), 3, [1, 2, 7], "stop", id="both at once"),
+        pytest.param((1,), 1, [1], "length", id="one token"),
+    ],
+)
+def test_ends(ids: tuple[int, ...], new: int, end: list[int], reason: str) -> None:
+    """An end token ends a sequence with stop, its limit with length."""
+    m = machine()
+    m.runner._choices = choosing(*ids)  # type: ignore[method-assign]
+    (sequence,) = m.add(group(prompt(3), replace(PARAMS, max_new_tokens=new)))
+    m.finish()
+    assert generated(sequence) == end
+    assert m.ended == {sequence: reason}
+
+
+def test_end_tokens_are_banned_before_the_minimum() -> None:
+    """Up to ``min_new_tokens`` the rows that choose say which ids may not be chosen, later ones do not."""
+    m = machine(max_tokens=8)
+    m.add(group(prompt(9), replace(PARAMS, min_new_tokens=2)))
+    assert [m.step().rows[0].banned for _ in range(4)] == [(), (7, 8), (7, 8), ()]
+    m.finish()
+
+
+def test_penalties_count_what_was_generated() -> None:
+    """A sequence with a penalty counts its generated tokens, others do not bother."""
+    m = machine()
+    counted, plain = m.add([*group(prompt(3), replace(PARAMS, presence_penalty=1)), *group(prompt(3))])
+    m.finish()
+    assert sorted(counted.counts.elements()) == sorted(generated(counted))
+    assert not plain.counts
+
+
+def test_a_prefix_is_computed_once() -> None:
+    """A prompt with the same beginning computes only its rest, from the step after the one that computed it."""
+    m = machine()
+    m.add(group(prompt(12), replace(PARAMS, max_new_tokens=20, min_new_tokens=20)))
+    m.step()
+    (second,) = m.add(group((*prompt(8), 1, 2, 3)))
+    assert fed(m.step()) == [1, 3]
+    assert second.cached == 8
+    m.finish()
+
+
+def test_n_sequences_share_a_prefill() -> None:
+    """Of n sequences of a prompt the first computes it, the others feed its last token only, on blocks of their own
+    from there on.
+    """
+    m = machine()
+    sequences = m.add(group(prompt(10), replace(PARAMS, n=3, temperature=1, max_new_tokens=9, min_new_tokens=9)))
+    assert fed(m.step()) == [10]
+    plan = m.step()
+    assert fed(plan) == [1, 1, 1]
+    assert [row.start for row in plan.rows] == [10, 9, 9]
+    assert plan.copies == [(2, 5), (2, 8)]
+    m.finish()
+    assert [generated(sequence) for sequence in sequences] == [expected(sequence) for sequence in sequences]
+    assert len({tuple(generated(sequence)) for sequence in sequences}) == 3, "each has random numbers of its own"
+
+
+def test_a_late_follower() -> None:
+    """A follower that is admitted while its leader decodes shares its prompt, one that comes later finds it cached."""
+    m = machine(max_rows=2)
+    long, short = (replace(PARAMS, n=3, max_new_tokens=new, min_new_tokens=new) for new in (9, 1))
+    first, second, third = sequences = group(prompt(10), long)
+    second.params = short
+    m.add(sequences)
+    m.step()
+    m.step()
+    assert m.ended == {second: "length"}
+    plan = m.step()
+    assert plan.admitted == [third]
+    assert plan.copies == [(first.blocks[2], third.blocks[2])]
+    m.finish()
+    (again,) = m.add(group(prompt(10)))
+    assert fed(m.step()) == [2]
+    m.finish()
+    assert again in m.ended
+
+
+@pytest.mark.parametrize("cached", [64, 0])
+def test_a_follower_succeeds_its_leader(cached: int) -> None:
+    """When a leader goes before its prompt is computed, the next follower computes it for the others."""
+    m = machine(max_tokens=8, cache_blocks=cached)
+    leader, second, third = m.add(group(prompt(14), replace(PARAMS, n=3, temperature=1)))
+    m.step()
+    m.scheduler.cancel(leader)
+    plan = m.step()
+    assert [row.sequence for row in plan.rows] == [second]
+    assert second.cached == (8 if cached else 0)
+    m.finish()
+    assert set(m.ended) == {second, third}
+    assert [generated(sequence) for sequence in (second, third)] == [expected(second), expected(third)]
+    assert sum(len(plan.copies) for plan in m.plans) == 1
+
+
+def test_a_leader_that_ends_at_once() -> None:
+    """Followers of a leader whose first token was its last find its prompt in the cache, all at once."""
+    m = machine()
+    sequences = m.add(group(prompt(10), replace(PARAMS, n=3, max_new_tokens=1)))
+    m.step()
+    assert list(m.ended) == sequences[:1]
+    assert fed(m.step()) == [2, 2]
+    assert list(m.ended) == sequences
+    assert [generated(sequence) for sequence in sequences] == [expected(sequence) for sequence in sequences]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=["queued", "prefilling", "decoding"])
+def test_cancelled_within_one_step(steps: int) -> None:
+    """Wherever a sequence is, the next step is without it and its blocks are free."""
+    m = machine(max_tokens=8)
+    (gone,) = m.add(group(prompt(12), replace(PARAMS, max_new_tokens=9, min_new_tokens=9)))
+    for _ in range(steps):
+        m.step()
+    m.scheduler.cancel(gone)
+    assert m.step() == Plan([])
+    assert not m.scheduler.busy
+    assert m.pool.used == 0
+
+
+def test_cancelled_during_a_step() -> None:
+    """What a step gives a sequence that was cancelled meanwhile is dropped; the others get theirs."""
+    m = machine()
+    gone, other = m.add([*group(prompt(3)), *group(prompt(3, 1))])
+    m.step(lambda: m.scheduler.cancel(gone))
+    assert (generated(gone), len(generated(other))) == ([], 1)
+    m.finish()
+    assert set(m.ended) == {other}
+
+
+def test_a_failing_row_fails_alone() -> None:
+    """A sequence whose row fails ends with that error; what it computed is not kept for others."""
+    error = InternalError("planted")
+    m = machine(fail=lambda row: error if row.sequence.prompt[0] == 20 and row.start > 8 else None)
+    bad, good = m.add([*group(prompt(9)), *group(prompt(9, 1))])
+    m.finish()
+    assert m.ended[bad] is error
+    assert generated(good) == expected(good)
+    again, kept = m.add([*group(prompt(9)), *group(prompt(9, 1))])
+    m.step()
+    assert (again.cached, kept.cached) == (0, 8)
+
+
+def test_guesses_are_checked() -> None:
+    """Repetitive text comes in fewer steps than it has tokens, and is the same as without guesses."""
+    text = replace(PARAMS, max_new_tokens=40, min_new_tokens=40)
+    plain, guessing = machine(), machine(speculate=4)
+    for m in (plain, guessing):
+        (sequence,) = m.add(group(prompt(3), text))
+        m.finish()
+        assert generated(sequence) == expected(sequence)
+    assert (plain.scheduler.drafted, plain.scheduler.accepted, len(plain.plans)) == (0, 0, 40)
+    assert 0 < guessing.scheduler.accepted < guessing.scheduler.drafted
+    assert len(guessing.plans) == 40 - guessing.scheduler.accepted
+
+
+def test_an_end_token_that_was_guessed() -> None:
+    """Nothing is kept behind an end token, however right the guesses behind it were."""
+    m = machine(speculate=3)
+    m.runner._choices = choosing(2, 7, 3, 9)  # type: ignore[method-assign]
+    (sequence,) = m.add(group((1, 2, 7, 3, 9, 1), replace(PARAMS, max_new_tokens=9)))
+    m.finish()
+    assert m.plans[1].rows[0].token_ids == [2, 7, 3, 9]
+    assert (generated(sequence), m.ended[sequence]) == ([2, 7], "stop")
+
+
+def guesses(m: Machine) -> list[list[int]]:
+    """Drafts of each row of each step."""
+    return [[row.drafts for row in plan.rows] for plan in m.plans]
+
+
+@pytest.mark.parametrize(
+    ("changes", "drafts"),
+    [
+        pytest.param({}, [0, 3, 1], id="never past the limit"),
+        pytest.param({"min_new_tokens": 3}, [0, 1, 3], id="never past the ban on end tokens"),
+        pytest.param({"repetition_penalty": 1.1}, [0] * 7, id="not where a penalty reads the text"),
+    ],
+)
+def test_where_guesses_end(changes: dict[str, Any], drafts: list[int]) -> None:
+    """Guesses stay within what a sequence may still generate, and within tokens to which the same rules apply."""
+    m = machine(speculate=3)
+    m.runner._choices = lambda row: [Sampled(5)] * row.samples  # type: ignore[method-assign]
+    (sequence,) = m.add(group((5, 5, 5), replace(PARAMS, max_new_tokens=7, **changes)))
+    m.finish()
+    assert guesses(m) == [[d] for d in drafts]
+    assert generated(sequence) == [5] * 7
+
+
+def test_no_guesses_where_they_cost() -> None:
+    """Nothing is guessed beside a prompt, with many rows, or beyond the runner's step."""
+    repetitive = replace(PARAMS, max_new_tokens=30, min_new_tokens=30)
+    m = machine(speculate=3, speculate_rows=2, max_tokens=4, max_rows=3, token_budget=4)
+    m.runner._choices = lambda row: [Sampled(5)] * row.samples  # type: ignore[method-assign]
+    m.add([*group((5, 5), repetitive), *group((5, 5), repetitive)])
+    m.step()
+    assert [row.drafts for row in m.step().rows] == [2, 0], "four tokens are all the runner takes"
+    m.add(group((5, 5, 5, 5, 5), repetitive))
+    assert [row.drafts for row in m.step().rows] == [0, 0, 0], "a prompt is under way"
+    for _ in range(3):
+        m.step()
+    assert [row.drafts for row in m.step().rows] == [0, 0, 0], "three rows decode"
+    m.finish()
+
+
+def test_reset() -> None:
+    """After a reset nothing is queued, running or cached."""
+    m = machine(max_rows=1)
+    m.add([*group(prompt(9)), *group(prompt(9, 1))])
+    m.step()
+    m.scheduler.reset()
+    assert not m.scheduler.busy
+    m.sequences.clear()
+    m.runner._slots.clear()
+    (again,) = m.add(group(prompt(9)))
+    m.finish()
+    assert again.cached == 0
+
+
+@st.composite
+def _groups(draw: st.DrawFn) -> list[Sequence]:
+    new = draw(st.integers(1, 14))
+    params = SamplingParams(
+        max_new_tokens=new,
+        min_new_tokens=draw(st.sampled_from([0, 0, new // 2, new])),
+        temperature=draw(st.sampled_from([0, 1])),
+        presence_penalty=draw(st.sampled_from([0, 0, 1])),
+        n=draw(st.sampled_from([1, 1, 2, 4])),
+    )
+    start = [1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8][: draw(st.integers(0, 12))]  # many begin alike
+    rest = draw(st.lists(st.integers(1, 3), min_size=not start, max_size=8))
+    return group((*start, *rest), params, seed=draw(st.integers(0, 2)))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
+    """Under any arrivals, chunks, prefix hits, shared prefills, guesses, cancellations and failures, whoever is not cut
+    short gets exactly the tokens it would get alone, whoever is gets the beginning of them, and all blocks come back.
+    """
+    draw = data.draw
+    block_tokens, max_tokens = draw(st.integers(1, 5), "block_tokens"), draw(st.integers(1, 24), "max_tokens")
+    blocks = draw(st.integers(6, 40), "blocks")
+    failing: dict[Sequence, int] = {}  # -> the length at which it fails
+    error = InternalError("planted")
+    m = machine(
+        blocks=blocks,
+        block_tokens=block_tokens,
+        cache_blocks=draw(st.integers(0, blocks), "cache_blocks"),
+        max_rows=draw(st.integers(1, min(7, max_tokens)), "max_rows"),
+        max_tokens=max_tokens,
+        token_budget=draw(st.integers(1, 30), "token_budget"),
+        speculate=draw(st.integers(0, 5), "speculate"),
+        speculate_rows=draw(st.integers(1, 4), "speculate_rows"),
+        fail=lambda row: error if row.start + len(row.token_ids) >= failing.get(row.sequence, 10**9) else None,
+    )
+    arrivals: list[Sequence] = []
+
+    def cancel_some() -> None:
+        live = [sequence for sequence in m.sequences if sequence not in m.ended and not sequence.cancelled]
+        if live and draw(st.integers(0, 7)) == 0:
+            for sequence in draw(st.lists(st.sampled_from(live), min_size=1, max_size=3, unique=True)):
+                m.scheduler.cancel(sequence)
+
+    for _ in range(draw(st.integers(1, 12), "steps with arrivals")):
+        for sequences in draw(st.lists(_groups(), max_size=3)):
+            if m.scheduler.fits(sequences[0]):
+                if draw(st.integers(0, 5)) == 0:
+                    failing[sequences[0]] = draw(st.integers(1, sequences[0].capacity))
+                arrivals += m.add(sequences)
+        cancel_some()
+        decoding = [s for s in m.sequences if s.blocks and s.generated and not s.cancelled]
+        plan = m.step(cancel_some)
+        known = sum(len(row.token_ids) - row.drafts for row in plan.rows)
+        rows = {row.sequence for row in plan.rows}
+        assert not decoding or known <= max(m.budget, len(plan.rows))
+        assert rows.issuperset(decoding), "a stream stalls"
+    m.finish()
+
+    admitted = [sequence for plan in m.plans for sequence in plan.admitted]
+    assert admitted == [sequence for sequence in arrivals if sequence in set(admitted)], "not in order of arrival"
+    for sequence in arrivals:
+        whole = expected(sequence)
+        if sequence.cancelled or sequence in failing:
+            assert generated(sequence) == whole[: sequence.generated]
+            assert sequence in m.ended or sequence.cancelled
+        else:
+            assert generated(sequence) == whole
+            assert m.ended[sequence] == ("stop" if whole[-1] in EOS else "length")

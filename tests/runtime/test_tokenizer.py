@@ -1,0 +1,140 @@
+"""Ids, texts and prompts equal those of transformers' tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, processors, trainers
+from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from runtime.chat_prompt import PLAIN_TEMPLATE, ChatEncoder
+from runtime.sources import locate
+from runtime.tokenizer import Tokenizer
+from runtime.types import Message
+from tests.models import CHATML, ROOT, train_tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "You may not use this file.",
+    "  leading and trailing  ",
+    "\n\n\ttabs\r\n",
+    "Gr\u00fc\u00dfe, \u4f60\u597d \U0001f680\u200d",
+    "\u2581 is a sign of its own",
+    "<|im_start|>user<|im_end|> </s> <s><0x41>",
+    "1234567890 3.14",
+]
+
+
+def sentencepiece_like() -> Any:
+    """As Llama 2's: a space sign in front, characters nobody knows as bytes, a first token added to every text."""
+    backend = Backend(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    backend.train_from_iterator((ROOT / "LICENSE").read_text().splitlines(), trainer)
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]  # the bytes were among them only so that training kept them
+    backend = Backend.from_str(json.dumps(state))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = "{{ bos_token }}" + CHATML
+    return fast
+
+
+@pytest.fixture(scope="module", params=["embedded", "gpt2", "llama", "sentencepiece"])
+def pair(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path, embedded_snapshot: Any) -> Any:
+    """transformers' tokenizer, and ours after a way through JSON."""
+    if request.param == "embedded":
+        from runtime.catalogue import CATALOGUE
+
+        file = locate(CATALOGUE["smollm2-135m-instruct"])
+        assert file is not None
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), embedded_snapshot.tokenizer
+    oracle = {
+        "gpt2": lambda: AutoTokenizer.from_pretrained(tiny_gpt2),
+        "llama": lambda: AutoTokenizer.from_pretrained(tiny_llama),
+        "sentencepiece": sentencepiece_like,
+    }[request.param]()
+    own = Tokenizer.from_json(oracle.backend_tokenizer.to_str(), oracle.chat_template, dict(oracle.special_tokens_map))
+    return oracle, own
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_and_texts_are_those_of_transformers(pair: Any, text: str) -> None:
+    """Both ways, with and without what surrounds a text."""
+    oracle, own = pair
+    for added in (True, False):
+        ids = own.encode(text, add_special_tokens=added)
+        assert ids == oracle.encode(text, add_special_tokens=added)
+        for skipped in (True, False):
+            expected = oracle.decode(ids, skip_special_tokens=skipped, clean_up_tokenization_spaces=False)
+            assert own.decode(ids, skip_special_tokens=skipped) == expected
+
+
+def test_what_surrounds_it_is_known(pair: Any) -> None:
+    """Added tokens and the end token."""
+    oracle, own = pair
+    assert own.eos_token_id == oracle.eos_token_id
+    assert {i: t.content for i, t in own.added_tokens.items()} == {
+        i: t.content for i, t in oracle.added_tokens_decoder.items()
+    }
+
+
+def test_chats_are_those_of_transformers(pair: Any) -> None:
+    """Harmless chats become exactly the ids that transformers' own templating gives."""
+    oracle, own = pair
+    chat = [Message("user", "What is a licence?\n\n 12 < 13 | x"), Message("assistant", "So."), Message("user", " Hm")]
+    turns = [{"role": m.role, "content": m.content} for m in chat]
+    template = oracle.chat_template or PLAIN_TEMPLATE
+    prompt = oracle.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
+    expected = oracle.encode(prompt, add_special_tokens=not oracle.chat_template)
+    assert list(ChatEncoder(own).encode(chat)) == expected
+
+
+@pytest.mark.parametrize("text", TEXTS[2:])
+def test_the_bytes_of_tokens_make_the_text(pair: Any, text: str) -> None:
+    """One after the other, also where a character is spread over several tokens."""
+    _, own = pair
+    ids = own.encode(text, add_special_tokens=False)
+    joined = b"".join(own.token_bytes(i) for i in ids).decode()
+    assert joined in (own.decode(ids), " " + own.decode(ids))  # some decoders drop the first space
+
+
+def test_an_unknown_id_has_no_bytes(pair: Any) -> None:
+    """Models may have more rows than the tokenizer has tokens."""
+    assert pair[1].token_bytes(10_000_000) == b""
+
+
+def test_other_kinds_of_tokens_have_the_bytes_of_their_text() -> None:
+    """A word of a decoder that neither spells bytes nor marks spaces."""
+    backend = Backend(models.WordPiece({"[UNK]": 0, "walk": 1, "##ing": 2}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([AddedToken("[END]", special=True)])
+    own = Tokenizer.from_json(backend.to_str(), None, {})
+    assert [own.token_bytes(i) for i in range(4)] == [b"[UNK]", b"walk", b"##ing", b"[END]"]
+
+
+def test_truncation_and_padding_that_a_file_asks_for_are_off() -> None:
+    """As transformers turns them off for every call."""
+    backend = train_tokenizer().backend_tokenizer
+    backend.enable_truncation(2)
+    backend.enable_padding(length=40)
+    own = Tokenizer.from_json(backend.to_str(), None, {})
+    assert own.decode(own.encode("You may not use this file.")) == "You may not use this file."
+
+
+def test_what_is_no_tokenizer_is_said() -> None:
+    """A file of another kind."""
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        Tokenizer.from_json("{}", None, {})
