@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import aiohttp_cors
@@ -16,17 +17,21 @@ from aiohttp.typedefs import Handler
 
 import middleware
 import web as pages
-from handlers import OPERATIONS, Operation
+from handlers import Operation
 from handlers.context import Context
 from handlers.health import default_state
 from handlers.local import build_context
 from handlers.openapi import Route, build
+from handlers.tracing import find
 from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
-from runtime.logging import request_usage
+from runtime.exposition import Service, service_families
+from runtime.logging import request_caller, request_usage
 from runtime.metrics import Metrics
 from runtime.registry import Registry
+from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
 from runtime.strict_json import loads
+from runtime.types import CacheStats
 
 _log = logging.getLogger("warmstart.app")
 
@@ -34,10 +39,18 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "health"),
     Route("GET", "/model-info", "model_info"),
     Route("GET", "/models", "models"),
+    Route("POST", "/models/{model:.+}/load", "load_model"),
+    Route("POST", "/models/{model:.+}/unload", "unload_model"),
+    Route("PUT", "/models/default", "default_model"),
+    Route("POST", "/models/compare", "compare"),
+    Route("GET", "/cache/stats", "cache_stats"),
+    Route("DELETE", "/cache", "clear_cache"),
+    Route("GET", "/stats", "stats"),
     Route("POST", "/generate", "generate"),
     Route("POST", "/complete", "complete"),
     Route("POST", "/chat/completions", "chat", openai=True),
     Route("GET", "/v1/models", "models", openai=True),
+    Route("POST", "/v1/completions", "completions", openai=True),
     Route("POST", "/v1/chat/completions", "chat", openai=True),
 )
 
@@ -60,21 +73,25 @@ def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics 
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
     """
     metrics = metrics or Metrics()
-    ctx = replace(ctx or build_context(settings, metrics), observe=_observe)
+    ctx = replace(ctx or build_context(settings, metrics), observe=_observe, caller=request_caller.get)
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
     app[METRICS] = metrics
     app[SETTINGS] = settings
     middleware.install(app, settings)
     for route in ROUTES:
-        add = app.router.add_get if route.method == "GET" else app.router.add_post  # add_get answers HEAD too
-        add(route.path, _adapter(OPERATIONS[route.operation], route, settings))
+        handler = _adapter(find(route.operation, ctx), route, settings)
+        if route.method == "GET":
+            app.router.add_get(route.path, handler)  # answers HEAD too
+        else:
+            app.router.add_route(route.method, route.path, handler)
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics)
-    pages.add_routes(app, build(ROUTES, ctx.version))
+    pages.add_routes(app, lambda: build(ROUTES, ctx.version))
     _allow_origins(app, settings)
-    app.cleanup_ctx.append(_models)
+    # Ended in reverse: what the last requests leave is kept, and their spans are sent.
+    app.cleanup_ctx.extend([_tracing, _response_cache, _models])
     return app
 
 
@@ -87,15 +104,42 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
     """An aiohttp handler that calls an operation."""
 
     async def adapter(request: web.Request) -> web.StreamResponse:
-        payload = _query(request) if route.method == "GET" else await _json_body(request)
+        request_caller.set(_caller(request))
+        payload = _query(request) if route.method in ("GET", "DELETE") else await _json_body(request, route)
+        if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
+            payload |= _cache_control(request)
         if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
             _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
         ctx = request.app[CONTEXT]
         if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
             return await _send_events(request, operation.stream(payload, ctx))
-        return web.json_response(await operation.handle(payload, ctx))
+        return web.json_response(await operation.handle(payload, ctx), headers=_cache_headers())
 
     return adapter
+
+
+def _caller(request: web.Request) -> str:
+    """Tells callers apart by the credentials they sent, valid or not; "" without any."""
+    sent = [request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")]
+    return sha256(repr(sent).encode("utf-8", "surrogateescape")).hexdigest() if any(sent) else ""
+
+
+def _cache_control(request: web.Request) -> dict[str, str]:
+    lines = request.headers.getall("Cache-Control", [])
+    return {"cache_control": ", ".join(lines).encode("ascii", "ignore").decode()} if lines else {}
+
+
+def _cache_headers() -> dict[str, str]:
+    """What the response cache had to do with the answer (RFC 9111 section 5.1 for Age)."""
+    use = (request_usage.get() or {}).get("cache")
+    if use is None:
+        return {}
+    headers = {"X-Cache": use["status"].upper()}
+    if use["key"] is not None:
+        headers["X-Cache-Key"] = use["key"]
+    if use["age_seconds"] is not None:
+        headers["Age"] = str(int(use["age_seconds"]))
+    return headers
 
 
 def _query(request: web.Request) -> dict[str, Any]:
@@ -104,7 +148,10 @@ def _query(request: web.Request) -> dict[str, Any]:
     return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
 
 
-async def _json_body(request: web.Request) -> Any:
+async def _json_body(request: web.Request, route: Route) -> Any:
+    named = {field: request.match_info[field] for field in route.fields}
+    if named and not request.body_exists:
+        return named
     if request.content_type != "application/json":
         raise UnsupportedMediaType(f"send application/json, not {request.content_type[:100]!r}")
     if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
@@ -112,7 +159,10 @@ async def _json_body(request: web.Request) -> Any:
     payload = loads(await request.read())
     if not isinstance(payload, dict):
         raise InvalidRequest("the body must be a JSON object")
-    return payload
+    for field in named:
+        if field in payload:
+            raise InvalidRequest(f"{field}: the path names it already", param=field)
+    return payload | named
 
 
 async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
@@ -122,6 +172,7 @@ async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, An
         first = await anext(events, None)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            | _cache_headers()
         )
         await response.prepare(request)
         try:
@@ -156,7 +207,11 @@ async def _readyz(request: web.Request) -> web.Response:
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    body, content_type = request.app[METRICS].render(",".join(request.headers.getall("Accept", [])))
+    ctx = request.app[CONTEXT]
+    cache = CacheStats() if ctx.cache is None else await ctx.cache.stats()
+    service = Service(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
+    accept = ",".join(request.headers.getall("Accept", []))
+    body, content_type = request.app[METRICS].render(accept, service_families(service))
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
@@ -165,13 +220,20 @@ def _allow_origins(app: web.Application, settings: Settings) -> None:
     if not settings.cors_origins:
         return
     options = aiohttp_cors.ResourceOptions(
-        allow_headers="*", expose_headers=("X-Request-Id", "Retry-After"), max_age=600
+        allow_headers="*", expose_headers=("X-Request-Id", "Retry-After", "X-Cache", "X-Cache-Key", "Age"), max_age=600
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(settings.cors_origins, options))
-    paths = {route.path for route in ROUTES}
+    paths = {route.plain_path for route in ROUTES}
     for route in list(app.router.routes()):
         if route.resource is not None and route.resource.canonical in paths and route.method != "HEAD":
             cors.add(route)
+
+
+async def _tracing(app: web.Application) -> AsyncIterator[None]:
+    """Send the last spans at the end."""
+    yield
+    if (tracing := app[CONTEXT].tracing) is not None:
+        await asyncio.to_thread(tracing.close)
 
 
 async def _models(app: web.Application) -> AsyncIterator[None]:
@@ -190,3 +252,10 @@ async def _models(app: web.Application) -> AsyncIterator[None]:
     yield
     timer.cancel()
     await asyncio.to_thread(models.close)
+
+
+async def _response_cache(app: web.Application) -> AsyncIterator[None]:
+    """Let go of the kept answers' store at the end."""
+    yield
+    if isinstance(cache := app[CONTEXT].cache, ResponseCache):
+        await asyncio.to_thread(cache.close)

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 try:
     from aiohttp import web
 
     from app import CONTEXT, create_app
-    from handlers import OPERATIONS
-    from handlers.context import Context
-    from handlers.local import build_context, invoke, invoke_stream
+    from handlers import OPERATIONS, command_line, models_command
     from middleware.receiving import DeadlineRunner
-    from runtime.catalogue import CATALOGUE, on_disk, parse_model_name
-    from runtime.errors import InvalidRequest, ServiceError, SettingsError
+    from runtime.errors import ServiceError, SettingsError
     from runtime.logging import setup_logging
-    from runtime.registry import LOAD_THREAD, Registry
+    from runtime.registry import Registry
+    from runtime.residents import LOAD_THREAD
     from runtime.settings import Settings
-    from runtime.strict_json import loads
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
 
@@ -143,25 +137,64 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("serve", _serve, "Run the HTTP service.")
     sub.add_argument("--host", help="instead of HOST")
     sub.add_argument("--port", type=int, help="instead of PORT")
-    sub = command("invoke", _invoke, "Call an operation with a JSON payload, or with one per line of standard input.")
+    sub = command(
+        "invoke",
+        command_line.run_invoke,
+        "Call an operation with a JSON payload, or with one per line of standard input.",
+    )
     sub.add_argument("operation", choices=OPERATIONS)
     sub.add_argument("payload", nargs="?", default="-", help="a JSON object; - reads JSON lines (the default)")
-    sub = command("generate", _generate, "Complete a text.")
+    sub = command("generate", command_line.run_generate, "Complete a text.")
     sub.add_argument("prompt")
     sub.add_argument("--stream", action="store_true", help="print tokens as they come")
     _sampling(sub)
-    sub = command("chat", _chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
+    sub = command("chat", command_line.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     sub.add_argument("--system", help="the system prompt")
     _sampling(sub)
-    command("models", _models, "List the models that have a short name, and MODEL_NAME.")
-    sub = command("pull", _pull, "Download or convert a model ahead of time.", model=False)
+    _models(command("models", models_command.run_ls, "See and steer the models of a running service.", model=False))
+    sub = command("pull", command_line.run_pull, "Download or convert a model ahead of time.", model=False)
     sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
-    sub = command("bench", _bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start.")
+    sub = command(
+        "bench", command_line.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
+    )
     sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
     sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
-    sub = command("config", _config, "Print all settings.", model=False)
+    sub = command("config", command_line.run_config, "Print all settings.", model=False)
     sub.add_argument("--markdown", action="store_true", help="as a table for the README")
     return parser
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
+    """``warmstart models`` and what may stand behind it; alone it lists."""
+    _service(parser, url=None, api_key=os.environ.get("API_KEY"))
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        _service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # what stands before the command holds too
+        return added
+
+    command("ls", models_command.run_ls, "List the models: state, memory, last use, requests, speed (the default).")
+    for name, run, text in (
+        ("load", models_command.run_load, "Load a model, and show how far it is."),
+        ("unload", models_command.run_unload, "Unload a model once its requests have ended."),
+        ("default", models_command.run_default, "Answer with another model from now on; loads it first."),
+    ):
+        command(name, run, text).add_argument("id", help="as warmstart models ls shows it")
+    sub = command("compare", models_command.run_compare, "One prompt through several models or settings.")
+    sub.add_argument("prompt")
+    sub.add_argument(
+        "--variant", action="append", required=True, help="a side: model=ID,temperature=0.5,label=NAME; up to eight"
+    )
+    sub.add_argument("--chat", action="store_true", help="send the prompt as a chat's message")
+    sub.add_argument("--no-score", action="store_true", help="leave out how likely each answer is to each model")
+    _sampling(sub)
+
+
+def _service(parser: argparse.ArgumentParser, *, url: str | None, api_key: str | None) -> None:
+    parser.add_argument("--url", default=url, help="http://HOST:PORT or unix:PATH; by default as HOST and PORT say")
+    parser.add_argument("--api-key", default=api_key, help="sent as a bearer token; or set API_KEY")
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
@@ -174,132 +207,10 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
 
 
-def _sampled(options: argparse.Namespace) -> dict[str, Any]:
-    """The sampling fields that were given."""
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def _settings(options: argparse.Namespace, **overrides: Any) -> Settings:
-    given = {"model_name": getattr(options, "model", None), **overrides}
-    return Settings.load(**{name: value for name, value in given.items() if value is not None})
-
-
-def _context(options: argparse.Namespace) -> Context:
-    """For one command: it waits for its model as long as that takes, and only tells of trouble."""
-    settings = _settings(options, model_wait_seconds=3600)
-    # On a terminal a bar shows the progress; elsewhere log lines do.
-    setup_logging(settings.log_format, "WARNING" if sys.stderr.isatty() else settings.log_level)
-    return build_context(settings)
-
-
 def _serve(options: argparse.Namespace) -> None:
-    settings = _settings(options, host=options.host, port=options.port)
+    settings = command_line.settings_of(options, host=options.host, port=options.port)
     setup_logging(settings.log_format, settings.log_level)
     asyncio.run(serve(settings))
-
-
-def _invoke(options: argparse.Namespace) -> int:
-    ctx = _context(options)
-    lines = (line for line in sys.stdin if line.strip()) if options.payload == "-" else [options.payload]
-    failed = False
-    for line in lines:
-        try:
-            payload = loads(line)
-            if not isinstance(payload, dict):
-                raise InvalidRequest("the payload must be a JSON object")
-            result = asyncio.run(invoke(options.operation, payload, ctx=ctx))
-        except ServiceError as error:
-            failed, result = True, error.openai()
-        print(json.dumps(result, ensure_ascii=False), flush=True)
-    return int(failed)
-
-
-def _generate(options: argparse.Namespace) -> None:
-    ctx = _context(options)
-    payload = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens, **_sampled(options)}
-    if not options.stream:
-        print(asyncio.run(invoke("generate", payload, ctx=ctx))["text"])
-        return
-
-    async def stream() -> None:
-        async with aclosing(invoke_stream("generate", payload, ctx=ctx)) as events:
-            async for event in events:
-                print(event.get("text") or "", end="", flush=True)
-
-    asyncio.run(stream())
-    print()
-
-
-def _chat(options: argparse.Namespace) -> None:
-    ctx = _context(options)
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            print()
-            return
-        if not text:
-            continue
-        messages.append({"role": "user", "content": text})
-        pieces: list[str] = []
-        payload = {"messages": messages, "max_tokens": options.max_new_tokens, **_sampled(options)}
-
-        async def answer(payload: dict[str, Any] = payload, pieces: list[str] = pieces) -> None:
-            async with aclosing(invoke_stream("chat", payload, ctx=ctx)) as events:
-                async for event in events:
-                    piece = event["choices"][0]["delta"].get("content", "")
-                    pieces.append(piece)
-                    print(piece, end="", flush=True)
-
-        try:
-            asyncio.run(answer())
-        except KeyboardInterrupt:
-            print(" [stopped]", end="")
-        except ServiceError as error:
-            print(f"warmstart: {error.message}", end="", file=sys.stderr)
-        print()
-        messages.append({"role": "assistant", "content": "".join(pieces)})
-
-
-def _models(options: argparse.Namespace) -> None:
-    default = parse_model_name(_settings(options).model_name)
-    for spec in {default.id: default, **CATALOGUE}.values():
-        marks = ["on disk" if on_disk(spec) else "not on disk"] + (["default"] if spec == default else [])
-        print(f"{spec.id:<32} {spec.kind:<7} {', '.join(marks)}")
-
-
-def _pull(options: argparse.Namespace) -> None:
-    settings = Settings.load(model_name=options.name)
-    setup_logging(settings.log_format, settings.log_level)
-    from runtime.load_engine import pull  # numpy and the tokenizers come with it
-
-    pull(parse_model_name(options.name), settings)
-
-
-def _bench(options: argparse.Namespace) -> None:
-    settings = _settings(options)
-    setup_logging(settings.log_format, "WARNING")
-    from runtime.bench import bench, table  # numpy and the tokenizers come with it
-
-    text = Path(options.perplexity).read_text() if options.perplexity else None
-    found = bench(parse_model_name(settings.model_name), settings, text=text)
-    print(json.dumps(found) if options.json else table(found))
-
-
-def _config(options: argparse.Namespace) -> None:
-    rows = Settings.load().describe()
-    if options.markdown:
-        print("| setting | default | meaning |\n|---|---|---|")
-        for name, _, default, text in rows:
-            print(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
-        return
-    width = max(len(name) for name, *_ in rows)
-    for name, value, default, text in rows:
-        print(
-            f"{name:<{width}} = {value}{'' if value == default else f'  (default {default})'}\n{'':<{width}}   {text}"
-        )
 
 
 if __name__ == "__main__":

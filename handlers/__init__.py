@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from handlers import chat, complete, generate, health, model_info, models
+from handlers import cache, chat, compare, complete, completions, generate, health, model_info, models, stats
 from handlers.context import Context
 from handlers.schemas import requests, responses
 
@@ -43,6 +43,32 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             "What is known of a model.", requests.ModelChoice, responses.ModelInfoResponse, model_info.handle
         ),
         "models": Operation("The models served here.", requests.Empty, responses.ModelsResponse, models.handle),
+        "load_model": Operation(
+            "Load a model; answers at once, or streams the progress.",
+            requests.LoadRequest,
+            responses.ModelEntry,
+            models.load,
+            models.load_stream,
+            responses.ModelEntry,
+        ),
+        "unload_model": Operation(
+            "Unload a model once its requests have ended.", requests.ModelName, responses.ModelEntry, models.unload
+        ),
+        "default_model": Operation(
+            "Switch the default model; loads it first, and no request fails of it.",
+            requests.ModelName,
+            responses.ModelEntry,
+            models.set_default,
+        ),
+        "cache_stats": Operation(
+            "What the response cache holds and has done.", requests.Empty, responses.CacheStatsResponse, cache.stats
+        ),
+        "clear_cache": Operation(
+            "Drop kept answers.", requests.ClearCacheRequest, responses.ClearCacheResponse, cache.clear
+        ),
+        "stats": Operation(
+            "What the service does now and has done.", requests.Empty, responses.StatsResponse, stats.handle
+        ),
         "generate": Operation(
             "Continue a prompt; the prompt is part of the answer.",
             requests.GenerateRequest,
@@ -66,6 +92,22 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             chat.handle,
             chat.stream,
             responses.ChatChunk,
+        ),
+        "completions": Operation(
+            "Complete a prompt, as OpenAI's completions do.",
+            requests.CompletionsRequest,
+            responses.CompletionsResponse,
+            completions.handle,
+            completions.stream,
+            responses.CompletionsResponse,
+        ),
+        "compare": Operation(
+            "Answer with several models or settings at the same time, side by side.",
+            requests.CompareRequest,
+            responses.CompareResponse,
+            compare.handle,
+            compare.stream,
+            responses.CompareChunk,
         ),
     }
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from runtime.types import Job, Message, ModelInfo, ModelStatus, Token
+from runtime.types import CacheStats, CacheUse, Job, Memory, Message, ModelFigures, ModelInfo, ModelStatus, Token
 
 
 class Engine(Protocol):
@@ -19,7 +20,7 @@ class Engine(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory the process (or the device) uses now."""
+        """Memory the model holds now: its weights, and the keys and values written so far."""
         ...
 
     @property
@@ -36,6 +37,15 @@ class Engine(Protocol):
 
         Raises:
             InvalidRequest: the model's template refuses the messages.
+        """
+        ...
+
+    async def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as the model would write it behind another: nothing in it becomes a control token, and
+        none is added.
+
+        Raises:
+            InvalidRequest: it spells a control token in a way that cannot be told from one.
         """
         ...
 
@@ -60,18 +70,59 @@ class Engine(Protocol):
 class Models(Protocol):
     """The models that this process serves."""
 
-    async def engine(self, name: str | None) -> Engine:
-        """The engine of a model (None: the default one), loaded if need be.
+    def lease(self, name: str | None) -> AbstractAsyncContextManager[Engine]:
+        """The engine of a model (None: the default one), loaded if need be, and not unloaded inside the block.
 
         Raises:
             ModelNotFound: no model of that name is served.
             ModelLoading: it is still loading after the allowed wait.
             ModelUnavailable: it cannot be loaded.
+            ModelTooLarge: it does not fit the memory that models may hold.
+            Draining: the service is shutting down.
         """
         ...
 
     def status(self) -> list[ModelStatus]:
         """Every model's state, the default first."""
+        ...
+
+    def load(self, name: str) -> ModelStatus:
+        """Start loading a model and do not wait; of no effect on one that is loading or loaded.
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+            Draining: the service is shutting down.
+        """
+        ...
+
+    def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
+        """A model's status now and whenever it changes, until no load is under way.
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+        """
+        ...
+
+    async def unload(self, name: str) -> ModelStatus:
+        """Unload a model once the requests that hold it have ended. New ones wait, and load it again.
+
+        Returns:
+            Its status when it is unloaded; or still ``draining``, if that takes longer than the allowed wait.
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+        """
+        ...
+
+    async def set_default(self, name: str) -> ModelStatus:
+        """Load a model, and from then on answer with it those requests that name none. None of them fails of it.
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+            ModelLoading: it is still loading after the allowed wait; the default is the old one for now, unless the two
+                do not fit the memory together: then requests wait for the new one already.
+            ModelUnavailable: it cannot be loaded; the default stays as it was.
+        """
         ...
 
     @property
@@ -87,6 +138,92 @@ class Models(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the service is shutting down."""
+        ...
+
+
+class Cache(Protocol):
+    """Answers kept, see ``runtime.response_cache``."""
+
+    @property
+    def per_caller(self) -> bool:
+        """Whether the keys of different callers must differ."""
+        ...
+
+    def answer(
+        self,
+        key: str,
+        model: str,
+        held: AsyncExitStack,
+        start: Callable[[], Awaitable[tuple[int, AsyncGenerator[Token, None]]]],
+        *,
+        reuse: bool,
+        max_age: float,
+    ) -> AbstractAsyncContextManager[tuple[CacheUse, int, AsyncIterator[Token]]]:
+        """An answer that is kept, or that is being computed for another, or else is computed now and kept.
+
+        Leaving the block early does not disturb others who wait for the same; the last one stops the computation.
+
+        Args:
+            key: names all that decides the answer; hexadecimal digits.
+            model: that gives it.
+            held: the model's lease; taken over where the answer is computed, for as long as anybody reads it.
+            start: begins to compute: prompt tokens, and the tokens. Called where that is needed only.
+            reuse: whether an answer that is there already will do.
+            max_age: of a kept answer, in seconds.
+
+        Yields:
+            What was done, the prompt's tokens, and the tokens of the answer; the same whatever was done.
+
+        Raises:
+            ServiceError: whatever ``start`` and its tokens raise, for all who wait.
+        """
+        ...
+
+    def bypass(self) -> None:
+        """Count an answer that it has nothing to do with."""
+        ...
+
+    async def stats(self) -> CacheStats:
+        """What it holds and has done."""
+        ...
+
+    async def clear(self, *, model: str | None = None, prefix: str | None = None) -> int:
+        """Drop answers: all, or a model's, or those whose key begins so; if both are given, both must hold.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            CacheUnavailable: the store cannot be reached.
+        """
+        ...
+
+
+class Trace(Protocol):
+    """One request's span, see ``runtime.tracing``."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Generations that begin inside the block belong to this request."""
+        ...
+
+    def set(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes; those that are None are left out."""
+        ...
+
+    def end(self, name: str, error: str | None = None, *, failed: bool = False) -> None:
+        """End it, with a name, the code of what went wrong, and whether that is the service's fault."""
+        ...
+
+
+class Tracing(Protocol):
+    """Spans of requests."""
+
+    def request(self, operation: str) -> Trace:
+        """Begin a request's span."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left; what comes later is dropped."""
         ...
 
 
@@ -112,18 +249,29 @@ class Context:
 
     Args:
         models: the registry.
+        cache: answers kept; None keeps none.
+        figures: what a model does and has done.
+        memory: of the process and its container.
+        caller: tells requests of different callers apart; "" where there is only one.
         clock: wall clock and monotonic clock.
         new_id: makes a short unique id for an answer.
         limits: bounds of one request.
         version: of the service.
         started: monotonic time at which the service started.
-        observe: told the usage of each generation when it ends, also of one cut short.
+        tracing: traces requests, see ``handlers.tracing``; None traces none.
+        observe: told the usage of each generation when it ends, also of one cut short; and before its first token, what
+            the response cache had to do with it.
     """
 
     models: Models
     clock: Clock
     new_id: Callable[[], str]
+    cache: Cache | None = None
+    figures: Callable[[str], ModelFigures] = lambda model: ModelFigures()
+    memory: Callable[[], Memory] = Memory
+    caller: Callable[[], str] = lambda: ""
     limits: Limits = field(default_factory=Limits)
     version: str = "0"
     started: float = 0.0
+    tracing: Tracing | None = None
     observe: Callable[[Mapping[str, Any]], None] = lambda usage: None

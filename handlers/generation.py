@@ -11,7 +11,7 @@ from typing import Any
 from handlers.context import Context, Engine
 from handlers.schemas.requests import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
-from runtime.types import FinishReason, Job, Message, SamplingParams, Token
+from runtime.types import CacheUse, FinishReason, Job, Message, SamplingParams, Token
 
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
@@ -127,10 +127,12 @@ class Collected:
     Args:
         prompt_tokens: of all prompts together.
         sequences: how many there will be.
+        cache: what the response cache had to do with it; None without one.
     """
 
     prompt_tokens: int
     sequences: int
+    cache: CacheUse | None = None
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasons: list[FinishReason] = field(default_factory=list)
@@ -164,13 +166,20 @@ class Collected:
         return taken
 
     def usage(self) -> dict[str, Any]:
-        """OpenAI's usage object."""
+        """OpenAI's usage object, and what the response cache had to do with it."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+        } | self.cache_use()
+
+    def cache_use(self) -> dict[str, Any]:
+        """What the response cache had to do with it, as the usage has it; nothing without one."""
+        if self.cache is None:
+            return {}
+        use = self.cache
+        return {"cache": {"status": use.status, "age_seconds": use.age_seconds, "key": use.key}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,35 +189,51 @@ class Plan:
     engine: Engine
     jobs: tuple[Job, ...]
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(len(job.token_ids) for job in self.jobs)
+
+    @property
+    def sequences(self) -> int:
+        """How many there will be."""
+        return sum(job.params.n for job in self.jobs)
+
 
 @asynccontextmanager
-async def generating(plan: Plan, ctx: Context) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
+async def generating(
+    plan: Plan, ctx: Context, cache: CacheUse | None = None
+) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
     """Start a plan. Leaving the block, however, stops the engine's work at once and reports the usage so far.
+
+    Args:
+        cache: what is reported of the response cache.
 
     Yields:
         An empty collection, and the tokens, each of which has been added to it when it comes out.
     """
-    sequences = sum(job.params.n for job in plan.jobs)
-    collected = Collected(sum(len(job.token_ids) for job in plan.jobs), sequences)
+    collected = Collected(plan.prompt_tokens, plan.sequences, cache)
+    async with aclosing(plan.engine.stream(plan.jobs)) as stream, collecting(collected, stream, ctx) as both:
+        yield both
+
+
+@asynccontextmanager
+async def collecting(
+    collected: Collected, stream: AsyncIterator[Token], ctx: Context
+) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
+    """Add tokens to a collection as they come out, and report its usage when the block is left."""
 
     async def tokens() -> AsyncIterator[Token]:
         async for token in stream:
             collected.add(token)
             yield token
 
-    async with aclosing(plan.engine.stream(plan.jobs)) as stream:
-        try:
-            yield collected, tokens()
-        finally:
-            ctx.observe(collected.usage())
-
-
-async def run(plan: Plan, ctx: Context) -> Collected:
-    """Generate everything."""
-    async with generating(plan, ctx) as (collected, tokens):
-        async for _ in tokens:
-            pass
-    return collected
+    if collected.cache is not None:
+        ctx.observe(collected.cache_use())
+    try:
+        yield collected, tokens()
+    finally:
+        ctx.observe(collected.usage())
 
 
 def chat_messages(turns: Iterator[tuple[str, Any]]) -> tuple[Message, ...]:

@@ -12,16 +12,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from handlers import OPERATIONS, Operation
 from handlers.context import Clock, Context, Limits
-from runtime.catalogue import parse_model_name
-from runtime.errors import InvalidRequest, NotFound
+from handlers.tracing import find
+from runtime.adapters import with_adapters
+from runtime.catalogue import served_models
+from runtime.errors import InvalidRequest
 from runtime.metrics import Metrics
 from runtime.registry import Registry
+from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
+from runtime.stores import open_store
+from runtime.tracing import start_tracing
+from runtime.types import Memory
 
 _lock = threading.Lock()
 _shared: Context | None = None
@@ -35,25 +41,73 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         metrics: what the models feed; new ones if left out.
 
     Raises:
-        ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
+        ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a name of any kind.
+        SettingsError: ``MODELS``, ``PINNED_MODELS`` or ``ADAPTERS_DIR`` is wrong, or there is nothing to trace with.
     """
     metrics = metrics or Metrics()
+    specs = with_adapters(
+        served_models(settings.model_name, settings.models, settings.adapters_dir), settings.adapters_dir
+    )
+
+    @cache
+    def plan() -> Any:
+        from runtime.memory_plan import MemoryPlan  # tenths of a second that nobody pays before a load
+
+        return MemoryPlan(specs, settings)
 
     def load(spec: Any, progress: Any) -> Any:
-        from runtime.load_engine import load_engine  # tenths of a second that nobody pays before a load
+        from runtime.load_engine import load_engine
 
         model = metrics.model(spec.id)
-        engine = load_engine(spec, settings, progress, model)
+        engine = load_engine(spec, settings, progress, model, plan=plan())
         model.ready(engine.info.load_seconds + engine.info.warmup_seconds)
         return engine
 
+    models: Registry[Any] = Registry(
+        specs,
+        load,
+        measure=lambda spec, progress: plan().need(spec, progress),
+        budget=lambda: plan().budget,
+        pinned=settings.pinned_models,
+        wait_seconds=settings.model_wait_seconds,
+        idle_seconds=settings.idle_unload_seconds,
+    )
+
+    @cache
+    def limit() -> int:
+        from runtime.device import memory_limit  # a start has no time for ctypes
+
+        return memory_limit()
+
+    def memory() -> Memory:
+        from runtime.device import memory_in_use
+
+        return Memory(memory_in_use("cpu"), limit(), models.budget_bytes)
+
     return Context(
-        models=Registry([parse_model_name(settings.model_name)], load, wait_seconds=settings.model_wait_seconds),
+        models=models,
         clock=Clock(time.time, time.monotonic),
         new_id=lambda: secrets.token_hex(12),
         limits=Limits(settings.max_prompt_chars, settings.max_sequences),
         version=service_version(),
         started=time.monotonic(),
+        cache=_response_cache(settings),
+        figures=metrics.figures,
+        memory=memory,
+        tracing=start_tracing(service_version()) if settings.tracing else None,
+    )
+
+
+def _response_cache(settings: Settings) -> ResponseCache | None:
+    if settings.response_cache == "off":
+        return None
+    return ResponseCache(
+        open_store(settings, time.time),
+        limit_bytes=settings.response_cache_bytes,
+        ttl_seconds=settings.response_cache_ttl_seconds,
+        per_caller=settings.response_cache_per_key,
+        clock=time.time,
+        monotonic=time.monotonic,
     )
 
 
@@ -89,7 +143,8 @@ async def invoke(operation: str, payload: dict[str, Any], *, ctx: Context | None
     Raises:
         ServiceError: as the operation does; ``NotFound`` if there is none of that name.
     """
-    return await _operation(operation).handle(payload, ctx or shared_context())
+    ctx = ctx or shared_context()
+    return await find(operation, ctx).handle(payload, ctx)
 
 
 def invoke_sync(operation: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -113,15 +168,10 @@ async def invoke_stream(
     Raises:
         InvalidRequest: the operation does not stream.
     """
-    stream = _operation(operation).stream
+    ctx = ctx or shared_context()
+    stream = find(operation, ctx).stream
     if stream is None:
         raise InvalidRequest(f"{operation} does not stream", param="stream")
-    async with aclosing(stream(payload, ctx or shared_context())) as events:
+    async with aclosing(stream(payload, ctx)) as events:
         async for event in events:
             yield event
-
-
-def _operation(name: str) -> Operation:
-    if name not in OPERATIONS:
-        raise NotFound(f"no operation {name!r}; there are {', '.join(OPERATIONS)}")
-    return OPERATIONS[name]

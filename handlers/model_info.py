@@ -18,10 +18,9 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     Raises:
         ServiceError: the model is unknown, still loading, or unavailable.
     """
-    engine = await ctx.models.engine(parse(ModelChoice, payload).model)
-    facts = asdict(engine.info)
-    return facts | {
-        "capabilities": CAPABILITIES,
-        "memory_bytes": engine.memory_bytes,
-        "optimizations": list(engine.info.optimizations),
-    }
+    async with ctx.models.lease(parse(ModelChoice, payload).model) as engine:
+        return asdict(engine.info) | {
+            "capabilities": CAPABILITIES,
+            "memory_bytes": engine.memory_bytes,
+            "optimizations": list(engine.info.optimizations),
+        }

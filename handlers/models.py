@@ -1,29 +1,84 @@
-"""``models``: the models that this service answers for, in OpenAI's list shape with their state beside it."""
+"""The models that this service answers for: their state, and loading, unloading and switching them."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from handlers.context import Context
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import Empty
+from handlers.schemas.requests import Empty, LoadRequest, ModelName
+from runtime.types import ModelStatus
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """See ``ModelsResponse``."""
     parse(Empty, payload)
+    return {"object": "list", "data": [entry(status, ctx) for status in ctx.models.status()]}
+
+
+async def load(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Start loading a model; answers at once with its state. See ``LoadRequest`` and ``ModelEntry``.
+
+    Raises:
+        ServiceError: the model is unknown, or the service is shutting down.
+    """
+    return entry(ctx.models.load(parse(LoadRequest, payload).model), ctx)
+
+
+async def load_stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """The same, and its state again whenever it changes, until it is ready or has failed.
+
+    Raises:
+        ServiceError: see ``load``.
+    """
+    name = parse(LoadRequest, payload).model
+    ctx.models.load(name)
+    async with aclosing(ctx.models.watch(name)) as states:
+        async for status in states:
+            yield entry(status, ctx)
+
+
+async def unload(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Unload a model when the requests on it have ended. See ``ModelName`` and ``ModelEntry``.
+
+    Raises:
+        ServiceError: the model is unknown.
+    """
+    return entry(await ctx.models.unload(parse(ModelName, payload).model), ctx)
+
+
+async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Answer with another model from now on; loads it first. See ``ModelName`` and ``ModelEntry``.
+
+    Raises:
+        ServiceError: the model is unknown, still loading, or unavailable; the default stays as it was.
+    """
+    return entry(await ctx.models.set_default(parse(ModelName, payload).model), ctx)
+
+
+def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
+    """One model as ``ModelEntry`` describes it."""
+    figures = ctx.figures(status.id)
+    first = figures.time_to_first_token
     return {
-        "object": "list",
-        "data": [
-            {
-                "id": m.id,
-                "object": "model",
-                "created": m.created,
-                "owned_by": "warmstart",
-                "state": m.state,
-                "default": m.default,
-                "source": m.source,
-            }
-            for m in ctx.models.status()
-        ],
+        "id": status.id,
+        "object": "model",
+        "created": status.created,
+        "owned_by": "warmstart",
+        "state": status.state,
+        "default": status.default,
+        "pinned": status.pinned,
+        "source": status.source,
+        "stage": status.stage,
+        "progress": status.progress,
+        "error": status.error,
+        "memory_bytes": status.memory_bytes,
+        "reserved_bytes": status.reserved_bytes,
+        "last_used": status.last_used,
+        "running": status.running,
+        "requests": figures.finished + figures.failed + figures.cancelled,
+        "tokens_per_second": figures.tokens_per_second,
+        "time_to_first_token_seconds": first.p50 if first else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from handlers import OPERATIONS, Operation
 
+_FIELD = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {
     "type": "object",
@@ -68,16 +70,27 @@ class Route:
     """Where an operation is reached over HTTP.
 
     Args:
-        method: GET operations take their fields from the query, POST ones from a JSON body.
-        path: the route.
+        method: GET and DELETE operations take their fields from the query, the others from a JSON body.
+        path: the route, as aiohttp writes it; a ``{field:regex}`` in it is a field of the operation, and the body may
+            then be left out.
         operation: a name in ``OPERATIONS``.
         openai: whether errors have OpenAI's shape.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     operation: str
     openai: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the path holds."""
+        return tuple(_FIELD.findall(self.path))
+
+    @property
+    def plain_path(self) -> str:
+        """The path with bare names in its braces, as OpenAPI writes it."""
+        return _FIELD.sub(r"{\1}", self.path)
 
 
 def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
@@ -104,7 +117,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         )
     }
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
+        paths.setdefault(route.plain_path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -119,34 +132,45 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
 
 
 def _operation(route: Route, operation: Operation) -> dict[str, Any]:
-    name = route.path.strip("/").replace("/", "_").replace("-", "_")
+    name = re.sub(r"\W+", "_", f"{'' if route.method in ('GET', 'POST') else route.method.lower()}{route.plain_path}")
     described: dict[str, Any] = {
-        "operationId": name,
+        "operationId": name.strip("_"),
         "summary": operation.summary,
         "description": (operation.request.__doc__ or "").strip(),
         "tags": ["OpenAI" if route.path.startswith("/v1/") else "Warmstart"],
     }
     codes = _ANY_ERRORS | _READ_ERRORS
-    if route.method == "POST":
+    fields: dict[str, Any] = operation.request.model_json_schema().get("properties", {})
+    parameters = [_parameter(key, fields[key], "path") for key in route.fields]
+    if route.method in ("POST", "PUT"):
         codes = codes | _BODY_ERRORS
-        described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
-    elif fields := operation.request.model_json_schema()["properties"] if operation.request.model_fields else {}:
+        if not parameters:
+            described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
+        elif left := {key: field for key, field in fields.items() if key not in route.fields}:
+            schema = {"type": "object", "properties": left, "additionalProperties": False}
+            described["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
+    elif fields:
         codes = codes | {404: _BODY_ERRORS[404]}
-        described["parameters"] = [
-            {
-                "name": key,
-                "in": "query",
-                "required": False,
-                "schema": {"type": "string", "minLength": 1},
-                "description": field["description"],
-            }
-            for key, field in fields.items()
-        ]
+        parameters += [_parameter(key, field, "query") for key, field in fields.items()]
+    if parameters:
+        described["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
     return described
+
+
+def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
+    """A field that stands in the path or in the query, where there is no null: it is left out instead."""
+    (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": {key: schema[key] for key in ("type", "minLength", "maxLength", "pattern") if key in schema},
+        "description": field["description"],
+    }
 
 
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def main() -> None:
         batches = [size for size in options.batches for _ in range(options.repeats + 1)]  # the first of each warms up
         for dtype in options.dtypes:
             rows[f"Warmstart over HTTP, {dtype}"] = _rates(over_http(folder, dtype, batches))
-            variables = {"MODEL_NAME": folder, "DTYPE": dtype, "LOG_LEVEL": "ERROR"}
+            variables = {"MODEL_NAME": folder, "DTYPE": dtype, "LOG_LEVEL": "ERROR", "RESPONSE_CACHE": "off"}
             command = [sys.executable, "-c", HANDLERS, str(NEW_TOKENS)]
             rows[f"Warmstart's handlers in process, {dtype}"] = _rates(in_child(command, variables, batches))
         for dtype in ("float32", "bfloat16"):
@@ -136,7 +136,7 @@ def over_http(folder: str, dtype: str, batches: Sequence[int]) -> list[tuple[int
         RuntimeError: the service does not come up.
         BadAnswer: an answer is wrong.
     """
-    with running_service(MODEL_NAME=folder, DTYPE=dtype) as service:
+    with running_service(MODEL_NAME=folder, DTYPE=dtype, RESPONSE_CACHE="off") as service:
         service.wait("/readyz")
         return asyncio.run(_all_over_http(service.port, batches))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -14,7 +15,8 @@ from runtime.logging import request_usage
 
 _log = logging.getLogger("warmstart.access")
 
-_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # asked every few seconds; logged only when they fail
+# Asked every few seconds; logged only when they fail.
+_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics", "/stats"})
 _CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
 
 
@@ -23,7 +25,7 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
     """Inside the request id, so that its line carries it; outside everything that may refuse."""
     started = time.perf_counter()
     status = 500
-    usage: dict[str, int] = {}
+    usage: dict[str, Any] = {}
     request_usage.set(usage)
     try:
         response = await handler(request)
@@ -46,5 +48,6 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
                 "client": str(client) if client is not None else None,
                 "tokens_in": usage.get("prompt_tokens"),
                 "tokens_out": usage.get("completion_tokens"),
-            },
+            }
+            | ({"cache": usage["cache"]["status"]} if "cache" in usage else {}),
         )

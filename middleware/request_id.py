@@ -1,7 +1,7 @@
 """Names each request: every log line it causes and its answer carry the name.
 
 A caller's ``X-Request-Id`` is kept if it is harmless (128 characters of ``A-Za-z0-9._-``), else a new one is made. A
-valid W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id.
+valid W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id and is spans' parent.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from runtime.logging import request_facts
+from runtime.tracing import caller_trace
 
 HEADER = "X-Request-Id"
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
@@ -30,6 +33,8 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
     trace = parse_traceparent(request.headers.get("traceparent", ""))
     if trace:
         facts["trace_id"], facts["parent_id"] = trace
+    carrier = {name: ",".join(request.headers.getall(name, ())) for name in _TRACE_HEADERS}
+    caller_trace.set(carrier if trace else None)  # also if none: the connection's last request may have had one
     token = request_facts.set(facts)
     try:
         return await handler(request)

@@ -51,11 +51,12 @@ class ChatEncoder:
             InvalidRequest: the template refuses these messages, or a message spells a control token in a way that
                 cannot be told from one.
         """
-        cut = _absent_marker(messages)
+        cut = _absent_marker([message.content for message in messages])
         contents = [self._cut(message.content, cut) for message in messages]
         # A normalizer may fold other characters into a control token's text, where no search for the text sees it.
         if self._tokenizer.normalizes:
-            self._refuse_disguised(contents, cut)
+            for index, content in enumerate(contents):
+                self._refuse_disguised(content, cut, f"messages.{index}.content")
         turns = [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
         try:
             prompt = render_chat(self._template, turns, self._tokenizer.special_tokens)
@@ -67,6 +68,18 @@ class ChatEncoder:
         ids = self._ids(prompt.split(cut), add_special_tokens=not self.own_template)
         return tuple(ids)
 
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text by itself, with nothing added and no control token among them.
+
+        Raises:
+            InvalidRequest: it spells a control token in a way that cannot be told from one.
+        """
+        cut = _absent_marker([text])
+        content = self._cut(text, cut)
+        if self._tokenizer.normalizes:
+            self._refuse_disguised(content, cut, "text")
+        return tuple(self._ids(content.split(cut), add_special_tokens=False))
+
     def _cut(self, text: str, cut: str) -> str:
         return self._control.sub(lambda match: match.group(1) + cut, text) if self._control else text
 
@@ -76,15 +89,14 @@ class ChatEncoder:
             ids += self._tokenizer.encode(piece, add_special_tokens=False)
         return ids
 
-    def _refuse_disguised(self, contents: Sequence[str], cut: str) -> None:
-        for index, content in enumerate(contents):
-            if not self._control_ids.isdisjoint(self._ids(content.split(cut), add_special_tokens=False)):
-                raise InvalidRequest("contains text that reads as a control token", param=f"messages.{index}.content")
+    def _refuse_disguised(self, content: str, cut: str, field: str) -> None:
+        if not self._control_ids.isdisjoint(self._ids(content.split(cut), add_special_tokens=False)):
+            raise InvalidRequest("contains text that reads as a control token", param=field)
 
 
-def _absent_marker(messages: Sequence[Message]) -> str:
-    """A string that occurs in no message: private-use characters around a number nobody can guess."""
+def _absent_marker(texts: Sequence[str]) -> str:
+    """A string that occurs in no text: private-use characters around a number nobody can guess."""
     while True:
         marker = f"\ue000{secrets.token_hex(8)}\ue001"
-        if not any(marker in message.content for message in messages):
+        if not any(marker in text for text in texts):
             return marker

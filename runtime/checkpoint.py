@@ -46,7 +46,11 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
         ModelUnavailable: the files cannot be loaded; the log has the details.
     """
     with _reading(spec, progress):
-        model, tokenizer = _load(path, getattr(torch, dtype), progress)
+        number = getattr(torch, dtype)
+        model, tokenizer = _load(spec, path, number, progress)
+        if spec.adapter is not None:
+            for parameter in model.parameters():  # buffers keep their types, as transformers has it
+                parameter.data = parameter.data.to(number)
         return model.to(device).eval(), wrap(tokenizer)
 
 
@@ -63,7 +67,7 @@ def serving_form(
         folder, source = _source(path)
         decoder = DecoderConfig.from_transformers(AutoConfig.from_pretrained(folder, **source).to_dict())
         # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
-        model, loaded = _load(path, torch.float32 if source.get("gguf_file") else "auto", progress)
+        model, loaded = _load(spec, path, torch.float32 if source.get("gguf_file") else "auto", progress)
         tokenizer = wrap(loaded)
         try:
             tokenizer.to_json()
@@ -106,12 +110,20 @@ def _source(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, {"local_files_only": True}
 
 
-def _load(path: Path, dtype: Any, progress: Progress) -> tuple[Any, Any]:
+def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress) -> tuple[Any, Any]:
+    """A model and its tokenizer; with an adapter the model is float32, whatever was asked for."""
     folder, source = _source(path)
     progress("reading tokenizer", None)
     tokenizer = AutoTokenizer.from_pretrained(folder, **source)
     progress("reading weights", None)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source), tokenizer
+    if spec.adapter is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source), tokenizer
+    from runtime.lora import merge, read_adapter  # peft, for those who have adapters
+
+    adapter = read_adapter(spec)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **source)
+    progress("merging adapter", None)
+    return merge(model, adapter), tokenizer
 
 
 class _PythonBackend:

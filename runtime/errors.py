@@ -133,6 +133,21 @@ class ModelUnavailable(ServiceError):
     code, status, title, retryable = "model_unavailable", 503, "Model unavailable", True
 
 
+class ModelTooLarge(ModelUnavailable):
+    """The model does not fit the memory that models may hold, and so was not loaded (RFC 4918 section 11.5).
+
+    Trying again is of no use before something is changed: the budget, the number type, or what is pinned.
+    """
+
+    code, status, title, retryable = "model_too_large", 507, "Model too large", False
+
+
+class CacheUnavailable(ServiceError):
+    """The kept answers cannot be reached, and the request is about them."""
+
+    code, status, title, retryable = "cache_unavailable", 503, "Cache unavailable", True
+
+
 class EngineRestarting(ServiceError):
     """The engine died beneath the request. A new one starts; what was generated is lost."""
 

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING
 
 from runtime.catalogue import ModelSpec
 from runtime.chat_prompt import ChatEncoder
-from runtime.device import memory_in_use, memory_limit, select_device, select_dtype, usable_cores
-from runtime.engine.config import DecoderConfig, UnsupportedDecoder
+from runtime.device import select_device, select_dtype, usable_cores
+from runtime.engine.config import UnsupportedDecoder
 from runtime.engine.engine import Engine
 from runtime.engine.native import runner as native
-from runtime.engine.pack import WeightKind
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Runner
 from runtime.engine.slots import BlockPool
 from runtime.errors import ModelUnavailable
 from runtime.loader import Loaded, fetch, load, open_serving
+from runtime.memory_plan import MemoryPlan
 from runtime.metrics import Metrics, ModelMetrics
+from runtime.numerics import fast_fingerprint, reference_dtype, reference_fingerprint, serving_dtype, weight_kind
 from runtime.phases import Phases
 from runtime.progress import Progress, Reporter
 from runtime.settings import Settings
 from runtime.snapshot import Snapshot
+from runtime.sources import identity
 from runtime.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -36,12 +38,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("warmstart.load")
 
 _FALLBACK_CONTEXT = 2048  # for configurations that name no longest context
-_KINDS: dict[str, WeightKind] = {
-    "int8": "int8",
-    "bfloat16": "bfloat16",
-    "float32": "float32",
-    "float16": "float32",  # which bfloat16 could not hold
-}
 
 
 def load_engine(
@@ -50,6 +46,7 @@ def load_engine(
     progress: Progress,
     metrics: ModelMetrics | None = None,
     phases: Phases | None = None,
+    plan: MemoryPlan | None = None,
 ) -> Engine | ReferenceEngine:
     """Load a model and warm it up.
 
@@ -59,20 +56,22 @@ def load_engine(
         progress: told what is being done.
         metrics: what the engine feeds.
         phases: takes the times of this load.
+        plan: of all models that are served; the model is alone if left out.
 
     Raises:
         ModelUnavailable: it cannot be had, or not with these settings; the message says what to do.
     """
     phases = phases or Phases()
+    metrics = metrics or Metrics().model(spec.id)
     device = select_device(settings.device)
     if settings.engine != "reference":
         try:
-            return _fast(spec, settings, device, progress, metrics or Metrics().model(spec.id), phases)
+            return _fast(spec, settings, device, progress, metrics, phases, plan)
         except UnsupportedDecoder as reason:
             if settings.engine == "fast":
                 raise ModelUnavailable(f"ENGINE=fast cannot run {spec.id}: {reason}") from None
             _log.info("%s is served by the reference engine; the fast one does not know: %s", spec.id, reason)
-    return _reference(spec, settings, device, progress, phases)
+    return _reference(spec, settings, device, progress, metrics, phases)
 
 
 def pull(spec: ModelSpec, settings: Settings) -> None:
@@ -87,7 +86,8 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
         device = select_device(settings.device)
         if settings.engine != "reference":
             with contextlib.suppress(UnsupportedDecoder):
-                open_serving(spec, _KINDS[_dtype(settings, device)], settings.cache_dir, reporter, Phases())
+                kind = weight_kind(serving_dtype(settings, device))
+                open_serving(spec, kind, settings.cache_dir, reporter, Phases())
                 return
         load(spec, device, select_dtype("float32", device), reporter)  # proves that the files load
     finally:
@@ -111,7 +111,14 @@ class Fast:
     optimizations: tuple[str, ...]
 
 
-def open_fast(spec: ModelSpec, settings: Settings, device: str, progress: Progress, phases: Phases) -> Fast:
+def open_fast(
+    spec: ModelSpec,
+    settings: Settings,
+    device: str,
+    progress: Progress,
+    phases: Phases,
+    plan: MemoryPlan | None = None,
+) -> Fast:
     """Open a model's snapshot, or make it, and a runner on it.
 
     Args:
@@ -120,23 +127,31 @@ def open_fast(spec: ModelSpec, settings: Settings, device: str, progress: Progre
         device: from ``select_device``.
         progress: told what is being done.
         phases: takes the times of it.
+        plan: see ``load_engine``.
 
     Raises:
         ModelUnavailable: see ``load_engine``.
         UnsupportedDecoder: the fast decoder does not know the model.
     """
-    dtype = _dtype(settings, device)
-    snapshot = open_serving(spec, _KINDS[dtype], settings.cache_dir, progress, phases)
+    dtype = serving_dtype(settings, device)
+    snapshot = open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
     with phases.phase("runner"):
-        runner, optimizations = make_runner(snapshot, device, dtype, settings)
+        kv_bytes = (plan or MemoryPlan([spec], settings)).kv_bytes(spec)
+        runner, optimizations = make_runner(snapshot, device, dtype, settings, kv_bytes)
     return Fast(runner, snapshot, dtype, optimizations)
 
 
 def _fast(
-    spec: ModelSpec, settings: Settings, device: str, progress: Progress, metrics: ModelMetrics, phases: Phases
+    spec: ModelSpec,
+    settings: Settings,
+    device: str,
+    progress: Progress,
+    metrics: ModelMetrics,
+    phases: Phases,
+    plan: MemoryPlan | None,
 ) -> Engine:
     started = time.perf_counter()
-    fast = open_fast(spec, settings, device, progress, phases)
+    fast = open_fast(spec, settings, device, progress, phases, plan)
     runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
     optimizations = fast.optimizations
     if settings.prefix_cache_bytes:
@@ -153,6 +168,7 @@ def _fast(
         speculate=settings.speculate_tokens,
     )
     chat = ChatEncoder(snapshot.tokenizer)
+    kernels = isinstance(runner, native.NativeRunner)
     info = ModelInfo(
         name=spec.id,
         revision=facts.revision or spec.revision,
@@ -167,8 +183,10 @@ def _fast(
         load_seconds=time.perf_counter() - started,
         warmup_seconds=0.0,
         weights_bytes=snapshot.nbytes,
-        engine="native" if isinstance(runner, native.NativeRunner) else "torch",
+        engine="native" if kernels else "torch",
         optimizations=optimizations,
+        kv_bytes=runner.blocks * runner.block_bytes,
+        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, kernels=kernels),
     )
     engine = Engine(
         runner,
@@ -177,7 +195,6 @@ def _fast(
         chat,
         info,
         metrics=metrics,
-        memory=lambda: memory_in_use(device),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
     )
@@ -185,18 +202,20 @@ def _fast(
     return engine
 
 
-def make_runner(snapshot: Snapshot, device: str, dtype: str, settings: Settings) -> tuple[Runner, tuple[str, ...]]:
+def make_runner(
+    snapshot: Snapshot, device: str, dtype: str, settings: Settings, kv_bytes: int
+) -> tuple[Runner, tuple[str, ...]]:
     """What runs the model's steps, and what it does to be quick.
 
     Args:
         snapshot: the model.
         device: from ``select_device``.
         dtype: of the weights; int8 computes in what the device is fast at.
-        settings: threads, memory and step sizes.
+        settings: threads and step sizes.
+        kv_bytes: for keys and values.
     """
     config = snapshot.facts.decoder
     threads = settings.num_threads or usable_cores()
-    kv_bytes = settings.kv_cache_bytes or _kv_bytes(config, device, settings)
     weights = (f"{snapshot.facts.kind} weights",)
     kernels = native.available()
     if device == "cpu" and kernels and native.supports(config):
@@ -220,34 +239,22 @@ def make_runner(snapshot: Snapshot, device: str, dtype: str, settings: Settings)
     return runner, (*weights, "paged kv")
 
 
-def _dtype(settings: Settings, device: str) -> str:
-    return select_dtype(settings.dtype, device, int8=native.available() is not None)
-
-
-def _kv_bytes(config: DecoderConfig, device: str, settings: Settings) -> int:
-    """Half of the memory that is left, or less if all rows in full length need less."""
-    if device.startswith("cuda"):
-        import torch
-
-        left = int(torch.cuda.mem_get_info(torch.device(device))[0])
-    else:
-        left = memory_limit() - memory_in_use("cpu")
-    position = 2 * 4 * config.layers * config.kv_heads * config.head_dim  # keys and values, float32 at most
-    return min(left // 2, settings.max_batch * config.context_length * position)
-
-
-def _reference(spec: ModelSpec, settings: Settings, device: str, progress: Progress, phases: Phases) -> ReferenceEngine:
+def _reference(
+    spec: ModelSpec, settings: Settings, device: str, progress: Progress, metrics: ModelMetrics, phases: Phases
+) -> ReferenceEngine:
     with phases.phase("imports of torch and transformers"):
         from runtime.engine.reference import ReferenceEngine
 
     started = time.perf_counter()
-    wanted: str = settings.dtype
-    dtype = select_dtype("auto" if wanted == "int8" else wanted, device)
+    dtype = reference_dtype(settings, device)
     with phases.phase("weights"):
+        source = identity(spec, fetch(spec, progress))  # before the files are read: what changes meanwhile is another
         loaded = load(spec, device, dtype, progress)
+    info = _reference_info(spec, loaded, time.perf_counter() - started)
     engine = ReferenceEngine(
         loaded,
-        _reference_info(spec, loaded, time.perf_counter() - started),
+        replace(info, fingerprint=reference_fingerprint(source, device, dtype, settings)),
+        metrics=metrics,
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
         num_threads=settings.num_threads,

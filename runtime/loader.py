@@ -74,15 +74,16 @@ def open_serving(
     """
     phases = phases or Phases()
     path = locate(spec)
-    if path is not None and (snapshot := _opened(spec, _folder(spec, path, kind, cache), phases)):
+    if path is not None and (snapshot := _opened(spec, serving_folder(spec, path, kind, cache), phases)):
         return snapshot
     with phases.phase("convert"):
         path = fetch(spec, progress)
+        # Before the files are read: what changes meanwhile belongs elsewhere.
+        folder = serving_folder(spec, path, kind, cache)
         from runtime.checkpoint import serving_form  # seconds of torch and transformers
         from runtime.snapshot_writer import hold, save
 
         facts, tokenizer, weights = serving_form(spec, path, kind, progress)
-    folder = _folder(spec, path, kind, cache)
     with phases.phase("pack"):
         try:
             save(folder, facts, tokenizer, weights, lambda share: progress("packing", share))
@@ -118,8 +119,22 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     return download(spec, progress)
 
 
-def _folder(spec: ModelSpec, path: Path, kind: WeightKind, cache: Path) -> Path:
+def serving_folder(spec: ModelSpec, path: Path, kind: WeightKind, cache: Path) -> Path:
+    """Where a model's snapshot belongs.
+
+    Args:
+        spec: the model.
+        path: its files, from ``fetch``.
+        kind: how its matrices are stored.
+        cache: the cache folder.
+
+    Raises:
+        ModelUnavailable: its adapter is gone.
+        OSError: its files are gone.
+    """
     name = spec.location.replace("/", "--") if spec.kind == "hub" else path.stem
+    if spec.adapter is not None:
+        name += f"+{Path(spec.adapter).name}"
     return folder_of(cache, name, identity(spec, path), kind)
 
 

@@ -12,7 +12,9 @@ from typing import Any, TextIO
 # Facts about the request being served, copied into every record logged on its behalf: request_id, trace_id.
 request_facts: ContextVar[dict[str, Any] | None] = ContextVar("request_facts", default=None)
 # What the request has cost so far, for its access line; filled in by whoever generates.
-request_usage: ContextVar[dict[str, int] | None] = ContextVar("request_usage", default=None)
+request_usage: ContextVar[dict[str, Any] | None] = ContextVar("request_usage", default=None)
+# Tells the request's caller from others; "" where callers need not be told apart.
+request_caller: ContextVar[str] = ContextVar("request_caller", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}

@@ -44,7 +44,7 @@ class _Inputs:
                 inputs.numbers += (params.temperature, top_k, params.top_p, params.min_p, draw.u)
             if params.logprobs is not None:
                 inputs.reported.append(row)
-            for token, bias in params.logit_bias:
+            for token, bias in params.bias(draw.place):
                 inputs.biased.append(start + token)
                 inputs.biases.append(bias)
             if params.repetition_penalty != 1:

@@ -28,6 +28,7 @@ class Draw:
         tokens: ids of the prompt and of what was generated; read by the repetition penalty only.
         counts: how often each id was generated; read by the presence and frequency penalties only.
         banned: ids that may not be chosen.
+        place: number of the token within its sequence, from 0; read by forced tokens only.
     """
 
     params: SamplingParams
@@ -35,6 +36,7 @@ class Draw:
     tokens: Sequence[int] = ()
     counts: Mapping[int, int] | None = None
     banned: Sequence[int] = ()
+    place: int = 0
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -62,7 +64,7 @@ def adjust(logits: Tensor, draw: Draw) -> Tensor:
         [V] float32.
     """
     params, logits = draw.params, logits.float().clone()
-    for token, bias in params.logit_bias:
+    for token, bias in params.bias(draw.place):
         logits[token] += bias
     if draw.tokens:
         penalize_repetition(logits, torch.tensor(draw.tokens, device=logits.device), params.repetition_penalty)

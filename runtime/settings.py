@@ -48,6 +48,17 @@ class Settings(BaseSettings):
         min_length=1,
         description="Catalogue name, hub id with optional @revision, local folder, or .gguf file.",
     )
+    models: _Strings = Field((), description="More models to serve, named as MODEL_NAME; each loads on its first use.")
+    pinned_models: _Strings = Field((), description="Ids of models that stay loaded when others need the room.")
+    adapters_dir: Path | None = Field(
+        None, description="Folder of LoRA adapters (PEFT format), each served as model:adapter."
+    )
+    memory_budget_bytes: int = Field(
+        0, ge=0, le=2**50, description="Memory for all loaded models; 0 takes it from the container's limit."
+    )
+    idle_unload_seconds: float = Field(
+        0, ge=0, le=31_536_000, description="Unload a model unused for so long, unless it is pinned; 0 never does."
+    )
     preload: bool = Field(True, description="Load the model in the background at start instead of on the first call.")
     model_wait_seconds: float = Field(
         120, ge=0, le=3600, description="How long a call waits for a loading model before 503."
@@ -105,6 +116,23 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long SIGTERM lets running requests finish.")
 
+    # Answers kept
+    response_cache: Literal["off", "memory", "sqlite", "redis"] = Field(
+        "memory", description="Where answers that must come out the same again are kept: off, memory, sqlite, redis."
+    )
+    response_cache_bytes: int = Field(
+        67_108_864, ge=0, le=2**50, description="Most bytes of kept answers; the least recently used go first."
+    )
+    response_cache_ttl_seconds: float = Field(
+        3600, gt=0, le=31_536_000, description="How long a kept answer is good for."
+    )
+    response_cache_per_key: bool = Field(
+        True, description="Keep each API key's answers apart, so that nobody can tell by timing what others asked."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="The Redis that replicas share, where one is used."
+    )
+
     # Who may call
     allowed_ips: _Networks = Field(PRIVATE_NETWORKS, description="Networks that may call; host bits are accepted.")
     disable_ip_restriction: bool = Field(False, description="Let every address call.")
@@ -115,7 +143,10 @@ class Settings(BaseSettings):
     trust_unix_peers: bool = Field(False, description="Treat a unix-socket peer as a trusted proxy.")
     cors_origins: _Strings = Field((), description="Origins whose pages may call, or *; none by default.")
 
-    # What is logged
+    # What is told
+    tracing: bool = Field(
+        False, description="Send OpenTelemetry spans (warmstart[otel]); OTEL_EXPORTER_OTLP_ENDPOINT says where to."
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="json, console, or auto: console on a terminal, json elsewhere."
     )
@@ -134,9 +165,9 @@ class Settings(BaseSettings):
         name = str(field.field_name)
         return parse_networks([str(entry) for entry in _split(value)], strict=name != "allowed_ips", name=name.upper())
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "models", "pinned_models", mode="before")
     @classmethod
-    def _origins(cls, value: Any) -> Any:
+    def _words(cls, value: Any) -> Any:
         return _split(value)
 
     @field_validator("cors_origins")
@@ -152,10 +183,10 @@ class Settings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("cache_dir")
+    @field_validator("cache_dir", "adapters_dir")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _expand(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else None
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
@@ -180,17 +211,20 @@ class Settings(BaseSettings):
             raise SettingsError("wrong settings\n  " + "\n  ".join(lines)) from None
 
     def describe(self) -> list[tuple[str, str, str, str]]:
-        """(NAME, current value, default, help) of every setting, secrets masked."""
+        """(NAME, current value, default, help) of every setting; secrets masked, save defaults, which are none."""
         rows = []
         for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            rows.append((name.upper(), _show(value), _show(field.default), field.description or ""))
+            value, default = getattr(self, name), field.default
+            shown = default.get_secret_value() if isinstance(default, SecretStr) else _show(default)
+            rows.append((name.upper(), shown if value == default else _show(value), shown, field.description or ""))
         return rows
 
 
 def _show(value: object) -> str:
     if isinstance(value, SecretStr):
         return "********" if value.get_secret_value() else ""
+    if value is None:
+        return ""
     if isinstance(value, tuple):
         return ",".join(str(item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -85,11 +85,15 @@ class Snapshot:
         tokenizer: the model's.
         buffer: the content of ``weights.bin``.
         places: of the tensors in it.
+        digest: SHA-256 over all of it.
     """
 
-    def __init__(self, facts: Facts, tokenizer: Tokenizer, buffer: mmap.mmap, places: Mapping[str, Place]) -> None:
+    def __init__(
+        self, facts: Facts, tokenizer: Tokenizer, buffer: mmap.mmap, places: Mapping[str, Place], digest: str
+    ) -> None:
         self.facts = facts
         self.tokenizer = tokenizer
+        self.digest = digest
         self._bytes: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
         self._bytes.flags.writeable = False
         self._places = places
@@ -171,7 +175,8 @@ def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
-        content = _checked_model(json.loads((folder / MODEL).read_bytes()))
+        document = json.loads((folder / MODEL).read_bytes())
+        content = _checked_model(document)
         facts = Facts.from_json(content["facts"])
         buffer = _map(folder / WEIGHTS, content["size"])
         digest = _Digest(buffer)
@@ -186,7 +191,7 @@ def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
                 raise DamagedSnapshot("weights.bin has changed")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedSnapshot(f"{type(error).__name__}: {error}") from error
-    return Snapshot(facts, tokenizer, buffer, places)
+    return Snapshot(facts, tokenizer, buffer, places, document["sha256"])
 
 
 def _map(file: Path, size: int) -> mmap.mmap:

@@ -73,15 +73,7 @@ def save(
             digest = _fill(file, weights, places, facts.kind, progress)
         text = tokenizer.to_json().encode()
         (partial / TOKENIZER).write_bytes(text)
-        content = {
-            "format": FORMAT,
-            "facts": asdict(facts),
-            "chat_template": tokenizer.chat_template,
-            "special_tokens": dict(tokenizer.special_tokens),
-            "size": size,
-            "tensors": {name: asdict(place) for name, place in places.items()},
-            "sha256": {WEIGHTS: digest, TOKENIZER: hashlib.sha256(text).hexdigest()},
-        }
+        content = _content(facts, tokenizer, text, places, size, digest)
         (partial / MODEL).write_text(json.dumps({"sha256": digest_of(content), "content": content}, indent=1) + "\n")
         try:
             os.rename(partial, folder)
@@ -96,8 +88,24 @@ def hold(facts: Facts, tokenizer: Tokenizer, weights: Sequence[Weight]) -> Snaps
     """A snapshot in this process's memory only. Arguments as of ``save``."""
     places, size = _lay_out(weights, facts.kind)
     buffer = mmap.mmap(-1, size)
-    _fill(buffer, weights, places, facts.kind, lambda share: None)
-    return Snapshot(facts, tokenizer, buffer, places)
+    digest = _fill(buffer, weights, places, facts.kind, lambda share: None)
+    content = _content(facts, tokenizer, tokenizer.to_json().encode(), places, size, digest)
+    return Snapshot(facts, tokenizer, buffer, places, digest_of(content))
+
+
+def _content(
+    facts: Facts, tokenizer: Tokenizer, text: bytes, places: Mapping[str, Place], size: int, digest: str
+) -> dict[str, Any]:
+    """All that ``model.json`` says: with its own digest, of the whole snapshot."""
+    return {
+        "format": FORMAT,
+        "facts": asdict(facts),
+        "chat_template": tokenizer.chat_template,
+        "special_tokens": dict(tokenizer.special_tokens),
+        "size": size,
+        "tensors": {name: asdict(place) for name, place in places.items()},
+        "sha256": {WEIGHTS: digest, TOKENIZER: hashlib.sha256(text).hexdigest()},
+    }
 
 
 class _Sink(Protocol):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.adapters import adapter_files
 from runtime.catalogue import ModelSpec
 from runtime.errors import ModelUnavailable
 
@@ -31,27 +33,34 @@ def locate(spec: ModelSpec) -> Path | None:
 
 
 def identity(spec: ModelSpec, path: Path) -> str:
-    """What changes when the model's files do: a hub's commit, or names, sizes and times.
+    """What changes when the model's files or its adapter's do: a hub's commit, or names, sizes and times.
 
     Args:
         spec: the model.
         path: from ``locate`` or ``runtime.loader.fetch``.
 
     Raises:
-        OSError: the files are not there.
+        ModelUnavailable: the adapter's files are not there.
+        OSError: the model's files are not there.
     """
+    adapter = adapter_files(spec)
+    merged = f"|{spec.adapter}|{_stamps(adapter)}" if adapter else ""
     if spec.kind == "hub":
-        return f"{spec.location}@{path.name}"
+        return f"{spec.location}@{path.name}{merged}"
     files = [path]
     if path.is_dir():
         files = sorted(file for pattern in (*CONFIG_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
-    stats = [(file.name, file.stat()) for file in files]
-    return f"{path.resolve()}|" + "|".join(f"{name},{stat.st_size},{stat.st_mtime_ns}" for name, stat in stats)
+    return f"{path.resolve()}|{_stamps(files)}{merged}"
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder in transformers' layout holds weights."""
     return any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES)
+
+
+def _stamps(files: Sequence[Path]) -> str:
+    stats = [(file.name, file.stat()) for file in files]
+    return "|".join(f"{name},{stat.st_size},{stat.st_mtime_ns}" for name, stat in stats)
 
 
 def _wheel_file(spec: ModelSpec) -> Path:

@@ -102,7 +102,6 @@ class Made:
             Chat(self.tokenizer),  # type: ignore[arg-type]
             replace(INFO, context_length=context_length),
             metrics=self.metrics.model("fake"),
-            memory=lambda: 5,
             **options,
         )
 

@@ -10,14 +10,16 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from handlers.context import Clock, Context, Limits
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as TextSequence
 from runtime.engine.slots import BlockPool
 from runtime.errors import ModelNotFound, ServiceError
+from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
+from runtime.stores.memory import MemoryStore
 from runtime.types import Job, Message, ModelInfo, ModelState, ModelStatus, Token
 
 INFO = ModelInfo(
@@ -76,6 +78,9 @@ class FakeEngine:
         self.chats.append(tuple(messages))
         return await self.encode("".join(message.content for message in messages))
 
+    async def encode_plain(self, text: str) -> tuple[int, ...]:
+        return await self.encode(text)
+
     def token_bytes(self, token_id: int) -> bytes:
         return self.words[token_id].encode() if token_id < len(self.words) else b""
 
@@ -85,9 +90,10 @@ class FakeEngine:
         sent = 0
         try:
             rows = [(job.params, number) for job in jobs for number in range(job.params.n)]
+            chosen = [params.forced or tuple(range(len(self.words))) for params, _ in rows]
             limits = [params.max_new_tokens for params, _ in rows]
             for position in itertools.count():
-                live = [row for row, limit in enumerate(limits) if position < min(limit, len(self.words))]
+                live = [row for row, limit in enumerate(limits) if position < min(limit, len(chosen[row]))]
                 if not live:
                     return
                 for row in live:
@@ -95,16 +101,17 @@ class FakeEngine:
                     if sent == self.fail_after:
                         raise self.failure
                     sent += 1
-                    last = position == len(self.words) - 1
+                    token_id = chosen[row][position]
+                    last = position == len(chosen[row]) - 1 and not rows[row][0].forced
                     cut = position == limits[row] - 1
                     reason = "stop" if last else "length" if cut else None
                     params, number = rows[row]
                     yield Token(
                         row,
-                        position,
-                        self.words[position],
+                        token_id,
+                        self.words[token_id] if token_id < len(self.words) else "",
                         reason,  # type: ignore[arg-type]
-                        logprob=None if params.logprobs is None else _logprob(position),
+                        logprob=None if params.logprobs is None else _logprob(token_id),
                         top_logprobs=tuple((i, _logprob(i)) for i in range(min(params.logprobs or 0, len(self.words)))),
                         cached_tokens=self.cached_tokens if position == number == 0 else 0,
                     )
@@ -153,13 +160,38 @@ class FakeModels:
     stage: str | None = None
     progress: float | None = None
     error: str | None = None
+    leases: int = 0
 
-    async def engine(self, name: str | None) -> FakeEngine:
-        if name not in (None, "fake"):
-            raise ModelNotFound(f"no model {name!r} here; served: fake", param="model")
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[FakeEngine]:
+        self._known(name)
         if self.failure is not None:
             raise self.failure
-        return self.engine_
+        self.leases += 1
+        try:
+            yield self.engine_
+        finally:
+            self.leases -= 1
+
+    def load(self, name: str) -> ModelStatus:
+        self._known(name)
+        return self.status()[0]
+
+    async def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
+        self._known(name)
+        yield self.status()[0]
+
+    async def unload(self, name: str) -> ModelStatus:
+        self._known(name)
+        return replace(self.status()[0], state="unloaded", info=None)
+
+    async def set_default(self, name: str) -> ModelStatus:
+        self._known(name)
+        return self.status()[0]
+
+    def _known(self, name: str | None) -> None:
+        if name not in (None, "fake"):
+            raise ModelNotFound(f"no model {name!r} here; served: fake", param="model")
 
     def status(self) -> list[ModelStatus]:
         return [
@@ -188,6 +220,20 @@ def fake_context(engine: FakeEngine | None = None, *, limits: Limits | None = No
         version="0.test",
         started=100.0,
     )
+
+
+def caching(ctx: Context, clock: Callable[[], float] | None = None, *, per_caller: bool = True) -> Context:
+    """The same context with answers kept in memory for an hour of ``clock``; by default the context's own."""
+    clock = clock or ctx.clock.time
+    cache = ResponseCache(
+        MemoryStore(2**20, 3600, clock),
+        limit_bytes=2**20,
+        ttl_seconds=3600,
+        per_caller=per_caller,
+        clock=clock,
+        monotonic=time.monotonic,
+    )
+    return replace(ctx, cache=cache)
 
 
 @asynccontextmanager
@@ -238,6 +284,9 @@ def fake_choice(sequence: TextSequence, prefix: Sequence[int], banned: Sequence[
     draw = zlib.crc32(array("q", [*prefix, len(prefix) - len(sequence.prompt), number]))
     repeats = draw % 8 and len(prefix) > 3
     chosen = prefix[-3] if repeats else (draw >> 8) % vocabulary
+    place = len(prefix) - len(sequence.prompt)
+    if place < len(sequence.params.forced):
+        chosen = sequence.params.forced[place]
     while chosen in banned:
         chosen = (chosen + 1) % vocabulary
     if sequence.params.logprobs is None:
@@ -250,9 +299,9 @@ def fake_text(sequence: TextSequence, eos: frozenset[int], vocabulary: int) -> l
     """The tokens that a sequence must get, worked out without batches, caches and guesses."""
     tokens = list(sequence.prompt)
     for generated in range(sequence.params.max_new_tokens):
-        banned = sorted(eos) if generated < sequence.params.min_new_tokens else []
+        banned = sorted(eos) if len(sequence.params.forced) <= generated < sequence.params.min_new_tokens else []
         tokens.append(fake_choice(sequence, tokens, banned, vocabulary).id)
-        if tokens[-1] in eos:
+        if tokens[-1] in eos and generated >= len(sequence.params.forced):
             break
     return tokens[len(sequence.prompt) :]
 

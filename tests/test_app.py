@@ -13,12 +13,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from yarl import URL
 
 import app
 from app import ROUTES, create_app
 from handlers import OPERATIONS
 from handlers.context import Context
 from handlers.openapi import Route
+from handlers.schemas.requests import Cacheable
 from middleware.errors import speaks_openai
 from runtime.errors import (
     DeadlineExceeded,
@@ -32,7 +34,7 @@ from runtime.errors import (
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.types import Job, Token
-from tests.fakes import FakeEngine, fake_context, serving, until
+from tests.fakes import FakeEngine, caching, fake_context, serving, until
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 Http = TestClient[web.Request, web.Application]
@@ -40,10 +42,17 @@ Http = TestClient[web.Request, web.Application]
 TEXT: dict[str, Any] = {"prompt": "x"}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 GETS = [route.path for route in ROUTES if route.method == "GET"]
-# Those that generate, and so stream.
-POSTS = [route.path for route in ROUTES if OPERATIONS[route.operation].stream is not None]
-BODY = {route.path: CHAT if route.operation == "chat" else TEXT for route in ROUTES if route.path in POSTS}
-PAGES = ["/openapi.json", "/docs", "/redoc"]
+# Those that generate one answer, and so stream its tokens.
+POSTS = [route.path for route in ROUTES if issubclass(OPERATIONS[route.operation].request, Cacheable)]
+# What else does something, with the fake model in the paths: what it is asked with, and of a body what it needs.
+LOAD, UNLOAD, DEFAULT, COMPARE = "/models/fake/load", "/models/fake/unload", "/models/default", "/models/compare"
+DOING = {LOAD: "POST", UNLOAD: "POST", DEFAULT: "PUT", COMPARE: "POST", "/cache": "DELETE"}
+BODY: dict[str, dict[str, Any]] = {
+    **{route.path: CHAT if route.operation == "chat" else TEXT for route in ROUTES if route.path in POSTS},
+    DEFAULT: {"model": "fake"},
+    COMPARE: {"prompt": "x", "variants": [{}]},
+}
+PAGES = ["/", "/openapi.json", "/docs", "/redoc"]
 PROBES = ["/livez", "/readyz", "/metrics"]
 
 
@@ -91,7 +100,13 @@ async def _refusal(response: aiohttp.ClientResponse, status: int, code: str | No
 async def _post(http: Http, path: str, body: bytes, content_type: str | None = "application/json") -> Any:
     headers = {} if content_type is None else {"Content-Type": content_type}
     skip = ["Content-Type"] if content_type is None else []
-    return await http.post(path, data=body, headers=headers, skip_auto_headers=skip)
+    return await http.request(DOING.get(path, "POST"), path, data=body, headers=headers, skip_auto_headers=skip)
+
+
+async def _raw(http: Http, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
+    """A request whose path is sent as it is written."""
+    url = URL(str(http.make_url("/")).rstrip("/") + path, encoded=True)
+    return await http.session.request(method, url, **options)
 
 
 def _events(raw: bytes) -> list[Any]:
@@ -114,13 +129,13 @@ async def test_get_routes_answer(http: Http, path: str) -> None:
     assert response.headers["X-Request-Id"]
 
 
-@pytest.mark.parametrize("path", POSTS)
-async def test_post_routes_answer(http: Http, path: str) -> None:
-    """Every POST route answers in its operation's shape."""
-    response = await http.post(path, json=BODY[path])
+@pytest.mark.parametrize("path", [*POSTS, *DOING])
+async def test_other_routes_answer(http: Http, path: str) -> None:
+    """Every other route answers in its operation's shape."""
+    response = await http.request(DOING.get(path, "POST"), path, json=BODY.get(path))
     assert response.status == 200
     assert response.content_type == "application/json"
-    operation = next(route.operation for route in ROUTES if route.path == path)
+    operation = next(route.operation for route in ROUTES if route.plain_path.format(model="fake") == path)
     OPERATIONS[operation].response.model_validate(await response.json(), extra="forbid")
 
 
@@ -140,7 +155,7 @@ async def test_served_description(http: Http) -> None:
     document = await (await http.get("/openapi.json")).json()
     assert document["info"]["version"] == "0.test"
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    assert described == {(route.method, route.path) for route in ROUTES} | {("GET", path) for path in PROBES}
+    assert described == {(route.method, route.plain_path) for route in ROUTES} | {("GET", path) for path in PROBES}
 
 
 @pytest.mark.parametrize(
@@ -233,10 +248,15 @@ WRONG_BODIES = [
 ]
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [*BODY, LOAD, UNLOAD])
 @pytest.mark.parametrize("body", WRONG_BODIES)
 async def test_wrong_bodies(http: Http, path: str, body: bytes) -> None:
-    """Whatever is not a request is 400, with a short message that any client can read."""
+    """Whatever is not a request is 400, with a short message that any client can read; where the path says it all, the
+    body may also be empty or left out.
+    """
+    if path in (LOAD, UNLOAD) and body in (b"", b"{}", b'{"stream": true}'):
+        assert (await _post(http, path, body)).status == (400 if path == UNLOAD and b"stream" in body else 200)
+        return
     found = await _refusal(await _post(http, path, body), 400, "invalid_request")
     assert 0 < len(found["message"]) < 2000
     assert found["message"].isprintable()
@@ -256,7 +276,7 @@ async def test_duplicate_keys(http: Http, path: str) -> None:
     assert (await _post(http, path, body)).status in (200, 400)
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [*BODY, LOAD, UNLOAD])
 @pytest.mark.parametrize(
     "content_type",
     [
@@ -279,12 +299,12 @@ async def test_duplicate_keys(http: Http, path: str) -> None:
 )
 async def test_wrong_content_types(http: Http, path: str, content_type: str | None) -> None:
     """What does not call itself JSON in UTF-8 is not read as such: a page of another site cannot post it unasked."""
-    response = await _post(http, path, json.dumps(BODY[path]).encode(), content_type)
+    response = await _post(http, path, json.dumps(BODY.get(path, {})).encode(), content_type)
     found = await _refusal(response, 415, "unsupported_media_type")
     assert len(found["message"]) < 300
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [*BODY, LOAD])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_body_of_10_megabytes(http: Http, path: str, chunked: bool) -> None:
     """More than MAX_BODY_BYTES is 413, whether its length is announced or only found out while it comes."""
@@ -295,7 +315,7 @@ async def test_body_of_10_megabytes(http: Http, path: str, chunked: bool) -> Non
             yield body[start : start + 65_536]
 
     headers = {"Content-Type": "application/json"}
-    response = await http.post(path, data=pieces() if chunked else body, headers=headers)
+    response = await http.request(DOING.get(path, "POST"), path, data=pieces() if chunked else body, headers=headers)
     found = await _refusal(response, 413, "payload_too_large")
     assert "1048576" in found["message"]
 
@@ -337,13 +357,15 @@ async def test_wrong_methods_on_get_routes(http: Http, method: str, path: str) -
     assert {item.strip() for item in response.headers["Allow"].split(",")} == {"GET", "HEAD"}
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-@pytest.mark.parametrize("path", POSTS)
-async def test_wrong_methods_on_post_routes(http: Http, method: str, path: str) -> None:
-    """Anything but POST is 405, with what is allowed."""
-    response = await http.request(method, path, json=BODY[path])
-    await _refusal(response, 405, "method_not_allowed")
-    assert response.headers["Allow"] == "POST"
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("path", [*POSTS, *DOING])
+async def test_wrong_methods_on_other_routes(http: Http, method: str, path: str) -> None:
+    """Anything but the route's method is 405, with what is allowed."""
+    right = DOING.get(path, "POST")
+    if method != right:
+        response = await http.request(method, path, json=BODY.get(path))
+        await _refusal(response, 405, "method_not_allowed")
+        assert response.headers["Allow"] == right
 
 
 @pytest.mark.parametrize("path", [*GETS, *PROBES, *PAGES])
@@ -358,8 +380,8 @@ async def test_head(http: Http, path: str) -> None:
         assert head.headers["Content-Length"] == str(len(await got.read()))
 
 
-@pytest.mark.parametrize("path", POSTS)
-async def test_head_of_a_post_route(http: Http, path: str) -> None:
+@pytest.mark.parametrize("path", [*POSTS, *DOING])
+async def test_head_of_another_route(http: Http, path: str) -> None:
     """HEAD where there is no GET is 405 without a body."""
     response = await http.head(path)
     assert (response.status, await response.read()) == (405, b"")
@@ -368,7 +390,6 @@ async def test_head_of_a_post_route(http: Http, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/nowhere",
         "//",
         "/generate/",
@@ -389,16 +410,25 @@ async def test_head_of_a_post_route(http: Http, path: str) -> None:
         "/" + "x" * 5000,
         "/.env",
         "/*",
+        "/models/",
+        "/models/fake",
+        "/models/fake/",
+        "/models//load",
+        "/models/load",
+        "/models/fake/load/",
+        "/models/fake/Load",
+        "/models/fake%2Fload",
+        "/models/x%0a/load",
+        "/cache/",
+        "/cache/fake",
+        "/stats/fake",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_unknown_paths(http: Http, method: str, path: str) -> None:
     """What is not there is 404 in the shape of where it is not, whatever is sent there."""
-    from yarl import URL
-
-    url = URL(str(http.make_url("/")).rstrip("/") + path, encoded=True)
-    async with http.session.request(method, url, data=b"{" if method == "POST" else None) as response:
-        await _refusal(response, 404, "not_found")
+    response = await _raw(http, method, path, data=b"{" if method == "POST" else None)
+    await _refusal(response, 404, "not_found")
 
 
 @pytest.mark.parametrize("path", GETS)
@@ -428,17 +458,15 @@ async def test_unknown_paths(http: Http, method: str, path: str) -> None:
 )
 async def test_queries(http: Http, path: str, query: str, takes: bool | None) -> None:
     """Queries with unknown fields or empty values are 400, unknown models 404; nothing breaks the service."""
-    from yarl import URL
-
-    async with http.session.get(URL(str(http.make_url(path)) + query.replace(" ", "%20"), encoded=True)) as response:
-        if takes:
-            assert response.status == 200
-        elif takes is False:
-            await _refusal(response, 400, "invalid_request")
-        else:
-            found = await _refusal(response, response.status)
-            assert response.status in (400, 404)
-            assert found["message"].isprintable()
+    response = await _raw(http, "GET", path + query.replace(" ", "%20"))
+    if takes:
+        assert response.status == 200
+    elif takes is False:
+        await _refusal(response, 400, "invalid_request")
+    else:
+        found = await _refusal(response, response.status)
+        assert response.status in (400, 404)
+        assert found["message"].isprintable()
 
 
 async def test_repeated_query_field(http: Http) -> None:
@@ -458,6 +486,122 @@ async def test_model_by_query(http: Http) -> None:
     assert (await http.get("/model-info?model=fake")).status == 200
     found = await _refusal(await http.get("/model-info?model=other"), 404, "model_not_found")
     assert found["param"] == "model"
+
+
+# Models by path, and the cache
+
+
+@pytest.mark.parametrize("action", ["load", "unload"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("other", "other"),
+        ("owner/name", "owner/name"),
+        ("owner%2Fname", "owner/name"),
+        ("owner%2fname", "owner/name"),
+        ("model:adapter", "model:adapter"),
+        ("model%3Aadapter", "model:adapter"),
+        ("Fake", "Fake"),
+        ("%66ak", "fak"),
+        ("a%20b+c", "a b+c"),
+        ("%C3%A9%F0%9F%98%80", "é😀"),
+        ("a%2525b", "a%25b"),
+        ("a/load", "a/load"),
+        ("fake/unload", "fake/unload"),
+        ("a//b", "a//b"),
+        ("..%2F..%2Fetc", "../../etc"),
+        ("%00", "\x00"),
+        ("'; DROP TABLE models --".replace(" ", "%20"), "'; DROP TABLE models --"),
+        ("__proto__", "__proto__"),
+        ("x" * 256, "x" * 256),
+    ],
+)
+async def test_model_ids_in_paths(http: Http, action: str, path: str, name: str) -> None:
+    """Ids may hold slashes, written as such or encoded; one that is not served is 404, as it was read."""
+    found = await _refusal(await _raw(http, "POST", f"/models/{path}/{action}"), 404, "model_not_found")
+    assert found["param"] == "model"
+    assert repr(name) in found["message"]
+
+
+@pytest.mark.parametrize("action", ["load", "unload"])
+@pytest.mark.parametrize("path", ["%ff", "%ed%a0%80", "%c0%af", "%", "%zz", "x" * 257, "x" * 5000, "%2e%2e", ".", "*"])
+async def test_odd_model_ids_in_paths(http: Http, action: str, path: str) -> None:
+    """What is no text, or too much of it, names no model; nothing breaks the service."""
+    response = await _raw(http, "POST", f"/models/{path}/{action}")
+    found = await _refusal(response, response.status)
+    assert response.status in (400, 404)
+    assert found["message"].isprintable()
+    assert len(found["message"]) < 1000
+
+
+@pytest.mark.parametrize("action", ["load", "unload"])
+async def test_a_served_model_is_found_however_it_is_written(http: Http, action: str) -> None:
+    """Percent-encoding is not part of an id."""
+    for path in ("fake", "%66ake", "%66%61%6B%65"):
+        response = await _raw(http, "POST", f"/models/{path}/{action}")
+        assert (response.status, (await response.json())["id"]) == (200, "fake")
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+@pytest.mark.parametrize("model", ["fake", "other", None, 5])
+async def test_a_field_that_the_path_names(http: Http, path: str, model: Any) -> None:
+    """It stands in one place only, whatever the body says of it."""
+    found = await _refusal(await http.post(path, json={"model": model}), 400, "invalid_request")
+    assert (found["param"], found["message"]) == ("model", "model: the path names it already")
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD, DEFAULT, "/cache"])
+async def test_unknown_fields_of_other_routes(http: Http, path: str) -> None:
+    """They are refused by name, in a body and in a query; a query means nothing where a body does."""
+    method = DOING[path]
+    if method == "DELETE":
+        assert (await http.delete(path, json={"x": 1})).status == 200  # it has no body, so none is read
+        response = await http.delete(path + "?x=1")
+    else:
+        assert (await http.request(method, path + "?x=1", json=BODY.get(path, {}))).status == 200
+        response = await http.request(method, path, json=BODY.get(path, {}) | {"x": 1})
+    assert (await _refusal(response, 400, "invalid_request"))["param"] == "x"
+
+
+async def test_a_load_streams_its_progress(http: Http) -> None:
+    """Asked for events, it sends the model's state each time it changes, framed as every stream is."""
+    response = await http.post(LOAD, json={"stream": True})
+    assert (response.status, response.content_type) == (200, "text/event-stream")
+    *events, last = _events(await response.read())
+    assert last == "[DONE]"
+    assert [event["id"] for event in events] == ["fake"]
+    await _refusal(await http.post("/models/other/load", json={"stream": True}), 404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("", 200),
+        ("?model=fake", 200),
+        ("?prefix=0af", 200),
+        ("?model=fake&prefix=0", 200),
+        ("?model=", 400),
+        ("?prefix=", 400),
+        ("?prefix=XYZ", 400),
+        ("?prefix=%2e%2e", 400),
+        ("?prefix=*", 400),
+        ("?prefix=0&prefix=1", 400),
+        ("?model=" + "x" * 257, 400),
+    ],
+)
+async def test_what_is_dropped_from_the_cache(aiohttp_client: Client, query: str, status: int) -> None:
+    """All of it, or what the query says; a query that is wrong drops nothing."""
+    http = await aiohttp_client(_app(caching(fake_context())))
+    await http.post("/generate", json=TEXT | {"seed": 1})
+    entries = (await (await http.get("/cache/stats")).json())["entries"]
+    assert entries == 1
+    response = await http.delete("/cache" + query)
+    assert response.status == status
+    if status == 400:
+        await _refusal(response, 400, "invalid_request")
+        assert (await (await http.get("/cache/stats")).json())["entries"] == entries
+    elif "prefix" not in query:
+        assert await response.json() == {"removed": 1}
 
 
 # Errors of the operations
@@ -640,7 +784,7 @@ async def test_engine_that_says_nothing(aiohttp_client: Client, path: str) -> No
     assert response.status == 200
     *events, last = _events(await response.read())
     assert last == "[DONE]"
-    assert [event["usage"]["completion_tokens"] for event in events] == ([] if "chat" in path else [0])
+    assert [event["usage"]["completion_tokens"] for event in events] == ([] if "completions" in path else [0])
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -648,7 +792,7 @@ async def test_engine_that_says_nothing(aiohttp_client: Client, path: str) -> No
 async def test_client_that_goes(path: str, stream: bool) -> None:
     """A client that goes away, reading a stream or waiting for an answer, frees the engine."""
     engine = FakeEngine(words=("a",) * 100_000, pause=0.01)
-    limit = {"max_tokens" if "chat" in path else "max_new_tokens": 100_000}
+    limit = {"max_tokens" if "completions" in path else "max_new_tokens": 100_000}
     async with serving(fake_context(engine)) as url, aiohttp.ClientSession() as session:
 
         async def call() -> None:
@@ -673,29 +817,36 @@ PAGE = "https://app.example"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [*POSTS, *DOING])
 async def test_no_cors_by_default(http: Http, path: str) -> None:
     """No page of another origin may call unless it is configured."""
-    response = await http.options(path, headers={"Origin": PAGE, **PREFLIGHT})
+    method = DOING.get(path, "POST")
+    preflight = PREFLIGHT | {"Access-Control-Request-Method": method}
+    response = await http.options(path, headers={"Origin": PAGE, **preflight})
     await _refusal(response, 405)
     assert not [name for name in response.headers if name.startswith("Access-Control")]
-    response = await http.post(path, json=BODY[path], headers={"Origin": PAGE})
+    response = await http.request(method, path, json=BODY.get(path), headers={"Origin": PAGE})
     assert response.status == 200
     assert not [name for name in response.headers if name.startswith("Access-Control")]
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [*POSTS, *DOING])
 async def test_cors_for_a_configured_origin(aiohttp_client: Client, path: str) -> None:
     """A configured origin's preflight passes; its answers, errors and streams too, can be read by its pages."""
     http = await aiohttp_client(_app(cors_origins=PAGE))
-    response = await http.options(path, headers={"Origin": PAGE, **PREFLIGHT})
+    method = DOING.get(path, "POST")
+    preflight = PREFLIGHT | {"Access-Control-Request-Method": method}
+    response = await http.options(path, headers={"Origin": PAGE, **preflight})
     assert response.status == 200
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
-    assert response.headers["Access-Control-Allow-Methods"] == "POST"
+    assert response.headers["Access-Control-Allow-Methods"] == method
     assert response.headers["Access-Control-Allow-Headers"].lower() == "content-type"
     assert "Access-Control-Allow-Credentials" not in response.headers
-    for body, status in ((BODY[path], 200), (BODY[path] | {"stream": True}, 200), ({}, 400)):
-        response = await http.post(path, json=body, headers={"Origin": PAGE})
+    answers: list[tuple[Any, str, int]] = [(BODY.get(path), "", 200)]
+    answers += [(BODY[path] | {"stream": True}, "", 200)] if path in POSTS else []
+    answers += [(None, "?x=1", 400) if method == "DELETE" else ({"x": 1}, "", 400)]
+    for body, query, status in answers:
+        response = await http.request(method, path + query, json=body, headers={"Origin": PAGE})
         assert response.status == status
         assert response.headers["Access-Control-Allow-Origin"] == PAGE
         assert "X-Request-Id" in response.headers["Access-Control-Expose-Headers"]
@@ -784,12 +935,13 @@ async def test_metrics(aiohttp_client: Client, accept: str | None, content_type:
     assert body.endswith(end)
 
 
-@pytest.mark.parametrize("path", [*GETS, *POSTS, *PROBES, *PAGES, "/nowhere", "/v1/nowhere"])
+@pytest.mark.parametrize("path", [*GETS, *POSTS, *DOING, *PROBES, *PAGES, "/nowhere", "/v1/nowhere"])
 async def test_denied_address(aiohttp_client: Client, path: str) -> None:
     """An address that is not allowed gets 403 everywhere, in the shape of where it asked."""
     engine = FakeEngine()
     http = await aiohttp_client(_app(fake_context(engine), allowed_ips="10.0.0.0/8"))
-    response = await http.request("POST" if path in POSTS else "GET", path, json=BODY.get(path))
+    method = "POST" if path in POSTS else DOING.get(path, "GET")
+    response = await http.request(method, path, json=BODY.get(path))
     await _refusal(response, 403, "client_address_denied")
     assert engine.jobs == []
 

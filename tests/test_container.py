@@ -181,9 +181,14 @@ def _seconds(duration: str) -> int:
     return int(match[1])
 
 
-def test_compose_sets_known_settings(compose: dict[str, Any]) -> None:
-    """Every variable of the service is a setting, and the values given are valid."""
+def _settings_of(compose: dict[str, Any]) -> dict[str, Any]:
     environment = compose["services"]["warmstart"]["environment"]
+    return {name: value for name, value in environment.items() if not name.startswith("OTEL_")}
+
+
+def test_compose_sets_known_settings(compose: dict[str, Any]) -> None:
+    """Every variable of the service is a setting, or one of OpenTelemetry's, and the values given are valid."""
+    environment = _settings_of(compose)
     assert {name.lower() for name in environment} <= Settings.model_fields.keys()
     Settings.load(**{name.lower(): value for name, value in environment.items() if value is not None})
 
@@ -191,17 +196,23 @@ def test_compose_sets_known_settings(compose: dict[str, Any]) -> None:
 def test_compose_passes_every_setting_on(compose: dict[str, Any]) -> None:
     """No setting of the environment is dropped on the way in, but for those that the image and the network fix."""
     fixed = {"host", "port", "cache_dir", "trust_unix_peers"}
-    passed = {name.lower() for name in compose["services"]["warmstart"]["environment"]}
+    passed = {name.lower() for name in _settings_of(compose)}
     assert Settings.model_fields.keys() - fixed == passed
 
 
 def test_only_nginx_can_be_reached(compose: dict[str, Any]) -> None:
-    """The service publishes no port and has one network without a way out; nginx is published on loopback."""
+    """The service publishes no port and has one network without a way out; nginx is published on loopback.
+
+    So are Prometheus and Grafana, of which Grafana cannot reach the service.
+    """
     services, networks = compose["services"], compose["networks"]
     assert "ports" not in services["warmstart"]
     assert list(services["warmstart"]["networks"]) == ["edge"]
     assert networks["edge"]["internal"] is True
     assert services["nginx"]["ports"] == ["127.0.0.1:8080:80"]
+    assert services["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
+    assert services["grafana"]["ports"] == ["127.0.0.1:3000:3000"]
+    assert list(services["grafana"]["networks"]) == ["outside"]
 
 
 def test_compose_trusts_nginx_alone(compose: dict[str, Any]) -> None:
@@ -216,9 +227,11 @@ def test_compose_trusts_nginx_alone(compose: dict[str, Any]) -> None:
 
 
 def test_compose_lets_the_health_check_and_the_host_in(compose: dict[str, Any]) -> None:
-    """Whatever ALLOWED_IPS says, 127.0.0.1 is in it; by default so is the gateway that the host is seen as."""
+    """127.0.0.1 and Prometheus always are; by default so is the gateway that the host is seen as."""
     value = compose["services"]["warmstart"]["environment"]["ALLOWED_IPS"]
-    assert re.search(r"ALLOWED_IPS: 127\.0\.0\.1,\$\{ALLOWED_IPS:-", (ROOT / "docker-compose.yml").read_text())
+    prometheus = compose["services"]["prometheus"]["networks"]["edge"]["ipv4_address"]
+    always = re.escape(f"ALLOWED_IPS: 127.0.0.1,{prometheus},${{ALLOWED_IPS:-")
+    assert re.search(always, (ROOT / "docker-compose.yml").read_text())
     (network,) = compose["networks"]["outside"]["ipam"]["config"]
     gateway = next(ip_network(network["subnet"]).hosts())
     allowed = Settings.load(allowed_ips=value).allowed_ips
@@ -226,7 +239,7 @@ def test_compose_lets_the_health_check_and_the_host_in(compose: dict[str, Any]) 
         assert any(address in entry for entry in allowed)
 
 
-@pytest.mark.parametrize("name", ["warmstart", "nginx", "pull"])
+@pytest.mark.parametrize("name", ["warmstart", "nginx", "prometheus", "grafana", "pull"])
 def test_services_are_locked_down(compose: dict[str, Any], name: str) -> None:
     """Read-only root, no capability, no new privilege, bounded logs; what is written goes to /tmp or the volume."""
     service = compose["services"][name]
@@ -238,7 +251,7 @@ def test_services_are_locked_down(compose: dict[str, Any], name: str) -> None:
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
 
 
-@pytest.mark.parametrize("name", ["warmstart", "nginx"])
+@pytest.mark.parametrize("name", ["warmstart", "nginx", "prometheus", "grafana"])
 def test_services_are_bounded_and_restarted(compose: dict[str, Any], name: str) -> None:
     """Memory, processor and processes are limited, and what falls is started again."""
     service = compose["services"][name]

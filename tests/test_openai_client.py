@@ -173,6 +173,112 @@ async def test_stream_helper() -> None:
     assert final.usage.completion_tokens == 3
 
 
+async def test_completion() -> None:
+    """A plain completion, with everything the client offers as attributes."""
+    engine = FakeEngine(token_length=9)
+    async with _client(fake_context(engine)) as client:
+        answer = await client.completions.create(
+            model="fake",
+            prompt=["a", "b"],
+            n=2,
+            best_of=1,
+            echo=True,
+            temperature=0,
+            seed=7,
+            stop=["x"],
+            max_tokens=50,
+            presence_penalty=0.5,
+            frequency_penalty=-1,
+            logit_bias={"7": -100},
+            user="me",
+            extra_body={"min_p": 0.25, "top_k": 3},
+        )
+    assert (answer.id, answer.object, answer.created, answer.model) == (
+        "cmpl-id1",
+        "text_completion",
+        1_700_000_000,
+        "fake",
+    )
+    assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [
+        (i, f"{prompt}Hello there.", "stop") for i, prompt in enumerate("aabb")
+    ]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (18, 12, 30)
+    params = engine.jobs[0][0].params
+    assert (params.max_new_tokens, params.seed, params.stop, params.n) == (50, 7, ("x",), 2)
+    assert (params.presence_penalty, params.frequency_penalty, params.min_p, params.top_k) == (0.5, -1, 0.25, 3)
+
+
+async def test_completion_logprobs() -> None:
+    """The lists of the older form are the client's attributes; with max_tokens 0 they tell of the prompt alone."""
+    async with _client(fake_context(FakeEngine(token_length=3))) as client:
+        answer = await client.completions.create(model="fake", prompt="Hello there.", logprobs=1)
+        prompt = await client.completions.create(
+            model="fake", prompt="Hello there.", logprobs=1, echo=True, max_tokens=0
+        )
+    (found,) = (choice.logprobs for choice in answer.choices)
+    assert found is not None
+    assert (found.tokens, found.token_logprobs) == (["Hello", " there", "."], [-0.25, -0.5, -0.75])
+    assert found.text_offset == [0, 5, 11]
+    assert found.top_logprobs is not None
+    assert found.top_logprobs[2] == {"Hello": -0.25, ".": -0.75}
+    assert prompt.choices[0].text == "Hello there."
+    (told,) = (choice.logprobs for choice in prompt.choices)
+    assert told is not None
+    assert (told.tokens, told.token_logprobs) == (["Hello", " there", "."], [None, -0.5, -0.75])
+    assert (told.top_logprobs or [0])[0] is None
+    assert told.text_offset == [0, 5, 11]
+
+
+async def test_completion_stream() -> None:
+    """Pieces that join to the text, and the usage in a last chunk without choices if asked for."""
+    async with _client(fake_context(FakeEngine(token_length=9))) as client:
+        stream = await client.completions.create(
+            model="fake", prompt="Say: ", echo=True, stream=True, stream_options={"include_usage": True}
+        )
+        *pieces, last = [chunk async for chunk in stream]
+        plain = [chunk async for chunk in await client.completions.create(model="fake", prompt="x", stream=True)]
+    assert "".join(piece.choices[0].text for piece in pieces) == "Say: Hello there."
+    assert [piece.choices[0].finish_reason for piece in pieces] == [None, None, "stop"]
+    assert all(piece.usage is None for piece in pieces)
+    assert last.choices == []
+    assert last.usage is not None
+    assert last.usage.total_tokens == 12
+    assert {chunk.object for chunk in (*pieces, last)} == {"text_completion"}
+    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt.0"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"n": 17}, "n"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_bad_completions(change: dict[str, Any], param: str, stream: bool) -> None:
+    """What a completion cannot be asked is the client's BadRequestError, which names it; streamed or not."""
+    async with _client() as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(**{"model": "fake", "prompt": "x", "stream": stream} | change)
+    assert (caught.value.param, caught.value.code) == (param, "invalid_request")
+
+
+async def test_completion_stream_that_fails_midway() -> None:
+    """An error midway is raised from the stream by the client, with our message."""
+    engine = FakeEngine(fail_after=2, failure=Draining("shutting down"))
+    async with _client(fake_context(engine)) as client:
+        stream = await client.completions.create(model="fake", prompt="x", stream=True)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            async for _ in stream:
+                pass
+
+
 async def test_closing_a_stream_frees_the_engine() -> None:
     """A client that closes its stream early is not generated for any longer."""
     engine = FakeEngine(words=("a",) * 10_000, pause=0.005)
@@ -201,7 +307,8 @@ async def test_models() -> None:
     async with _client() as client:
         (model,) = [model async for model in client.models.list()]
     assert (model.id, model.object, model.created, model.owned_by) == ("fake", "model", 1, "warmstart")
-    assert model.model_extra == {"state": "ready", "default": True, "source": "folder"}
+    assert model.model_extra is not None
+    assert {"state": "ready", "default": True, "source": "folder"}.items() <= model.model_extra.items()
 
 
 @pytest.mark.parametrize(

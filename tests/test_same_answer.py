@@ -11,7 +11,7 @@ import pytest
 
 import server
 from app import ROUTES
-from handlers import OPERATIONS
+from handlers import OPERATIONS, command_line
 from handlers.context import Context
 from handlers.local import invoke, invoke_stream
 from runtime.errors import ServiceError
@@ -36,16 +36,38 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "health": [{}],
     "model_info": [{}, {"model": "fake"}],
     "models": [{}],
+    "load_model": [{"model": "fake"}],
+    "unload_model": [{"model": "fake"}],
+    "default_model": [{"model": "fake"}],
+    "cache_stats": [{}],
+    "clear_cache": [{}, {"model": "fake", "prefix": "0af"}],
+    "stats": [{}],
     "generate": [TEXT, {"prompt": "x"}, SHAPED | {"prompt": "x", "logprobs": 2, "min_new_tokens": 3}],
     "complete": [TEXT | {"echo": True, "logprobs": 0}, {"prompt": "x"}],
+    "completions": [
+        {"prompt": ["a", "é😀"], "n": 2, "echo": True, "logprobs": 2, "stop": "x"},
+        SHAPED | {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
+    ],
+    "compare": [
+        {"prompt": "x", "variants": [{"seed": 1}, {"label": "b", "temperature": 0}]},
+        SHAPED | {"messages": CHAT["messages"], "variants": [{"model": "other"}], "score": False},
+    ],
     "chat": [CHAT, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
 WRONG: dict[str, dict[str, Any]] = {
     "health": {"x": "1"},
     "model_info": {"model": "other"},
     "models": {"x": "1"},
+    "load_model": {"model": "other"},
+    "unload_model": {"model": "other"},
+    "default_model": {"model": ""},
+    "cache_stats": {"x": "1"},
+    "clear_cache": {"prefix": "X"},
+    "stats": {"x": "1"},
     "generate": {"prompt": ""},
     "complete": {"prompt": "x", "model": "other"},
+    "completions": {"prompt": "x", "logprobs": 6},
+    "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
     "chat": {"messages": [{"role": "nobody", "content": "x"}]},
 }
 CALLS = [
@@ -62,16 +84,18 @@ def _context() -> Context:
 
 async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
     async with serving(_context()) as url, aiohttp.ClientSession() as session:
-        fields = {"params": payload} if route.method == "GET" else {"json": payload}
-        async with session.request(route.method, url + route.path, **fields) as response:
+        left = {name: value for name, value in payload.items() if name not in route.fields}
+        fields = {"params": left} if route.method in ("GET", "DELETE") else {"json": left}
+        path = route.plain_path.format(**payload)
+        async with session.request(route.method, url + path, **fields) as response:
             return response.status, await response.json(content_type=None)
 
 
 async def _command_line(
     operation: str, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, Any]:
-    monkeypatch.setattr(server, "build_context", lambda settings: _context())
-    monkeypatch.setattr(server, "setup_logging", lambda *args: None)  # the process's logs are not ours to redirect
+    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)  # the process's logs are not ours
     capsys.readouterr()
     status = await asyncio.to_thread(
         server.main, ["invoke", operation, json.dumps(payload)]
@@ -114,11 +138,15 @@ async def test_same_stream(route: Any) -> None:
         async with (
             serving(_context()) as url,
             aiohttp.ClientSession() as session,
-            session.post(url + route.path, json=payload | {"stream": True}) as response,
+            session.post(url + route.plain_path.format(**payload), json=_body(route, payload)) as response,
         ):
             *sent, last = (await response.text()).removesuffix("\n\n").split("\n\n")
         assert [json.loads(event.removeprefix("data: ")) for event in sent] == events
         assert last == "data: [DONE]"
+
+
+def _body(route: Any, payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in route.fields} | {"stream": True}
 
 
 async def test_many_from_the_command_line(
@@ -127,8 +155,8 @@ async def test_many_from_the_command_line(
     """JSON lines in, JSON lines out, in order; one that is wrong does not stop the others but is told by the status."""
     lines = [json.dumps({"prompt": "a"}), "", "{", "[]", json.dumps({"prompt": "b"})]
     (tmp_path / "in").write_text("\n".join(lines))
-    monkeypatch.setattr(server, "build_context", lambda settings: _context())
-    monkeypatch.setattr(server, "setup_logging", lambda *args: None)
+    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
     with (tmp_path / "in").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert await asyncio.to_thread(server.main, ["invoke", "generate"]) == 1

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.service import running_service
+from loadtests.service import free_port, running_service
 from tests.models import ROOT
 
 WARMSTART = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
@@ -157,6 +157,8 @@ def test_a_signal_while_loading_ends_the_process(number: signal.Signals) -> None
         ({"PORT": "abc"}, "PORT"),
         ({"ALLOWED_IPS": "10.0.0.0/8,junk"}, "'junk'"),
         ({"MODEL_NAME": "a/b/c"}, "MODEL_NAME"),
+        ({"MODELS": "distilgpt2,a/b/c"}, "MODELS='a/b/c'"),
+        ({"PINNED_MODELS": "a"}, "PINNED_MODELS: 'a'"),
         ({"HOST": "192.0.2.1"}, "192.0.2.1"),
     ],
 )
@@ -269,7 +271,7 @@ def test_ctrl_c_in_a_generation_ends_the_command(tiny_gpt2: Path) -> None:
 
 def test_models_lists_the_catalogue_and_the_default(tiny_gpt2: Path) -> None:
     """Each short name with where it comes from, and what MODEL_NAME says."""
-    run = warmstart("models", MODEL_NAME=str(tiny_gpt2))
+    run = warmstart("models", MODEL_NAME=str(tiny_gpt2), PORT=str(free_port()))
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["tiny-gpt2", "smollm2-135m-instruct", "distilgpt2"]
     assert run.stdout.splitlines()[0].endswith("on disk, default")
 

@@ -1,4 +1,4 @@
-"""Types of request fields: texts, lists that may be given as one text, token ids with numbers."""
+"""Types of request fields: texts, lists that may be given as one text, sampling numbers, token ids with numbers."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ Stops = Annotated[
     _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 8),
 ]
 """A stop string or a list of them; a list once validated."""
+
+Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
+TopP = Annotated[float, Field(gt=0, le=1, strict=False)]
+TopK = Annotated[int, Field(ge=0, le=1_000_000, strict=False)]
+MinP = Annotated[float, Field(ge=0, le=1, strict=False)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10, strict=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, strict=False)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, strict=False)]
 
 _TOKEN_ID = r"0|[1-9][0-9]{0,9}"
 

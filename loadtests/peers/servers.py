@@ -54,7 +54,7 @@ class Server:
 
 
 def warmstart(python: Path, gguf: Path | None = None) -> Server:
-    """Warmstart as its users start it. Settings are taken from this process's environment.
+    """Warmstart as its users start it, but without kept answers. Settings are taken from this process's environment.
 
     Args:
         python: the service's interpreter.
@@ -64,7 +64,8 @@ def warmstart(python: Path, gguf: Path | None = None) -> Server:
         key="warmstart",
         name=WARMSTART,
         command=(str(python), "server.py"),
-        environment={"HOST": "127.0.0.1", "PORT": "{port}"} | ({"MODEL_NAME": str(gguf)} if gguf else {}),
+        environment={"HOST": "127.0.0.1", "PORT": "{port}", "RESPONSE_CACHE": "off"}
+        | ({"MODEL_NAME": str(gguf)} if gguf else {}),
         livez="/livez",
         info="/model-info",
         version_command=(str(python), "-c", VERSION_OF, "warmstart", "torch"),

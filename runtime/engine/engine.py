@@ -63,7 +63,6 @@ class Engine:
         chat: turns chats into token ids.
         info: what is known of the model.
         metrics: of the model.
-        memory: bytes of memory in use now.
         max_queue: requests that may wait.
         timeout: seconds a request may take, queue included.
     """
@@ -77,7 +76,6 @@ class Engine:
         info: ModelInfo,
         *,
         metrics: ModelMetrics,
-        memory: Callable[[], int],
         max_queue: int = 64,
         timeout: float = 600,
     ) -> None:
@@ -88,7 +86,6 @@ class Engine:
         self._tokenizer = tokenizer
         self._chat = chat
         self._metrics = metrics
-        self._memory = memory
         self._max_queue = max_queue
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -111,8 +108,11 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.context.Engine``."""
-        return self._memory()
+        """See ``handlers.context.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
+        lazily = self.info.device == "cpu"
+        return self.info.weights_bytes + (
+            self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
+        )
 
     async def encode(self, text: str) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
@@ -122,6 +122,10 @@ class Engine:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode(messages))
 
+    async def encode_plain(self, text: str) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        return await self._off_loop(lambda: self._chat.encode_plain(text))
+
     def token_bytes(self, token_id: int) -> bytes:
         """See ``handlers.context.Engine``."""
         return self._tokenizer.token_bytes(token_id)
@@ -130,7 +134,7 @@ class Engine:
         """See ``handlers.context.Engine``."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
         texts = {
-            index: TextStream(self._decode, sequence.prompt, sequence.params.stop, sequence.params.min_new_tokens)
+            index: TextStream(self._decode, sequence.prompt, sequence.params.stop, _least(sequence.params))
             for index, sequence in enumerate(sequences)
         }
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # of each prompt
@@ -171,7 +175,7 @@ class Engine:
                     yield Token(index, sampled.id, piece, reason, sampled.logprob, sampled.top, cached)
         finally:
             timer.cancel()
-            record.closed()
+            record.closed(request.started)
             worker.leave(request)
 
     def warm_up(self) -> None:
@@ -278,6 +282,11 @@ class Engine:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _least(params: SamplingParams) -> int:
+    """A stop string ends a sequence no earlier than with so many tokens."""
+    return max(params.min_new_tokens, len(params.forced) + 1)
 
 
 def _died() -> EngineRestarting:

@@ -26,17 +26,27 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.checkpoint import end_ids
-from runtime.device import memory_in_use, release_memory, usable_cores
+from runtime.device import release_memory, usable_cores
 from runtime.engine.text import TextStream
 from runtime.errors import DeadlineExceeded, Draining, InternalError, ServiceError, TooManyRequests
 from runtime.loader import Loaded
+from runtime.metrics import ModelMetrics
 from runtime.randomness import uniform
 from runtime.sampling import Draw, adjust, log_probabilities, sample
 from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
-_Item = list[Token] | ServiceError | None  # None ends a stream
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """What one step gave a request, and the monotonic time at which it was there."""
+
+    now: float
+    tokens: list[Token]
+
+
+_Item = _Delivery | ServiceError | None  # None ends a stream
 _Deliverer = Callable[[list[Token]], bool]  # takes one step's tokens; whether more are wanted
 
 
@@ -59,7 +69,8 @@ class _Row:
             uniform(self.seed, self.index, len(self.ids)),
             [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
             Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
-            tuple(end_tokens) if len(self.ids) < params.min_new_tokens else (),
+            tuple(end_tokens) if len(params.forced) <= len(self.ids) < params.min_new_tokens else (),
+            len(self.ids),
         )
 
 
@@ -68,6 +79,7 @@ class _Task:
     rows: list[_Row]
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
+    started: float = 0.0  # monotonic time at which its generation began, 0 before that
     cancelled: threading.Event = field(default_factory=threading.Event)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
 
@@ -85,15 +97,24 @@ class ReferenceEngine:
     Args:
         loaded: the model, its tokenizer and where it is.
         info: what is known of it; the warm-up time is filled in by ``warm_up``.
+        metrics: of the model.
         max_queue: requests that may wait.
         timeout: seconds a request may take, queue included.
         num_threads: CPU threads; 0 takes the cores this process may use.
     """
 
     def __init__(
-        self, loaded: Loaded, info: ModelInfo, *, max_queue: int = 64, timeout: float = 600, num_threads: int = 0
+        self,
+        loaded: Loaded,
+        info: ModelInfo,
+        *,
+        metrics: ModelMetrics,
+        max_queue: int = 64,
+        timeout: float = 600,
+        num_threads: int = 0,
     ) -> None:
         self.info = info
+        self._metrics = metrics
         self._model = loaded.model
         self._tokenizer = loaded.tokenizer
         self._device = loaded.device
@@ -109,6 +130,8 @@ class ReferenceEngine:
         self._max_queue = max_queue
         self._closing = threading.Event()  # admits nothing new
         self._aborting = threading.Event()  # ends what is admitted
+        self._busy = 0  # requests that run
+        self._gauging = threading.Lock()
         self._seconds = 1.0  # how long a request took of late, for Retry-After
         torch.set_num_threads(num_threads or usable_cores())
         self._thread = threading.Thread(target=self._work, name=f"engine-{info.name}", daemon=True)
@@ -127,8 +150,8 @@ class ReferenceEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.context.Engine``."""
-        return memory_in_use(self._device)
+        """See ``handlers.context.Engine``. What its requests take comes and goes with them."""
+        return self.info.weights_bytes
 
     async def encode(self, text: str) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
@@ -138,32 +161,42 @@ class ReferenceEngine:
         """See ``handlers.context.Engine``."""
         return await asyncio.to_thread(self._chat.encode, messages)
 
+    async def encode_plain(self, text: str) -> tuple[int, ...]:
+        """See ``handlers.context.Engine``."""
+        return await asyncio.to_thread(self._chat.encode_plain, text)
+
     def token_bytes(self, token_id: int) -> bytes:
         """See ``handlers.context.Engine``."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """See ``handlers.context.Engine``."""
-        if self._closing.is_set():
-            raise Draining("the model is being unloaded", retry_after=1)
-        if self._inbox.qsize() >= self._max_queue:
-            raise TooManyRequests(
-                f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
-                retry_after=max(1, self._seconds * self._max_queue),
-            )
+        try:
+            self._admit()
+        except ServiceError as error:
+            self._metrics.rejected(error.code)
+            raise
         loop = asyncio.get_running_loop()
         task = _Task([row for job in jobs for row in self._rows(job)], loop, asyncio.Queue())
+        record = self._metrics.request(len(task.rows))
+        prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
         self._inbox.put(task)
+        self._gauge()
         late = DeadlineExceeded(f"not finished within {self._timeout:g} s (REQUEST_TIMEOUT_SECONDS)")
         timer = loop.call_later(self._timeout, task.outbox.put_nowait, late)
         try:
             while (item := await task.outbox.get()) is not None:
                 if isinstance(item, ServiceError):
+                    record.failed(item.code)
                     raise item
-                for token in item:
+                for token in item.tokens:
+                    if (row := prompts.pop(token.sequence, None)) is not None:
+                        record.prompt(len(row.prompt), 0)
+                    record.token(token.sequence, item.now, task.started, token.finish_reason)
                     yield token
         finally:
             timer.cancel()
+            record.closed(task.started)
             task.cancelled.set()
 
     def warm_up(self) -> None:
@@ -187,6 +220,19 @@ class ReferenceEngine:
         self._model = None
         release_memory(self._device)
 
+    def _gauge(self) -> None:
+        with self._gauging:  # else of two threads the one that looked first might tell last
+            self._metrics.figures.busy(self._busy, self._inbox.qsize(), 0)
+
+    def _admit(self) -> None:
+        if self._closing.is_set():
+            raise Draining("the model is being unloaded", retry_after=1)
+        if self._inbox.qsize() >= self._max_queue:
+            raise TooManyRequests(
+                f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
+                retry_after=max(1, self._seconds * self._max_queue),
+            )
+
     def _rows(self, job: Job) -> list[_Row]:
         seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
         return [
@@ -194,7 +240,7 @@ class ReferenceEngine:
         ]
 
     def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> TextStream:
-        return TextStream(self._decode, prompt, params.stop, params.min_new_tokens)
+        return TextStream(self._decode, prompt, params.stop, max(params.min_new_tokens, len(params.forced) + 1))
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -202,15 +248,19 @@ class ReferenceEngine:
     def _work(self) -> None:
         while (task := self._inbox.get()) is not None:
             if not task.cancelled.is_set():
-                started = time.monotonic()
+                task.started = time.monotonic()
+                self._busy = 1
+                self._gauge()
                 task.put(task.context.run(self._run, task))
-                self._seconds += 0.2 * (time.monotonic() - started - self._seconds)
+                self._busy = 0
+                self._seconds += 0.2 * (time.monotonic() - task.started - self._seconds)
+            self._gauge()
 
     def _run(self, task: _Task) -> ServiceError | None:
         """Generate for one request; how it failed, if it did."""
 
         def deliver(tokens: list[Token]) -> bool:
-            task.put(tokens)
+            task.put(_Delivery(time.monotonic(), tokens))
             return not (task.cancelled.is_set() or self._aborting.is_set())
 
         try:
@@ -286,7 +336,7 @@ class _Deliver(StoppingCriteria):
                 continue
             row.ids.append(token_id)
             reason: FinishReason | None = None
-            if token_id in self._eos:
+            if token_id in self._eos and len(row.ids) > len(row.params.forced):
                 text, reason = row.text.flush(), "stop"
             else:
                 text = row.text.push(token_id)

@@ -53,8 +53,8 @@ class Scheduler:
     """The queue and the running sequences. One thread calls it, ``cancel`` aside.
 
     Every running sequence that awaits its next token is in every step. What is left of the budget goes to prompts, in
-    the order of their arrival. A sequence is admitted when the pool has all blocks that it may ever need; the first in
-    the queue waits for that and the others wait behind it, so nobody starves.
+    the order of their arrival, and then to forced tokens. A sequence is admitted when the pool has all blocks that it
+    may ever need; the first in the queue waits for that and the others wait behind it, so nobody starves.
 
     Args:
         pool: the KV blocks.
@@ -117,6 +117,11 @@ class Scheduler:
         return self._pool.used / self._pool.blocks
 
     @property
+    def kv_touched(self) -> int:
+        """KV blocks whose memory has been taken up."""
+        return self._pool.touched
+
+    @property
     def busy(self) -> bool:
         """Whether ``schedule`` has anything to do."""
         return bool(self._running or self._waiting)
@@ -173,6 +178,7 @@ class Scheduler:
             plan.admitted.append(sequence)
             rows.append(self._row(sequence, room))
             room -= len(rows[-1].token_ids)
+        self._force(rows, min(room, self._token_budget))
         if self._speculate and 0 < len(rows) == decoding <= self._speculate_rows:
             self._draft(rows)
         return plan
@@ -221,10 +227,10 @@ class Scheduler:
         tokens, limit = sequence.tokens, len(sequence.prompt) + params.max_new_tokens
         drafts = row.token_ids[len(row.token_ids) - row.drafts :]
         outcome = Outcome(sequence, [])
-        for choice, draft in zip(choices, (*drafts, None), strict=True):
+        for choice, draft in zip(choices, (*drafts, None), strict=False):  # none behind one that failed
             tokens.append(choice.id)
             outcome.kept.append(choice)
-            if choice.id in self._eos:
+            if choice.id in self._eos and sequence.generated > len(params.forced):
                 outcome.reason = "stop"
             elif len(tokens) >= limit:
                 outcome.reason = "length"
@@ -232,11 +238,12 @@ class Scheduler:
                 break
         if sequence.penalized:
             sequence.counts.update(choice.id for choice in outcome.kept)
-        if row.drafts:
+        drafter = self._drafters.get(sequence)
+        if row.drafts and drafter is not None:  # else they were forced, and no guesses
             accepted = len(outcome.kept) - 1
             self.drafted += row.drafts
             self.accepted += accepted
-            self._drafters[sequence].learn(row.drafts, accepted)
+            drafter.learn(row.drafts, accepted)
         return outcome
 
     def _row(self, sequence: Sequence, room: int) -> Row:
@@ -245,7 +252,7 @@ class Scheduler:
         chunk = tokens[start : start + room]
         if start + len(chunk) < len(tokens):
             return Row(sequence, start, chunk, samples=0)
-        early = params.min_new_tokens and sequence.generated < params.min_new_tokens
+        early = len(params.forced) <= sequence.generated < params.min_new_tokens
         return Row(sequence, start, chunk, banned=self._banned if early else ())
 
     def _follow(self, follower: Sequence, leader: Sequence, plan: Plan) -> None:
@@ -279,16 +286,30 @@ class Scheduler:
                 if heir is None and not leader.generated:
                     heir = sequence
 
+    def _force(self, rows: list[Row], room: int) -> None:
+        """Append forced tokens to rows that await them, without waiting for each: the model has no say in them.
+
+        The last one is not fed but chosen, so that a row's choices are all forced or all free.
+        """
+        for row in rows:
+            if not (row.samples and row.sequence.params.forced):
+                continue
+            drafts = row.sequence.forced[:-1][:room]
+            row.token_ids += drafts
+            row.drafts = len(drafts)
+            row.samples += len(drafts)
+            room -= len(drafts)
+
     def _draft(self, rows: list[Row]) -> None:
         """Append guesses to rows that await their next token."""
-        room = self._max_tokens - len(rows)
+        room = self._max_tokens - sum(len(row.token_ids) for row in rows)
         for row in rows:
             sequence, params = row.sequence, row.sequence.params
             left = params.max_new_tokens - sequence.generated
             if row.banned:  # for all choices of a row or for none
                 left = min(left, params.min_new_tokens - sequence.generated)
             limit = min(left - 1, self._speculate, room)
-            if sequence.penalized or limit < 1:
+            if sequence.penalized or sequence.forced or limit < 1:
                 continue
             drafter = self._drafters.get(sequence)
             if drafter is None:

@@ -47,6 +47,11 @@ class Sequence:
         return len(self.tokens) - len(self.prompt)
 
     @property
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that come next whatever the model would choose."""
+        return self.params.forced[self.generated :]
+
+    @property
     def penalized(self) -> bool:
         """Whether a penalty reads the tokens so far, which rules drafts out."""
         params = self.params
@@ -70,7 +75,7 @@ class Row:
         sequence: whose.
         start: position of the first token; everything before it is in the cache.
         token_ids: what is fed; known tokens, then drafts.
-        drafts: how many of ``token_ids`` are guesses.
+        drafts: how many of ``token_ids`` are guesses, or forced tokens, which are right for certain.
         samples: tokens to choose, one behind each of the last ``samples`` fed tokens: 0 for a part of a prompt that
             is not its end, 1 + drafts otherwise.
         banned: token ids that may not be chosen now (end tokens, before ``min_new_tokens``).

@@ -35,11 +35,12 @@ class BlockPool:
         self.cache_blocks = cache_blocks
         self.queries = 0  # prompt tokens looked up
         self.hits = 0  # of those, tokens found
+        self.touched = 0  # blocks, from the first, that somebody has ever held: the memory that was taken up
         self._chains = count(_ROOT + 1)  # names are never used twice: a dropped chain cannot come back as another
         self.reset()
 
     def reset(self) -> None:
-        """Forget every holder and everything cached; the two counters go on."""
+        """Forget every holder and everything cached; the counters go on."""
         self._free = list(range(self.blocks - 1, -1, -1))  # a stack: memory touched before is touched again first
         self._holders = [0] * self.blocks
         self._cached: dict[_Key, int] = {}
@@ -147,6 +148,7 @@ class BlockPool:
         taken = [self._free.pop() if self._free else self._evict() for _ in range(number)]
         for block in taken:
             self._holders[block] = 1
+        self.touched = max(self.touched, max(taken, default=-1) + 1)
         return taken
 
     def _drop(self, block: int, *, keep: bool) -> None:

@@ -154,8 +154,7 @@ class Worker:
             self._waiting.clear()
         for request in left:
             request.fail(error())
-        for gauge in (self._metrics.running, self._metrics.waiting, self._metrics.cache_usage):
-            gauge.set(0)
+        self._metrics.figures.busy(0, 0, 0)
 
     # The thread
 
@@ -267,9 +266,7 @@ class Worker:
     def _gauge(self) -> None:
         metrics, scheduler = self._metrics, self._scheduler
         waiting = len(self._waiting)
-        metrics.running.set(len(self._live) - waiting)
-        metrics.waiting.set(waiting)
-        metrics.cache_usage.set(scheduler.kv_usage)
+        metrics.figures.busy(len(self._live) - waiting, waiting, scheduler.kv_usage)
         drafted, accepted = scheduler.drafted, scheduler.accepted
         if drafted > self._drafted:
             metrics.drafted.inc(drafted - self._drafted)

@@ -21,7 +21,6 @@ from handlers.generation import (
     encode_all,
     generating,
     room,
-    run,
     sampling_params,
 )
 from handlers.schemas.requests import ChatRequest, GenerateRequest, TextPart
@@ -45,6 +44,13 @@ def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[dict[str
 
 def _plan(engine: FakeEngine, n: int = 1, prompt: int = 1) -> Plan:
     return Plan(engine, (Job(tuple(range(prompt)), SamplingParams(max_new_tokens=10, n=n)),))
+
+
+async def _whole(plan: Plan, ctx: Context) -> Collected:
+    async with generating(plan, ctx) as (collected, tokens):
+        async for _ in tokens:
+            pass
+    return collected
 
 
 @pytest.mark.parametrize(
@@ -238,7 +244,7 @@ async def test_run_reports_usage_once() -> None:
     """A whole generation is reported once, when it ends."""
     engine = FakeEngine()
     ctx, seen = _observed(engine)
-    collected = await run(_plan(engine, n=2, prompt=4), ctx)
+    collected = await _whole(_plan(engine, n=2, prompt=4), ctx)
     assert collected.texts == ["Hello there."] * 2
     assert seen == [usage(4, 6)]
     assert engine.open_streams == 0
@@ -271,7 +277,7 @@ async def test_failing_engine_is_freed_and_reported() -> None:
     engine = FakeEngine(fail_after=2, failure=TooManyRequests("full", retry_after=1))
     ctx, seen = _observed(engine)
     with pytest.raises(TooManyRequests, match="full"):
-        await run(_plan(engine), ctx)
+        await _whole(_plan(engine), ctx)
     assert engine.open_streams == 0
     assert seen == [usage(1, 2)]
 

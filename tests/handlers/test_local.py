@@ -6,12 +6,14 @@ import asyncio
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from handlers import local
+from handlers.context import Context
 from handlers.local import invoke, invoke_stream, invoke_sync
-from runtime.errors import InvalidRequest, NotFound, SettingsError
+from runtime.errors import InvalidRequest, ModelTooLarge, ModelUnavailable, NotFound, SettingsError
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from tests.fakes import FakeEngine, fake_context
@@ -27,10 +29,11 @@ def test_the_shared_context_is_built_on_first_use_and_kept(monkeypatch: pytest.M
     monkeypatch.setenv("MODEL_NAME", str(tiny_gpt2))
     payload = {"prompt": "You", "max_new_tokens": 3, "seed": 1}
     first = invoke_sync("complete", payload)
-    engine = asyncio.run(local.shared_context().models.engine(None))
-    assert invoke_sync("complete", payload) == first
-    assert asyncio.run(local.shared_context().models.engine(None)) is engine
-    engine.close()  # type: ignore[attr-defined]
+    assert invoke_sync("complete", payload)["text"] == first["text"]
+    models = local.shared_context().models
+    (status,) = models.status()
+    assert status.loads == 1
+    assert asyncio.run(models.unload(status.id)).state == "unloaded"
 
 
 def test_a_wrong_setting_shows_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +63,72 @@ async def test_invoke_sync_refuses_to_block_a_running_loop() -> None:
         invoke_sync("health", {})
 
 
-async def test_a_load_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_load_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_gpt2: Path) -> None:
     """How long the model's load took is told to the metrics that the context was given."""
-    loader = SimpleNamespace(load_engine=lambda *args: FakeEngine())
+    loader = SimpleNamespace(load_engine=lambda *args, **options: FakeEngine())
     monkeypatch.setitem(sys.modules, "runtime.load_engine", loader)  # the real one brings torch
     metrics = Metrics()
-    ctx = local.build_context(Settings.load(model_name="distilgpt2"), metrics)
-    await ctx.models.engine(None)
-    assert b'warmstart:model_load_seconds{model_name="distilgpt2"} 0.6\n' in metrics.render()[0]
+    ctx = local.build_context(Settings.load(model_name=str(tiny_gpt2)), metrics)
+    async with ctx.models.lease(None):
+        pass
+    assert b'warmstart:model_load_seconds{model_name="tiny-gpt2"} 0.6\n' in metrics.render()[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"models": ["a/b/c"]}, "MODELS='a/b/c' is not"),
+        ({"models": ["./nowhere.gguf"]}, "MODELS names a .gguf file that does not exist"),
+        ({"models": ["x/y@1", "x/y@2"]}, "MODELS: 'x/y@2' is the second model with the id 'x/y'"),
+        ({"pinned_models": ["distilgpt2"]}, "PINNED_MODELS: 'distilgpt2' is not served; served: smollm2-135m-instruct"),
+        ({"adapters_dir": "/nowhere"}, "ADAPTERS_DIR"),
+    ],
+)
+def test_a_wrong_list_of_models_stops_the_start(settings: dict[str, Any], said: str) -> None:
+    """And names the setting."""
+    with pytest.raises((ModelUnavailable, SettingsError)) as caught:
+        local.build_context(Settings.load(**settings))
+    assert said in str(caught.value)
+
+
+def test_several_models() -> None:
+    """The default first; one that is named twice is served once."""
+    settings = Settings.load(models="distilgpt2, smollm2-135m-instruct x/y@1", pinned_models="distilgpt2")
+    found = local.build_context(settings).models.status()
+    assert [(s.id, s.pinned) for s in found] == [
+        ("smollm2-135m-instruct", False),
+        ("distilgpt2", True),
+        ("x/y", False),
+    ]
+
+
+def test_two_real_models_within_a_budget(
+    monkeypatch: pytest.MonkeyPatch, tiny_gpt2: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Where one fits, the other makes room for it; what cannot fit at all is refused with both numbers."""
+
+    def say(model: str) -> str:
+        payload = {"prompt": "You may", "max_new_tokens": 8, "temperature": 0, "model": model}
+        return str(asyncio.run(invoke("complete", payload, ctx=ctx))["text"])
+
+    def build(budget: int) -> Context:
+        settings = Settings.load(
+            model_name=str(tiny_gpt2), models=str(tiny_llama), memory_budget_bytes=budget, cache_dir=tmp_path
+        )
+        return local.build_context(settings)
+
+    ctx = build(0)
+    said = {name: say(name) for name in ("tiny-gpt2", "tiny-llama")}
+    both = [s.info for s in ctx.models.status() if s.info]
+    assert len(both) == 2
+    assert len({info.fingerprint for info in both}) == 2
+    ctx.models.close()  # type: ignore[attr-defined]
+    needs = [info.weights_bytes + info.kv_bytes for info in both]
+    ctx = build(max(needs) + min(needs) // 8)
+    assert {name: say(name) for name in ("tiny-gpt2", "tiny-llama", "tiny-gpt2")} == said
+    assert [s.state for s in ctx.models.status()] == ["ready", "unloaded"]
+    assert sum(s.reserved_bytes or 0 for s in ctx.models.status() if s.info) <= ctx.memory().budget_bytes
+    ctx.models.close()  # type: ignore[attr-defined]
+    ctx = build(100)
+    with pytest.raises(ModelTooLarge, match=r"tiny-gpt2 needs \d+ bytes of memory and the models may hold 100"):
+        say("tiny-gpt2")

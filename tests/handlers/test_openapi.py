@@ -17,18 +17,38 @@ from runtime.errors import InvalidRequest, ServiceError
 from tests.fakes import fake_context
 
 DOCUMENT = json.loads(json.dumps(build(ROUTES, "1.2.3")))
-POSTS = [route for route in ROUTES if route.method == "POST"]
-EXAMPLES = [
-    pytest.param(route, example["value"], id=f"{route.path} {name}")
-    for route in POSTS
-    for name, example in DOCUMENT["paths"][route.path]["post"]["requestBody"]["content"]["application/json"][
-        "examples"
-    ].items()
-]
 
 
 def _described(route: Route) -> dict[str, Any]:
-    return DOCUMENT["paths"][route.path][route.method.lower()]  # type: ignore[no-any-return]
+    return DOCUMENT["paths"][route.plain_path][route.method.lower()]  # type: ignore[no-any-return]
+
+
+def _name(route: Route) -> str:
+    return f"{route.method} {route.plain_path}"
+
+
+BODIES = [route for route in ROUTES if "requestBody" in _described(route)]
+EXAMPLES = [
+    pytest.param(route, example["value"], id=f"{_name(route)} {name}")
+    for route in BODIES
+    for name, example in _described(route)["requestBody"]["content"]["application/json"].get("examples", {}).items()
+]
+# Of operations whose fields are known to the fake model only, or that answer with more if asked.
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "load_model": {"model": "fake"},
+    "unload_model": {"model": "fake"},
+    "default_model": {"model": "fake"},
+    "chat": {
+        "messages": [{"role": "user", "content": "x"}],
+        "stream_options": {"include_usage": True},
+        "logprobs": True,
+        "top_logprobs": 2,
+    },
+    "generate": {"prompt": ["x", "y"]},
+    "complete": {"prompt": ["x", "y"], "logprobs": 2},
+    "completions": {"prompt": ["x", "y"], "logprobs": 2, "stream_options": {"include_usage": True}},
+    "compare": {"prompt": "x", "variants": [{"seed": 1}, {"model": "other"}]},
+}
 
 
 def _check(value: object, schema: dict[str, Any]) -> None:
@@ -56,7 +76,7 @@ def test_validator_would_find_a_fault() -> None:
     assert list(OpenAPIV31SpecValidator(broken).iter_errors())
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+@pytest.mark.parametrize("route", ROUTES, ids=_name)
 def test_every_route_is_described(route: Route) -> None:
     """Every route of every operation is there, with its answer's model and its errors in the shape it speaks."""
     described = _described(route)
@@ -82,7 +102,8 @@ def test_every_operation_is_reachable() -> None:
 
 def test_nothing_else_is_described() -> None:
     """What is described is the routes and the probes, and nothing that does not exist."""
-    assert set(DOCUMENT["paths"]) == {route.path for route in ROUTES} | {"/livez", "/readyz", "/metrics"}
+    described = {f"{method.upper()} {path}" for path, item in DOCUMENT["paths"].items() for method in item}
+    assert described == {_name(route) for route in ROUTES} | {"GET /livez", "GET /readyz", "GET /metrics"}
 
 
 def test_operation_ids_are_unique() -> None:
@@ -107,33 +128,26 @@ def test_unknown_fields_are_forbidden_in_writing() -> None:
 
 
 def test_there_are_examples() -> None:
-    """Every operation with a body shows one."""
-    assert {param.values[0].path for param in EXAMPLES} == {route.path for route in POSTS}  # type: ignore[attr-defined]
+    """Every operation that needs a body shows one."""
+    needed = {_name(route) for route in BODIES if _described(route)["requestBody"]["required"]}
+    assert {_name(param.values[0]) for param in EXAMPLES} == needed  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("route", "example"), EXAMPLES)
 async def test_examples_are_true(route: Route, example: dict[str, Any]) -> None:
     """An example fits its own schema, the handler takes it, and the answer fits its schema."""
     _check(example, _body_schema(route))
+    if "model" in example:  # the example's is the default model, the fake one has another name
+        example = example | {"model": "fake"}
     answer = await OPERATIONS[route.operation].handle(example, fake_context())
     _check(answer, _described(route)["responses"]["200"]["content"]["application/json"]["schema"])
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+@pytest.mark.parametrize("route", ROUTES, ids=_name)
 async def test_answers_fit_their_schema(route: Route) -> None:
     """Plain answers are what the description says, to the last field; so are the pieces of streams."""
-    payloads: dict[str, dict[str, Any]] = {
-        "chat": {
-            "messages": [{"role": "user", "content": "x"}],
-            "stream_options": {"include_usage": True},
-            "logprobs": True,
-            "top_logprobs": 2,
-        },
-        "generate": {"prompt": ["x", "y"]},
-        "complete": {"prompt": ["x", "y"], "logprobs": 2},
-    }
     examples = [param.values[1] for param in EXAMPLES if param.values[0] == route]
-    payload = payloads.get(route.operation) or next(iter(examples), {})  # type: ignore[call-overload]
+    payload = PAYLOADS.get(route.operation) or next(iter(examples), {})  # type: ignore[call-overload]
     operation = OPERATIONS[route.operation]
     _check(
         await operation.handle(payload, fake_context()),
@@ -154,7 +168,15 @@ def test_errors_fit_their_schema(openai: bool) -> None:
         _check(value, {"$ref": f"#/components/schemas/{'OpenAIError' if openai else 'Problem'}"})
 
 
-@pytest.mark.parametrize("route", POSTS, ids=lambda route: route.path)
+BASES: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "x"}]},
+    "compare": {"prompt": "x", "variants": [{}]},
+    "load_model": {},
+    "default_model": {"model": "fake"},
+}
+
+
+@pytest.mark.parametrize("route", BODIES, ids=_name)
 @pytest.mark.parametrize(
     "change",
     [
@@ -228,27 +250,77 @@ def test_errors_fit_their_schema(openai: bool) -> None:
         {"messages": [{"role": "user", "content": "x", "name": "n" * 65}]},
         {"stream_options": {}},
         {"stream_options": {"x": 1}},
+        {"model": "m" * 256},
+        {"model": "m" * 257},
+        {"max_tokens": 0},
+        {"best_of": 2},
+        {"suffix": None},
+        {"suffix": ""},
+        {"cache_control": "no-store"},
+        {"cache_control": 1},
+        {"prompt": None},
+        {"messages": None},
+        {"prompt": None, "messages": [{"role": "user", "content": "x"}]},
+        {"variants": []},
+        {"variants": [{}] * 8},
+        {"variants": [{}] * 9},
+        {"variants": [{"temperature": None, "label": "l" * 64}]},
+        {"variants": [{"label": "l" * 65}]},
+        {"variants": [{"stop": "x"}]},
+        {"variants": [{"top_p": 0}]},
+        {"score": None},
+        {"score": False},
     ],
     ids=lambda change: json.dumps(change)[:60],
 )
 def test_schema_and_validation_agree(route: Route, change: dict[str, Any]) -> None:
     """What the written schema takes, the service takes, and the other way round (numbers written as such)."""
-    base = {"messages": [{"role": "user", "content": "x"}]} if route.operation == "chat" else {"prompt": "x"}
+    base = BASES.get(route.operation, {"prompt": "x"})
     payload = base | change
     try:
-        parse(OPERATIONS[route.operation].request, payload)
-        accepted = True
+        parse(OPERATIONS[route.operation].request, dict.fromkeys(route.fields, "fake") | payload)
+        accepted = not payload.keys() & set(route.fields)  # which the path names
     except InvalidRequest:
         accepted = False
     assert _accepts(payload, _body_schema(route)) == accepted
 
 
-@pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET"], ids=lambda route: route.path)
-def test_query_parameters(route: Route) -> None:
-    """Fields of GET operations are described as query parameters, each with its help."""
+@pytest.mark.parametrize("route", ROUTES, ids=_name)
+def test_parameters(route: Route) -> None:
+    """Fields of GET and DELETE operations are query parameters; those that a path names are required ones, and stand
+    in no body; each with its help.
+    """
     fields = OPERATIONS[route.operation].request.model_fields
     described = _described(route).get("parameters", [])
-    assert [parameter["name"] for parameter in described] == list(fields)
+    query = list(fields) if route.method in ("GET", "DELETE") else []
+    assert [(parameter["in"], parameter["name"]) for parameter in described] == [
+        *(("path", name) for name in route.fields),
+        *(("query", name) for name in query),
+    ]
     for parameter in described:
-        assert parameter["in"] == "query"
+        assert parameter["required"] == (parameter["in"] == "path")
         assert parameter["description"] == fields[parameter["name"]].description
+    assert [f"{{{name}}}" in route.plain_path for name in fields] == [name in route.fields for name in fields]
+    if route in BODIES and route.fields:
+        assert _body_schema(route)["properties"].keys() == fields.keys() - set(route.fields)
+        assert not _described(route)["requestBody"]["required"]
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        pytest.param(route, field, id=f"{_name(route)} {field}")
+        for route in ROUTES
+        for field in (parameter["name"] for parameter in _described(route).get("parameters", []))
+    ],
+)
+@pytest.mark.parametrize("value", ["x", "", "0af", "0AF", "0" * 64, "0" * 65, "m" * 256, "m" * 257, "owner/\u00e9:a b"])
+def test_parameters_and_validation_agree(route: Route, field: str, value: str) -> None:
+    """What a parameter's schema takes, the service takes, and the other way round."""
+    (schema,) = (found["schema"] for found in _described(route)["parameters"] if found["name"] == field)
+    try:
+        parse(OPERATIONS[route.operation].request, {field: value})
+        accepted = True
+    except InvalidRequest:
+        accepted = False
+    assert _accepts(value, schema) == accepted

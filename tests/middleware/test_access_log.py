@@ -148,6 +148,7 @@ async def test_resolved_client(log: Log, http: aiohttp.ClientSession) -> None:
     ("path", "models", "status", "level"),
     [
         ("/livez", {}, 200, "DEBUG"),
+        ("/stats", {}, 200, "DEBUG"),
         ("/readyz", {}, 200, "DEBUG"),
         ("/health", {}, 200, "DEBUG"),
         ("/readyz", {"ready": False}, 503, "INFO"),

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient
 
 from middleware.request_id import parse_traceparent, request_id_middleware, set_request_id_header
 from runtime.logging import JsonFormatter, request_facts
+from runtime.tracing import caller_trace
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -50,6 +51,23 @@ def _app() -> web.Application:
     app.router.add_get("/", ok)
     app.router.add_get("/stream", stream)
     return app
+
+
+async def test_spans_get_the_callers_headers(aiohttp_client: Client) -> None:
+    """Those of a valid trace, lines of tracestate joined, and nothing of the connection's request before."""
+    seen: list[object] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(caller_trace.get())
+        return web.Response()
+
+    app = web.Application(middlewares=[request_id_middleware])
+    app.router.add_get("/", handler)
+    http = await aiohttp_client(app)
+    given = f"00-{TRACE}-{PARENT}-01"
+    await http.get("/", headers=[("traceparent", given), ("tracestate", "a=1"), ("tracestate", "b=2")])
+    await http.get("/", headers={"tracestate": "a=1"})
+    assert seen == [{"traceparent": given, "tracestate": "a=1,b=2"}, None]
 
 
 @pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 128, "550e8400-e29b-41d4-a716-446655440000", "..", "-"])

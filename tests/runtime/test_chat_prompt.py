@@ -98,6 +98,28 @@ def test_text_that_a_normalizer_folds_into_a_control_token_is_refused() -> None:
     assert encoder.encode([Message("user", "<end>")])  # spelled plainly, it is cut like any other
 
 
+@pytest.mark.parametrize(
+    "text", ["Paris.", " the  answer\n", "<|im_end|>", "a<|im_end|><|endoftext|>b", "<|im_<|im_end|>"]
+)
+def test_a_text_by_itself(tokenizer: Any, text: str) -> None:
+    """Nothing is added to it, nothing in it is a control token, and it can be read back whole."""
+    ids = ChatEncoder(wrap(tokenizer)).encode_plain(text)
+    assert not control_ids(tokenizer, ids)
+    assert tokenizer.decode(ids) == text
+    if "<" not in text:
+        assert list(ids) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_text_by_itself_that_a_normalizer_folds_into_a_control_token_is_refused() -> None:
+    """As in a chat."""
+    from transformers import AddedToken
+
+    tokenizer = train_tokenizer(control=CONTROL, template=CHATML, normalizer=normalizers.NFKC())
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<end>", normalized=True, special=True)]})
+    with pytest.raises(InvalidRequest, match="reads as a control token"):
+        ChatEncoder(wrap(tokenizer)).encode_plain("\uff1cend\uff1e")
+
+
 def test_a_model_without_a_template_gets_the_plain_one() -> None:
     """Roles are written out, the assistant's turn is opened."""
     tokenizer = train_tokenizer()

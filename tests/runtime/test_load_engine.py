@@ -152,7 +152,7 @@ ctx = build_context(Settings.load())
 rss = psutil.Process().memory_info
 asyncio.run(invoke("complete", {"prompt": "Hello", "max_new_tokens": 4}, ctx=ctx))
 loaded, (status,) = rss().rss, ctx.models.status()
-ctx.models.unload()
+assert asyncio.run(ctx.models.unload(status.id)).state == "unloaded"
 print(json.dumps([loaded, rss().rss, status.info.weights_bytes]))
 """
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from runtime import metrics as metrics_module
 from runtime.metrics import Metrics
+from runtime.types import ModelFigures, Spread
 
 NAMES = (
     "num_requests_running",
@@ -102,10 +103,9 @@ def test_plain_text_otherwise(accept: str) -> None:
     assert b"process_resident_memory_bytes" in body
 
 
-def test_the_course_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_course_of_a_request() -> None:
     """Each interval is measured from the right moment to the right moment, sequence by sequence."""
-    metrics = Metrics()
-    monkeypatch.setattr(metrics_module.time, "monotonic", lambda: 100.0)
+    metrics = Metrics(lambda: 100.0)
     record = metrics.model("m").request(2)
     record.prompt(30, 16)
     record.token(0, 103.0, 102.0, None)
@@ -114,7 +114,7 @@ def test_the_course_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     record.token(0, 106.0, 102.0, "length")
     assert value(metrics, "e2e_request_latency_seconds_count") == 0
     record.token(1, 107.0, 102.0, "stop")
-    record.closed()
+    record.closed(102.0)
     sums = {name: value(metrics, f"{name}_seconds_sum") for name in HISTOGRAMS}
     assert sums == {
         "time_to_first_token": 3.0,
@@ -140,11 +140,11 @@ def test_a_request_ends_in_one_way_only() -> None:
     failed, left = (metrics.model("m").request(1) for _ in range(2))
     failed.token(0, 1.0, 0.5, None)
     failed.failed("deadline_exceeded")
-    failed.closed()
+    failed.closed(0.5)
     assert value(metrics, "request_failure_total", code="deadline_exceeded") == 1
     assert value(metrics, "request_cancelled_total") == 0
     left.token(0, 1.0, 0.5, None)
-    left.closed()
+    left.closed(0.5)
     assert value(metrics, "request_cancelled_total") == 1
     assert value(metrics, "e2e_request_latency_seconds_count") == 0
 
@@ -159,6 +159,30 @@ def test_cold_start(monkeypatch: pytest.MonkeyPatch, started: float | None, expe
     metrics.model("m").ready(1.5)
     assert value(metrics, "cold_start_seconds") == expected
     assert value(metrics, "model_load_seconds") == 1.5
+
+
+def test_a_name_that_was_asked_for_is_not_kept() -> None:
+    """Figures of an unknown model are zeros, and leave no label behind: callers cannot make the metrics grow."""
+    metrics = Metrics()
+    assert metrics.figures("nobody") == ModelFigures()
+    assert b"nobody" not in metrics.render()[0]
+
+
+def test_figures_and_metrics_agree() -> None:
+    """One request is told once and shown in both."""
+    metrics = Metrics(lambda: 1.0)
+    record = metrics.model("m").request(2)
+    record.prompt(9, 4)
+    for sequence, now in ((0, 2.0), (1, 2.0), (0, 2.5), (1, 3.0)):
+        record.token(sequence, now, 1.5, "length" if now > 2 else None)
+    record.closed(1.5)
+    figures = metrics.figures("m")
+    assert (figures.finished, figures.cancelled, figures.generated_tokens) == (1, 0, 4)
+    assert (figures.prompt_tokens, figures.cached_tokens) == (9, 4)
+    assert figures.time_to_first_token == Spread(1.0, 1.0)
+    assert figures.inter_token_latency == Spread(0.75, 0.75)  # of 0.5 s and 1 s
+    assert value(metrics, "generation_tokens_total") == 4
+    assert value(metrics, "inter_token_latency_seconds_sum") == 1.5
 
 
 def test_threads_count_together() -> None:

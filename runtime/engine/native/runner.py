@@ -219,11 +219,12 @@ def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
         keep.append(array)
         return array.ctypes.data
 
+    biases = params.bias(sequence.generated + index)
     bias_ids = bias = seen_ids = counted_ids = counts = banned = 0
     seen = counted = 0
-    if params.logit_bias:
-        bias_ids = address((token for token, _ in params.logit_bias), np.int32)
-        bias = address((value for _, value in params.logit_bias), np.float32)
+    if biases:
+        bias_ids = address((token for token, _ in biases), np.int32)
+        bias = address((value for _, value in biases), np.float32)
     if params.repetition_penalty != 1:
         distinct = set(sequence.tokens)
         seen, seen_ids = len(distinct), address(distinct, np.int32)
@@ -238,7 +239,7 @@ def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
         *(params.temperature, params.top_p, params.min_p),
         *(params.repetition_penalty, params.presence_penalty, params.frequency_penalty),
         *(params.top_k, -1 if params.logprobs is None else params.logprobs),
-        *(len(params.logit_bias), seen, counted, len(row.banned)),
+        *(len(biases), seen, counted, len(row.banned)),
     )
 
 

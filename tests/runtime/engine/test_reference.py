@@ -35,6 +35,7 @@ from runtime.engine.reference import ReferenceEngine
 from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyRequests
 from runtime.loader import load
 from runtime.logging import JsonFormatter, request_facts
+from runtime.metrics import Metrics
 from runtime.randomness import uniform
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import INFO, until
@@ -50,6 +51,7 @@ GREEDY = SamplingParams(max_new_tokens=12, temperature=0)
 
 def build(name: Path | str, **limits: Any) -> ReferenceEngine:
     loaded = load(parse_model_name(str(name)), "cpu", "float32", lambda stage, fraction: None)
+    limits.setdefault("metrics", Metrics().model("m"))
     engine = ReferenceEngine(loaded, replace(INFO, vocabulary_size=loaded.model.config.vocab_size), **limits)
     engine.warm_up()
     return engine
@@ -489,3 +491,28 @@ async def test_the_workers_log_lines_carry_the_request_id(
         request_facts.reset(token)
         logging.getLogger("warmstart.engine").removeHandler(handler)
     assert json.loads(lines.getvalue())["request_id"] == "r7"
+
+
+async def test_figures(tiny_gpt2: Path) -> None:
+    """This engine feeds the same figures: tokens, what runs and waits, and how requests ended."""
+    metrics = Metrics()
+    engine = build(tiny_gpt2, metrics=metrics.model("m"), max_queue=1)
+    rows = await run(engine, [Job((1, 2, 3), replace(GREEDY, max_new_tokens=4, n=2)), Job((4,), GREEDY)])
+    figures = metrics.figures("m")
+    assert (figures.finished, figures.prompt_tokens) == (1, 4)
+    assert figures.generated_tokens == sum(map(len, rows))
+    assert figures.time_to_first_token is not None
+    endless = [Job((1,), replace(GREEDY, max_new_tokens=120))]
+    async with aclosing(engine.stream(endless)) as first:
+        await anext(first)
+        waiting = asyncio.create_task(run(engine, endless))
+        await until(lambda: metrics.figures("m").waiting == 1)
+        with pytest.raises(TooManyRequests):
+            await run(engine, endless)
+        assert metrics.figures("m").running == 1
+        waiting.cancel()
+    await until(lambda: metrics.figures("m").running == 0 == metrics.figures("m").waiting)
+    figures = metrics.figures("m")
+    await until(lambda: metrics.figures("m").cancelled == 2)
+    assert figures.rejected == 1
+    engine.close()

@@ -407,6 +407,49 @@ def test_no_guesses_where_they_cost() -> None:
     m.finish()
 
 
+def test_forced_tokens_come_many_at_once() -> None:
+    """A text to be scored takes the steps that its tokens fill, not one each: with its prompt, and in what is left of
+    the budget beside others. An end token in it does not end it, and none of it counts as guessed.
+    """
+    text = (1, 7, 3, 9, 8, 2, 2, 8, 5, 1, 4, 7)
+    m = machine(max_tokens=8, speculate=4, speculate_rows=2)
+    (scored,) = m.add(group(prompt(3), SamplingParams(max_new_tokens=12, temperature=0, min_new_tokens=5, forced=text)))
+    assert fed(m.step()) == [8]
+    assert generated(scored) == list(text[:6])
+    (other,) = m.add(group(prompt(4, 1), replace(PARAMS, max_new_tokens=9, min_new_tokens=9)))
+    assert [(len(row.token_ids), row.drafts) for row in m.step().rows] == [(1 + 3, 3), (4, 0)], "prompts come first"
+    m.step()
+    assert (generated(scored), m.ended[scored]) == (list(text), "length")
+    assert all(not row.banned for plan in m.plans for row in plan.rows if row.sequence is scored)
+    assert (m.scheduler.drafted, m.scheduler.accepted) == (0, 0)
+    m.finish()
+    assert generated(other) == expected(other)
+
+
+def test_a_sequence_goes_on_behind_its_forced_tokens() -> None:
+    """With more tokens to come than are forced, the rest is the model's choice, and follows all rules from there on."""
+    m = machine(speculate=3)
+    params = SamplingParams(max_new_tokens=20, temperature=0, min_new_tokens=8, forced=(7, 1, 2))
+    (sequence,) = m.add(group(prompt(3), params))
+    m.finish()
+    assert generated(sequence)[:3] == [7, 1, 2]
+    assert generated(sequence) == expected(sequence)
+    assert [row.drafts for row in m.plans[0].rows + m.plans[1].rows] == [2, 0]
+    assert [plan.rows[0].banned for plan in m.plans[:2]] == [(), (7, 8)]
+
+
+def test_a_choice_that_failed_behind_forced_ones_that_did_not() -> None:
+    """A runner that cannot make all choices of a row is asked again from there on."""
+    m = machine()
+    error = InternalError("planted")
+    m.runner._choices = choosing(1, 2)  # type: ignore[method-assign]
+    m.runner.fail = lambda row: error if row.sequence.generated == 2 else None
+    (sequence,) = m.add(group(prompt(3), SamplingParams(max_new_tokens=4, temperature=0, forced=(1, 2, 3, 4))))
+    m.finish()
+    assert generated(sequence) == [1, 2]
+    assert m.ended[sequence] is error
+
+
 def test_reset() -> None:
     """After a reset nothing is queued, running or cached."""
     m = machine(max_rows=1)
@@ -424,8 +467,10 @@ def test_reset() -> None:
 @st.composite
 def _groups(draw: st.DrawFn) -> list[Sequence]:
     new = draw(st.integers(1, 14))
+    forced = draw(st.integers(0, new)) if draw(st.integers(0, 2)) == 0 else 0
     params = SamplingParams(
         max_new_tokens=new,
+        forced=tuple(draw(st.lists(st.integers(1, 9), min_size=forced, max_size=forced))),
         min_new_tokens=draw(st.sampled_from([0, 0, new // 2, new])),
         temperature=draw(st.sampled_from([0, 1])),
         presence_penalty=draw(st.sampled_from([0, 0, 1])),
@@ -475,7 +520,7 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
         cancel_some()
         decoding = [s for s in m.sequences if s.blocks and s.generated and not s.cancelled]
         plan = m.step(cancel_some)
-        known = sum(len(row.token_ids) - row.drafts for row in plan.rows)
+        known = sum(len(row.token_ids) - (0 if row.sequence.forced else row.drafts) for row in plan.rows)
         rows = {row.sequence for row in plan.rows}
         assert not decoding or known <= max(m.budget, len(plan.rows))
         assert rows.issuperset(decoding), "a stream stalls"
@@ -490,4 +535,5 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
             assert sequence in m.ended or sequence.cancelled
         else:
             assert generated(sequence) == whole
-            assert m.ended[sequence] == ("stop" if whole[-1] in EOS else "length")
+            ends = whole[-1] in EOS and len(whole) > len(sequence.params.forced)
+            assert m.ended[sequence] == ("stop" if ends else "length")

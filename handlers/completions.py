@@ -1,0 +1,203 @@
+"""``completions``: OpenAI's text completions, the older of its two ways, with the log-probabilities of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from handlers.answering import Answer, Question, answering
+from handlers.context import Context, Engine
+from handlers.generation import (
+    Collected,
+    Plan,
+    check_least,
+    check_logit_bias,
+    check_prompt_chars,
+    check_sequences,
+    collecting,
+    encode_all,
+    room,
+    sampling_params,
+)
+from handlers.logprobs import columns, entries
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import CompletionsRequest
+from handlers.scoring import score
+from runtime.types import FinishReason, Job, SamplingParams, Token
+
+DEFAULT_MAX_TOKENS = 16
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """See ``CompletionsRequest`` and ``CompletionsResponse`` for the fields.
+
+    Raises:
+        ServiceError: see ``handlers.context``; ``InvalidRequest`` if a limit is exceeded.
+    """
+    request = parse(CompletionsRequest, payload)
+    _check(request, ctx)
+    async with _answering(request, ctx) as answer:
+        choices = await _choices(request, answer)
+        collected = await answer.whole()
+        return {
+            **_head(answer.engine, ctx),
+            "choices": [
+                choices.piece(i, text, reason)
+                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+            ],
+            "usage": collected.usage(),
+        }
+
+
+async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """The same as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
+    request = parse(CompletionsRequest, payload)
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    _check(request, ctx)
+    async with _answering(request, ctx) as answer:
+        head = _head(answer.engine, ctx)
+        if include_usage:
+            head["usage"] = None  # on every chunk but the last, as OpenAI does
+        choices = await _choices(request, answer)
+        async for token in answer.tokens:
+            if token.text or token.finish_reason:
+                yield head | {"choices": [choices.piece(token.sequence, token.text, token.finish_reason)]}
+        if not _limit(request):
+            for index in range(answer.collected.sequences):
+                yield head | {"choices": [choices.piece(index, "", "length")]}
+        if include_usage:
+            yield head | {"choices": [], "usage": answer.collected.usage()}
+
+
+def _check(request: CompletionsRequest, ctx: Context) -> None:
+    """Refuse what no model has to be asked for."""
+    check_prompt_chars(request.prompt, ctx, "prompt")
+    check_sequences(len(request.prompt), request.n, ctx, "n")
+    check_least(request.min_tokens, _limit(request), "min_tokens", "max_tokens (16 by default)")
+
+
+def _limit(request: CompletionsRequest) -> int:
+    return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+
+
+def _params(request: CompletionsRequest) -> SamplingParams:
+    return sampling_params(
+        request,
+        max_new_tokens=_limit(request),
+        n=request.n,
+        min_new_tokens=request.min_tokens,
+        logprobs=request.logprobs,
+    )
+
+
+async def _plan(request: CompletionsRequest, engine: Engine) -> Plan:
+    """Check a request against the model, and tokenize it."""
+    check_logit_bias(request, engine)
+    asked = _params(request)
+    jobs = []
+    for ids in await encode_all(engine, request.prompt):
+        limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
+        check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
+        jobs.append(Job(ids, replace(asked, max_new_tokens=limit)))
+    return Plan(engine, tuple(jobs))
+
+
+@asynccontextmanager
+async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Answer]:
+    if _limit(request):
+        question = Question("text", request.prompt, _params(request))
+        async with answering(request, question, lambda engine: _plan(request, engine), ctx) as answer:
+            yield answer
+        return
+    async with ctx.models.lease(request.model) as engine:
+        prompts = await encode_all(engine, request.prompt)
+        nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
+        async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
+            yield Answer(engine, collected, tokens)
+
+
+async def _no_tokens() -> AsyncIterator[Token]:
+    nothing: tuple[Token, ...] = ()
+    for token in nothing:
+        yield token
+
+
+@dataclass(slots=True)
+class _Echo:
+    """A prompt as it comes before its completions."""
+
+    text: str
+    entries: list[dict[str, Any]]
+    offsets: list[int]
+
+
+@dataclass(slots=True)
+class _Choices:
+    """The choices as they grow.
+
+    Args:
+        echoes: of each prompt, if asked for.
+        ends: of each choice's text so far, in characters; None before its first piece.
+    """
+
+    request: CompletionsRequest
+    answer: Answer
+    echoes: list[_Echo]
+    ends: list[int | None]
+
+    def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        """What a choice has more than at the last call."""
+        known, offsets, end = list[dict[str, Any]](), list[int](), self.ends[index]
+        if end is None:
+            end = 0
+            if self.echoes:
+                echo = self.echoes[index // self.request.n]
+                text, end = echo.text + text, len(echo.text)
+                known, offsets = [*echo.entries], [*echo.offsets]
+        piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+        if self.request.logprobs is not None:
+            new = entries(self.answer.engine, self.answer.collected.take(index))
+            *begins, end = accumulate((_characters(bytes(entry["bytes"])) for entry in new), initial=end)
+            piece["logprobs"] = columns([*known, *new], [*offsets, *begins])
+        self.ends[index] = end
+        return piece
+
+
+async def _choices(request: CompletionsRequest, answer: Answer) -> _Choices:
+    echoes = [await _echo(text, request, answer.engine) for text in request.prompt] if request.echo else []
+    return _Choices(request, answer, echoes, [None] * answer.collected.sequences)
+
+
+async def _echo(text: str, request: CompletionsRequest, engine: Engine) -> _Echo:
+    """A prompt, and how likely its tokens are if that is asked."""
+    ids = () if request.logprobs is None else await engine.encode(text)
+    if not ids:
+        return _Echo(text, [], [])
+    first = Token(0, ids[0], "")
+    found = entries(engine, [first, *await score(engine, ids[:1], ids[1:], request.logprobs or 0)])
+    found[0]["logprob"] = None
+    raw, at, place, offsets = text.encode(), 0, 0, list[int]()
+    for entry in found:
+        offsets.append(place)
+        written = bytes(entry["bytes"])
+        # A token that the tokenizer adds is not in the text, nor is a blank that it puts before the first word.
+        form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, at)), b"")
+        at, place = at + len(form), place + _characters(form)
+    return _Echo(text, found, offsets)
+
+
+def _characters(text: bytes) -> int:
+    """Characters that begin in a piece of UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in text)
+
+
+def _head(engine: Engine, ctx: Context) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{ctx.new_id()}",
+        "object": "text_completion",
+        "created": int(ctx.clock.time()),
+        "model": engine.info.name,
+    }

@@ -1,0 +1,35 @@
+"""What a model makes of a text that is given: the log-probability of each of its tokens behind a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from handlers.context import Engine
+from runtime.errors import InvalidRequest
+from runtime.types import Job, SamplingParams, Token
+
+
+async def score(engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0) -> list[Token]:
+    """Score a text.
+
+    Args:
+        engine: the model.
+        prompt: token ids, at least one.
+        text: token ids; none have no scores.
+        top: likeliest tokens to report in each place.
+
+    Returns:
+        The text's tokens, each with its log-probability by the model alone.
+
+    Raises:
+        InvalidRequest: the model's vocabulary lacks one of the ids.
+        ServiceError: see ``Engine.stream``; ``ContextLengthExceeded`` if there is no room for both.
+    """
+    if not text:
+        return []
+    if max(text) >= engine.info.vocabulary_size:  # some tokenizers know tokens that their model does not
+        raise InvalidRequest(f"{max(text)} is no token id of this model")
+    params = SamplingParams(max_new_tokens=len(text), temperature=0, logprobs=top, forced=tuple(text))
+    async with aclosing(engine.stream([Job(tuple(prompt), params)])) as tokens:
+        return [token async for token in tokens]

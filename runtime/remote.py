@@ -1,0 +1,152 @@
+"""A running service, spoken to over HTTP with the standard library: JSON calls and server-sent events."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from runtime.errors import ServiceError
+
+_CONNECT_SECONDS = 10.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where one can listen, and where to find who does
+
+
+def default_url(host: str, port: int) -> str:
+    """Where a service with these settings can be reached from this machine.
+
+    Args:
+        host: ``HOST``, an address or ``unix:PATH``.
+        port: ``PORT``.
+    """
+    if host.startswith("unix:"):
+        return host
+    host = _EVERYWHERE.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Remote:
+    """See the module. A call may take any time; only connecting may not.
+
+    Args:
+        url: ``http://HOST:PORT``, https, or ``unix:PATH``.
+        api_key: sent as a bearer token (RFC 6750 section 2.1).
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.url = url
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def call(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One answer.
+
+        Args:
+            method: of HTTP.
+            path: with a slash in front, quoted.
+            payload: sent as JSON.
+
+        Raises:
+            ServiceError: the service answered with an error; the message is its own.
+            ConnectionError: it did not answer, or not as one would expect of it.
+        """
+        connection = self._connect()
+        try:
+            found = _answer(self._ask(connection, method, path, payload), self.url)
+        finally:
+            connection.close()
+        return found
+
+    def events(self, method: str, path: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The data of server-sent events (HTML Living Standard section 9.2) up to ``[DONE]``. As ``call`` otherwise."""
+        connection = self._connect()
+        try:
+            response = self._ask(connection, method, path, payload)
+            if response.headers.get_content_type() != "text/event-stream":
+                yield _answer(response, self.url)
+                return
+            while line := _line(response, self.url):
+                data = line.removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                if data and data != line.strip():
+                    yield _checked(json.loads(data), response.status)
+            raise ConnectionError(f"{self.url} broke off its answer")
+        finally:
+            connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        try:
+            parts = urlsplit(self.url)
+            if parts.scheme == "unix":
+                connection: http.client.HTTPConnection = _UnixConnection(parts.path)
+            else:
+                kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
+                connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_SECONDS)
+        except (KeyError, ValueError, http.client.InvalidURL):
+            raise ConnectionError(f"{self.url!r} is not http://HOST:PORT, https://HOST or unix:PATH") from None
+        try:
+            connection.connect()
+        except OSError as error:
+            raise ConnectionError(f"no service answers at {self.url}: {error.strerror or error}") from None
+        connection.sock.settimeout(None)
+        return connection
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, payload: dict[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        body = None if payload is None else json.dumps(payload)
+        prefix = "" if self.url.startswith("unix:") else urlsplit(self.url).path.rstrip("/")
+        try:
+            connection.request(method, prefix + path, body, self._headers)
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionError(f"{self.url} did not answer: {error}") from None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_CONNECT_SECONDS)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.sock.close()
+            raise
+
+
+def _line(response: http.client.HTTPResponse, url: str) -> bytes:
+    try:
+        return response.readline()
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{url} broke off its answer: {error}") from None
+
+
+def _answer(response: http.client.HTTPResponse, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{url} broke off its answer: {error}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConnectionError(f"{url} answered with status {response.status} and something else than JSON")
+    return _checked(found, response.status)
+
+
+def _checked(found: dict[str, Any], status: int) -> dict[str, Any]:
+    """An answer or event that is no error."""
+    error = found.get("error")
+    if isinstance(error, dict) and "message" in error and "object" not in found:
+        raise ServiceError(str(error["message"]))
+    if status >= 400:
+        raise ServiceError(str(found.get("detail") or f"status {status}"))
+    return found

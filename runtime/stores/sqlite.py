@@ -1,0 +1,184 @@
+"""Kept answers in an SQLite file: they survive restarts, and processes of one machine share them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.stores import OVERHEAD, Size, StoreFailed, Tally, cost
+
+_log = logging.getLogger("warmstart.cache")
+T = TypeVar("T")
+
+_BUSY_SECONDS = 0.5
+_FORMAT = 1
+# What SQLite says of a file that is not a database of ours, or no longer one.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
+# Triggers keep the sums, so that no crash can part them from the rows.
+_SCHEMA = (
+    """CREATE TABLE answers (
+        key TEXT PRIMARY KEY, model TEXT NOT NULL, value BLOB NOT NULL, created REAL NOT NULL, used INTEGER NOT NULL
+    )""",
+    "CREATE INDEX by_age ON answers (created)",
+    "CREATE INDEX by_use ON answers (used)",
+    "CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    f"""CREATE TRIGGER added AFTER INSERT ON answers BEGIN
+        UPDATE totals SET entries = entries + 1, bytes = bytes + length(new.value) + {OVERHEAD};
+    END""",
+    f"""CREATE TRIGGER dropped AFTER DELETE ON answers BEGIN
+        UPDATE totals SET entries = entries - 1, bytes = bytes - length(old.value) - {OVERHEAD};
+    END""",
+    f"PRAGMA user_version = {_FORMAT}",
+)
+
+
+class SqliteStore:
+    """See ``runtime.stores.Store``. A file that is damaged is removed and begun anew.
+
+    Args:
+        path: the file; it is made on first use, for its owner's eyes only.
+        limit_bytes: what all entries may cost together; the file holds some more.
+        ttl_seconds: how long an entry is good for.
+        clock: Unix time in seconds.
+    """
+
+    name = "sqlite"
+    blocking = True
+
+    def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
+        self.tally = Tally()
+        self._path = path
+        self._limit = limit_bytes
+        self._ttl = ttl_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._database: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def get(self, key: str) -> bytes | None:
+        """See ``Store``."""
+
+        def work(database: sqlite3.Connection) -> bytes | None:
+            row = database.execute(
+                "SELECT value, used < (SELECT max(used) FROM answers) FROM answers WHERE key = ? AND created > ?",
+                (key, self._clock() - self._ttl),
+            ).fetchone()
+            if row is None:
+                return None
+            if row[1]:
+                database.execute("UPDATE answers SET used = (SELECT max(used) FROM answers) + 1 WHERE key = ?", (key,))
+            return bytes(row[0])
+
+        return self._do(work)
+
+    def put(self, key: str, model: str, value: bytes) -> None:
+        """See ``Store``."""
+        if cost(value) > self._limit:
+            return
+
+        def work(database: sqlite3.Connection) -> tuple[int, int]:
+            database.execute("BEGIN IMMEDIATE")
+            expired, evicted = self._expire(database), 0
+            database.execute("DELETE FROM answers WHERE key = ?", (key,))
+            database.execute(
+                "INSERT INTO answers SELECT ?, ?, ?, ?, coalesce(max(used), 0) + 1 FROM answers",
+                (key, model, value, self._clock()),
+            )
+            while database.execute("SELECT bytes > ? FROM totals", (self._limit,)).fetchone()[0]:
+                database.execute("DELETE FROM answers WHERE key = (SELECT key FROM answers ORDER BY used LIMIT 1)")
+                evicted += 1
+            database.execute("COMMIT")
+            return expired, evicted
+
+        expired, evicted = self._do(work)
+        with self._lock:
+            self.tally.expired += expired
+            self.tally.evictions += evicted
+
+    def remove(self, *, model: str | None = None, prefix: str = "") -> int:
+        """See ``Store``."""
+        # "g" comes after every hexadecimal digit.
+        which = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
+        values = (prefix, prefix + "g") + (() if model is None else (model,))
+        return self._do(lambda database: database.execute(f"DELETE FROM answers WHERE {which}", values).rowcount)
+
+    def size(self) -> Size:
+        """See ``Store``."""
+
+        def work(database: sqlite3.Connection) -> tuple[int, Size]:
+            expired = self._expire(database)
+            return expired, Size(*database.execute("SELECT entries, bytes FROM totals").fetchone())
+
+        expired, size = self._do(work)
+        with self._lock:
+            self.tally.expired += expired
+        return size
+
+    def close(self) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._disconnect()
+
+    def _expire(self, database: sqlite3.Connection) -> int:
+        oldest = (self._clock() - self._ttl,)
+        if database.execute("SELECT 1 FROM answers WHERE created <= ? LIMIT 1", oldest).fetchone() is None:
+            return 0  # a DELETE would wait for other writers, if only to find nothing
+        return database.execute("DELETE FROM answers WHERE created <= ?", oldest).rowcount
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Work on the database, on a new one if it is damaged. After a failure the connection is given up."""
+        with self._lock:
+            try:
+                try:
+                    return work(self._connect())
+                except sqlite3.DatabaseError as error:
+                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                        raise
+                    self._rebuild(error)
+                    return work(self._connect())
+            except (sqlite3.Error, OSError) as error:
+                self._disconnect()
+                raise StoreFailed(f"{self._path.name}: {error}") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._database is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._inode = os.fstat(file).st_ino
+            os.close(file)
+            self._database = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._prepare(self._database)
+        return self._database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")  # a lost power line may cost the last answers, never the file
+        if database.execute("PRAGMA user_version").fetchone()[0] == _FORMAT:
+            return
+        database.execute("BEGIN IMMEDIATE")
+        if database.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:  # nobody else was quicker
+            for statement in _SCHEMA:
+                database.execute(statement)
+        database.execute("COMMIT")
+
+    def _rebuild(self, error: sqlite3.Error) -> None:
+        self._disconnect()
+        # Another process that shares the file may have begun it anew already.
+        if self._path.exists() and self._path.stat().st_ino == self._inode:
+            _log.warning("%s is damaged and begun anew: %s", self._path.name, error)
+            for suffix in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self.tally.damaged += 1
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
