@@ -1,12 +1,15 @@
-"""The API description and two readers of it, Swagger UI and ReDoc, from files in this folder alone.
+"""The page, the API description, and two readers of it (Swagger UI and ReDoc), from files in this folder alone.
 
 Pages run under a content security policy that lets them fetch nothing from anywhere else and run no inline script.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,20 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 _HERE = Path(__file__).parent
+_PAGE = _HERE / "page"
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
     "style-src": "'self'",
-    "img-src": "'self' data:",  # both draw their icons from data: addresses in their styles
+    "img-src": "'self' data:",  # icons are data: addresses
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
 _POLICIES = {
+    # What a model says reaches the document as text, or through DOMPurify: the browser refuses any other HTML.
+    "page/index": _POLICY | {"require-trusted-types-for": "'script'", "trusted-types": "dompurify"},
     "docs": _POLICY,
     "redoc": _POLICY
     | {
@@ -45,27 +51,35 @@ _TYPES = {
 _NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
-def add_routes(app: web.Application, description: dict[str, Any]) -> None:
-    """Add ``/openapi.json``, ``/docs``, ``/redoc`` and their files, each file as a route of its own.
+def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> None:
+    """Add ``/``, ``/openapi.json``, ``/docs``, ``/redoc`` and their files, each file as a route of its own.
 
     Args:
         app: where the routes go.
-        description: an OpenAPI document; serialised once, here.
+        describe: makes the OpenAPI document, which takes a tenth of a second: called when it is first asked for.
     """
-    document = json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def document() -> bytes:
+        return json.dumps(describe(), ensure_ascii=False, separators=(",", ":")).encode()
+
     app.router.add_get("/openapi.json", _text(document, ".json", {}))
     assets = _assets()
     for path, (file, digest) in assets.items():
         app.router.add_get(f"/static/{path}", _file(file, digest))
+    # Modules name each other by bare file names, so their version is in the folder that they all are in.
+    modules = {path.name: path for path in sorted(_PAGE.iterdir()) if path.suffix in (".js", ".css")}
+    version = _digest(b"".join(name.encode() + path.read_bytes() for name, path in modules.items()))
+    for name, module in modules.items():
+        app.router.add_get(f"/static/page-{version}/{name}", _file(module, None))
     for page, policy in _POLICIES.items():
-        html = (_HERE / f"{page}.html").read_text(encoding="utf-8")
+        html = (_HERE / f"{page}.html").read_text(encoding="utf-8").replace('"static/page/', f'"static/page-{version}/')
         for path, (_, digest) in assets.items():
             html = html.replace(f'"static/{path}"', f'"static/{path}?v={digest}"')
         headers = {
             "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
             "Referrer-Policy": "no-referrer",
         }
-        app.router.add_get(f"/{page}", _text(html.encode(), ".html", headers))
+        app.router.add_get("/" + page.removeprefix("page/index"), _text(html.encode, ".html", headers))
 
 
 def _assets() -> dict[str, tuple[Path, str]]:
@@ -84,25 +98,35 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _text(body: bytes, suffix: str, headers: dict[str, str]) -> Handler:
-    """A handler for content made at start: always asked for again, rarely sent again."""
-    etag = _digest(body)
-    headers = headers | _NOSNIFF | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
+def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Handler:
+    """A handler for content made when it is first wanted: always asked for again, rarely sent again."""
+
+    @functools.cache
+    def made() -> tuple[bytes, str]:
+        body = make()
+        return body, _digest(body)
 
     async def handler(request: web.Request) -> web.Response:
+        body, etag = await asyncio.to_thread(made)
+        sent = headers | _NOSNIFF | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, headers=headers | {"Content-Type": _TYPES[suffix]})
+            return web.Response(status=304, headers=sent)
+        return web.Response(body=body, headers=sent | {"Content-Type": _TYPES[suffix]})
 
     return handler
 
 
-def _file(path: Path, digest: str) -> Handler:
-    """A handler for one file, to be kept for a year by whoever asked for this very content."""
+def _file(path: Path, digest: str | None) -> Handler:
+    """A handler for one file, to be kept for a year by whoever asked for this very content.
+
+    Args:
+        path: the file.
+        digest: what the address says of the content (``?v=``); None if the address could be no other content's.
+    """
     headers = _NOSNIFF | {"Content-Type": _TYPES.get(path.suffix, "text/plain; charset=utf-8")}
 
     async def handler(request: web.Request) -> web.FileResponse:
-        fresh = request.query.get("v") == digest
+        fresh = digest is None or request.query.get("v") == digest
         caching = "public, max-age=31536000, immutable" if fresh else "no-cache"
         return web.FileResponse(path, headers=headers | {"Cache-Control": caching})
 

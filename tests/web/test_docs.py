@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import http.client
 import json
-import shutil
-import threading
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.expected_conditions import element_to_be_clickable, visibility_of_element_located
-from selenium.webdriver.support.wait import WebDriverWait
+from playwright.sync_api import expect
 
-from app import create_app
-from runtime.settings import Settings
 from tests.fakes import fake_context
+from tests.web.conftest import Visit
+from tests.web.served import served
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 VENDOR = WEB / "vendor"
 PREFIX = "/behind/a/proxy"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,1000"
-)
+TRUSTED = {"require-trusted-types-for 'script'", "trusted-types dompurify"}
 VENDORED = [
     (f"{library['folder']}/{name}", digest)
     for library in json.loads((VENDOR / "VENDOR.json").read_text(encoding="utf-8"))
@@ -41,41 +30,8 @@ VENDORED = [
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Where the service listens. It is there twice: at the root, and below a prefix that it knows nothing of."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(_serve(), loop).result(10)
-    yield runner.addresses[0][1]
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
-
-
-async def _serve() -> web.AppRunner:
-    settings = Settings.load(allowed_ips="127.0.0.0/8")
-    app = create_app(settings, ctx=fake_context())
-    app.add_subapp(PREFIX, create_app(settings, ctx=fake_context()))
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Headless Chromium with an empty profile; its console is recorded."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("THE DOCS ARE NOT TESTED IN A BROWSER: run `apt-get install chromium chromium-driver`")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
+    with served(fake_context(), PREFIX) as service:
+        yield service.port
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -89,85 +45,71 @@ def get(port: int, path: str, **headers: str) -> tuple[int, http.client.HTTPMess
         connection.close()
 
 
-def complaints(browser: Chrome) -> list[str]:
-    """Errors and policy violations on the console since the last call."""
-    entries: list[dict[str, Any]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
-    return [e["message"] for e in entries if e["level"] == "SEVERE" or "Content Security Policy" in e["message"]]
-
-
-def requested(browser: Chrome) -> list[str]:
-    """Everything that the page asked for, or tried to."""
-    entries: list[dict[str, Any]] = browser.execute_script("return performance.getEntriesByType('resource')")
-    return [entry["name"] for entry in entries]
-
-
-def wait(browser: Chrome) -> WebDriverWait[Chrome]:
-    return WebDriverWait(browser, 15, poll_frequency=0.05)
-
-
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_swagger_ui_calls_an_operation(browser: Chrome, port: int, prefix: str) -> None:
+def test_swagger_ui_calls_an_operation(visit: Visit, port: int, prefix: str) -> None:
     """/docs opens an operation, executes it and shows the model's answer; also where a proxy strips a prefix."""
-    complaints(browser)
-    origin = f"http://127.0.0.1:{port}"
-    browser.get(f"{origin}{prefix}/docs")
-    operation = "#operations-Warmstart-generate"
-    wait(browser).until(element_to_be_clickable((By.CSS_SELECTOR, f"{operation} .opblock-summary-control"))).click()
-    assert "Hello there." not in browser.find_element(By.TAG_NAME, "body").text
-    wait(browser).until(element_to_be_clickable((By.CSS_SELECTOR, f"{operation} button.execute"))).click()
-    answer = wait(browser).until(
-        visibility_of_element_located((By.CSS_SELECTOR, f"{operation} .live-responses-table tbody .response"))
-    )
-    assert answer.find_element(By.CLASS_NAME, "response-col_status").text.split()[0] == "200"
-    assert "Hello there." in answer.text
-    assert complaints(browser) == []
-    assert f"{origin}{prefix}/generate" in requested(browser)
-    assert [url for url in requested(browser) if not url.startswith(f"{origin}{prefix}/")] == []
+    base = f"http://127.0.0.1:{port}{prefix}"
+    page = visit.go(f"{base}/docs")
+    operation = page.locator("#operations-Warmstart-generate")
+    operation.locator(".opblock-summary-control").click()
+    expect(page.locator("body")).not_to_contain_text("Hello there.")
+    operation.locator("button.execute").click()
+    answer = operation.locator(".live-responses-table tbody .response")
+    expect(answer.locator(".response-col_status")).to_contain_text("200")
+    expect(answer).to_contain_text("Hello there.")
+    urls = [request.url for request in visit.requests if request.url != "about:blank"]
+    assert f"{base}/generate" in urls
+    assert [url for url in urls if not url.startswith((f"{base}/", "data:"))] == []
 
 
-def test_redoc_renders_every_operation(browser: Chrome, port: int) -> None:
+def test_redoc_renders_every_operation(visit: Visit, port: int) -> None:
     """/redoc shows each operation's path and summary, without a console error or a request to another host."""
-    complaints(browser)
-    origin = f"http://127.0.0.1:{port}"
-    browser.get(f"{origin}/redoc")
-    wait(browser).until(visibility_of_element_located((By.CSS_SELECTOR, "#redoc h1")))
-    text = browser.execute_script("return document.getElementById('redoc').textContent")
+    page = visit.go(f"http://127.0.0.1:{port}/redoc")
+    page.locator("#redoc h1").first.wait_for()
+    text = page.locator("#redoc").text_content() or ""
     paths = json.loads(get(port, "/openapi.json")[2])["paths"]
     assert "/generate" in paths
     for path, operations in paths.items():
         assert path in text
         for operation in operations.values():
             assert operation["summary"] in text
-    assert complaints(browser) == []
-    assert [url for url in requested(browser) if not url.startswith((f"{origin}/", f"blob:{origin}/"))] == []
 
 
-def test_redoc_searches(browser: Chrome, port: int) -> None:
+def test_redoc_searches(visit: Visit, port: int) -> None:
     """The search of /redoc, which needs a worker, finds an operation."""
-    complaints(browser)
-    browser.get(f"http://127.0.0.1:{port}/redoc")
-    wait(browser).until(visibility_of_element_located((By.CSS_SELECTOR, "#redoc input"))).send_keys("prompt")
-    found = wait(browser).until(visibility_of_element_located((By.CSS_SELECTOR, "[data-role='search:results']")))
-    wait(browser).until(lambda _: "prompt" in found.text)
-    assert complaints(browser) == []
+    page = visit.go(f"http://127.0.0.1:{port}/redoc")
+    page.locator("#redoc input").first.press_sequentially("prompt")
+    expect(page.locator("[data-role='search:results']")).to_contain_text("prompt")
 
 
-@pytest.mark.parametrize("page", ["docs", "redoc"])
-def test_the_policy_holds(browser: Chrome, port: int, page: str) -> None:
+@pytest.mark.parametrize("page", ["docs", "redoc", ""])
+def test_the_policy_holds(visits: Callable[..., Visit], port: int, page: str) -> None:
     """A script or a style that finds its way into a page does nothing, and the console says so."""
-    browser.get(f"http://127.0.0.1:{port}/{page}")
-    complaints(browser)
-    browser.execute_script(
-        "const make = (name, text) => Object.assign(document.createElement(name), { textContent: text });"
-        "document.body.append(make('script', 'window.ran = true'), make('style', 'body { outline: 7px solid red }'))"
-    )
-    assert browser.execute_script("return window.ran") is None
-    assert browser.execute_script("return getComputedStyle(document.body).outlineWidth") != "7px"
-    assert len(complaints(browser)) == 2
+    visit = visits()
+    document = visit.go(f"http://127.0.0.1:{port}/{page}")
+    document.wait_for_load_state("networkidle")
+    assert visit.complaints == []
+    for name, text in (("script", "window.ran = true"), ("style", "body { outline: 7px solid red }")):
+        document.evaluate(
+            "([name, text]) => { try { document.body.append(Object.assign(document.createElement(name),"
+            " { textContent: text })) } catch (error) { console.error(`${error}`) } }",
+            [name, text],
+        )
+    assert document.evaluate("window.ran") is None
+    assert document.evaluate("getComputedStyle(document.body).outlineWidth") != "7px"
+    assert len(visit.complaints) >= 2
+    visit.complaints.clear()
 
 
 @pytest.mark.parametrize(
-    ("page", "extra"), [("/docs", set()), ("/redoc", {"worker-src blob:"}), (f"{PREFIX}/docs", set())]
+    ("page", "extra"),
+    [
+        ("/docs", set()),
+        ("/redoc", {"worker-src blob:"}),
+        (f"{PREFIX}/docs", set()),
+        ("/", TRUSTED),
+        (f"{PREFIX}/", TRUSTED),
+    ],
 )
 def test_pages_carry_a_strict_policy(port: int, page: str, extra: set[str]) -> None:
     """Everything is forbidden but our own files: no inline script, no eval, no frame, no other host."""
@@ -194,7 +136,7 @@ def test_pages_carry_a_strict_policy(port: int, page: str, extra: set[str]) -> N
     assert b"<script>" not in body
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/redoc"])
+@pytest.mark.parametrize("path", ["/openapi.json", "/", "/docs", "/redoc"])
 def test_what_is_known_is_not_sent_again(port: int, path: str) -> None:
     """The description and the pages are revalidated on each use; unchanged, they are answered with an empty 304."""
     _, headers, body = get(port, path)
@@ -240,6 +182,9 @@ def test_every_vendored_file_is_recorded() -> None:
         "/static/redoc",
         "/static/redoc/",
         "/static/docs.html",
+        "/static/page/index.html",
+        "/static/page/main.js",
+        "/static/index.html",
         "/static/__init__.py",
         "/static/vendor/VENDOR.json",
         "/static/VENDOR.json",
@@ -259,3 +204,22 @@ def test_every_vendored_file_is_recorded() -> None:
 def test_nothing_else_is_served(port: int, path: str) -> None:
     """Folders, other files and every way out of the folder are 404."""
     assert get(port, path)[0] == 404
+
+
+def test_modules_are_kept_for_good(port: int) -> None:
+    """The page's own files lie at addresses that no other content could have, and are not asked for again."""
+    html = get(port, "/")[2].decode()
+    paths = re.findall(r'"(static/[^"]+)"', html)
+    assert any(path.endswith("/main.js") for path in paths)
+    for path in paths:
+        status, headers, _ = get(port, f"/{path}")
+        assert (status, headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable"), path
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_accessibility_checker_is_the_recorded_one() -> None:
+    """What tests read pages with is what its VENDOR.json says, and is in no package."""
+    folder = Path(__file__).parent / "vendor"
+    (library,) = json.loads((folder / "VENDOR.json").read_text(encoding="utf-8"))
+    for name, digest in library["files"].items():
+        assert hashlib.sha256((folder / library["folder"] / name).read_bytes()).hexdigest() == digest
