@@ -17,6 +17,8 @@ from runtime.logging import setup_logging
 from runtime.progress import Reporter
 from runtime.remote import Remote, default_url
 
+_LABEL_CHARS = 64  # that the service takes
+
 
 def run_ls(options: argparse.Namespace) -> None:
     """``ls``: the service's models; without a service, the names that are known here."""
@@ -89,12 +91,14 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def variant(text: str) -> dict[str, Any]:
-    """One side of a comparison: ``model=distilgpt2,temperature=0.5`` as its fields; numbers are checked by the service.
+    """One side of a comparison: ``model=distilgpt2,temperature=0.5`` as its fields, and as its label if it has none.
+
+    Numbers are checked by the service.
 
     Raises:
         InvalidRequest: a part is not NAME=VALUE.
     """
-    fields = {}
+    fields = {"label": text[:_LABEL_CHARS]} if text else {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals:

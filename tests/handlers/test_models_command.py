@@ -103,6 +103,7 @@ async def test_nobody_answers(capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_variants() -> None:
     """NAME=VALUE, separated by commas."""
     assert variant("model=a:b,temperature=0.5, label=x y") == {"model": "a:b", "temperature": "0.5", "label": "x y"}
+    assert variant("seed=1") == {"label": "seed=1", "seed": "1"}
     assert variant("") == {}
     with pytest.raises(InvalidRequest, match="'seed' is not NAME=VALUE"):
         variant("model=a,seed")
