@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from handlers import cache, chat, compare, complete, completions, generate, health, model_info, models, stats
 from handlers.context import Context
-from handlers.schemas import requests, responses
+from handlers.schemas import reports, requests, responses
 
 Payload = dict[str, Any]
 
@@ -38,36 +38,36 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("How the service is.", requests.Empty, responses.HealthResponse, health.handle),
+        "health": Operation("How the service is.", requests.Empty, reports.HealthResponse, health.handle),
         "model_info": Operation(
-            "What is known of a model.", requests.ModelChoice, responses.ModelInfoResponse, model_info.handle
+            "What is known of a model.", requests.ModelChoice, reports.ModelInfoResponse, model_info.handle
         ),
-        "models": Operation("The models served here.", requests.Empty, responses.ModelsResponse, models.handle),
+        "models": Operation("The models served here.", requests.Empty, reports.ModelsResponse, models.handle),
         "load_model": Operation(
             "Load a model; answers at once, or streams the progress.",
             requests.LoadRequest,
-            responses.ModelEntry,
+            reports.ModelEntry,
             models.load,
             models.load_stream,
-            responses.ModelEntry,
+            reports.ModelEntry,
         ),
         "unload_model": Operation(
-            "Unload a model once its requests have ended.", requests.ModelName, responses.ModelEntry, models.unload
+            "Unload a model once its requests have ended.", requests.ModelName, reports.ModelEntry, models.unload
         ),
         "default_model": Operation(
             "Switch the default model; loads it first, and no request fails of it.",
             requests.ModelName,
-            responses.ModelEntry,
+            reports.ModelEntry,
             models.set_default,
         ),
         "cache_stats": Operation(
-            "What the response cache holds and has done.", requests.Empty, responses.CacheStatsResponse, cache.stats
+            "What the response cache holds and has done.", requests.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
-            "Drop kept answers.", requests.ClearCacheRequest, responses.ClearCacheResponse, cache.clear
+            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear
         ),
         "stats": Operation(
-            "What the service does now and has done.", requests.Empty, responses.StatsResponse, stats.handle
+            "What the service does now and has done.", requests.Empty, reports.StatsResponse, stats.handle
         ),
         "generate": Operation(
             "Continue a prompt; the prompt is part of the answer.",

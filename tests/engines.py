@@ -9,7 +9,10 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+
 from runtime.engine.engine import Engine
+from runtime.engine.native.runner import available
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as Text
@@ -18,6 +21,13 @@ from runtime.errors import ServiceError
 from runtime.metrics import Metrics
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import INFO, FakeRunner, fake_text
+
+Load = Callable[..., Any]
+"""A model's name and settings to its engine; see the fixture ``load``."""
+
+needs_kernels = pytest.mark.skipif(
+    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
+)
 
 FOREVER = 1000  # tokens; what has so many to come is still running
 

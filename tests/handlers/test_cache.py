@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers import cache, complete
-from handlers.schemas.responses import CacheStatsResponse, ClearCacheResponse
+from handlers.schemas.reports import CacheStatsResponse, ClearCacheResponse
 from runtime.errors import InvalidRequest
 from tests.fakes import FakeEngine, caching, fake_context
 

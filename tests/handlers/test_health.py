@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers import health
-from handlers.schemas.responses import HealthResponse
+from handlers.schemas.reports import HealthResponse
 from runtime.errors import InvalidRequest
 from tests.fakes import fake_context
 

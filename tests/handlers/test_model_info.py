@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlers import model_info
-from handlers.schemas.responses import ModelInfoResponse
+from handlers.schemas.reports import ModelInfoResponse
 from runtime.errors import InvalidRequest, ModelLoading, ModelNotFound, ModelUnavailable
 from tests.fakes import FakeEngine, fake_context
 

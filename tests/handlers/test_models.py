@@ -11,7 +11,7 @@ import pytest
 
 from handlers import models
 from handlers.context import Context
-from handlers.schemas.responses import ModelEntry, ModelsResponse
+from handlers.schemas.reports import ModelEntry, ModelsResponse
 from runtime.catalogue import ModelSpec
 from runtime.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.progress import Progress

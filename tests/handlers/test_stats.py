@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from handlers import stats
-from handlers.schemas.responses import StatsResponse
+from handlers.schemas.reports import StatsResponse
 from runtime.errors import InvalidRequest
 from runtime.metrics import Metrics
 from runtime.types import Memory

@@ -14,12 +14,9 @@ from runtime.catalogue import parse_model_name
 from runtime.engine.native.runner import available
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.settings import Settings
+from tests.engines import needs_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
-
-needs_kernels = pytest.mark.skipif(
-    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
-)
 
 
 def measured(model: Path | str, *, text: str | None = None, **settings: Any) -> dict[str, Any]:

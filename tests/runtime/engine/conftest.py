@@ -1,13 +1,17 @@
-"""Engines on a runner without a model."""
+"""Engines on a runner without a model, and on real models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engines import Made
+from runtime.catalogue import parse_model_name
+from runtime.load_engine import load_engine
+from runtime.settings import Settings
+from tests.engines import Load, Made
 
 
 @pytest.fixture
@@ -26,3 +30,20 @@ def make() -> Iterator[Callable[..., Made]]:
         one.engine.close()
         assert one.runner.closed
         assert not one.engine.alive
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Load]:
+    """Loads engines, each once."""
+    loaded: dict[Any, Any] = {}
+
+    def make(name: str | Path, **settings: Any) -> Any:
+        key = (str(name), tuple(sorted(settings.items())))
+        if key not in loaded:
+            made = Settings.load(device="cpu", **settings)
+            loaded[key] = load_engine(parse_model_name(str(name)), made, lambda stage, share: None)
+        return loaded[key]
+
+    yield make
+    for engine in loaded.values():
+        engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -14,39 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.catalogue import parse_model_name
 from runtime.device import memory_in_use
 from runtime.engine.engine import Engine
-from runtime.engine.native.runner import available
-from runtime.load_engine import load_engine
-from runtime.settings import Settings
 from runtime.types import Job, SamplingParams, Token
+from tests.engines import Load, needs_kernels
 from tests.fakes import until
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (ROOT / "loadtests/quality.txt").read_text().split()
-Load = Callable[..., Any]
-
-needs_kernels = pytest.mark.skipif(
-    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
-)
-
-
-@pytest.fixture(scope="module")
-def load() -> Iterator[Load]:
-    """Loads engines, each once."""
-    loaded: dict[Any, Any] = {}
-
-    def make(name: str | Path, **settings: Any) -> Any:
-        key = (str(name), tuple(sorted(settings.items())))
-        if key not in loaded:
-            made = Settings.load(device="cpu", **settings)
-            loaded[key] = load_engine(parse_model_name(str(name)), made, lambda stage, share: None)
-        return loaded[key]
-
-    yield make
-    for engine in loaded.values():
-        engine.close()
 
 
 def some_text(dice: random.Random, most: int) -> str:

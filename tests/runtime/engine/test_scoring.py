@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from runtime.catalogue import parse_model_name
-from runtime.engine.native.runner import available
-from runtime.load_engine import load_engine
-from runtime.settings import Settings
 from runtime.types import Job, SamplingParams, Token
+from tests.engines import Load, needs_kernels
 
-Load = Callable[..., Any]
-
-needs_kernels = pytest.mark.skipif(
-    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
-)
 EMBEDDED = "smollm2-135m-instruct"
-
-
-@pytest.fixture(scope="module")
-def load() -> Iterator[Load]:
-    """Loads engines, each once."""
-    loaded: dict[Any, Any] = {}
-
-    def make(name: str | Path, **settings: Any) -> Any:
-        key = (str(name), tuple(sorted(settings.items())))
-        if key not in loaded:
-            made = Settings.load(device="cpu", **settings)
-            loaded[key] = load_engine(parse_model_name(str(name)), made, lambda stage, share: None)
-        return loaded[key]
-
-    yield make
-    for engine in loaded.values():
-        engine.close()
 
 
 async def answer(engine: Any, jobs: Sequence[Job]) -> list[list[Token]]:

@@ -19,7 +19,7 @@ from runtime import snapshot_writer
 from runtime.catalogue import parse_model_name
 from runtime.checkpoint import serving_form
 from runtime.engine.native import library
-from runtime.engine.native.runner import NativeRunner, available, supports
+from runtime.engine.native.runner import NativeRunner, supports
 from runtime.engine.pack import pack, unpack
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError
@@ -27,11 +27,10 @@ from runtime.randomness import uniform
 from runtime.sampling import Draw, adjust, log_probabilities, sample
 from runtime.snapshot import Snapshot
 from runtime.types import SamplingParams
+from tests.engines import needs_kernels
 from tests.models import save_tiny_llama
 
-pytestmark = pytest.mark.skipif(
-    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
-)
+pytestmark = needs_kernels
 Open = Callable[..., NativeRunner]
 LEVELS = {kernels.level: kernels for kernels in library.usable()}
 
