@@ -96,7 +96,7 @@ def build() -> bool:
         if not path.exists():
             partial = path.with_suffix(f".{os.getpid()}")
             command = [program, *_OPTIONS, *level.options, str(_HERE / "decoder.cpp"), "-o", str(partial)]
-            running.append((subprocess.Popen(command), command, partial, path))
+            running.append((subprocess.Popen(command), command, partial, path))  # noqa: S603 - our own command
     for process, command, partial, path in running:
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)
