@@ -58,7 +58,9 @@ LABEL org.opencontainers.image.title="Warmstart" \
       org.opencontainers.image.description="Small language models, served from plain Python" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 warmstart \
-    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/warmstart --no-create-home --shell /usr/sbin/nologin warmstart
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/warmstart --no-create-home --shell /usr/sbin/nologin warmstart \
+    # For AUDIT_LOG; a volume mounted there takes over the owner.
+    && install -d -o 10001 -g 10001 -m 0750 /var/log/warmstart
 COPY --from=packages /opt/warmstart/venv /opt/warmstart/venv
 # Writable, because a new volume mounted there takes over the owner with the content.
 COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
@@ -79,6 +81,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Readiness, not liveness: what waits for "healthy" (compose's depends_on) wants answers, and Docker restarts nothing for
 # being unhealthy. The start period covers the download of a model that is not in the image. The allowlist holds for this
-# call too: ALLOWED_IPS has to let 127.0.0.1 in. No proxy, whatever http_proxy says.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/readyz', timeout=4)"]
+# call too: ALLOWED_IPS has to let 127.0.0.1 in. No proxy, whatever http_proxy says. With TLS_CLIENT_CA_FILE or
+# PROXY_PROTOCOL it cannot get in: give the container another one then.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('TLS_CERT_FILE'); u.build_opener(u.ProxyHandler({}), u.HTTPSHandler(context=ssl._create_unverified_context())).open(('https' if tls else 'http') + '://127.0.0.1:' + os.environ['PORT'] + '/readyz', timeout=4)"]
 CMD ["warmstart", "serve"]

@@ -17,21 +17,23 @@ from aiohttp.typedefs import Handler
 
 import middleware
 import web as pages
-from handlers import Operation
-from handlers.context import Context
+from handlers import OPERATIONS, SCOPES, Operation
+from handlers.context import Context, Settle, free
 from handlers.health import default_state
 from handlers.local import build_context
 from handlers.openapi import Route, build
 from handlers.tracing import find
+from middleware.access import CALLER, REASON, Access
+from middleware.audit import PAYLOAD
 from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
 from runtime.exposition import Service, service_families
-from runtime.logging import request_caller, request_usage
+from runtime.logging import request_caller, request_charge, request_usage
 from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
 from runtime.strict_json import loads
-from runtime.types import CacheStats
+from runtime.types import CacheStats, Caller
 
 _log = logging.getLogger("warmstart.app")
 
@@ -55,6 +57,7 @@ ROUTES: tuple[Route, ...] = (
 )
 
 _PRELOAD_SECONDS = 0.03
+_EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # to pages
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
@@ -71,24 +74,34 @@ def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics 
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
+        SettingsError: the keys' records are wrong.
     """
     metrics = metrics or Metrics()
-    ctx = replace(ctx or build_context(settings, metrics), observe=_observe, caller=request_caller.get)
+    ctx = replace(ctx or build_context(settings, metrics), observe=_observe, caller=request_caller.get, charge=_charge)
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
     app[METRICS] = metrics
     app[SETTINGS] = settings
-    middleware.install(app, settings)
+    admin = frozenset(name for name, operation in OPERATIONS.items() if operation.admin)
+    access = Access(admin=admin, scopes=SCOPES)
+    middleware.install(app, settings, access, metrics)
     for route in ROUTES:
         handler = _adapter(find(route.operation, ctx), route, settings)
+        access.operations[handler] = route.operation
+        if route.operation == "health":
+            access.open.add(handler)
         if route.method == "GET":
             app.router.add_get(route.path, handler)  # answers HEAD too
         else:
             app.router.add_route(route.method, route.path, handler)
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
+    access.open |= {_livez, _readyz}
     app.router.add_get("/metrics", _metrics)
-    pages.add_routes(app, lambda: build(ROUTES, ctx.version))
+    access.operations[_metrics] = "metrics"
+    page_handlers = pages.add_routes(app, lambda: build(ROUTES, ctx.version))
+    if settings.open_pages:
+        access.open |= page_handlers
     _allow_origins(app, settings)
     # Ended in reverse: what the last requests leave is kept, and their spans are sent.
     app.cleanup_ctx.extend([_tracing, _response_cache, _models])
@@ -100,16 +113,25 @@ def _observe(usage: Any) -> None:
         facts.update(usage)
 
 
+async def _charge(most: int) -> Settle:
+    return await (request_charge.get() or free)(most)
+
+
 def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
     """An aiohttp handler that calls an operation."""
 
     async def adapter(request: web.Request) -> web.StreamResponse:
         request_caller.set(_caller(request))
-        payload = _query(request) if route.method in ("GET", "DELETE") else await _json_body(request, route)
+        payload = (
+            _query(request)
+            if route.method in ("GET", "DELETE")
+            else await _json_body(request, route, settings.max_json_depth)
+        )
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
         if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
             _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
+        request[PAYLOAD] = payload
         ctx = request.app[CONTEXT]
         if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
             return await _send_events(request, operation.stream(payload, ctx))
@@ -119,7 +141,10 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
 
 
 def _caller(request: web.Request) -> str:
-    """Tells callers apart by the credentials they sent, valid or not; "" without any."""
+    """Tells callers apart: by the key, or where none is asked for by the credentials sent; "" without any."""
+    caller: Caller | None = request.get(CALLER)
+    if caller is not None:
+        return caller.id
     sent = [request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")]
     return sha256(repr(sent).encode("utf-8", "surrogateescape")).hexdigest() if any(sent) else ""
 
@@ -148,7 +173,7 @@ def _query(request: web.Request) -> dict[str, Any]:
     return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
 
 
-async def _json_body(request: web.Request, route: Route) -> Any:
+async def _json_body(request: web.Request, route: Route, max_depth: int) -> Any:
     named = {field: request.match_info[field] for field in route.fields}
     if named and not request.body_exists:
         return named
@@ -156,7 +181,7 @@ async def _json_body(request: web.Request, route: Route) -> Any:
         raise UnsupportedMediaType(f"send application/json, not {request.content_type[:100]!r}")
     if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
-    payload = loads(await request.read())
+    payload = loads(await request.read(), max_depth)
     if not isinstance(payload, dict):
         raise InvalidRequest("the body must be a JSON object")
     for field in named:
@@ -182,11 +207,13 @@ async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, An
                 await _send(response, event)
             await response.write(b"data: [DONE]\n\n")
         except ServiceError as error:
+            request[REASON] = error.code
             await _send(response, error.openai())
         except ConnectionError:
             raise
         except Exception:
             _log.exception("a stream failed")
+            request[REASON] = InternalError.code
             await _send(response, InternalError("the stream failed").openai())
         await response.write_eof()
         return response
@@ -219,9 +246,7 @@ def _allow_origins(app: web.Application, settings: Settings) -> None:
     """CORS on the operations for the configured origins; the docs need none, and probes are for no page."""
     if not settings.cors_origins:
         return
-    options = aiohttp_cors.ResourceOptions(
-        allow_headers="*", expose_headers=("X-Request-Id", "Retry-After", "X-Cache", "X-Cache-Key", "Age"), max_age=600
-    )
+    options = aiohttp_cors.ResourceOptions(allow_headers="*", expose_headers=_EXPOSED, max_age=600)
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(settings.cors_origins, options))
     paths = {route.plain_path for route in ROUTES}
     for route in list(app.router.routes()):

@@ -16,19 +16,20 @@ try:
     from aiohttp import web
 
     from app import CONTEXT, create_app
-    from handlers import OPERATIONS, command_line, models_command
+    from handlers import OPERATIONS, audit_command, command_line, keys_command, models_command, sign_command
+    from middleware.places import allow_files
     from middleware.receiving import DeadlineRunner
     from runtime.errors import ServiceError, SettingsError
     from runtime.logging import setup_logging
     from runtime.registry import Registry
     from runtime.residents import LOAD_THREAD
     from runtime.settings import Settings
+    from runtime.tls import tls_of
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
 
 _log = logging.getLogger("warmstart.server")
 
-_KEEPALIVE_SECONDS = 75  # longer than the 60 s after which nginx drops an idle upstream connection: it must be first
 _CLOSING_SECONDS = 2  # for handlers to write their last words once the engine has ended them
 
 
@@ -41,19 +42,23 @@ async def serve(settings: Settings) -> None:
         settings: validated settings.
 
     Raises:
+        SettingsError: the files of the certificate or of the keys are wrong.
         OSError: the address is taken or not ours.
     """
+    tls = tls_of(settings)
     app = create_app(settings)
-    runner = DeadlineRunner(
+    runner = DeadlineRunner.of(
         app,
-        header_timeout=settings.header_timeout_seconds,
+        settings,
+        tls,
         handler_cancellation=True,  # a client that goes away cancels its handler, which frees the engine
-        keepalive_timeout=_KEEPALIVE_SECONDS,
         lingering_time=_CLOSING_SECONDS,  # for what a refused client still sends
         access_log=None,  # middleware/access_log.py writes it
         shutdown_timeout=_CLOSING_SECONDS,
     )
+    allow_files(settings.max_connections)
     await runner.setup()
+    watch = asyncio.create_task(tls.watch()) if tls is not None else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -73,13 +78,16 @@ async def serve(settings: Settings) -> None:
         else:
             await web.TCPSite(runner, settings.host, settings.port).start()
             host, port = runner.addresses[0][:2]
-            _log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+            scheme = "http" if tls is None else "https"
+            _log.info("listening on %s://%s:%s", scheme, f"[{host}]" if ":" in host else host, port)
         await stop.wait()
         _log.info("draining for up to %g s", settings.drain_seconds)
         models = app[CONTEXT].models
         if isinstance(models, Registry):
             await asyncio.to_thread(models.close, settings.drain_seconds)
     finally:
+        if watch is not None:
+            watch.cancel()
         await runner.cleanup()
     _log.info("stopped")
 
@@ -152,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--system", help="the system prompt")
     _sampling(sub)
     _models(command("models", models_command.run_ls, "See and steer the models of a running service.", model=False))
+    keys_command.add(commands)
+    sign_command.add(commands)
+    audit_command.add(commands)
     sub = command("pull", command_line.run_pull, "Download or convert a model ahead of time.", model=False)
     sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
     sub = command(
@@ -167,12 +178,14 @@ def _parser() -> argparse.ArgumentParser:
 def _models(parser: argparse.ArgumentParser) -> None:
     """``warmstart models`` and what may stand behind it; alone it lists."""
     _service(parser, url=None, api_key=os.environ.get("API_KEY"))
+    sign_command.add_key(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         _service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # what stands before the command holds too
+        sign_command.add_key(added, default=argparse.SUPPRESS)
         return added
 
     command("ls", models_command.run_ls, "List the models: state, memory, last use, requests, speed (the default).")

@@ -26,6 +26,7 @@ class Operation:
         response: what it answers.
         handle: payload and context to answer.
         stream: the same, piece by piece, for operations that can; ``chunk`` is then what a piece looks like.
+        admin: whether it changes what others get, so that a key needs the scope ``admin``.
     """
 
     summary: str
@@ -34,6 +35,7 @@ class Operation:
     handle: Callable[[Payload, Context], Awaitable[Payload]]
     stream: Callable[[Payload, Context], AsyncGenerator[Payload, None]] | None = None
     chunk: type[BaseModel] | None = None
+    admin: bool = False
 
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
@@ -50,21 +52,27 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             models.load,
             models.load_stream,
             reports.ModelEntry,
+            admin=True,
         ),
         "unload_model": Operation(
-            "Unload a model once its requests have ended.", requests.ModelName, reports.ModelEntry, models.unload
+            "Unload a model once its requests have ended.",
+            requests.ModelName,
+            reports.ModelEntry,
+            models.unload,
+            admin=True,
         ),
         "default_model": Operation(
             "Switch the default model; loads it first, and no request fails of it.",
             requests.ModelName,
             reports.ModelEntry,
             models.set_default,
+            admin=True,
         ),
         "cache_stats": Operation(
             "What the response cache holds and has done.", requests.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
-            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear
+            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
         ),
         "stats": Operation(
             "What the service does now and has done.", requests.Empty, reports.StatsResponse, stats.handle
@@ -111,3 +119,6 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         ),
     }
 )
+
+SCOPES = frozenset(name for name, operation in OPERATIONS.items() if not operation.admin) | {"metrics", "*", "admin"}
+"""What an API key may be good for: operations, the metrics, ``*`` for all of these, and an admin's operations."""

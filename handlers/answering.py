@@ -11,8 +11,9 @@ from typing import Literal
 
 from handlers.cache_control import CacheControl
 from handlers.context import Context, Engine
-from handlers.generation import Collected, Plan, collecting, generating
+from handlers.generation import Collected, Plan, collecting, generating, paid
 from handlers.schemas.requests import Cacheable
+from runtime.errors import ExceedsRateLimit, RateLimited
 from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
 
 
@@ -106,14 +107,26 @@ async def answering(
                 yield Answer(engine, collected, tokens)
             return
 
+        began = False
+
         async def start() -> tuple[int, AsyncGenerator[Token, None]]:
+            nonlocal began
+            began = True
             ready = await plan(engine)
-            return ready.prompt_tokens, engine.stream(ready.jobs)
+            return ready.prompt_tokens, await paid(ready, ctx)
 
         key = question.key(engine.info, ctx.caller() if ctx.cache.per_caller else "")
-        async with ctx.cache.answer(
-            key, engine.info.name, held, start, reuse=control.reuse, max_age=control.max_age
-        ) as (cached, prompt_tokens, stream):
+        async with AsyncExitStack() as reading:
+            while True:
+                joined = ctx.cache.answer(
+                    key, engine.info.name, held, start, reuse=control.reuse, max_age=control.max_age
+                )
+                try:
+                    cached, prompt_tokens, stream = await reading.enter_async_context(joined)
+                    break
+                except (RateLimited, ExceedsRateLimit):
+                    if began:  # else it is somebody else who may not, whose answer this was to share
+                        raise
             found = Collected(prompt_tokens, question.sequences, cached)
             async with collecting(found, stream, ctx) as (collected, tokens):
                 yield Answer(engine, collected, tokens)

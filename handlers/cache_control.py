@@ -6,8 +6,11 @@ import math
 import re
 from dataclasses import dataclass
 
-# A name, and perhaps a value, quoted or not (section 5.2); what lies between directives is passed over.
-_DIRECTIVE = re.compile(r'([^\s,;="]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?|"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A name, and perhaps a value, quoted or not (section 5.2); what lies between directives is passed over. A quote that is
+# never closed holds all the rest. Nothing is read a second time, however it is quoted: the text is a stranger's.
+_DIRECTIVE = re.compile(
+    r'([^\s,;="]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]*)))?|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)

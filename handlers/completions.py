@@ -115,8 +115,12 @@ async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator
     async with ctx.models.lease(request.model) as engine:
         prompts = await encode_all(engine, request.prompt)
         nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
-        async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
-            yield Answer(engine, collected, tokens)
+        settle = await ctx.charge(nothing.prompt_tokens)
+        try:
+            async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
+                yield Answer(engine, collected, tokens)
+        finally:
+            await settle(nothing.prompt_tokens)
 
 
 async def _no_tokens() -> AsyncIterator[Token]:

@@ -243,6 +243,18 @@ class Clock:
     monotonic: Callable[[], float]
 
 
+Settle = Callable[[int], Awaitable[None]]
+
+
+async def free(most: int) -> Settle:
+    """Nobody is charged."""
+
+    async def settle(used: int) -> None:
+        pass
+
+    return settle
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """All that a handler gets beside its payload.
@@ -261,6 +273,9 @@ class Context:
         tracing: traces requests, see ``handlers.tracing``; None traces none.
         observe: told the usage of each generation when it ends, also of one cut short; and before its first token, what
             the response cache had to do with it.
+        charge: told the most tokens that a generation may cost, prompts and new ones, before it starts; raises
+            RateLimited or ExceedsRateLimit if that is more than the caller has left. It answers whom to tell, once, how
+            many it did cost. ``handlers.generation.paid`` does both.
     """
 
     models: Models
@@ -275,3 +290,4 @@ class Context:
     started: float = 0.0
     tracing: Tracing | None = None
     observe: Callable[[Mapping[str, Any]], None] = lambda usage: None
+    charge: Callable[[int], Awaitable[Settle]] = free

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.context import Context, Engine
 from handlers.schemas.requests import Sampling
-from runtime.errors import ContextLengthExceeded, InvalidRequest
+from runtime.errors import ContextLengthExceeded, InvalidRequest, ServiceError
 from runtime.types import CacheUse, FinishReason, Job, Message, SamplingParams, Token
 
 
@@ -199,6 +199,41 @@ class Plan:
         """How many there will be."""
         return sum(job.params.n for job in self.jobs)
 
+    @property
+    def most_tokens(self) -> int:
+        """What it can cost: prompts and new tokens."""
+        return self.prompt_tokens + sum(job.params.n * job.params.max_new_tokens for job in self.jobs)
+
+
+async def paid(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
+    """Have the caller charged for a plan, and start it. The stream must be closed: then the bill is settled.
+
+    A prompt costs its tokens as soon as the engine is asked, and nothing if that fails before the first token.
+
+    Raises:
+        RateLimited, ExceedsRateLimit: see ``Context.charge``; nothing is started then.
+    """
+    stream = _billed(plan, ctx)
+    await anext(stream)  # from here on closing it runs what stands behind its first yield
+    return stream
+
+
+async def _billed(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
+    settle = await ctx.charge(plan.most_tokens)
+    generated, used = 0, 0
+    try:
+        yield Token(0, 0, "")
+        used = plan.prompt_tokens
+        async with aclosing(plan.engine.stream(plan.jobs)) as stream:
+            async for token in stream:
+                generated += 1
+                yield token
+    except ServiceError:
+        used = used if generated else 0
+        raise
+    finally:
+        await settle(used + generated)
+
 
 @asynccontextmanager
 async def generating(
@@ -213,7 +248,7 @@ async def generating(
         An empty collection, and the tokens, each of which has been added to it when it comes out.
     """
     collected = Collected(plan.prompt_tokens, plan.sequences, cache)
-    async with aclosing(plan.engine.stream(plan.jobs)) as stream, collecting(collected, stream, ctx) as both:
+    async with aclosing(await paid(plan, ctx)) as stream, collecting(collected, stream, ctx) as both:
         yield both
 
 

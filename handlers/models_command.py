@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from handlers.command_line import sampled, settings_of
+from handlers.sign_command import signer
 from runtime.adapters import with_adapters
 from runtime.catalogue import CATALOGUE, on_disk, served_models
 from runtime.errors import InvalidRequest, ServiceError
@@ -116,7 +117,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def _remote(options: argparse.Namespace) -> Remote:
     settings = settings_of(options)
-    return Remote(options.url or default_url(settings.host, settings.port), options.api_key)
+    sign = signer(options).headers if options.key_id else None
+    return Remote(options.url or default_url(settings.host, settings.port), options.api_key, sign)
 
 
 def _row(entry: dict[str, Any], now: float) -> tuple[str, ...]:

@@ -43,8 +43,14 @@ _OPENAI_ERROR = {
         }
     },
 }
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in another header."},
+}
 _ANY_ERRORS = {
-    403: "The client's address is not allowed.",
+    401: "A good API key or signature is needed.",
+    403: "The client's address is not allowed, or its key not for this.",
+    429: "Too many requests of this client, or too many waiting.",
     500: "A fault of ours.",
     503: "Loading, unavailable or draining.",
 }
@@ -54,7 +60,6 @@ _BODY_ERRORS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
-    429: "Too many requests are waiting.",
     504: "The generation took too long.",
 }
 _STATUS = {
@@ -127,7 +132,8 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": schemas},
+        "security": [{}, *({name: []} for name in _SECURITY)],
+        "components": {"schemas": schemas, "securitySchemes": _SECURITY},
     }
 
 
@@ -211,5 +217,5 @@ def _probe(name: str, summary: str, answers: dict[int, str], content: dict[str, 
         "operationId": name,
         "summary": summary,
         "tags": ["Probes"],
-        "responses": responses | _errors({403: _ANY_ERRORS[403]}, openai=False),
+        "responses": responses | _errors({code: _ANY_ERRORS[code] for code in (401, 403)}, openai=False),
     }

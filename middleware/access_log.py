@@ -11,7 +11,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from middleware.client_ip import CLIENT_IP
-from runtime.logging import request_usage
+from runtime.logging import FactsRecord, request_usage
+from runtime.networks import address_text
 
 _log = logging.getLogger("warmstart.access")
 
@@ -35,19 +36,16 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
         status = _CLIENT_GONE
         raise
     finally:
-        quiet = request.path in _QUIET and status < 400
-        client = request.get(CLIENT_IP)
-        _log.log(
-            logging.DEBUG if quiet else logging.INFO,
-            "%s %s",
-            request.method,
-            request.path,
-            extra={
+        level = logging.DEBUG if request.path in _QUIET and status < 400 else logging.INFO
+        if _log.isEnabledFor(level):
+            client = request.get(CLIENT_IP)
+            facts = {
                 "status": status,
                 "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
-                "client": str(client) if client is not None else None,
+                "client": address_text(client) if client is not None else None,
                 "tokens_in": usage.get("prompt_tokens"),
                 "tokens_out": usage.get("completion_tokens"),
             }
-            | ({"cache": usage["cache"]["status"]} if "cache" in usage else {}),
-        )
+            if "cache" in usage:
+                facts["cache"] = usage["cache"]["status"]
+            _log.handle(FactsRecord(_log, level, f"{request.method} {request.path}", facts))

@@ -19,11 +19,13 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import Final, Literal, Protocol, get_args
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict
 
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Address, Network, NetworkSet, unmap
@@ -32,12 +34,16 @@ Source = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 SOURCES: Final[tuple[Source, ...]] = get_args(Source)
 
 CLIENT_IP: Final = web.RequestKey[Address]("client_ip")
+PEER: Final = web.RequestKey["str | None"]("peer")
+"""Who opened the connection, where a PROXY header said so; it takes the place of the socket's peer."""
 
 _log = logging.getLogger("warmstart.edge")
 
 _LOCAL = IPv4Address("127.0.0.1")
 _MAX_ENTRIES = 1000  # read at most; far above any real chain, and some milliseconds of work at worst
 _MAX_FORWARDED = 65_536  # characters parsed at most, because Forwarded is parsed whole
+_REMEMBERED = 4096  # peers with what they said, of ...
+_SHORT = 100  # ... so many characters at most
 _SHOWN = 100  # characters of a denied entry that the log repeats
 
 _OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() alone would also eat \x0b, \x85, \xa0 ...
@@ -187,7 +193,7 @@ def _denied(reason: str, entry: str) -> ClientAddressDenied:
 
 
 def peer_of(request: web.Request) -> str | None:
-    """The peer's host as the socket shows it, None for a unix socket.
+    """The peer's host as the socket (or a PROXY header, ``PEER``) shows it, None for a unix socket.
 
     "No peername" alone must not read as "unix socket": a TCP connection that is already gone may have none, and would
     pass for a local one.
@@ -195,6 +201,9 @@ def peer_of(request: web.Request) -> str | None:
     Raises:
         ClientAddressDenied: the connection is neither a unix socket nor has a peer's host.
     """
+    told: str | None = request.get(PEER)
+    if told is not None:
+        return told
     transport = request.transport
     peername = transport.get_extra_info("peername") if transport is not None else None
     if isinstance(peername, (tuple, list)) and peername and peername[0]:
@@ -217,12 +226,22 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
         raise ValueError(f"the client address source is one of {', '.join(SOURCES)}, not {source!r}")
     known = NetworkSet(trusted)
 
+    @lru_cache(_REMEMBERED)  # the same few proxies and clients, request after request; who is denied is not kept
+    def remembered(peer: str, line: str | None) -> Address:
+        return resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
+
+    def client_of(peer: str | None, headers: Headers) -> Address:
+        lines = headers.getall(source, [])
+        if not peer or len(lines) > 1 or (lines and len(lines[0]) > _SHORT):
+            return resolve(peer, headers, known, source, trust_unix=trust_unix)
+        return remembered(peer, lines[0] if lines else None)
+
     @web.middleware
     async def client_ip(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer: str | None = None
         try:
             peer = peer_of(request)
-            request[CLIENT_IP] = resolve(peer, request.headers, known, source, trust_unix=trust_unix)
+            request[CLIENT_IP] = client_of(peer, request.headers)
         except ClientAddressDenied as error:
             _log.warning("client address denied: peer %a: %s", peer, "; ".join(error.__notes__))
             raise

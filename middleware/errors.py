@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import Counter
 
+from middleware.access import REASON
 from runtime.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
+
+REFUSALS: Final = web.AppKey("refusals", Counter)
+"""Counts by code what is answered with an error."""
 
 _log = logging.getLogger("warmstart.errors")
 
@@ -44,6 +50,9 @@ def speaks_openai(path: str) -> bool:
 
 def render(request: web.Request, error: ServiceError, cause: web.HTTPException | None = None) -> web.Response:
     """The error as an answer."""
+    request[REASON] = error.code
+    if (refusals := request.app.get(REFUSALS)) is not None:
+        refusals.labels(error.code).inc()
     openai = speaks_openai(request.path)
     response = web.json_response(
         error.openai() if openai else error.problem(),
@@ -52,6 +61,8 @@ def render(request: web.Request, error: ServiceError, cause: web.HTTPException |
     )
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.challenge is not None:
+        response.headers["WWW-Authenticate"] = error.challenge
     if cause is not None and "Allow" in cause.headers:
         response.headers["Allow"] = cause.headers["Allow"]
     return response

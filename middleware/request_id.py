@@ -11,13 +11,15 @@ import secrets
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from multidict import istr
 
 from runtime.logging import request_facts
 from runtime.tracing import caller_trace
 
-HEADER = "X-Request-Id"
+HEADER = istr("X-Request-Id")
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
+_TRACEPARENT_HEADER = istr("traceparent")
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -27,14 +29,18 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})(
 @web.middleware
 async def request_id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Outermost: it only names, so it can refuse nothing."""
-    given = request.headers.get(HEADER, "")
-    request[REQUEST_ID] = given if _SAFE.fullmatch(given) else secrets.token_hex(16)
-    facts: dict[str, object] = {"request_id": request[REQUEST_ID]}
-    trace = parse_traceparent(request.headers.get("traceparent", ""))
+    headers = request.headers
+    given = headers.get(HEADER)
+    request_id = given if given is not None and _SAFE.fullmatch(given) else secrets.token_hex(16)
+    request[REQUEST_ID] = request_id
+    facts: dict[str, object] = {"request_id": request_id}
+    parent = headers.get(_TRACEPARENT_HEADER)
+    trace = parse_traceparent(parent) if parent is not None else None
     if trace:
         facts["trace_id"], facts["parent_id"] = trace
-    carrier = {name: ",".join(request.headers.getall(name, ())) for name in _TRACE_HEADERS}
-    caller_trace.set(carrier if trace else None)  # also if none: the connection's last request may have had one
+        caller_trace.set({name: ",".join(headers.getall(name, ())) for name in _TRACE_HEADERS})
+    else:
+        caller_trace.set(None)  # the connection's last request may have had one
     token = request_facts.set(facts)
     try:
         return await handler(request)

@@ -23,6 +23,8 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
+    challenge: str | None = None
+    """What ``WWW-Authenticate`` says (RFC 9110 section 11.6.1), where a credential would help."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -98,16 +100,64 @@ class PayloadTooLarge(ServiceError):
     code, status, title = "payload_too_large", 413, "Payload too large"
 
 
+class UriTooLong(ServiceError):
+    """The request line is longer than the limit (RFC 9110 section 15.5.15)."""
+
+    code, status, title = "uri_too_long", 414, "URI too long"
+
+
 class UnsupportedMediaType(ServiceError):
-    """The body is not JSON."""
+    """The body is not JSON, or it is compressed."""
 
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
+class RequestHeaderFieldsTooLarge(ServiceError):
+    """A header field, or all of them together, are over the limit (RFC 6585 section 5)."""
+
+    code, status, title = "header_fields_too_large", 431, "Request header fields too large"
 
 
 class ClientAddressDenied(ServiceError):
     """The client's address is not allowed, or cannot be established."""
 
     code, status, title = "client_address_denied", 403, "Forbidden"
+
+
+class Unauthenticated(ServiceError):
+    """The request needs a credential, and has none that is good (RFC 9110 section 15.5.2).
+
+    Args:
+        message: see ``ServiceError``; it does not tell a key that never was from one that has ended.
+        challenge: for ``WWW-Authenticate``.
+    """
+
+    code, status, title = "invalid_api_key", 401, "Unauthorized"
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class InvalidSignature(Unauthenticated):
+    """The request's signature is missing, malformed, out of its time, used before or wrong."""
+
+    code = "invalid_signature"
+
+
+class InsufficientScope(ServiceError):
+    """The credential is good and not for this operation (RFC 6750 section 3.1).
+
+    Args:
+        message: see ``ServiceError``.
+        challenge: for ``WWW-Authenticate``.
+    """
+
+    code, status, title = "insufficient_scope", 403, "Forbidden"
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class TooManyRequests(ServiceError):
@@ -119,6 +169,36 @@ class TooManyRequests(ServiceError):
     def type(self) -> str:
         """See ``ServiceError.type``."""
         return "rate_limit_error"
+
+
+class RateLimited(TooManyRequests):
+    """The caller has used up what it may in a minute, or runs as many requests at once as it may."""
+
+    code = "rate_limited"
+
+
+class ExceedsRateLimit(InvalidRequest):
+    """The request alone may cost more tokens than its caller may ever use at once; waiting is of no use."""
+
+    code = "exceeds_rate_limit"
+
+
+class RateLimitUnavailable(ServiceError):
+    """What callers have used cannot be looked up, and the settings say to let nobody pass then."""
+
+    code, status, title, retryable = "rate_limit_unavailable", 503, "Rate limits unavailable", True
+
+
+class NoncesUnavailable(ServiceError):
+    """Whether a signature was used before cannot be looked up; nobody passes then."""
+
+    code, status, title, retryable = "nonces_unavailable", 503, "Nonces unavailable", True
+
+
+class AuditUnavailable(ServiceError):
+    """The audit log cannot be written, and the settings say to do nothing unrecorded."""
+
+    code, status, title, retryable = "audit_unavailable", 503, "Audit log unavailable", True
 
 
 class ModelLoading(ServiceError):

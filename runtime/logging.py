@@ -6,7 +6,10 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from json.encoder import encode_basestring_ascii
+from math import isfinite
 from typing import Any, TextIO
 
 # Facts about the request being served, copied into every record logged on its behalf: request_id, trace_id.
@@ -16,31 +19,84 @@ request_usage: ContextVar[dict[str, Any] | None] = ContextVar("request_usage", d
 # Tells the request's caller from others; "" where callers need not be told apart.
 request_caller: ContextVar[str] = ContextVar("request_caller", default="")
 
+Charge = Callable[[int], Awaitable[Callable[[int], Awaitable[None]]]]
+"""The most tokens that a generation can cost -> what is to be told, once, how many it did cost."""
+
+# Charges the request's caller for tokens before they are computed; None where nobody is charged.
+request_charge: ContextVar[Charge | None] = ContextVar("request_charge", default=None)
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 
+class FactsRecord(logging.LogRecord):
+    """A record whose facts stand together: ``extra`` of a logging call is copied one by one, and must be found again.
+
+    Args:
+        log: that is to handle it.
+        level: of the record.
+        message: as it is, nothing is put into it.
+        facts: what ``extra`` would be.
+    """
+
+    def __init__(self, log: logging.Logger, level: int, message: str, facts: dict[str, Any]) -> None:
+        super().__init__(log.name, level, "", 0, message, None, None)
+        self.facts = facts
+
+
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    if isinstance(record, FactsRecord):
+        extra = record.facts
+    else:
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     return (request_facts.get() or {}) | extra
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line; control characters are escaped, so a line cannot be forged."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._encode = json.JSONEncoder(default=str).encode
+        self._second, self._clock = -1, ""
+
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
-        seconds, fraction = divmod(record.created, 1)
-        line: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1e3):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_facts(record),
-        }
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        line = (
+            f'{{"time": "{self._clock}.{int((record.created - second) * 1e3):03d}Z", "level": "{record.levelname}"'
+            f', "logger": {encode_basestring_ascii(record.name)}'
+            f', "message": {encode_basestring_ascii(record.getMessage())}'
+        )
+        for name, value in _facts(record).items():
+            line += f", {encode_basestring_ascii(name)}: {self._json(value)}"
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+            line += f', "exception": {encode_basestring_ascii(self.formatException(record.exc_info))}'
+        return line + "}"
+
+    def _json(self, value: object) -> str:
+        """Without the encoder, which takes 4 us longer for a line, for what nearly all facts are."""
+        if isinstance(value, str):
+            return encode_basestring_ascii(value)
+        if value is None:
+            return "null"
+        if type(value) is int or (type(value) is float and isfinite(value)):
+            return repr(value)
+        return self._encode(value)
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """A StreamHandler that takes its lock once for a line, not thrice."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        try:
+            self.stream.write(self.format(record) + self.terminator)
+            self.stream.flush()
+        except Exception:
+            self.handleError(record)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -73,9 +129,12 @@ def setup_logging(style: str, level: str, stream: TextIO | None = None) -> None:
         level: least severe level to log.
         stream: standard error if left out.
     """
+    # What nothing here shows need not be found out for each record (the logging HOWTO's "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = stream or sys.stderr
     tty = stream.isatty()
-    handler = logging.StreamHandler(stream)
+    handler = _Lines(stream)
     console = style == "console" or (style == "auto" and tty)
     handler.setFormatter(ConsoleFormatter(colour=tty) if console else JsonFormatter())
     logging.root.handlers[:] = [handler]

@@ -60,6 +60,14 @@ class Metrics:
         self.failure = counter("request_failure", "Requests that were admitted and ended with an error.", "code")
         self.rejected = counter("request_rejected", "Requests that were not admitted.", "reason")
         self.restarts = counter("engine_restarts", "Engine threads that died and were replaced.")
+        text = "Requests that were answered with an error."
+        self.refusals = Counter("warmstart:edge_refusals", text, ("code",), registry=self._registry)
+        text = "Times that what clients used of their rate limits could not be looked up."
+        self.limits_away = Counter("warmstart:rate_limit_store_errors", text, registry=self._registry)
+        text = "Clients whose use this process remembers."
+        self.limited_clients = Gauge("warmstart:rate_limit_clients", text, registry=self._registry)
+        text = "Records that the audit log could not take, and failures to bring it to the disk."
+        self.audit_errors = Counter("warmstart:audit_errors", text, registry=self._registry)
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN)
         self.whole = histogram("e2e_request_latency_seconds", "Arrival to last token.", _WHOLE)
         self.queue = histogram("request_queue_time_seconds", "Arrival to the first step.", _FIRST_TOKEN)

@@ -11,6 +11,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from typing import overload
 
@@ -34,6 +35,23 @@ def unmap_network(network: Network) -> Network:
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         return IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96))
     return network
+
+
+@lru_cache(4096)
+def address_text(address: Address) -> str:
+    """An address as text. Those of late are remembered: making the text takes thrice as long as finding it."""
+    return str(address)
+
+
+def client_group(address: Address) -> str:
+    """Whose an address is, as text, for what is counted by client: an IPv4 address itself, an IPv6 address's /64.
+
+    A /64 is the least that one subscriber gets (RFC 6177 section 2), so within it addresses cost nothing.
+    """
+    address = unmap(address)
+    if isinstance(address, IPv4Address):
+        return address_text(address)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def parse_networks(entries: Iterable[str], *, strict: bool, name: str) -> tuple[Network, ...]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from runtime.errors import ServiceError
+from runtime.signatures import SignatureError
 
 _CONNECT_SECONDS = 10.0
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where one can listen, and where to find who does
+# where one can listen, and where to find who does
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 
 
 def default_url(host: str, port: int) -> str:
@@ -34,13 +36,15 @@ class Remote:
     Args:
         url: ``http://HOST:PORT``, https, or ``unix:PATH``.
         api_key: sent as a bearer token (RFC 6750 section 2.1).
+        sign: gives the header fields of a signature (``Signer.headers``).
     """
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, sign: Callable[..., dict[str, str]] | None = None) -> None:
         self.url = url
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._sign = sign
 
     def call(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
         """One answer.
@@ -100,11 +104,15 @@ class Remote:
         self, connection: http.client.HTTPConnection, method: str, path: str, payload: dict[str, Any] | None
     ) -> http.client.HTTPResponse:
         body = None if payload is None else json.dumps(payload)
-        prefix = "" if self.url.startswith("unix:") else urlsplit(self.url).path.rstrip("/")
+        parts = urlsplit("http://localhost" if self.url.startswith("unix:") else self.url)
+        target = parts.path.rstrip("/") + path
+        headers = self._headers
         try:
-            connection.request(method, prefix + path, body, self._headers)
+            if self._sign is not None:
+                headers = headers | self._sign(method, f"{parts.scheme}://{parts.netloc}{target}", body)
+            connection.request(method, target, body, headers)
             return connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, SignatureError) as error:
             raise ConnectionError(f"{self.url} did not answer: {error}") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +24,8 @@ PRIVATE_NETWORKS = parse_networks(
     strict=True,
     name="PRIVATE_NETWORKS",
 )
+
+_LEAST_SECRET = 32  # characters: as many bytes of entropy as the hash is wide, if they were drawn from all bytes
 
 _Networks = Annotated[tuple[Network, ...], NoDecode]
 _Strings = Annotated[tuple[str, ...], NoDecode]
@@ -142,6 +145,102 @@ class Settings(BaseSettings):
     )
     trust_unix_peers: bool = Field(False, description="Treat a unix-socket peer as a trusted proxy.")
     cors_origins: _Strings = Field((), description="Origins whose pages may call, or *; none by default.")
+    forwarded_origin: bool = Field(
+        False, description="Believe trusted proxies on scheme and host: X-Forwarded-Proto and -Host, or Forwarded."
+    )
+
+    # Keys and signatures
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="Keys' records, as warmstart keys create prints them; with none, nobody needs a key."
+    )
+    api_keys_file: Path | None = Field(None, description="File of more keys' records; read again when it changes.")
+    open_pages: bool = Field(
+        False, description="Let the page, the docs and their files be loaded without a key; what they call needs one."
+    )
+    auth_failures_per_minute: int = Field(
+        20, ge=2, le=1_000_000, description="Wrong keys and signatures of one address in any minute; then 429."
+    )
+    request_signing: Literal["off", "accepted", "required"] = Field(
+        "off", description="RFC 9421 signatures: off, accepted in place of an API key, or required of every request."
+    )
+    signing_window_seconds: int = Field(300, ge=1, le=86_400, description="How old a signature may be.")
+    signing_authority: str = Field(
+        "", max_length=255, description="Host and port that signatures must name, whatever the Host header says."
+    )
+    signing_nonces: Literal["memory", "redis"] = Field(
+        "memory", description="Where used nonces are remembered; redis where replicas share the traffic."
+    )
+
+    # How much
+    rate_limit_enabled: bool = Field(False, description="Limit each key, or each address where no key is asked for.")
+    rate_limit_requests_per_minute: int = Field(
+        120, ge=0, le=10_000_000, description="Requests of one client in any 60 seconds; 0 sets no limit."
+    )
+    rate_limit_tokens_per_minute: int = Field(
+        0, ge=0, le=10**9, description="Tokens, prompts and answers, of one client in any 60 seconds; 0 sets no limit."
+    )
+    rate_limit_burst: float = Field(
+        0.5,
+        gt=0,
+        le=0.95,
+        description="Share of a minute's limit that may be used at once; the rest is spread evenly over the minute.",
+    )
+    rate_limit_concurrency: int = Field(
+        0, ge=0, le=1_000_000, description="Requests of one client at the same time, in each process; 0 sets no limit."
+    )
+    rate_limit_store: Literal["memory", "redis"] = Field(
+        "memory", description="Where what clients used is counted; redis where replicas share the traffic."
+    )
+    rate_limit_clients: int = Field(
+        100_000,
+        ge=100,
+        le=100_000_000,
+        description="Clients remembered in memory; who was seen least recently goes first.",
+    )
+    rate_limit_fail: Literal["open", "closed"] = Field(
+        "open", description="When Redis is away: open lets everybody pass, closed answers 503."
+    )
+    rate_limit_legacy_headers: bool = Field(
+        False, description="Send X-RateLimit-Limit, -Remaining and -Reset beside the IETF draft's headers."
+    )
+
+    # What is recorded
+    audit_log: Path | None = Field(None, description="File to record every request in, hash-chained; none by default.")
+    audit_key: SecretStr = Field(
+        SecretStr(""), description="Secret of the audit log's chain and of its prompt hashes, 32 characters or more."
+    )
+    audit_max_bytes: int = Field(
+        104_857_600, ge=4096, le=2**40, description="Size at which the audit log goes on in a new file."
+    )
+    audit_required: bool = Field(False, description="Answer 503 while the audit log cannot be written.")
+
+    # The connection
+    tls_cert_file: Path | None = Field(
+        None, description="Certificate chain (PEM) to serve HTTPS with; read again when renewed."
+    )
+    tls_key_file: Path | None = Field(None, description="Its private key, if that is not in the same file.")
+    tls_client_ca_file: Path | None = Field(
+        None, description="Ask clients for a certificate that one of these authorities (PEM) has signed."
+    )
+    max_connections: int = Field(1024, ge=1, le=1_000_000, description="Open connections; more are closed at once.")
+    max_connections_per_address: int = Field(
+        256, ge=1, le=1_000_000, description="Of one peer, unless it is a trusted proxy; IPv6 peers are counted by /64."
+    )
+    keepalive_seconds: float = Field(
+        75, gt=0, le=3600, description="How long an idle connection stays open; longer than a proxy in front keeps it."
+    )
+    keepalive_requests: int = Field(
+        10_000, ge=1, le=10**9, description="Requests on one connection before it is closed."
+    )
+    max_header_bytes: int = Field(
+        8190, ge=512, le=1_048_576, description="Longest request line, and longest header field."
+    )
+    max_headers: int = Field(100, ge=8, le=10_000, description="Most header fields of a request.")
+    max_json_depth: int = Field(32, ge=4, le=500, description="Deepest nesting of a request's JSON.")
+    proxy_protocol: bool = Field(
+        False,
+        description="Expect the PROXY protocol (v1 or v2) in front of each connection, from trusted proxies only.",
+    )
 
     # What is told
     tracing: bool = Field(
@@ -159,6 +258,29 @@ class Settings(BaseSettings):
             raise ValueError(f"MAX_BATCH: {self.max_batch} is more than MAX_STEP_TOKENS ({self.max_step_tokens})")
         return self
 
+    @model_validator(mode="after")
+    def _edge_is_whole(self) -> Settings:
+        if self.request_signing != "off" and not self.needs_credentials:
+            raise ValueError(
+                "REQUEST_SIGNING: set API_KEYS_FILE or API_KEYS, which hold the keys that signatures are made with"
+            )
+        if self.audit_log is not None and len(self.audit_key.get_secret_value()) < _LEAST_SECRET:
+            raise ValueError(f"AUDIT_KEY: AUDIT_LOG needs a secret of {_LEAST_SECRET} characters or more")
+        if self.audit_required and self.audit_log is None:
+            raise ValueError("AUDIT_REQUIRED: set AUDIT_LOG, the file to write")
+        if self.tls_cert_file is None and (self.tls_key_file or self.tls_client_ca_file):
+            raise ValueError("TLS_CERT_FILE: TLS_KEY_FILE and TLS_CLIENT_CA_FILE are of use with it only")
+        if self.proxy_protocol and self.tls_cert_file is not None:
+            raise ValueError("PROXY_PROTOCOL: with TLS_CERT_FILE it would come inside TLS; let the proxy end TLS")
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError("PROXY_PROTOCOL: set TRUSTED_PROXIES, whose word it takes")
+        return self
+
+    @property
+    def needs_credentials(self) -> bool:
+        """Whether a request must show a key or a signature."""
+        return self.api_keys_file is not None or bool(self.api_keys.get_secret_value().strip())
+
     @field_validator("allowed_ips", "trusted_proxies", mode="before")
     @classmethod
     def _networks(cls, value: Any, field: ValidationInfo) -> Any:
@@ -169,6 +291,18 @@ class Settings(BaseSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return _split(value)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_shape(cls, value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
+        except ValueError:  # its message, and redis's, may hold a part of the password
+            good = False
+        if not good:
+            raise ValueError("not a URL such as redis://:PASSWORD@HOST:6379/0, special characters as %2F")
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -183,10 +317,25 @@ class Settings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("cache_dir", "adapters_dir")
+    @field_validator(
+        "cache_dir", "adapters_dir", "api_keys_file", "audit_log", "tls_cert_file", "tls_key_file", "tls_client_ca_file"
+    )
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else None
+
+    @field_validator(
+        "adapters_dir",
+        "api_keys_file",
+        "audit_log",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        mode="before",
+    )
+    @classmethod
+    def _no_path(cls, value: Any) -> Any:
+        return None if value == "" else value  # as compose files and .env files write "none"
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
@@ -205,7 +354,7 @@ class Settings(BaseSettings):
                 ": ".join(
                     filter(None, (".".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")))
                 )
-                + ("" if item["type"] == "value_error" else f" (got {item['input']!r})")
+                + ("" if item["type"] == "value_error" or _SECRETS & {*item["loc"]} else f" (got {item['input']!r})")
                 for item in error.errors()
             ]
             raise SettingsError("wrong settings\n  " + "\n  ".join(lines)) from None
@@ -218,6 +367,9 @@ class Settings(BaseSettings):
             shown = default.get_secret_value() if isinstance(default, SecretStr) else _show(default)
             rows.append((name.upper(), shown if value == default else _show(value), shown, field.description or ""))
         return rows
+
+
+_SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
 
 
 def _show(value: object) -> str:

@@ -3,30 +3,59 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from runtime.errors import InvalidRequest
 
+DEPTH = 100
+"""Of nesting, where no setting says otherwise: far below where Python's decoder runs out of stack."""
 
-def loads(data: bytes | str) -> Any:
+_DROPPED = bytes(set(range(256)) - set(b'[]{}"'))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
     """Decode one JSON text.
+
+    Args:
+        data: UTF-8 bytes, or text.
+        max_depth: of arrays and objects inside each other.
 
     Raises:
         InvalidRequest: it is not JSON, not UTF-8, nested too deep, or holds NaN, Infinity or an endless number, all of
             which Python's decoder would let pass or fail on in ways of its own.
     """
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, parse_constant=_refuse)
+        if isinstance(data, str):
+            text, data = data, data.encode("utf-8", "surrogatepass")
+        else:
+            text = data.decode("utf-8")
+        # Most texts have fewer brackets than they may have levels, and counting them costs next to nothing.
+        if data.count(b"[") + data.count(b"{") > max_depth and depth(data) > max_depth:
+            raise InvalidRequest(f"the body is nested deeper than {max_depth} levels (MAX_JSON_DEPTH)")
+        return _DECODER.decode(text)
     except UnicodeDecodeError:
         raise InvalidRequest("the body is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deep") from None
     except ValueError:  # int() refuses thousands of digits
         raise InvalidRequest("the body holds a number with too many digits") from None
 
 
+def depth(data: bytes) -> int:
+    """How deep a JSON text is nested; of what is no JSON, at least as deep as a decoder gets before it finds out.
+
+    Escaped backslashes go first, then escaped quotes, so that each quote left begins or ends a string; then every other
+    part between quotes is a string and dropped. All of it is a few calls over the whole text, at the speed of C.
+    """
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(data.translate(None, _DROPPED).split(b'"')[::2])
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
+
+
 def _refuse(constant: str) -> NoReturn:
     raise InvalidRequest(f"the body holds {constant}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # json.loads would make one per call, which costs as much as a text

@@ -267,3 +267,22 @@ class CacheStats:
     saved_tokens: int = 0
     saved_seconds: float = 0.0
     ttl_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, as its credential shows.
+
+    Args:
+        id: of the key; stable, harmless in logs.
+        name: for people.
+        scopes: the operations it may call; ``*`` stands for all that are not an admin's, ``admin`` for those.
+        requests_per_minute: its own limit; None for everybody's, 0 for none.
+        tokens_per_minute: likewise.
+    """
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None

@@ -253,9 +253,9 @@ async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterat
     from middleware.receiving import DeadlineRunner
 
     loaded = Settings.load(**settings)
-    runner = DeadlineRunner(
+    runner = DeadlineRunner.of(
         create_app(loaded, ctx or fake_context()),
-        header_timeout=loaded.header_timeout_seconds,
+        loaded,
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=0.1,

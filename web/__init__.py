@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler
 
 _HERE = Path(__file__).parent
@@ -48,38 +49,46 @@ _TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
 }
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
-def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> None:
+def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> set[Handler]:
     """Add ``/``, ``/openapi.json``, ``/docs``, ``/redoc`` and their files, each file as a route of its own.
 
     Args:
         app: where the routes go.
         describe: makes the OpenAPI document, which takes a tenth of a second: called when it is first asked for.
+
+    Returns:
+        Their handlers.
     """
+    handlers = set[Handler]()
+
+    def add(path: str, handler: Handler) -> None:
+        app.router.add_get(path, handler)
+        handlers.add(handler)
 
     def document() -> bytes:
         return json.dumps(describe(), ensure_ascii=False, separators=(",", ":")).encode()
 
-    app.router.add_get("/openapi.json", _text(document, ".json", {}))
+    add("/openapi.json", _text(document, ".json", {}))
     assets = _assets()
     for path, (file, digest) in assets.items():
-        app.router.add_get(f"/static/{path}", _file(file, digest))
+        add(f"/static/{path}", _file(file, digest))
     # Modules name each other by bare file names, so their version is in the folder that they all are in.
     modules = {path.name: path for path in sorted(_PAGE.iterdir()) if path.suffix in (".js", ".css")}
     version = _digest(b"".join(name.encode() + path.read_bytes() for name, path in modules.items()))
     for name, module in modules.items():
-        app.router.add_get(f"/static/page-{version}/{name}", _file(module, None))
+        add(f"/static/page-{version}/{name}", _file(module, None))
     for page, policy in _POLICIES.items():
         html = (_HERE / f"{page}.html").read_text(encoding="utf-8").replace('"static/page/', f'"static/page-{version}/')
         for path, (_, digest) in assets.items():
             html = html.replace(f'"static/{path}"', f'"static/{path}?v={digest}"')
         headers = {
             "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Opener-Policy": "same-origin",
         }
-        app.router.add_get("/" + page.removeprefix("page/index"), _text(html.encode, ".html", headers))
+        add("/" + page.removeprefix("page/index"), _text(html.encode, ".html", headers))
+    return handlers
 
 
 def _assets() -> dict[str, tuple[Path, str]]:
@@ -108,7 +117,7 @@ def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Ha
 
     async def handler(request: web.Request) -> web.Response:
         body, etag = await asyncio.to_thread(made)
-        sent = headers | _NOSNIFF | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
+        sent = headers | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
             return web.Response(status=304, headers=sent)
         return web.Response(body=body, headers=sent | {"Content-Type": _TYPES[suffix]})
@@ -123,11 +132,37 @@ def _file(path: Path, digest: str | None) -> Handler:
         path: the file.
         digest: what the address says of the content (``?v=``); None if the address could be no other content's.
     """
-    headers = _NOSNIFF | {"Content-Type": _TYPES.get(path.suffix, "text/plain; charset=utf-8")}
+    headers = {"Content-Type": _TYPES.get(path.suffix, "text/plain; charset=utf-8")}
 
     async def handler(request: web.Request) -> web.FileResponse:
         fresh = digest is None or request.query.get("v") == digest
         caching = "public, max-age=31536000, immutable" if fresh else "no-cache"
-        return web.FileResponse(path, headers=headers | {"Cache-Control": caching})
+        return BoundedFile(path, headers=headers | {"Cache-Control": caching})
 
     return handler
+
+
+class BoundedFile(web.FileResponse):
+    """A file whose sending has an end: the kernel sends it, past the buffers that ``middleware/receiving.py`` watches.
+
+    Args:
+        seconds: until the connection is cut; for the largest file here the default is some 5 kB a second.
+    """
+
+    def __init__(self, path: Path, *, seconds: float = 300, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self._seconds = seconds
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """See ``web.StreamResponse``.
+
+        Raises:
+            ConnectionError: the time is up, or the client has gone.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await super().prepare(request)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the client did not take the file in time") from None

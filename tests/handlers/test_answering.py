@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers import chat, complete, generate
-from handlers.context import Context
+from handlers.context import Context, Settle, free
 from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
-from runtime.errors import InvalidRequest, TooManyRequests
+from runtime.errors import InvalidRequest, RateLimited, TooManyRequests
 from runtime.types import ModelInfo
 from tests.fakes import INFO, FakeEngine, caching, fake_context, until
 
@@ -313,6 +313,36 @@ async def test_together(operation: Any, payload: dict[str, Any]) -> None:
     assert statuses == ["miss", *["shared"] * 4]
     assert len({str(_less(answer)) for answer in answers[:5]}) == 1
     assert (len(engine.jobs), engine.open_streams, ctx.models.leases) == (1, 0, 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
+async def test_one_who_cannot_pay_does_not_keep_others_from_it(operation: Any, payload: dict[str, Any]) -> None:
+    """Who joined a request that its caller then could not pay for gets the answer, and pays for it."""
+    engine, paying = FakeEngine(), asyncio.Event()
+    bills: list[str] = []
+
+    def caller(name: str, means: bool) -> Context:
+        async def charge(most: int) -> Settle:
+            bills.append(name)
+            await paying.wait()
+            if not means:
+                raise RateLimited("planted")
+            return await free(most)
+
+        return replace(ctx, charge=charge)
+
+    ctx = caching(fake_context(engine), per_caller=False)
+    calls = []
+    for name, means in (("poor", False), ("also poor", False), ("rich", True)):
+        calls.append(asyncio.create_task(operation.handle(payload, caller(name, means))))
+        await asyncio.sleep(0.01)
+    assert bills == ["poor"]
+    paying.set()
+    *refused, answer = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error) for error in refused] == [RateLimited, RateLimited]
+    assert isinstance(answer, dict)
+    assert sorted(bills) == ["also poor", "poor", "rich"]
+    assert len(engine.jobs) == 1
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)

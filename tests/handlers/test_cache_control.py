@@ -35,6 +35,9 @@ CASES: list[tuple[str | None, CacheControl]] = [
     ('x="a, no-store", no-cache', CacheControl(reuse=False)),
     (r'x="a\", no-store", no-cache', CacheControl(reuse=False)),
     ('"no-store"', CacheControl()),
+    ('no-cache, x="a, no-store', CacheControl(reuse=False)),
+    ('max-age="10, no-store', CacheControl(max_age=0)),
+    ('no-cache, "no-store\\', CacheControl(reuse=False)),
     ("not-no-store, no-storehouse", CacheControl()),
     ("no-store=1", CacheControl(store=False)),
 ]

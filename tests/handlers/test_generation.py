@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -20,11 +21,20 @@ from handlers.generation import (
     check_sequences,
     encode_all,
     generating,
+    paid,
     room,
     sampling_params,
 )
 from handlers.schemas.requests import ChatRequest, GenerateRequest, TextPart
-from runtime.errors import ContextLengthExceeded, InvalidRequest, ModelLoading, ModelNotFound, TooManyRequests
+from runtime.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelLoading,
+    ModelNotFound,
+    RateLimited,
+    ServiceError,
+    TooManyRequests,
+)
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import FakeEngine, fake_context, until, usage
 
@@ -376,6 +386,60 @@ async def test_context_bounds_the_answer(operation: Any, payload: dict[str, Any]
     answer = await operation.handle(payload, fake_context(engine))
     assert engine.jobs[0][0].params.max_new_tokens == 2
     assert answer["usage"]["completion_tokens"] == 2
+
+
+@dataclass
+class Bill:
+    """A caller's account: what was held, and what was settled."""
+
+    held: list[int] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+
+    async def charge(self, most: int) -> Callable[[int], Awaitable[None]]:
+        self.held.append(most)
+
+        async def settle(used: int) -> None:
+            self.settled.append(used)
+
+        return settle
+
+
+@pytest.mark.parametrize(
+    ("engine", "reads", "used"),
+    [
+        (FakeEngine(), 100, 5 + 2 * 3),
+        (FakeEngine(), 4, 5 + 4),
+        (FakeEngine(), 0, 0),
+        (FakeEngine(fail_after=0), 100, 0),
+        (FakeEngine(fail_after=2), 100, 5 + 2),
+        (FakeEngine(fail_after=2, failure=RuntimeError("planted")), 100, 5 + 2),
+    ],
+    ids=["to the end", "a few", "never", "refused", "error", "bug"],
+)
+async def test_a_stream_is_settled_once(engine: FakeEngine, reads: int, used: int) -> None:
+    """However far it was read and however it ended: prompts and tokens, or nothing if none came."""
+    bill = Bill()
+    plan = Plan(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
+    stream = await paid(plan, replace(fake_context(), charge=bill.charge))
+    assert (bill.held, bill.settled, engine.jobs) == ([5 + 2 * 10], [], [])
+    with suppress(ServiceError, RuntimeError, StopAsyncIteration):
+        for _ in range(reads):
+            await anext(stream)
+    await stream.aclose()
+    assert bill.settled == [used]
+    assert engine.open_streams == 0
+
+
+async def test_who_cannot_pay_gets_nothing_started() -> None:
+    """A refused charge is raised as it is, and the engine is not asked."""
+
+    async def refuse(most: int) -> Callable[[int], Awaitable[None]]:
+        raise RateLimited("planted")
+
+    engine = FakeEngine()
+    with pytest.raises(RateLimited, match="planted"):
+        await paid(_plan(engine), replace(fake_context(), charge=refuse))
+    assert engine.jobs == []
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)

@@ -524,7 +524,7 @@ def test_peer_of(peername: object, family: int | None, expected: str | None) -> 
 
 def test_a_connection_that_is_gone_has_no_peer() -> None:
     """No transport, no peer: denied rather than local."""
-    request = Mock(spec=web.Request, transport=None)
+    request = Mock(spec=web.Request, transport=None, get={}.get)
     with pytest.raises(ClientAddressDenied):
         peer_of(request)
 

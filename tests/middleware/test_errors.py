@@ -28,6 +28,12 @@ def _all_errors(cls: type[ServiceError] = ServiceError) -> list[type[ServiceErro
     return [cls, *(found for sub in cls.__subclasses__() for found in _all_errors(sub))]
 
 
+def _raised(error: type[ServiceError], param: str | None) -> ServiceError:
+    raised = error("what to do")
+    raised.param = param
+    return raised
+
+
 def _app(failure: BaseException | None, *, size: int = 1000) -> web.Application:
     async def handler(request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -58,7 +64,7 @@ def test_problem_paths(path: str) -> None:
 @pytest.mark.parametrize("param", [None, "messages.0.role"])
 async def test_problem(aiohttp_client: Client, error: type[ServiceError], param: str | None) -> None:
     """RFC 9457: title, status, detail, and our code and param; the HTTP status is the error's."""
-    http = await aiohttp_client(_app(error("what to do", param=param)))
+    http = await aiohttp_client(_app(_raised(error, param)))
     response = await http.post("/generate")
     assert response.status == error.status
     assert response.content_type == "application/problem+json"
@@ -70,7 +76,7 @@ async def test_problem(aiohttp_client: Client, error: type[ServiceError], param:
 @pytest.mark.parametrize("param", [None, "messages.0.role"])
 async def test_openai(aiohttp_client: Client, error: type[ServiceError], param: str | None) -> None:
     """OpenAI's object: message, type, param and code, all four always; the HTTP status is the error's."""
-    http = await aiohttp_client(_app(error("what to do", param=param)))
+    http = await aiohttp_client(_app(_raised(error, param)))
     response = await http.post("/v1/chat/completions")
     assert response.status == error.status
     assert response.content_type == "application/json"
@@ -84,6 +90,16 @@ async def test_openai(aiohttp_client: Client, error: type[ServiceError], param: 
     assert await response.json() == {
         "error": {"message": "what to do", "type": kind, "param": param, "code": error.code}
     }
+
+
+@pytest.mark.parametrize("error", _all_errors(), ids=lambda error: error.__name__)
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+async def test_challenge(aiohttp_client: Client, error: type[ServiceError], path: str) -> None:
+    """401 says which credential would help (RFC 9110 section 15.5.2); 403 only where another one would."""
+    http = await aiohttp_client(_app(error("what to do")))
+    challenge = (await http.post(path)).headers.get("WWW-Authenticate")
+    credentials = error.status == 401 or error is errors.InsufficientScope
+    assert challenge == ("Bearer" if credentials else None)
 
 
 def test_codes_are_unique() -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 import middleware
+from middleware.access import Access
 from middleware.access_log import access_log_middleware
 from middleware.client_ip import CLIENT_IP
 from middleware.errors import errors_middleware
@@ -24,7 +25,7 @@ Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Appli
 
 def _app(**settings: Any) -> web.Application:
     app = web.Application(client_max_size=1000)
-    middleware.install(app, Settings.load(**settings))
+    middleware.install(app, Settings.load(**settings), Access())
 
     async def handler(request: web.Request) -> web.Response:
         assert request[REQUEST_ID]
@@ -42,7 +43,7 @@ def test_order() -> None:
     app = _app()
     first, second, third, *gates = list(app.middlewares)
     assert (first, second, third) == (request_id_middleware, access_log_middleware, errors_middleware)
-    assert [gate.__name__ for gate in gates] == ["client_ip", "ip_allowlist", "body_deadline"]  # type: ignore[union-attr]
+    assert [gate.__name__ for gate in gates] == ["client_ip", "forwarded", "ip_allowlist", "body_deadline"]  # type: ignore[union-attr]
 
 
 async def test_allowed_client(aiohttp_client: Client) -> None:
@@ -121,4 +122,4 @@ async def test_every_answer_is_logged(aiohttp_client: Client, caplog: pytest.Log
     await http.get("/", headers={"X-Forwarded-For": "8.8.8.8"})
     await http.post("/", data=b"x" * 2000)
     records = [record for record in caplog.records if record.name == "warmstart.access"]
-    assert [record.status for record in records] == [200, 404, 403, 413]  # type: ignore[attr-defined]
+    assert [record.facts["status"] for record in records] == [200, 404, 403, 413]  # type: ignore[attr-defined]

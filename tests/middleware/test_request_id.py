@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from hypothesis import given as any_of
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from middleware.request_id import parse_traceparent, request_id_middleware, set_request_id_header
 from runtime.logging import JsonFormatter, request_facts
@@ -160,3 +163,27 @@ async def test_log_lines_carry_it(aiohttp_client: Client, lines: Callable[[], li
 def test_traceparent(value: str, valid: bool) -> None:
     """W3C Trace Context section 3.2: a value that is not valid is ignored as if it were not there."""
     assert parse_traceparent(value) == ((TRACE, PARENT) if valid else None)
+
+
+FIELDS = ["00", "01", "ff", "0A", "", TRACE, TRACE.upper(), "0" * 32, PARENT, PARENT[1:], "0" * 16, "g" * 16]
+TRACEPARENTS = st.text(max_size=60) | st.lists(st.sampled_from(FIELDS), max_size=6).map("-".join)
+
+
+@settings(max_examples=10_000, deadline=None)
+@any_of(TRACEPARENTS)
+def test_any_traceparent(value: str) -> None:
+    """Any text is no trace, or one that reads field by field as the recommendation has it."""
+    found = parse_traceparent(value)
+    version, *fields = value.split("-")
+    lower = [re.fullmatch("[0-9a-f]+", field) is not None for field in (version, *fields[:3])]
+    valid = (
+        len(fields) >= 3
+        and all(lower)
+        and [len(version), *map(len, fields[:3])] == [2, 32, 16, 2]
+        and version != "ff"
+        and set(fields[0]) != {"0"}
+        and set(fields[1]) != {"0"}
+        and (version != "00" or len(fields) == 3)
+        and "\n" not in value
+    )
+    assert found == ((fields[0], fields[1]) if valid else None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.logging import request_facts, setup_logging
+from runtime.logging import FactsRecord, request_facts, setup_logging
 
 
 class Terminal(io.StringIO):
@@ -46,6 +46,26 @@ def test_json_lines_carry_the_request_and_the_facts() -> None:
     assert first["time"].endswith("Z")
     assert "request_id" not in second
     assert "ValueError: inner" in second["exception"]
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_facts_that_stand_together(style: str) -> None:
+    """They are shown as ``extra`` is, whatever they are, and so is what they belong to."""
+    facts = {"a": 'x"\r\n\ud800', "b": 1, "c": 1.25, "d": None, "e": True, "f": [1, {"g": "h"}], "i\n": float("inf")}
+    stream = io.StringIO()
+    setup_logging(style, "INFO", stream)
+    log = logging.getLogger("test")
+    token = request_facts.set({"request_id": "r1"})
+    log.handle(FactsRecord(log, logging.INFO, "100%\n", facts))
+    log.info("100%%\n%s", "", extra=facts)
+    request_facts.reset(token)
+    together, apart = stream.getvalue().splitlines()
+    if style == "json":
+        found = json.loads(together)
+        assert found.pop("time")
+        assert found == {"level": "INFO", "logger": "test", "message": "100%\n", "request_id": "r1", **facts}
+    clock = len("2023-11-14T22:13:20.000Z") + len('{"time": "')
+    assert together[clock:] == apart[clock:]
 
 
 def test_console_lines_cannot_be_forged() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import networks
-from runtime.networks import Address, Network, NetworkSet, parse_networks, unmap, unmap_network
+from runtime.networks import Address, Network, NetworkSet, client_group, parse_networks, unmap, unmap_network
 
 
 @pytest.mark.parametrize(
@@ -215,3 +215,20 @@ def test_lookup_is_one_bisection_whatever_the_size(monkeypatch: pytest.MonkeyPat
     assert ip_address(99_999 << 12) in found
     assert ip_address((99_999 << 12) + 256) not in found
     assert calls == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_client_group(address: str, group: str) -> None:
+    """Who has one IPv6 address has its whole /64; an IPv4 address, mapped or not, is one client."""
+    assert client_group(ip_address(address)) == group

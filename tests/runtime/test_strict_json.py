@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest
-from runtime.strict_json import loads
+from runtime.strict_json import depth, loads
 
 
 def test_good_json_passes() -> None:
@@ -25,8 +30,9 @@ def test_good_json_passes() -> None:
         (b"[-Infinity]", "-Infinity"),
         (b'{"a": "\xff"}', "UTF-8"),
         (b"\xef\xbb\xbf{}", "not JSON"),
-        (b"[" * 200_000, "too deep"),
-        (b'{"a":' * 200_000, "too deep"),
+        (b"[" * 200_000, "deeper than 100 levels"),
+        (b'{"a":' * 200_000, "deeper than 100 levels"),
+        (b"[" * 200_000 + b'"', "deeper than 100 levels"),
         (b"1" * 10_000, "digits"),
         (b'"\x00"', "not JSON"),
     ],
@@ -36,3 +42,78 @@ def test_bad_json_is_an_invalid_request(data: bytes, said: str) -> None:
     """Each fault is named; nothing else is ever raised."""
     with pytest.raises(InvalidRequest, match=said):
         loads(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("1", 0),
+        ("[]", 1),
+        ("[[], []]", 2),
+        ('{"a": [{}]}', 3),
+        ('["[[[["]', 1),
+        (r'["\"[[[["]', 1),
+        (r'["\\", [[]]]', 3),
+        (r'["\\\"[[", [[]]]', 3),
+        (r'["\n\"[[", "\u005b", [[]]]', 3),
+        (r'{"[": "]", "{\"": [[]]}', 3),
+    ],
+)
+def test_depth(text: str, levels: int) -> None:
+    """Brackets in strings are none, however quotes and backslashes are escaped."""
+    assert depth(text.encode()) == levels
+    json.loads(text)
+
+
+@pytest.mark.parametrize("limit", [4, 32, 500])
+def test_the_limit(limit: int) -> None:
+    """As deep as allowed is decoded, one level more is not; wide is not deep."""
+    assert loads(b"[" * limit + b"]" * limit, limit) is not None
+    assert loads(b"[" + b"[]," * 10_000 + b"{}]", limit) is not None
+    with pytest.raises(InvalidRequest, match=f"{limit} levels"):
+        loads("[" * (limit + 1) + "]" * (limit + 1), limit)
+
+
+def test_a_lone_surrogate_is_not_utf_8() -> None:
+    """Text that could not have come as bytes is still only an invalid request or a value."""
+    assert loads('"\ud800"') == "\ud800"
+
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text('[]{}"\\a'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('[]{}"\\a'), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def measured(value: Any) -> int:
+    """The depth of a decoded value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(measured, inner), default=0)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(VALUES, st.booleans(), st.integers(0, 6))
+def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
+    """Every JSON value comes back as it was, unless it is too deep, which is counted right."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    assert depth(text.encode()) == measured(value)
+    if measured(value) > limit:
+        with pytest.raises(InvalidRequest, match="levels"):
+            loads(text.encode(), limit)
+    else:
+        assert loads(text.encode(), limit) == json.loads(text)
+
+
+PIECES = st.text('[]{}",:\\1eé ', max_size=40)
+
+
+@settings(max_examples=10_000, deadline=None)
+@given(PIECES.map(str.encode) | st.binary(max_size=60))
+def test_any_bytes(data: bytes) -> None:
+    """Whatever comes is decoded as Python's own decoder does it, or is an InvalidRequest."""
+    try:
+        found = loads(data)
+    except InvalidRequest:
+        return
+    assert found == json.loads(data)

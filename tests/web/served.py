@@ -56,19 +56,20 @@ class Served:
 
 
 @contextmanager
-def served(ctx: Context, prefix: str = "") -> Iterator[Served]:
+def served(ctx: Context, prefix: str = "", **settings: Any) -> Iterator[Served]:
     """The real application on a fake context.
 
     Args:
         ctx: the context.
         prefix: a path below which the same is served once more, by an application that knows nothing of it.
+        settings: more than the defaults.
     """
 
     def make() -> web.Application:
-        settings = Settings.load(allowed_ips="127.0.0.0/8")
-        app = create_app(settings, ctx=ctx)
+        told = Settings.load(allowed_ips="127.0.0.0/8", **settings)
+        app = create_app(told, ctx=ctx)
         if prefix:
-            app.add_subapp(prefix, create_app(settings, ctx=ctx))
+            app.add_subapp(prefix, create_app(told, ctx=ctx))
         return app
 
     found = Served(make)

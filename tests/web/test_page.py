@@ -11,6 +11,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from runtime.errors import ModelLoading, TooManyRequests
+from runtime.key_records import Record, digest, new_key
+from runtime.types import Caller
 from tests.fakes import INFO, FakeEngine, FakeModels, fake_context
 from tests.web.conftest import Visit
 from tests.web.served import Served, served
@@ -246,6 +248,24 @@ def test_the_key_is_kept_for_the_tab_only(visit: Visit, chat: Page) -> None:
     chat.get_by_role("button", name="API key").click()
     chat.get_by_role("button", name="Forget it").click()
     assert chat.evaluate("sessionStorage.length") == 0
+
+
+def test_a_service_that_asks_for_keys(visit: Visit, models: FakeModels) -> None:
+    """With OPEN_PAGES the page comes without a key and asks for one; with it, everything it shows is there."""
+    key = new_key()
+    record = Record(Caller("k_page", "page", frozenset({"*"})), 0, None, digest(key))
+    with served(replace(fake_context(), models=models), api_keys=record.line(), open_pages=True) as service:
+        page = visit.go(f"{service.url}/#/chat")
+        send(page, "Hello")
+        expect(page.locator("[role=alert]").first).to_contain_text("Set the API key with the button at the top.")
+        page.get_by_role("button", name="API key").click()
+        page.get_by_label("Key", exact=True).fill(key)
+        page.keyboard.press("Enter")
+        send(page, "Hello again")
+        expect(page.locator(".turn .markdown").last).to_have_text("One two three four.")
+        page.goto(f"{service.url}/#/models")
+        expect(page.get_by_role("heading", name="fake")).to_be_visible()
+    forgive(visit, 401)
 
 
 def test_a_full_queue_is_waited_for(visit: Visit, chat: Page, engine: FakeEngine) -> None:

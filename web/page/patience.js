@@ -56,14 +56,15 @@ const ADVICE = {
   context_length_exceeded: "Shorten the text, start a new chat, or ask for fewer tokens.",
   draining: "The service is shutting down. Try again when it is back.",
   client_address_denied: "Ask whoever runs the service to let your address in (ALLOWED_IPS).",
+  insufficient_scope: "The button at the top takes another API key.",
+  rate_limited: "Your share for the moment is used up. Try again in a while.",
+  exceeds_rate_limit: "Shorten the text, or ask for fewer tokens.",
   deadline_exceeded: "Ask for fewer tokens, or try again when less is going on.",
 };
 
 /** What a person can do about an error. @param {ApiError} error @returns {string} "" if the message says it all */
 export function advice(error) {
-  if ([401, 403].includes(error.status) && error.code !== "client_address_denied") {
-    return "Set the API key with the button at the top.";
-  }
+  if (error.status === 401) return "Set the API key with the button at the top.";
   return ADVICE[error.code] ?? (error.status >= 500 ? "Try again; if it stays, the service's log says more." : "");
 }
 

@@ -1,0 +1,75 @@
+"""What the edge has found out about a request, and which routes ask for a credential.
+
+Middlewares do not know each other; what one tells those behind it stands on the request, under the names below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from runtime.errors import InsufficientScope
+from runtime.types import Caller
+
+CALLER: Final = web.RequestKey[Caller]("caller")
+"""Who sent it; absent where no credential was asked for or shown."""
+
+REASON: Final = web.RequestKey[str]("reason")
+"""The code of the error that it was answered with."""
+
+CLIENT_CERTIFICATE: Final = web.RequestKey[str]("client_certificate")
+"""The subject of the client's certificate (RFC 4514), where TLS_CLIENT_CA_FILE asks for one."""
+
+ALL, ADMIN = "*", "admin"
+
+
+@dataclass(slots=True)
+class Access:
+    """Which handlers need what. Filled while routes are added, read by the route that matched, never by the path.
+
+    Args:
+        operations: handler -> name of its operation.
+        open: handlers that answer without any credential.
+        admin: operations that need the scope ``admin``.
+        scopes: all that a key may have.
+    """
+
+    operations: dict[Handler, str] = field(default_factory=dict)
+    open: set[Handler] = field(default_factory=set)
+    admin: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+
+    def operation(self, request: web.Request) -> str | None:
+        """The operation that the request is for; None for what is none, such as a path that does not exist."""
+        return self.operations.get(request.match_info.handler)
+
+    def is_open(self, request: web.Request) -> bool:
+        """Whether it needs no credential: probes, and CORS preflights, which browsers send without one."""
+        handler = request.match_info.handler
+        if handler in self.open:
+            return True
+        preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        return preflight and request.match_info.http_exception is None
+
+    def check(self, request: web.Request, caller: Caller, challenge: Callable[[str], str]) -> None:
+        """Refuse a caller whose scopes do not hold the request's operation.
+
+        Args:
+            challenge: the scope that is missing -> what ``WWW-Authenticate`` says.
+
+        Raises:
+            InsufficientScope: names the scope that is missing.
+        """
+        operation = self.operation(request)
+        if operation is None:  # what is no operation holds nothing: any caller may see that it is not there
+            return
+        needed = ADMIN if operation in self.admin else operation
+        if needed in caller.scopes or (needed != ADMIN and ALL in caller.scopes):
+            return
+        raise InsufficientScope(
+            f"this key's scopes do not include {needed!r}, which {operation} needs", challenge=challenge(needed)
+        )

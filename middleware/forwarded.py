@@ -1,0 +1,170 @@
+"""Under which scheme and authority did the client call? The one place that decides it.
+
+* The authority is the ``Host`` header (RFC 9112 section 3.2), which must be there once and be a host with or without a
+  port. Only HTTP/1.0 may leave it out; the authority is then "".
+* With FORWARDED_ORIGIN, and from a trusted peer only, ``X-Forwarded-Proto`` and ``X-Forwarded-Host`` go before it, or
+  ``proto`` and ``host`` of ``Forwarded`` (RFC 7239 sections 5.3 and 5.4) where CLIENT_IP_HEADER says ``forwarded``.
+  From anybody else they are not read. Of several values the rightmost counts, because the peer wrote it; what stands
+  left of it may be a client's. So a proxy behind another must pass the outer one's values on, or set them itself.
+* What must be read and is no such thing is refused with 400, never skipped: the next best guess could be a forged one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import Final, NamedTuple
+
+from aiohttp import HttpVersion10, hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from multidict import istr
+
+from middleware.client_ip import Headers, Source, peer_of
+from runtime.errors import InvalidRequest
+from runtime.networks import Network, NetworkSet, unmap
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?")
+_PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
+_SCHEMES = ("http", "https")
+_PEERS = 1024  # whose standing is remembered
+_HOSTS = 1024  # that are remembered as good ones
+_MAX_FORWARDED = 8192  # characters of Forwarded that are read
+# One parameter of a Forwarded element, and the separator after it, as in client_ip.
+_PAIR = re.compile(
+    r"""[ \t]*(?:
+          (?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)
+          =(?: (?P<token>[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+) | "(?P<quoted>[^"\\\x00-\x1f\x7f]*)" )
+          [ \t]*
+        )?(?P<separator>[,;]|\Z)""",
+    re.VERBOSE,
+)
+
+
+class Origin(NamedTuple):
+    """Where the client sent its request.
+
+    Args:
+        scheme: ``http`` or ``https``.
+        authority: host and port as the client named them, in lower case.
+    """
+
+    scheme: str
+    authority: str
+
+
+ORIGIN: Final = web.RequestKey[Origin]("origin")
+
+
+def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:
+    """The scheme and the authority that the client used, by the rules at the top of this file.
+
+    Args:
+        peer_trusted: whether the peer is believed on them.
+        scheme: of the connection.
+        host: the Host header, as ``host_of`` gives it.
+        headers: the request's.
+        source: the header that proxies name the client in.
+
+    Raises:
+        InvalidRequest: names the header at fault.
+    """
+    authority = _authority(host, "Host") if host else ""
+    if not peer_trusted:
+        return Origin(scheme, authority)
+    names = ("Forwarded", "Forwarded") if source == "forwarded" else (_PROTO, _FORWARDED_HOST)
+    if source == "forwarded":
+        told, named = _last_element(headers.getall("Forwarded", []))
+    else:
+        told, named = _last(headers.getall(_PROTO, [])), _last(headers.getall(_FORWARDED_HOST, []))
+    if told is not None:
+        scheme = told.lower()
+        if scheme not in _SCHEMES:
+            raise InvalidRequest(f"{names[0]}: the scheme must be http or https")
+    return Origin(scheme, authority if named is None else _authority(named, names[1]))
+
+
+def host_of(lines: Sequence[str], *, required: bool) -> str:
+    """The one Host header; "" where it may be missing and is.
+
+    Raises:
+        InvalidRequest: there are several, or an empty one, or none where one is required.
+    """
+    if len(lines) == 1 and lines[0]:
+        return lines[0]
+    if lines or required:
+        raise InvalidRequest("Host: a request has exactly one, which names a host (RFC 9112 section 3.2)")
+    return ""
+
+
+@lru_cache(_HOSTS)
+def _authority(text: str, name: str) -> str:
+    """A host and port in lower case, without the colon of an empty port."""
+    match = _HOST.fullmatch(text)
+    if match is None or int(match["port"] or 0) > 65_535:
+        raise InvalidRequest(f"{name}: this is not a host with or without a port")
+    if match["v6"] is not None:
+        try:
+            IPv6Address(match["v6"])
+        except ValueError:
+            raise InvalidRequest(f"{name}: this is not an IPv6 address") from None
+    return text.lower().removesuffix(":")
+
+
+def _last(lines: Sequence[str]) -> str | None:
+    """The rightmost value of a list; None if there is no line, or a blank one alone (as client_ip has it)."""
+    if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
+        return None
+    return lines[-1].rpartition(",")[2].strip(" \t")
+
+
+def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
+    """``proto`` and ``host`` of the rightmost element. Whether a comma is quoted is only known from the line's left."""
+    found: dict[str, str] = {}
+    if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
+        return None, None
+    line = lines[-1]
+    position, separator = 0, ","
+    while separator:
+        pair = _PAIR.match(line, position) if len(line) <= _MAX_FORWARDED else None
+        if pair is None:
+            raise InvalidRequest("Forwarded: this is malformed (RFC 7239 section 4)")
+        if separator == ",":
+            found = {}
+        if pair["name"]:
+            name = pair["name"].lower()
+            if name in found:
+                raise InvalidRequest("Forwarded: a parameter stands twice in one element")
+            found[name] = pair["token"] or pair["quoted"]
+        position, separator = pair.end(), pair["separator"]
+    return found.get("proto"), found.get("host")
+
+
+def forwarded_middleware(
+    trusted: Sequence[Network], source: Source, trust_unix: bool = False, *, enabled: bool = False
+) -> Middleware:
+    """Middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It comes after client_ip.
+
+    Args:
+        trusted: the proxies that are believed.
+        source: see ``origin``.
+        trust_unix: believe a unix-socket peer.
+        enabled: believe anybody at all.
+    """
+    known = NetworkSet(trusted)
+
+    @lru_cache(_PEERS)
+    def believed(peer: str | None) -> bool:
+        return unmap(ip_address(peer.partition("%")[0])) in known if peer else trust_unix
+
+    @web.middleware
+    async def forwarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers = request.headers
+        lines = headers.getall(hdrs.HOST, [])
+        one = len(lines) == 1 and lines[0]  # as nearly always
+        host = one or host_of(lines, required=request.version != HttpVersion10)
+        request[ORIGIN] = origin(enabled and believed(peer_of(request)), request.scheme, host, headers, source)
+        return await handler(request)
+
+    return forwarded

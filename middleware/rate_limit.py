@@ -1,0 +1,213 @@
+"""Limits how much each client may use: requests and tokens in any minute, and requests at the same time.
+
+A client is its key, or where no key is asked for its address (an IPv6 address stands for its /64). A request is charged
+when it comes. Tokens are charged by whoever computes: the most that a generation can cost is held before it starts, and
+what it did cost is charged in place of that when it ends, however it ends.
+
+Answers tell how much is left, as draft-ietf-httpapi-ratelimit-headers-10 says (sections 3 and 4); RFC 6585 section 4
+has 429, and RFC 9110 section 10.2.3 ``Retry-After``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from multidict import istr
+
+from middleware.access import CALLER, Access
+from middleware.client_ip import CLIENT_IP
+from runtime.errors import ExceedsRateLimit, RateLimited, RateLimitUnavailable
+from runtime.logging import Charge, request_charge
+from runtime.networks import client_group
+from runtime.rate_limits import Decision, Limits, LimitsAway, Quota
+from runtime.settings import Settings
+from runtime.types import Caller
+
+_log = logging.getLogger("warmstart.edge")
+
+_SHOWN: Final = istr("RateLimit")
+_SHOWN_POLICY: Final = istr("RateLimit-Policy")
+_LEGACY_LIMIT: Final = istr("X-RateLimit-Limit")
+_LEGACY_REMAINING: Final = istr("X-RateLimit-Remaining")
+_LEGACY_RESET: Final = istr("X-RateLimit-Reset")
+
+_KINDS = 1024  # of limits that keys have of their own; more are put together anew each time
+
+
+class _Terms(NamedTuple):
+    """What holds for a client, and how ``RateLimit-Policy`` says it; a unit that is no request has to be named."""
+
+    requests: Quota | None
+    tokens: Quota | None
+    policy: str
+
+
+@dataclass(slots=True)
+class _Left:
+    """What a client has left, as far as the request knows."""
+
+    terms: _Terms
+    requests: Decision | None
+    tokens: Decision | None
+
+
+async def _free(used: int) -> None:
+    """Settles what is not held anywhere."""
+
+
+_LEFT: Final = web.RequestKey[_Left]("rate_limit")
+
+
+class RateLimit:
+    """The middleware (``rate_limit``); it comes behind whatever finds out who the client is.
+
+    Args:
+        settings: the limits.
+        access: which handlers are open, and so not limited.
+        limits: what clients have used.
+        count_away: called each time that cannot be looked up.
+    """
+
+    def __init__(self, settings: Settings, access: Access, limits: Limits, count_away: Callable[[], None]) -> None:
+        self._access = access
+        self._limits = limits
+        self._count_away = count_away
+        self._closed = settings.rate_limit_fail == "closed"
+        self._concurrency = settings.rate_limit_concurrency
+        self._legacy = settings.rate_limit_legacy_headers
+        self._requests = settings.rate_limit_requests_per_minute
+        self._tokens = settings.rate_limit_tokens_per_minute
+        self._burst = settings.rate_limit_burst
+        self._terms = lru_cache(_KINDS)(self._put_together)
+        self._running: dict[str, int] = {}
+        self._away = False
+
+    @web.middleware
+    async def rate_limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Raises RateLimited, or RateLimitUnavailable if nobody may pass then."""
+        if self._access.is_open(request):
+            return await handler(request)
+        caller: Caller | None = request.get(CALLER)
+        if caller is None:
+            client, terms = f"ip:{client_group(request[CLIENT_IP])}", self._terms(None, None)
+        else:
+            client = f"key:{caller.id}"
+            terms = self._terms(caller.requests_per_minute, caller.tokens_per_minute)
+        if not self._concurrency:
+            return await self._admitted(request, handler, client, terms)
+        running = self._running.get(client, 0)
+        if running >= self._concurrency:
+            raise RateLimited(
+                f"{running} of your requests are running, as many as may at once (RATE_LIMIT_CONCURRENCY)",
+                retry_after=1,
+            )
+        self._running[client] = running + 1
+        try:
+            response = await self._admitted(request, handler, client, terms)
+            # Sent here, because aiohttp would do so after all middlewares; who takes its answer slowly still runs.
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+        finally:
+            if self._running[client] > 1:
+                self._running[client] -= 1
+            else:
+                del self._running[client]
+
+    async def set_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """``on_response_prepare`` signal: every answer to a request that was counted says what is left."""
+        if (left := request.get(_LEFT)) is None:
+            return
+        terms, requests, tokens = left.terms, left.requests, left.tokens
+        parts = []
+        if requests is not None:
+            parts.append(f'"requests";r={requests.remaining};t={math.ceil(requests.reset)}')
+        if tokens is not None:
+            parts.append(f'"tokens";r={tokens.remaining};t={math.ceil(tokens.reset)}')
+        headers = response.headers
+        headers[_SHOWN_POLICY] = terms.policy
+        headers[_SHOWN] = ", ".join(parts)
+        if self._legacy:
+            shown, quota = (requests, terms.requests) if requests is not None else (tokens, terms.tokens)
+            if shown is not None and quota is not None:
+                headers[_LEGACY_LIMIT] = str(quota.limit)
+                headers[_LEGACY_REMAINING] = str(shown.remaining)
+                headers[_LEGACY_RESET] = str(math.ceil(shown.reset))
+
+    async def _admitted(self, request: web.Request, handler: Handler, client: str, terms: _Terms) -> web.StreamResponse:
+        if terms.policy:
+            try:
+                requests, tokens = await self._limits.admit(client, terms.requests, terms.tokens)
+            except LimitsAway as error:
+                self._unknown(error)
+            else:
+                if self._away:
+                    self._back()
+                left = request[_LEFT] = _Left(terms, requests, tokens)
+                if requests is not None and terms.requests is not None and not requests.admitted:
+                    raise RateLimited(
+                        f"more than {terms.requests.limit} requests in a minute, or too many of them at once",
+                        retry_after=requests.retry_after,
+                    )
+                if terms.tokens is not None:
+                    request_charge.set(self._charge(client, terms.tokens, left))
+        return await handler(request)
+
+    def _charge(self, client: str, quota: Quota, left: _Left) -> Charge:
+        async def charge(most: int) -> Callable[[int], Awaitable[None]]:
+            if most > quota.burst:
+                raise ExceedsRateLimit(
+                    f"this may cost {most} tokens, prompt and answer, and you may use {quota.burst} at once: "
+                    f"RATE_LIMIT_BURST's share of {quota.limit} in a minute (RATE_LIMIT_TOKENS_PER_MINUTE, or the "
+                    "key's own limit); ask for fewer new tokens"
+                )
+            try:
+                left.tokens, settle = await self._limits.hold(client, quota, most)
+            except LimitsAway as error:
+                self._unknown(error)
+                return _free
+            if settle is None:
+                raise RateLimited(
+                    f"this may cost {most} tokens, prompt and answer, and you have {left.tokens.remaining} left now",
+                    retry_after=left.tokens.retry_after,
+                )
+
+            async def settled(used: int) -> None:
+                left.tokens = await settle(used) or left.tokens
+
+            return settled
+
+        return charge
+
+    def _unknown(self, error: LimitsAway) -> None:
+        self._count_away()
+        if not self._away:
+            self._away = True
+            told = "requests are answered 503" if self._closed else "nobody is limited"
+            _log.warning("what clients used cannot be looked up, and so %s: %s", told, error)
+        if self._closed:
+            raise RateLimitUnavailable("how much you have used cannot be looked up now", retry_after=1)
+
+    def _back(self) -> None:
+        self._away = False
+        _log.warning("what clients used can be looked up again")
+
+    def _put_together(self, requests: int | None, tokens: int | None) -> _Terms:
+        """The terms of a key with limits of its own: None for the settings', 0 for none."""
+        requests = self._requests if requests is None else requests
+        tokens = self._tokens if tokens is None else tokens
+        quotas = [Quota.share(limit, self._burst) if limit else None for limit in (requests, tokens)]
+        named = (('"requests"', ""), ('"tokens"', ';qu="tokens"'))
+        policy = ", ".join(
+            f"{name};q={quota.limit}{unit};w={quota.window:.0f}"
+            for (name, unit), quota in zip(named, quotas, strict=True)
+            if quota is not None
+        )
+        return _Terms(quotas[0], quotas[1], policy)

@@ -1,0 +1,290 @@
+"""Writing the audit log: one ``os.write`` per record, from the event loop.
+
+A record costs microseconds, because it goes to the page cache (where a disk falls seconds behind, the kernel makes
+writers wait); once a second a thread brings it to the disk and then writes ``FILE.head``. One process writes a file
+(``FILE.lock``), rotated ones are ``FILE.000001`` and so on, and what a crash left of a half-written record is moved to
+``FILE.cut`` at the next start.
+
+Nothing that happens to the file ends the service. Records that cannot be written are counted, the next one that can
+says how many were ``lost``, and whatever is done to the file from outside becomes a record (``disturbed``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtime.audit.chain import ZERO, AuditKeys, Broken, open_head, seal, seal_head
+from runtime.audit.files import MODE, cut_half, last_record, open_log, predecessors, replace_durably
+from runtime.errors import SettingsError
+
+_log = logging.getLogger("warmstart.audit")
+
+_SYNC_SECONDS = 1.0
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+class AuditLog:
+    """One audit log, opened by ``open``. All but ``close`` belongs to the event loop's thread.
+
+    Args:
+        path: the file.
+        keys: see ``runtime.audit.chain``.
+        max_bytes: size at which it goes on in a new file.
+        on_error: called for each record that could not be written, and for each failure to bring them to the disk.
+        clock: wall clock in seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        keys: AuditKeys,
+        max_bytes: int,
+        on_error: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._keys = keys
+        self._max_bytes = max_bytes
+        self._on_error = on_error
+        self._clock = clock
+        self._fd = self._lock = -1
+        self._inode = self._size = 0
+        self._limit = max_bytes  # size at which it is rotated next
+        self._sequence, self._mac, self._lost = 0, ZERO, 0
+        self._unwritable = self._unsynced = self._astray = False
+        self._second, self._stamp = -1, ""
+        self._told = set[str]()  # what is failing and was logged
+        self._synced = 0  # sequence number in the head
+        self._retired: list[int] = []  # files that are done with, save for the disk
+        self._syncing = threading.Lock()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last records could not be written or brought to the disk, or the file is out of reach."""
+        return self._unwritable or self._unsynced or self._astray
+
+    def open(self) -> None:
+        """Take the file, go on with its chain, and record the start.
+
+        Raises:
+            SettingsError: names AUDIT_LOG; another process writes it, or it is no audit log of this AUDIT_KEY.
+        """
+        try:
+            self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
+            self._resume()
+        except BlockingIOError:
+            self._let_go()
+            raise SettingsError(f"AUDIT_LOG: another process writes {self._path}; each needs its own") from None
+        except OSError as error:
+            self._let_go()
+            raise SettingsError(f"AUDIT_LOG: {error}") from None
+        except SettingsError:
+            self._let_go()
+            raise
+
+    def write(self, event: str, fields: Mapping[str, Any]) -> bool:
+        """Append one record; whether that worked. Never raises an OSError.
+
+        Args:
+            event: what kind of record it is.
+            fields: what it says; any text in them ends up as printable ASCII.
+        """
+        return self.append(event, f",{_encode(fields)[1:-1]}" if fields else "")
+
+    def append(self, event: str, members: str) -> bool:
+        """``write`` for fields that are JSON already.
+
+        Args:
+            event: what kind of record it is.
+            members: of the record's object, in ASCII, each behind a comma: ``,"status":200,"path":"/"``.
+        """
+        if self._size >= self._limit:
+            self._rotate()
+        if self._lost:
+            members += f',"lost":{self._lost}'
+        if self._size == 0 or event != "request":
+            members += f',"prev":"{self._mac.hex()}"'
+        body = f'{{"seq":{self._sequence + 1},"time":"{self._moment()}","event":"{event}"{members}}}'
+        line, mac = seal(self._keys.chain, self._mac, body.encode("ascii"))
+        try:
+            if self._unwritable:
+                self._cut_off()  # if that could not be done then
+            if os.write(self._fd, line) != len(line):
+                raise OSError("no room for a whole record")
+        except OSError as error:
+            with suppress(OSError):
+                self._cut_off()
+            self._unwritable = True
+            if event != "recovered":  # that was only tried
+                self._lost += 1
+                self._failed("write", error)
+            return False
+        if self._unwritable:
+            _log.warning("the audit log can be written again; %d records are lost", self._lost)
+            self._told.clear()
+        self._sequence, self._mac = self._sequence + 1, mac
+        self._size += len(line)
+        self._lost, self._unwritable = 0, False
+        return True
+
+    async def keep(self) -> None:
+        """Once a second, until cancelled: look after the file, and bring new records to the disk."""
+        while True:
+            await asyncio.sleep(_SYNC_SECONDS)
+            self.look()
+            if self._sequence > self._synced or self._retired or self._unsynced:
+                await asyncio.to_thread(self._sync, *self._pending())
+
+    def look(self) -> None:
+        """Record what was done to the file from outside, open it anew if it is gone, and see if an outage is over."""
+        if self._unwritable:
+            self.write("recovered", {})
+        try:
+            if what := self._disturbance():
+                _log.warning("the audit log was %s from outside", what)
+                self._mend(what)
+                self.write("disturbed", {"what": what})
+            self._astray = False
+            self._told.discard("find")
+        except OSError as error:
+            self._astray = True
+            self._failed("find", error)
+
+    def close(self) -> None:
+        """Record the end, bring all to the disk, and let go of the file. Records that come later are lost."""
+        if self._fd >= 0:
+            self.write("stop", {})
+            self._sync(*self._pending())
+            self._let_go()
+
+    def _pending(self) -> tuple[list[int], int, int, bytes]:
+        """What ``_sync`` is to do, as of now: files done with, the file, the last record's number and MAC."""
+        retired, self._retired = self._retired, []
+        return retired, self._fd, self._sequence, self._mac
+
+    def _sync(self, retired: list[int], current: int, sequence: int, mac: bytes) -> None:
+        """Bring all records to the disk, then the head. In any thread."""
+        with self._syncing:
+            try:
+                for descriptor in (*retired, current):
+                    os.fsync(descriptor)
+                if sequence > self._synced:  # else closing has overtaken it, or nothing could be written at all
+                    replace_durably(f"{self._path}.head", seal_head(self._keys.head, sequence, mac))
+                    self._synced = sequence
+                self._unsynced = False
+                self._told.discard("sync")
+            except OSError as error:
+                self._unsynced = True
+                self._failed("sync", error)
+            finally:
+                for descriptor in retired:
+                    os.close(descriptor)
+
+    def _take(self) -> None:
+        """Open the file, or make it; OSError as for ``open_log``."""
+        self._fd, status = open_log(self._path)
+        self._inode, self._size, self._limit = status.st_ino, status.st_size, self._max_bytes
+
+    def _resume(self) -> None:
+        """Go on where the file ends, or its latest predecessor, or where the head says that it ended."""
+        start: dict[str, Any] = {"pid": os.getpid()}
+        if cut := cut_half(self._fd, self._size, f"{self._path}.cut"):
+            self._size -= cut
+            start["cut_bytes"] = cut
+        older = [path for path in predecessors(self._path) if path.stat().st_size]
+        for path in [self._path, *reversed(older)][:2]:
+            try:
+                if last := last_record(path, self._keys.chain):
+                    self._sequence, self._mac = last
+                    break
+            except Broken as error:
+                raise SettingsError(
+                    f"AUDIT_LOG: {path} was not written with this AUDIT_KEY, or was changed at its end ({error}); see "
+                    "what warmstart audit verify says, then move the file, its .head and its numbered predecessors away"
+                ) from None
+        try:
+            sequence, mac = open_head(self._keys.head, Path(f"{self._path}.head").read_bytes())
+            # Records that the head tells of and that are not there: the gap stays in the chain, for verify to find.
+            if sequence > self._sequence:
+                start["missing"] = sequence - self._sequence
+                self._sequence, self._mac = sequence, mac
+        except FileNotFoundError:
+            if self._sequence:
+                start["head"] = "missing"
+        except Broken:
+            start["head"] = "changed"
+        if start.keys() & {"cut_bytes", "missing", "head"}:
+            _log.warning("the audit log is not as it was left: %s; warmstart audit verify says more", start)
+        self.write("start", start)
+
+    def _moment(self) -> str:
+        """The time as RFC 3339 has it, in UTC; the second's part is written once a second."""
+        microseconds = int(self._clock() * 1e6)
+        second = microseconds // 1_000_000
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._stamp}.{microseconds % 1_000_000:06}Z"
+
+    def _disturbance(self) -> str | None:
+        """What was done to the file by somebody else."""
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            return "removed or renamed"
+        if found.st_ino != self._inode:
+            return "replaced"
+        return None if found.st_size == self._size else "cut" if found.st_size < self._size else "added to"
+
+    def _mend(self, what: str) -> None:
+        if what in ("cut", "added to"):
+            self._size = os.fstat(self._fd).st_size
+            if what == "added to":  # perhaps a part of a line: ours begin on their own
+                self._size += os.write(self._fd, b"\n")
+        else:
+            old = self._fd
+            self._take()
+            self._retired.append(old)
+
+    def _cut_off(self) -> None:
+        """Remove what there is of a record that could not be written whole."""
+        if os.fstat(self._fd).st_size > self._size:
+            os.ftruncate(self._fd, self._size)
+
+    def _rotate(self) -> None:
+        old = self._fd
+        try:
+            number = max((int(path.suffix[1:]) for path in predecessors(self._path)), default=0) + 1
+            target = Path(f"{self._path}.{number:06}")
+            self._path.rename(target)
+            self._take()
+        except OSError as error:  # it goes on in the file that it has
+            self._limit = self._size + self._max_bytes // 8
+            return self._failed("rotate", error)
+        self._retired.append(old)
+        self._told.discard("rotate")
+        self.write("rotated", {"from": target.name})
+
+    def _failed(self, what: str, error: OSError) -> None:
+        self._on_error()
+        if what not in self._told:
+            self._told.add(what)
+            _log.error("cannot %s the audit log: %s", what, error)
+
+    def _let_go(self) -> None:
+        for descriptor in (self._fd, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._lock = -1
+        self._size = 0

@@ -1,0 +1,132 @@
+"""Checking an audit log: its files in their order, line by line, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.audit.chain import AuditKeys, Broken, Checker, open_head
+from runtime.audit.files import predecessors
+
+_LONGEST_LINE = 1_048_576
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found.
+
+    Args:
+        count: records that are whole and in their places, up to the first that is not.
+        sequence: number of the last of them.
+        mac: its MAC; both together are an anchor to keep elsewhere.
+        problem: what is wrong first, and where; None if nothing is.
+        notes: what is no tampering and worth knowing: crashes, outages, starts.
+    """
+
+    count: int = 0
+    sequence: int = 0
+    mac: str = ""
+    problem: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """Each log behind the files that it was rotated into; none twice."""
+    return list(dict.fromkeys(file for path in paths for file in (*predecessors(path), path)))
+
+
+def verify(
+    files: Sequence[Path], keys: AuditKeys, *, since: int = 1, anchors: Sequence[tuple[int, str]] = ()
+) -> Report:
+    """Check the chain through some files, and that it reaches as far as the last one's head says.
+
+    Args:
+        files: in their order, see ``files_of``.
+        keys: see ``runtime.audit.chain``.
+        since: number of the first record; the ones before it are known to be elsewhere.
+        anchors: numbers and MACs in hexadecimal of records that must be there.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    report = Report()
+    checker = Checker(keys.chain, since)
+    wanted: dict[int, list[tuple[str, str]]] = {}
+    for sequence, mac in anchors:
+        wanted.setdefault(sequence, []).append((mac.lower(), "--expect"))
+    try:
+        if head := _head(files[-1], keys, report):  # read first, because a service may go on writing
+            wanted.setdefault(head[0], []).append((head[1].hex(), f"{files[-1]}.head"))
+        stopped = True
+        for file in files:
+            number = 0
+            for number, line in enumerate(_lines(file), 1):
+                if not line.endswith(b"\n") and file == files[-1] and not stopped:
+                    report.notes.append(f"{file}: the last record is not whole: a crash, or it is being written")
+                    break
+                try:
+                    record = checker.follow(line)
+                    for mac, source in wanted.pop(checker.sequence, ()):
+                        if checker.mac.hex() != mac:
+                            raise Broken(f"record {checker.sequence} is not the one that {source} tells of")
+                except Broken as error:
+                    raise Broken(f"{file}:{number}: {error}") from None
+                stopped = _note(record, f"{file}:{number}", stopped, report)
+            if number == 0 and len(files) > 1:
+                report.notes.append(f"{file} is empty")
+        _check_end(wanted, checker)
+        if checker.count and not stopped:
+            report.notes.append("there is no stop record at the end: the service is running, or it was killed")
+    except Broken as error:
+        report.problem = str(error)
+    report.count, report.sequence, report.mac = checker.count, checker.sequence, checker.mac.hex()
+    return report
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while line := stream.readline(_LONGEST_LINE):
+            yield line
+
+
+def _head(file: Path, keys: AuditKeys, report: Report) -> tuple[int, bytes] | None:
+    head = Path(f"{file}.head")
+    try:
+        return open_head(keys.head, head.read_bytes())
+    except FileNotFoundError:
+        report.notes.append(f"without {head} nobody can tell whether the last records were removed; see --expect")
+    except Broken as error:
+        raise Broken(f"{head}: {error}") from None
+    return None
+
+
+def _check_end(wanted: dict[int, list[tuple[str, str]]], checker: Checker) -> None:
+    """Complain of what must be there and was not reached."""
+    if not wanted:
+        return
+    sequence = max(wanted)
+    source = wanted[sequence][0][1]
+    if sequence > checker.sequence:
+        first = checker.sequence + 1
+        missing = f"record {first} is" if first == sequence else f"records {first} to {sequence} are"
+        raise Broken(f"{missing} missing at the end: {source} tells of {'it' if first == sequence else 'them'}")
+    raise Broken(f"record {sequence}, which {source} tells of, is not in these files")
+
+
+def _note(record: dict[str, Any], place: str, stopped: bool, report: Report) -> bool:
+    """Note what a record says of the log itself; whether the service has stopped with it."""
+    event = record.get("event")
+    if lost := record.get("lost"):
+        report.notes.append(f"{place}: {lost} records before this one could not be written")
+    if event == "start":
+        if not stopped:
+            report.notes.append(f"{place}: before this start the service had ended without a stop record")
+        if cut := record.get("cut_bytes"):
+            report.notes.append(f"{place}: at this start {cut} bytes of a half-written record were moved to .cut")
+        if head := record.get("head"):
+            report.notes.append(f"{place}: at this start the .head file was {head}")
+    elif event == "disturbed":
+        report.notes.append(f"{place}: the file was {record.get('what')} from outside while the service ran")
+    return stopped if event == "rotated" else event == "stop"  # a start may have to rotate first

@@ -1,0 +1,103 @@
+"""Used quotas in this process's memory, of a bounded number of clients."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from runtime.rate_limits import Decision, Quota, Settle, take
+
+
+class MemoryLimiter:
+    """One kind of quota. For one thread, or one event loop.
+
+    Args:
+        clients: most names remembered; who was seen least recently is forgotten first. Held units are not.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(self, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clients = clients
+        self._clock = clock
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # the level, and when it was so
+        self._held: dict[str, int] = {}
+
+    def take(self, name: str, quota: Quota, cost: int = 1) -> Decision:
+        """See ``runtime.rate_limits.take``."""
+        now = self._clock()
+        level, at = self._levels.get(name, (0.0, now))
+        level, decision = take(level, now - at, quota, cost, self._held.get(name, 0))
+        self._keep(name, level, now)
+        return decision
+
+    def hold(self, name: str, quota: Quota, units: int) -> Decision:
+        """Hold units until ``settle``, if they are to be had."""
+        now = self._clock()
+        level, at = self._levels.get(name, (0.0, now))
+        held = self._held.get(name, 0)
+        _, decision = take(level, now - at, quota, units, held)
+        if decision.admitted and units:
+            self._held[name] = held + units
+        return decision
+
+    def settle(self, name: str, quota: Quota, held: int, used: int) -> Decision:
+        """Charge what was used, never more than was held, in place of what was held."""
+        left = self._held.pop(name, 0) - held
+        if left > 0:
+            self._held[name] = left
+        now = self._clock()
+        level, at = self._levels.get(name, (0.0, now))
+        level, _ = take(level, now - at, quota, 0)
+        self._keep(name, level + min(max(used, 0), held), now)
+        return self.take(name, quota, 0)
+
+    def _keep(self, name: str, level: float, now: float) -> None:
+        if level > 0:
+            levels = self._levels
+            levels[name] = level, now
+            levels.move_to_end(name)
+            if len(levels) > self._clients:
+                levels.popitem(last=False)
+        else:  # as if it had never been seen
+            self._levels.pop(name, None)
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+
+class MemoryLimits:
+    """See ``runtime.rate_limits.Limits``.
+
+    Args:
+        clients: most clients remembered.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(self, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._requests = MemoryLimiter(clients, clock)
+        self._tokens = MemoryLimiter(clients, clock)
+
+    async def admit(
+        self, client: str, requests: Quota | None, tokens: Quota | None
+    ) -> tuple[Decision | None, Decision | None]:
+        """See ``Limits``."""
+        return (
+            None if requests is None else self._requests.take(client, requests),
+            None if tokens is None else self._tokens.take(client, tokens, 0),
+        )
+
+    async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
+        """See ``Limits``."""
+        decision = self._tokens.hold(client, quota, tokens)
+
+        async def settle(used: int) -> Decision:
+            return self._tokens.settle(client, quota, tokens, used)
+
+        return decision, settle if decision.admitted else None
+
+    async def close(self) -> None:
+        """See ``Limits``."""
+
+    def __len__(self) -> int:
+        return max(len(self._requests), len(self._tokens))

@@ -1,0 +1,198 @@
+"""Used quotas in Redis, which replicas share. A script runs as one step (Redis's "Scripting with Lua")."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.rate_limits import Decision, LimitsAway, Quota, Settle
+from runtime.shared_redis import RedisAway, SharedRedis
+
+PREFIX = "warmstart:limits:1"
+"""How the names of its keys begin. The number is the format's; behind it braces keep a client on one cluster node."""
+
+# One hash per client and quota: the units that were used and are not paid off yet (level), when that was so (at, in
+# microseconds of Redis's own clock, so that replicas need not agree on theirs), and by its id each hold: its units, and
+# when it ends at the latest. A hold that nobody has settled by then belongs to a replica that died, and is charged
+# whole. While Redis's clock goes back, nothing is paid off.
+_COMMON = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function read(key, interval)
+  local state, at, fields = {level = 0, held = 0, last = now}, now, redis.call('HGETALL', key)
+  local ended = 0
+  for i = 1, #fields, 2 do
+    local name, value = fields[i], fields[i + 1]
+    if name == 'level' then state.level = tonumber(value)
+    elseif name == 'at' then at = tonumber(value)
+    else
+      local units, ends = value:match('^(%d+) (%d+)$')
+      if tonumber(ends) <= now then
+        ended = ended + units
+        redis.call('HDEL', key, name)
+      else
+        state.held = state.held + units
+        state.last = math.max(state.last, tonumber(ends))
+      end
+    end
+  end
+  state.level = math.max(0, state.level - math.max(0, now - at) / interval) + ended
+  state.changed = ended > 0
+  return state
+end
+local function write(key, state, interval)
+  redis.call('HSET', key, 'level', string.format('%.17g', state.level), 'at', string.format('%.0f', now))
+  -- until all is paid off, though every hold should end unsettled
+  local last = math.max(state.level * interval, state.last - now) + state.held * interval
+  redis.call('PEXPIRE', key, math.ceil(last / 1000) + 1)
+end
+local function room(state, burst) return burst - state.level - state.held end
+local function admits(state, burst, cost) return cost == 0 or cost <= room(state, burst) + 1e-6 end
+local function answer(state, burst, interval, admitted, cost)
+  local wait = admitted and 0 or math.min(cost - room(state, burst), state.level) * interval
+  return {admitted and 1 or 0, math.max(0, math.floor(room(state, burst) + 1e-6)),
+    string.format('%.0f', state.level * interval), string.format('%.0f', wait)}
+end
+"""
+# Arguments for each key: burst, interval in microseconds, cost. All costs are charged, or none.
+_TAKE = (
+    _COMMON
+    + """
+local states, admitted, answers = {}, {}, {}
+local all = true
+for i, key in ipairs(KEYS) do
+  local burst, interval, cost = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  states[i] = read(key, interval)
+  admitted[i] = admits(states[i], burst, cost)
+  all = all and admitted[i]
+end
+for i, key in ipairs(KEYS) do
+  local burst, interval, cost = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  local state = states[i]
+  if all and cost > 0 then
+    state.level = state.level + cost
+    state.changed = true
+  end
+  if state.changed then write(key, state, interval) end
+  answers[i] = answer(state, burst, interval, admitted[i], cost)
+end
+return answers
+"""
+)
+# Arguments: burst, interval in microseconds, units, the hold's id, seconds after which it ends at the latest.
+_HOLD = (
+    _COMMON
+    + """
+local key, burst, interval, units, id = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+redis.call('HDEL', key, id)  -- if the connection broke before the answer, this is its second time
+local state = read(key, interval)
+local admitted = admits(state, burst, units)
+if admitted then
+  local ends = now + math.ceil(tonumber(ARGV[5]) * 1000000)
+  redis.call('HSET', key, id, string.format('%d %.0f', units, ends))
+  state.held = state.held + units
+  state.last = math.max(state.last, ends)
+  state.changed = true
+end
+if state.changed then write(key, state, interval) end
+return answer(state, burst, interval, admitted, units)
+"""
+)
+# Arguments: burst, interval in microseconds, the hold's id, units used. One that has ended was charged already.
+_SETTLE = (
+    _COMMON
+    + """
+local key, burst, interval, id = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local held = redis.call('HGET', key, id)
+local units, ends = string.match(held or '0 0', '^(%d+) (%d+)$')
+if tonumber(ends) > now then redis.call('HDEL', key, id) end
+local state = read(key, interval)
+if tonumber(ends) > now then state.level = state.level + math.min(tonumber(ARGV[4]), tonumber(units)) end
+write(key, state, interval)
+return answer(state, burst, interval, true, 0)
+"""
+)
+
+
+class RedisLimits:
+    """See ``runtime.rate_limits.Limits``.
+
+    Args:
+        redis: is closed with this.
+        hold_seconds: how long a hold lasts at most; longer than any request.
+        prefix: of the names in Redis.
+    """
+
+    def __init__(self, redis: SharedRedis, hold_seconds: float, prefix: str = PREFIX) -> None:
+        self._redis = redis
+        self._hold_seconds = hold_seconds
+        self._prefix = prefix
+        self._settling: set[asyncio.Task[Decision | None]] = set()
+
+    async def admit(
+        self, client: str, requests: Quota | None, tokens: Quota | None
+    ) -> tuple[Decision | None, Decision | None]:
+        """See ``Limits``."""
+        kinds = (("requests", requests, 1), ("tokens", tokens, 0))
+        asked = [(name, quota, cost) for name, quota, cost in kinds if quota is not None]
+        found = await self._run(
+            _TAKE,
+            [self._key(client, name) for name, _, _ in asked],
+            [value for _, quota, cost in asked for value in (quota.burst, 1e6 * quota.interval, cost)],
+        )
+        decisions = {name: _decision(one, quota, cost) for (name, quota, cost), one in zip(asked, found, strict=True)}
+        return decisions.get("requests"), decisions.get("tokens")
+
+    async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
+        """See ``Limits``. Whoever is cancelled while it waits holds nothing."""
+        hold = secrets.token_hex(8)
+
+        async def settle(used: int) -> Decision | None:
+            # It goes on though the request be cancelled: what is not settled is charged whole in the end.
+            task = asyncio.create_task(self._settle(client, quota, hold, used))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+            return await asyncio.shield(task)
+
+        values = (quota.burst, 1e6 * quota.interval, tokens, hold, self._hold_seconds)
+        try:
+            found = await self._run(_HOLD, [self._key(client, "tokens")], values)
+        except asyncio.CancelledError:
+            await settle(0)
+            raise
+        decision = _decision(found, quota, tokens)
+        return decision, settle if decision.admitted else None
+
+    async def close(self) -> None:
+        """Let the last settlements end, and close the connections."""
+        if self._settling:
+            await asyncio.wait(self._settling)
+        await self._redis.close()
+
+    def __len__(self) -> int:
+        return 0
+
+    async def _settle(self, client: str, quota: Quota, hold: str, used: int) -> Decision | None:
+        values = (quota.burst, 1e6 * quota.interval, hold, max(0, used))
+        try:
+            return _decision(await self._run(_SETTLE, [self._key(client, "tokens")], values), quota, 0)
+        except LimitsAway:
+            return None
+
+    async def _run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float]) -> Any:
+        try:
+            return await self._redis.run(script, keys, values)
+        except RedisAway as error:
+            raise LimitsAway(str(error)) from error
+
+    def _key(self, client: str, name: str) -> str:
+        return f"{self._prefix}:{{{client}}}:{name}"
+
+
+def _decision(found: Any, quota: Quota, cost: int) -> Decision:
+    admitted, remaining, reset, wait = map(int, found)
+    retry_after = math.inf if cost > quota.burst else wait / 1e6
+    return Decision(bool(admitted), remaining, reset / 1e6, 0.0 if admitted else retry_after)

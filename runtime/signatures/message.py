@@ -1,0 +1,205 @@
+"""The text that a signature is made over (RFC 9421 section 2), and the ``hmac-sha256`` over it (section 3.3.3)."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from runtime.signatures import SignatureError
+from runtime.signatures.structured_fields import (
+    InnerList,
+    Item,
+    Parameters,
+    parse_dictionary,
+    serialise,
+)
+
+ALGORITHM: Final = "hmac-sha256"
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_BLOCK = 64  # bytes of SHA-256's
+_SHOWN = 60  # characters of a component's name that an error repeats
+
+# RFC 9112 section 3.2.2. Anything else than this, "/..." and "*" is for CONNECT, or for nobody.
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?")
+
+USUAL: Final = ("@method", "@authority", "@path", "@query")
+USUAL_WITH_BODY: Final = (*USUAL, "content-digest")
+"""The components that clients cover unless told otherwise, in their order."""
+
+
+class Message(NamedTuple):
+    """What of a request may be signed.
+
+    Args:
+        method: as sent.
+        target: the request target as sent, before any decoding (RFC 9112 section 3.2).
+        scheme: ``http`` or ``https``.
+        authority: host and port that it was sent to, as ``normalised`` gives them.
+        fields: lower-case name of a header field -> its lines, in order; empty if there is none.
+    """
+
+    method: str
+    target: str
+    scheme: str
+    authority: str
+    fields: Callable[[str], Sequence[str]]
+
+
+class Signature(NamedTuple):
+    """A signature as a message carries it.
+
+    Args:
+        components: names of what it covers, in its order.
+        params: when and by whom it was made (section 2.3).
+        text: the two above, canonically: the value of ``@signature-params``.
+        mac: the signature itself.
+    """
+
+    components: tuple[str, ...]
+    params: Parameters
+    text: str
+    mac: bytes
+
+
+def normalised(authority: str, scheme: str) -> str:
+    """Host and port in small letters, without the scheme's own port (RFC 9421 section 2.2.3)."""
+    return authority.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ":")).removesuffix(":")
+
+
+def signature_text(components: Sequence[str], params: Parameters) -> str:
+    """The value of ``@signature-params`` (section 2.3), which is also what stands in ``Signature-Input``."""
+    return serialise(InnerList(tuple([Item(name, {}) for name in components]), params))
+
+
+def signature_base(message: Message, components: Sequence[str], text: str) -> bytes:
+    """The signature base (section 2.5).
+
+    Args:
+        message: what is signed.
+        components: names of what is covered. Header fields and the derived components of requests are known,
+            ``@query-param`` aside; parameters of components are not.
+        text: see ``Signature``.
+
+    Raises:
+        SignatureError: a component is unknown, or not in the message, or can't be signed as it is.
+    """
+    path, query, rest = _split(message)
+    if components in (USUAL, USUAL_WITH_BODY):  # in one go: half the time
+        base = f'"@method": {message.method}\n"@authority": {message.authority}\n"@path": {path}\n"@query": {query}\n'
+        if len(components) > len(USUAL):
+            base += f'"content-digest": {_field("content-digest", message)}\n'
+    else:
+        derived = {"@method": message.method, "@authority": message.authority, "@path": path, "@query": query}
+        base = "".join(
+            [f'"{name}": {derived[name] if name in derived else _other(name, message, rest)}\n' for name in components]
+        )
+    # A value with a line of its own could speak for another component (section 7.5.7).
+    if base.count("\n") != len(components) or "\r" in base or not base.isascii():
+        raise SignatureError("what is signed has line breaks or characters that are not ASCII")
+    return f'{base}"@signature-params": {text}'.encode()
+
+
+def mac_of(base: bytes, secret: bytes) -> bytes:
+    """HMAC with SHA-256 (RFC 2104)."""
+    return hmac.digest(secret, base, "sha256")
+
+
+def prepared_mac(secret: bytes) -> Callable[[bytes], bytes]:
+    """``mac_of`` for one secret that is used often: OpenSSL 3 looks its algorithms up at each start, and not at copies.
+
+    That saves three quarters, some 10 microseconds between other work.
+    """
+    key = (secret if len(secret) <= _BLOCK else sha256(secret).digest()).ljust(_BLOCK, b"\0")  # RFC 2104 section 2
+    inner, outer = sha256(bytes([byte ^ 0x36 for byte in key])), sha256(bytes([byte ^ 0x5C for byte in key]))
+
+    def mac(base: bytes) -> bytes:
+        first, second = inner.copy(), outer.copy()
+        first.update(base)
+        second.update(first.digest())
+        return second.digest()
+
+    return mac
+
+
+def read_signature(inputs: Sequence[str], signatures: Sequence[str]) -> Signature:
+    """The one signature of a message (section 4).
+
+    Args:
+        inputs: lines of ``Signature-Input``.
+        signatures: lines of ``Signature``.
+
+    Raises:
+        SignatureError: one is missing or malformed, they do not belong together, there are several, or components have
+            parameters or are covered twice.
+    """
+    if not inputs or not signatures:
+        raise SignatureError("a signature needs both Signature-Input and Signature (RFC 9421 section 4)")
+    described = parse_dictionary("Signature-Input", ", ".join(inputs))
+    made = parse_dictionary("Signature", ", ".join(signatures))
+    if len(described) != 1 or described.keys() != made.keys():
+        raise SignatureError("send one signature, under the same label in Signature-Input and in Signature")
+    ((label, covered),) = described.items()
+    mac = made[label]
+    if not isinstance(covered, InnerList):
+        raise SignatureError("Signature-Input must list the covered components in parentheses")
+    if not isinstance(mac, Item) or not isinstance(mac.value, bytes) or mac.params:
+        raise SignatureError("Signature must be base64 between colons")
+    names = []
+    for item in covered.items:
+        # By type: a token is a string in Python, and no component's name.
+        if type(item.value) is not str:
+            raise SignatureError("covered components are named in double quotes")
+        if item.params:
+            raise SignatureError(f"parameters of a component are not taken here: {_shown(item.value)}")
+        names.append(item.value)
+    if len(set(names)) != len(names):
+        raise SignatureError("a component is covered twice")
+    return Signature(tuple(names), covered.params, serialise(covered), mac.value)
+
+
+def _split(message: Message) -> tuple[str, str, str]:
+    """``@path``, ``@query`` (sections 2.2.6 and 2.2.7), and what stands behind the authority in ``@target-uri``."""
+    target = message.target
+    if "#" in target:  # nothing after it would be read as path or query, nor be signed by anybody
+        raise SignatureError("a request target has no fragment")
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        return path, f"?{query}", target
+    if target == "*":
+        return "/", "?", ""
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        raise SignatureError("a request target of this form cannot be signed")
+    if normalised(found["authority"], message.scheme) != message.authority:  # RFC 9112 section 3.2.2: it goes first
+        raise SignatureError("the request target and the Host header name different authorities")
+    path, query = found["path"] or "/", found["query"]
+    return path, f"?{query or ''}", path if query is None else f"{path}?{query}"
+
+
+def _other(name: str, message: Message, rest: str) -> str:
+    if name == "@scheme":
+        return message.scheme
+    if name == "@request-target":
+        return message.target
+    if name == "@target-uri":
+        return f"{message.scheme}://{message.authority}{rest}"
+    if name.startswith("@") or name != name.lower():
+        raise SignatureError(f"no such component of a request: {_shown(name)}")
+    return _field(name, message)
+
+
+def _field(name: str, message: Message) -> str:
+    lines = message.fields(name)
+    if not lines:
+        raise SignatureError(f"a covered header field is not there: {_shown(name)}")
+    if len(lines) == 1:
+        return lines[0].strip(" \t")
+    return ", ".join([line.strip(" \t") for line in lines])  # section 2.1
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:_SHOWN])

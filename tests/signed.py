@@ -1,0 +1,87 @@
+"""What the tests of signatures share: a key, messages with any fields, and a clock."""
+
+from __future__ import annotations
+
+import base64
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multidict import CIMultiDict
+
+from runtime.signatures.client import Signer
+from runtime.signatures.message import Message, mac_of, signature_base
+from runtime.signatures.structured_fields import BareItem, serialise
+
+KEY_ID, SECRET = "k_signing", bytes(range(32))
+RECORD = {
+    "id": KEY_ID,
+    "name": "signer",
+    "scopes": ["*"],
+    "created": 1,
+    "expires": None,
+    "hmac_secret": base64.b64encode(SECRET).decode(),
+}
+NOW = 1_700_000_000
+
+
+class Clock:
+    """A clock that stands still."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(**fields: Any) -> str:
+    """The signing key's record, with other fields."""
+    return json.dumps(RECORD | fields)
+
+
+def signer(**options: Any) -> Signer:
+    """Signs with that key."""
+    return Signer(KEY_ID, SECRET, **options)
+
+
+def message(
+    method: str = "GET",
+    target: str = "/",
+    *,
+    authority: str = "example.com",
+    scheme: str = "http",
+    fields: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+) -> Message:
+    """A request with these header fields; several lines of one are several pairs."""
+    lines = CIMultiDict(fields)
+    return Message(method, target, scheme, authority, lambda name: lines.getall(name, []))
+
+
+def params(**changes: BareItem | None) -> dict[str, BareItem]:
+    """Parameters of a good signature at ``NOW``; None leaves one out."""
+    found: dict[str, BareItem | None] = {
+        "created": NOW,
+        "expires": NOW + 60,
+        "nonce": "0123456789abcdef",
+        "keyid": KEY_ID,
+        "tag": "warmstart",
+    }
+    return {name: value for name, value in (found | changes).items() if value is not None}
+
+
+def with_signature(
+    unsigned: Message, components: Sequence[str], text_params: Mapping[str, BareItem], secret: bytes = SECRET
+) -> dict[str, str]:
+    """``Signature-Input`` and ``Signature`` over anything, sensible or not, made without the client."""
+    covered = "(" + " ".join(f'"{name}"' for name in components) + ")"
+    text = covered + "".join(f";{name}={_text(value)}" for name, value in text_params.items())
+    mac = mac_of(signature_base(unsigned, components, text), secret)
+    return {"Signature-Input": f"sig={text}", "Signature": f"sig=:{b64encode(mac).decode()}:"}
+
+
+def _text(value: BareItem) -> str:
+    from runtime.signatures.structured_fields import Item
+
+    return serialise(Item(value, {}))
