@@ -1,0 +1,73 @@
+"""nginx with the shipped configuration before a service."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests.service import ROOT, free_port
+
+_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+needs_nginx = pytest.mark.skipif(_NGINX is None, reason="nginx is missing: apt-get install nginx-light")
+
+
+@dataclass(frozen=True)
+class Nginx:
+    """A running nginx."""
+
+    port: int
+    log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its access log."""
+        return [json.loads(line) for line in self.log.read_text(errors="replace").splitlines()]
+
+
+@contextmanager
+def running_nginx(folder: Path, upstream: int) -> Iterator[Nginx]:
+    """Run it on a free port of the loopback, everything it writes in ``folder``; it gives slow clients a second.
+
+    Args:
+        folder: of this one's own.
+        upstream: the service's port.
+    """
+    port = free_port()
+    text = (ROOT / "deploy/nginx.conf").read_text()
+    for shipped, here in (
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+        ("server warmstart:8000;", f"server 127.0.0.1:{upstream};"),
+        ("/tmp/", f"{folder}/"),
+        ("/dev/stdout", f"{folder}/access.log"),
+        ("/dev/stderr", f"{folder}/error.log"),
+        ("client_header_timeout 15s;", "client_header_timeout 1s;"),
+        ("client_body_timeout 30s;", "client_body_timeout 1s;"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    (folder / "nginx.conf").write_text(text)
+    # As root its workers would become another user, who cannot enter pytest's folder.
+    directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
+    with (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen([str(_NGINX), "-c", f"{folder}/nginx.conf", "-g", directives], stderr=stderr)
+    try:
+        for _ in range(500):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail((folder / "stderr").read_text())
+        yield Nginx(port, folder / "access.log")
+    finally:
+        process.terminate()
+        process.wait(10)
