@@ -50,7 +50,7 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
 
 def _new() -> str:
     """A name and no secret: the system's randomness would take 6 us."""
-    return f"{random.getrandbits(128):032x}"  # noqa: S311
+    return f"{random.getrandbits(128):032x}"
 
 
 def parse_traceparent(value: str) -> tuple[str, str] | None:
