@@ -17,20 +17,29 @@ class ServiceError(Exception):
         message: what is wrong and what to do, safe to show to anyone.
         param: the request field at fault in dotted form (``messages.0.role``), if one is.
         retry_after: seconds after which trying again makes sense, if known.
+        challenge: what ``WWW-Authenticate`` says (RFC 9110 section 11.6.1), where a credential would help.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
-    challenge: str | None = None
-    """What ``WWW-Authenticate`` says (RFC 9110 section 11.6.1), where a credential would help."""
+    scheme: ClassVar[str | None] = None
+    """Of the challenge, where none is given: 401 must have one (RFC 9110 section 15.5.2)."""
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        challenge: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.challenge = challenge or self.scheme
 
     @property
     def type(self) -> str:
@@ -127,37 +136,22 @@ class ClientAddressDenied(ServiceError):
 class Unauthenticated(ServiceError):
     """The request needs a credential, and has none that is good (RFC 9110 section 15.5.2).
 
-    Args:
-        message: see ``ServiceError``; it does not tell a key that never was from one that has ended.
-        challenge: for ``WWW-Authenticate``.
+    The message does not tell a key that never was from one that has ended.
     """
 
-    code, status, title = "invalid_api_key", 401, "Unauthorized"
-
-    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
-        super().__init__(message)
-        self.challenge = challenge
+    code, status, title, scheme = "invalid_api_key", 401, "Unauthorized", "Bearer"
 
 
 class InvalidSignature(Unauthenticated):
     """The request's signature is missing, malformed, out of its time, used before or wrong."""
 
-    code = "invalid_signature"
+    code, scheme = "invalid_signature", "Signature"
 
 
 class InsufficientScope(ServiceError):
-    """The credential is good and not for this operation (RFC 6750 section 3.1).
+    """The credential is good and not for this operation (RFC 6750 section 3.1)."""
 
-    Args:
-        message: see ``ServiceError``.
-        challenge: for ``WWW-Authenticate``.
-    """
-
-    code, status, title = "insufficient_scope", 403, "Forbidden"
-
-    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
-        super().__init__(message)
-        self.challenge = challenge
+    code, status, title, scheme = "insufficient_scope", 403, "Forbidden", "Bearer"
 
 
 class TooManyRequests(ServiceError):

@@ -98,8 +98,9 @@ async def test_challenge(aiohttp_client: Client, error: type[ServiceError], path
     """401 says which credential would help (RFC 9110 section 15.5.2); 403 only where another one would."""
     http = await aiohttp_client(_app(error("what to do")))
     challenge = (await http.post(path)).headers.get("WWW-Authenticate")
+    wanted = "Signature" if error is errors.InvalidSignature else "Bearer"
     credentials = error.status == 401 or error is errors.InsufficientScope
-    assert challenge == ("Bearer" if credentials else None)
+    assert challenge == (wanted if credentials else None)
 
 
 def test_codes_are_unique() -> None:
