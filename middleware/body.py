@@ -6,12 +6,15 @@ What belongs to the connection is in ``middleware/receiving.py``.
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+
+_SPREAD = 1.2  # of deadlines: hundreds of slow bodies that began together must not all be answered in one moment
 
 CONTINUE: Final = web.RequestKey[bool]("continue")
 """The client waits for 100 Continue before it sends the body."""
@@ -49,7 +52,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
                 raise _over(request)
             request._read_bytes = body
             return body
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds * random.uniform(1, _SPREAD)):  # noqa: S311
             return await request.read()
     except TimeoutError:
         request[LAST] = True
