@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from handlers.command_line import settings_of
+from runtime.audit import LEAST_SECRET
 from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.audit.verify import files_of, verify
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.strict_json import loads
-
-_LEAST_SECRET = 32
 
 
 def add(commands: Any) -> None:
@@ -82,6 +81,6 @@ def _keys(options: argparse.Namespace) -> AuditKeys:
         name, secret = "--key-file", options.key_file.read_text("utf-8").strip()
     else:
         name, secret = "AUDIT_KEY", settings_of(options).audit_key.get_secret_value()
-    if len(secret) < _LEAST_SECRET:
-        raise SettingsError(f"{name}: the key has {_LEAST_SECRET} characters or more")
+    if len(secret) < LEAST_SECRET:
+        raise SettingsError(f"{name}: the key has {LEAST_SECRET} characters or more")
     return AuditKeys.derive(secret)

@@ -5,15 +5,18 @@ Middlewares do not know each other; what one tells those behind it stands on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from middleware.client_ip import CLIENT_IP
 from runtime.errors import InsufficientScope
 from runtime.types import Caller
+
+_log = logging.getLogger("warmstart.edge")
 
 CALLER: Final = web.RequestKey[Caller]("caller")
 """Who sent it; absent where no credential was asked for or shown."""
@@ -55,11 +58,12 @@ class Access:
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         return preflight and request.match_info.http_exception is None
 
-    def check(self, request: web.Request, caller: Caller, challenge: Callable[[str], str]) -> None:
-        """Refuse a caller whose scopes do not hold the request's operation.
+    def check(self, request: web.Request, caller: Caller, challenge: str) -> None:
+        """Refuse a caller whose scopes do not hold the request's operation, and log it.
 
         Args:
-            challenge: the scope that is missing -> what ``WWW-Authenticate`` says.
+            challenge: scheme and realm of its credential; ``WWW-Authenticate`` adds what is missing (RFC 6750 section
+                3.1).
 
         Raises:
             InsufficientScope: names the scope that is missing.
@@ -70,6 +74,8 @@ class Access:
         needed = ADMIN if operation in self.admin else operation
         if needed in caller.scopes or (needed != ADMIN and ALL in caller.scopes):
             return
+        _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(
-            f"this key's scopes do not include {needed!r}, which {operation} needs", challenge=challenge(needed)
+            f"this key's scopes do not include {needed!r}, which {operation} needs",
+            challenge=f'{challenge}, error="insufficient_scope", scope="{needed}"',
         )

@@ -22,7 +22,7 @@ from middleware.access import CALLER, Access
 from middleware.client_ip import CLIENT_IP
 from middleware.failures import Failures
 from runtime.api_keys import KeyRing
-from runtime.errors import InsufficientScope, Unauthenticated
+from runtime.errors import Unauthenticated
 
 _log = logging.getLogger("warmstart.edge")
 
@@ -69,11 +69,6 @@ def shown_key(headers: Headers) -> str | None:
     return key
 
 
-def insufficient_scope(scope: str) -> str:
-    """The challenge to who may not do this (RFC 6750 section 3.1)."""
-    return f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'
-
-
 def auth_middleware(keys: KeyRing, access: Access, failures: Failures, *, signing: Signing) -> Middleware:
     """Middleware that sets ``CALLER``, or raises Unauthenticated, InsufficientScope or RateLimited.
 
@@ -111,11 +106,7 @@ def auth_middleware(keys: KeyRing, access: Access, failures: Failures, *, signin
         if caller is None:
             refuse(request, keys.why_not(key))
         request[CALLER] = caller
-        try:
-            access.check(request, caller, insufficient_scope)
-        except InsufficientScope:
-            _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
-            raise
+        access.check(request, caller, _CHALLENGE)
         return await handler(request)
 
     return auth

@@ -70,7 +70,7 @@ def _over(request: web.Request) -> PayloadTooLarge:
 def body_deadline_middleware(seconds: float) -> Middleware:
     """Middleware that reads the body before the handler runs; errors as for ``read_body``.
 
-    Its place is behind all that refuses by address or header (nobody unknown is waited for), before signing reads it.
+    Its place is behind all that refuses by address, key or signature: nobody unknown is waited for.
     """
 
     @web.middleware

@@ -25,7 +25,7 @@ from middleware.client_ip import CLIENT_IP
 from middleware.failures import Failures
 from middleware.forwarded import ORIGIN
 from runtime.api_keys import KeyRing
-from runtime.errors import InsufficientScope, InvalidSignature
+from runtime.errors import InvalidSignature
 from runtime.settings import Settings
 from runtime.shared_redis import SharedRedis
 from runtime.signatures import SignatureError
@@ -94,11 +94,7 @@ def signing_middleware(
             raise InvalidSignature(f"the signature is not valid here: {error}", challenge=_CHALLENGE) from None
         if CALLER not in request:
             request[CALLER] = caller
-        try:
-            access.check(request, caller, _insufficient_scope)
-        except InsufficientScope:
-            _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
-            raise
+        access.check(request, caller, _CHALLENGE)
         return await handler(request)
 
     return signing
@@ -120,7 +116,3 @@ async def _ask_for_signature(request: web.BaseRequest, response: web.StreamRespo
     """``on_response_prepare`` signal: the answer to a wrong signature says what one is like."""
     if response.status == InvalidSignature.status and request.get(REASON) == InvalidSignature.code:
         response.headers["Accept-Signature"] = _ACCEPTED
-
-
-def _insufficient_scope(scope: str) -> str:
-    return f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from runtime.audit import LEAST_SECRET
 from runtime.errors import SettingsError
 from runtime.networks import Network, parse_networks
 
@@ -25,7 +26,6 @@ PRIVATE_NETWORKS = parse_networks(
     name="PRIVATE_NETWORKS",
 )
 
-_LEAST_SECRET = 32  # characters: as many bytes of entropy as the hash is wide, if they were drawn from all bytes
 
 _Networks = Annotated[tuple[Network, ...], NoDecode]
 _Strings = Annotated[tuple[str, ...], NoDecode]
@@ -264,8 +264,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "REQUEST_SIGNING: set API_KEYS_FILE or API_KEYS, which hold the keys that signatures are made with"
             )
-        if self.audit_log is not None and len(self.audit_key.get_secret_value()) < _LEAST_SECRET:
-            raise ValueError(f"AUDIT_KEY: AUDIT_LOG needs a secret of {_LEAST_SECRET} characters or more")
+        if self.audit_log is not None and len(self.audit_key.get_secret_value()) < LEAST_SECRET:
+            raise ValueError(f"AUDIT_KEY: AUDIT_LOG needs a secret of {LEAST_SECRET} characters or more")
         if self.audit_required and self.audit_log is None:
             raise ValueError("AUDIT_REQUIRED: set AUDIT_LOG, the file to write")
         if self.tls_cert_file is None and (self.tls_key_file or self.tls_client_ca_file):

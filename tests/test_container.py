@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import configparser
-import contextlib
 import fnmatch
 import json
 import logging
-import os
 import re
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,17 +26,16 @@ import yaml
 from aiohttp import web
 
 from app import create_app
+from loadtests.service import free_port
 from middleware.receiving import DeadlineRunner
 from runtime.logging import JsonFormatter
 from runtime.settings import Settings
 from tests.fakes import FakeEngine, fake_context
+from tests.nginx import NGINX, needs_nginx, nginx
 
 ROOT = Path(__file__).parent.parent
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 NGINX_CONF = (ROOT / "deploy/nginx.conf").read_text()
 DOCKERIGNORE = (ROOT / ".dockerignore").read_text().splitlines()
-
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is missing: apt-get install nginx-light")
 
 
 # The Dockerfile
@@ -302,28 +297,6 @@ class Edge:
     stop_service: Callable[[], Any]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _start_nginx(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    # As root its workers would become another user, who cannot enter pytest's folder.
-    directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
-    with (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen([str(NGINX), "-c", str(folder / "nginx.conf"), "-g", directives], stderr=stderr)
-    for _ in range(500):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return process
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    process.kill()
-    pytest.fail((folder / "stderr").read_text())
-
-
 @asynccontextmanager
 async def _edge(
     folder: Path, engine: FakeEngine | None = None, *, directives: str = "", **settings: Any
@@ -334,7 +307,7 @@ async def _edge(
     runner = DeadlineRunner(app, header_timeout=15, handler_cancellation=True, keepalive_timeout=75, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    upstream, port = runner.addresses[0][1], _free_port()
+    upstream, port = runner.addresses[0][1], free_port()
     text = NGINX_CONF
     for shipped, here in (
         ("listen 80;", f"listen 127.0.0.1:{port};"),
@@ -345,13 +318,10 @@ async def _edge(
     ):
         assert shipped in text
         text = text.replace(shipped, here)
-    (folder / "nginx.conf").write_text(text)
-    process = _start_nginx(folder, port)
     try:
-        yield Edge(engine, f"http://127.0.0.1:{port}", folder / "access.log", runner.cleanup)
+        with nginx(folder, text, port):
+            yield Edge(engine, f"http://127.0.0.1:{port}", folder / "access.log", runner.cleanup)
     finally:
-        process.terminate()
-        process.wait(10)
         await runner.cleanup()
 
 

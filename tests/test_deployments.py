@@ -21,10 +21,9 @@ import trustme
 
 from loadtests.service import free_port
 from tests.models import ROOT
+from tests.nginx import needs_nginx, nginx
 
 README = (ROOT / "README.md").read_text()
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="no nginx; install it: apt-get install nginx-light")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl; install it: apt-get install curl")
 CALL = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 
@@ -101,7 +100,7 @@ def test_open_on_the_loopback(tmp_path: Path) -> None:
 
 
 @contextmanager
-def nginx(folder: Path, server: str, upstream: str) -> Iterator[tuple[int, Path]]:
+def before(folder: Path, server: str, upstream: str) -> Iterator[tuple[int, Path]]:
     """nginx with the README's server block before ``upstream``: its port, and the authority that signed for it."""
     authority, port = trustme.CA(), free_port()
     certificate = authority.issue_cert("api.example")
@@ -118,17 +117,9 @@ def nginx(folder: Path, server: str, upstream: str) -> Iterator[tuple[int, Path]
     scratch = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    (folder / "nginx.conf").write_text(
-        f"pid {folder}/pid; error_log stderr; events {{}} http {{ {scratch} access_log off; {server} }}"
-    )
-    assert NGINX is not None
-    directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")  # else it could not enter pytest's folder
-    process = subprocess.Popen([NGINX, "-c", str(folder / "nginx.conf"), "-g", directives])
-    try:
+    configuration = f"pid {folder}/pid; error_log stderr; events {{}} http {{ {scratch} access_log off; {server} }}"
+    with nginx(folder, configuration, port):
         yield port, folder / "ca.pem"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.mark.slow
@@ -139,7 +130,7 @@ def test_behind_nginx_with_keys(tmp_path: Path) -> None:
     client's word on its address is thrown away, and a revoked key is none.
     """
     script, server, call = blocks("nginx")
-    with deployed(tmp_path, script) as (url, printed), nginx(tmp_path, server, url) as (port, authority):
+    with deployed(tmp_path, script) as (url, printed), before(tmp_path, server, url) as (port, authority):
         key = printed().splitlines()[0]
         assert key.startswith("wsk_")
         options = (

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from loadtests.service import ROOT, free_port
-
-_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-needs_nginx = pytest.mark.skipif(_NGINX is None, reason="nginx is missing: apt-get install nginx-light")
+from tests.nginx import nginx
 
 
 @dataclass(frozen=True)
@@ -55,19 +46,5 @@ def running_nginx(folder: Path, upstream: int) -> Iterator[Nginx]:
     ):
         assert shipped in text
         text = text.replace(shipped, here)
-    (folder / "nginx.conf").write_text(text)
-    # As root its workers would become another user, who cannot enter pytest's folder.
-    directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
-    with (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen([str(_NGINX), "-c", f"{folder}/nginx.conf", "-g", directives], stderr=stderr)
-    try:
-        for _ in range(500):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.02)
-        else:
-            pytest.fail((folder / "stderr").read_text())
+    with nginx(folder, text, port):
         yield Nginx(port, folder / "access.log")
-    finally:
-        process.terminate()
-        process.wait(10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +14,6 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
-import redis
 
 from loadtests.service import Service, running_service
 from runtime.response_cache import ResponseCache
@@ -25,8 +23,9 @@ from tests.attacks.fault_proxy import FaultProxy
 from tests.attacks.keys import SECRET, SIGNING_ID, signing_record
 from tests.attacks.raw import PATIENCE, Answer, exchange
 from tests.fakes import FakeEngine, fake_context, serving
+from tests.redis_server import REDIS_URL, real_redis
 
-REDIS_URL = urlsplit(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
+REDIS = urlsplit(REDIS_URL)
 T = TypeVar("T")
 GREEDY = {"prompt": "x", "temperature": 0}
 
@@ -71,18 +70,13 @@ FAULTS: list[Callable[[FaultProxy], None]] = [_stall, _silent, _cut, _half_close
 @asynccontextmanager
 async def _proxied() -> AsyncIterator[tuple[FaultProxy, str]]:
     """A proxy before the real Redis, and the URL that leads through it."""
-    host, port = REDIS_URL.hostname or "127.0.0.1", REDIS_URL.port or 6379
-    server = redis.Redis.from_url(REDIS_URL.geturl(), socket_connect_timeout=1)
-    try:
-        server.ping()
-    except redis.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    finally:
-        server.close()
+    host, port = REDIS.hostname or "127.0.0.1", REDIS.port or 6379
+    with real_redis():
+        pass
     async with FaultProxy(host, port) as proxy:
-        who = REDIS_URL.netloc.rpartition("@")[0]
+        who = REDIS.netloc.rpartition("@")[0]
         netloc = f"{who}@127.0.0.1:{proxy.port}" if who else f"127.0.0.1:{proxy.port}"
-        yield proxy, REDIS_URL._replace(netloc=netloc).geturl()
+        yield proxy, REDIS._replace(netloc=netloc).geturl()
 
 
 @asynccontextmanager

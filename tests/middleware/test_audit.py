@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 from tests.fakes import FakeEngine, fake_context, serving, until
+from tests.full_disk import full_disk
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -61,18 +60,6 @@ def requests(path: Path) -> list[dict[str, Any]]:
 def content(path: Path) -> str:
     """The file as it is."""
     return path.read_bytes().decode("ascii")
-
-
-@contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """No file of this process can grow past the size that this one has."""
-    size = path.stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_record(aiohttp_client: Client, path: Path) -> None:

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import redis as client
 
 from runtime.rate_limits import redis as redis_limits
 from tests.fakes import FakeEngine, until
 from tests.limits import ASK, COST, HUNDRED, ask, limited, tokens_left
-
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+from tests.redis_server import REDIS_URL, own_names
 
 
 @pytest.fixture
 def own_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Settings of replicas that share a real Redis, under a prefix of the test's own."""
-    server = client.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except client.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    prefix = f"warmstart-test:{uuid4().hex}"
-    monkeypatch.setattr(redis_limits.RedisLimits.__init__, "__defaults__", (prefix,))
-    yield {"rate_limit_store": "redis", "redis_url": REDIS_URL}
-    if left := list(server.scan_iter(f"{prefix}*")):
-        server.delete(*left)
-    server.close()
+    with own_names() as prefix:
+        monkeypatch.setattr(redis_limits.RedisLimits.__init__, "__defaults__", (prefix,))
+        yield {"rate_limit_store": "redis", "redis_url": REDIS_URL}
 
 
 async def test_replicas_share_a_limit(own_redis: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 import requests
 from aiohttp import web
 from aiohttp.test_utils import TestClient
@@ -27,10 +26,10 @@ from app import create_app
 from runtime.settings import Settings
 from runtime.signatures.client import Signer
 from tests.fakes import fake_context, serving
+from tests.redis_server import REDIS_URL, real_redis
 from tests.signed import message, params, record, signer, with_signature
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 COVERED = ("@method", "@authority", "@path", "@query")
 BODY = b'{"prompt": "Hi"}'
 API_KEY_RECORD = {
@@ -427,13 +426,8 @@ async def test_late_and_large_bodies(aiohttp_client: Client) -> None:
 @pytest.fixture
 def shared_redis() -> str:
     """A real Redis; nonces are random, so that tests do not meet there."""
-    server = redis.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except redis.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    server.close()
-    return REDIS_URL
+    with real_redis():
+        return REDIS_URL
 
 
 async def test_two_replicas(shared_redis: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 
@@ -12,8 +11,8 @@ import redis as client
 
 from runtime.errors import SettingsError
 from runtime.shared_redis import RedisAway, SharedRedis
+from tests.redis_server import REDIS_URL, real_redis
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 ECHO = "return ARGV[1]"
 
 
@@ -34,13 +33,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def shared(clock: Clock) -> AsyncIterator[SharedRedis]:
-    server = client.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except client.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    finally:
-        server.close()
+    with real_redis():
+        pass
     made = SharedRedis(REDIS_URL, clock)
     yield made
     await made.close()

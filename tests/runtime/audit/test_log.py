@@ -7,10 +7,7 @@ import json
 import logging
 import os
 import re
-import resource
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from runtime.audit.log import AuditLog
 from runtime.audit.verify import files_of, verify
 from runtime.errors import SettingsError
 from tests.fakes import until
+from tests.full_disk import full_disk
 from tests.runtime.audit.logs import KEYS, check, opened, records, written
 
 
@@ -27,17 +25,6 @@ from tests.runtime.audit.logs import KEYS, check, opened, records, written
 def path(tmp_path: Path) -> Path:
     """Where a log may be."""
     return tmp_path / "audit.log"
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file of this process can grow past so many bytes: writes are cut short there, then fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_records(path: Path) -> None:
@@ -233,7 +220,7 @@ def test_a_full_disk_is_told_and_survived(path: Path, caplog: pytest.LogCaptureF
 def test_an_outage_ends_without_a_request(path: Path) -> None:
     """Once a second it is tried again; what is tried is not counted as lost."""
     log = opened(path)
-    with full_disk(path.stat().st_size):
+    with full_disk(path):
         log.write("request", {})
         log.look()
         log.look()

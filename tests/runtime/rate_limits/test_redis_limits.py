@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import socket
 import subprocess
@@ -21,8 +20,8 @@ from runtime.rate_limits import Decision, LimitsAway, Quota, Settle
 from runtime.rate_limits.redis import PREFIX, RedisLimits
 from runtime.shared_redis import SharedRedis
 from tests.fakes import until
+from tests.redis_server import REDIS_URL, real_redis
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 SLOW = 1e9
 """Seconds of a window in which nothing is paid off while a test runs."""
 
@@ -31,13 +30,8 @@ Replica = Callable[..., RedisLimits]
 
 @pytest.fixture
 def server() -> Iterator[client.Redis]:
-    found = client.Redis.from_url(REDIS_URL, socket_connect_timeout=1, decode_responses=True)
-    try:
-        found.ping()
-    except client.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    yield found
-    found.close()
+    with real_redis(decode_responses=True) as found:
+        yield found
 
 
 @pytest.fixture

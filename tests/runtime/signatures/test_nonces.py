@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from uuid import uuid4
 
 import pytest
 import redis
@@ -15,25 +13,17 @@ from runtime.errors import NoncesUnavailable
 from runtime.shared_redis import SharedRedis
 from runtime.signatures import SignatureError
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
+from tests.redis_server import REDIS_URL, own_names
 from tests.signed import NOW, Clock
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 WINDOW = 300
 
 
 @pytest.fixture
 def prefix() -> Iterator[str]:
     """A prefix of one test's own in a real Redis."""
-    server = redis.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except redis.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    name = f"warmstart-test:{uuid4().hex}:"
-    yield name
-    if left := list(server.scan_iter(name + "*")):
-        server.delete(*left)
-    server.close()
+    with own_names("{}:") as name:
+        yield name
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import redis as client
@@ -21,8 +20,8 @@ from runtime.stores import OVERHEAD, Size, Store, StoreFailed, open_store
 from runtime.stores.memory import MemoryStore
 from runtime.stores.redis import PREFIX, RedisStore
 from runtime.stores.sqlite import SqliteStore
+from tests.redis_server import REDIS_URL, own_names
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 ROOM = 1000
 """Bytes of the value of most tests."""
 COST = ROOM + OVERHEAD
@@ -51,16 +50,8 @@ def clock() -> Clock:
 @pytest.fixture
 def names() -> Iterator[str]:
     """A prefix of one test's own in a real Redis."""
-    server = client.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except client.RedisError:
-        pytest.skip("no Redis answers at REDIS_URL; start one: redis-server --port 6379 --save '' --appendonly no")
-    prefix = f"{{warmstart-test:{uuid4().hex}}}"
-    yield prefix
-    if left := list(server.scan_iter(prefix.replace("[", "\\[") + "*")):
-        server.delete(*left)
-    server.close()
+    with own_names("{{{}}}") as prefix:
+        yield prefix
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -546,6 +537,6 @@ def test_settings_choose(tmp_path: Path) -> None:
 
 def test_url_that_is_none() -> None:
     """A REDIS_URL that is no URL stops the start, and is named but not shown."""
-    with pytest.raises(SettingsError, match="REDIS_URL: ") as caught:
+    with pytest.raises(SettingsError, match=r"^wrong settings\n  REDIS_URL: ") as caught:
         open_store(Settings.load(response_cache="redis", redis_url="http://:hunter2@localhost"), Clock())
     assert "hunter2" not in str(caught.value)
