@@ -8,7 +8,8 @@ from aiohttp import web
 
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
-from middleware.audit import audit_context, audit_middleware, keys_recorder
+from middleware.answer_headers import SetHeaders, header_signal
+from middleware.audit import AUDIT, audit_context, audit_middleware, keys_recorder
 from middleware.auth import auth_middleware
 from middleware.body import body_deadline_middleware, read_body, set_connection_headers
 from middleware.client_ip import client_ip_middleware
@@ -19,7 +20,7 @@ from middleware.ip_allowlist import ip_allowlist_middleware
 from middleware.rate_limit import RateLimit
 from middleware.request_id import request_id_middleware, set_request_id_header
 from middleware.security_headers import set_security_headers
-from middleware.signing import signing_middleware
+from middleware.signing import ask_for_signature, signing_middleware
 from runtime.api_keys import KeyRing
 from runtime.audit.chain import AuditKeys
 from runtime.audit.log import AuditLog
@@ -44,17 +45,20 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
     app[REFUSALS] = metrics.refusals
     failures = Failures(settings.auth_failures_per_minute)
     auth, signing = [], []
+    headers: list[SetHeaders] = []
     if settings.needs_credentials:
         keys = KeyRing(settings.api_keys.get_secret_value(), settings.api_keys_file, scopes=access.scopes)
         auth = [auth_middleware(keys, access, failures, signing=settings.request_signing)]
         if settings.request_signing != "off":
             read = partial(read_body, seconds=settings.body_timeout_seconds)
             signing = [signing_middleware(app, settings, keys, access, failures, read)]
+            headers.append(ask_for_signature)
     audit = []
     if settings.audit_log is not None:
         audit_keys = AuditKeys.derive(settings.audit_key.get_secret_value())
         log = AuditLog(settings.audit_log, audit_keys, settings.audit_max_bytes, metrics.audit_errors.inc)
         audit = [audit_middleware(log, audit_keys.prompt, access, required=settings.audit_required)]
+        app[AUDIT] = log, audit_keys.prompt
         app.cleanup_ctx.append(audit_context(log))
         if auth:
             keys.on_change = keys_recorder(log)
@@ -64,7 +68,7 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
         metrics.limited_clients.set_function(limits.__len__)
         edge = RateLimit(settings, access, limits, metrics.limits_away.inc)
         limit = [edge.rate_limit]
-        app.on_response_prepare.append(edge.set_headers)
+        headers.append(edge.set_headers)
         app.on_cleanup.append(lambda _: limits.close())
     app.middlewares.extend(
         [
@@ -86,6 +90,5 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
             *limit,  # last, because it counts by who the two above have found it is
         ]
     )
-    app.on_response_prepare.append(set_request_id_header)
-    app.on_response_prepare.append(set_security_headers)
-    app.on_response_prepare.append(set_connection_headers)
+    headers += [set_request_id_header, set_security_headers, set_connection_headers]
+    app.on_response_prepare.append(header_signal(*headers))

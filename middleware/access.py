@@ -34,6 +34,8 @@ ALL, ADMIN = "*", "admin"
 class Access:
     """Which handlers need what. Filled while routes are added, read by the route that matched, never by the path.
 
+    Six questions are asked for each request, and so they look at what ``match_info.handler`` finds in two calls.
+
     Args:
         operations: handler -> name of its operation.
         open: handlers that answer without any credential.
@@ -48,12 +50,11 @@ class Access:
 
     def operation(self, request: web.Request) -> str | None:
         """The operation that the request is for; None for what is none, such as a path that does not exist."""
-        return self.operations.get(request.match_info.handler)
+        return self.operations.get(request.match_info._route._handler)
 
     def is_open(self, request: web.Request) -> bool:
         """Whether it needs no credential: probes, and CORS preflights, which browsers send without one."""
-        handler = request.match_info.handler
-        if handler in self.open:
+        if request.match_info._route._handler in self.open:
             return True
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         return preflight and request.match_info.http_exception is None

@@ -10,9 +10,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from middleware.client_ip import CLIENT_IP
-from runtime.logging import FactsRecord, request_usage
-from runtime.networks import address_text
+from middleware.client_ip import CLIENT_TEXT
+from runtime.logging import log_facts, request_usage
 
 _log = logging.getLogger("warmstart.access")
 
@@ -38,14 +37,13 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
     finally:
         level = logging.DEBUG if request.path in _QUIET and status < 400 else logging.INFO
         if _log.isEnabledFor(level):
-            client = request.get(CLIENT_IP)
             facts = {
                 "status": status,
                 "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
-                "client": address_text(client) if client is not None else None,
+                "client": request.get(CLIENT_TEXT),
                 "tokens_in": usage.get("prompt_tokens"),
                 "tokens_out": usage.get("completion_tokens"),
             }
             if "cache" in usage:
                 facts["cache"] = usage["cache"]["status"]
-            _log.handle(FactsRecord(_log, level, f"{request.method} {request.path}", facts))
+            log_facts(_log, level, f"{request.method} {request.path}", facts)

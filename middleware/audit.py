@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Set
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
@@ -21,20 +22,22 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from middleware.access import CALLER, REASON, Access
-from middleware.client_ip import CLIENT_IP
+from middleware.client_ip import CLIENT_TEXT
 from middleware.errors import render
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog
 from runtime.errors import AuditUnavailable
 from runtime.logging import request_facts, request_usage
-from runtime.networks import address_text
 
 PAYLOAD: Final = web.RequestKey[Any]("payload")
 """The request's JSON, as the handler gets it."""
+AUDIT: Final = web.AppKey[tuple[AuditLog, bytes]]("audit", tuple)
+"""The application's audit log, and the key of its prompt hashes: for what comes another way."""
 
 _FIGURES = frozenset({"health", "metrics", "stats"})
 _CLIENT_GONE = 499  # as in the access log
 _MOST_KEYS = 100  # named in one record
+_REMEMBERED = 1024  # combinations of a caller, an address and a path
 _LONGEST = 512  # characters of what a stranger may make as long as they like
 
 
@@ -57,32 +60,31 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
         if status < 400 and result == "ok" and (operation is None or operation in _FIGURES):
             return True
         facts = request_facts.get() or {}
+        trace_id = facts.get("trace_id")
         usage = request_usage.get() or {}
         tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        payload = request.get(PAYLOAD)
-        model = payload.get("model") if payload else None
+        asked = ',"model":null'
+        digest = ',"prompt_hash":null'
+        if payload := request.get(PAYLOAD):
+            model = payload.get("model")
+            asked = f',"model":{_text(model if isinstance(model, str) else None)}'
+            digest = f',"prompt_hash":{_text(prompt_hash(prompt_key, payload))}'
         caller = request.get(CALLER)
-        client = request.get(CLIENT_IP)
+        who = (caller.id, caller.name) if caller else (None, None)
+        path = request.path[:_LONGEST]
         # One f-string, because an encoder takes three times as long. Whatever may be a stranger's text is escaped.
         return log.append(
             "request",
             f',"request_id":{_text(facts.get("request_id"))}'
-            f',"trace_id":{_text(facts.get("trace_id"))}'
-            f',"key":{_text(caller.id if caller else None)}'
-            f',"key_name":{_text(caller.name if caller else None)}'
-            f',"client":{_text(address_text(client) if client is not None else None)}'
-            f',"peer":{_text(request.remote)}'
-            f',"method":{_text(request.method)}'
-            f',"path":{_text(request.path)}'
-            f',"operation":{_text(operation)}'
+            f',"trace_id":{"null" if trace_id is None else _text(trace_id)}'
+            f"{_who_and_what(*who, request.get(CLIENT_TEXT), request.remote, request.method, path, operation)}"
             f',"status":{status}'
             f',"result":"{result}"'
-            f',"reason":{_text(reason)}'
+            f',"reason":{"null" if reason is None else _text(reason)}'
             f',"tokens_in":{"null" if tokens_in is None else tokens_in}'
             f',"tokens_out":{"null" if tokens_out is None else tokens_out}'
-            f',"model":{_text(model if isinstance(model, str) else None)}'
-            f',"duration_ms":{1e3 * (time.perf_counter() - started):.2f}'
-            f',"prompt_hash":{_text(prompt_hash(prompt_key, payload) if payload else None)}',
+            f"{asked}"
+            f',"duration_ms":{1e3 * (time.perf_counter() - started):.2f}{digest}',
         )
 
     @web.middleware
@@ -109,6 +111,23 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
         return response
 
     return audit
+
+
+@lru_cache(_REMEMBERED)
+def _who_and_what(
+    key: str | None,
+    key_name: str | None,
+    client: str | None,
+    peer: str | None,
+    method: str,
+    path: str,
+    operation: str | None,
+) -> str:
+    """What is the same in record after record. (Of what a stranger chooses, methods are the parser's.)"""
+    return (
+        f',"key":{_text(key)},"key_name":{_text(key_name)},"client":{_text(client)},"peer":{_text(peer)}'
+        f',"method":{_text(method)},"path":{_text(path)},"operation":{_text(operation)}'
+    )
 
 
 def _text(text: str | None) -> str:

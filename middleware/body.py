@@ -82,8 +82,8 @@ def body_deadline_middleware(seconds: float) -> Middleware:
     return body_deadline
 
 
-async def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """``on_response_prepare`` signal: some answers end their connection, and say so.
+def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For ``header_signal``: some answers end their connection, and say so.
 
     Those to a late or too large body (RFC 9110 section 15.5.9), and the last one that a connection may have. aiohttp
     drops what still comes in for ``lingering_time``, so that the client gets to see the answer, then closes. An answer

@@ -34,8 +34,11 @@ Source = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 SOURCES: Final[tuple[Source, ...]] = get_args(Source)
 
 CLIENT_IP: Final = web.RequestKey[Address]("client_ip")
+CLIENT_TEXT: Final = web.RequestKey[str]("client_text")
+"""The same as text, for logs."""
+
 PEER: Final = web.RequestKey["str | None"]("peer")
-"""Who opened the connection, where a PROXY header said so; it takes the place of the socket's peer."""
+"""Who opened the connection; where a PROXY header said so, from the start. None for a unix socket."""
 
 _log = logging.getLogger("warmstart.edge")
 
@@ -71,7 +74,7 @@ _HIDDEN_PORT = re.compile(r":_[0-9A-Za-z._-]+\Z")  # RFC 7239 section 6.3: the p
 class Headers(Protocol):
     """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
 
-    def getall(self, key: str, default: list[str], /) -> list[str]:
+    def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
         """All lines of one field, in order."""
         ...
 
@@ -104,12 +107,12 @@ def resolve(
             return direct
     elif trust_unix:
         direct = _LOCAL
-    elif any(headers.getall(name, []) for name in SOURCES):
+    elif any(headers.getall(name, ()) for name in SOURCES):
         raise _denied("a forwarding header from an untrusted unix-socket peer", "")
     else:
         return _LOCAL
 
-    lines = headers.getall(source, [])
+    lines = headers.getall(source, ())
     if not lines or (len(lines) == 1 and not lines[0].strip(_OWS)):
         return direct
     if source == "x-real-ip":
@@ -215,7 +218,7 @@ def peer_of(request: web.Request) -> str | None:
 
 
 def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix: bool = False) -> Middleware:
-    """Middleware that keeps the client's address in ``request[CLIENT_IP]``, or raises and logs ClientAddressDenied.
+    """Middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT`` and ``PEER``, or raises and logs ClientAddressDenied.
 
     Args: as for :func:`resolve`.
 
@@ -227,21 +230,22 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
     known = NetworkSet(trusted)
 
     @lru_cache(_REMEMBERED)  # the same few proxies and clients, request after request; who is denied is not kept
-    def remembered(peer: str, line: str | None) -> Address:
-        return resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
-
-    def client_of(peer: str | None, headers: Headers) -> Address:
-        lines = headers.getall(source, [])
-        if not peer or len(lines) > 1 or (lines and len(lines[0]) > _SHORT):
-            return resolve(peer, headers, known, source, trust_unix=trust_unix)
-        return remembered(peer, lines[0] if lines else None)
+    def remembered(peer: str, line: str | None) -> tuple[Address, str]:
+        client = resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
+        return client, str(client)
 
     @web.middleware
     async def client_ip(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer: str | None = None
         try:
-            peer = peer_of(request)
-            request[CLIENT_IP] = client_of(peer, request.headers)
+            peer = request[PEER] = peer_of(request)
+            lines = request.headers.getall(source, ())
+            if not peer or len(lines) > 1 or (lines and len(lines[0]) > _SHORT):
+                client = resolve(peer, request.headers, known, source, trust_unix=trust_unix)
+                text = str(client)
+            else:
+                client, text = remembered(peer, lines[0] if lines else None)
+            request[CLIENT_IP], request[CLIENT_TEXT] = client, text
         except ClientAddressDenied as error:
             _log.warning("client address denied: peer %a: %s", peer, "; ".join(error.__notes__))
             raise

@@ -19,17 +19,19 @@ from typing import Final, NamedTuple
 
 from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
-from multidict import istr
+from multidict import CIMultiDict, istr
 
-from middleware.client_ip import Headers, Source, peer_of
+from middleware.client_ip import PEER, Headers, Source
 from runtime.errors import InvalidRequest
 from runtime.networks import Network, NetworkSet, unmap
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?")
 _PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
+_NONE: Final[Sequence[str | None]] = (None,)  # what a header field that is not there says
 _SCHEMES = ("http", "https")
 _PEERS = 1024  # whose standing is remembered
-_HOSTS = 1024  # that are remembered as good ones
+_HOSTS = 1024  # that are remembered as good ones, with what stands beside them; of ...
+_SHORT = 300  # ... so many characters at most
 _MAX_FORWARDED = 8192  # characters of Forwarded that are read
 # One parameter of a Forwarded element, and the separator after it, as in client_ip.
 _PAIR = re.compile(
@@ -75,9 +77,9 @@ def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source:
         return Origin(scheme, authority)
     names = ("Forwarded", "Forwarded") if source == "forwarded" else (_PROTO, _FORWARDED_HOST)
     if source == "forwarded":
-        told, named = _last_element(headers.getall("Forwarded", []))
+        told, named = _last_element(headers.getall("Forwarded", ()))
     else:
-        told, named = _last(headers.getall(_PROTO, [])), _last(headers.getall(_FORWARDED_HOST, []))
+        told, named = _last(headers.getall(_PROTO, ())), _last(headers.getall(_FORWARDED_HOST, ()))
     if told is not None:
         scheme = told.lower()
         if scheme not in _SCHEMES:
@@ -158,13 +160,27 @@ def forwarded_middleware(
     def believed(peer: str | None) -> bool:
         return unmap(ip_address(peer.partition("%")[0])) in known if peer else trust_unix
 
+    @lru_cache(_HOSTS)  # the same few names, request after request; who is refused is not kept
+    def remembered(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
+        lines = ((_PROTO, proto), (_FORWARDED_HOST, named))
+        told = CIMultiDict([(name, line) for name, line in lines if line is not None])
+        return origin(peer_trusted, scheme, host, told, source)
+
     @web.middleware
     async def forwarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = request.headers
-        lines = headers.getall(hdrs.HOST, [])
-        one = len(lines) == 1 and lines[0]  # as nearly always
-        host = one or host_of(lines, required=request.version != HttpVersion10)
-        request[ORIGIN] = origin(enabled and believed(peer_of(request)), request.scheme, host, headers, source)
+        lines = headers.getall(hdrs.HOST, ())
+        host = lines[0] if len(lines) == 1 else ""
+        if not host:  # hardly ever
+            host = host_of(lines, required=request.version != HttpVersion10)
+        trusted, scheme = enabled and believed(request[PEER]), request.scheme
+        protos = headers.getall(_PROTO, _NONE) if trusted else _NONE
+        names = headers.getall(_FORWARDED_HOST, _NONE) if trusted else _NONE
+        proto, named = protos[0], names[0]
+        if source == "forwarded" or len(protos) > 1 or len(names) > 1 or len(f"{proto}{named}") > _SHORT:
+            request[ORIGIN] = origin(trusted, scheme, host, headers, source)
+        else:
+            request[ORIGIN] = remembered(trusted, scheme, host, proto, named)
         return await handler(request)
 
     return forwarded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -18,6 +19,8 @@ from runtime.networks import Network, NetworkSet
 
 _log = logging.getLogger("warmstart.edge")
 
+_REMEMBERED = 4096  # clients
+
 
 def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) -> Middleware:
     """Middleware that raises ClientAddressDenied for a client outside ``allowed``. It comes after client_ip.
@@ -26,7 +29,7 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
         allowed: the networks let in; none at all means nobody.
         disabled: let everybody in.
     """
-    known = NetworkSet(allowed)
+    inside = lru_cache(_REMEMBERED)(NetworkSet(allowed).__contains__)
 
     @web.middleware
     async def ip_allowlist(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -34,7 +37,7 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
             return await handler(request)
         # Without the client address middleware nobody has an address, and nobody gets in.
         client = request.get(CLIENT_IP)
-        if client is None or client not in known:
+        if client is None or not inside(client):
             _log.warning("address not allowed: peer %a, client %s", request.remote, client)
             raise ClientAddressDenied("Your address is not allowed here.")
         return await handler(request)

@@ -121,8 +121,8 @@ class RateLimit:
             else:
                 del self._running[client]
 
-    async def set_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """``on_response_prepare`` signal: every answer to a request that was counted says what is left."""
+    def set_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """For ``header_signal``: every answer to a request that was counted says what is left."""
         if (left := request.get(_LEFT)) is None:
             return
         terms, requests, tokens = left.terms, left.requests, left.tokens

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import RawRequestMessage
@@ -76,7 +76,8 @@ class _Server(web.Server):
         connection: Connection = rest[1]
         connection.requests += 1
         visit = connection.visit
-        message = origin_form(message)
+        if not message.path.startswith("/"):
+            message = origin_form(message)
         expected = message.headers.get(hdrs.EXPECT)
         if expected is not None or not visit.vouched:
             headers = CIMultiDict(message.headers)
@@ -87,16 +88,18 @@ class _Server(web.Server):
         if connection.fault is not None:  # an answer never claims a version that is not spoken (RFC 9110 section 2.5)
             message = message._replace(version=HttpVersion11)
         request = factory(message, *rest)
-        # Set even where there is nothing to say: to ask a request for a key that it lacks costs a microsecond.
-        request[CONTINUE] = (
+        store = request._state
+        # aiohttp's own takes four calls, and an exception where there is nothing; a request is asked a dozen times.
+        request.get = store.get  # type: ignore[method-assign]
+        store[CONTINUE] = (
             expected is not None and expected.lower() == "100-continue" and message.version == HttpVersion11
         )
         # Behind an upgrade that it does not know (h2c), aiohttp loses what came in the same packet, and so might read
         # the rest of a body as a request. Nothing here upgrades; the request is answered as it is, and is the last.
-        request[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
-        request[PEER] = visit.peer
+        store[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
+        store[PEER] = visit.peer
         if visit.certificate is not None:
-            request[CLIENT_CERTIFICATE] = visit.certificate
+            store[CLIENT_CERTIFICATE] = visit.certificate
         return request
 
 
@@ -161,8 +164,9 @@ class DeadlineRunner(web.AppRunner):
         made = await super()._make_server()
 
         def handle(request: web.BaseRequest) -> Coroutine[Any, Any, web.StreamResponse]:
-            found = cast(Connection, request.protocol).fault
-            return cast(Any, made.request_handler(request)) if found is None else _refuse(found)
+            connection: Any = request._protocol
+            found: ServiceError | None = connection.fault
+            return made.request_handler(request) if found is None else _refuse(found)  # type: ignore[return-value]
 
         def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
             return server.make_request(made.request_factory, message, *rest)

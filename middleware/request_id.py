@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 from multidict import istr
 
 from runtime.logging import request_facts
-from runtime.tracing import caller_trace
+from runtime.tracing import caller_trace, parse_traceparent
 
 HEADER = istr("X-Request-Id")
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
@@ -23,7 +23,6 @@ _TRACEPARENT_HEADER = istr("traceparent")
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 
 @web.middleware
@@ -53,18 +52,7 @@ def _new() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def parse_traceparent(value: str) -> tuple[str, str] | None:
-    """(trace id, parent id), or None if it is not valid (W3C Trace Context section 3.2: then it is ignored).
-
-    Version 00 has exactly four fields; a higher version may have more.
-    """
-    match = _TRACEPARENT.fullmatch(value)
-    if match is None or (value.startswith("00") and len(value) != 55):
-        return None
-    return match.group(1), match.group(2)
-
-
-async def set_request_id_header(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """``on_response_prepare`` signal: streams and errors carry the id too."""
+def set_request_id_header(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For ``header_signal``: streams and errors carry the id too."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers[HEADER] = request_id

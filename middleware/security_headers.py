@@ -42,7 +42,7 @@ def secure(headers: MutableMapping[str, str], *, https: bool) -> None:
         headers[_HSTS] = _YEAR
 
 
-async def set_security_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """``on_response_prepare`` signal: streams and errors carry them too."""
+def set_security_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For ``header_signal``: streams and errors carry them too."""
     origin = request.get(ORIGIN)
     secure(response.headers, https=request.secure if origin is None else origin.scheme == "https")

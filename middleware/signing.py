@@ -74,7 +74,6 @@ def signing_middleware(
     required = settings.request_signing == "required"
     authority = settings.signing_authority
     pinned = {scheme: normalised(authority, scheme) for scheme in ("http", "https")} if authority else None
-    app.on_response_prepare.append(_ask_for_signature)
 
     @web.middleware
     async def signing(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -84,7 +83,7 @@ def signing_middleware(
             return await handler(request)
         scheme, host = request[ORIGIN]
         signed_for = pinned[scheme] if pinned else normalised(host, scheme)
-        message = Message(request.method, request.raw_path, scheme, signed_for, lambda name: headers.getall(name, ()))
+        message = Message(request.method, request.raw_path, scheme, signed_for, partial(headers.getall, default=()))
         try:
             caller = await verifier.verify(message, partial(read_body, request) if request.body_exists else None)
         except SignatureError as error:
@@ -112,7 +111,7 @@ def _nonces(app: web.Application, settings: Settings) -> Nonces:
     return RedisNonces(redis, settings.signing_window_seconds)
 
 
-async def _ask_for_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """``on_response_prepare`` signal: the answer to a wrong signature says what one is like."""
-    if response.status == InvalidSignature.status and request.get(REASON) == InvalidSignature.code:
+def ask_for_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For ``header_signal``: the answer to a wrong signature says what one is like."""
+    if request.get(REASON) == InvalidSignature.code and response.status == InvalidSignature.status:
         response.headers["Accept-Signature"] = _ACCEPTED

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from json.encoder import encode_basestring_ascii
 from math import isfinite
@@ -29,30 +30,63 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 
-class FactsRecord(logging.LogRecord):
-    """A record whose facts stand together: ``extra`` of a logging call is copied one by one, and must be found again.
+def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, Any]) -> None:
+    """Log one line as ``log.log`` does with ``extra``, in half the time where only ``setup_logging``'s handler listens.
 
     Args:
-        log: that is to handle it.
-        level: of the record.
+        log: is asked whether it is enabled by the caller.
+        level: of the line.
         message: as it is, nothing is put into it.
         facts: what ``extra`` would be.
     """
-
-    def __init__(self, log: logging.Logger, level: int, message: str, facts: dict[str, Any]) -> None:
-        super().__init__(log.name, level, "", 0, message, None, None)
-        self.facts = facts
-
-
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    if isinstance(record, FactsRecord):
-        extra = record.facts
+    lines = _only_lines(log)
+    if lines is None:  # somebody else listens, and wants records
+        log.log(level, "%s", message, extra=facts)
     else:
+        lines.put(level, log.name, message, facts)
+
+
+def _only_lines(log: logging.Logger) -> _Lines | None:
+    """The handler of ``setup_logging``, if it is the only one that a logger's records come to, and nothing filters."""
+    if log.filters:
+        return None
+    on_the_way: logging.Logger | None = log
+    while on_the_way is not logging.root:
+        if on_the_way is None or on_the_way.handlers or not on_the_way.propagate:
+            return None
+        on_the_way = on_the_way.parent
+    handlers = logging.root.handlers
+    if len(handlers) != 1 or not isinstance(only := handlers[0], _Lines) or only.filters or only.level:
+        return None
+    return only
+
+
+class _Formatter(logging.Formatter):
+    """Puts what is known of the request into each line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-    return (request_facts.get() or {}) | extra
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        return self.line(record.created, record.levelname, record.name, record.getMessage(), extra, trace)
+
+    def line(
+        self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
+    ) -> str:
+        """One line, without its end.
+
+        Args:
+            created: Unix time in seconds.
+            level: its name.
+            logger: its name.
+            message: whole.
+            extra: facts that go behind those of the request.
+            trace: of an exception.
+        """
+        raise NotImplementedError
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """One JSON object per line; control characters are escaped, so a line cannot be forged."""
 
     def __init__(self) -> None:
@@ -60,35 +94,37 @@ class JsonFormatter(logging.Formatter):
         self._encode = json.JSONEncoder(default=str).encode
         self._second, self._clock = -1, ""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See ``logging.Formatter``."""
-        second = int(record.created)
+    def line(
+        self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
+    ) -> str:
+        """See ``_Formatter``."""
+        second = int(created)
         if second != self._second:
             self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         line = (
-            f'{{"time": "{self._clock}.{int((record.created - second) * 1e3):03d}Z", "level": "{record.levelname}"'
-            f', "logger": {encode_basestring_ascii(record.name)}'
-            f', "message": {encode_basestring_ascii(record.getMessage())}'
+            f'{{"time": "{self._clock}.{int((created - second) * 1e3):03d}Z", "level": "{level}"'
+            f', "logger": {encode_basestring_ascii(logger)}, "message": {encode_basestring_ascii(message)}'
         )
-        for name, value in _facts(record).items():
-            line += f", {encode_basestring_ascii(name)}: {self._json(value)}"
-        if record.exc_info:
-            line += f', "exception": {encode_basestring_ascii(self.formatException(record.exc_info))}'
+        for name, value in ((request_facts.get() or {}) | extra).items():
+            # Without the encoder, which takes 4 us longer for a line, for what nearly all facts are.
+            if value is None:
+                text = "null"
+            elif isinstance(value, str):
+                text = encode_basestring_ascii(value)
+            elif type(value) is int or (type(value) is float and isfinite(value)):
+                text = repr(value)
+            else:
+                text = self._encode(value)
+            line += f", {encode_basestring_ascii(name)}: {text}"
+        if trace is not None:
+            line += f', "exception": {encode_basestring_ascii(trace)}'
         return line + "}"
-
-    def _json(self, value: object) -> str:
-        """Without the encoder, which takes 4 us longer for a line, for what nearly all facts are."""
-        if isinstance(value, str):
-            return encode_basestring_ascii(value)
-        if value is None:
-            return "null"
-        if type(value) is int or (type(value) is float and isfinite(value)):
-            return repr(value)
-        return self._encode(value)
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """A StreamHandler that takes its lock once for a line, not thrice."""
+    """A StreamHandler that takes its lock once for a line, not thrice, and lines that never were records."""
+
+    formatter: _Formatter
 
     def emit(self, record: logging.LogRecord) -> None:
         """See ``logging.Handler``."""
@@ -98,23 +134,35 @@ class _Lines(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
 
+    def put(self, level: int, logger: str, message: str, facts: dict[str, Any]) -> None:
+        """What ``handle`` is for records; arguments as for ``log_facts``."""
+        try:
+            with self.lock or nullcontext():
+                line = self.formatter.line(time.time(), logging.getLevelName(level), logger, message, facts)
+                self.stream.write(line + self.terminator)
+                self.stream.flush()
+        except Exception:
+            self.handleError(logging.LogRecord(logger, level, "", 0, message, None, sys.exc_info()))
 
-class ConsoleFormatter(logging.Formatter):
+
+class ConsoleFormatter(_Formatter):
     """For people: time, level, message, then the facts. Control characters are escaped here too."""
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()
         self._colour = colour
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See ``logging.Formatter``."""
-        start = _COLOURS.get(record.levelname, "") if self._colour else ""
-        facts = "".join(f" {key}={value}" for key, value in _facts(record).items() if value is not None)
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock} {record.levelname:<7} {record.getMessage()}{facts}"
+    def line(
+        self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
+    ) -> str:
+        """See ``_Formatter``."""
+        start = _COLOURS.get(level, "") if self._colour else ""
+        known = (request_facts.get() or {}) | extra
+        facts = "".join(f" {key}={value}" for key, value in known.items() if value is not None)
+        clock = time.strftime("%H:%M:%S", time.localtime(created))
+        line = f"{clock} {level:<7} {message}{facts}"
         line = start + _printable(line) + ("\x1b[0m" if start else "")
-        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
-        return "\n  ".join([line, *map(_printable, trace)])
+        return "\n  ".join([line, *map(_printable, trace.splitlines() if trace else [])])
 
 
 def _printable(text: str) -> str:
@@ -139,5 +187,6 @@ def setup_logging(style: str, level: str, stream: TextIO | None = None) -> None:
     handler.setFormatter(ConsoleFormatter(colour=tty) if console else JsonFormatter())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
-    for chatty in ("asyncio", "httpx", "httpcore", "filelock", "urllib3", "huggingface_hub"):
+    for chatty in ("asyncio", "httpx", "httpcore", "filelock", "urllib3", "huggingface_hub", "aio_pika", "aiormq"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it tells is raised, too, once and not each second

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 caller_trace: ContextVar[Mapping[str, str] | None] = ContextVar("caller_trace", default=None)
 # What the request being served is traced in; None if it is not.
 current_trace: ContextVar[RequestTrace | None] = ContextVar("current_trace", default=None)
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 _FLUSH_SECONDS = 5.0
 _QUIET_SECONDS = 60.0
@@ -56,6 +59,17 @@ class Course:
     prompt_tokens: int
     cached_tokens: int
     tokens: int
+
+
+def parse_traceparent(value: str) -> tuple[str, str] | None:
+    """(trace id, parent id), or None if it is not valid (W3C Trace Context section 3.2: then it is ignored).
+
+    Version 00 has exactly four fields; a higher version may have more.
+    """
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None or (value.startswith("00") and len(value) != 55):
+        return None
+    return match.group(1), match.group(2)
 
 
 def start_tracing(version: str) -> Tracing:

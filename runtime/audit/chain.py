@@ -20,6 +20,7 @@ from __future__ import annotations
 import hmac
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final
@@ -57,7 +58,15 @@ class AuditKeys:
 
 def _mac(key: bytes, data: bytes) -> blake2b:
     # Not HMAC-SHA-256: among all else that a request does, OpenSSL takes 20 us for one, and this takes 6.
-    return blake2b(data, digest_size=len(ZERO), key=key)
+    made = _keyed(key).copy()
+    made.update(data)
+    return made
+
+
+@lru_cache(8)
+def _keyed(key: bytes) -> blake2b:
+    """Copied, because its key takes a third of the time."""
+    return blake2b(digest_size=len(ZERO), key=key)
 
 
 def seal(key: bytes, previous: bytes, body: bytes) -> tuple[bytes, bytes]:

@@ -25,9 +25,12 @@ class MemoryLimiter:
 
     def take(self, name: str, quota: Quota, cost: int = 1) -> Decision:
         """See ``runtime.rate_limits.take``."""
+        known, held = self._levels.get(name), self._held.get(name, 0)
+        if known is None and not cost and not held:  # who has used nothing has the whole burst
+            return Decision(True, quota.burst, 0.0)
         now = self._clock()
-        level, at = self._levels.get(name, (0.0, now))
-        level, decision = take(level, now - at, quota, cost, self._held.get(name, 0))
+        level, at = known or (0.0, now)
+        level, decision = take(level, now - at, quota, cost, held)
         self._keep(name, level, now)
         return decision
 

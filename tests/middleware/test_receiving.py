@@ -14,6 +14,7 @@ from aiohttp import web
 
 from app import create_app
 from middleware.admission import Entrance
+from middleware.answer_headers import header_signal
 from middleware.body import body_deadline_middleware, set_connection_headers
 from middleware.places import Places
 from middleware.receiving import DeadlineRunner
@@ -64,7 +65,7 @@ async def _slow(request: web.Request) -> web.Response:
 
 def _app(body_timeout: float) -> web.Application:
     app = web.Application(middlewares=[_render, body_deadline_middleware(body_timeout)], client_max_size=5000)
-    app.on_response_prepare.append(set_connection_headers)
+    app.on_response_prepare.append(header_signal(set_connection_headers))
     app.router.add_get("/", _ok)
     app.router.add_route("*", "/echo", _echo)
     app.router.add_route("*", "/stream", _stream)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.logging import FactsRecord, request_facts, setup_logging
+from runtime.logging import log_facts, request_facts, setup_logging
 
 
 class Terminal(io.StringIO):
@@ -56,7 +56,7 @@ def test_facts_that_stand_together(style: str) -> None:
     setup_logging(style, "INFO", stream)
     log = logging.getLogger("test")
     token = request_facts.set({"request_id": "r1"})
-    log.handle(FactsRecord(log, logging.INFO, "100%\n", facts))
+    log_facts(log, logging.INFO, "100%\n", facts)
     log.info("100%%\n%s", "", extra=facts)
     request_facts.reset(token)
     together, apart = stream.getvalue().splitlines()
@@ -66,6 +66,52 @@ def test_facts_that_stand_together(style: str) -> None:
         assert found == {"level": "INFO", "logger": "test", "message": "100%\n", "request_id": "r1", **facts}
     clock = len("2023-11-14T22:13:20.000Z") + len('{"time": "')
     assert together[clock:] == apart[clock:]
+
+
+def test_others_that_listen_get_records_of_facts() -> None:
+    """Whoever adds a handler or a filter, to any logger on the way, sees such a line as a record like any other."""
+    seen: list[logging.LogRecord] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record)
+
+    class Filter(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            seen.append(record)
+            return True
+
+    stream, listener, filter_ = io.StringIO(), Listener(), Filter()
+    setup_logging("json", "INFO", stream)
+    log = logging.getLogger("test.inner")
+    for place in (logging.root, logging.getLogger("test"), log):
+        place.addHandler(listener)
+        log_facts(log, logging.INFO, "100%", {"status": 200})
+        place.removeHandler(listener)
+    for filtered in (log, logging.root.handlers[0]):
+        filtered.addFilter(filter_)
+        log_facts(log, logging.INFO, "100%", {"status": 200})
+        filtered.removeFilter(filter_)
+    assert [(record.getMessage(), vars(record)["status"]) for record in seen] == [("100%", 200)] * 5
+    log_facts(log, logging.INFO, "100%", {"status": 200})
+    assert len(seen) == 5
+    assert [json.loads(line)["status"] for line in stream.getvalue().splitlines()] == [200] * 6
+
+
+def test_facts_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """They end no request: the trouble is told where logging tells its own, and the next line is written."""
+
+    class Untold:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    stream = io.StringIO()
+    setup_logging("json", "INFO", stream)
+    log = logging.getLogger("test")
+    log_facts(log, logging.INFO, "lost", {"what": Untold()})
+    log_facts(log, logging.INFO, "kept", {})
+    assert "no text" in capsys.readouterr().err
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["kept"]
 
 
 def test_console_lines_cannot_be_forged() -> None:

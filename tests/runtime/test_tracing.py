@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from hypothesis import given as any_of
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,7 +31,7 @@ from runtime import tracing as tracing_module
 from runtime.errors import ContextLengthExceeded, InternalError, SettingsError
 from runtime.logging import request_facts
 from runtime.settings import Settings
-from runtime.tracing import Tracing, caller_trace
+from runtime.tracing import Tracing, caller_trace, parse_traceparent
 from tests.engines import Made
 from tests.fakes import caching, fake_context, until
 
@@ -319,3 +323,61 @@ async def test_a_collector_that_is_away(
     await asyncio.to_thread(tracing.close)
     assert len(told()) == 1
     made.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        pytest.param(f"00-{TRACE}-{PARENT}-01", True, id="sampled"),
+        pytest.param(f"00-{TRACE}-{PARENT}-00", True, id="not sampled"),
+        pytest.param(f"00-{TRACE}-{PARENT}-ff", True, id="unknown flags"),
+        pytest.param(f"cc-{TRACE}-{PARENT}-01", True, id="higher version"),
+        pytest.param(f"cc-{TRACE}-{PARENT}-01-what-comes-then", True, id="higher version with more"),
+        pytest.param(f"cc-{TRACE}-{PARENT}-01.what", False, id="higher version with more, but no dash"),
+        pytest.param(f"00-{TRACE}-{PARENT}-01-more", False, id="version 00 with more"),
+        pytest.param(f"00-{TRACE}-{PARENT}-01-", False, id="version 00 with a dash more"),
+        pytest.param(f"ff-{TRACE}-{PARENT}-01", False, id="version ff"),
+        pytest.param(f"0-{TRACE}-{PARENT}-01", False, id="short version"),
+        pytest.param(f"00-{'0' * 32}-{PARENT}-01", False, id="trace of zeros"),
+        pytest.param(f"00-{TRACE}-{'0' * 16}-01", False, id="parent of zeros"),
+        pytest.param(f"00-{TRACE.upper()}-{PARENT}-01", False, id="capitals"),
+        pytest.param(f"00-{TRACE[1:]}-{PARENT}-01", False, id="short trace"),
+        pytest.param(f"00-{TRACE}0-{PARENT}-01", False, id="long trace"),
+        pytest.param(f"00-{TRACE}-{PARENT[1:]}-01", False, id="short parent"),
+        pytest.param(f"00-{TRACE}-{PARENT}", False, id="no flags"),
+        pytest.param(f"00-{TRACE}-{PARENT}-1", False, id="short flags"),
+        pytest.param(f"00-{TRACE}-{PARENT}-zz", False, id="no hex"),
+        pytest.param(f" 00-{TRACE}-{PARENT}-01", False, id="blank before"),
+        pytest.param(f"00-{TRACE}-{PARENT}-01\n", False, id="line break after"),
+        pytest.param(f"00_{TRACE}_{PARENT}_01", False, id="underscores"),
+        pytest.param(f"٠٠-{TRACE}-{PARENT}-01", False, id="digits, but not ASCII"),  # noqa: RUF001 - that is the point
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_traceparent(value: str, valid: bool) -> None:
+    """W3C Trace Context section 3.2: a value that is not valid is ignored as if it were not there."""
+    assert parse_traceparent(value) == ((TRACE, PARENT) if valid else None)
+
+
+FIELDS = ["00", "01", "ff", "0A", "", TRACE, TRACE.upper(), "0" * 32, PARENT, PARENT[1:], "0" * 16, "g" * 16]
+TRACEPARENTS = st.text(max_size=60) | st.lists(st.sampled_from(FIELDS), max_size=6).map("-".join)
+
+
+@examples(max_examples=10_000, deadline=None)
+@any_of(TRACEPARENTS)
+def test_any_traceparent(value: str) -> None:
+    """Any text is no trace, or one that reads field by field as the recommendation has it."""
+    found = parse_traceparent(value)
+    version, *fields = value.split("-")
+    lower = [re.fullmatch("[0-9a-f]+", field) is not None for field in (version, *fields[:3])]
+    valid = (
+        len(fields) >= 3
+        and all(lower)
+        and [len(version), *map(len, fields[:3])] == [2, 32, 16, 2]
+        and version != "ff"
+        and set(fields[0]) != {"0"}
+        and set(fields[1]) != {"0"}
+        and (version != "00" or len(fields) == 3)
+        and "\n" not in value
+    )
+    assert found == ((fields[0], fields[1]) if valid else None)
