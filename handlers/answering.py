@@ -119,7 +119,13 @@ async def answering(
         async with AsyncExitStack() as reading:
             while True:
                 joined = ctx.cache.answer(
-                    key, engine.info.name, held, start, reuse=control.reuse, max_age=control.max_age
+                    key,
+                    engine.info.name,
+                    held,
+                    start,
+                    reuse=control.reuse,
+                    max_age=control.max_age,
+                    queued=ctx.queued,
                 )
                 try:
                     cached, prompt_tokens, stream = await reading.enter_async_context(joined)

@@ -88,7 +88,7 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
     return messages
 
 
-async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine) -> Plan:
+async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> Plan:
     """Check a request against the model, and tokenize it.
 
     Raises:
@@ -96,11 +96,11 @@ async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine
         ContextLengthExceeded: the chat does not fit.
     """
     check_logit_bias(request, engine)
-    ids = await engine.encode_chat(messages)
+    ids = await engine.encode_chat(messages, queued=ctx.queued)
     asked = _params(request, engine.chat_stops)
     limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
     check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit)),))
+    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued),))
 
 
 def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
@@ -117,7 +117,7 @@ def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
 
 def _answering(request: ChatRequest, messages: Sequence[Message], ctx: Context) -> AbstractAsyncContextManager[Answer]:
     question = Question("chat", messages, _params(request))
-    return answering(request, question, lambda engine: plan(request, messages, engine), ctx)
+    return answering(request, question, lambda engine: plan(request, messages, engine, ctx), ctx)
 
 
 def _logprobs(answer: Answer, index: int) -> dict[str, Any] | None:

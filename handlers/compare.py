@@ -134,7 +134,7 @@ async def _run(
     try:
         async with ctx.models.lease(side.model) as engine:
             check_logit_bias(settings, engine)
-            ids = await _prompt(settings, messages, engine)
+            ids = await _prompt(settings, messages, engine, ctx)
             params = sampling_params(
                 settings,
                 max_new_tokens=min(
@@ -145,7 +145,7 @@ async def _run(
                 stop=engine.chat_stops if messages else (),
             )
             begun, first = now(), 0.0
-            async with generating(Plan(engine, (Job(ids, params),)), ctx) as (collected, tokens):
+            async with generating(Plan(engine, (Job(ids, params, ctx.queued),)), ctx) as (collected, tokens):
                 async for token in tokens:
                     first = first or now()
                     if token.text or token.finish_reason:
@@ -173,8 +173,12 @@ async def _run(
     return side
 
 
-async def _prompt(request: CompareRequest, messages: tuple[Message, ...], engine: Engine) -> tuple[int, ...]:
-    return await (engine.encode_chat(messages) if request.prompt is None else engine.encode(request.prompt))
+async def _prompt(
+    request: CompareRequest, messages: tuple[Message, ...], engine: Engine, ctx: Context
+) -> tuple[int, ...]:
+    if request.prompt is None:
+        return await engine.encode_chat(messages, queued=ctx.queued)
+    return await engine.encode(request.prompt, queued=ctx.queued)
 
 
 async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context) -> list[dict[str, float | None]]:
@@ -195,17 +199,18 @@ async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Con
             continue
         try:
             async with ctx.models.lease(model) as engine:
-                prompt = await _prompt(sides[0].settings, messages, engine)
+                prompt = await _prompt(sides[0].settings, messages, engine, ctx)
                 for i in others:
-                    means[i][model] = await _mean_of(sides[i].answer["text"], prompt, engine)
+                    means[i][model] = await _mean_of(sides[i].answer["text"], prompt, engine, ctx)
         except ServiceError:
             continue
     return means
 
 
-async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine) -> float | None:
+async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Context) -> float | None:
     try:
-        return _mean(await score(engine, prompt, await engine.encode_plain(text)))
+        ids = await engine.encode_plain(text, queued=ctx.queued)
+        return _mean(await score(engine, prompt, ids, queued=ctx.queued))
     except ServiceError:  # no room for it, or a text that this model's tokenizer cannot take as such
         return None
 

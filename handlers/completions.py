@@ -40,7 +40,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     request = parse(CompletionsRequest, payload)
     _check(request, ctx)
     async with _answering(request, ctx) as answer:
-        choices = await _choices(request, answer)
+        choices = await _choices(request, answer, ctx)
         collected = await answer.whole()
         return {
             **_head(answer.engine, ctx),
@@ -61,7 +61,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
         head = _head(answer.engine, ctx)
         if include_usage:
             head["usage"] = None  # on every chunk but the last, as OpenAI does
-        choices = await _choices(request, answer)
+        choices = await _choices(request, answer, ctx)
         async for token in answer.tokens:
             if token.text or token.finish_reason:
                 yield head | {"choices": [choices.piece(token.sequence, token.text, token.finish_reason)]}
@@ -93,15 +93,15 @@ def _params(request: CompletionsRequest) -> SamplingParams:
     )
 
 
-async def _plan(request: CompletionsRequest, engine: Engine) -> Plan:
+async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Plan:
     """Check a request against the model, and tokenize it."""
     check_logit_bias(request, engine)
     asked = _params(request)
     jobs = []
-    for ids in await encode_all(engine, request.prompt):
+    for ids in await encode_all(engine, request.prompt, ctx):
         limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
         check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
-        jobs.append(Job(ids, replace(asked, max_new_tokens=limit)))
+        jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.queued))
     return Plan(engine, tuple(jobs))
 
 
@@ -109,11 +109,11 @@ async def _plan(request: CompletionsRequest, engine: Engine) -> Plan:
 async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Answer]:
     if _limit(request):
         question = Question("text", request.prompt, _params(request))
-        async with answering(request, question, lambda engine: _plan(request, engine), ctx) as answer:
+        async with answering(request, question, lambda engine: _plan(request, engine, ctx), ctx) as answer:
             yield answer
         return
     async with ctx.models.lease(request.model) as engine:
-        prompts = await encode_all(engine, request.prompt)
+        prompts = await encode_all(engine, request.prompt, ctx)
         nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
         settle = await ctx.charge(nothing.prompt_tokens)
         try:
@@ -170,18 +170,19 @@ class _Choices:
         return piece
 
 
-async def _choices(request: CompletionsRequest, answer: Answer) -> _Choices:
-    echoes = [await _echo(text, request, answer.engine) for text in request.prompt] if request.echo else []
+async def _choices(request: CompletionsRequest, answer: Answer, ctx: Context) -> _Choices:
+    echoes = [await _echo(text, request, answer.engine, ctx) for text in request.prompt] if request.echo else []
     return _Choices(request, answer, echoes, [None] * answer.collected.sequences)
 
 
-async def _echo(text: str, request: CompletionsRequest, engine: Engine) -> _Echo:
+async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
     """A prompt, and how likely its tokens are if that is asked."""
-    ids = () if request.logprobs is None else await engine.encode(text)
+    ids = () if request.logprobs is None else await engine.encode(text, queued=ctx.queued)
     if not ids:
         return _Echo(text, [], [])
     first = Token(0, ids[0], "")
-    found = entries(engine, [first, *await score(engine, ids[:1], ids[1:], request.logprobs or 0)])
+    scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, queued=ctx.queued)
+    found = entries(engine, [first, *scores])
     found[0]["logprob"] = None
     raw, at, place, offsets = text.encode(), 0, 0, list[int]()
     for entry in found:

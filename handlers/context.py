@@ -28,21 +28,34 @@ class Engine(Protocol):
         """Strings that end an answer because the chat template gives the turn away with them."""
         ...
 
-    async def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a raw prompt, off the event loop. Control tokens written in it count as such."""
+    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        """Token ids of a raw prompt, off the event loop. Control tokens written in it count as such.
+
+        Args:
+            text: of the prompt.
+            queued: see ``Job``; a queue that is full is told before a text is read.
+        """
         ...
 
-    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
         """Token ids of a chat up to where the assistant speaks; no message's text becomes a control token.
+
+        Args:
+            messages: of the chat.
+            queued: see ``encode``.
 
         Raises:
             InvalidRequest: the model's template refuses the messages.
         """
         ...
 
-    async def encode_plain(self, text: str) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """Token ids of a text as the model would write it behind another: nothing in it becomes a control token, and
         none is added.
+
+        Args:
+            text: to continue another.
+            queued: see ``encode``.
 
         Raises:
             InvalidRequest: it spells a control token in a way that cannot be told from one.
@@ -158,6 +171,7 @@ class Cache(Protocol):
         *,
         reuse: bool,
         max_age: float,
+        queued: bool = False,
     ) -> AbstractAsyncContextManager[tuple[CacheUse, int, AsyncIterator[Token]]]:
         """An answer that is kept, or that is being computed for another, or else is computed now and kept.
 
@@ -170,6 +184,7 @@ class Cache(Protocol):
             start: begins to compute: prompt tokens, and the tokens. Called where that is needed only.
             reuse: whether an answer that is there already will do.
             max_age: of a kept answer, in seconds.
+            queued: see ``Job``. Work that is not is computed anew rather than wait for such that is.
 
         Yields:
             What was done, the prompt's tokens, and the tokens of the answer; the same whatever was done.
@@ -267,6 +282,7 @@ class Context:
         caller: tells requests of different callers apart; "" where there is only one.
         clock: wall clock and monotonic clock.
         new_id: makes a short unique id for an answer.
+        queued: whether nobody waits for the answer right now: others go before it.
         limits: bounds of one request.
         version: of the service.
         started: monotonic time at which the service started.
@@ -285,6 +301,7 @@ class Context:
     figures: Callable[[str], ModelFigures] = lambda model: ModelFigures()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
+    queued: bool = False
     limits: Limits = field(default_factory=Limits)
     version: str = "0"
     started: float = 0.0

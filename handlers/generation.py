@@ -115,9 +115,9 @@ def sampling_params(
     )
 
 
-async def encode_all(engine: Engine, texts: Sequence[str]) -> list[tuple[int, ...]]:
+async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
     """Token ids of each text."""
-    return list(await asyncio.gather(*(engine.encode(text) for text in texts)))
+    return list(await asyncio.gather(*(engine.encode(text, queued=ctx.queued) for text in texts)))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,9 @@ from runtime.errors import InvalidRequest
 from runtime.types import Job, SamplingParams, Token
 
 
-async def score(engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0) -> list[Token]:
+async def score(
+    engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0, *, queued: bool = False
+) -> list[Token]:
     """Score a text.
 
     Args:
@@ -18,6 +20,7 @@ async def score(engine: Engine, prompt: Sequence[int], text: Sequence[int], top:
         prompt: token ids, at least one.
         text: token ids; none have no scores.
         top: likeliest tokens to report in each place.
+        queued: see ``Job``.
 
     Returns:
         The text's tokens, each with its log-probability by the model alone.
@@ -31,5 +34,5 @@ async def score(engine: Engine, prompt: Sequence[int], text: Sequence[int], top:
     if max(text) >= engine.info.vocabulary_size:  # some tokenizers know tokens that their model does not
         raise InvalidRequest(f"{max(text)} is no token id of this model")
     params = SamplingParams(max_new_tokens=len(text), temperature=0, logprobs=top, forced=tuple(text))
-    async with aclosing(engine.stream([Job(tuple(prompt), params)])) as tokens:
+    async with aclosing(engine.stream([Job(tuple(prompt), params, queued)])) as tokens:
         return [token async for token in tokens]

@@ -13,6 +13,7 @@ from handlers.schemas.requests import Empty
 _SUMS = (
     "running",
     "waiting",
+    "queued",
     "finished",
     "failed",
     "cancelled",

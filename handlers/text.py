@@ -39,7 +39,7 @@ def check(request: TextRequest, ctx: Context) -> None:
     check_sequences(len(request.prompt), request.num_return_sequences, ctx, "num_return_sequences")
 
 
-async def plan(request: TextRequest, engine: Engine) -> Plan:
+async def plan(request: TextRequest, engine: Engine, ctx: Context) -> Plan:
     """Check a request against the model, and tokenize it.
 
     Raises:
@@ -49,7 +49,7 @@ async def plan(request: TextRequest, engine: Engine) -> Plan:
     check_logit_bias(request, engine)
     asked = _question(request)
     jobs = []
-    for ids in await encode_all(engine, request.prompt):
+    for ids in await encode_all(engine, request.prompt, ctx):
         limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.params.max_new_tokens)
         if asked.max_length is not None:
             if len(ids) >= asked.max_length:
@@ -60,7 +60,7 @@ async def plan(request: TextRequest, engine: Engine) -> Plan:
                 )
             limit = min(limit, asked.max_length - len(ids))
         check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
-        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit)))
+        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.queued))
     return Plan(engine, tuple(jobs))
 
 
@@ -77,7 +77,7 @@ def _question(request: TextRequest) -> Question:
 
 
 def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Answer]:
-    return answering(request, _question(request), lambda engine: plan(request, engine), ctx)
+    return answering(request, _question(request), lambda engine: plan(request, engine, ctx), ctx)
 
 
 async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def figure_families(figures: Mapping[str, Figures]) -> list[Metric]:
     shown = (
         ("running", gauge("num_requests_running", "Requests in the batch.")),
         ("waiting", gauge("num_requests_waiting", "Requests that wait for a place in the batch.")),
+        ("queued", gauge("num_queued_requests_waiting", "Requests that came as events and wait, likewise.")),
         ("kv_usage", gauge("kv_cache_usage_perc", "Share of the KV cache that running requests hold (0 to 1).")),
         ("prompt_tokens", counter("prompt_tokens", "Prompt tokens of requests that gave a first token.")),
         ("prompt_tokens", counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")),

@@ -32,7 +32,7 @@ class Figures:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._busy = (0, 0, 0.0)
+        self._busy = (0, 0, 0, 0.0)
         self._ended = {"finished": 0, "failed": 0, "cancelled": 0, "rejected": 0}
         self._prompt_tokens = self._cached_tokens = 0
         self._tokens = 0
@@ -44,9 +44,9 @@ class Figures:
         self._first_tokens = _Recent()
         self._paces = _Recent()
 
-    def busy(self, running: int, waiting: int, kv_usage: float) -> None:
+    def busy(self, running: int, waiting: int, queued: int, kv_usage: float) -> None:
         """What the engine has to do now; see ``ModelFigures``."""
-        self._busy = (running, waiting, kv_usage)
+        self._busy = (running, waiting, queued, kv_usage)
 
     def prompt(self, tokens: int, cached: int) -> None:
         """A prompt was read; so many of its tokens were in the prefix cache."""
@@ -89,12 +89,13 @@ class Figures:
 
     def read(self) -> ModelFigures:
         """The figures as they are now."""
-        running, waiting, kv_usage = self._busy
+        running, waiting, queued, kv_usage = self._busy
         with self._lock:
             now = self._clock()
             return ModelFigures(
                 running=running,
                 waiting=waiting,
+                queued=queued,
                 kv_usage=kv_usage,
                 **self._ended,
                 prompt_tokens=self._prompt_tokens,

@@ -23,12 +23,20 @@ class Flight:
         held: what must not be let go of before the last reader has gone (the model's lease).
         start: begins the computation, on a task of its own.
         land: called once when it is over, before the readers know; also after an error, and when it is given up.
+        queued: whether it is computed when nothing else is to be, see ``Job``.
     """
 
     def __init__(
-        self, model: str, held: AsyncExitStack, start: Start, land: Callable[[Flight], Awaitable[None]]
+        self,
+        model: str,
+        held: AsyncExitStack,
+        start: Start,
+        land: Callable[[Flight], Awaitable[None]],
+        *,
+        queued: bool = False,
     ) -> None:
         self.model = model
+        self.queued = queued
         self.tokens: list[Token] = []
         self.seconds = 0.0
         self.complete = False

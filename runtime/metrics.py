@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
+from runtime.events.metrics import EventMetrics
 from runtime.exposition import figure_families
 from runtime.figures import Figures
 from runtime.request_record import RequestRecord
@@ -56,6 +57,7 @@ class Metrics:
         self.cold_start = gauge("cold_start_seconds", "From the process's start until the model was ready.")
         self.drafted = counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.")
         self.accepted = counter("spec_decode_num_accepted_tokens", "Tokens guessed ahead that were right.")
+        self.preemptions = counter("num_preemptions", "Times that queued work gave way in the middle.")
         self.success = counter("request_success", "Sequences that ended by themselves.", "finished_reason")
         self.failure = counter("request_failure", "Requests that were admitted and ended with an error.", "code")
         self.rejected = counter("request_rejected", "Requests that were not admitted.", "reason")
@@ -68,6 +70,7 @@ class Metrics:
         self.limited_clients = Gauge("warmstart:rate_limit_clients", text, registry=self._registry)
         text = "Records that the audit log could not take, and failures to bring it to the disk."
         self.audit_errors = Counter("warmstart:audit_errors", text, registry=self._registry)
+        self.events = EventMetrics(self._registry)
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN)
         self.whole = histogram("e2e_request_latency_seconds", "Arrival to last token.", _WHOLE)
         self.queue = histogram("request_queue_time_seconds", "Arrival to the first step.", _FIRST_TOKEN)
@@ -134,6 +137,7 @@ class ModelMetrics:
         self.cold_start = metrics.cold_start.labels(name)
         self.drafted = metrics.drafted.labels(name)
         self.accepted = metrics.accepted.labels(name)
+        self.preemptions = metrics.preemptions.labels(name)
         self.success: dict[FinishReason, Counter] = {
             "stop": metrics.success.labels(name, "stop"),
             "length": metrics.success.labels(name, "length"),

@@ -76,7 +76,15 @@ class ResponseCache:
 
     @asynccontextmanager
     async def answer(
-        self, key: str, model: str, held: AsyncExitStack, start: Start, *, reuse: bool, max_age: float
+        self,
+        key: str,
+        model: str,
+        held: AsyncExitStack,
+        start: Start,
+        *,
+        reuse: bool,
+        max_age: float,
+        queued: bool = False,
     ) -> AsyncIterator[tuple[CacheUse, int, AsyncIterator[Token]]]:
         """See ``handlers.context.Cache``."""
         place = asyncio.get_running_loop(), key
@@ -87,13 +95,15 @@ class ResponseCache:
             yield CacheUse("hit", key, age), kept.prompt_tokens, _replayed(kept)
             return
         flight = self._flights.get(place) if reuse else None
-        if flight is not None and flight.open:
+        # Who waits for an answer does not wait for one that is computed when nothing else is to be.
+        if flight is not None and flight.open and (queued or not flight.queued):
             use = CacheUse("shared", key)
             self._count(shared=1)
         else:
             use = CacheUse("miss" if reuse else "bypass", key)
             self._count(**{"misses" if reuse else "bypassed": 1})
-            flight = self._flights[place] = Flight(model, held.pop_all(), start, lambda done: self._land(place, done))
+            flight = Flight(model, held.pop_all(), start, lambda done: self._land(place, done), queued=queued)
+            self._flights[place] = flight
         async with flight.joined(), aclosing(flight.read()) as tokens:
             try:
                 yield use, await flight.prompt_tokens(), tokens

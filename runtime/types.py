@@ -67,10 +67,18 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One tokenized prompt and what to do with it."""
+    """One tokenized prompt and what to do with it.
+
+    Args:
+        token_ids: of the prompt.
+        params: how its tokens are chosen.
+        queued: whether nobody waits for the answer right now. Others then go before it and may interrupt it, which
+            changes nothing about its answer.
+    """
 
     token_ids: tuple[int, ...]
     params: SamplingParams
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,8 @@ class ModelFigures:
 
     Args:
         running: requests in the batch.
-        waiting: requests that wait for a place in it.
+        waiting: requests that wait for a place in it, those aside that are ``queued``: see ``Job``.
+        queued: requests of that kind that wait for a place, those that were interrupted among them.
         kv_usage: share of the memory for keys and values that running requests hold, 0 to 1.
         finished: requests that ended by themselves.
         failed: requests that were admitted and ended with an error.
@@ -196,6 +205,7 @@ class ModelFigures:
 
     running: int = 0
     waiting: int = 0
+    queued: int = 0
     kv_usage: float = 0.0
     finished: int = 0
     failed: int = 0

@@ -125,7 +125,9 @@ class Made:
     def idle(self) -> bool:
         """Whether nothing is left of any request."""
         worker = self.engine._worker
-        return not (worker._live or worker._waiting or worker._owners or worker._inbox or self.scheduler.busy)
+        return not (
+            worker._live or worker._online or worker._queued or worker._owners or worker._inbox or self.scheduler.busy
+        )
 
     def value(self, name: str, **labels: str) -> float:
         """A sample of the metrics as they are shown."""

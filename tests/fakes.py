@@ -70,15 +70,15 @@ class FakeEngine:
     chats: list[tuple[Message, ...]] = field(default_factory=list)
     open_streams: int = 0
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         length = self.token_length if isinstance(self.token_length, int) else self.token_length(text)
         return tuple(range(length))
 
-    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
         self.chats.append(tuple(messages))
         return await self.encode("".join(message.content for message in messages))
 
-    async def encode_plain(self, text: str) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         return await self.encode(text)
 
     def token_bytes(self, token_id: int) -> bytes:

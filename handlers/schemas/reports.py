@@ -134,6 +134,7 @@ class Counts(LazyModel):
 
     running: int
     waiting: int
+    queued: int = Field(description="Requests that came as events and wait; those that somebody waits for go before.")
     finished: int
     failed: int
     cancelled: int

@@ -17,10 +17,10 @@ from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.text import TextStream
+from runtime.engine.waiting import late
 from runtime.engine.worker import Request, Worker
 from runtime.errors import (
     ContextLengthExceeded,
-    DeadlineExceeded,
     Draining,
     EngineRestarting,
     InvalidRequest,
@@ -63,7 +63,7 @@ class Engine:
         chat: turns chats into token ids.
         info: what is known of the model.
         metrics: of the model.
-        max_queue: requests that may wait.
+        max_queue: requests of either kind that may wait, see ``Job.queued``.
         timeout: seconds a request may take, queue included.
     """
 
@@ -114,17 +114,17 @@ class Engine:
             self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
         )
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
-        return await self._off_loop(lambda: tuple(self._tokenizer.encode(text)))
+        return await self._off_loop(lambda: tuple(self._tokenizer.encode(text)), queued)
 
-    async def encode_chat(self, messages: Items[Message]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
-        return await self._off_loop(lambda: self._chat.encode(messages))
+        return await self._off_loop(lambda: self._chat.encode(messages), queued)
 
-    async def encode_plain(self, text: str) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
-        return await self._off_loop(lambda: self._chat.encode_plain(text))
+        return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
 
     def token_bytes(self, token_id: int) -> bytes:
         """See ``handlers.context.Engine``."""
@@ -142,8 +142,7 @@ class Engine:
         request = Request(sequences, loop)
         record = self._metrics.request(len(sequences))
         worker = self._admit(lambda worker: worker.submit(request))
-        late = DeadlineExceeded(f"not finished within {self._timeout:g} s (REQUEST_TIMEOUT_SECONDS)")
-        timer = loop.call_later(self._timeout, request.outbox.put_nowait, late)
+        timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(late(self._timeout, request)))
         try:
             while texts:
                 item = await request.outbox.get()
@@ -236,14 +235,14 @@ class Engine:
                 self._worker = self._start()
                 self._metrics.restarts.inc()
 
-    async def _off_loop(self, tokenize: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    async def _off_loop(self, tokenize: Callable[[], tuple[int, ...]], queued: bool) -> tuple[int, ...]:
         """Tokenize on a thread, unless the queue is full, now or when the thread comes to it."""
 
         def checked() -> tuple[int, ...]:
-            self._admit(Worker.check)
+            self._admit(lambda worker: worker.check(queued))
             return tokenize()
 
-        self._admit(Worker.check)
+        self._admit(lambda worker: worker.check(queued))
         return await asyncio.to_thread(checked)
 
     def _admit(self, call: Callable[[Worker], None]) -> Worker:
@@ -261,7 +260,7 @@ class Engine:
     def _sequences(self, job: Job) -> list[Sequence]:
         prompt, params = job.token_ids, job.params
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        first = Sequence(prompt, params, seed)
+        first = Sequence(prompt, params, seed, queued=job.queued)
         try:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
@@ -278,7 +277,8 @@ class Engine:
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
-        return [first, *(Sequence(prompt, params, seed, number, first) for number in range(1, params.n))]
+        others = range(1, params.n)
+        return [first, *(Sequence(prompt, params, seed, number, first, job.queued) for number in others)]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import contextvars
 import logging
-import queue
 import secrets
 import threading
 import time
@@ -28,7 +27,8 @@ from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.checkpoint import end_ids
 from runtime.device import release_memory, usable_cores
 from runtime.engine.text import TextStream
-from runtime.errors import DeadlineExceeded, Draining, InternalError, ServiceError, TooManyRequests
+from runtime.engine.waiting import Inbox, late
+from runtime.errors import Draining, InternalError, ServiceError, TooManyRequests
 from runtime.loader import Loaded
 from runtime.metrics import ModelMetrics
 from runtime.randomness import uniform
@@ -77,6 +77,7 @@ class _Row:
 @dataclass(slots=True, eq=False)
 class _Task:
     rows: list[_Row]
+    queued: bool
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
     started: float = 0.0  # monotonic time at which its generation began, 0 before that
@@ -98,7 +99,7 @@ class ReferenceEngine:
         loaded: the model, its tokenizer and where it is.
         info: what is known of it; the warm-up time is filled in by ``warm_up``.
         metrics: of the model.
-        max_queue: requests that may wait.
+        max_queue: requests of either kind that may wait, see ``Job.queued``. Here what has begun is not interrupted.
         timeout: seconds a request may take, queue included.
         num_threads: CPU threads; 0 takes the cores this process may use.
     """
@@ -126,7 +127,7 @@ class ReferenceEngine:
         # Rows that ended are fed some token until the others end; nothing reads what follows.
         self._pad = min(self._eos, default=0)
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
-        self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._inbox = Inbox[_Task]()
         self._max_queue = max_queue
         self._closing = threading.Event()  # admits nothing new
         self._aborting = threading.Event()  # ends what is admitted
@@ -153,15 +154,15 @@ class ReferenceEngine:
         """See ``handlers.context.Engine``. What its requests take comes and goes with them."""
         return self.info.weights_bytes
 
-    async def encode(self, text: str) -> tuple[int, ...]:
+    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
         return tuple(await asyncio.to_thread(self._tokenizer.encode, text))
 
-    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
         return await asyncio.to_thread(self._chat.encode, messages)
 
-    async def encode_plain(self, text: str) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
         return await asyncio.to_thread(self._chat.encode_plain, text)
 
@@ -171,19 +172,19 @@ class ReferenceEngine:
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """See ``handlers.context.Engine``."""
+        queued = any(job.queued for job in jobs)
         try:
-            self._admit()
+            self._admit(queued)
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
         loop = asyncio.get_running_loop()
-        task = _Task([row for job in jobs for row in self._rows(job)], loop, asyncio.Queue())
+        task = _Task([row for job in jobs for row in self._rows(job)], queued, loop, asyncio.Queue())
         record = self._metrics.request(len(task.rows))
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
-        self._inbox.put(task)
+        self._inbox.put(task, queued=queued)
         self._gauge()
-        late = DeadlineExceeded(f"not finished within {self._timeout:g} s (REQUEST_TIMEOUT_SECONDS)")
-        timer = loop.call_later(self._timeout, task.outbox.put_nowait, late)
+        timer = loop.call_later(self._timeout, lambda: task.outbox.put_nowait(late(self._timeout, task)))
         try:
             while (item := await task.outbox.get()) is not None:
                 if isinstance(item, ServiceError):
@@ -213,7 +214,7 @@ class ReferenceEngine:
         """
         atexit.unregister(self.close)
         self._closing.set()
-        self._inbox.put(None)
+        self._inbox.close()
         self._thread.join(grace)
         self._aborting.set()
         self._thread.join()
@@ -222,12 +223,12 @@ class ReferenceEngine:
 
     def _gauge(self) -> None:
         with self._gauging:  # else of two threads the one that looked first might tell last
-            self._metrics.figures.busy(self._busy, self._inbox.qsize(), 0)
+            self._metrics.figures.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
 
-    def _admit(self) -> None:
+    def _admit(self, queued: bool) -> None:
         if self._closing.is_set():
             raise Draining("the model is being unloaded", retry_after=1)
-        if self._inbox.qsize() >= self._max_queue:
+        if (self._inbox.queued if queued else self._inbox.online) >= self._max_queue:
             raise TooManyRequests(
                 f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
                 retry_after=max(1, self._seconds * self._max_queue),
@@ -246,7 +247,7 @@ class ReferenceEngine:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _work(self) -> None:
-        while (task := self._inbox.get()) is not None:
+        while (task := self._inbox.take()) is not None:
             if not task.cancelled.is_set():
                 task.started = time.monotonic()
                 self._busy = 1

@@ -6,30 +6,26 @@ computed in chunks beside the running ones (Sarathi-Serve, arXiv:2403.02310).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from runtime.engine.admission import Admission, Moves
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.engine.slots import BlockPool
-from runtime.engine.speculation import Drafter
+from runtime.engine.speculation import Speculation
 from runtime.errors import ServiceError
 from runtime.types import FinishReason
 
 
 @dataclass(slots=True)
-class Plan:
+class Plan(Moves):
     """One step.
 
     Args:
         rows: what to compute; may be empty, and then there is nothing to run.
-        copies: (source, target) blocks to copy before that, in this order.
-        admitted: sequences that left the queue.
     """
 
-    rows: list[Row]
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    admitted: list[Sequence] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -50,11 +46,11 @@ class Outcome:
 
 
 class Scheduler:
-    """The queue and the running sequences. One thread calls it, ``cancel`` aside.
+    """Steps for the sequences in the batch, see ``Admission``. One thread calls it, ``cancel`` aside.
 
     Every running sequence that awaits its next token is in every step. What is left of the budget goes to prompts, in
-    the order of their arrival, and then to forced tokens. A sequence is admitted when the pool has all blocks that it
-    may ever need; the first in the queue waits for that and the others wait behind it, so nobody starves.
+    the order of their arrival, those of queued sequences last, and then to forced tokens. However many others there
+    are, a prompt of either kind that is half computed gets a token of every step.
 
     Args:
         pool: the KV blocks.
@@ -80,36 +76,30 @@ class Scheduler:
     ) -> None:
         if not 1 <= max_rows <= max_tokens:
             raise ValueError(f"{max_rows} rows do not fit a step of {max_tokens} tokens")
-        self.drafted = 0  # tokens guessed
-        self.accepted = 0  # of those, tokens that were right, each of which saved a step
+        self.speculation = Speculation(speculate, speculate_rows)
+        self.preemptions = 0  # times that a sequence was interrupted
         self._pool = pool
-        self._max_rows = max_rows
+        self._admission = Admission(pool, max_rows)
         self._max_tokens = max_tokens
         self._token_budget = min(token_budget, max_tokens)
         self._eos = eos
         self._banned = tuple(sorted(eos))
-        self._speculate = speculate
-        self._speculate_rows = speculate_rows
-        self.reset()
+        self._cancelled = False  # whether some sequence was
 
     def reset(self) -> None:
         """Forget every sequence and everything cached, after the runner was started anew."""
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # admitted, in order of arrival
-        self._drafters: dict[Sequence, Drafter] = {}
-        self._cancelled = False  # whether some sequence was
-        self._full = False  # whether the first in the queue waits for blocks
-        self._pool.reset()
+        self._admission.reset()
+        self.speculation.reset()
 
     @property
     def running(self) -> int:
         """Sequences admitted."""
-        return len(self._running)
+        return len(self._admission.running)
 
     @property
     def waiting(self) -> int:
-        """Sequences in the queue."""
-        return len(self._waiting)
+        """Sequences that wait, of both kinds."""
+        return len(self._admission.waiting)
 
     @property
     def kv_usage(self) -> float:
@@ -124,7 +114,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether ``schedule`` has anything to do."""
-        return bool(self._running or self._waiting)
+        return bool(self.running or self.waiting)
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether a sequence could run if it were alone."""
@@ -138,7 +128,7 @@ class Scheduler:
         """
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
-        self._waiting.append(sequence)
+        self._admission.waiting.add(sequence, queued=sequence.queued)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence, wherever it is: the next ``schedule`` takes its blocks back. Any thread may call this."""
@@ -147,40 +137,38 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Choose the next step. Every plan is run and committed before the next one is made."""
+        admission = self._admission
         if self._cancelled:
             self._cancelled = False  # before the look, so that a later call is seen next time
-            self._end([s for s in (*self._running, *self._waiting) if s.cancelled])
-        rows: list[Row] = []
-        plan = Plan(rows)
-        prompt: Sequence | None = None  # the one that is half computed: it took all the room there was
-        for sequence in self._running:
-            if len(sequence.tokens) - sequence.computed > 1:
-                prompt = sequence
-            else:
+            self._end([s for s in (*admission.running, *admission.waiting) if s.cancelled])
+        plan = Plan()
+        rows = plan.rows
+        prompt: Sequence | None = None  # half computed: it took all the room, so that none of its kind came behind it
+        queued: Sequence | None = None  # the same
+        for sequence in admission.running:
+            if len(sequence.tokens) - sequence.computed == 1:
                 rows.append(self._row(sequence, 1))
+            elif sequence.queued:
+                queued = sequence
+            else:
+                prompt = sequence
         decoding = len(rows)
         room = self._max_tokens - decoding
         if decoding:
-            room = min(room, max(1, self._token_budget - decoding))  # a prompt gets on, however many decode
-        if prompt is not None:
-            rows.append(self._row(prompt, room))
-            room -= len(rows[-1].token_ids)
-        while room and self._waiting and len(self._running) < self._max_rows and not self._full:
-            sequence = self._waiting[0]
-            if sequence.leader is not None and not sequence.leader.generated:
-                break  # their prompt is computed in this step
-            if not self._pool.reserve(sequence):
-                self._full = True
-                break
-            if sequence.leader is not None:
-                self._follow(sequence, sequence.leader, plan)
-            self._running.append(self._waiting.popleft())
-            plan.admitted.append(sequence)
-            rows.append(self._row(sequence, room))
-            room -= len(rows[-1].token_ids)
-        self._force(rows, min(room, self._token_budget))
-        if self._speculate and 0 < len(rows) == decoding <= self._speculate_rows:
-            self._draft(rows)
+            room = min(room, self._token_budget - decoding)
+        # However many decode, a prompt of either kind gets on: there are no more rows than tokens of a step.
+        held = int(queued is not None or admission.waiting.first(queued=True) is not None)
+        room -= self._prefill(prompt, plan, max(1, room - held), queued=False)
+        for sequence in plan.preempted:
+            self.preemptions += 1
+            self.speculation.forget(sequence)
+        if plan.preempted:
+            rows[:] = [row for row in rows if row.sequence.blocks]
+            queued = queued if queued is not None and queued.blocks else None
+        room -= self._prefill(queued, plan, max(held, room), queued=True)
+        self._force(rows, max(0, min(room, self._token_budget)))
+        if prompt is queued is None and not plan.admitted:
+            self.speculation.draft(rows, self._max_tokens)
         return plan
 
     def commit(self, rows: Items[Row], results: Items[list[Sampled] | ServiceError]) -> list[Outcome]:
@@ -238,13 +226,23 @@ class Scheduler:
                 break
         if sequence.penalized:
             sequence.counts.update(choice.id for choice in outcome.kept)
-        drafter = self._drafters.get(sequence)
-        if row.drafts and drafter is not None:  # else they were forced, and no guesses
-            accepted = len(outcome.kept) - 1
-            self.drafted += row.drafts
-            self.accepted += accepted
-            drafter.learn(row.drafts, accepted)
+        self.speculation.learn(row, len(outcome.kept))
         return outcome
+
+    def _prefill(self, prompt: Sequence | None, plan: Plan, room: int, *, queued: bool) -> int:
+        """Give prompts of one kind a share of the step: the one that is half computed, and then those that wait.
+
+        Returns:
+            How many tokens of it.
+        """
+        left = room
+        if prompt is not None:
+            plan.rows.append(self._row(prompt, left))
+            left -= len(plan.rows[-1].token_ids)
+        while left and (sequence := self._admission.admit(plan, queued=queued)) is not None:
+            plan.rows.append(self._row(sequence, left))
+            left -= len(plan.rows[-1].token_ids)
+        return room - left
 
     def _row(self, sequence: Sequence, room: int) -> Row:
         """As many of a sequence's tokens that are not computed yet as there is room for."""
@@ -255,36 +253,10 @@ class Scheduler:
         early = len(params.forced) <= sequence.generated < params.min_new_tokens
         return Row(sequence, start, chunk, banned=self._banned if early else ())
 
-    def _follow(self, follower: Sequence, leader: Sequence, plan: Plan) -> None:
-        """Start a follower behind the prompt that its leader has computed: all but its last token is in the cache."""
-        if follower.computed < len(follower.prompt) - 1:  # a part of a block, on which the two go on differently
-            index = follower.computed // self._pool.block_tokens
-            plan.copies.append((leader.blocks[index], follower.blocks[index]))
-            follower.computed = len(follower.prompt) - 1
-
     def _end(self, ended: list[Sequence], *, keep: bool = True) -> None:
-        """Take sequences out, wherever they are, and their blocks back."""
-        gone = set(ended)
-        self._running = [s for s in self._running if s not in gone]
-        if any(s in gone for s in self._waiting):
-            self._waiting = deque(s for s in self._waiting if s not in gone)
+        self._admission.end(ended, keep=keep)
         for sequence in ended:
-            if sequence.params.n > 1:
-                self._succeed(sequence)
-            self._pool.release(sequence, keep=keep)
-            self._drafters.pop(sequence, None)
-        self._full = False
-
-    def _succeed(self, leader: Sequence) -> None:
-        """Let the followers in the queue do without a leader that ended. If it has not computed their prompt, the next
-        of them leads the others; else they find it in the prefix cache.
-        """
-        heir: Sequence | None = None
-        for sequence in self._waiting:
-            if sequence.leader is leader:
-                sequence.leader = heir
-                if heir is None and not leader.generated:
-                    heir = sequence
+            self.speculation.forget(sequence)
 
     def _force(self, rows: list[Row], room: int) -> None:
         """Append forced tokens to rows that await them, without waiting for each: the model has no say in them.
@@ -295,26 +267,6 @@ class Scheduler:
             if not (row.samples and row.sequence.params.forced):
                 continue
             drafts = row.sequence.forced[:-1][:room]
-            row.token_ids += drafts
-            row.drafts = len(drafts)
-            row.samples += len(drafts)
-            room -= len(drafts)
-
-    def _draft(self, rows: list[Row]) -> None:
-        """Append guesses to rows that await their next token."""
-        room = self._max_tokens - sum(len(row.token_ids) for row in rows)
-        for row in rows:
-            sequence, params = row.sequence, row.sequence.params
-            left = params.max_new_tokens - sequence.generated
-            if row.banned:  # for all choices of a row or for none
-                left = min(left, params.min_new_tokens - sequence.generated)
-            limit = min(left - 1, self._speculate, room)
-            if sequence.penalized or sequence.forced or limit < 1:
-                continue
-            drafter = self._drafters.get(sequence)
-            if drafter is None:
-                drafter = self._drafters[sequence] = Drafter(self._speculate)
-            drafts = drafter.draft(sequence.tokens, limit)
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)

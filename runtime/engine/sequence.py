@@ -22,6 +22,7 @@ class Sequence:
         seed: of its random numbers, never None.
         number: its index among the sequences of its prompt; with the seed it fixes the random numbers.
         leader: the first sequence of the same prompt, whose prefill this one shares; None for the first itself.
+        queued: see ``Job``.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +30,7 @@ class Sequence:
     seed: int
     number: int = 0
     leader: Sequence | None = None
+    queued: bool = False
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
     counts: Counter[int] = field(default_factory=Counter)  # of generated tokens; kept only where a penalty reads it
@@ -37,6 +39,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # KV blocks in order of position; replaced, never changed in place
     shareable: int = 0  # of those, leading blocks that are in the prefix cache
     cancelled: bool = False
+    preempted: bool = False  # whether it ever was: what it finds in the prefix cache may then be its own
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

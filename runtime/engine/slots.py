@@ -6,7 +6,8 @@ parent in the chain and its exact tokens, so what is found is equal for certain;
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence as Items
 from itertools import count
 
 from runtime.engine.sequence import Sequence
@@ -18,7 +19,7 @@ _ROOT = 0  # the empty chain
 class BlockPool:
     """The KV blocks of one runner and who holds them.
 
-    A sequence gets all its blocks at once, so that it never has to be thrown out for want of memory. Blocks full of
+    A sequence gets all its blocks at once, so that it never has to wait for memory in the middle. Blocks full of
     computed tokens enter the prefix cache while their sequence still runs, and stay there when it ends, until the
     memory is needed or newer ones push them out. A sequence that holds a cached block holds the chain before it too,
     so a parent is never left idle for longer than its children and the oldest idle block is always a leaf.
@@ -63,19 +64,17 @@ class BlockPool:
         return -(-sequence.capacity // self.block_tokens)
 
     def reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence all its blocks, those before its prompt's last token from its leader or the prefix cache.
+        """Give a sequence all its blocks, those before its last token from its leader or the prefix cache.
 
-        The last token of a prompt is never taken from there: what follows it must be computed.
+        The last token is never taken from there: what follows it must be computed.
 
         Args:
-            sequence: it holds none; its leader, if it has one, has computed their prompt.
+            sequence: it holds none; its leader, if it has one, has computed their prompt, which is all it has itself.
 
         Returns:
             Whether there were enough; if not, nothing has changed.
         """
-        leader = sequence.leader
-        whole = (len(sequence.prompt) - 1) // self.block_tokens  # blocks
-        shared = self._find(sequence.prompt, whole) if leader is None else leader.blocks[:whole]
+        shared = self._shared(sequence)
         fresh = self.needed(sequence) - len(shared)
         if fresh > self.available - sum(block in self._idle for block in shared):
             return False
@@ -84,13 +83,21 @@ class BlockPool:
         sequence.blocks = shared + self._take(fresh)
         sequence.shareable = len(shared)
         sequence.computed = len(shared) * self.block_tokens
-        if leader is None:
+        if sequence.leader is not None:
+            sequence.cached = sequence.leader.cached
+        elif not sequence.preempted:
             sequence.cached = sequence.computed
             self.queries += len(sequence.prompt)
             self.hits += sequence.cached
-        else:
-            sequence.cached = leader.cached
         return True
+
+    def within_reach(self, sequence: Sequence, others: Items[Sequence]) -> bool:
+        """Whether ``reserve`` would succeed if these others were released first."""
+        shared = set(self._shared(sequence))
+        held = Counter(block for other in others for block in other.blocks)
+        freed = sum(self._holders[block] == count for block, count in held.items() if block not in shared)
+        fresh = self.needed(sequence) - len(shared)
+        return fresh <= self.available - sum(block in self._idle for block in shared) + freed
 
     def publish(self, sequence: Sequence) -> None:
         """Make the blocks that a sequence has filled since the last call findable.
@@ -128,11 +135,16 @@ class BlockPool:
         while len(self._idle) > self.cache_blocks:
             self._free.append(self._evict())
 
-    def _find(self, prompt: tuple[int, ...], limit: int) -> list[int]:
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """The blocks before a sequence's last token that are computed already."""
+        size, tokens = self.block_tokens, sequence.tokens
+        whole = (len(tokens) - 1) // size  # blocks
+        if sequence.leader is not None:
+            return sequence.leader.blocks[:whole]
         found: list[int] = []
         chain = _ROOT
-        for start in range(0, limit * self.block_tokens, self.block_tokens):
-            block = self._cached.get((chain, prompt[start : start + self.block_tokens]))
+        for start in range(0, whole * size, size):
+            block = self._cached.get((chain, tuple(tokens[start : start + size])))
             if block is None:
                 break
             found.append(block)

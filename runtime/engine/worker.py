@@ -40,7 +40,7 @@ class Request:
     """Sequences that were asked for together, and where their tokens go.
 
     Args:
-        sequences: in the order in which the caller numbers them.
+        sequences: in the order in which the caller numbers them, all queued or none (see ``Job``).
         loop: the caller's event loop.
         outbox: read on that loop; an error ends it.
         started: monotonic time at which its first step began, 0 before that.
@@ -55,6 +55,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.left = len(self.sequences)
+
+    @property
+    def queued(self) -> bool:
+        """See ``Job``."""
+        return any(sequence.queued for sequence in self.sequences)
 
     def fail(self, error: ServiceError) -> None:
         """End it, from any thread. A loop that is gone has nobody left to tell."""
@@ -71,7 +76,7 @@ class Worker:
         name: of the thread.
         runner: nobody else calls it while this lives.
         scheduler: it has no sequences.
-        max_queue: requests that may wait for a place in the batch.
+        max_queue: requests of either kind that may wait for a place in the batch.
         metrics: of the model.
     """
 
@@ -87,10 +92,11 @@ class Worker:
         self._wake = threading.Event()
         self._inbox: deque[Request | Sequence] = deque()  # new ones, and what nobody wants any more, in order
         self._live: set[Request] = set()
-        self._waiting: set[Request] = set()  # those of the live that were in no step yet
+        self._online: set[Request] = set()  # those of the live that were in no step yet
+        self._queued: set[Request] = set()  # likewise, and those that were put back
         self._owners: dict[Sequence, tuple[Request, int]] = {}
         self._closing = self._aborting = self._ended = False
-        self._drafted, self._accepted = scheduler.drafted, scheduler.accepted  # as told to the metrics
+        self._told = self._counts()  # to the metrics
         self._interval = 1.0  # seconds between two requests that end, while there is work
         self._since = self.beat  # the last end, or the beginning of work after a rest
         self.thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -98,19 +104,22 @@ class Worker:
 
     # For the event loops' threads
 
-    def check(self) -> None:
+    def check(self, queued: bool) -> None:
         """Refuse what could not be admitted now.
+
+        Args:
+            queued: its kind; a backlog of one does not keep the other out.
 
         Raises:
             EngineRestarting: the thread died.
             Draining: it is closing.
-            TooManyRequests: ``max_queue`` requests wait already.
+            TooManyRequests: ``max_queue`` requests of its kind wait already.
         """
         if self._closing:
             raise Draining("the model is being unloaded", retry_after=1)
         if self._ended:
             raise EngineRestarting("the engine is restarting", retry_after=1)
-        if len(self._waiting) >= self._max_queue:
+        if len(self._places(queued)) >= self._max_queue:
             raise TooManyRequests(
                 f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
                 retry_after=max(1.0, self._interval * self._max_queue),
@@ -123,15 +132,15 @@ class Worker:
             ServiceError: see ``check``.
         """
         with self._lock:
-            self.check()
+            self.check(request.queued)
             self._live.add(request)
-            self._waiting.add(request)
+            self._places(request.queued).add(request)
             self._inbox.append(request)
         self._wake.set()
 
     def leave(self, request: Request) -> None:
         """Nobody reads this request any more: end what is left of it."""
-        self._waiting.discard(request)  # its place in the queue is free at once
+        self._places(request.queued).discard(request)  # its place in the queue is free at once
         self.cancel(request.sequences)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
@@ -151,10 +160,14 @@ class Worker:
         with self._lock:
             self._ended = True
             left, self._live = self._live, set()
-            self._waiting.clear()
+            self._online.clear()
+            self._queued.clear()
         for request in left:
             request.fail(error())
-        self._metrics.figures.busy(0, 0, 0)
+        self._metrics.figures.busy(0, 0, 0, 0)
+
+    def _places(self, queued: bool) -> set[Request]:
+        return self._queued if queued else self._online
 
     # The thread
 
@@ -170,10 +183,12 @@ class Worker:
             self._wake.clear()
             self._take()
             plan = self._scheduler.schedule()
+            for sequence in plan.preempted:
+                self._queued.add(self._owners[sequence][0])
             for sequence in plan.admitted:
                 request, _ = self._owners[sequence]
                 request.started = request.started or time.monotonic()
-                self._waiting.discard(request)
+                self._places(request.queued).discard(request)
             self._gauge()
             if plan.rows:
                 self._step(plan)
@@ -246,7 +261,7 @@ class Worker:
         request.left -= 1
         if not request.left:
             self._live.discard(request)
-            self._waiting.discard(request)
+            self._places(request.queued).discard(request)
             now = time.monotonic()
             self._interval += 0.1 * (now - self._since - self._interval)
             self._since = now
@@ -264,14 +279,20 @@ class Worker:
                     self.leave(request)
 
     def _gauge(self) -> None:
-        metrics, scheduler = self._metrics, self._scheduler
-        waiting = len(self._waiting)
-        metrics.figures.busy(len(self._live) - waiting, waiting, scheduler.kv_usage)
-        drafted, accepted = scheduler.drafted, scheduler.accepted
-        if drafted > self._drafted:
-            metrics.drafted.inc(drafted - self._drafted)
-            metrics.accepted.inc(accepted - self._accepted)
-            self._drafted, self._accepted = drafted, accepted
+        metrics, online, queued = self._metrics, len(self._online), len(self._queued)
+        metrics.figures.busy(len(self._live) - online - queued, online, queued, self._scheduler.kv_usage)
+        counts = self._counts()
+        if counts != self._told:
+            for counter, now, told in zip(
+                (metrics.drafted, metrics.accepted, metrics.preemptions), counts, self._told, strict=True
+            ):
+                counter.inc(now - told)
+            self._told = counts
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Of the scheduler, whose counters outlive this thread: guessed, right, preempted."""
+        speculation = self._scheduler.speculation
+        return speculation.drafted, speculation.accepted, self._scheduler.preemptions
 
 
 def _hand_out(items: list[tuple[Request, Delivery]]) -> None:

@@ -243,11 +243,11 @@ async def test_prompts_are_encoded_in_order() -> None:
     """However long each takes, token ids come back in the order of the prompts."""
 
     class Slow(FakeEngine):
-        async def encode(self, text: str) -> tuple[int, ...]:
+        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
             await asyncio.sleep(0.02 if text == "long" else 0)
             return (len(text),)
 
-    assert await encode_all(Slow(), ["long", "s", ""]) == [(4,), (1,), (0,)]
+    assert await encode_all(Slow(), ["long", "s", ""], fake_context()) == [(4,), (1,), (0,)]
 
 
 async def test_run_reports_usage_once() -> None:
@@ -481,7 +481,7 @@ async def test_concurrent_requests_do_not_mix() -> None:
     """Many requests at once each get their own answer."""
 
     class Echo(FakeEngine):
-        async def encode(self, text: str) -> tuple[int, ...]:
+        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
             return tuple(text.encode())
 
         async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:

@@ -26,13 +26,13 @@ def test_nothing_yet() -> None:
 def test_counts() -> None:
     """What is told is what is read."""
     figures = Figures(Hands())
-    figures.busy(3, 2, 0.5)
+    figures.busy(3, 2, 1, 0.5)
     figures.prompt(10, 4)
     figures.prompt(5, 0)
     for how in ("finished", "finished", "failed", "cancelled", "rejected"):
         figures.ended(how)  # type: ignore[arg-type]
     read = figures.read()
-    assert (read.running, read.waiting, read.kv_usage) == (3, 2, 0.5)
+    assert (read.running, read.waiting, read.queued, read.kv_usage) == (3, 2, 1, 0.5)
     assert (read.prompt_tokens, read.cached_tokens) == (15, 4)
     assert (read.finished, read.failed, read.cancelled, read.rejected) == (2, 1, 1, 1)
 

@@ -125,12 +125,13 @@ async def _ask(
     max_age: float = float("inf"),
     model: str = "m",
     most: int = 100,
+    queued: bool = False,
 ) -> tuple[str, float | None, int, list[Token]]:
     """Status, age, prompt tokens, and up to so many tokens."""
     tokens: list[Token] = []
     async with AsyncExitStack() as held:
         await held.enter_async_context(computer.lease())
-        async with cache.answer(key, model, held, computer.start, reuse=reuse, max_age=max_age) as (
+        async with cache.answer(key, model, held, computer.start, reuse=reuse, max_age=max_age, queued=queued) as (
             use,
             prompt,
             stream,
@@ -207,6 +208,25 @@ async def test_together() -> None:
     stats = await cache.stats()
     assert (stats.shared, stats.misses, stats.entries) == (21, 1, 1)
     assert stats.saved_tokens == 20 * 3 + 1
+
+
+async def test_who_waits_does_not_wait_for_queued_work() -> None:
+    """Online work does not join a computation that others go before; queued work joins any, the online one once that
+    is there.
+    """
+    computer = Computer()
+    cache = _cache(Clock())
+    computer.step.clear()
+    asked = []
+    for queued in (True, True, False, False, True):
+        asked.append(asyncio.create_task(_ask(cache, computer, queued=queued)))
+        await asyncio.sleep(0)
+    computer.step.set()
+    answers = [await call for call in asked]
+    assert [answer[0] for answer in answers] == ["miss", "shared", "miss", "shared", "shared"]
+    assert all(answer[2:] == (5, TOKENS) for answer in answers)
+    assert (computer.started, computer.running, computer.leases) == (2, 0, 0)
+    assert (await cache.stats()).entries == 1
 
 
 async def test_one_of_many_goes_away() -> None:

@@ -171,7 +171,7 @@ async def test_closing_a_stream_frees_it_within_a_step(make: Any, phase: str) ->
     """After the step under way nothing of the request is left, wherever it was."""
     made = make(Runner(blocks=2048, max_tokens=16, gate=threading.Semaphore(0)), max_rows=1)
     before = asyncio.create_task(collect(made.engine, job(tokens=FOREVER)))
-    await until(lambda: not made.engine._worker._waiting and made.engine._worker._live)
+    await until(lambda: not made.engine._worker._online and made.engine._worker._live)
     if phase != "queued":
         before.cancel()
         made.runner.gate.release()
@@ -189,7 +189,7 @@ async def test_closing_a_stream_frees_it_within_a_step(make: Any, phase: str) ->
         await mine
     if phase == "queued":
         assert made.pool.used == held
-        assert not made.engine._worker._waiting
+        assert not made.engine._worker._online
         before.cancel()
     done = len(made.runner.sizes)
     made.runner.gate.release()
@@ -357,8 +357,8 @@ async def test_guesses_are_measured(make: Any) -> None:
     """Tokens guessed ahead and those that were right."""
     made = make(speculate=4)
     await collect(made.engine, job(tokens=200))
-    await until(lambda: made.value("spec_decode_num_draft_tokens_total") == made.scheduler.drafted > 0)
-    assert made.value("spec_decode_num_accepted_tokens_total") == made.scheduler.accepted > 0
+    await until(lambda: made.value("spec_decode_num_draft_tokens_total") == made.scheduler.speculation.drafted > 0)
+    assert made.value("spec_decode_num_accepted_tokens_total") == made.scheduler.speculation.accepted > 0
 
 
 async def test_gauges_follow_the_batch(make: Any) -> None:

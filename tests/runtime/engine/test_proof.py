@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -109,6 +110,54 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
     crowd = dict(zip(order, await asyncio.gather(*(among_others(index) for index in order)), strict=True))
     different = [index for index in order if crowd[index] != alone[index]]
     assert not different
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        pytest.param("embedded", {"dtype": "int8"}, marks=needs_kernels, id="embedded-int8"),
+        pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama-bfloat16"),
+        pytest.param("gpt2", {"dtype": "float32"}, marks=needs_kernels, id="gpt2-float32"),
+        pytest.param("llama", {"dtype": "float32", "kernels": False}, id="llama-torch"),
+    ],
+)
+async def test_requests_that_are_interrupted_are_the_same_as_alone(
+    model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queued requests that give way to online ones again and again get tokens, texts and log-probabilities identical to
+    the last bit; and so do those.
+    """
+    name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
+    settings = dict(settings)
+    if not settings.pop("kernels", True):
+        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+    alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
+    engine: Engine = load(
+        name, **settings, token_budget=40, max_step_tokens=64, max_batch=4, prefix_cache_bytes=100_000
+    )
+    dice = random.Random(21)
+    jobs = await mixed_jobs(engine, dice, share(60), 80 if model == "embedded" else 20)
+    jobs = [job for job in jobs if len(job.token_ids) + 24 <= engine.info.context_length]
+    alone = [await answer(alone_engine, [job]) for job in jobs]
+    order = itertools.cycle(dice.sample(range(len(jobs)), len(jobs)))
+    found: list[tuple[int, list[list[Token]]]] = []
+    enough = False
+
+    async def in_background() -> None:
+        while not enough or len(found) < 2 * len(jobs):
+            index = next(order)
+            found.append((index, await answer(engine, [replace(jobs[index], queued=True)])))
+
+    tasks = [asyncio.create_task(in_background()) for _ in range(8)]
+    for index in range(0, len(jobs), 2):  # each when the others have taken all rows
+        await until(lambda: engine._scheduler.running == 4, seconds=60)
+        found.append((index, await answer(engine, [jobs[index]])))
+    enough = True
+    await asyncio.gather(*tasks)
+    assert {index for index, _ in found} == set(range(len(jobs)))
+    assert not [index for index, crowd in found if crowd != alone[index]]
+    assert engine._scheduler.preemptions >= len(jobs) // 4
 
 
 # Right

@@ -382,15 +382,41 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
     job = Job((5,), SamplingParams(max_new_tokens=1, temperature=0))
     first = asyncio.create_task(run(engine, [job]))
     await asyncio.sleep(0.05)
-    await until(lambda: engine._inbox.empty())  # taken by the worker, which now waits at the gate
+    await until(lambda: not engine._inbox.online)  # taken by the worker, which now waits at the gate
     waiting = [asyncio.create_task(run(engine, [job])) for _ in range(2)]
-    await until(lambda: engine._inbox.qsize() == 2)
+    await until(lambda: engine._inbox.online == 2)
     with pytest.raises(TooManyRequests) as caught:
         await run(engine, [job])
     assert caught.value.retry_after is not None
     assert caught.value.retry_after >= 1
     gate.release(10)
     assert [len(rows[0]) for rows in await asyncio.gather(first, *waiting)] == [1, 1, 1]
+
+
+async def test_online_requests_go_before_queued_ones(slow: Any) -> None:
+    """Those that came later too; each kind has a queue of its own, and a full one refuses its own kind only."""
+    engine, gate, _ = slow
+    order: list[str] = []
+
+    async def ask(name: str, *, queued: bool) -> None:
+        await run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0), queued)])
+        order.append(name)
+
+    tasks = [asyncio.create_task(ask("first", queued=False))]
+    await until(lambda: tasks[0].done() or engine._busy)
+    for count in (1, 2):
+        tasks.append(asyncio.create_task(ask(f"queued {count}", queued=True)))
+        await until(lambda count=count: engine._inbox.queued == count)
+    with pytest.raises(TooManyRequests):
+        await ask("queued 3", queued=True)
+    for count in (1, 2):
+        tasks.append(asyncio.create_task(ask(f"online {count}", queued=False)))
+        await until(lambda count=count: engine._inbox.online == count)
+    with pytest.raises(TooManyRequests):
+        await ask("online 3", queued=False)
+    gate.release(10)
+    await asyncio.gather(*tasks)
+    assert order == ["first", "online 1", "online 2", "queued 1", "queued 2"]
 
 
 async def test_a_deadline_ends_a_request(slow: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,18 +15,21 @@ from hypothesis import strategies as st
 from runtime.engine.scheduler import Outcome, Plan, Scheduler
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.engine.slots import BlockPool
+from runtime.engine.waiting import PATIENCE
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
-from tests.fakes import FakeRunner, check_pool, fake_text
+from tests.fakes import FakeRunner, check_pool, fake_choice, fake_text
 
 EOS = frozenset({7, 8})
 PARAMS = SamplingParams(max_new_tokens=4, temperature=0)
 
 
-def group(prompt: tuple[int, ...], params: SamplingParams = PARAMS, seed: int = 0) -> list[Sequence]:
+def group(
+    prompt: tuple[int, ...], params: SamplingParams = PARAMS, seed: int = 0, *, queued: bool = False
+) -> list[Sequence]:
     """The sequences of one prompt."""
-    first = Sequence(prompt, params, seed)
-    return [first, *(Sequence(prompt, params, seed, number, first) for number in range(1, params.n))]
+    first = Sequence(prompt, params, seed, queued=queued)
+    return [first, *(Sequence(prompt, params, seed, number, first, queued) for number in range(1, params.n))]
 
 
 def prompt(length: int, first: int = 0) -> tuple[int, ...]:
@@ -42,6 +47,8 @@ class Machine:
     sequences: list[Sequence] = field(default_factory=list)
     ended: dict[Sequence, str | ServiceError] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
+    given: dict[Sequence, list[Sampled]] = field(default_factory=dict)
+    passed: int = 0  # online sequences that were admitted since a queued one was, and none of those runs
 
     def add(self, sequences: list[Sequence]) -> list[Sequence]:
         self.sequences += sequences
@@ -51,9 +58,11 @@ class Machine:
 
     def step(self, between: Callable[[], None] = lambda: None) -> Plan:
         """One step; ``between`` runs while the runner does."""
+        before = self.running
         plan = self.scheduler.schedule()
         self.plans.append(plan)
         self.check()
+        self.check_turns(plan, [s for s in before if not s.cancelled])
         if plan.rows:
             for source, target in plan.copies:
                 self.runner.copy_block(source, target)
@@ -68,6 +77,7 @@ class Machine:
         sequence = outcome.sequence
         assert sequence not in self.ended
         assert not sequence.cancelled
+        self.given.setdefault(sequence, []).extend(outcome.kept)
         assert [sampled.id for sampled in outcome.kept] == sequence.tokens[len(sequence.tokens) - len(outcome.kept) :]
         assert bool(outcome.kept) == (outcome.error is None)
         if end := outcome.reason or outcome.error:
@@ -77,12 +87,39 @@ class Machine:
         check_pool(self.pool, self.sequences)
         assert not any(sequence.blocks for sequence in self.ended)
 
+    @property
+    def running(self) -> list[Sequence]:
+        return list(self.scheduler._admission.running)
+
+    def check_turns(self, plan: Plan, running: list[Sequence]) -> None:
+        """Who gave way and who was let in, by the rules of ``Admission``.
+
+        Args:
+            running: before the step.
+        """
+        oldest = next((s for s in running if s.queued), None)
+        assert all(sequence.queued for sequence in plan.preempted), "an online sequence gives way"
+        assert oldest not in plan.preempted, "the oldest gives way"
+        assert plan.preempted == [s for s in reversed(running) if s in set(plan.preempted)], "not the youngest first"
+        assert not plan.preempted or any(not s.queued for s in plan.admitted), "somebody gave way for nobody"
+        waiting = self.scheduler._admission.waiting
+        running = [s for s in running if s not in set(plan.preempted)]
+        for sequence in plan.admitted:
+            if sequence.queued:
+                assert self.passed >= PATIENCE or not waiting.online, "queued work goes before online work"
+                self.passed = 0
+            elif not any(s.queued for s in running):
+                self.passed += 1
+            running.append(sequence)
+        for queue in (waiting.online, waiting.queued):
+            assert list(queue) == sorted(queue, key=self.sequences.index), "not in order of arrival"
+
     def finish(self) -> None:
         """Run until nothing is left to do; fails when that does not come."""
         for _ in range(2000):
             if not self.scheduler.busy:
                 assert self.pool.used == 0
-                assert not self.scheduler._drafters
+                assert not self.scheduler.speculation._drafters
                 assert self.scheduler.running == self.scheduler.waiting == self.scheduler.kv_usage == 0
                 return
             plan = self.step()
@@ -116,6 +153,16 @@ def fed(plan: Plan) -> list[int]:
 
 def expected(sequence: Sequence) -> list[int]:
     return fake_text(sequence, EOS, FakeRunner.vocabulary)
+
+
+def choices(sequence: Sequence) -> list[Sampled]:
+    """What it must be given for the tokens that it has, log-probabilities included."""
+    params, found = sequence.params, list[Sampled]()
+    for place in range(sequence.generated):
+        banned = sorted(EOS) if len(params.forced) <= place < params.min_new_tokens else []
+        before = sequence.tokens[: len(sequence.prompt) + place]
+        found.append(fake_choice(sequence, before, banned, FakeRunner.vocabulary))
+    return found
 
 
 def generated(sequence: Sequence) -> list[int]:
@@ -353,9 +400,9 @@ def test_guesses_are_checked() -> None:
         (sequence,) = m.add(group(prompt(3), text))
         m.finish()
         assert generated(sequence) == expected(sequence)
-    assert (plain.scheduler.drafted, plain.scheduler.accepted, len(plain.plans)) == (0, 0, 40)
-    assert 0 < guessing.scheduler.accepted < guessing.scheduler.drafted
-    assert len(guessing.plans) == 40 - guessing.scheduler.accepted
+    assert (plain.scheduler.speculation.drafted, plain.scheduler.speculation.accepted, len(plain.plans)) == (0, 0, 40)
+    assert 0 < guessing.scheduler.speculation.accepted < guessing.scheduler.speculation.drafted
+    assert len(guessing.plans) == 40 - guessing.scheduler.speculation.accepted
 
 
 def test_an_end_token_that_was_guessed() -> None:
@@ -421,7 +468,7 @@ def test_forced_tokens_come_many_at_once() -> None:
     m.step()
     assert (generated(scored), m.ended[scored]) == (list(text), "length")
     assert all(not row.banned for plan in m.plans for row in plan.rows if row.sequence is scored)
-    assert (m.scheduler.drafted, m.scheduler.accepted) == (0, 0)
+    assert (m.scheduler.speculation.drafted, m.scheduler.speculation.accepted) == (0, 0)
     m.finish()
     assert generated(other) == expected(other)
 
@@ -450,6 +497,177 @@ def test_a_choice_that_failed_behind_forced_ones_that_did_not() -> None:
     assert m.ended[sequence] is error
 
 
+# Queued work
+
+
+LONG = replace(PARAMS, max_new_tokens=9, min_new_tokens=9)
+
+
+def test_online_work_takes_rows() -> None:
+    """Queued sequences give their rows to online ones, the youngest first; the oldest keeps its own."""
+    m = machine(max_rows=3)
+    first, second, third = m.add([s for i in range(3) for s in group(prompt(3, i), LONG, queued=True)])
+    m.step()
+    m.step()
+    (one,) = m.add(group(prompt(3, 4), LONG))
+    plan = m.step()
+    assert (plan.preempted, plan.admitted) == ([third], [one])
+    others = m.add([s for i in range(5, 8) for s in group(prompt(3, i), LONG)])
+    plan = m.step()
+    assert (plan.preempted, plan.admitted) == ([second], others[:1])
+    assert m.step().preempted == []
+    assert m.running == [first, one, others[0]]
+    assert (second.generated, third.generated) == (3, 2)
+    m.finish()
+    assert m.scheduler.preemptions == 2
+    assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
+
+
+def test_online_work_takes_blocks() -> None:
+    """As many queued sequences give way as it takes and no more, and what they had computed is found again."""
+    m = machine(blocks=12, token_budget=32)
+    first, second, third = m.add([s for i in range(3) for s in group(prompt(4, i), LONG, queued=True)])  # 3 blocks each
+    for _ in range(6):
+        m.step()
+    (one,) = m.add(group(prompt(16, 4), replace(LONG, max_new_tokens=1, min_new_tokens=1)))  # 4, and 3 are free
+    plan = m.step()
+    assert (plan.preempted, plan.admitted) == ([third], [one])
+    assert (second.generated, third.generated) == (7, 6)
+    assert not third.blocks
+    plan = m.step()  # the online one has ended
+    assert plan.admitted == [third]
+    assert [(row.sequence, row.start) for row in plan.rows][-1] == (third, 8), "two of its blocks were still there"
+    m.finish()
+    assert (third.cached, first.cached) == (0, 0), "what it finds of its own was not there before it"
+    assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
+
+
+def test_nobody_gives_way_for_nothing() -> None:
+    """What cannot be admitted even in place of all queued sequences but the oldest waits, and they go on meanwhile."""
+    m = machine(blocks=9)
+    queued = m.add([s for i in range(3) for s in group(prompt(4, i), LONG, queued=True)])
+    m.step()
+    (one,) = m.add(group(prompt(28, 4), replace(LONG, max_new_tokens=1, min_new_tokens=1)))
+    while queued[0] not in m.ended:
+        assert not m.step().preempted
+    assert one not in m.ended
+    m.finish()
+    assert m.scheduler.preemptions == 0
+
+
+def test_queued_work_fills_what_is_free() -> None:
+    """It runs beside online work where there is room, and waits while online work waits."""
+    m = machine(max_rows=2)
+    (one,) = m.add(group(prompt(3), LONG))
+    (two,) = m.add(group(prompt(3, 1), PARAMS, queued=True))
+    m.step()
+    assert m.running == [one, two]
+    three, four = m.add([*group(prompt(3, 2), LONG, queued=True), *group(prompt(3, 3), PARAMS)])
+    while two not in m.ended:
+        m.step()
+    assert m.step().admitted == [four]
+    m.finish()
+    assert three in m.ended
+
+
+def test_online_prompts_are_computed_first() -> None:
+    """An online prompt takes what there is of the budget; a queued one that is half computed gets on by a token."""
+    m = machine(max_tokens=16, token_budget=8)
+    m.add(group(prompt(40), PARAMS, queued=True))
+    assert fed(m.step()) == [16]
+    m.add(group(prompt(30, 1)))
+    assert [fed(m.step()) for _ in range(2)] == [[15, 1], [15, 1]]
+    assert fed(m.step()) == [1, 7]
+    m.finish()
+
+
+def test_queued_work_gets_on_beside_endless_online_work() -> None:
+    """However much comes online, every queued sequence is finished, in order, one at a time; and online work is not
+    held up by more than that one.
+    """
+    m = machine(max_rows=4, blocks=24, cache_blocks=0)
+    queued = m.add([s for i in range(6) for s in group(prompt(11, i), replace(LONG, n=2, temperature=1), queued=True)])
+    numbers = iter(range(10, 10_000))
+    steps, admitted = 0, 0
+    while not m.ended.keys() >= set(queued):
+        while len(m.scheduler._admission.waiting.online) < 3:
+            m.add(group(prompt(5, next(numbers)), PARAMS))
+        admitted += sum(not s.queued for s in m.step().admitted)
+        assert sum(s.queued for s in m.running) <= 1
+        steps += 1
+        assert steps < 1500, "queued work starves"
+    assert [s for s in m.ended if s.queued] == queued
+    assert PATIENCE * len(queued) <= admitted
+    assert [generated(s) for s in queued] == [expected(s) for s in queued]
+
+
+def test_interrupted_before_its_first_token() -> None:
+    """Followers wait on for a leader that was interrupted while it computed their prompt, and then share it."""
+    m = machine(max_rows=2, max_tokens=8)
+    m.add(group(prompt(3, 1), LONG, queued=True))
+    m.step()
+    leader, second, third = sequences = m.add(group(prompt(20), replace(LONG, n=3, temperature=1), queued=True))
+    m.step()
+    assert 0 < leader.computed < 20
+    (one,) = m.add(group(prompt(3, 2), LONG))
+    assert m.step().preempted == [leader]
+    assert (leader.generated, second.leader, third.leader) == (0, leader, leader)
+    m.finish()
+    assert one in m.ended
+    assert [generated(s) for s in sequences] == [expected(s) for s in sequences]
+    assert (leader.cached, second.cached) == (0, 0)
+
+
+def test_interrupted_after_its_first_token() -> None:
+    """Followers of a leader that was interrupted when their prompt was computed find it in the prefix cache."""
+    m = machine(max_rows=2)
+    m.add(group(prompt(3, 1), LONG, queued=True))
+    m.step()
+    leader, second = sequences = m.add(group(prompt(6), replace(LONG, n=2, temperature=1), queued=True))
+    m.step()
+    assert leader.generated == 1
+    m.add(group(prompt(3, 2), LONG))
+    assert m.step().preempted == [leader]
+    assert second.leader is None
+    m.finish()
+    assert [generated(s) for s in sequences] == [expected(s) for s in sequences]
+
+
+@pytest.mark.parametrize("guessing", [True, False])
+def test_interrupted_among_guesses_and_forced_tokens(guessing: bool) -> None:
+    """A text is the same whether it was interrupted while it was scored, penalized or guessed, or not at all."""
+    for params in (
+        replace(LONG, max_new_tokens=40, min_new_tokens=12, logprobs=2),
+        replace(LONG, max_new_tokens=12, forced=tuple(range(1, 13)), logprobs=1),
+        replace(LONG, max_new_tokens=12, presence_penalty=1, frequency_penalty=0.5),
+    ):
+        m = machine(max_rows=2, speculate=4 * guessing, token_budget=4)
+        m.add(group(prompt(3, 1), replace(LONG, max_new_tokens=80, min_new_tokens=80), queued=True))
+        m.step()
+        (queued,) = m.add(group(prompt(5), params, queued=True))
+        for number in range(3):
+            while queued not in m.running or queued.generated <= 2 * number:
+                m.step()
+            m.add(group(prompt(3, 2 + number), replace(PARAMS, max_new_tokens=2, min_new_tokens=2)))
+            assert m.step().preempted == [queued]
+        m.finish()
+        assert m.given[queued] == choices(queued)
+        assert generated(queued) == expected(queued)
+        assert not queued.penalized or queued.counts == Counter(generated(queued))
+
+
+def test_cancelled_while_it_is_put_back() -> None:
+    """What was interrupted and is not wanted any more is gone."""
+    m = machine(max_rows=2)
+    _, gone = m.add([*group(prompt(3), LONG, queued=True), *group(prompt(3, 1), LONG, queued=True)])
+    m.step()
+    m.add(group(prompt(3, 2), LONG))
+    assert m.step().preempted == [gone]
+    m.scheduler.cancel(gone)
+    m.finish()
+    assert gone not in m.ended
+
+
 def test_reset() -> None:
     """After a reset nothing is queued, running or cached."""
     m = machine(max_rows=1)
@@ -465,7 +683,7 @@ def test_reset() -> None:
 
 
 @st.composite
-def _groups(draw: st.DrawFn) -> list[Sequence]:
+def _groups(draw: st.DrawFn, queued: bool) -> list[Sequence]:
     new = draw(st.integers(1, 14))
     forced = draw(st.integers(0, new)) if draw(st.integers(0, 2)) == 0 else 0
     params = SamplingParams(
@@ -475,17 +693,19 @@ def _groups(draw: st.DrawFn) -> list[Sequence]:
         temperature=draw(st.sampled_from([0, 1])),
         presence_penalty=draw(st.sampled_from([0, 0, 1])),
         n=draw(st.sampled_from([1, 1, 2, 4])),
+        logprobs=draw(st.sampled_from([None, None, 2])),
     )
     start = [1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8][: draw(st.integers(0, 12))]  # many begin alike
     rest = draw(st.lists(st.integers(1, 3), min_size=not start, max_size=8))
-    return group((*start, *rest), params, seed=draw(st.integers(0, 2)))
+    return group((*start, *rest), params, seed=draw(st.integers(0, 2)), queued=queued)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
-    """Under any arrivals, chunks, prefix hits, shared prefills, guesses, cancellations and failures, whoever is not cut
-    short gets exactly the tokens it would get alone, whoever is gets the beginning of them, and all blocks come back.
+    """Under any arrivals, chunks, prefix hits, shared prefills, guesses, interruptions, cancellations and failures,
+    whoever is not cut short gets exactly the tokens it would get alone, whoever is gets the beginning of them, and all
+    blocks come back.
     """
     draw = data.draw
     block_tokens, max_tokens = draw(st.integers(1, 5), "block_tokens"), draw(st.integers(1, 24), "max_tokens")
@@ -511,29 +731,83 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
             for sequence in draw(st.lists(st.sampled_from(live), min_size=1, max_size=3, unique=True)):
                 m.scheduler.cancel(sequence)
 
-    for _ in range(draw(st.integers(1, 12), "steps with arrivals")):
-        for sequences in draw(st.lists(_groups(), max_size=3)):
+    for step in range(draw(st.integers(1, 12), "steps with arrivals")):
+        for sequences in draw(st.lists(_groups(queued=step % 3 == 0), max_size=3)):
             if m.scheduler.fits(sequences[0]):
                 if draw(st.integers(0, 5)) == 0:
                     failing[sequences[0]] = draw(st.integers(1, sequences[0].capacity))
                 arrivals += m.add(sequences)
         cancel_some()
-        decoding = [s for s in m.sequences if s.blocks and s.generated and not s.cancelled]
+        decoding = [s for s in m.sequences if s.blocks and s.computed + 1 == len(s.tokens) and not s.cancelled]
         plan = m.step(cancel_some)
+        decoding = [s for s in decoding if s not in plan.preempted]
+        halves = [s for s in m.running if s.blocks and not s.cancelled and s not in m.ended]
         known = sum(len(row.token_ids) - (0 if row.sequence.forced else row.drafts) for row in plan.rows)
         rows = {row.sequence for row in plan.rows}
         assert not decoding or known <= max(m.budget, len(plan.rows))
         assert rows.issuperset(decoding), "a stream stalls"
+        assert rows.issuperset(halves), "a prompt does not get on"
     m.finish()
 
-    admitted = [sequence for plan in m.plans for sequence in plan.admitted]
-    assert admitted == [sequence for sequence in arrivals if sequence in set(admitted)], "not in order of arrival"
     for sequence in arrivals:
-        whole = expected(sequence)
-        if sequence.cancelled or sequence in failing:
-            assert generated(sequence) == whole[: sequence.generated]
-            assert sequence in m.ended or sequence.cancelled
-        else:
-            assert generated(sequence) == whole
-            ends = whole[-1] in EOS and len(whole) > len(sequence.params.forced)
-            assert m.ended[sequence] == ("stop" if ends else "length")
+        check_text(m, sequence, cut=sequence.cancelled or sequence in failing)
+
+
+def check_text(m: Machine, sequence: Sequence, *, cut: bool = False) -> None:
+    """What a sequence got is what it gets alone, or if it was cut short, the beginning of that."""
+    whole = expected(sequence)
+    assert m.given.get(sequence, []) == choices(sequence)
+    assert not sequence.penalized or sequence.counts == Counter(generated(sequence))
+    if cut:
+        assert generated(sequence) == whole[: sequence.generated]
+        assert sequence in m.ended or sequence.cancelled
+        return
+    assert generated(sequence) == whole
+    ends = whole[-1] in EOS and len(whole) > len(sequence.params.forced)
+    assert m.ended[sequence] == ("stop" if ends else "length")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32))
+def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> None:
+    """The same where queued work is interrupted all the time, for want of rows and of blocks, and some of it is given
+    up meanwhile.
+    """
+    dice = random.Random(seed)
+
+    def work(number: int, *, queued: bool) -> list[Sequence]:
+        new = dice.randint(1, 24)
+        forced = tuple(dice.choices(range(1, 9), k=dice.randint(0, new))) if dice.random() < 0.2 else ()
+        params = SamplingParams(
+            max_new_tokens=new,
+            forced=forced,
+            min_new_tokens=dice.choice([0, new // 2, new]),
+            temperature=dice.choice([0, 1]),
+            presence_penalty=dice.choice([0, 0, 1]),
+            n=dice.choice([1, 1, 1, 3]),
+            logprobs=dice.choice([None, 2]),
+        )
+        start = (1, 2, 1, 2, 3, 4, 5, 6)[: dice.choice([0, 4, 8])]
+        return group((*start, *dice.choices(range(1, 4), k=dice.randint(1, 12))), params, number, queued=queued)
+
+    blocks = dice.randint(24, 60)
+    m = machine(
+        blocks=blocks,
+        block_tokens=dice.randint(1, 5),
+        cache_blocks=dice.choice([0, blocks // 3, blocks]),
+        max_rows=dice.randint(2, 6),
+        max_tokens=dice.randint(6, 24),
+        token_budget=dice.randint(1, 24),
+        speculate=dice.choice([0, 4]),
+        speculate_rows=4,
+    )
+    for step in range(120):
+        sequences = work(step, queued=True) if dice.random() < 0.3 else []
+        sequences += work(step, queued=False) if dice.random() < 0.15 else []
+        m.add([sequence for sequence in sequences if m.scheduler.fits(sequence)])
+        if m.running and dice.random() < 0.03:
+            m.scheduler.cancel(dice.choice(m.running))
+        m.step()
+    m.finish()
+    for sequence in m.sequences:
+        check_text(m, sequence, cut=sequence.cancelled)

@@ -232,3 +232,47 @@ def test_books_agree(block_tokens: int, cache_blocks: int, data: st.DataObject) 
     for one in live:
         pool.release(one)
     check_pool(pool, [])
+
+
+@given(st.data())
+def test_what_others_would_leave(data: st.DataObject) -> None:
+    """Whether a sequence fits in place of others is told before they go, whatever they share and what is cached."""
+    draw = data.draw
+    blocks, size = draw(st.integers(4, 24), "blocks"), draw(st.integers(1, 4), "block_tokens")
+    pool = BlockPool(blocks, size, cache_blocks=draw(st.integers(0, blocks), "cache_blocks"))
+    holding: list[Sequence] = []
+    for _ in range(draw(st.integers(1, 8), "arrivals")):
+        one = sequence(*draw(_texts), new=draw(st.integers(1, 9)))
+        if pool.reserve(one):
+            compute(pool, one)
+            holding.append(one)
+        if holding and draw(st.booleans()):
+            pool.release(holding.pop(draw(st.integers(0, len(holding) - 1))))
+    wanted = sequence(*draw(_texts), new=draw(st.integers(1, 30)))
+    others = draw(st.lists(st.sampled_from(holding), unique_by=id)) if holding else []
+    told = pool.within_reach(wanted, others)
+    check_pool(pool, holding)
+    for other in others:
+        pool.release(other)
+    assert pool.reserve(wanted) == told
+
+
+_texts = st.one_of(
+    st.integers(1, 12).map(lambda length: (1, 2, 1, 2, 3, 1, 2, 1, 2, 3, 1, 2)[:length]),  # many begin alike
+    st.lists(st.integers(1, 2), min_size=1, max_size=12),
+)
+
+
+def test_resuming() -> None:
+    """A sequence that was put back finds all that it has computed, generated tokens too, but the block of its last
+    one; what it finds of its own does not count as found.
+    """
+    pool = BlockPool(8, 4, cache_blocks=8)
+    one = run(pool, *range(6), new=20)
+    one.tokens += [60, 61, 62, 63, 64, 65]
+    compute(pool, one)
+    pool.release(one)
+    one.computed, one.preempted = 0, True
+    assert pool.reserve(one)
+    assert (one.computed, one.cached, pool.hits, pool.queries) == (8, 0, 0, 6)
+    check_pool(pool, [one])

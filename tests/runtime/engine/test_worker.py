@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,9 +39,9 @@ async def test_a_full_queue_refuses_before_anything_is_tokenized(make: Any) -> N
     """With MAX_QUEUE requests waiting the next is refused, its text unread; what waits gets its answer."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, max_queue=2)
     first = asyncio.create_task(collect(made.engine, job(tokens=1)))
-    await until(lambda: made.engine._worker._live and not made.engine._worker._waiting)
+    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
     waiting = [asyncio.create_task(collect(made.engine, job(tokens=1))) for _ in range(2)]
-    await until(lambda: len(made.engine._worker._waiting) == 2)
+    await until(lambda: len(made.engine._worker._online) == 2)
     for refused in (
         made.engine.encode("x"),
         made.engine.encode_chat([Message("user", "x")]),
@@ -71,9 +72,9 @@ async def test_a_queue_that_fills_while_a_text_waits_to_be_tokenized(make: Any) 
     late = asyncio.create_task(made.engine.encode("x"))
     await asyncio.sleep(0)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=1)))]
-    await until(lambda: made.engine._worker._live and not made.engine._worker._waiting)
+    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
     tasks.append(asyncio.create_task(collect(made.engine, job(tokens=1))))
-    await until(lambda: made.engine._worker._waiting)
+    await until(lambda: made.engine._worker._online)
     hold.set()
     with pytest.raises(TooManyRequests):
         await late
@@ -90,10 +91,10 @@ async def test_the_time_to_come_back_follows_the_rate_of_service(make: Any, monk
     for _ in range(30):
         await collect(made.engine, job(tokens=1))
     worker = made.engine._worker
-    worker._waiting.update(object() for _ in range(10))  # type: ignore[misc]
+    worker._online.update(object() for _ in range(10))  # type: ignore[misc]
     with pytest.raises(TooManyRequests) as caught:
-        worker.check()
-    worker._waiting.clear()
+        worker.check(queued=False)
+    worker._online.clear()
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 50
 
@@ -135,6 +136,97 @@ async def test_a_deadline_ends_a_request_wherever_it_is(make: Any) -> None:
     await until(lambda: made.idle)
     assert made.value("request_failure_total", code="deadline_exceeded") == 2
     assert made.value("request_cancelled_total") == 0
+
+
+# Queued work
+
+
+async def test_each_kind_has_a_queue_of_its_own(make: Any) -> None:
+    """A backlog of queued requests refuses queued ones and no others, and the other way round."""
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, max_queue=1)
+    tasks = [asyncio.create_task(collect(made.engine, job(tokens=1)))]
+    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
+    tasks.append(asyncio.create_task(collect(made.engine, replace(job(tokens=1), queued=True))))
+    await until(lambda: made.engine._worker._queued)
+    assert await made.engine.encode("a") == (17,)
+    with pytest.raises(TooManyRequests):
+        await made.engine.encode("a", queued=True)
+    with pytest.raises(TooManyRequests):
+        await made.engine.encode_chat([Message("user", "x")], queued=True)
+    with pytest.raises(TooManyRequests):
+        await collect(made.engine, replace(job(), queued=True))
+    tasks.append(asyncio.create_task(collect(made.engine, job(tokens=1))))
+    await until(lambda: made.engine._worker._online)
+    with pytest.raises(TooManyRequests):
+        await made.engine.encode("a")
+    tasks[1].cancel()
+    await asyncio.wait(tasks[1:2])
+    assert await made.engine.encode("a", queued=True) == (17,)
+    made.runner.gate.release(10)
+    await asyncio.gather(tasks[0], tasks[2])
+    await until(lambda: made.idle)
+
+
+async def test_an_interrupted_request_goes_on(make: Any) -> None:
+    """It gets every token once, as if nothing had been; meanwhile it counts as waiting, and the interruption is
+    measured.
+    """
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=2)
+    texts = [replace(job((1, 2, i), 40, temperature=1, seed=i), queued=True) for i in range(2)]
+    queued = [asyncio.create_task(collect(made.engine, text)) for text in texts]
+    await until(lambda: len(made.engine._worker._live) == 2)
+    made.runner.gate.release(10)
+    await until(lambda: len(made.runner.sizes) >= 9)
+    online = job((3,), 5)
+    task = asyncio.create_task(collect(made.engine, online))
+    await until(lambda: made.engine._worker._online)
+    made.runner.gate.release(3)
+    await until(lambda: made.value("num_queued_requests_waiting") == 1)
+    assert made.value("num_requests_running") == 2
+    assert made.value("num_requests_waiting") == 0
+    made.runner.gate.release(1000)
+    assert ids(await task) == expected(online)
+    assert [ids(rows) for rows in await asyncio.gather(*queued)] == [expected(text) for text in texts]
+    await until(lambda: made.idle)
+    assert made.value("num_preemptions_total") == 1
+    assert made.value("num_queued_requests_waiting") == 0
+
+
+async def test_an_interrupted_request_that_nobody_wants(make: Any) -> None:
+    """Leaving while it is put back leaves nothing behind."""
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=2)
+    queued = [
+        asyncio.create_task(collect(made.engine, replace(job((i,), FOREVER, n=1), queued=True))) for i in range(2)
+    ]
+    await until(lambda: len(made.engine._worker._live) == 2)
+    made.runner.gate.release(3)
+    await until(lambda: len(made.runner.sizes) >= 2)
+    task = asyncio.create_task(collect(made.engine, job((3,), FOREVER)))
+    await until(lambda: made.engine._worker._online)
+    made.runner.gate.release(3)
+    await until(lambda: made.engine._worker._queued)
+    for one in (*queued, task):
+        one.cancel()
+    await asyncio.wait([*queued, task])
+    made.runner.gate.release(10)
+    await until(lambda: made.idle)
+    assert made.pool.used == 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_queued_work_that_had_no_turn_in_time(make: Any, begun: bool) -> None:
+    """It is told that the service is busy, and may come again; work that was begun is told of the deadline."""
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, timeout=0.1)
+    first = None if begun else asyncio.create_task(collect(made.engine, job(tokens=FOREVER)))
+    if first is not None:
+        await until(lambda: made.engine._worker._live and not made.engine._worker._online)
+    with pytest.raises(DeadlineExceeded if begun else TooManyRequests, match="REQUEST_TIMEOUT_SECONDS"):
+        await collect(made.engine, replace(job(tokens=FOREVER), queued=True))
+    if first is not None:
+        with pytest.raises(DeadlineExceeded):
+            await first
+    made.runner.gate.release(2)
+    await until(lambda: made.idle)
 
 
 # What fails
@@ -229,7 +321,7 @@ async def test_nothing_is_admitted_by_a_dead_thread(make: Any) -> None:
     with planted(made.runner), pytest.raises(EngineRestarting):
         await collect(made.engine, job())
     with pytest.raises(EngineRestarting):
-        worker.check()
+        worker.check(queued=False)
 
 
 async def test_after_three_restarts_within_a_minute_the_engine_stays_dead(make: Any) -> None:
