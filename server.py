@@ -9,17 +9,35 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 try:
     from aiohttp import web
 
-    from app import CONTEXT, create_app
-    from handlers import OPERATIONS, audit_command, command_line, keys_command, models_command, sign_command
+    from app import CONTEXT, METRICS, STATE, create_app
+    from handlers import (
+        OPERATIONS,
+        audit_command,
+        command_line,
+        consume_command,
+        keys_command,
+        models_command,
+        sign_command,
+        submit_command,
+    )
+    from handlers.events import Dispatcher
+    from handlers.local import open_processor
+    from handlers.queue_options import queue_of
+    from middleware.audit import AUDIT
     from middleware.places import allow_files
     from middleware.receiving import DeadlineRunner
     from runtime.errors import ServiceError, SettingsError
+    from runtime.events.audit import EventAudit
+    from runtime.events.report import Reporter
+    from runtime.events.source import QueueOptions
+    from runtime.events.sources import open_source
     from runtime.logging import setup_logging
     from runtime.registry import Registry
     from runtime.residents import LOAD_THREAD
@@ -45,8 +63,68 @@ async def serve(settings: Settings) -> None:
         SettingsError: the files of the certificate or of the keys are wrong.
         OSError: the address is taken or not ours.
     """
-    tls = tls_of(settings)
     app = create_app(settings)
+    async with _listening(app, settings) as stop:
+        await stop.wait()
+        _log.info("draining for up to %g s", settings.drain_seconds)
+        await _close_models(app, settings.drain_seconds)
+    _log.info("stopped")
+
+
+async def consume(settings: Settings, queue: QueueOptions, *, whole: bool) -> None:
+    """Work on a queue until SIGTERM or SIGINT, then drain: take no more, finish what runs, then HTTP's requests.
+
+    Args:
+        settings: validated settings.
+        queue: to work on.
+        whole: serve all of HTTP beside it, else probes and metrics.
+
+    Raises:
+        SettingsError: as for ``serve``; EVENTS_OPERATIONS or the broker's URL is wrong, or the broker refuses what is
+            asked for.
+        OSError: the address is taken or not ours.
+    """
+    source = open_source(queue)
+    app = create_app(settings, whole=whole)
+    ctx = app[CONTEXT]
+    processor, records = open_processor(settings, Dispatcher(ctx, settings.events_operations))
+    audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
+    reporter = Reporter(source.name, OPERATIONS, app[METRICS].events, audit)
+    consumer = consume_command.consumer_of(settings, source, ctx, processor, reporter)
+    model_state, loop = app[STATE], asyncio.get_running_loop()
+
+    def state() -> str:
+        found = model_state()
+        # A broker that is away is no reason to send people's requests elsewhere.
+        return found if found != "ready" or (whole and consumer.state == "connecting") else consumer.state
+
+    app[STATE] = state
+    async with _listening(app, settings) as stop:
+        working, stopping = asyncio.create_task(consumer.run()), asyncio.create_task(stop.wait())
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        _log.info("draining for up to %g s", settings.drain_seconds)
+        end = loop.time() + settings.drain_seconds
+        consumer.stop()
+        try:
+            await working
+        finally:
+            if records is not None:
+                await records.close()
+            await _close_models(app, max(0.0, end - loop.time()))
+    _log.info("stopped")
+
+
+async def _close_models(app: web.Application, seconds: float) -> None:
+    models = app[CONTEXT].models
+    if isinstance(models, Registry):
+        await asyncio.to_thread(models.close, seconds)
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
+    """Serve an application inside the block; what it gets is set by SIGTERM and SIGINT. A second one ends at once."""
+    tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,
         settings,
@@ -80,16 +158,11 @@ async def serve(settings: Settings) -> None:
             host, port = runner.addresses[0][:2]
             scheme = "http" if tls is None else "https"
             _log.info("listening on %s://%s:%s", scheme, f"[{host}]" if ":" in host else host, port)
-        await stop.wait()
-        _log.info("draining for up to %g s", settings.drain_seconds)
-        models = app[CONTEXT].models
-        if isinstance(models, Registry):
-            await asyncio.to_thread(models.close, settings.drain_seconds)
+        yield stop
     finally:
         if watch is not None:
             watch.cancel()
         await runner.cleanup()
-    _log.info("stopped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,11 +228,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("generate", command_line.run_generate, "Complete a text.")
     sub.add_argument("prompt")
     sub.add_argument("--stream", action="store_true", help="print tokens as they come")
-    _sampling(sub)
+    command_line.add_sampling(sub)
     sub = command("chat", command_line.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     sub.add_argument("--system", help="the system prompt")
-    _sampling(sub)
-    _models(command("models", models_command.run_ls, "See and steer the models of a running service.", model=False))
+    command_line.add_sampling(sub)
+    models_command.add(commands)
+    consume_command.add(commands, _consume)
+    submit_command.add(commands)
     keys_command.add(commands)
     sign_command.add(commands)
     audit_command.add(commands)
@@ -175,55 +250,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _models(parser: argparse.ArgumentParser) -> None:
-    """``warmstart models`` and what may stand behind it; alone it lists."""
-    _service(parser, url=None, api_key=os.environ.get("API_KEY"))
-    sign_command.add_key(parser)
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
-        _service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # what stands before the command holds too
-        sign_command.add_key(added, default=argparse.SUPPRESS)
-        return added
-
-    command("ls", models_command.run_ls, "List the models: state, memory, last use, requests, speed (the default).")
-    for name, run, text in (
-        ("load", models_command.run_load, "Load a model, and show how far it is."),
-        ("unload", models_command.run_unload, "Unload a model once its requests have ended."),
-        ("default", models_command.run_default, "Answer with another model from now on; loads it first."),
-    ):
-        command(name, run, text).add_argument("id", help="as warmstart models ls shows it")
-    sub = command("compare", models_command.run_compare, "One prompt through several models or settings.")
-    sub.add_argument("prompt")
-    sub.add_argument(
-        "--variant", action="append", required=True, help="a side: model=ID,temperature=0.5,label=NAME; up to eight"
-    )
-    sub.add_argument("--chat", action="store_true", help="send the prompt as a chat's message")
-    sub.add_argument("--no-score", action="store_true", help="leave out how likely each answer is to each model")
-    _sampling(sub)
-
-
-def _service(parser: argparse.ArgumentParser, *, url: str | None, api_key: str | None) -> None:
-    parser.add_argument("--url", default=url, help="http://HOST:PORT or unix:PATH; by default as HOST and PORT say")
-    parser.add_argument("--api-key", default=api_key, help="sent as a bearer token; or set API_KEY")
-
-
-def _sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--repetition-penalty", type=float)
-    parser.add_argument("--stop", action="append")
-    parser.add_argument("--seed", type=int)
-
-
 def _serve(options: argparse.Namespace) -> None:
     settings = command_line.settings_of(options, host=options.host, port=options.port)
     setup_logging(settings.log_format, settings.log_level)
     asyncio.run(serve(settings))
+
+
+def _consume(options: argparse.Namespace) -> None:
+    settings = consume_command.worker_settings(options)
+    queue = queue_of(options, settings, options.url, options.operation)
+    setup_logging(settings.log_format, settings.log_level)
+    asyncio.run(consume(settings, queue, whole=options.serve))
 
 
 if __name__ == "__main__":

@@ -120,5 +120,11 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     }
 )
 
-SCOPES = frozenset(name for name, operation in OPERATIONS.items() if not operation.admin) | {"metrics", "*", "admin"}
-"""What an API key may be good for: operations, the metrics, ``*`` for all of these, and an admin's operations."""
+SCOPES = frozenset(name for name, operation in OPERATIONS.items() if not operation.admin) | {
+    "metrics",
+    "events",
+    "*",
+    "admin",
+}
+"""What an API key may be good for: operations, the metrics, what ``/events`` may call (EVENTS_OPERATIONS), ``*`` for
+all of these, and an admin's operations."""

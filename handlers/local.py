@@ -20,11 +20,15 @@ from handlers.context import Clock, Context, Limits
 from handlers.tracing import find
 from runtime.adapters import with_adapters
 from runtime.catalogue import served_models
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, SettingsError
+from runtime.events.idempotency import Records
+from runtime.events.outcome import Policy
+from runtime.events.process import Dispatch, Processor
+from runtime.events.records import open_records
 from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.response_cache import ResponseCache
-from runtime.settings import Settings
+from runtime.settings import PRIVATE_NETWORKS, Settings
 from runtime.stores import open_store
 from runtime.tracing import start_tracing
 from runtime.types import Memory
@@ -117,6 +121,44 @@ def service_version() -> str:
         return version("warmstart")
     except PackageNotFoundError:  # run from a plain checkout
         return "0"
+
+
+def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, Records | None]:
+    """What works on events that are pushed here, and the records that it keeps, to be closed in the end.
+
+    Raises:
+        SettingsError: see ``open_records``.
+    """
+    records = open_records(settings)
+    processor = Processor(
+        dispatch,
+        records,
+        Policy(most=settings.events_max_deliveries),
+        lease_seconds=settings.events_ack_seconds,
+        keep_seconds=settings.idempotency_ttl_seconds,
+    )
+    return processor, records
+
+
+def refuse_edge(settings: Settings, instead: str) -> None:
+    """Refuse settings of the HTTP service's edge where there is none: nobody is to believe in a lock that is not there.
+
+    Args:
+        settings: of a process that is called otherwise.
+        instead: what to do.
+
+    Raises:
+        SettingsError: names the first of them.
+    """
+    edge = {
+        "API_KEYS": settings.needs_credentials,
+        "RATE_LIMIT_ENABLED": settings.rate_limit_enabled,
+        "ALLOWED_IPS": settings.allowed_ips != PRIVATE_NETWORKS,
+        "AUDIT_LOG": settings.audit_log is not None,
+    }
+    for name, asked in edge.items():
+        if asked:
+            raise SettingsError(f"{name}: a function has no edge of its own; {instead}")
 
 
 def shared_context() -> Context:

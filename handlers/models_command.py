@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from handlers.command_line import sampled, settings_of
-from handlers.sign_command import signer
+from handlers.command_line import add_sampling, sampled, settings_of
+from handlers.sign_command import add_key, signer
 from runtime.adapters import with_adapters
 from runtime.catalogue import CATALOGUE, on_disk, served_models
 from runtime.errors import InvalidRequest, ServiceError
@@ -19,6 +20,44 @@ from runtime.progress import Reporter
 from runtime.remote import Remote, default_url
 
 _LABEL_CHARS = 64  # that the service takes
+
+
+def add(commands: Any) -> None:
+    """Add the family to a command line's subparsers; ``models`` alone lists."""
+    text = "See and steer the models of a running service."
+    parser = commands.add_parser("models", help=text, description=text)
+    parser.set_defaults(run=run_ls)
+    _add_service(parser, url=None, api_key=os.environ.get("API_KEY"))
+    add_key(parser)
+    family = parser.add_subparsers(metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = family.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        _add_service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # what stands before the command holds
+        add_key(added, default=argparse.SUPPRESS)
+        return added
+
+    command("ls", run_ls, "List the models: state, memory, last use, requests, speed (the default).")
+    for name, run, text in (
+        ("load", run_load, "Load a model, and show how far it is."),
+        ("unload", run_unload, "Unload a model once its requests have ended."),
+        ("default", run_default, "Answer with another model from now on; loads it first."),
+    ):
+        command(name, run, text).add_argument("id", help="as warmstart models ls shows it")
+    sub = command("compare", run_compare, "One prompt through several models or settings.")
+    sub.add_argument("prompt")
+    sub.add_argument(
+        "--variant", action="append", required=True, help="a side: model=ID,temperature=0.5,label=NAME; up to eight"
+    )
+    sub.add_argument("--chat", action="store_true", help="send the prompt as a chat's message")
+    sub.add_argument("--no-score", action="store_true", help="leave out how likely each answer is to each model")
+    add_sampling(sub)
+
+
+def _add_service(parser: argparse.ArgumentParser, *, url: str | None, api_key: str | None) -> None:
+    parser.add_argument("--url", default=url, help="http://HOST:PORT or unix:PATH; by default as HOST and PORT say")
+    parser.add_argument("--api-key", default=api_key, help="sent as a bearer token; or set API_KEY")
 
 
 def run_ls(options: argparse.Namespace) -> None:

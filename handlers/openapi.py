@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from handlers import OPERATIONS, Operation
+from handlers.openapi_events import events_path, events_schemas
 
 _FIELD = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
 _REF = "#/components/schemas/{model}"
@@ -107,7 +108,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """
     models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
     _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
-    schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR}
+    schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR} | events_schemas()
     paths: dict[str, Any] = {
         f"/{name}": {"get": _probe(name, summary, answers, content)}
         for name, summary, answers, content in (
@@ -123,6 +124,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
     }
     for route in routes:
         paths.setdefault(route.plain_path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
+    paths["/events"] = events_path(_ANY_ERRORS)
     return {
         "openapi": "3.1.0",
         "info": {

@@ -70,20 +70,23 @@ class Service:
 
 
 @contextmanager
-def running_service(**environment: str) -> Iterator[Service]:
+def running_service(*command: str, **environment: str) -> Iterator[Service]:
     """Run ``python server.py`` on a free port of the loopback; end it afterwards. It may not be ready yet.
 
     Args:
+        command: of ``warmstart``, and its arguments, to run instead. It gets the port with ``--port``.
         environment: settings, over those of this process.
     """
     port = free_port()
+    program = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
+    run = ["-c", program, *command, "--port", str(port)] if command else ["server.py"]
     settings = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)} | environment
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"
         with log.open("wb") as output:
             started = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "server.py"], cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, *run], cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT
             )
         try:
             yield Service(port, process, log, started)

@@ -228,6 +228,36 @@ class EngineRestarting(ServiceError):
     code, status, title, retryable = "engine_restarting", 503, "Engine restarting", True
 
 
+class IdempotencyConflict(ServiceError):
+    """The same work is being done by somebody else (draft-ietf-httpapi-idempotency-key-header section 2.6)."""
+
+    code, status, title, retryable = "idempotency_conflict", 409, "Being done", True
+
+
+class IdempotencyMismatch(InvalidRequest):
+    """The same id came with another payload (the same draft; RFC 9110 section 15.5.21)."""
+
+    code, status, title = "idempotency_mismatch", 422, "Same id, other payload"
+
+
+class IdempotencyUnavailable(ServiceError):
+    """Whether the work was done already cannot be looked up; nothing is done then."""
+
+    code, status, title, retryable = "idempotency_unavailable", 503, "Idempotency records unavailable", True
+
+
+class DeliveryLimit(ServiceError):
+    """Nobody who took the message up ever said what came of it: it is taken for what brought them down."""
+
+    code, status, title = "delivery_limit", 500, "Delivered too often"
+
+
+class DeadlinePassed(ServiceError):
+    """Nobody wants the answer any more: the sender's own deadline has passed."""
+
+    code, status, title = "deadline_passed", 408, "Deadline passed"
+
+
 class Draining(ServiceError):
     """The service is shutting down and admits nothing new."""
 

@@ -214,6 +214,33 @@ class Settings(BaseSettings):
     )
     audit_required: bool = Field(False, description="Answer 503 while the audit log cannot be written.")
 
+    # Work that comes as events
+    events_url: SecretStr = Field(
+        SecretStr(""),
+        description="Broker that warmstart consume and submit use: nats://, redis://, amqp:// or kafka://.",
+    )
+    events_operations: _Strings = Field(
+        (), description="Operations that events may call; by default all that are not an admin's."
+    )
+    events_concurrency: int = Field(
+        16, ge=1, le=1024, description="Messages that a worker works on at once; it takes no more."
+    )
+    events_ack_seconds: float = Field(
+        30, ge=1, le=43_200, description="A message whose worker is not heard of for so long is given to another."
+    )
+    events_max_deliveries: int = Field(
+        5, ge=1, le=1000, description="Deliveries of a message that fails, or brings its worker down; then it is dead."
+    )
+    events_reply_prefixes: _Strings = Field(
+        (), description="What a message's own reply address must begin with; by default the broker's inboxes and ours."
+    )
+    idempotency: Literal["off", "memory", "sqlite", "redis"] = Field(
+        "sqlite", description="Where it is kept which events are done: sqlite (in CACHE_DIR), redis for many machines."
+    )
+    idempotency_ttl_seconds: float = Field(
+        86_400, gt=0, le=31_536_000, description="How long a done event is known, and answered without working again."
+    )
+
     # The connection
     tls_cert_file: Path | None = Field(
         None, description="Certificate chain (PEM) to serve HTTPS with; read again when renewed."
@@ -287,7 +314,9 @@ class Settings(BaseSettings):
         name = str(field.field_name)
         return parse_networks([str(entry) for entry in _split(value)], strict=name != "allowed_ips", name=name.upper())
 
-    @field_validator("cors_origins", "models", "pinned_models", mode="before")
+    @field_validator(
+        "cors_origins", "models", "pinned_models", "events_operations", "events_reply_prefixes", mode="before"
+    )
     @classmethod
     def _words(cls, value: Any) -> Any:
         return _split(value)

@@ -17,6 +17,10 @@ _SLICES, _SLICE_SECONDS = 10, 0.05  # that a call may take
 _PAUSE_SECONDS = 1.0
 
 
+UNREADABLE = (ValueError, TypeError)
+"""What the client's parser raises of an answer that is none of Redis's."""
+
+
 class RedisAway(Exception):
     """Redis did not answer, in time or at all, or not as it should."""
 
@@ -51,10 +55,10 @@ class SharedRedis:
             )
         except ValueError as error:
             raise SettingsError(f"REDIS_URL: {error}") from None
-        self._faults = (redis.RedisError, OSError)  # a timeout is an OSError
+        self._faults = (redis.RedisError, OSError, *UNREADABLE)  # a timeout is an OSError
         self._scripts: dict[str, Any] = {}
 
-    async def run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float] = ()) -> Any:
+    async def run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float | bytes] = ()) -> Any:
         """Run a Lua script, as one step (Redis's "Scripting with Lua").
 
         Raises:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import redis
+
+from tests.attacks.fault_proxy import FaultProxy
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
@@ -40,3 +48,56 @@ def own_names(form: str = "{}") -> Iterator[str]:
         yield prefix
         if left := list(server.scan_iter(f"{prefix}*")):
             server.delete(*left)
+
+
+@asynccontextmanager
+async def proxied_redis(server: str = REDIS_URL) -> AsyncIterator[tuple[FaultProxy, str]]:
+    """A proxy before it, or before the Redis of another URL, and the URL that leads through it."""
+    url = urlsplit(server)
+    if server == REDIS_URL:
+        with real_redis():
+            pass
+    async with FaultProxy(url.hostname or "127.0.0.1", url.port or 6379) as proxy:
+        who = url.netloc.rpartition("@")[0]
+        netloc = f"{who}@127.0.0.1:{proxy.port}" if who else f"127.0.0.1:{proxy.port}"
+        yield proxy, url._replace(netloc=netloc).geturl()
+
+
+class OwnRedis:
+    """A Redis of a test's own, which keeps what it has said that it did, and can be killed and started again.
+
+    Args:
+        folder: for its files.
+        password: that it wants.
+    """
+
+    def __init__(self, folder: Path, password: str = "") -> None:
+        if shutil.which("redis-server") is None:
+            pytest.skip("redis-server is missing: apt-get install redis-server")
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
+        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--requirepass", password]
+        self._process: Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = Popen(self._command, stdout=DEVNULL)
+        with redis.Redis.from_url(self.url) as server:
+            for _ in range(1000):
+                with suppress(redis.RedisError):
+                    server.ping()
+                    return
+                time.sleep(0.01)
+        raise AssertionError("redis-server does not answer")
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,8 +16,17 @@ import server
 from app import ROUTES
 from handlers import OPERATIONS, command_line
 from handlers.context import Context
-from handlers.local import invoke, invoke_stream
+from handlers.events import Dispatcher
+from handlers.lambda_function import Function
+from handlers.local import build_context, invoke, invoke_stream
 from runtime.errors import ServiceError
+from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
+from runtime.events.lambda_ import FunctionError
+from runtime.events.outcome import Policy
+from runtime.events.process import Processor
+from runtime.events.sources import open_source, open_submitter
+from runtime.settings import Settings
+from tests.events.brokers import Broker, Nats, Redis
 from tests.fakes import FakeEngine, fake_context, serving
 
 TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
@@ -104,6 +116,61 @@ async def _command_line(
     return status, json.loads(line)
 
 
+Answer = tuple[str, bytes]
+"""``result`` or the error's code, and the body."""
+
+EVERYTHING = {"events_operations": ",".join(OPERATIONS), "idempotency": "off"}
+
+
+async def _lambda(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+    try:
+        function = Function(Settings.load(**EVERYTHING), ctx)
+        return "result", encode(await function.answer({"operation": operation, "payload": payload}))
+    except FunctionError as error:
+        body = str(error)  # what Lambda shows as errorMessage
+        return json.loads(body)["error"]["code"], body.encode()
+
+
+async def _cloud_event(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+    attributes = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/test", "ce-type": f"warmstart.{operation}"}
+    async with (
+        serving(ctx, **EVERYTHING) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/events", json=payload, headers=attributes) as answer,
+    ):
+        body = await answer.read()
+        if answer.status == 200:
+            assert answer.headers["ce-type"] == f"warmstart.{operation}.result"
+            return "result", body
+        return json.loads(body)["error"]["code"], body
+
+
+def _queue(broker: type[Broker]) -> Any:
+    async def way(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+        async with broker.queue(operation=None) as queue:
+            source, submitter = open_source(queue), open_submitter(queue)
+            processor = Processor(Dispatcher(ctx, tuple(OPERATIONS)), None, Policy())
+            await source.open()
+            await submitter.open()
+            try:
+                work = Envelope("1", "", TYPE_PREFIX + operation, operation, payload)
+                replies = await submitter.submit(work, wait=True)
+                (delivery,) = await source.fetch(1, 10)
+                found = delivery.envelope()
+                await delivery.settle(found, await processor(found))
+                async with asyncio.timeout(30):
+                    (reply,) = [reply async for reply in replies]
+            finally:
+                await submitter.close()
+                await source.close()
+            return reply.kind if reply.kind == "result" else reply.body["error"]["code"], encode(reply.body)
+
+    return way
+
+
+EVENTS = {"Lambda": _lambda, "CloudEvents": _cloud_event, "NATS": _queue(Nats), "Redis": _queue(Redis)}
+
+
 def test_every_operation_is_called() -> None:
     """An operation that is added must be added here."""
     assert PAYLOADS.keys() == WRONG.keys() == OPERATIONS.keys() == {route.operation for route in ROUTES}
@@ -128,6 +195,51 @@ async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     error = caught.value
     assert await _http(route, payload) == (error.status, error.openai() if route.openai else error.problem())
     assert await _command_line(route.operation, payload, monkeypatch, capsys) == (1, error.openai())
+
+
+@pytest.mark.parametrize("way", EVENTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_same_answer_to_events(operation: str, way: str) -> None:
+    """An event is answered with what HTTP answers, byte for byte; an error is OpenAI's object of the same error."""
+    for payload in PAYLOADS[operation]:
+        called = await invoke(operation, payload, ctx=_context())
+        assert await EVENTS[way](operation, payload, _context()) == ("result", encode(called))
+    with pytest.raises(ServiceError) as caught:
+        await invoke(operation, WRONG[operation], ctx=_context())
+    error = caught.value
+    assert await EVENTS[way](operation, WRONG[operation], _context()) == (error.code, encode(error.openai()))
+
+
+async def test_same_text_for_a_seed(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real model that draws gives the same bytes whichever way it is asked."""
+    payload = {"prompt": "You may", "max_new_tokens": 24, "temperature": 1.3, "seed": 11}
+    answers = {}
+
+    @asynccontextmanager
+    async def fresh() -> AsyncIterator[Context]:
+        ctx = build_context(Settings.load(model_name=str(tiny_gpt2), response_cache="off"))
+        yield ctx
+        await asyncio.to_thread(ctx.models.close)  # type: ignore[attr-defined]
+
+    for way, ask in EVENTS.items():
+        async with fresh() as ctx:
+            answers[way] = await ask("complete", payload, ctx)
+    async with (
+        fresh() as ctx,
+        serving(ctx) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/complete", json=payload) as answer,
+    ):
+        answers["HTTP"] = ("result", await answer.read())
+    async with fresh() as ctx:
+        monkeypatch.setattr(command_line, "build_context", lambda settings, ctx=ctx: ctx)
+        monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
+        assert await asyncio.to_thread(server.main, ["invoke", "complete", json.dumps(payload)]) == 0
+        answers["command line"] = ("result", encode(json.loads(capsys.readouterr().out)))
+    assert set(answers.values()) == {answers["HTTP"]}
+    assert len(json.loads(answers["HTTP"][1])["text"]) > 10
 
 
 @pytest.mark.parametrize("route", [r for r in ROUTES if OPERATIONS[r.operation].stream], ids=lambda route: route.path)

@@ -19,6 +19,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app import ROUTES
 from handlers import OPERATIONS
@@ -44,7 +45,7 @@ def url() -> Iterator[str]:
 
     async def serve() -> None:
         ctx = fake_context(FakeEngine(words=("Hello",), info=replace(INFO, vocabulary_size=10**10)), limits=LIMITS)
-        async with serving(ctx, max_body_bytes=10**8) as base:
+        async with serving(ctx, max_body_bytes=10**8, idempotency="off") as base:  # ids are generated twice, too
             found.append(base)
             started.set()
             await stop.wait()
@@ -90,8 +91,23 @@ def _number(value: Any, field: dict[str, Any]) -> Any:
     return value
 
 
-def _promises_too_much(body: dict[str, Any]) -> bool:
+def _event_as_read(event: Any) -> Any:
+    """The same of an event's data, by what its type asks for; in place of 1, no attribute is 1.0."""
+    if isinstance(event, dict):
+        event = {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in event.items()
+        }
+    operation = OPERATIONS.get(str(event.get("type")).removeprefix("warmstart.")) if isinstance(event, dict) else None
+    if operation is None or "data" not in event:
+        return event
+    return event | {"data": _as_read(event["data"], {"$ref": f"#/components/schemas/{operation.request.__name__}"})}
+
+
+def _promises_too_much(body: Any) -> bool:
     """Whether more tokens are promised than there may be: JSON Schema cannot compare two fields."""
+    if not isinstance(body, dict):
+        return False
     bounds = [body.get(name) for name in ("max_new_tokens", "max_length", "max_tokens", "max_completion_tokens")]
     least = body.get("min_tokens", body.get("min_new_tokens"))
     numbers = [bound for bound in bounds if isinstance(bound, int | float)]
@@ -106,15 +122,25 @@ def filter_case(context: Any, case: schemathesis.Case) -> bool:
     booleans that mean one (``"0.5"``). A body that is valid once they are written as numbers is dropped; whatever else
     is wrong with a body must be refused.
     """
-    if not isinstance(case.body, dict):
+    batch = case.media_type == "application/cloudevents-batch+json"
+    if not isinstance(case.body, list if batch else dict):
         return True
-    if _promises_too_much(case.body):
-        return False
-    schema = case.operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]
-    read = _as_read(case.body, schema)
+    schema = case.operation.definition.raw["requestBody"]["content"][case.media_type]["schema"]
+    validator = jsonschema.Draft202012Validator(schema | {"components": DOCUMENT["components"]})
+    if case.path == "/events":
+        events = case.body if batch else [case.body]
+        if any(isinstance(event, dict) and _promises_too_much(event.get("data")) for event in events):
+            return False
+        read: Any = [_event_as_read(event) for event in events] if batch else _event_as_read(case.body)
+        if batch and not validator.is_valid(case.body):  # is answered event by event
+            return False
+    else:
+        if _promises_too_much(case.body):
+            return False
+        read = _as_read(case.body, schema)
     if repr(read) == repr(case.body):  # which tells True from 1
         return True
-    return not jsonschema.Draft202012Validator(schema | {"components": DOCUMENT["components"]}).is_valid(read)
+    return not validator.is_valid(read)
 
 
 @api.hook
@@ -129,7 +155,10 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_service_is_what_it_says(case: schemathesis.Case, url: str) -> None:
     """Whatever is generated from the description, the answer is one that the description allows, and never 5xx."""
-    response = case.call_and_validate(base_url=url)
+    response = case.call(base_url=url)
+    # Elsewhere a model that is not there is 404, which is allowed for; a router of events would send that again.
+    no_model = response.status_code == 422 and b"model_not_found" in response.content
+    case.validate_response(response, excluded_checks=[positive_data_acceptance] if no_model else None)
     assert response.status_code < 500
     assert case.meta is not None
     RAN[case.operation.label, case.meta.generation.mode.value] += 1

@@ -408,6 +408,7 @@ def test_settings_do_not_show_secrets(canaries: Canaries) -> None:
     """However they are printed: as text, in detail, dumped, described, or in an error that somebody logs."""
     values = {
         "redis_url": f"redis://:{canaries.plant('REDIS_URL')}@127.0.0.1/0",
+        "events_url": f"nats://worker:{canaries.plant('EVENTS_URL')}@127.0.0.1",
         "api_keys": canaries.plant("API_KEYS"),
         "audit_key": canaries.plant("AUDIT_KEY", f"cnry{secrets.token_hex(20)}"),
     }

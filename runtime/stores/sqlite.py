@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from runtime.sqlite_file import SqliteFile
 from runtime.stores import OVERHEAD, Size, StoreFailed, Tally, cost
 
-_log = logging.getLogger("warmstart.cache")
 T = TypeVar("T")
 
 _BUSY_SECONDS = 0.5
 _FORMAT = 1
-# What SQLite says of a file that is not a database of ours, or no longer one.
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
 # Triggers keep the sums, so that no crash can part them from the rows.
 _SCHEMA = (
     """CREATE TABLE answers (
@@ -53,13 +49,11 @@ class SqliteStore:
 
     def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
         self.tally = Tally()
-        self._path = path
+        self._file = SqliteFile(path, _SCHEMA, _FORMAT, _BUSY_SECONDS)
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
-        self._inode = 0
 
     def get(self, key: str) -> bytes | None:
         """See ``Store``."""
@@ -123,8 +117,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """See ``Store``."""
-        with self._lock:
-            self._disconnect()
+        self._file.close()
 
     def _expire(self, database: sqlite3.Connection) -> int:
         oldest = (self._clock() - self._ttl,)
@@ -133,53 +126,9 @@ class SqliteStore:
         return database.execute("DELETE FROM answers WHERE created <= ?", oldest).rowcount
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Work on the database, on a new one if it is damaged. After a failure the connection is given up."""
-        with self._lock:
-            try:
-                try:
-                    return work(self._connect())
-                except sqlite3.DatabaseError as error:
-                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
-                        raise
-                    self._rebuild(error)
-                    return work(self._connect())
-            except (sqlite3.Error, OSError) as error:
-                self._disconnect()
-                raise StoreFailed(f"{self._path.name}: {error}") from error
-
-    def _connect(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            self._inode = os.fstat(file).st_ino
-            os.close(file)
-            self._database = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._prepare(self._database)
-        return self._database
-
-    def _prepare(self, database: sqlite3.Connection) -> None:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")  # a lost power line may cost the last answers, never the file
-        if database.execute("PRAGMA user_version").fetchone()[0] == _FORMAT:
-            return
-        database.execute("BEGIN IMMEDIATE")
-        if database.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:  # nobody else was quicker
-            for statement in _SCHEMA:
-                database.execute(statement)
-        database.execute("COMMIT")
-
-    def _rebuild(self, error: sqlite3.Error) -> None:
-        self._disconnect()
-        # Another process that shares the file may have begun it anew already.
-        if self._path.exists() and self._path.stat().st_ino == self._inode:
-            _log.warning("%s is damaged and begun anew: %s", self._path.name, error)
-            for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self.tally.damaged += 1
-
-    def _disconnect(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        try:
+            return self._file.do(work)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(f"{self._file.path.name}: {error}") from error
+        finally:
+            self.tally.damaged = self._file.damaged

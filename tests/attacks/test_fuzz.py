@@ -19,8 +19,8 @@ from handlers import OPERATIONS
 from handlers.cache_control import CacheControl
 from handlers.schemas.parsing import parse
 from loadtests.service import Service
-from middleware.request_id import parse_traceparent
 from runtime.errors import InvalidRequest
+from runtime.tracing import parse_traceparent
 from tests.attacks.conftest import Start
 from tests.attacks.raw import PATIENCE, exchange
 from tests.attacks.raw import parse as parse_answers

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
@@ -20,68 +18,19 @@ from runtime.response_cache import ResponseCache
 from runtime.signatures.client import Signer
 from runtime.stores.redis import RedisStore
 from tests.attacks.fault_proxy import FaultProxy
+from tests.attacks.faults import FAULTS, cut, garble, stall
 from tests.attacks.keys import SECRET, SIGNING_ID, signing_record
 from tests.attacks.raw import PATIENCE, Answer, exchange
 from tests.fakes import FakeEngine, fake_context, serving
-from tests.redis_server import REDIS_URL, real_redis
+from tests.redis_server import proxied_redis
 
-REDIS = urlsplit(REDIS_URL)
 T = TypeVar("T")
 GREEDY = {"prompt": "x", "temperature": 0}
 
 
-def _stall(proxy: FaultProxy) -> None:
-    proxy.down.stall_after = 0
-
-
-def _silent(proxy: FaultProxy) -> None:
-    proxy.up.stall_after = 0
-
-
-def _cut(proxy: FaultProxy) -> None:
-    proxy.down.cut_after = 0
-
-
-def _half_close(proxy: FaultProxy) -> None:
-    proxy.down.half_close_after = 0
-
-
-def _refuse(proxy: FaultProxy) -> None:
-    proxy.refuse = True
-    proxy.cut()
-
-
-def _garble(proxy: FaultProxy) -> None:
-    chance = random.Random(3)
-    proxy.down.garble = lambda piece: chance.randbytes(len(piece))
-
-
-def _drip(proxy: FaultProxy) -> None:
-    proxy.down.piece, proxy.down.delay = 1, 0.2
-
-
-def _delay(proxy: FaultProxy) -> None:
-    proxy.down.delay = 3
-
-
-FAULTS: list[Callable[[FaultProxy], None]] = [_stall, _silent, _cut, _half_close, _refuse, _garble, _drip, _delay]
-
-
-@asynccontextmanager
-async def _proxied() -> AsyncIterator[tuple[FaultProxy, str]]:
-    """A proxy before the real Redis, and the URL that leads through it."""
-    host, port = REDIS.hostname or "127.0.0.1", REDIS.port or 6379
-    with real_redis():
-        pass
-    async with FaultProxy(host, port) as proxy:
-        who = REDIS.netloc.rpartition("@")[0]
-        netloc = f"{who}@127.0.0.1:{proxy.port}" if who else f"127.0.0.1:{proxy.port}"
-        yield proxy, REDIS._replace(netloc=netloc).geturl()
-
-
 @asynccontextmanager
 async def _service(**settings: str) -> AsyncIterator[tuple[FaultProxy, Service]]:
-    async with _proxied() as (proxy, url):
+    async with proxied_redis() as (proxy, url):
         with running_service(PRELOAD="false", LOG_FORMAT="json", REDIS_URL=url, **settings) as service:
             await asyncio.to_thread(service.wait, "/livez", 60)
             yield proxy, service
@@ -155,7 +104,7 @@ async def test_nonces() -> None:
 async def test_response_cache() -> None:
     """Whatever the line does, every question is answered with the words of the engine, from the cache or anew."""
     engine = FakeEngine()
-    async with _proxied() as (proxy, url):
+    async with proxied_redis() as (proxy, url):
         store = RedisStore(url, 2**20, 3600, time.time, f"{{warmstart-test:{uuid4().hex}}}")
         cache = ResponseCache(
             store, limit_bytes=2**20, ttl_seconds=3600, per_caller=True, clock=time.time, monotonic=time.monotonic
@@ -169,7 +118,7 @@ async def test_response_cache() -> None:
                     return response.headers["X-Cache"]
 
             assert [await ask(), await ask()] == ["MISS", "HIT"]
-            for fault in (_stall, _cut, _garble):  # after each the store is left alone for five seconds
+            for fault in (stall, cut, garble):  # after each the store is left alone for five seconds
                 fault(proxy)
                 for _ in range(3):
                     await ask()

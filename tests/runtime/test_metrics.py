@@ -202,3 +202,12 @@ def test_threads_count_together() -> None:
         thread.join()
     assert value(metrics, "generation_tokens_total") == 8000
     assert value(metrics, "inter_token_latency_seconds_count") == 7996
+
+
+def test_events() -> None:
+    """Each process counts its own, under the name of where they come from."""
+    metrics = Metrics()
+    metrics.events.events.labels("nats:s", "generate", "acked").inc()
+    shown = 'warmstart:events_total{operation="generate",outcome="acked",source="nats:s"} 1.0'
+    assert shown in metrics.render()[0].decode()
+    assert shown not in Metrics().render()[0].decode()

@@ -134,6 +134,22 @@ async def test_silence(drips: bool, clock: Clock) -> None:
         await shared.close()
 
 
+@pytest.mark.parametrize("answer", [b":x\r\n", b"$x\r\n", b"*x\r\n", b"%1\r\n*0\r\n:1\r\n", b"?\r\n", b"-ERR no\r\n"])
+async def test_nonsense(answer: bytes, clock: Clock) -> None:
+    """A server that is no Redis fails like one that is away."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        shared = SharedRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", clock)
+        with pytest.raises(RedisAway):
+            await shared.run(ECHO, [], ["a"])
+        await shared.close()
+
+
 def test_wrong_url() -> None:
     """What is no URL stops the service at start, with the setting's name and without what it holds."""
     with pytest.raises(SettingsError, match="REDIS_URL") as caught:

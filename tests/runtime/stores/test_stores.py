@@ -291,9 +291,9 @@ def test_damaged_under_two(tmp_path: Path) -> None:
     first, second = _sqlite(tmp_path), _sqlite(tmp_path)
     first.put(KEYS[0], "m", VALUE)
     assert second.get(KEYS[0]) == VALUE
-    first._rebuild(sqlite3.DatabaseError("planted"))
+    first._file.rebuild(sqlite3.DatabaseError("planted"))
     first.put(KEYS[1], "m", VALUE)
-    second._rebuild(sqlite3.DatabaseError("planted"))
+    second._file.rebuild(sqlite3.DatabaseError("planted"))
     assert second.get(KEYS[1]) == first.get(KEYS[1]) == VALUE
     first.close()
     second.close()
@@ -311,8 +311,8 @@ def test_full_disk(tmp_path: Path) -> None:
     """What has no room on the disk fails, loses nothing that was kept, and works again when there is room."""
     store = _sqlite(tmp_path)
     store.put(KEYS[0], "m", VALUE)
-    assert store._database is not None
-    store._database.execute("PRAGMA max_page_count = 12")
+    assert store._file.database is not None
+    store._file.database.execute("PRAGMA max_page_count = 12")
     with pytest.raises(StoreFailed, match="full"):
         store.put(KEYS[1], "m", bytes(50 * ROOM))
     assert store.get(KEYS[0]) == VALUE
@@ -339,8 +339,8 @@ def test_read_only_file(tmp_path: Path) -> None:
     """A file that can be read only gives what it holds as long as nothing must be written, and refuses the rest."""
     store = _sqlite(tmp_path)
     store.put(KEYS[0], "m", VALUE)
-    assert store._database is not None
-    store._database.execute("PRAGMA query_only = ON")
+    assert store._file.database is not None
+    store._file.database.execute("PRAGMA query_only = ON")
     assert store.get(KEYS[0]) == VALUE
     with pytest.raises(StoreFailed, match="readonly"):
         store.put(KEYS[1], "m", VALUE)

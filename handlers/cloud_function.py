@@ -1,0 +1,95 @@
+"""Google's functions-framework: ``functions-framework --source handlers/cloud_function.py --target warmstart_event``.
+
+The function takes whole requests, whatever ``--signature-type`` says: all content modes work, and its answer is the one
+that ``POST /events`` gives, which the framework's own CloudEvent functions have no way to send.
+
+Settings are read when the framework starts. The model is loaded at the first request, because the framework makes its
+processes by forking, which no thread survives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import flask
+import functions_framework
+from prometheus_client import CollectorRegistry
+
+from handlers import OPERATIONS
+from handlers.events import Dispatcher
+from handlers.local import open_processor, refuse_edge, shared_context
+from handlers.loop_thread import run
+from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
+from runtime.events.cloudevents_http import Answer, Service
+from runtime.events.metrics import EventMetrics
+from runtime.events.report import Reporter
+from runtime.logging import request_caller, request_usage, setup_logging
+from runtime.settings import Settings
+
+
+def make_function() -> Any:
+    """A function on the environment's settings.
+
+    Raises:
+        SettingsError: a setting is wrong, or asks for what only the HTTP service has.
+    """
+    settings = Settings.load()
+    refuse_edge(settings, "leave that to the platform, or run the HTTP service there (docs/events-cloudevents.md)")
+    setup_logging(settings.log_format, settings.log_level)
+
+    @cache  # on the loop's thread alone, which is why it is made once
+    def service() -> Service:
+        ctx = replace(shared_context(), observe=_observe, caller=request_caller.get)
+        processor, _ = open_processor(settings, Dispatcher(ctx, settings.events_operations))
+        reporter = Reporter("http", OPERATIONS, EventMetrics(CollectorRegistry()))
+        return Service(processor, reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth)
+
+    async def answered(headers: list[tuple[str, str]], body: bytes) -> Answer:
+        return await service().answer(headers, body)
+
+    @functions_framework.http
+    def warmstart_event(request: flask.Request) -> flask.Response:
+        """Answer a request as ``POST /events`` does."""
+        try:
+            if request.method != "POST":
+                raise MethodNotAllowed(f"{request.method} is not possible here; allowed: POST")
+            body = request.get_data()  # the framework reads all of it in any case
+            if len(body) > settings.max_body_bytes:
+                raise PayloadTooLarge(f"the body is larger than {settings.max_body_bytes} bytes (MAX_BODY_BYTES)")
+            answer = run(answered(list(request.headers.items()), body))
+        except ServiceError as error:
+            return _problem(error)
+        return flask.Response(answer.body, answer.status, answer.headers)
+
+    return warmstart_event
+
+
+@cache
+def _function() -> Any:
+    return make_function()
+
+
+def __getattr__(name: str) -> Any:
+    """``warmstart_event``: made when the framework asks for it. Importing this module does nothing."""
+    if name == "warmstart_event":
+        return _function()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _problem(error: ServiceError) -> flask.Response:
+    headers = {"Content-Type": "application/problem+json"}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = "POST"
+    return flask.Response(json.dumps(error.problem()), error.status, headers)
+
+
+def _observe(usage: Mapping[str, Any]) -> None:
+    if (facts := request_usage.get()) is not None:
+        facts.update(usage)

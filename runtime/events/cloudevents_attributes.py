@@ -1,0 +1,135 @@
+"""CloudEvents 1.0: the attributes of an event, from text that anybody may have sent.
+
+The ``cloudevents`` package makes up an id where there is none, takes any value of any attribute, and leaves percent
+signs in headers as they are; so it is given what has passed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from runtime.errors import InvalidRequest, UnsupportedMediaType
+from runtime.events.envelope import LONGEST_ID
+
+LONGEST = 1024
+"""Characters of an attribute."""
+
+_REQUIRED = ("specversion", "id", "source", "type")
+_STRINGS = frozenset({*_REQUIRED, "datacontenttype", "dataschema", "subject", "time"})
+_NAME = re.compile(r"[a-z0-9]{1,64}")
+_NONCHARACTERS = "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+_FORBIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}]")  # spec, "Type System"
+_MEDIA_TYPE = re.compile(r"[\w.+!#$&^-]+/[\w.+!#$&^-]+", re.ASCII)
+_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]+)", re.IGNORECASE)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+_IN_HEADERS = _PRINTABLE.replace("%", "").replace('"', "")
+_IN_IDS = _PRINTABLE.replace("%", "")
+
+
+def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
+    """Attributes in their text form.
+
+    Args:
+        given: none of them None.
+        where: how the names of these begin for their sender: ``ce-`` in headers, ``3.`` in a batch.
+
+    Raises:
+        InvalidRequest: names one that is missing, or not what the specification says.
+    """
+
+    def wrong(name: str, what: str) -> InvalidRequest:
+        name = ascii(name[:64])[1:-1]
+        return InvalidRequest(f"{where}{name}: {what}", param=where + name if where.endswith(".") else name)
+
+    for name in _REQUIRED:
+        if name not in given:
+            raise wrong(name, "missing")
+    attributes: dict[str, str] = {}
+    for name, value in given.items():
+        if not _NAME.fullmatch(name):
+            raise wrong(name, "names of attributes are lower-case letters and digits, 64 at most")
+        if isinstance(value, int) and name not in _STRINGS:
+            if not -(2**31) <= value < 2**31:
+                raise wrong(name, "a whole number has 32 bits")
+            value = str(value).lower()  # a boolean is one, too
+        if not isinstance(value, str):
+            raise wrong(name, "a string" if name in _STRINGS else "a string, a boolean or a whole number")
+        if not value and name in _STRINGS:
+            raise wrong(name, "must not be empty")
+        if len(value) > LONGEST:
+            raise wrong(name, f"{LONGEST} characters at most")
+        if _FORBIDDEN.search(value):
+            raise wrong(name, "holds what is no character")
+        attributes[name] = value
+    if attributes["specversion"] != "1.0":  # the package takes 0.3, too
+        raise wrong("specversion", "1.0 is read here")
+    if not _MEDIA_TYPE.fullmatch(media_type(attributes.get("datacontenttype", "any/any"))):
+        raise wrong("datacontenttype", "no media type")
+    if "time" in attributes and timestamp(attributes["time"]) is None:
+        raise wrong("time", NO_TIME)
+    return attributes
+
+
+NO_TIME = "a time as RFC 3339 has it, like 2030-01-31T12:00:00Z"
+
+
+def timestamp(text: str) -> float | None:
+    """Unix time in seconds of an RFC 3339 time; None of anything else."""
+    try:
+        return datetime.fromisoformat(text.upper()).timestamp() if _TIME.fullmatch(text) else None
+    except ValueError:
+        return None
+
+
+def media_type(text: str) -> str:
+    """Without parameters, in lower case."""
+    return text.partition(";")[0].strip().lower()
+
+
+def check_charset(text: str) -> None:
+    """See to it that a content type of JSON names no other encoding than UTF-8.
+
+    Raises:
+        UnsupportedMediaType: it does.
+    """
+    found = _CHARSET.search(text)
+    if found and found[1].lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
+
+
+def percent_encoded(value: str) -> str:
+    """An attribute as a header's value (HTTP binding section 3.1.3.2)."""
+    return quote(value, safe=_IN_HEADERS)
+
+
+def percent_decoded(name: str, value: str) -> str:
+    """An attribute from a header's value: one round of quotes, one of percent signs.
+
+    Args:
+        name: of the header, which begins with ``ce-``.
+        value: bytes that are not UTF-8 in it as surrogates, as HTTP servers do.
+
+    Raises:
+        InvalidRequest: it is not UTF-8.
+    """
+    if quoted := _QUOTED.fullmatch(value):
+        value = re.sub(r"\\(.)", r"\1", quoted[1])
+    try:
+        return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode()
+    except UnicodeError:
+        raise InvalidRequest(f"{name}: not UTF-8", param=name.removeprefix("ce-")) from None
+
+
+def plain_id(text: str) -> str:
+    """An event's id as an envelope has it, short, without blanks and Unicode, and still no other's: percent signs are
+    encoded, and what gets too long is named by its hash.
+    """
+    plain = quote(text, safe=_IN_IDS)
+    return plain if len(plain) <= LONGEST_ID else f"%sha256:{sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,226 @@
+"""The worker: takes messages from a queue, as many as it can work on, and settles each once it is dealt with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Literal
+
+from runtime.errors import DeliveryLimit, Draining, InternalError, ServiceError
+from runtime.events.envelope import Envelope
+from runtime.events.outcome import Outcome, Retry
+from runtime.events.process import Processor
+from runtime.events.report import Report, Reporter, unrecorded
+from runtime.events.source import BrokerAway, Delivery, Source
+
+_log = logging.getLogger("warmstart.events")
+
+_FETCH_SECONDS = 1.0  # a stop may have to wait for so long: a fetch is not cut off, for it may have messages in hand
+_LAG_SECONDS = 5.0
+_GIVE_BACK_SECONDS = 5.0
+_SETTLE_PAUSES = (0.1, 0.5, 2.0)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # before a broker that is away is tried again
+
+
+class Consumer:
+    """See the module. One task per delivery; a message that nothing can be done with holds up no other.
+
+    Args:
+        source: of the messages; not open yet.
+        processor: does the work.
+        reporter: told of everything.
+        concurrency: deliveries held at once, at most.
+        ready: returns when work can be done; asked before each fetch, so that nobody takes what it cannot start.
+        most: deliveries of one message, at most; None where the processor's records tell which messages bring their
+            workers down, and busy times may go on for longer than that.
+        drain_seconds: that running work has to end in once ``stop`` is called.
+        draw: a number from 0 to 1, evenly.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        processor: Processor,
+        reporter: Reporter,
+        *,
+        concurrency: int,
+        ready: Callable[[], Awaitable[None]],
+        most: int | None = None,
+        drain_seconds: float = 30.0,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._processor = processor
+        self._reporter = reporter
+        self._concurrency = concurrency
+        self._ready = ready
+        self._most = most
+        self._drain_seconds = drain_seconds
+        self._draw = draw
+        self._stopping = asyncio.Event()
+        self._running = set[asyncio.Task[None]]()
+        self._working = set[asyncio.Timeout]()
+        self._freed = asyncio.Event()
+        self._connected = self._fetching = self._told = False
+        self._failures = 0
+
+    @property
+    def state(self) -> Literal["ready", "connecting", "draining"]:
+        """Whether it takes messages, waits for the broker, or takes no more."""
+        if self._stopping.is_set():
+            return "draining"
+        return "ready" if self._connected else "connecting"
+
+    def stop(self) -> None:
+        """Take no more messages; ``run`` returns once those at hand are settled."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until ``stop``. What does not end in time then is given back, for others to take it at once.
+
+        Raises:
+            SettingsError: the broker refuses what the source asks for.
+        """
+        taking = asyncio.create_task(self._take())
+        others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._watch_lag())]
+        try:
+            await asyncio.wait([taking, others[0]], return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            if self._fetching:
+                await asyncio.wait([taking], timeout=max(self._drain_seconds, 2 * _FETCH_SECONDS))
+            taking.cancel()
+            await asyncio.wait([taking])
+            if not taking.cancelled():
+                taking.result()
+        finally:
+            for task in (taking, *others):
+                task.cancel()
+            await self._drain()
+            await self._source.close()
+
+    async def _take(self) -> None:
+        while not self._stopping.is_set():
+            await self._ready()
+            while (room := self._concurrency - len(self._running)) <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+            try:
+                deliveries = await self._fetch(room)
+            except BrokerAway as error:
+                await self._away(error)
+                continue
+            if self._told:
+                _log.info("the broker is back: %s", self._source.name)
+            self._failures, self._told = 0, False
+            for delivery in deliveries:
+                task = asyncio.create_task(self._handle(delivery))
+                self._running.add(task)
+                task.add_done_callback(self._done)
+
+    async def _fetch(self, room: int) -> list[Delivery]:
+        if not self._connected:
+            await self._source.open()
+            self._connected = True
+            _log.info("taking messages from %s", self._source.name)
+        self._fetching = True
+        try:
+            return list(await self._source.fetch(room, _FETCH_SECONDS))
+        finally:
+            self._fetching = False
+
+    async def _away(self, error: BrokerAway) -> None:
+        """Tell of it once, and wait a while that doubles each time ("full jitter", as in ``outcome``)."""
+        self._reporter.broker_away()
+        self._connected = False
+        if not self._told:
+            self._told = True
+            _log.warning("the broker is away, and tried again until it is back: %s: %s", self._source.name, error)
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        if not self._stopping.is_set():
+            await asyncio.sleep(self._draw() * pause)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._freed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a delivery was left as it is", exc_info=error)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        report = self._reporter.begin(delivery.attempt)
+        envelope, outcome = await self._outcome(delivery, report)
+        outcome = report.recorded(outcome, self._processor.policy)
+        settled = False
+        try:
+            settled = await self._settle(delivery, envelope, outcome)
+        finally:
+            report.end(outcome, settled=settled)
+
+    async def _outcome(self, delivery: Delivery, report: Report) -> tuple[Envelope | None, Outcome]:
+        policy = self._processor.policy
+        envelope = None
+        try:
+            envelope = delivery.envelope()
+            report.name(envelope)
+            if self._most is not None and delivery.attempt > self._most:
+                raise DeliveryLimit(f"it was delivered {delivery.attempt} times")
+        except ServiceError as error:
+            return envelope, policy.outcome(error, delivery.attempt)
+        except Exception:
+            _log.exception("a message cannot be read")
+            return envelope, policy.outcome(InternalError("the message cannot be read"), delivery.attempt)
+        if self._reporter.audit is not None and self._reporter.audit.prevents:
+            return envelope, unrecorded(policy, delivery.attempt)
+        if self._stopping.is_set():
+            return envelope, _given_back()
+        try:
+            async with asyncio.timeout(None) as working:
+                self._working.add(working)
+                try:
+                    send_chunk = partial(delivery.send_chunk, envelope)
+                    return envelope, await self._processor(envelope, send_chunk=send_chunk, extend=delivery.extend)
+                finally:
+                    self._working.discard(working)
+        except TimeoutError:
+            return envelope, _given_back()
+
+    async def _settle(self, delivery: Delivery, envelope: Envelope | None, outcome: Outcome) -> bool:
+        """Whether the broker knows; if not, the message comes again, and what was done is not done again."""
+        for pause in (*_SETTLE_PAUSES, None):
+            try:
+                await delivery.settle(envelope, outcome)
+                return True
+            except BrokerAway as error:
+                self._reporter.broker_away()
+                if pause is None:
+                    _log.warning("cannot settle a delivery, it will come again: %s", error)
+                else:
+                    await asyncio.sleep(pause * (0.5 + self._draw() / 2))
+        return False
+
+    async def _drain(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._drain_seconds)
+        for working in list(self._working):
+            working.reschedule(0)
+        if self._running:
+            await asyncio.wait(self._running, timeout=_GIVE_BACK_SECONDS)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _watch_lag(self) -> None:
+        while True:
+            try:
+                self._reporter.lag(await self._source.lag() if self._connected else None)
+            except BrokerAway:  # whoever fetches finds out as well
+                self._reporter.lag(None)
+            await asyncio.sleep(_LAG_SECONDS)
+
+
+def _given_back() -> Retry:
+    return Retry(0.0, Draining("the worker shuts down"))

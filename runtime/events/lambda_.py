@@ -1,0 +1,66 @@
+"""AWS Lambda: which kind of event a function was invoked with, and what it ends with when there is no answer.
+
+The kinds are told by the members that AWS documents for each, never by what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from runtime.errors import InvalidRequest, ServiceError
+from runtime.events.envelope import encode
+
+Kind = Literal["v1", "v2", "alb", "sqs", "sns", "eventbridge", "direct"]
+
+_EXPECTED = (
+    "no event that is known here: expected one of API Gateway (REST or HTTP API), a Function URL, an Application Load "
+    'Balancer, SQS, SNS or EventBridge, or {"operation": "generate", "payload": {...}}'
+)
+
+
+class FunctionError(Exception):
+    """What a function ends with that has no answer; Lambda shows the class's name as ``errorType``."""
+
+
+def function_error(error: ServiceError) -> FunctionError:
+    """An error as those see it who invoke the function, or who get the record of its failure.
+
+    ``errorType`` is the name of the error's class, by which a state machine can retry or catch it, and ``errorMessage``
+    is OpenAI's error object, byte for byte what a queue would answer.
+    """
+    kind: type[FunctionError] = type(type(error).__name__, (FunctionError,), {"__module__": __name__})
+    return kind(encode(error.openai()).decode())
+
+
+def kind_of(event: Any) -> Kind:
+    """The kind of an event.
+
+    Raises:
+        InvalidRequest: none of those that are known.
+    """
+    if not isinstance(event, Mapping):
+        raise InvalidRequest(_EXPECTED)
+    context, records = event.get("requestContext"), event.get("Records")
+    if isinstance(context, Mapping):
+        if "elb" in context and "httpMethod" in event:
+            return "alb"
+        if event.get("version") == "2.0" and "http" in context:
+            return "v2"
+        if "httpMethod" in event and "path" in event:
+            return "v1"
+    if isinstance(records, list) and records and all(isinstance(record, Mapping) for record in records):
+        if all(record.get("eventSource") == "aws:sqs" for record in records):
+            return "sqs"
+        if len(records) == 1 and records[0].get("EventSource") == "aws:sns":  # never more, says AWS
+            return "sns"
+    if is_eventbridge(event):
+        return "eventbridge"
+    if isinstance(event.get("operation"), str):
+        return "direct"
+    raise InvalidRequest(_EXPECTED)
+
+
+def is_eventbridge(event: Mapping[str, Any]) -> bool:
+    """Whether it is an event of EventBridge, as it comes from there or through a queue."""
+    return {"detail-type", "source", "detail", "id"} <= event.keys()

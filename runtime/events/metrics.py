@@ -1,0 +1,34 @@
+"""What is measured of events: how many there were and how they ended, how many wait, and how the broker is."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SOURCE = "source"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class EventMetrics:
+    """Of one process. Labels are bounded: a source's name is the worker's own, operations are the known ones.
+
+    Args:
+        registry: where they are shown.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"warmstart:{name}", text, (_SOURCE, *labels), registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"warmstart:{name}", text, (_SOURCE,), registry=registry)
+
+        text = "Deliveries, by how they ended: acked, repeated, retried, rejected, unsettled."
+        self.events = counter("events", text, "operation", "outcome")
+        self.retries = counter("events_retries", "Deliveries given back to be tried again, by error code.", "code")
+        self.dead = counter("events_dead_letters", "Messages that became dead letters, by error code.", "code")
+        self.broker_errors = counter("events_broker_errors", "Times that the broker did not answer as it should.")
+        self.in_flight = gauge("events_in_flight", "Deliveries being worked on.")
+        self.lag = gauge("events_lag", "Messages that no worker has taken yet; missing where the broker cannot tell.")
+        text = "From a delivery to its settlement."
+        labels = (_SOURCE, "operation")
+        self.seconds = Histogram("warmstart:events_seconds", text, labels, buckets=_SECONDS, registry=registry)
