@@ -31,7 +31,7 @@ from middleware.audit import PAYLOAD
 from runtime.errors import InternalError, ServiceError
 from runtime.events.report import Reporter
 from runtime.exposition import Service, service_families
-from runtime.logging import request_caller, request_charge, request_usage
+from runtime.logging import note_usage, request_caller, request_charge, request_usage
 from runtime.metrics import Metrics
 from runtime.registry import Registry
 from runtime.response_cache import ResponseCache
@@ -67,7 +67,9 @@ def create_app(
         SettingsError: the keys' records are wrong, or EVENTS_OPERATIONS is.
     """
     metrics = metrics or Metrics()
-    ctx = replace(ctx or build_context(settings, metrics), observe=_observe, caller=request_caller.get, charge=_charge)
+    ctx = replace(
+        ctx or build_context(settings, metrics), observe=note_usage, caller=request_caller.get, charge=_charge
+    )
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
     app[METRICS] = metrics
@@ -105,11 +107,6 @@ def create_app(
     # Ended in reverse: what the last requests leave is kept, and their spans are sent.
     app.cleanup_ctx.extend([_tracing, _response_cache, _models])
     return app
-
-
-def _observe(usage: Any) -> None:
-    if (facts := request_usage.get()) is not None:
-        facts.update(usage)
 
 
 async def _charge(most: int) -> Settle:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -28,7 +27,7 @@ from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
 from runtime.events.cloudevents_http import Answer, Service
 from runtime.events.metrics import EventMetrics
 from runtime.events.report import Reporter
-from runtime.logging import request_caller, request_usage, setup_logging
+from runtime.logging import note_usage, request_caller, setup_logging
 from runtime.settings import Settings
 
 
@@ -44,7 +43,7 @@ def make_function() -> Any:
 
     @cache  # on the loop's thread alone, which is why it is made once
     def service() -> Service:
-        ctx = replace(shared_context(), observe=_observe, caller=request_caller.get)
+        ctx = replace(shared_context(), observe=note_usage, caller=request_caller.get)
         processor, _ = open_processor(settings, Dispatcher(ctx, settings.events_operations))
         reporter = Reporter("http", OPERATIONS, EventMetrics(CollectorRegistry()))
         return Service(processor, reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth)
@@ -88,8 +87,3 @@ def _problem(error: ServiceError) -> flask.Response:
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = "POST"
     return flask.Response(json.dumps(error.problem()), error.status, headers)
-
-
-def _observe(usage: Mapping[str, Any]) -> None:
-    if (facts := request_usage.get()) is not None:
-        facts.update(usage)

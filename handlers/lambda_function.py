@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -30,7 +29,7 @@ from runtime.events.lambda_ import function_error, kind_of
 from runtime.events.lambda_worker import Send, Worker
 from runtime.events.metrics import EventMetrics
 from runtime.events.report import Reporter
-from runtime.logging import request_caller, request_usage, setup_logging
+from runtime.logging import note_usage, request_caller, setup_logging
 from runtime.settings import Settings
 
 _INIT_SECONDS = 8.0  # Lambda starts anew what is not through its init phase in 10, and then charges for it
@@ -54,7 +53,7 @@ class Function:
             settings, "leave that to API Gateway and IAM, or serve with the Lambda Web Adapter (docs/events-lambda.md)"
         )
         self._models = ctx.models
-        ctx = replace(ctx, observe=_observe, caller=request_caller.get)
+        ctx = replace(ctx, observe=note_usage, caller=request_caller.get)
         dispatch = Dispatcher(ctx, settings.events_operations)
         self._requests = Requests(dispatch, max_body_bytes=settings.max_body_bytes, max_depth=settings.max_json_depth)
         processor, _ = open_processor(settings, dispatch)
@@ -137,8 +136,3 @@ def __getattr__(name: str) -> Any:
     if name == "handler":
         return _handler()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _observe(usage: Mapping[str, Any]) -> None:
-    if (facts := request_usage.get()) is not None:
-        facts.update(usage)

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
 from json.encoder import encode_basestring_ascii
@@ -19,6 +19,13 @@ request_facts: ContextVar[dict[str, Any] | None] = ContextVar("request_facts", d
 request_usage: ContextVar[dict[str, Any] | None] = ContextVar("request_usage", default=None)
 # Tells the request's caller from others; "" where callers need not be told apart.
 request_caller: ContextVar[str] = ContextVar("request_caller", default="")
+
+
+def note_usage(usage: Mapping[str, Any]) -> None:
+    """Add to what the request being served has cost, if one is."""
+    if (facts := request_usage.get()) is not None:
+        facts.update(usage)
+
 
 Charge = Callable[[int], Awaitable[Callable[[int], Awaitable[None]]]]
 """The most tokens that a generation can cost -> what is to be told, once, how many it did cost."""

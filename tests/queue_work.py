@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from runtime.events.envelope import Envelope
 from runtime.events.process import Processor, SendChunk
-from runtime.events.source import Delivery, Source
+from runtime.events.source import Delivery, QueueOptions, Source
+
+
+class Opened:
+    """Sources and submitters of one adapter, which are closed with a test.
+
+    Args:
+        options: of the test's own queue.
+        source: the adapter's class.
+        submitter: likewise.
+        stack: closes them.
+    """
+
+    def __init__(self, options: QueueOptions, source: Any, submitter: Any, stack: AsyncExitStack) -> None:
+        self.options = options
+        self._kinds = source, submitter
+        self._stack = stack
+
+    async def source(self, **changes: Any) -> Any:
+        """An open one; the options may be changed."""
+        return await self._open(self._kinds[0], changes)
+
+    async def submitter(self, **changes: Any) -> Any:
+        """Likewise."""
+        return await self._open(self._kinds[1], changes)
+
+    async def _open(self, kind: Any, changes: dict[str, Any]) -> Any:
+        found = kind(replace(self.options, **changes))
+        self._stack.push_async_callback(found.close)
+        await found.open()
+        return found
 
 
 async def eventually(found: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:

@@ -30,32 +30,19 @@ from runtime.events.records.memory import MemoryRecords
 from runtime.events.source import BrokerAway, QueueOptions, Reply
 from runtime.events.sources import names, open_source, open_submitter, reply_prefixes
 from tests.kafka_broker import KAFKA_URL, MockKafka, mock_kafka
-from tests.queue_work import echo, eventually, one, work
+from tests.queue_work import Opened, echo, eventually, one, work
 
 BODY = b'{"prompt": "Hi"}'
 ERROR = InternalError("it failed")
 ASKED = Envelope("1", "test", "warmstart.generate", "generate", {"prompt": "a"})
 
 
-class Bench:
+class Bench(Opened):
     """One test's topics, and plain clients beside the adapter."""
 
     def __init__(self, options: QueueOptions, producer: AIOKafkaProducer, stack: AsyncExitStack) -> None:
-        self.options = options
+        super().__init__(options, QueueSource, QueueSubmitter, stack)
         self._producer = producer
-        self._stack = stack
-
-    async def source(self, **changes: Any) -> QueueSource:
-        source = QueueSource(replace(self.options, **changes))
-        self._stack.push_async_callback(source.close)
-        await source.open()
-        return source
-
-    async def submitter(self, **changes: Any) -> QueueSubmitter:
-        submitter = QueueSubmitter(replace(self.options, **changes))
-        self._stack.push_async_callback(submitter.close)
-        await submitter.open()
-        return submitter
 
     async def publish(self, value: bytes | None = BODY, **details: Any) -> None:
         """Into the first partition, unless told otherwise; headers as a dict."""

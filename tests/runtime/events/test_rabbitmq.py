@@ -29,32 +29,19 @@ from runtime.events.records.memory import MemoryRecords
 from runtime.events.source import BrokerAway, QueueOptions, Reply
 from runtime.events.sources import names, open_source, open_submitter, reply_prefixes
 from tests.attacks.fault_proxy import FaultProxy
-from tests.queue_work import echo, eventually, one, work
+from tests.queue_work import Opened, echo, eventually, one, work
 from tests.rabbitmq_server import own_queues, own_rabbitmq, real_rabbitmq
 
 BODY = b'{"prompt": "Hi"}'
 ERROR = InternalError("it failed")
 
 
-class Bench:
+class Bench(Opened):
     """One test's queues, and a plain client beside the adapter."""
 
     def __init__(self, options: QueueOptions, channel: aio_pika.abc.AbstractChannel, stack: AsyncExitStack) -> None:
-        self.options = options
+        super().__init__(options, QueueSource, QueueSubmitter, stack)
         self.channel = channel
-        self._stack = stack
-
-    async def source(self, **changes: Any) -> QueueSource:
-        source = QueueSource(replace(self.options, **changes))
-        self._stack.push_async_callback(source.close)
-        await source.open()
-        return source
-
-    async def submitter(self, **changes: Any) -> QueueSubmitter:
-        submitter = QueueSubmitter(replace(self.options, **changes))
-        self._stack.push_async_callback(submitter.close)
-        await submitter.open()
-        return submitter
 
     async def publish(self, body: bytes = BODY, **properties: Any) -> None:
         await self.channel.default_exchange.publish(

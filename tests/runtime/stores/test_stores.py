@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sqlite3
 import subprocess
@@ -20,6 +19,7 @@ from runtime.stores import OVERHEAD, Size, Store, StoreFailed, open_store
 from runtime.stores.memory import MemoryStore
 from runtime.stores.redis import PREFIX, RedisStore
 from runtime.stores.sqlite import SqliteStore
+from tests.damage import damages
 from tests.redis_server import REDIS_URL, own_names
 
 ROOM = 1000
@@ -248,25 +248,7 @@ def _sqlite(tmp_path: Path, limit: int = 100 * COST) -> SqliteStore:
     return SqliteStore(_file(tmp_path), limit, TTL, Clock())
 
 
-def _overwrite(path: Path, start: int, count: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(start)
-        file.write(b"\xa5" * count)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda path: path.write_bytes(b"no database at all, " * 500), id="another file"),
-        pytest.param(lambda path: _overwrite(path, 0, 4096), id="header"),
-        pytest.param(lambda path: _overwrite(path, 4096, 60_000), id="pages"),
-        pytest.param(lambda path: os.truncate(path, 8192), id="cut"),
-        pytest.param(
-            lambda path: sqlite3.connect(path).execute("PRAGMA user_version = 99").connection.close(), id="format"
-        ),
-        pytest.param(lambda path: sqlite3.connect(path).execute("DROP TABLE totals").connection.close(), id="table"),
-    ],
-)
+@pytest.mark.parametrize("damage", damages("totals"))
 def test_damaged_file(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """A file that is damaged, or is none of ours, is begun anew; nothing of it is given, and it works from then on."""
     store = _sqlite(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import sqlite3
@@ -17,6 +16,7 @@ import pytest
 
 from runtime.events.idempotency import Begun, Done, RecordsAway, Taken
 from runtime.events.records.sqlite import Moment, SqliteRecords, moment
+from tests.damage import damages
 from tests.full_disk import full_disk
 
 DAY = 86_400.0
@@ -137,25 +137,7 @@ async def test_time_clears_up(tmp_path: Path, machine: Machine) -> None:
     database.close()
 
 
-def _overwrite(path: Path, start: int, count: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(start)
-        file.write(b"\xa5" * count)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda path: path.write_bytes(b"no database at all, " * 500), id="another file"),
-        pytest.param(lambda path: _overwrite(path, 0, 4096), id="header"),
-        pytest.param(lambda path: _overwrite(path, 4096, 60_000), id="pages"),
-        pytest.param(lambda path: os.truncate(path, 8192), id="cut"),
-        pytest.param(
-            lambda path: sqlite3.connect(path).execute("PRAGMA user_version = 99").connection.close(), id="format"
-        ),
-        pytest.param(lambda path: sqlite3.connect(path).execute("DROP TABLE clock").connection.close(), id="table"),
-    ],
-)
+@pytest.mark.parametrize("damage", damages("clock"))
 async def test_damaged(
     tmp_path: Path, machine: Machine, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
