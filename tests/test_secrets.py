@@ -157,7 +157,8 @@ class Listener:
             connection = context.wrap_socket(plain) if self.tls else plain
             answer = b""
             try:
-                connection.sendall(data)
+                with suppress(OSError):  # it has seen enough; what it said before may still be read
+                    connection.sendall(data)
                 while part := connection.recv(65_536):
                     answer += part
             except OSError:
