@@ -91,6 +91,9 @@ async def test_every_metric_that_is_asked_for_exists(aiohttp_client: Any, tiny_g
     declared = {f"{family.name}_total" for family in families if family.type == "counter" and not family.samples}
     later = ("request_failure", "request_rejected", "edge_refusals", "events", "events_retries", "events_dead_letters")
     assert declared <= {f"warmstart:{name}_total" for name in later}
+    lag = "warmstart:events_lag"  # of a queue, which a worker has
+    assert any(family.name == lag and family.type == "gauge" for family in families)
+    declared.add(lag)
     queries = [*dashboard_queries(), *(rule["expr"] for rule in RULES)]
     queries += [re.search(r"label_values\((.*),", DASHBOARD["templating"]["list"][0]["definition"])[1]]  # type: ignore[index]
     asked = {name for query in queries for name in re.findall(r"\b(?:warmstart|process)[:_]\w+", query)}

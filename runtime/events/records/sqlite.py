@@ -18,7 +18,7 @@ from runtime.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
-_BUSY_SECONDS = 2.0
+_BUSY_SECONDS = 5.0  # SQLite lets those that wait go in no order
 _FORMAT = 1
 _SWEPT = 100
 """Forgotten records removed when one is begun, so that there are never more than twice as many as are known."""
