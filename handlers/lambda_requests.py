@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -30,12 +29,11 @@ from runtime.errors import (
 )
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
 from runtime.events.lambda_http import Form, HttpRequest, read_request, write_response
-from runtime.logging import log_facts, request_caller, request_facts, request_usage
+from runtime.logging import SAFE_REQUEST_ID, log_facts, request_caller, request_facts, request_usage
 from runtime.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.access")
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _STREAM = (
     "stream: a function's answer comes whole; leave it out, or serve with the Lambda Web Adapter, which streams "
     "(docs/events-lambda.md)"
@@ -76,7 +74,7 @@ class Requests:
         except (LookupError, TypeError, AttributeError, ValueError):  # of AWS, so nobody's text: not worth a schema
             raise InvalidRequest(f"the event is not shaped as one of API Gateway or a load balancer ({form})") from None
         given = request.headers.get("x-request-id", "")
-        request_id = given if _SAFE_ID.fullmatch(given) else request_id
+        request_id = given if SAFE_REQUEST_ID.fullmatch(given) else request_id
         usage = _begin(request, request_id)
         error: ServiceError | None = None
         try:

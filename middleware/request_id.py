@@ -7,13 +7,12 @@ valid W3C ``traceparent`` (Trace Context, version 00 and later) gives the log li
 from __future__ import annotations
 
 import random
-import re
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
-from runtime.logging import request_facts
+from runtime.logging import SAFE_REQUEST_ID, request_facts
 from runtime.tracing import caller_trace, parse_traceparent
 
 HEADER = istr("X-Request-Id")
@@ -22,15 +21,13 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 _TRACEPARENT_HEADER = istr("traceparent")
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
-_SAFE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-
 
 @web.middleware
 async def request_id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Outermost: it only names, so it can refuse nothing."""
     headers = request.headers
     given = headers.get(HEADER)
-    request_id = given if given is not None and _SAFE.fullmatch(given) else _new()
+    request_id = given if given is not None and SAFE_REQUEST_ID.fullmatch(given) else _new()
     request[REQUEST_ID] = request_id
     facts: dict[str, object] = {"request_id": request_id}
     parent = headers.get(_TRACEPARENT_HEADER)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
 from json.encoder import encode_basestring_ascii
 from math import isfinite
 from typing import Any, TextIO
+
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+"""A caller's own id for its request that is harmless in logs and headers."""
 
 # Facts about the request being served, copied into every record logged on its behalf: request_id, trace_id.
 request_facts: ContextVar[dict[str, Any] | None] = ContextVar("request_facts", default=None)
@@ -68,7 +73,7 @@ def _only_lines(log: logging.Logger) -> _Lines | None:
     return only
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(logging.Formatter, ABC):
     """Puts what is known of the request into each line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -77,6 +82,7 @@ class _Formatter(logging.Formatter):
         trace = self.formatException(record.exc_info) if record.exc_info else None
         return self.line(record.created, record.levelname, record.name, record.getMessage(), extra, trace)
 
+    @abstractmethod
     def line(
         self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
     ) -> str:
@@ -90,7 +96,6 @@ class _Formatter(logging.Formatter):
             extra: facts that go behind those of the request.
             trace: of an exception.
         """
-        raise NotImplementedError
 
 
 class JsonFormatter(_Formatter):

@@ -110,7 +110,7 @@ def read(
         if event is not None:
             return replace(event, id=_event_id(event), source=source)
     given = found.get(ID.lower(), id)
-    if not _ID.fullmatch(given):
+    if not is_id(given):
         raise InvalidRequest(
             f"id: 1 to {LONGEST_ID} printable ASCII characters without blanks, in {ID} or the broker's own field",
             param="id",
@@ -155,10 +155,15 @@ def encode(answer: Mapping[str, Any]) -> bytes:
     return json.dumps(answer).encode()
 
 
+def is_id(text: str) -> bool:
+    """Whether a message may have this for its id."""
+    return _ID.fullmatch(text) is not None
+
+
 def _event_id(event: Envelope) -> str:
     """One text of an event's source and id, which no other pair gives."""
     id = f"{quote(event.source, safe='/:')}#{event.id}"
-    return id if _ID.fullmatch(id) else sha256(id.encode()).hexdigest()
+    return id if is_id(id) else sha256(id.encode()).hexdigest()
 
 
 def _deadline(text: str | None) -> float | None:

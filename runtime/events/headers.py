@@ -9,12 +9,11 @@ import re
 from collections.abc import Mapping
 
 from runtime.errors import InvalidRequest
-from runtime.events.envelope import ATTEMPT, ID, KIND, LONGEST_ID, REASON, Envelope, encode
+from runtime.events.envelope import ATTEMPT, ID, KIND, REASON, Envelope, encode, is_id
 from runtime.events.outcome import Ack, Reject
 from runtime.events.source import QueueOptions
 
 _COUNT = re.compile(r"[0-9]{1,9}")
-_ID = re.compile(rf"[\x21-\x7e]{{1,{LONGEST_ID}}}")
 
 
 def earlier(headers: Mapping[str, str]) -> int:
@@ -27,7 +26,7 @@ def earlier(headers: Mapping[str, str]) -> int:
 def given_id(headers: Mapping[str, str], otherwise: str) -> str:
     """What the sender of a message, even of one that cannot be read, may look for its answer under."""
     given = {name.lower(): value for name, value in headers.items()}.get(ID.lower(), otherwise)
-    return given if _ID.fullmatch(given) else ""
+    return given if is_id(given) else ""
 
 
 def again(id: str, attempt: int) -> dict[str, str | None]:

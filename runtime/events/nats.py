@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from runtime.errors import InvalidRequest, PayloadTooLarge
 from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode, read
+from runtime.events.headers import given_id
 from runtime.events.nats_link import REQUEST_SECONDS, Link, broker_errors
 from runtime.events.nats_streams import (
     MSG_ID,
@@ -229,9 +230,7 @@ class NatsDelivery:
         """Where there is no envelope: what its sender may look for the answer under."""
         if envelope is not None:
             return envelope.id
-        given = {name.lower(): value for name, value in self._headers.items()}
-        id = given.get(names.ID.lower(), self._headers.get(MSG_ID, ""))
-        return id if re.fullmatch(rf"[\x21-\x7e]{{1,{names.LONGEST_ID}}}", id) else self._place
+        return given_id(self._headers, self._headers.get(MSG_ID, "")) or self._place
 
     async def _say(self, word: bytes) -> None:
         """Tell the server what became of the message, and hear that it knows.

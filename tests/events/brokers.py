@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,7 +21,7 @@ from tests.nats_server import own_streams, real_nats
 from tests.redis_server import REDIS_URL, own_names
 
 
-class Results:
+class Results(ABC):
     """What a reader of the results and of the dead letters has seen, from the first on."""
 
     def __init__(self, queue: QueueOptions) -> None:
@@ -37,9 +38,9 @@ class Results:
             self.counts[id] += 1
             self.bodies[id] = body
 
+    @abstractmethod
     async def run(self) -> None:
         """Read until cancelled."""
-        raise NotImplementedError
 
 
 class Broker(Protocol):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,20 +35,6 @@ from tests.nats_work import (
     waiting,
     work,
 )
-
-
-@pytest.fixture
-async def options() -> AsyncIterator[QueueOptions]:
-    """Streams of this test's own on the shared server."""
-    async with own_streams() as found:
-        yield found
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Any:
-    """A server of this test's own."""
-    with own_nats_server(tmp_path) as found:
-        yield found
 
 
 async def test_a_plain_message_is_answered_once(options: QueueOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,6 @@ from tests.nats_work import (
     waiting,
     work,
 )
-
-
-@pytest.fixture
-async def options() -> AsyncIterator[QueueOptions]:
-    """Streams of this test's own on the shared server."""
-    async with own_streams() as found:
-        yield found
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Any:
-    """A server of this test's own."""
-    with own_nats_server(tmp_path) as found:
-        yield found
 
 
 async def test_a_connection_that_is_reset_mends_itself() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from runtime.events.nats import NAMES, QueueSource, QueueSubmitter
 from runtime.events.nats_streams import token
 from runtime.events.outcome import Ack
 from runtime.events.source import BrokerAway, QueueOptions
-from tests.nats_server import own_nats_server, own_streams, real_nats
+from tests.nats_server import own_nats_server, real_nats
 from tests.nats_work import (
     eventually,
     opened,
@@ -28,13 +27,6 @@ from tests.nats_work import (
     waiting,
     work,
 )
-
-
-@pytest.fixture
-async def options() -> AsyncIterator[QueueOptions]:
-    """Streams of this test's own on the shared server."""
-    async with own_streams() as found:
-        yield found
 
 
 async def test_ids_become_subjects_that_tell_them_apart() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from nats.js.api import StreamConfig
 
 from runtime.errors import InvalidRequest
 from runtime.events.source import BrokerAway, QueueOptions, Reply
-from tests.nats_server import own_streams, real_nats
+from tests.nats_server import real_nats
 from tests.nats_work import (
     envelope,
     opened,
@@ -21,13 +20,6 @@ from tests.nats_work import (
     submitting,
     work,
 )
-
-
-@pytest.fixture
-async def options() -> AsyncIterator[QueueOptions]:
-    """Streams of this test's own on the shared server."""
-    async with own_streams() as found:
-        yield found
 
 
 async def test_a_sender_hears_chunks_then_the_answer(options: QueueOptions) -> None:
