@@ -124,7 +124,7 @@ def service_version() -> str:
 
 
 def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, Records | None]:
-    """What works on events that are pushed here, and the records that it keeps, to be closed in the end.
+    """What works on events, and the records that it keeps, to be closed in the end.
 
     Raises:
         SettingsError: see ``open_records``.
