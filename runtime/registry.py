@@ -212,7 +212,8 @@ class Registry(Generic[E]):
             return residence.loaded.result()
         try:
             # Shielded: a caller that gives up must not cancel the load that the others wait for.
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(residence.loaded)), self._wait_seconds)
+            async with asyncio.timeout(self._wait_seconds):
+                await asyncio.shield(asyncio.wrap_future(residence.loaded))
         except TimeoutError:
             raise ModelLoading(
                 f"{residence.spec.id} is still loading after {self._wait_seconds:g} s (MODEL_WAIT_SECONDS)",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from runtime.cancellation import cancel_and_wait
 from runtime.errors import SettingsError
 
 _CONNECTIONS = 8
@@ -48,7 +49,7 @@ class SharedRedis:
         try:
             self._client = redis.asyncio.Redis.from_url(
                 url,
-                socket_timeout=None,  # see _in_time
+                socket_timeout=None,  # ``_in_time`` has a limit, see also ``runtime.events.redis_link``
                 socket_connect_timeout=None,
                 # Once more where Redis has closed an idle connection, at once; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
@@ -95,12 +96,15 @@ async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:
         TimeoutError: it does not.
     """
     task = asyncio.create_task(call)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waited may have gone
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may have been cancelled
     try:
         for _ in range(_SLICES):
             await asyncio.wait({task}, timeout=_SLICE_SECONDS)
             if task.done():
                 return task.result()
         raise TimeoutError(f"no answer within {_SLICES * _SLICE_SECONDS:g} s")
+    except asyncio.CancelledError:
+        await cancel_and_wait(task)  # nothing of it may be under way afterwards: the caller undoes what it asked for
+        raise
     finally:
         task.cancel()

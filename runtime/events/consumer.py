@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
+from runtime.cancellation import cancel_and_wait
 from runtime.errors import DeliveryLimit, Draining, InternalError, ServiceError
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Outcome, Retry
@@ -91,9 +92,8 @@ class Consumer:
             self.stop()
             if self._fetching:
                 await asyncio.wait([taking], timeout=max(self._drain_seconds, 2 * _FETCH_SECONDS))
-            taking.cancel()
-            await asyncio.wait([taking])
-            if not taking.cancelled():
+            await cancel_and_wait(taking)
+            if taking.done() and not taking.cancelled():
                 taking.result()
         finally:
             for task in (taking, *others):
@@ -208,10 +208,7 @@ class Consumer:
             working.reschedule(0)
         if self._running:
             await asyncio.wait(self._running, timeout=_GIVE_BACK_SECONDS)
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        await cancel_and_wait(*self._running)
 
     async def _watch_lag(self) -> None:
         while True:

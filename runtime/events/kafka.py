@@ -108,13 +108,14 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         try:
             with broker_errors():
                 found = await consumer.getmany(timeout_ms=int(seconds * 1000) + 1, max_records=most)
+                self._unsorted += [record for records in found.values() for record in records]
         except BrokerAway:
             self._broken = True
             raise
-        self._unsorted += [record for records in found.values() for record in records]
         if self._unsorted:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._assigned.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._assigned.wait()
             self._sort()
 
     def _sort(self) -> None:
@@ -199,8 +200,9 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         self._offsets, self._unsorted, self._held = {}, [], []
         self._assigned.clear()
         if consumer is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(consumer.stop(), SECONDS)
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(SECONDS):
+                    await consumer.stop()
         await self.sender.stop()
 
     def _open(self) -> AIOKafkaConsumer:
@@ -211,7 +213,8 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
         """A fetch of nothing may be a broker that is away: the library keeps that to itself."""
         with broker_errors():
-            await asyncio.wait_for(consumer.topics(), SECONDS)
+            async with asyncio.timeout(SECONDS):
+                await consumer.topics()
 
 
 class KafkaDelivery:
@@ -285,8 +288,8 @@ class KafkaDelivery:
         await self._source.sender.send(self._options.results, id.encode(), body, headers)
         if envelope is not None and envelope.reply_to is not None:
             with suppress(BrokerAway, TimeoutError):  # it is in its topic; this is for those who wait
-                sent = self._source.sender.send(envelope.reply_to, id.encode(), body, headers)
-                await asyncio.wait_for(sent, _TELL_SECONDS)
+                async with asyncio.timeout(_TELL_SECONDS):
+                    await self._source.sender.send(envelope.reply_to, id.encode(), body, headers)
 
     async def _copy(self, topic: str, changes: Mapping[str, str | None]) -> None:
         """Send the message once more."""

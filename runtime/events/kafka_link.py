@@ -22,6 +22,7 @@ from aiokafka.errors import (
 )
 from aiokafka.helpers import create_ssl_context
 
+from runtime.cancellation import reraise_cancellation
 from runtime.errors import PayloadTooLarge, SettingsError
 from runtime.events.source import BrokerAway, QueueOptions
 
@@ -46,7 +47,8 @@ _HOPELESS = (
 def broker_errors() -> Iterator[None]:
     """What the client library raises, as ``BrokerAway``, or ``SettingsError`` where it would do so again."""
     try:
-        yield
+        with reraise_cancellation():
+            yield
     except MessageSizeTooLargeError:
         raise PayloadTooLarge("the message is larger than Kafka takes (message.max.bytes)") from None
     except _HOPELESS as error:
@@ -166,8 +168,9 @@ class Sender:
         """Disconnect. Never raises."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(producer.stop(), SECONDS)
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(SECONDS):
+                    await producer.stop()
 
 
 def texts(headers: Any) -> dict[str, str]:

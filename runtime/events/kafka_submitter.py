@@ -12,6 +12,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
+from runtime.cancellation import cancel_and_wait
 from runtime.events.envelope import ATTEMPT, KIND, Envelope, encode, headers
 from runtime.events.kafka_link import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
 from runtime.events.source import BrokerAway, QueueOptions, Reply
@@ -101,12 +102,12 @@ class QueueSubmitter:
         """See ``Submitter``."""
         reading, self._reading = self._reading, None
         if reading is not None:
-            reading.cancel()
-            await asyncio.wait([reading])
+            await cancel_and_wait(reading)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(consumer.stop(), SECONDS)
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(SECONDS):
+                    await consumer.stop()
         await self._sender.stop()
 
 

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
 from runtime.events.source import BrokerAway
 
@@ -148,20 +149,21 @@ class Link:
 
         client = _Client(self._tls)
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await client.connect(
-                    self._servers,
-                    name="warmstart",
-                    error_cb=note,
-                    closed_cb=client.gone,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    ping_interval=_PING_SECONDS,
-                    max_outstanding_pings=_PINGS_MISSED,
-                    flush_timeout=REQUEST_SECONDS,
-                    **self._credentials,
-                )
+            with reraise_cancellation():
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await client.connect(
+                        self._servers,
+                        name="warmstart",
+                        error_cb=note,
+                        closed_cb=client.gone,
+                        allow_reconnect=False,
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=0,
+                        ping_interval=_PING_SECONDS,
+                        max_outstanding_pings=_PINGS_MISSED,
+                        flush_timeout=REQUEST_SECONDS,
+                        **self._credentials,
+                    )
         except (nats.errors.Error, OSError) as error:  # a timeout is an OSError
             await _close(client)
             if "authorization" in str(error).lower():
@@ -212,7 +214,8 @@ class _Client(Client):
 def broker_errors() -> Iterator[None]:
     """What the library raises, as ``BrokerAway``."""
     try:
-        yield
+        with reraise_cancellation():
+            yield
     except (nats.errors.Error, OSError) as error:
         raise BrokerAway(f"NATS: {str(error).removeprefix('nats: ') or type(error).__name__}") from error
 

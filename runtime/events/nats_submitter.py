@@ -98,7 +98,7 @@ class QueueSubmitter:
                     yield _reply(answer)
                     return
                 try:
-                    while (reply := _reply(await asyncio.wait_for(heard.get(), pause))).kind == "chunk":
+                    while (reply := _reply(await _next(heard, pause))).kind == "chunk":
                         yield reply
                     # The answer is taken from the stream, this moment or the next: what was heard may be refused there.
                     pause = _SOON_SECONDS
@@ -117,6 +117,11 @@ def _into(heard: asyncio.Queue[Msg]) -> Callable[[Msg], Awaitable[None]]:
         heard.put_nowait(message)
 
     return took
+
+
+async def _next(heard: asyncio.Queue[Msg], seconds: float) -> Msg:
+    async with asyncio.timeout(seconds):
+        return await heard.get()
 
 
 def _reply(message: Msg | RawStreamMsg) -> Reply:

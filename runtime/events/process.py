@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+from runtime.cancellation import cancel_and_wait
 from runtime.errors import (
     DeadlinePassed,
     DeliveryLimit,
@@ -194,8 +195,7 @@ class Processor:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            await cancel_and_wait(task)
 
 
 async def _nothing_to_renew() -> bool:

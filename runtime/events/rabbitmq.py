@@ -43,49 +43,61 @@ class QueueSource:
         self._channel: AbstractChannel | None = None
         self._queue: AbstractQueue | None = None
         self._arrived: list[AbstractIncomingMessage] = []
+        self._receiving = asyncio.Lock()
 
     async def open(self) -> None:
         """See ``Source``."""
         self._arrived.clear()  # of another connection: they come again
         await self.link.connect()
         await self.link.ensure(answers=True)
-        self._channel = await self.link.channel()
-        with broker_errors():
-            self._queue = await self._channel.get_queue(self.options.stream, ensure=False)
+        self._channel = await self.link.call(self.link.channel())
+        self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))
 
     async def fetch(self, most: int, seconds: float) -> Sequence[RabbitDelivery]:
-        """See ``Source``. The server sends only while this lasts, and no more than there is room for."""
+        """See ``Source``. The server sends only while this lasts, and no more than there is room for. What comes to a
+        fetch that was cancelled is what the next one gives.
+        """
         if self._channel is None or self._queue is None or self._channel.is_closed:
             raise BrokerAway("RabbitMQ: not connected")
         if not self._arrived:
-            with broker_errors():
-                await self._receive(self._channel, self._queue, most, seconds)
+            enough = asyncio.Event()
+            try:
+                await self.link.call(self._receive(self._channel, self._queue, most, seconds, enough))
+            finally:
+                enough.set()
         arrived, self._arrived = self._arrived[:most], self._arrived[most:]
         return [RabbitDelivery(self, message) for message in arrived]
 
-    async def _receive(self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float) -> None:
-        came = asyncio.Event()
+    async def _receive(
+        self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float, enough: asyncio.Event
+    ) -> None:
+        """Wait for messages until ``enough`` is set, which the first one does, too."""
 
         async def take(message: AbstractIncomingMessage) -> None:
             self._arrived.append(message)
-            came.set()
+            enough.set()
 
-        await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # counts what this consumer alone has
-        tag = await queue.consume(take, timeout=SECONDS)
-        coming, closed = asyncio.ensure_future(came.wait()), asyncio.ensure_future(_closed(channel))
-        try:
-            await asyncio.wait([coming, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            coming.cancel()
-            closed.cancel()
-            await queue.cancel(tag, timeout=SECONDS)  # what was on its way is here by then
+        async with self._receiving:  # one that was cancelled may not have ended yet
+            if self._arrived or enough.is_set():
+                return
+            await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # counts what this consumer alone has
+            tag = await queue.consume(take, timeout=SECONDS)
+            coming, closed = asyncio.ensure_future(enough.wait()), asyncio.ensure_future(_closed(channel))
+            try:
+                await asyncio.wait([coming, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                coming.cancel()
+                closed.cancel()
+                await queue.cancel(tag, timeout=SECONDS)  # what was on its way is here by then
 
     async def lag(self) -> int | None:
         """See ``Source``. Those that wait for their next attempt do not count."""
+        return await self.link.call(self._lag())
+
+    async def _lag(self) -> int | None:
         channel = await self.link.channel()
-        with broker_errors():
-            queue = await channel.declare_queue(self.options.stream, passive=True, timeout=SECONDS)
-            await channel.close()
+        queue = await channel.declare_queue(self.options.stream, passive=True, timeout=SECONDS)
+        await channel.close()
         return queue.declaration_result.message_count
 
     async def close(self) -> None:
@@ -148,11 +160,7 @@ class RabbitDelivery:
         if not self._answered and (not isinstance(outcome, Retry) or outcome.delay > 0):
             await self._send(envelope, outcome)
             self._answered = True
-        with broker_errors():
-            if self._answered:
-                await self._message.ack()
-            else:
-                await self._message.nack(requeue=True)
+        await self._link.call(self._message.ack() if self._answered else self._message.nack(requeue=True))
 
     async def _send(self, envelope: Envelope | None, outcome: Outcome) -> None:
         id = given_id(self._headers, self._id) if envelope is None else envelope.id

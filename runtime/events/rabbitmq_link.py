@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -21,6 +21,8 @@ from yarl import URL
 
 from runtime.errors import SettingsError
 from runtime.events.source import BrokerAway, QueueOptions
+
+T = TypeVar("T")
 
 SECONDS = 10.0
 """That the server has to answer in."""
@@ -74,7 +76,8 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._sending: AbstractChannel | None = None
         self._telling: AbstractChannel | None = None
-        self._one = asyncio.Lock()
+        self._connecting, self._one = asyncio.Lock(), asyncio.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def connect(self) -> AbstractConnection:
         """Anew, whatever there was before.
@@ -84,27 +87,47 @@ class Link:
             SettingsError: the server does not know the user.
         """
         await self.close()
-        with broker_errors():
+        return await self.call(self._connect())
+
+    async def _connect(self) -> AbstractConnection:
+        async with self._connecting, asyncio.timeout(SECONDS):
             try:
-                self._connection = await aio_pika.connect(self._url, timeout=SECONDS)
+                self._connection = await aio_pika.connect(self._url)
             except (AuthenticationError, ProbableAuthenticationError):
                 raise SettingsError("EVENTS_URL: RabbitMQ refuses the user or the password") from None
             except InvalidFrameError:  # "close" in place of "open"; why, the library keeps to itself
                 why = "ends the connection: is the virtual host there, and for this user?"
                 raise BrokerAway(f"RabbitMQ {why}") from None
             self._sending = await self._connection.channel(on_return_raises=True)
-        return self._connection
+            return self._connection
 
-    async def channel(self) -> AbstractChannel:
-        """Another one.
+    async def call(self, asked: Coroutine[Any, Any, T]) -> T:
+        """Call the client library.
+
+        A caller that is cancelled leaves at once, and the call goes on to its end in a task of its own: over a request
+        that is broken off, the library closes the channel and the server may close the connection.
+
+        Args:
+            asked: one call, or several that belong together; with time limits of their own.
 
         Raises:
-            BrokerAway: see there.
+            BrokerAway: RabbitMQ does not answer in time, or refuses.
+        """
+        task = asyncio.create_task(asked)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        with broker_errors():
+            return await asyncio.shield(task)
+
+    async def channel(self) -> AbstractChannel:
+        """Open another channel; within ``call``.
+
+        Raises:
+            BrokerAway: there is no connection.
         """
         if self._connection is None:
             raise BrokerAway("RabbitMQ: not connected")
-        with broker_errors():
-            return await self._connection.channel(publisher_confirms=False)
+        return await self._connection.channel(publisher_confirms=False)
 
     @property
     def sending(self) -> AbstractChannel:
@@ -134,24 +157,23 @@ class Link:
             wanted[options.dead] = {"x-delivery-limit": _UNLIMITED}
             wanted |= {waiting(options.stream, seconds): _wait(options.stream, seconds) for seconds in WAITS}
         for name, arguments in wanted.items():
-            if not await self._declare(name, None) and not (
-                options.create and await self._declare(name, _QUORUM | arguments)
+            if not await self.call(self._declare(name, None)) and not (
+                options.create and await self.call(self._declare(name, _QUORUM | arguments))
             ):
                 raise SettingsError(f"RabbitMQ has no queue {name!r}, and is not to make it")
 
     async def _declare(self, name: str, arguments: dict[str, Any] | None) -> bool:
         """Whether it is there; with arguments it is made. Each on a channel of its own: a refusal closes that."""
         channel = await self.channel()
-        with broker_errors():
-            try:
-                await channel.declare_queue(
-                    name, durable=True, passive=arguments is None, arguments=arguments, timeout=SECONDS
-                )
-            except ChannelNotFoundEntity:
-                return False
-            except ChannelClosed as error:
-                raise SettingsError(f"RabbitMQ refuses the queue {name!r}: {str(error)[:200]}") from None
-            await channel.close()
+        try:
+            await channel.declare_queue(
+                name, durable=True, passive=arguments is None, arguments=arguments, timeout=SECONDS
+            )
+        except ChannelNotFoundEntity:
+            return False
+        except ChannelClosed as error:
+            raise SettingsError(f"RabbitMQ refuses the queue {name!r}: {str(error)[:200]}") from None
+        await channel.close()
         return True
 
     async def send(self, queue: str, message: aio_pika.Message) -> None:
@@ -162,10 +184,11 @@ class Link:
             BrokerAway: it may not be there.
         """
         message.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
+        await self.call(self._send(queue, message))
+
+    async def _send(self, queue: str, message: aio_pika.Message) -> None:
         async with self._one:
-            exchange = self.sending.default_exchange
-            with broker_errors():
-                await exchange.publish(message, queue, mandatory=True, timeout=SECONDS)
+            await self.sending.default_exchange.publish(message, queue, mandatory=True, timeout=SECONDS)
 
     async def tell(self, queue: str, message: aio_pika.Message) -> None:
         """For what it is worth: nobody knows whether it gets there. What is told first gets there first.
@@ -173,15 +196,18 @@ class Link:
         Raises:
             BrokerAway: see there.
         """
+        await self.call(self._tell(queue, message))
+
+    async def _tell(self, queue: str, message: aio_pika.Message) -> None:
         async with self._one:
             if self._telling is None or self._telling.is_closed:  # an address may be such that the server closes it
                 self._telling = await self.channel()
-            with broker_errors():
-                await self._telling.default_exchange.publish(message, queue, mandatory=False, timeout=SECONDS)
+            await self._telling.default_exchange.publish(message, queue, mandatory=False, timeout=SECONDS)
 
     async def close(self) -> None:
         """Disconnect. What is not acknowledged goes back to its queue."""
-        connection, self._connection, self._sending, self._telling = self._connection, None, None, None
+        async with self._connecting:  # for a caller that was cancelled, perhaps
+            connection, self._connection, self._sending, self._telling = self._connection, None, None, None
         if connection is not None:
             with suppress(*CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(SECONDS):

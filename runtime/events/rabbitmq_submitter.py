@@ -13,7 +13,7 @@ from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 
 from runtime.events.envelope import ATTEMPT, CHUNK, KIND, Envelope, encode, headers
-from runtime.events.rabbitmq_link import SECONDS, Link, broker_errors
+from runtime.events.rabbitmq_link import SECONDS, Link
 from runtime.events.source import BrokerAway, QueueOptions, Reply
 
 _DIRECT = "amq.rabbitmq.reply-to"
@@ -36,9 +36,8 @@ class QueueSubmitter:
         await self._link.connect()
         await self._link.ensure(answers=False)
         channel = self._link.sending  # answers come to the channel that the question was sent on
-        with broker_errors():
-            queue = await channel.get_queue(_DIRECT, ensure=False)
-            await queue.consume(self._heard, no_ack=True, timeout=SECONDS)
+        queue = await self._link.call(channel.get_queue(_DIRECT, ensure=False))
+        await self._link.call(queue.consume(self._heard, no_ack=True, timeout=SECONDS))
         channel.close_callbacks.add(self._ended)
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:

@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 
+from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
 from runtime.events.source import BrokerAway, QueueOptions
 from runtime.shared_redis import UNREADABLE
@@ -37,7 +38,8 @@ class Link:
         try:
             self.client: Any = redis.asyncio.Redis.from_url(
                 options.url,
-                socket_timeout=None,  # see call
+                # ``call`` has a limit. The client's own would lose cancellations, see ``runtime.cancellation``.
+                socket_timeout=None,
                 socket_connect_timeout=None,
                 # Once more where Redis has closed an idle connection, at once; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
@@ -57,8 +59,9 @@ class Link:
             BrokerAway: nothing in time, or an error. What was done is unknown.
         """
         try:
-            async with asyncio.timeout(_SECONDS + wait_seconds):
-                return await asked
+            with reraise_cancellation():
+                async with asyncio.timeout(_SECONDS + wait_seconds):
+                    return await asked
         except TimeoutError as error:
             raise BrokerAway("Redis: no answer in time") from error
         except (redis.RedisError, OSError, *UNREADABLE) as error:

@@ -1,0 +1,53 @@
+"""Tasks that are cancelled at random moments."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "40"))
+"""How many tasks each test cancels. CANCELLATIONS=2000 is the long form."""
+
+_END_SECONDS = 2.0  # a task that was cancelled and has not ended by then has lost its cancellation
+
+
+async def cancel_at_random(work: Callable[[], Awaitable[Any]], seconds: float) -> int:
+    """Start and cancel ``CANCELLATIONS`` tasks, one after the other, each of which calls ``work`` in an endless loop.
+
+    Args:
+        work: the call under test.
+        seconds: within which a task is cancelled, at a moment that a seeded generator draws.
+
+    Returns:
+        How many tasks went on after they were cancelled.
+
+    Raises:
+        Exception: of a task that failed instead of being cancelled.
+    """
+
+    async def loop() -> None:
+        while True:
+            await work()
+
+    draw = random.Random(18)
+    went_on = 0
+    for number in range(CANCELLATIONS):
+        task = asyncio.create_task(loop())
+        if number % 2:
+            await asyncio.sleep(draw.uniform(0, seconds))
+        else:  # early, turn by turn: most calls take a few turns of the event loop
+            for _ in range(draw.randrange(40)):
+                await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=_END_SECONDS)
+        if not task.done():
+            went_on += 1
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=0.1)
+        if not task.cancelled():
+            task.result()
+    return went_on
