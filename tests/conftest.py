@@ -12,6 +12,10 @@ import pytest
 
 from runtime.settings import Settings
 from tests.models import save_tiny_gpt2, save_tiny_llama
+from tests.time_limits import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.time_limits import pytest_runtest_makereport as pytest_runtest_makereport
+from tests.time_limits import pytest_runtest_teardown as pytest_runtest_teardown
+from tests.time_limits import pytest_sessionfinish as pytest_sessionfinish
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -1,0 +1,77 @@
+"""A time limit for every test: one that hangs fails with the stacks of all threads, and the run goes on.
+
+``setup.cfg`` has the limit. pytest-timeout raises it by SIGALRM in the main thread; its other method, a thread, would
+end the whole run. Code that never comes back to the interpreter cannot be interrupted so: for that,
+``faulthandler_timeout`` dumps the stacks and ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from pytest_timeout import Settings
+
+SLOW_SECONDS = 900
+"""The limit of a test with the mark ``slow``, unless it has a limit of its own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the slow tests their limit."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Give the teardown as much time again: pytest-timeout's limit is over with the first failure, and the tasks that a
+    test has left are cancelled and awaited in the teardown.
+    """
+    marker = item.get_closest_marker("timeout")
+    seconds = float(marker.args[0] if marker else item.config.getini("timeout") or 0)
+    if seconds:
+        settings = Settings(seconds, "signal", func_only=False, disable_debugger_detection=None)
+        item.ihook.pytest_timeout_set_timer(item=item, settings=settings)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show where the tasks of a test that fails wait: of an event loop, the stack of its thread shows no more than that
+    it waits.
+    """
+    report = yield
+    runner = getattr(item, "funcargs", {}).get("_function_scoped_runner")
+    if report.when == "call" and report.failed and runner is not None:
+        for task in asyncio.all_tasks(runner.get_loop()):
+            report.sections.append((f"stack of {task.get_name()}", "".join(_stack(task.get_coro()).format())))
+    return report
+
+
+def _stack(coroutine: Any) -> traceback.StackSummary:
+    """The frames of a coroutine that is suspended, from the outermost to that which waits."""
+    frames = []
+    while coroutine is not None:
+        for kind in ("cr", "ag", "gi"):
+            if (frame := getattr(coroutine, f"{kind}_frame", None)) is not None:
+                frames.append((frame, frame.f_lineno))
+                coroutine = getattr(coroutine, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+                break
+        else:
+            coroutine = None
+    return traceback.StackSummary.extract(iter(frames))
+
+
+def pytest_sessionfinish() -> None:
+    """End the processes that tests have left."""
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
