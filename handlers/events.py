@@ -78,7 +78,7 @@ async def _stream(operation: Operation, payload: Payload, ctx: Context, send_chu
             _log.warning("%d chunks are not sent: the broker is too slow", unsent.qsize())
     finally:
         sender.cancel()
-        await asyncio.wait({sender})
+        await asyncio.wait({sender}, timeout=_GRACE_SECONDS)
     return chunks
 
 

@@ -128,7 +128,7 @@ class Redis:
 
 class _RedisResults(Results):
     async def run(self) -> None:
-        client = redis.asyncio.Redis.from_url(self.queue.url)
+        client = redis.asyncio.Redis.from_url(self.queue.url, socket_timeout=None)  # one would lose cancellations
         last: dict[str, Any] = dict.fromkeys((self.queue.results, self.queue.dead), "0")
         try:
             while True:

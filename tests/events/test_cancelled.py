@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer
 
+from runtime.events import kafka_link, nats_link, rabbitmq_link, redis_link
 from runtime.events.envelope import ID
 from runtime.events.kafka_link import client_options
 from runtime.events.outcome import Ack
@@ -164,6 +166,41 @@ async def work(source: Source) -> int:
         await source.open()
         return 0
     return len(deliveries)
+
+
+OPTIONS = QueueOptions("redis://127.0.0.1:1", "requests", "workers", "results", "dead")
+
+
+async def loses_it() -> None:
+    """A call of a library that returns, when it is cancelled, as if it had not been."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+
+
+async def within(errors: Callable[[], AbstractContextManager[None]], call: Coroutine[Any, Any, None]) -> None:
+    """A call with the errors of its library translated."""
+    with errors():
+        await call
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        redis_link.Link(OPTIONS).call,
+        partial(within, nats_link.broker_errors),
+        rabbitmq_link.Link(OPTIONS).call,
+        partial(within, kafka_link.broker_errors),
+    ],
+    ids=["redis", "nats", "rabbitmq", "kafka"],
+)
+async def test_a_library_that_loses_it(link: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]) -> None:
+    """Whoever calls it through the link is cancelled all the same."""
+    task = asyncio.create_task(link(loses_it()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled()
 
 
 @asynccontextmanager

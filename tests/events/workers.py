@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from runtime.cancellation import cancel_and_wait
 from runtime.events.envelope import TYPE_PREFIX, Envelope
 from runtime.events.source import QueueOptions
 from runtime.events.sources import open_submitter
@@ -118,6 +119,4 @@ async def reading(results: Results) -> AsyncIterator[Results]:
         if task.done():
             task.result()
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await cancel_and_wait(task)

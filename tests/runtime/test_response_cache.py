@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -15,8 +16,11 @@ from runtime.errors import CacheUnavailable, TooManyRequests
 from runtime.response_cache import PAUSE_SECONDS, ResponseCache
 from runtime.stores import Size, Store, StoreFailed
 from runtime.stores.memory import MemoryStore
+from runtime.stores.redis import RedisStore
 from runtime.types import Token
+from tests.cancelling import cancel_at_random
 from tests.fakes import until
+from tests.redis_server import REDIS_URL, own_names
 
 KEY = "0f" * 32
 TOKENS = [Token(0, 7, "a", cached_tokens=2), Token(0, 8, "b"), Token(0, 9, "", "stop")]
@@ -279,6 +283,17 @@ async def test_leaving_at_any_moment(turns: int) -> None:
     assert (await second)[2:] == (5, TOKENS)
     assert (computer.running, computer.leases) == (0, 0)
     assert (await _ask(cache, computer))[0] == "hit"
+
+
+async def test_cancelled_at_random_moments() -> None:
+    """Each question ends, wherever it was, Redis included; no computation goes on, and the next one is answered."""
+    computer, numbers = Computer(), itertools.count()
+    with own_names() as prefix:
+        cache = _cache(Clock(), RedisStore(REDIS_URL, 1_000_000, 100, Clock(), prefix))
+        assert await cancel_at_random(lambda: _ask(cache, computer, f"{next(numbers) % 20:064x}"), 0.01) == 0
+        assert (computer.running, computer.leases) == (0, 0)
+        assert (await _ask(cache, computer))[2:] == (5, TOKENS)
+        cache.close()
 
 
 async def test_reading_little() -> None:

@@ -11,7 +11,8 @@ import redis as client
 
 from runtime.errors import SettingsError
 from runtime.shared_redis import RedisAway, SharedRedis
-from tests.redis_server import REDIS_URL, real_redis
+from tests.cancelling import cancel_at_random
+from tests.redis_server import REDIS_URL, own_names, real_redis
 
 ECHO = "return ARGV[1]"
 
@@ -68,6 +69,17 @@ async def test_a_cancelled_call_leaves_nothing_behind(shared: SharedRedis) -> No
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await shared.run(ECHO, [], [f"next {turns}"]) == f"next {turns}".encode()
+
+
+async def test_calls_cancelled_at_random_moments(shared: SharedRedis) -> None:
+    """Each ends, none has an effect afterwards, and no connection is left over."""
+    with client.Redis.from_url(REDIS_URL) as server, own_names() as name:
+        before = len(server.client_list())
+        assert await cancel_at_random(lambda: shared.run("return redis.call('INCR', KEYS[1])", [name]), 0.01) == 0
+        count = server.get(name)
+        assert await shared.run(ECHO, [], ["next"]) == b"next"
+        assert server.get(name) == count
+        assert len(server.client_list()) <= before + 8
 
 
 async def test_a_script_that_fails(shared: SharedRedis, clock: Clock) -> None:

@@ -19,6 +19,7 @@ import redis as client
 from runtime.rate_limits import Decision, LimitsAway, Quota, Settle
 from runtime.rate_limits.redis import PREFIX, RedisLimits
 from runtime.shared_redis import SharedRedis
+from tests.cancelling import cancel_at_random
 from tests.fakes import until
 from tests.redis_server import REDIS_URL, real_redis
 
@@ -216,6 +217,21 @@ async def test_whoever_is_cancelled_while_it_asks_holds_nothing(replica: Replica
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
+    assert await left(limits, quota) == 100
+
+
+async def test_cancelled_at_random_moments(replica: Replica) -> None:
+    """Each request ends, wherever it was, and none of them holds anything afterwards."""
+    limits, quota = replica(), Quota(200, 100, SLOW)
+
+    async def request() -> None:
+        await limits.admit("x", None, quota)
+        _, settle = await limits.hold("x", quota, 80)
+        assert settle is not None
+        await settle(0)
+
+    assert await cancel_at_random(request, 0.01) == 0
+    await asyncio.wait(limits._settling or [asyncio.create_task(asyncio.sleep(0))])
     assert await left(limits, quota) == 100
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,6 +14,7 @@ from runtime.errors import NoncesUnavailable
 from runtime.shared_redis import SharedRedis
 from runtime.signatures import SignatureError
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
+from tests.cancelling import cancel_at_random
 from tests.redis_server import REDIS_URL, own_names
 from tests.signed import NOW, Clock
 
@@ -147,6 +149,15 @@ async def test_redis_asked_twice_for_one_use(prefix: str) -> None:
     nonces = RedisNonces(shared, WINDOW, prefix, Clock())
     assert not await _used(nonces, "a")
     assert await _used(nonces, "a")
+    await shared.close()
+
+
+async def test_cancelled_at_random_moments(prefix: str) -> None:
+    """Each check ends, and what was used by then is known."""
+    shared, numbers = SharedRedis(REDIS_URL), itertools.count()
+    nonces = RedisNonces(shared, WINDOW, prefix, Clock())
+    assert await cancel_at_random(lambda: nonces.use("k", str(next(numbers)), NOW, NOW + 60), 0.01) == 0
+    assert await _used(nonces, "new") != await _used(nonces, "new")
     await shared.close()
 
 

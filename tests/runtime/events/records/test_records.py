@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,7 @@ from runtime.events.records.redis import RedisRecords
 from runtime.events.records.sqlite import Moment, SqliteRecords
 from runtime.settings import Settings
 from runtime.shared_redis import SharedRedis
+from tests.cancelling import cancel_at_random
 from tests.redis_server import REDIS_URL, own_names
 
 HOUR = 3600.0
@@ -241,6 +243,26 @@ async def test_cancelled(place: Place) -> None:
         await asyncio.wait({task})
         expected = Taken if done else Begun
         assert isinstance(await records.begin(f"k{turns}", "f", "b", LEASE), expected)
+    await records.close()
+
+
+@pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
+async def test_cancelled_at_random_moments(place: Place) -> None:
+    """Each piece of work ends, and is done or free afterwards."""
+    records, numbers = place.open(), itertools.count()
+
+    async def work() -> None:
+        key = str(next(numbers))
+        await records.begin(key, "f", "a", LEASE)
+        try:
+            await records.renew(key, "a", LEASE)
+            await records.complete(key, "a", b"", LEASE)
+        finally:
+            await asyncio.shield(records.release(key, "a"))
+
+    assert await cancel_at_random(work, 0.01) == 0
+    for number in range(next(numbers)):
+        assert isinstance(await records.begin(str(number), "f", "b", LEASE), Begun | Done)
     await records.close()
 
 
