@@ -221,7 +221,7 @@ async def test_a_worker(broker: type[Broker]) -> None:
     ids = [str(number) for number in range(CANCELLATIONS)]
     async with broker.queue() as queue:
         options = replace(queue, ack_seconds=1.0)
-        async with opened(open_submitter(options)) as submitter, opened(open_source(options)) as source:
+        async with opened(open_submitter(queue)) as submitter, opened(open_source(options)) as source:
 
             async def submit() -> None:
                 for id in ids:
