@@ -68,8 +68,9 @@ def _stack(coroutine: Any) -> traceback.StackSummary:
     return traceback.StackSummary.extract(iter(frames))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish() -> None:
-    """End the processes that tests have left."""
+    """End the processes that tests have left, after those that the fixtures of the session end."""
     left = psutil.Process().children(recursive=True)
     for process in left:
         with suppress(psutil.NoSuchProcess):

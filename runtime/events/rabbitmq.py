@@ -47,8 +47,8 @@ class QueueSource:
 
     async def open(self) -> None:
         """See ``Source``."""
-        self._arrived.clear()  # of another connection: they come again
         await self.link.connect()
+        self._arrived.clear()  # of another connection: they come again
         await self.link.ensure(answers=True)
         self._channel = await self.link.call(self.link.channel())
         self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))

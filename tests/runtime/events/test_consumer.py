@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from runtime import cancellation
 from runtime.errors import InvalidRequest, SettingsError, TooManyRequests
 from runtime.events import consumer as consumer_module
 from runtime.events import process as process_module
@@ -24,6 +25,7 @@ from runtime.events.outcome import Policy
 from runtime.events.process import Processor, SendChunk
 from runtime.events.records.memory import MemoryRecords
 from runtime.events.report import Reporter
+from runtime.events.source import Delivery
 from tests.events.memory_queue import MemoryBroker, MemorySource
 from tests.fakes import until
 
@@ -207,6 +209,34 @@ async def test_what_a_last_fetch_brings_is_given_back() -> None:
     await asyncio.wait_for(task, 5)
     assert work.began.total() == 0
     assert len(broker.waiting()) == 1
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+async def test_a_fetch_that_loses_its_cancellation(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cancelled once more, and then left: the worker ends."""
+    monkeypatch.setattr(cancellation, "_END_SECONDS", 0.01)
+    desk = Desk(MemoryBroker(), Work(), drain_seconds=0.01)
+    lost = 0
+
+    async def fetch(most: int, seconds: float) -> list[Delivery]:
+        nonlocal lost
+        while not desk.source.closed:
+            try:
+                await asyncio.sleep(0.1)
+            except asyncio.CancelledError:
+                if lost == times:
+                    raise
+                lost += 1
+        return []
+
+    monkeypatch.setattr(desk.source, "fetch", fetch)
+    task = asyncio.create_task(desk.consumer.run())
+    await until(lambda: desk.consumer.state == "ready")
+    desk.consumer.stop()
+    async with asyncio.timeout(5):
+        await task
+    assert 1 <= lost <= 3
+    assert desk.source.closed
 
 
 async def test_a_broker_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
