@@ -26,6 +26,7 @@ def _payload(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("broker", BROKERS)
 async def test_killed_fifty_times(broker: type[Broker], tiny_gpt2: Path, tmp_path: Path) -> None:
     """Fifty workers are killed one after the other at random moments, most of them in the midst of work.

@@ -15,6 +15,7 @@ MESSAGES = 10_000
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("broker", BROKERS)
 async def test_ten_thousand_messages(broker: type[Broker], tiny_gpt2: Path, tmp_path: Path) -> None:
     """Two workers of one group share ten thousand messages: each is answered once, and both have worked."""
