@@ -118,11 +118,7 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
 
     async def adapter(request: web.Request) -> web.StreamResponse:
         request_caller.set(_caller(request))
-        payload = (
-            _query(request)
-            if route.method in ("GET", "DELETE")
-            else await _json_body(request, route, settings.max_json_depth)
-        )
+        payload = await _payload(request, route, settings.max_json_depth)
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
         if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
@@ -154,12 +150,10 @@ def _cache_headers() -> dict[str, str]:
     return cache_headers(request_usage.get() or {})
 
 
-def _query(request: web.Request) -> dict[str, Any]:
-    return query_payload({name: request.query.getall(name) for name in request.query})
-
-
-async def _json_body(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
+async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
     named = {field: request.match_info[field] for field in route.fields}
+    if route.method in ("GET", "DELETE"):
+        return query_payload(route, named, {name: request.query.getall(name) for name in request.query})
     body = await request.read() if request.body_exists else None
     return body_payload(named, body, request.content_type, request.charset, max_depth)
 

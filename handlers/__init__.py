@@ -38,6 +38,12 @@ class Operation:
     admin: bool = False
 
 
+def as_stream(payload: Payload) -> Payload:
+    """A payload whose sender asked for a stream in another way than by its field ``stream``."""
+    asked = payload.get("stream")
+    return payload | {"stream": True} if asked is None or asked is False else payload
+
+
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         "health": Operation("How the service is.", requests.Empty, reports.HealthResponse, health.handle),
@@ -45,6 +51,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             "What is known of a model.", requests.ModelChoice, reports.ModelInfoResponse, model_info.handle
         ),
         "models": Operation("The models served here.", requests.Empty, reports.ModelsResponse, models.handle),
+        "get_model": Operation("One of the models served here.", requests.ModelName, reports.ModelEntry, models.get),
         "load_model": Operation(
             "Load a model; answers at once, or streams the progress.",
             requests.LoadRequest,

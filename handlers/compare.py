@@ -61,7 +61,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """The same, with all variants' pieces as they come before it (``CompareChunk``)."""
     request = parse(CompareRequest, payload)
-    check_sequences(len(request.variants), 1, ctx, "variants")
+    check_sequences(len(request.variants), 1, ctx, "variants", "variants")
     messages = chat_messages((message.role, message.content) for message in request.messages or ())
     texts = [request.prompt] if request.prompt is not None else [message.content for message in messages]
     check_prompt_chars(texts, ctx, _field(request))

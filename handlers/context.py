@@ -29,11 +29,15 @@ class Engine(Protocol):
         ...
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """Token ids of a raw prompt, off the event loop. Control tokens written in it count as such.
+        """Token ids of a raw prompt, off the event loop. Control tokens written in it count as such, and an empty one
+        is the token that begins a text.
 
         Args:
             text: of the prompt.
             queued: see ``Job``; a queue that is full is told before a text is read.
+
+        Raises:
+            InvalidRequest: it is empty, and the model has no token to begin a text with.
         """
         ...
 
@@ -97,6 +101,14 @@ class Models(Protocol):
 
     def status(self) -> list[ModelStatus]:
         """Every model's state, the default first."""
+        ...
+
+    def find(self, name: str) -> ModelStatus:
+        """One model's state.
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+        """
         ...
 
     def load(self, name: str) -> ModelStatus:
@@ -247,7 +259,7 @@ class Limits:
     """What one request may ask, from the settings."""
 
     max_prompt_chars: int = 200_000
-    max_sequences: int = 16
+    max_sequences: int = 2048
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
-from handlers import OPERATIONS, Operation, Payload
+from handlers import OPERATIONS, Operation, Payload, as_stream
 from handlers.context import Context
 from handlers.joining import join
 from handlers.schemas.parsing import parse
@@ -60,7 +60,7 @@ async def _stream(operation: Operation, payload: Payload, ctx: Context, send_chu
     when the answer is there gets a few seconds more.
     """
     assert operation.stream is not None  # else this is not called
-    payload, shown = _asking_usage(operation, payload)
+    payload, shown = _asking_usage(operation, as_stream(payload))
     chunks: list[Payload] = []
     unsent: asyncio.Queue[Payload | None] = asyncio.Queue()
     sender = asyncio.create_task(_send(unsent, send_chunk))

@@ -13,6 +13,8 @@ from handlers.schemas.requests import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest, ServiceError
 from runtime.types import CacheUse, FinishReason, Job, Message, SamplingParams, Token
 
+_TEXTS_AT_ONCE = 16
+
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
     """Refuse more text than the service reads.
@@ -29,17 +31,28 @@ def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> N
         )
 
 
-def check_sequences(prompts: int, n: int, ctx: Context, field_name: str) -> None:
+def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_field: str = "prompt") -> None:
     """Refuse more sequences than one request may ask for.
 
+    Args:
+        prompts: how many there are.
+        n: sequences of each.
+        n_field: where ``n`` is from; named where the prompts alone would not be too many.
+        prompts_field: where the prompts are from.
+
     Raises:
-        InvalidRequest: names the limit.
+        InvalidRequest: names the field and the limit.
     """
-    if prompts * n > ctx.limits.max_sequences:
+    most = ctx.limits.max_sequences
+    if prompts > most:
         raise InvalidRequest(
-            f"{field_name}: {prompts * n} sequences are more than the {ctx.limits.max_sequences} one request may ask "
-            "for (MAX_SEQUENCES)",
-            param=field_name,
+            f"{prompts_field}: {prompts} are more than the {most} sequences one request may ask for (MAX_SEQUENCES)",
+            param=prompts_field,
+        )
+    if prompts * n > most:
+        raise InvalidRequest(
+            f"{n_field}: {prompts} x {n} sequences are more than the {most} one request may ask for (MAX_SEQUENCES)",
+            param=n_field,
         )
 
 
@@ -50,10 +63,7 @@ def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
         ContextLengthExceeded: none does.
     """
     if prompt_tokens >= context_length:
-        raise ContextLengthExceeded(
-            f"{field_name}: {prompt_tokens} tokens leave no room in this model's context of {context_length}",
-            param=field_name,
-        )
+        raise ContextLengthExceeded.of(context_length, prompt_tokens, 1, field_name)
     return context_length - prompt_tokens
 
 
@@ -99,7 +109,7 @@ def sampling_params(
     """The engine's parameters from a request's fields; ``stop`` is added to the request's own stop strings."""
     return SamplingParams(
         max_new_tokens=max_new_tokens,
-        temperature=request.temperature,
+        temperature=request.temperature if request.top_p else 0,  # top_p 0 leaves the likeliest token only
         top_k=request.top_k,
         top_p=request.top_p,
         min_p=request.min_p,
@@ -116,8 +126,12 @@ def sampling_params(
 
 
 async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
-    """Token ids of each text."""
-    return list(await asyncio.gather(*(engine.encode(text, queued=ctx.queued) for text in texts)))
+    """Token ids of each text. A few texts at a time, so that other requests' texts come between thousands of them."""
+    ids: list[tuple[int, ...]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        ids += await asyncio.gather(*(engine.encode(text, queued=ctx.queued) for text in some))
+    return ids
 
 
 @dataclass(slots=True)

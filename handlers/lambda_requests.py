@@ -128,7 +128,7 @@ class Requests:
 
     def _payload(self, request: HttpRequest, route: Route, named: dict[str, str], body: bytes | None) -> dict[str, Any]:
         if route.method in ("GET", "DELETE"):
-            return query_payload(request.query)
+            return query_payload(route, named, request.query)
         content_type, charset = request.content_type
         return body_payload(named, body, content_type, charset, self._max_depth)
 

@@ -18,6 +18,15 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return {"object": "list", "data": [entry(status, ctx) for status in ctx.models.status()]}
 
 
+async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """One model's state. See ``ModelName`` and ``ModelEntry``.
+
+    Raises:
+        ModelNotFound: no model of that name is served.
+    """
+    return entry(ctx.models.find(parse(ModelName, payload).model), ctx)
+
+
 async def load(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """Start loading a model; answers at once with its state. See ``LoadRequest`` and ``ModelEntry``.
 

@@ -76,7 +76,8 @@ class Route:
     """Where an operation is reached over HTTP.
 
     Args:
-        method: GET and DELETE operations take their fields from the query, the others from a JSON body.
+        method: GET and DELETE operations take their fields from the query, which OpenAI's do not look at; the others
+            from a JSON body.
         path: the route, as aiohttp writes it; a ``{field:regex}`` in it is a field of the operation, and the body may
             then be left out.
         operation: a name in ``OPERATIONS``.
@@ -159,7 +160,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
             described["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     elif fields:
         codes = codes | {404: _BODY_ERRORS[404]}
-        parameters += [_parameter(key, field, "query") for key, field in fields.items()]
+        parameters += [_parameter(key, field, "query") for key, field in fields.items() if key not in route.fields]
     if parameters:
         described["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}

@@ -28,6 +28,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/complete", "complete"),
     Route("POST", "/chat/completions", "chat", openai=True),
     Route("GET", "/v1/models", "models", openai=True),
+    Route("GET", "/v1/models/{model:.+}", "get_model", openai=True),
     Route("POST", "/v1/completions", "completions", openai=True),
     Route("POST", "/v1/chat/completions", "chat", openai=True),
 )
@@ -69,9 +70,18 @@ def speaks_openai(path: str) -> bool:
     return path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX)
 
 
-def query_payload(values: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The payload of a request without a body; a field given more than once is a list, which no field takes."""
-    return {name: list(found) if len(found) > 1 else found[0] for name, found in values.items()}
+def query_payload(route: Route, named: Mapping[str, str], query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The payload of a request without a body.
+
+    Args:
+        route: of the request. OpenAI's have no fields in the query, and what its clients put there (``api-version``,
+            ``limit``) is not looked at.
+        named: fields that the path holds.
+        query: values of each name; a field given more than once is a list, which no field takes.
+    """
+    if route.openai:
+        return dict(named)
+    return {name: list(found) if len(found) > 1 else found[0] for name, found in query.items()} | dict(named)
 
 
 def body_payload(

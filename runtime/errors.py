@@ -78,6 +78,25 @@ class ContextLengthExceeded(InvalidRequest):
 
     code, title = "context_length_exceeded", "Context length exceeded"
 
+    @classmethod
+    def of(
+        cls, limit: int, prompt: int, new: int, field: str = "prompt", *, because: str = ""
+    ) -> ContextLengthExceeded:
+        """The error in the words that OpenAI's clients look for in a message (LangChain, LiteLLM).
+
+        Args:
+            limit: most tokens.
+            prompt: tokens of the prompt.
+            new: tokens to generate.
+            field: that holds the prompt.
+            because: what sets the limit, if that is not the model.
+        """
+        return cls(
+            f"This model's maximum context length is {limit} tokens{because}. However, you requested {prompt + new} "
+            f"tokens ({prompt} in the {field}, {new} in the completion).",
+            param=field,
+        )
+
 
 class NotFound(ServiceError):
     """No such route, operation or thing."""

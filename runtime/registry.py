@@ -155,6 +155,12 @@ class Registry(Generic[E]):
         with self._lock:
             return sorted(map(self._status, self._slots.values()), key=lambda status: not status.default)
 
+    def find(self, name: str) -> ModelStatus:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        with self._lock:
+            return self._status(slot)
+
     @property
     def ready(self) -> bool:
         """Whether the default model is loaded, its worker beats, and the service is not draining."""

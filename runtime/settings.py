@@ -109,7 +109,12 @@ class Settings(BaseSettings):
     max_prompt_chars: int = Field(
         200_000, ge=1, le=10_000_000, description="Longest prompt or chat, in characters, all messages together."
     )
-    max_sequences: int = Field(16, ge=1, le=1024, description="Prompts x sequences of one request.")
+    max_sequences: int = Field(
+        2048,
+        ge=1,
+        le=65_536,
+        description="Prompts x sequences of one request; they take turns in half of MAX_BATCH.",
+    )
     max_queue: int = Field(256, ge=1, le=100_000, description="Requests waiting for the engine before 429.")
     request_timeout_seconds: float = Field(
         600, gt=0, le=86_400, description="Longest a generation may take, queue included, before 504."

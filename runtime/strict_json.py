@@ -19,7 +19,7 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
     """Decode one JSON text.
 
     Args:
-        data: UTF-8 bytes, or text.
+        data: UTF-8 bytes, or text. A byte order mark before it is skipped (RFC 8259 section 8.1).
         max_depth: of arrays and objects inside each other.
 
     Raises:
@@ -31,6 +31,7 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
             text, data = data, data.encode("utf-8", "surrogatepass")
         else:
             text = data.decode("utf-8")
+        text = text.removeprefix("\ufeff")
         # Most texts have fewer brackets than they may have levels, and counting them costs next to nothing.
         if data.count(b"[") + data.count(b"{") > max_depth and depth(data) > max_depth:
             raise InvalidRequest(f"the body is nested deeper than {max_depth} levels (MAX_JSON_DEPTH)")

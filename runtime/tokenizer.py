@@ -10,6 +10,8 @@ from typing import Any
 
 import tokenizers
 
+from runtime.errors import InvalidRequest
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 
@@ -57,8 +59,11 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """The id of ``eos_token``, if there is one."""
-        eos = self.special_tokens.get("eos_token")
-        return None if eos is None else self._backend.token_to_id(eos)
+        return self._special_id("eos_token")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; control tokens written in the text count as such.
@@ -69,6 +74,20 @@ class Tokenizer:
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt to continue, at least one: of a text without tokens, the one that begins a text or,
+        in models without such a token, the one that ends a text.
+
+        Raises:
+            InvalidRequest: the text has no tokens, and the tokenizer has neither.
+        """
+        if ids := self.encode(text):
+            return ids
+        for name in ("bos_token", "eos_token"):
+            if (start := self._special_id(name)) is not None:
+                return [start]
+        raise InvalidRequest("prompt: it has no tokens, and this model has none to begin a text with", param="prompt")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ids; half a character becomes U+FFFD."""

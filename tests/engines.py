@@ -48,6 +48,9 @@ class Letters:
         self.encoded.append(text)
         return [ord(letter) % 20 for letter in text]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         assert skip_special_tokens
         return "".join(chr(ord("a") + i) for i in ids)

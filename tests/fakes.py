@@ -173,6 +173,10 @@ class FakeModels:
         finally:
             self.leases -= 1
 
+    def find(self, name: str) -> ModelStatus:
+        self._known(name)
+        return self.status()[0]
+
     def load(self, name: str) -> ModelStatus:
         self._known(name)
         return self.status()[0]

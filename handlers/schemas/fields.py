@@ -29,28 +29,32 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _one_or_many(text: dict[str, Any], most: int) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": most}]})
+def _one_or_many(text: dict[str, Any], least: int, most: int) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": least, "maxItems": most}]})
 
+
+MOST_PROMPTS = 2048  # as OpenAI's completions take
 
 Prompts = Annotated[
-    list[Text],
+    list[AnyText],
     BeforeValidator(_listed),
-    Field(min_length=1, max_length=1024),
-    _one_or_many({"type": "string", "minLength": 1}, 1024),
+    Field(min_length=1, max_length=MOST_PROMPTS),
+    _one_or_many({"type": "string"}, 1, MOST_PROMPTS),
 ]
-"""A text or a list of texts; a list once validated."""
+"""A text or a list of texts, each of which may be empty; a list once validated."""
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
     BeforeValidator(_listed),
-    Field(min_length=1, max_length=8),
-    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 8),
+    Field(max_length=8),
+    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 0, 8),
 ]
-"""A stop string or a list of them; a list once validated."""
+"""A stop string or a list of them, which may be empty; a list once validated. An empty string is refused: it would end
+every text before it begins.
+"""
 
 Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
-TopP = Annotated[float, Field(gt=0, le=1, strict=False)]
+TopP = Annotated[float, Field(ge=0, le=1, strict=False)]
 TopK = Annotated[int, Field(ge=0, le=1_000_000, strict=False)]
 MinP = Annotated[float, Field(ge=0, le=1, strict=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, strict=False)]

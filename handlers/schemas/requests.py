@@ -1,14 +1,12 @@
 """Request models: every field with its type, range and one line of help.
 
 Types are strict, save that a number's own field follows pydantic's lax mode (``"0.5"`` is a number). Unknown fields are
-refused.
+refused. Null means "left out" for every field that may be left out.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.fields import (
@@ -25,26 +23,22 @@ from handlers.schemas.fields import (
     TopK,
     TopP,
 )
+from handlers.schemas.messages import ChatMessage
+from handlers.schemas.strict import Strict, needs
+from handlers.schemas.unsupported import CHAT, COMPLETIONS, STREAM_OPTIONS
 
 
-class _Strict(BaseModel):
-    # Built when first used: a start has no time for all of them.
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
-    )
-
-
-class Empty(_Strict):
+class Empty(Strict):
     """An operation that takes nothing."""
 
 
-class ModelChoice(_Strict):
+class ModelChoice(Strict):
     """Which of the served models is meant."""
 
     model: Text | None = Field(None, max_length=256, description="A served model's id; the default model if left out.")
 
 
-class ModelName(_Strict):
+class ModelName(Strict):
     """Which model is meant."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m-instruct"}]})
@@ -58,7 +52,7 @@ class LoadRequest(ModelName):
     stream: bool = Field(False, description="Tell of the load's progress with server-sent events until it is done.")
 
 
-class ClearCacheRequest(_Strict):
+class ClearCacheRequest(Strict):
     """Drop kept answers; all of them, unless a field says which."""
 
     model: Text | None = Field(None, max_length=256, description="Only answers of this model.")
@@ -73,7 +67,9 @@ class Sampling(ModelChoice):
     temperature: Temperature = Field(
         0.7, description="0 is greedy (always the most likely token); higher is more varied."
     )
-    top_p: TopP = Field(0.9, description="Sample from the smallest set of tokens with this probability; 1 is all.")
+    top_p: TopP = Field(
+        0.9, description="Sample from the smallest set of tokens with this probability; 1 is all, 0 is greedy."
+    )
     top_k: TopK = Field(50, description="Sample from the k likeliest tokens; 0 is all.")
     min_p: MinP = Field(0.0, description="Drop tokens less likely than this times the likeliest one; 0 is none.")
     repetition_penalty: RepetitionPenalty = Field(
@@ -152,47 +148,28 @@ class CompleteRequest(_TextRequest):
     echo: bool = Field(False, description="Put the prompt before the completion.")
 
 
-class TextPart(_Strict):
-    """A text part of a message, as OpenAI's clients may send it."""
-
-    type: Literal["text"]
-    text: AnyText
-
-
-def _content_kind(value: object) -> str | None:
-    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
-
-
-Content = Annotated[
-    Annotated[AnyText, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
-    Discriminator(
-        _content_kind,
-        custom_error_type="text_or_parts",
-        custom_error_message="input should be a text or a list of text parts",
-    ),
-]
-
-
-"""What a turn says."""
-
-
-class ChatMessage(_Strict):
-    """One turn."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Who speaks; developer is OpenAI's newer word for system."
-    )
-    content: Content = Field(description="What is said.")
-    name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not shown to the model.")
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """OpenAI's options of a stream."""
+
+    unsupported = STREAM_OPTIONS
 
     include_usage: bool = Field(False, description="End the stream with a chunk that carries the usage.")
 
 
-class ChatRequest(Cacheable):
+class _OpenAIRequest(Cacheable):
+    n: int = Field(1, ge=1, le=1024, strict=False, description="Answers to give to each chat or prompt.")
+    stream_options: StreamOptions | None = Field(None, description="Options of the stream; needs stream.")
+    user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and info.data.get("stream", True) is not True:
+            raise PydanticCustomError("needs_stream", "needs stream to be true")
+        return value
+
+
+class ChatRequest(_OpenAIRequest):
     """OpenAI's chat completion request, and top_k, min_p, repetition_penalty and min_tokens beside it."""
 
     model_config = ConfigDict(
@@ -207,11 +184,13 @@ class ChatRequest(Cacheable):
                     "top_logprobs": 3,
                 },
             ],
-            # top_logprobs needs logprobs
-            "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer"}}},
-            "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+            "allOf": [
+                needs("stream_options", "object", "stream"),
+                needs("top_logprobs", "integer", "logprobs"),
+            ],
         }
     )
+    unsupported = CHAT
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024, description="The chat so far.")
     max_tokens: int | None = Field(
@@ -231,8 +210,7 @@ class ChatRequest(Cacheable):
         strict=False,
         description="Neither an end token nor a stop string ends an answer before it has this many tokens.",
     )
-    n: int = Field(1, ge=1, le=1024, strict=False, description="Answers to give.")
-    logprobs: bool | None = Field(False, description="Report each token's log-probability.")
+    logprobs: bool = Field(False, description="Report each token's log-probability.")
     top_logprobs: int | None = Field(
         None,
         ge=0,
@@ -240,8 +218,15 @@ class ChatRequest(Cacheable):
         strict=False,
         description="Report this many likeliest tokens in each token's place, too; needs logprobs.",
     )
-    stream_options: StreamOptions | None = Field(None, description="Read only when stream is true.")
-    user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
+    metadata: dict[str, str] | None = Field(
+        None, max_length=16, description="Accepted for compatibility; neither used nor kept."
+    )
+    safety_identifier: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
+    prompt_cache_key: str | None = Field(
+        None,
+        max_length=256,
+        description="Accepted for compatibility; not used: prompts that begin alike share a cache.",
+    )
 
     @field_validator("top_logprobs")
     @classmethod
@@ -251,7 +236,7 @@ class ChatRequest(Cacheable):
         return value
 
 
-class CompletionsRequest(Cacheable):
+class CompletionsRequest(_OpenAIRequest):
     """OpenAI's completion request, and top_k, min_p, repetition_penalty and min_tokens beside it."""
 
     model_config = ConfigDict(
@@ -259,9 +244,11 @@ class CompletionsRequest(Cacheable):
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is Paris.", "max_tokens": 0, "echo": True, "logprobs": 1},
-            ]
+            ],
+            **needs("stream_options", "object", "stream"),
         }
     )
+    unsupported = COMPLETIONS
 
     prompt: Prompts = Field(description="The text to complete, or a list of texts.")
     max_tokens: int | None = Field(
@@ -278,11 +265,7 @@ class CompletionsRequest(Cacheable):
         strict=False,
         description="Neither an end token nor a stop string ends a text before it has this many new tokens.",
     )
-    n: int = Field(1, ge=1, le=1024, strict=False, description="Completions per prompt.")
-    best_of: int | None = Field(
-        None, ge=1, le=1, strict=False, description="Accepted for compatibility; only 1 is possible."
-    )
-    echo: bool | None = Field(False, description="Put the prompt before the completion; in logprobs, too.")
+    echo: bool = Field(False, description="Put the prompt before the completion; in logprobs, too.")
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -290,9 +273,6 @@ class CompletionsRequest(Cacheable):
         strict=False,
         description="Report each token's log-probability, and those of this many likeliest tokens in its place.",
     )
-    suffix: None = Field(None, description="Accepted for compatibility; texts that go behind are not supported.")
-    stream_options: StreamOptions | None = Field(None, description="Read only when stream is true.")
-    user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
 
 
 class Variant(ModelChoice):
@@ -335,7 +315,7 @@ class CompareRequest(Sampling):
         }
     )
 
-    prompt: Text | None = Field(None, description="The text to continue; or give messages.")
+    prompt: AnyText | None = Field(None, description="The text to continue; or give messages.")
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, max_length=1024, validate_default=True, description="The chat so far; or give a prompt."
     )

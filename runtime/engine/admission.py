@@ -54,6 +54,13 @@ class Admission:
         self._stuck: Sequence | None = None  # it lacks a row or blocks, and will until somebody ends
         self._pool.reset()
 
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. One whose leader has left the batch does without."""
+        leader = sequence.leader
+        if leader is not None and (leader.cancelled or (leader.generated and not leader.blocks)):
+            sequence.leader = None
+        self.waiting.add(sequence, queued=sequence.queued)
+
     def admit(self, moves: Moves, *, queued: bool) -> Sequence | None:
         """Let in the first of a kind, if it is that kind's turn and there is a place.
 

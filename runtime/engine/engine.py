@@ -44,6 +44,10 @@ class Tokenizer(Protocol):
         """Token ids of a raw text."""
         ...
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """See ``runtime.tokenizer.Tokenizer``."""
+        ...
+
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids; half a character becomes U+FFFD."""
         ...
@@ -116,7 +120,7 @@ class Engine:
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
-        return await self._off_loop(lambda: tuple(self._tokenizer.encode(text)), queued)
+        return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
 
     async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
@@ -265,14 +269,13 @@ class Engine:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
             if first.capacity > self.info.context_length:
-                raise ContextLengthExceeded(
-                    f"{len(prompt)} tokens and {params.max_new_tokens} new ones do not fit this model's context of "
-                    f"{self.info.context_length}"
-                )
+                raise ContextLengthExceeded.of(self.info.context_length, len(prompt), params.max_new_tokens)
             if not self._scheduler.fits(first):
-                raise ContextLengthExceeded(
-                    f"{len(prompt)} tokens and {params.max_new_tokens} new ones do not fit the memory for keys and "
-                    f"values, which holds {self._runner.blocks * self._runner.block_tokens} (KV_CACHE_BYTES)"
+                raise ContextLengthExceeded.of(
+                    self._runner.blocks * self._runner.block_tokens,
+                    len(prompt),
+                    params.max_new_tokens,
+                    because=" with the memory that there is for keys and values (KV_CACHE_BYTES)",
                 )
         except ServiceError as error:
             self._metrics.rejected(error.code)

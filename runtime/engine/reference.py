@@ -28,7 +28,14 @@ from runtime.checkpoint import end_ids
 from runtime.device import release_memory, usable_cores
 from runtime.engine.text import TextStream
 from runtime.engine.waiting import Inbox, late
-from runtime.errors import Draining, InternalError, ServiceError, TooManyRequests
+from runtime.errors import (
+    ContextLengthExceeded,
+    Draining,
+    InternalError,
+    InvalidRequest,
+    ServiceError,
+    TooManyRequests,
+)
 from runtime.loader import Loaded
 from runtime.metrics import ModelMetrics
 from runtime.randomness import uniform
@@ -36,6 +43,8 @@ from runtime.sampling import Draw, adjust, log_probabilities, sample
 from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
+
+_MOST_ROWS = 16  # of a request that run as one batch; what it has more of takes turns with other requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class _Row:
     params: SamplingParams
     seed: int
     index: int  # within its prompt
+    place: int  # within its request
     text: TextStream
     ids: list[int] = field(default_factory=list)
     reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # of the last id, see Token
@@ -81,6 +91,7 @@ class _Task:
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
     started: float = 0.0  # monotonic time at which its generation began, 0 before that
+    finished: int = 0  # rows, from the first
     cancelled: threading.Event = field(default_factory=threading.Event)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
 
@@ -156,7 +167,7 @@ class ReferenceEngine:
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
-        return tuple(await asyncio.to_thread(self._tokenizer.encode, text))
+        return tuple(await asyncio.to_thread(self._tokenizer.encode_prompt, text))
 
     async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
@@ -174,12 +185,14 @@ class ReferenceEngine:
         """See ``handlers.context.Engine``."""
         queued = any(job.queued for job in jobs)
         try:
+            for job in jobs:
+                self._check(job)
             self._admit(queued)
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
         loop = asyncio.get_running_loop()
-        task = _Task([row for job in jobs for row in self._rows(job)], queued, loop, asyncio.Queue())
+        task = _Task(self._rows(jobs), queued, loop, asyncio.Queue())
         record = self._metrics.request(len(task.rows))
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
         self._inbox.put(task, queued=queued)
@@ -204,7 +217,7 @@ class ReferenceEngine:
         """One short generation on the calling thread, so that the first request does not pay for first times."""
         ids = tuple(self._tokenizer.encode("Warm up.")) or (self._pad,)
         params = SamplingParams(max_new_tokens=2, temperature=0)
-        self._generate([_Row(ids, params, 0, 0, self._text(ids, params))], lambda tokens: True)
+        self._generate([_Row(ids, params, 0, 0, 0, self._text(ids, params))], lambda tokens: True)
 
     def close(self, grace: float = 0) -> None:
         """Admit nothing more, finish what was admitted, then free the model's memory.
@@ -234,11 +247,21 @@ class ReferenceEngine:
                 retry_after=max(1, self._seconds * self._max_queue),
             )
 
-    def _rows(self, job: Job) -> list[_Row]:
-        seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
-        return [
-            _Row(job.token_ids, job.params, seed, i, self._text(job.token_ids, job.params)) for i in range(job.params.n)
-        ]
+    def _check(self, job: Job) -> None:
+        prompt, new = len(job.token_ids), job.params.max_new_tokens
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        if prompt + new - 1 > self.info.context_length:  # the last token is never read
+            raise ContextLengthExceeded.of(self.info.context_length, prompt, new)
+
+    def _rows(self, jobs: Sequence[Job]) -> list[_Row]:
+        rows: list[_Row] = []
+        for job in jobs:
+            prompt, params = job.token_ids, job.params
+            seed = secrets.randbits(64) if params.seed is None else params.seed
+            for index in range(params.n):
+                rows.append(_Row(prompt, params, seed, index, len(rows), self._text(prompt, params)))
+        return rows
 
     def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> TextStream:
         return TextStream(self._decode, prompt, params.stop, max(params.min_new_tokens, len(params.forced) + 1))
@@ -249,16 +272,23 @@ class ReferenceEngine:
     def _work(self) -> None:
         while (task := self._inbox.take()) is not None:
             if not task.cancelled.is_set():
-                task.started = time.monotonic()
+                begun = time.monotonic()
+                task.started = task.started or begun
                 self._busy = 1
                 self._gauge()
-                task.put(task.context.run(self._run, task))
+                rows = task.rows[task.finished : task.finished + _MOST_ROWS]
+                failure = task.context.run(self._run, task, rows)
+                task.finished += len(rows)
+                if failure is None and task.finished < len(task.rows):
+                    self._inbox.put(task, queued=task.queued)
+                else:
+                    task.put(failure)
                 self._busy = 0
-                self._seconds += 0.2 * (time.monotonic() - task.started - self._seconds)
+                self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
             self._gauge()
 
-    def _run(self, task: _Task) -> ServiceError | None:
-        """Generate for one request; how it failed, if it did."""
+    def _run(self, task: _Task, rows: list[_Row]) -> ServiceError | None:
+        """Generate some rows of a request; how it failed, if it did."""
 
         def deliver(tokens: list[Token]) -> bool:
             task.put(_Delivery(time.monotonic(), tokens))
@@ -266,13 +296,13 @@ class ReferenceEngine:
 
         try:
             if not self._aborting.is_set():
-                self._generate(task.rows, deliver)
+                self._generate(rows, deliver)
         except ServiceError as error:
             return error
         except Exception:
             _log.exception("a generation failed")
             return InternalError("the generation failed; the log has the details")
-        if all(row.done for row in task.rows) or task.cancelled.is_set():
+        if all(row.done for row in rows) or task.cancelled.is_set():
             return None
         return Draining("the service is shutting down", retry_after=1)
 
@@ -332,7 +362,7 @@ class _Deliver(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B]
         tokens = []
-        for i, (row, token_id) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
+        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if row.done:
                 continue
             row.ids.append(token_id)
@@ -347,6 +377,6 @@ class _Deliver(StoppingCriteria):
                     reason = "stop"
             row.done = reason is not None
             logprob, top = row.reported
-            tokens.append(Token(i, token_id, text, reason, logprob, top))
+            tokens.append(Token(row.place, token_id, text, reason, logprob, top))
         wanted = self._deliver(tokens)
         return torch.tensor([row.done or not wanted for row in self._rows], device=input_ids.device)

@@ -80,6 +80,7 @@ class Scheduler:
         self.preemptions = 0  # times that a sequence was interrupted
         self._pool = pool
         self._admission = Admission(pool, max_rows)
+        self.max_rows = max_rows
         self._max_tokens = max_tokens
         self._token_budget = min(token_budget, max_tokens)
         self._eos = eos
@@ -121,14 +122,14 @@ class Scheduler:
         return self._pool.needed(sequence) <= self._pool.blocks
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. A leader comes before its followers, and those right behind it.
+        """Queue a sequence. A leader comes before its followers; it may have ended when they come.
 
         Raises:
             ValueError: it does not fit, and would block the queue for ever.
         """
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
-        self._admission.waiting.add(sequence, queued=sequence.queued)
+        self._admission.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence, wherever it is: the next ``schedule`` takes its blocks back. Any thread may call this."""

@@ -44,17 +44,20 @@ class Request:
         loop: the caller's event loop.
         outbox: read on that loop; an error ends it.
         started: monotonic time at which its first step began, 0 before that.
+        backlog: of the sequences, those that the scheduler has not been given yet, in order.
     """
 
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[Delivery | ServiceError] = field(default_factory=asyncio.Queue)
     started: float = 0.0
-    left: int = 0  # sequences that the thread still works on
+    left: int = 0  # sequences that have not ended
+    backlog: deque[Sequence] = field(default_factory=deque)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
 
     def __post_init__(self) -> None:
         self.left = len(self.sequences)
+        self.backlog.extend(self.sequences)
 
     @property
     def queued(self) -> bool:
@@ -95,6 +98,8 @@ class Worker:
         self._online: set[Request] = set()  # those of the live that were in no step yet
         self._queued: set[Request] = set()  # likewise, and those that were put back
         self._owners: dict[Sequence, tuple[Request, int]] = {}
+        self._feeding: list[Request] = []  # those that have a backlog
+        self._share = max(1, scheduler.max_rows // 2)  # sequences of one request in the scheduler
         self._closing = self._aborting = self._ended = False
         self._told = self._counts()  # to the metrics
         self._interval = 1.0  # seconds between two requests that end, while there is work
@@ -182,6 +187,7 @@ class Worker:
             self.beat = time.monotonic()
             self._wake.clear()
             self._take()
+            self._feed()
             plan = self._scheduler.schedule()
             for sequence in plan.preempted:
                 self._queued.add(self._owners[sequence][0])
@@ -206,10 +212,20 @@ class Worker:
                     self._since = self.beat
                 for index, sequence in enumerate(item.sequences):
                     self._owners[sequence] = (item, index)
-                    self._scheduler.add(sequence)
+                self._feeding.append(item)
             elif item in self._owners:
                 self._scheduler.cancel(item)
                 self._forget(item)
+
+    def _feed(self) -> None:
+        """Give the scheduler sequences up to each request's share: a request with thousands of them takes turns with
+        the others, whose sequences come between, and leaves them rows.
+        """
+        for request in [*self._feeding]:
+            while request.backlog and request.left - len(request.backlog) < self._share:
+                self._scheduler.add(request.backlog.popleft())
+            if not request.backlog:
+                self._feeding.remove(request)
 
     def _step(self, plan: Plan) -> None:
         for source, target in plan.copies:
@@ -260,6 +276,7 @@ class Worker:
         request, _ = self._owners.pop(sequence)
         request.left -= 1
         if not request.left:
+            request.backlog.clear()  # of one that was cancelled
             self._live.discard(request)
             self._places(request.queued).discard(request)
             now = time.monotonic()

@@ -103,7 +103,7 @@ async def test_the_time_to_come_back_follows_the_rate_of_service(make: Any, monk
     ("one", "error", "says"),
     [
         (job(range(10), 90), ContextLengthExceeded, "KV_CACHE_BYTES"),
-        (job(range(10), 492), ContextLengthExceeded, "context of 500"),
+        (job(range(10), 492), ContextLengthExceeded, "maximum context length is 500 tokens"),
         (job((), 5), InvalidRequest, "no tokens"),
     ],
 )

@@ -1,0 +1,79 @@
+"""What all request models share: nothing unknown is taken, and null means "left out"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from handlers.schemas.unsupported import Unsupported
+
+_ABOUT = ("title", "description", "default")  # stand beside a field's types in its JSON schema
+
+
+class Strict(BaseModel):
+    """A request, or an object inside one. Unknown fields are refused, and so are values of another type."""
+
+    # Built when first used: a start has no time for all of them.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
+    unsupported: ClassVar[Mapping[str, Unsupported]] = MappingProxyType({})
+    """Fields of OpenAI's that are taken with a neutral value only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, data: object) -> object:
+        """Drop null where a field may be left out, and unsupported fields whose value is neutral."""
+        if not isinstance(data, dict):
+            return data
+        wrong = [name for name in cls.unsupported if name in data and not cls.unsupported[name].allows(data[name])]
+        if wrong:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [_refusal(name, cls.unsupported[name], data[name]) for name in wrong]
+            )
+        return {
+            name: value
+            for name, value in data.items()
+            if name not in cls.unsupported and (value is not None or not _optional(cls, name))
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema, with what ``_leave_out`` takes in it."""
+        written = handler(schema)
+        described = handler.resolve_ref_schema(written)
+        fields: dict[str, Any] = described.get("properties", {})
+        fields |= {name: _nullable(field) for name, field in fields.items() if _optional(cls, name)}
+        fields |= {name: field.schema for name, field in cls.unsupported.items()}
+        return written
+
+
+def _optional(model: type[BaseModel], name: str) -> bool:
+    field = model.model_fields.get(name)
+    return field is not None and not field.is_required()
+
+
+def _refusal(name: str, field: Unsupported, value: object) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError("unsupported", "{message}", {"message": field.message}), loc=(name,), input=value
+    )
+
+
+def _nullable(field: dict[str, Any]) -> dict[str, Any]:
+    """A field's JSON schema that takes null, too, written as pydantic writes it of an optional type."""
+    options = field.get("anyOf", [{k: value for k, value in field.items() if k not in _ABOUT}])
+    if {"type": "null"} in options:
+        return field
+    return {"anyOf": [*options, {"type": "null"}]} | {k: value for k, value in field.items() if k in _ABOUT}
+
+
+def needs(field: str, kind: str, flag: str) -> dict[str, Any]:
+    """JSON schema's way to say that a field of that type needs another one to be true."""
+    return {
+        "if": {"required": [field], "properties": {field: {"type": kind}}},
+        "then": {"required": [flag], "properties": {flag: {"const": True}}},
+    }
