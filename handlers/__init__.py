@@ -38,12 +38,6 @@ class Operation:
     admin: bool = False
 
 
-def as_stream(payload: Payload) -> Payload:
-    """A payload whose sender asked for a stream in another way than by its field ``stream``."""
-    asked = payload.get("stream")
-    return payload | {"stream": True} if asked is None or asked is False else payload
-
-
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         "health": Operation("How the service is.", requests.Empty, reports.HealthResponse, health.handle),

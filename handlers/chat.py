@@ -20,7 +20,7 @@ from handlers.generation import (
     sampling_params,
 )
 from handlers.logprobs import entries
-from handlers.schemas.parsing import parse
+from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
 from runtime.types import Job, Message, SamplingParams
 
@@ -50,7 +50,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """The same as OpenAI's chunks: a role chunk per answer, deltas, the finish reason, and the usage if asked for."""
-    request = parse(ChatRequest, payload)
+    request = parse_stream(ChatRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     begun: set[int] = set()
     async with _answering(request, read(request, ctx), ctx) as answer:

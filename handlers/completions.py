@@ -23,7 +23,7 @@ from handlers.generation import (
     sampling_params,
 )
 from handlers.logprobs import columns, entries
-from handlers.schemas.parsing import parse
+from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import CompletionsRequest
 from handlers.scoring import score
 from runtime.types import FinishReason, Job, SamplingParams, Token
@@ -54,7 +54,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """The same as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
-    request = parse(CompletionsRequest, payload)
+    request = parse_stream(CompletionsRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     _check(request, ctx)
     async with _answering(request, ctx) as answer:

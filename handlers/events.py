@@ -10,10 +10,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
-from handlers import OPERATIONS, Operation, Payload, as_stream
+from handlers import OPERATIONS, Operation, Payload
 from handlers.context import Context
 from handlers.joining import join
-from handlers.schemas.parsing import parse
+from handlers.schemas.parsing import parse_stream
 from handlers.schemas.requests import ChatRequest, CompletionsRequest
 from handlers.tracing import find
 from runtime.errors import InsufficientScope, InvalidRequest, SettingsError
@@ -60,7 +60,7 @@ async def _stream(operation: Operation, payload: Payload, ctx: Context, send_chu
     when the answer is there gets a few seconds more.
     """
     assert operation.stream is not None  # else this is not called
-    payload, shown = _asking_usage(operation, as_stream(payload))
+    payload, shown = _asking_usage(operation, payload)
     chunks: list[Payload] = []
     unsent: asyncio.Queue[Payload | None] = asyncio.Queue()
     sender = asyncio.create_task(_send(unsent, send_chunk))
@@ -89,7 +89,7 @@ def _asking_usage(operation: Operation, payload: Payload) -> tuple[Payload, bool
     if operation.request not in (ChatRequest, CompletionsRequest):
         return payload, True
     try:
-        request = cast(ChatRequest | CompletionsRequest, parse(operation.request, payload))
+        request = cast(ChatRequest | CompletionsRequest, parse_stream(operation.request, payload))
     except InvalidRequest:
         return payload, True  # which the stream raises again, where it is traced
     options = request.stream_options

@@ -16,7 +16,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from handlers import as_stream
 from handlers.context import Clock, Context, Limits
 from handlers.tracing import find
 from runtime.adapters import with_adapters
@@ -215,6 +214,6 @@ async def invoke_stream(
     stream = find(operation, ctx).stream
     if stream is None:
         raise InvalidRequest(f"{operation} does not stream", param="stream")
-    async with aclosing(stream(as_stream(payload), ctx)) as events:
+    async with aclosing(stream(payload, ctx)) as events:
         async for event in events:
             yield event

@@ -26,7 +26,7 @@ from tests.rabbitmq_server import own_rabbitmq
 from tests.redis_server import OwnRedis
 
 ANSWER = '"text": "The capital of France is'
-WRONG = '{"prompt": ""}'
+WRONG = '{"prompt": []}'
 PATIENCE = 180
 PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
 

@@ -44,39 +44,42 @@ CHAT: dict[str, Any] = {
     "n": 2,
     "temperature": "0.5",
 }
+NEUTRAL: dict[str, Any] = {"top_p": None, "stop": [], "tools": [], "response_format": {"type": "text"}}
 PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "health": [{}],
     "model_info": [{}, {"model": "fake"}],
     "models": [{}],
+    "get_model": [{"model": "fake"}],
     "load_model": [{"model": "fake"}],
     "unload_model": [{"model": "fake"}],
     "default_model": [{"model": "fake"}],
     "cache_stats": [{}],
     "clear_cache": [{}, {"model": "fake", "prefix": "0af"}],
     "stats": [{}],
-    "generate": [TEXT, {"prompt": "x"}, SHAPED | {"prompt": "x", "logprobs": 2, "min_new_tokens": 3}],
+    "generate": [TEXT, {"prompt": ""}, SHAPED | {"prompt": "x", "logprobs": 2, "min_new_tokens": 3}],
     "complete": [TEXT | {"echo": True, "logprobs": 0}, {"prompt": "x"}],
     "completions": [
-        {"prompt": ["a", "é😀"], "n": 2, "echo": True, "logprobs": 2, "stop": "x"},
+        {"prompt": ["a", "é😀"], "n": 2, "echo": True, "logprobs": 2, "stop": "x", "temperature": None},
         SHAPED | {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
     ],
     "compare": [
         {"prompt": "x", "variants": [{"seed": 1}, {"label": "b", "temperature": 0}]},
         SHAPED | {"messages": CHAT["messages"], "variants": [{"model": "other"}], "score": False},
     ],
-    "chat": [CHAT, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
+    "chat": [CHAT | NEUTRAL, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
 WRONG: dict[str, dict[str, Any]] = {
     "health": {"x": "1"},
     "model_info": {"model": "other"},
     "models": {"x": "1"},
+    "get_model": {"model": "other"},
     "load_model": {"model": "other"},
     "unload_model": {"model": "other"},
     "default_model": {"model": ""},
     "cache_stats": {"x": "1"},
     "clear_cache": {"prefix": "X"},
     "stats": {"x": "1"},
-    "generate": {"prompt": ""},
+    "generate": {"prompt": []},
     "complete": {"prompt": "x", "model": "other"},
     "completions": {"prompt": "x", "logprobs": 6},
     "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
@@ -186,9 +189,12 @@ async def test_same_answer(
     assert await _command_line(route.operation, payload, monkeypatch, capsys) == (0, called)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.path != "/v1/models"], ids=lambda route: route.path)
 async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong request is the same error everywhere; HTTP dresses it as its route does."""
+    """A wrong request is the same error everywhere; HTTP dresses it as its route does.
+
+    ``/v1/models`` has nothing that could be wrong: its query is not looked at.
+    """
     payload = WRONG[route.operation]
     with pytest.raises(ServiceError) as caught:
         await invoke(route.operation, payload, ctx=_context())

@@ -34,6 +34,17 @@ def parse(model: type[M], payload: object) -> M:
         ) from None
 
 
+def parse_stream(model: type[M], payload: object) -> M:
+    """Validate the payload of a call to ``stream``, which asks for a stream whether its field ``stream`` does or not.
+
+    Raises:
+        InvalidRequest: see ``parse``.
+    """
+    if isinstance(payload, dict) and (payload.get("stream") is None or payload["stream"] is False):
+        payload = payload | {"stream": True}
+    return parse(model, payload)
+
+
 def _path(location: tuple[int | str, ...]) -> str:
     # pydantic adds a union's branch to the path, behind messages.N.content, and a mark to that of a key; a caller knows
     # fields and indexes only.

@@ -356,7 +356,7 @@ async def test_usage_is_of_all_variants_together() -> None:
         ({"variants": [{}]}, Limits(), "messages"),
         ({"prompt": None, "messages": None, "variants": [{}]}, Limits(), "messages"),
         (PROMPT | {"variants": [{}, {"temperature": 3}]}, Limits(), "variants.1.temperature"),
-        (PROMPT | {"variants": [{"top_p": 0}]}, Limits(), "variants.0.top_p"),
+        (PROMPT | {"variants": [{"top_p": 1.1}]}, Limits(), "variants.0.top_p"),
         (PROMPT | {"variants": [{"seed": 2**63}]}, Limits(), "variants.0.seed"),
         (PROMPT | {"variants": [{"stop": "x"}]}, Limits(), "variants.0.stop"),
         (PROMPT | {"variants": [{"label": "l" * 65}]}, Limits(), "variants.0.label"),

@@ -119,7 +119,7 @@ async def test_finish_reasons() -> None:
     [
         ({"prompt": "four"}, Limits(max_prompt_chars=3), "prompt"),
         ({"prompt": ["tw", "o!"]}, Limits(max_prompt_chars=3), "prompt"),
-        ({"prompt": ["a", "b", "c"]}, Limits(max_sequences=2), "num_return_sequences"),
+        ({"prompt": ["a", "b", "c"]}, Limits(max_sequences=2), "prompt"),
         ({"prompt": ["a", "b"], "num_return_sequences": 2}, Limits(max_sequences=3), "num_return_sequences"),
     ],
 )

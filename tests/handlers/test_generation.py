@@ -25,7 +25,8 @@ from handlers.generation import (
     room,
     sampling_params,
 )
-from handlers.schemas.requests import ChatRequest, GenerateRequest, TextPart
+from handlers.schemas.messages import TextPart
+from handlers.schemas.requests import ChatRequest, GenerateRequest
 from runtime.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -79,17 +80,28 @@ def test_prompt_chars(texts: list[str], limit: int, fits: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "n", "fits"), [(1, 4, True), (4, 1, True), (2, 2, True), (1, 5, False), (3, 2, False)]
+    ("prompts", "n", "says"),
+    [
+        (1, 4, None),
+        (4, 1, None),
+        (2, 2, None),
+        (1, 5, "n: 1 x 5 sequences are"),
+        (3, 2, "n: 3 x 2 sequences are"),
+        (5, 1, "prompt: 5 are"),
+        (5, 2, "prompt: 5 are"),
+    ],
 )
-def test_sequences(prompts: int, n: int, fits: bool) -> None:
-    """Prompts times sequences count, the limit itself is allowed, and a refusal names the setting."""
+def test_sequences(prompts: int, n: int, says: str | None) -> None:
+    """Prompts times sequences count, the limit itself is allowed, and a refusal names the setting and the field that
+    is to be changed: the prompts where they alone are too many.
+    """
     ctx = fake_context(limits=Limits(max_sequences=4))
-    if fits:
+    if says is None:
         check_sequences(prompts, n, ctx, "n")
         return
-    with pytest.raises(InvalidRequest, match=rf"n: {prompts * n} sequences .* 4 .*\(MAX_SEQUENCES\)") as caught:
+    with pytest.raises(InvalidRequest, match=rf"^{says} more than the 4 .*\(MAX_SEQUENCES\)$") as caught:
         check_sequences(prompts, n, ctx, "n")
-    assert caught.value.param == "n"
+    assert caught.value.param == says.split(":")[0]
 
 
 @pytest.mark.parametrize(("prompt", "context", "left"), [(0, 1, 1), (7, 8, 1), (8, 8, None), (9, 8, None), (1, 8, 7)])
@@ -98,7 +110,8 @@ def test_room(prompt: int, context: int, left: int | None) -> None:
     if left is not None:
         assert room(prompt, context, "prompt") == left
         return
-    with pytest.raises(ContextLengthExceeded, match=f"{prompt} tokens .* {context}") as caught:
+    says = f"maximum context length is {context} tokens. .* {prompt + 1} tokens .{prompt} in the messages, 1 in"
+    with pytest.raises(ContextLengthExceeded, match=says) as caught:
         room(prompt, context, "messages")
     assert (caught.value.code, caught.value.status, caught.value.param) == ("context_length_exceeded", 400, "messages")
 

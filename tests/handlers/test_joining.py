@@ -19,7 +19,7 @@ from tests.fakes import FakeEngine, caching, fake_context
 from tests.test_same_answer import CHAT, PAYLOADS
 
 STREAMING = [name for name, operation in OPERATIONS.items() if operation.stream]
-USAGE = {"stream_options": {"include_usage": True}}
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 CALLS = [
     pytest.param(name, payload | (USAGE if name in ("chat", "completions") else {}), id=f"{name} {i}")
     for name in STREAMING

@@ -126,9 +126,9 @@ async def test_what_is_said_is_what_the_operation_says() -> None:
     expected = await invoke("complete", payload, ctx=fake_context(FakeEngine()))
     assert encode(await _answer({"operation": "complete", "payload": payload}, ctx)) == encode(expected)
     with pytest.raises(InvalidRequest) as error:
-        await invoke("complete", {"prompt": ""}, ctx=fake_context())
+        await invoke("complete", {"prompt": []}, ctx=fake_context())
     with pytest.raises(FunctionError) as caught:
-        await _answer({"operation": "complete", "payload": {"prompt": ""}})
+        await _answer({"operation": "complete", "payload": {"prompt": []}})
     assert str(caught.value) == encode(error.value.openai()).decode()
 
 

@@ -103,7 +103,7 @@ ASKED: list[tuple[str, str, dict[str, str], bytes | None]] = [
     ("POST", "/models/a/b/unload", {}, None),
     ("POST", "/models/fake/load", JSON, b'{"model": "fake"}'),
     ("PUT", "/models/default", JSON, b'{"model": "fake"}'),
-    ("POST", "/generate", JSON, b'{"prompt": ""}'),
+    ("POST", "/generate", JSON, b'{"prompt": []}'),
     ("POST", "/v1/completions", JSON, b'{"prompt": "x", "model": "other"}'),
     ("POST", "/generate", JSON, b"{"),
     ("POST", "/generate", JSON, b"[1]"),

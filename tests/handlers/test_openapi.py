@@ -35,18 +35,20 @@ EXAMPLES = [
 ]
 # Of operations whose fields are known to the fake model only, or that answer with more if asked.
 PAYLOADS: dict[str, dict[str, Any]] = {
+    "get_model": {"model": "fake"},
     "load_model": {"model": "fake"},
     "unload_model": {"model": "fake"},
     "default_model": {"model": "fake"},
     "chat": {
         "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
         "stream_options": {"include_usage": True},
         "logprobs": True,
         "top_logprobs": 2,
     },
     "generate": {"prompt": ["x", "y"]},
     "complete": {"prompt": ["x", "y"], "logprobs": 2},
-    "completions": {"prompt": ["x", "y"], "logprobs": 2, "stream_options": {"include_usage": True}},
+    "completions": {"prompt": ["x", "y"], "logprobs": 2, "stream": True, "stream_options": {"include_usage": True}},
     "compare": {"prompt": "x", "variants": [{"seed": 1}, {"model": "other"}]},
 }
 
@@ -186,6 +188,7 @@ BASES: dict[str, dict[str, Any]] = {
         {"stop": ["s"] * 8},
         {"stop": ["s"] * 9},
         {"stop": []},
+        {"stop": [""]},
         {"stop": ""},
         {"stop": "s" * 257},
         {"stop": None},
@@ -233,8 +236,9 @@ BASES: dict[str, dict[str, Any]] = {
         {"prompt": "x"},
         {"prompt": ""},
         {"prompt": []},
-        {"prompt": ["x"] * 1024},
-        {"prompt": ["x"] * 1025},
+        {"prompt": ["x", ""]},
+        {"prompt": ["x"] * 2048},
+        {"prompt": ["x"] * 2049},
         {"prompt": 5},
         {"echo": True},
         {"max_length": 1},
@@ -250,7 +254,33 @@ BASES: dict[str, dict[str, Any]] = {
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user", "content": "x", "name": "n" * 65}]},
         {"stream_options": {}},
-        {"stream_options": {"x": 1}},
+        {"stream_options": {}, "stream": False},
+        {"stream_options": {}, "stream": True},
+        {"stream_options": {"x": 1}, "stream": True},
+        {"stream_options": {"include_obfuscation": False}, "stream": True},
+        {"stream_options": {"include_obfuscation": True}, "stream": True},
+        {"tools": []},
+        {"tools": [{}]},
+        {"tool_choice": "none"},
+        {"tool_choice": "required"},
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        {"store": False},
+        {"store": 0},
+        {"metadata": {"a": "b"}},
+        {"metadata": {"a": 1}},
+        {"best_of": 1},
+        {"best_of": 1.0},
+        {"best_of": True},
+        {"reasoning_effort": None},
+        {"reasoning_effort": "high"},
+        {"messages": [{"role": "assistant", "content": None}]},
+        {"messages": [{"role": "assistant"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [], "refusal": None}]},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": None}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "", "cache_control": {}}]}]},
         {"model": "m" * 256},
         {"model": "m" * 257},
         {"max_tokens": 0},
@@ -293,7 +323,7 @@ def test_parameters(route: Route) -> None:
     """
     fields = OPERATIONS[route.operation].request.model_fields
     described = _described(route).get("parameters", [])
-    query = list(fields) if route.method in ("GET", "DELETE") else []
+    query = [name for name in fields if name not in route.fields] if route.method in ("GET", "DELETE") else []
     assert [(parameter["in"], parameter["name"]) for parameter in described] == [
         *(("path", name) for name in route.fields),
         *(("query", name) for name in query),

@@ -173,7 +173,7 @@ async def test_concurrency_is_freed_however_a_request_ends(stream: bool) -> None
     engine = FakeEngine(pause=0.2)
     async with limited(engine, rate_limit_concurrency=1, rate_limit_requests_per_minute=10) as session:
         assert (await ask(session, "/complete", ASK | {"stream": stream})).status == 200
-        assert (await ask(session, "/complete", {"prompt": ""})).status == 400
+        assert (await ask(session, "/complete", {"prompt": []})).status == 400
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(ask(session, "/complete", ASK | {"stream": stream}), 0.3)
         await until(lambda: not engine.open_streams)
@@ -207,14 +207,14 @@ async def test_who_takes_its_answer_slowly_still_counts() -> None:
 async def test_metrics() -> None:
     """Refusals are counted by the code of the error, and the clients that are remembered."""
     async with limited(rate_limit_requests_per_minute=4) as session:
-        await ask(session, "/complete", {"prompt": ""})
+        await ask(session, "/complete", {"prompt": []})
         await ask(session, "/nowhere")
         await ask(session)
         # Prometheus has an address of its own, but here it is the same.
         key = {"Authorization": "x"}
         assert (await ask(session, "/metrics", **key)).status == 429
     async with limited(**HUNDRED) as session:
-        await ask(session, "/complete", {"prompt": ""})
+        await ask(session, "/complete", {"prompt": []})
         await ask(session, "/complete", ASK)
         shown = (await ask(session, "/metrics")).body
     assert 'warmstart:edge_refusals_total{code="invalid_request"} 1.0' in shown

@@ -38,7 +38,7 @@ async def test_errors_are_the_services_own_words() -> None:
     async with serving(fake_context(FakeEngine(fail_after=1))) as url:
         remote = Remote(url)
         for method, path, payload, said in (
-            ("POST", "/complete", {"prompt": ""}, "prompt"),
+            ("POST", "/complete", {"prompt": []}, "prompt"),
             ("POST", "/v1/chat/completions", {"messages": []}, "messages"),
             ("POST", "/models/x/load", {}, "no model 'x' here"),
         ):

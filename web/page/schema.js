@@ -6,7 +6,7 @@ import { json } from "./api.js";
  * A field of a request.
  * @typedef {object} Field
  * @property {string} name
- * @property {"number"|"integer"|"boolean"|"text"|"texts"|"map"|"object"|"list"} kind
+ * @property {"number"|"integer"|"boolean"|"text"|"texts"|"map"|"object"|"list"|"unsupported"} kind
  * @property {boolean} optional whether it may be left empty
  * @property {any} default
  * @property {number} [minimum]
@@ -48,7 +48,7 @@ export function field(name, property) {
   const [first] = kinds;
   return {
     name,
-    kind: kindOf(kinds),
+    kind: property.enum ? "unsupported" : kindOf(kinds),
     optional: (property.default ?? null) === null,
     default: property.default ?? null,
     minimum: first.minimum,
@@ -70,7 +70,8 @@ function kindOf(kinds) {
 const OURS = new Set([
   ...["model", "prompt", "messages", "variants", "label", "score", "stream", "stream_options", "n", "num_return_sequences"],
   ...["logprobs", "top_logprobs", "user", "echo", "max_completion_tokens", "max_length", "cache_control"],
+  ...["metadata", "safety_identifier", "prompt_cache_key"],
 ]);
 
 /** Whether a field is a sampling control. @param {Field} field */
-export const isControl = (field) => !OURS.has(field.name);
+export const isControl = (field) => field.kind !== "unsupported" && !OURS.has(field.name);

@@ -21,7 +21,7 @@ MODELS = [
 ]
 SAMPLING = [
     ("temperature", 0, 2, 1e-9),
-    ("top_p", 1e-9, 1, 1e-9),
+    ("top_p", 0, 1, 1e-9),
     ("top_k", 0, 1_000_000, 1),
     ("min_p", 0, 1, 1e-9),
     ("repetition_penalty", 1e-9, 10, 1e-9),
@@ -71,14 +71,13 @@ def test_ranges(
 @pytest.mark.parametrize(
     ("field", "good", "bad", "limit"),
     [
-        ("prompt", "x", "", "at least 1 character"),
-        ("prompt", ["x"] * 1024, ["x"] * 1025, "at most 1024 items"),
+        ("prompt", ["x"] * 2048, ["x"] * 2049, "at most 2048 items"),
         ("prompt", ["x"], [], "at least 1 item"),
-        ("prompt", ["x", "y"], ["x", ""], "at least 1 character"),
+        ("prompt", "", [], "at least 1 item"),
         ("stop", "x" * 256, "x" * 257, "at most 256 characters"),
         ("stop", ["x"] * 8, ["x"] * 9, "at most 8 items"),
         ("stop", "x", "", "at least 1 character"),
-        ("stop", ["x"], [], "at least 1 item"),
+        ("stop", [], [""], "at least 1 character"),
         ("model", "m", "", "at least 1 character"),
     ],
 )
@@ -137,21 +136,6 @@ def test_defaults(model: type[BaseModel], base: dict[str, Any]) -> None:
     assert {name: request[name] for name in expected} == expected
     assert not request["logprobs"]
     assert request["min_tokens" if model is ChatRequest else "min_new_tokens"] == 0
-
-
-@pytest.mark.parametrize(("model", "base"), MODELS)
-@pytest.mark.parametrize("field", ["model", "stop", "seed", "logit_bias", "logprobs"])
-def test_null_is_left_out(model: type[BaseModel], base: dict[str, Any], field: str) -> None:
-    """Null means "not given" where a field may be left empty."""
-    assert getattr(parse(model, base | {field: None}), field) is None
-
-
-@pytest.mark.parametrize(
-    "field", ["temperature", "top_p", "top_k", "repetition_penalty", "stream", "max_length", "prompt"]
-)
-def test_null_is_no_value(field: str) -> None:
-    """Null is refused where there must be a value."""
-    assert _refusal(GenerateRequest, TEXT | {field: None}).param == field
 
 
 def test_one_or_many() -> None:
@@ -302,6 +286,9 @@ def test_endless_numbers(field: str, value: object) -> None:
         (GenerateRequest, TEXT | {"stream": 1}, "stream"),
         (CompleteRequest, TEXT | {"echo": "yes"}, "echo"),
         (ChatRequest, CHAT | {"logprobs": 1}, "logprobs"),
+        (ChatRequest, CHAT | {"stream_options": {}}, "stream_options"),
+        (ChatRequest, CHAT | {"stream_options": {}, "stream": False}, "stream_options"),
+        (ChatRequest, CHAT | {"metadata": {"a": 1}}, "metadata.a"),
         (ChatRequest, CHAT | {"logprobs": "true"}, "logprobs"),
         (CompleteRequest, TEXT | {"echo": 0}, "echo"),
         (ChatRequest, CHAT | {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),

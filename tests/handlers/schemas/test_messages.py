@@ -1,0 +1,68 @@
+"""A chat's messages: what clients put back into the history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handlers.generation import chat_messages
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import ChatRequest
+from runtime.errors import InvalidRequest
+
+# What the official client's message.model_dump() has beside role and content.
+DUMPED: dict[str, Any] = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
+
+
+def _read(message: dict[str, Any]) -> str:
+    request = parse(ChatRequest, {"messages": [message]})
+    (found,) = chat_messages((message.role, message.content) for message in request.messages)
+    return found.content
+
+
+@pytest.mark.parametrize("more", [{}, DUMPED, {"tool_calls": [], "annotations": [], "refusal": ""}])
+@pytest.mark.parametrize("content", ["x", "", None])
+def test_an_answer_put_back(content: str | None, more: dict[str, Any]) -> None:
+    """The client's own dump of an answer is a message; no content is an empty text."""
+    assert _read({"role": "assistant", "content": content} | more) == (content or "")
+    assert _read({"role": "assistant"} | more) == ""
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer"])
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_others_say_something(role: str, content: dict[str, Any]) -> None:
+    """Only an assistant may have said nothing."""
+    with pytest.raises(InvalidRequest, match="^messages.0.content: field required$"):
+        _read({"role": role} | content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tool_calls", [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]),
+        ("function_call", {"name": "f", "arguments": "{}"}),
+        ("audio", {"id": "a"}),
+        ("refusal", "I cannot."),
+        ("annotations", [{"type": "url_citation"}]),
+    ],
+)
+def test_what_is_not_supported(field: str, value: object) -> None:
+    """What a model would have to be shown, and cannot be, is refused by name."""
+    with pytest.raises(InvalidRequest, match=f"^messages.0.{field}: .* not supported by this server") as caught:
+        _read({"role": "assistant", "content": None, field: value})
+    assert caught.value.param == f"messages.0.{field}"
+
+
+@pytest.mark.parametrize("mark", [{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}, None])
+def test_cache_control_of_a_part(mark: dict[str, Any] | None) -> None:
+    """Anthropic's mark for prompt caching is taken on a text part, and changes nothing."""
+    assert _read({"role": "user", "content": [{"type": "text", "text": "x", "cache_control": mark}]}) == "x"
+
+
+def test_no_other_cache_control() -> None:
+    """Marks of another kind are refused by name."""
+    part = {"type": "text", "text": "x", "cache_control": {"type": "forever"}}
+    with pytest.raises(InvalidRequest) as caught:
+        _read({"role": "user", "content": [part]})
+    assert caught.value.param == "messages.0.content.0.cache_control.type"
