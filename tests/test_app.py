@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -22,6 +23,7 @@ from handlers.context import Context
 from handlers.openapi import Route
 from handlers.schemas.requests import Cacheable
 from middleware.errors import speaks_openai
+from runtime.catalogue import ModelSpec
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
@@ -32,6 +34,7 @@ from runtime.errors import (
     TooManyRequests,
 )
 from runtime.metrics import Metrics
+from runtime.registry import Registry
 from runtime.settings import Settings
 from runtime.types import Job, Token
 from tests.fakes import FakeEngine, caching, fake_context, serving, until
@@ -41,7 +44,7 @@ Http = TestClient[web.Request, web.Application]
 
 TEXT: dict[str, Any] = {"prompt": "x"}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
-GETS = [route.path for route in ROUTES if route.method == "GET"]
+GETS = [route.plain_path.format(model="fake") for route in ROUTES if route.method == "GET"]
 # Those that generate one answer, and so stream its tokens.
 POSTS = [route.path for route in ROUTES if issubclass(OPERATIONS[route.operation].request, Cacheable)]
 # What else does something, with the fake model in the paths: what it is asked with, and of a body what it needs.
@@ -180,13 +183,15 @@ async def test_json_content_types(http: Http, content_type: str) -> None:
         pytest.param('{"prompt": "日本 😀 é"}'.encode(), id="UTF-8"),
         pytest.param(b'{"prompt": "\\ud83d\\ude00 \\u0000"}', id="escapes"),
         pytest.param(b'{"prompt": "x", "temperature": 1E0, "top_k": 1.0, "seed": -0}', id="numbers"),
+        pytest.param(b'\xef\xbb\xbf{"prompt": "x"}', id="BOM"),
+        pytest.param(b'{"prompt": "\xef\xbb\xbf"}', id="BOM in a text"),
     ],
 )
 async def test_json_in_all_its_forms(http: Http, body: bytes) -> None:
     """All that RFC 8259 calls JSON is read as such."""
     response = await _post(http, "/generate", body)
     assert response.status == 200
-    assert (await response.json())["text"] == json.loads(body)["prompt"] + "Hello there."
+    assert (await response.json())["text"] == json.loads(body.decode("utf-8-sig"))["prompt"] + "Hello there."
 
 
 # Bodies that are wrong
@@ -206,7 +211,8 @@ WRONG_BODIES = [
     pytest.param(b'{"prompt": "\x00"}', id="raw NUL"),
     pytest.param(b'{"prompt": "\\x41"}', id="wrong escape"),
     pytest.param(b'{"prompt": "x"} // comment', id="comment"),
-    pytest.param(b'\xef\xbb\xbf{"prompt": "x"}', id="BOM"),
+    pytest.param(b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "x"}', id="two BOMs"),
+    pytest.param(b'{"prompt": "x"}\xef\xbb\xbf', id="BOM at the end"),
     pytest.param(b'{"prompt": "\xff"}', id="not UTF-8"),
     pytest.param(b'{"prompt": "\xed\xa0\x80"}', id="surrogate in UTF-8"),
     pytest.param(b'{"prompt": "\xc0\xaf"}', id="overlong UTF-8"),
@@ -399,7 +405,8 @@ async def test_head_of_another_route(http: Http, path: str) -> None:
         "/v1",
         "/v1/",
         "/v1/nowhere",
-        "/v1/models/fake",
+        "/v1/models/",
+        "/v1/model/fake",
         "/chat",
         "/" + "x" * 5000,
         "/.env",
@@ -425,7 +432,7 @@ async def test_unknown_paths(http: Http, method: str, path: str) -> None:
     await _refusal(response, 404, "not_found")
 
 
-@pytest.mark.parametrize("path", GETS)
+@pytest.mark.parametrize("path", [path for path in GETS if not path.startswith("/v1/")])
 @pytest.mark.parametrize(
     ("query", "takes"),
     [
@@ -451,7 +458,9 @@ async def test_unknown_paths(http: Http, method: str, path: str) -> None:
     ],
 )
 async def test_queries(http: Http, path: str, query: str, takes: bool | None) -> None:
-    """Queries with unknown fields or empty values are 400, unknown models 404; nothing breaks the service."""
+    """Queries with unknown fields or empty values are 400, unknown models 404; nothing breaks the service. On OpenAI's
+    routes see below.
+    """
     response = await _raw(http, "GET", path + query.replace(" ", "%20"))
     if takes:
         assert response.status == 200
@@ -461,6 +470,17 @@ async def test_queries(http: Http, path: str, query: str, takes: bool | None) ->
         found = await _refusal(response, response.status)
         assert response.status in (400, 404)
         assert found["message"].isprintable()
+
+
+@pytest.mark.parametrize("query", ["?limit=20&after=x", "?api-version=2024-10-21", "?model=other", "?%ff&x=1&x=2"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/fake", "/v1/completions", "/v1/chat/completions"])
+async def test_queries_of_openai_clients(http: Http, path: str, query: str) -> None:
+    """What clients and proxies of OpenAI's and Azure's put into the query of OpenAI's routes is not looked at."""
+    body = json.dumps(BODY[path]).encode() if path in BODY else None
+    response = await _raw(
+        http, "POST" if body else "GET", path + query, data=body, headers={"Content-Type": "application/json"}
+    )
+    assert response.status == 200
 
 
 async def test_repeated_query_field(http: Http) -> None:
@@ -534,6 +554,29 @@ async def test_a_served_model_is_found_however_it_is_written(http: Http, action:
     for path in ("fake", "%66ake", "%66%61%6B%65"):
         response = await _raw(http, "POST", f"/models/{path}/{action}")
         assert (response.status, (await response.json())["id"]) == (200, "fake")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("owner/name", "owner/name"),
+        ("owner%2Fname", "owner/name"),
+        ("owner/name:adapter", "owner/name:adapter"),
+        ("owner%2Fname%3Aadapter", "owner/name:adapter"),
+        ("a/load", "a/load"),
+    ],
+)
+async def test_one_model(aiohttp_client: Client, path: str, name: str) -> None:
+    """Ids may hold slashes and colons, written as such or encoded; what is not served is 404, in OpenAI's shape."""
+    load: Any = lambda spec, progress: FakeEngine()  # noqa: E731
+    ctx = replace(fake_context(), models=Registry([ModelSpec(name, "folder", "/x")], load))
+    http = await aiohttp_client(_app(ctx))
+    found = await (await _raw(http, "GET", f"/v1/models/{path}")).json()
+    (listed,) = (await (await http.get("/v1/models")).json())["data"]
+    assert found == listed
+    assert found["id"] == name
+    refused = await _refusal(await _raw(http, "GET", f"/v1/models/{path}x"), 404, "model_not_found")
+    assert repr(name + "x") in refused["message"]
 
 
 @pytest.mark.parametrize("path", [LOAD, UNLOAD])

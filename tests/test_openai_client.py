@@ -71,6 +71,46 @@ async def test_message_kinds() -> None:
     ]
 
 
+async def test_an_answer_put_back() -> None:
+    """The client's own dump of an answer is part of the next request's history."""
+    engine = FakeEngine()
+    messages: list[Any] = [*HI]
+    async with _client(fake_context(engine)) as client:
+        for _ in range(2):
+            answer = await client.chat.completions.create(model="fake", messages=messages)
+            messages += [answer.choices[0].message.model_dump(), {"role": "user", "content": "And?"}]
+    assert [(message.role, message.content) for message in engine.chats[1]] == [
+        ("user", "Hi"),
+        ("assistant", "Hello there."),
+        ("user", "And?"),
+    ]
+
+
+async def test_values_that_ask_for_nothing() -> None:
+    """null, and neutral values of what is not supported, are as if left out."""
+    engine = FakeEngine()
+    nothing: Any = {
+        **dict.fromkeys(("temperature", "top_p", "n", "presence_penalty", "frequency_penalty", "stream", "seed")),
+        **{"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False, "stop": []},
+        **{"metadata": {"job": "1"}, "service_tier": "auto", "extra_body": {"top_k": None, "min_tokens": None}},
+    }
+    async with _client(fake_context(engine)) as client:
+        await client.chat.completions.create(model="fake", messages=HI)
+        await client.chat.completions.create(model="fake", messages=HI, **nothing)
+    assert engine.jobs[0] == engine.jobs[1]
+
+
+async def test_many_prompts() -> None:
+    """2,048 prompts in one request, answered in their order, streamed or not."""
+    prompts = [f"{i} " for i in range(2048)]
+    async with _client(fake_context(FakeEngine(words=("x",)))) as client:
+        answer = await client.completions.create(model="fake", prompt=prompts, echo=True)
+        stream = await client.completions.create(model="fake", prompt=prompts, echo=True, stream=True)
+        pieces = {chunk.choices[0].index: chunk.choices[0].text async for chunk in stream}
+    assert [choice.text for choice in answer.choices] == [f"{prompt}x" for prompt in prompts]
+    assert [pieces[index] for index in range(2048)] == [f"{prompt}x" for prompt in prompts]
+
+
 async def test_fields_of_ours() -> None:
     """Fields that OpenAI does not have are sent as the client sends extras."""
     engine = FakeEngine()
@@ -257,7 +297,8 @@ async def test_completion_stream() -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, 2]}, "prompt.0"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"n": 17}, "n"),
+        ({"prompt": ["x"] * 2049}, "prompt"),
+        ({"prompt": ["x"] * 3, "n": 1024}, "n"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -303,9 +344,13 @@ async def test_stream_that_fails_midway() -> None:
 
 
 async def test_models() -> None:
-    """The list of models, with our fields beside OpenAI's."""
+    """The list of models, with our fields beside OpenAI's, and one of them by its id."""
     async with _client() as client:
         (model,) = [model async for model in client.models.list()]
+        assert await client.models.retrieve("fake") == model
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.models.retrieve("owner/other:adapter")
+    assert caught.value.code == "model_not_found"
     assert (model.id, model.object, model.created, model.owned_by) == ("fake", "model", 1, "warmstart")
     assert model.model_extra is not None
     assert {"state": "ready", "default": True, "source": "folder"}.items() <= model.model_extra.items()
@@ -324,7 +369,10 @@ async def test_models() -> None:
         ({"logit_bias": {"the": 1}}, "logit_bias.the"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
-        ({"n": 17}, "n"),
+        ({"n": 1025}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"extra_body": {"stream_options": {"include_usage": True}, "stream": False}}, "stream_options"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -349,6 +397,7 @@ async def test_prompt_that_does_not_fit() -> None:
             await client.chat.completions.create(model="fake", messages=HI)
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
+    assert "maximum context length is 8 tokens. However, you requested 9 tokens (8 in" in caught.value.message
 
 
 async def test_unknown_model() -> None:

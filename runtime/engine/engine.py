@@ -137,10 +137,8 @@ class Engine:
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
         """See ``handlers.context.Engine``."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
-        texts = {
-            index: TextStream(self._decode, sequence.prompt, sequence.params.stop, _least(sequence.params))
-            for index, sequence in enumerate(sequences)
-        }
+        left = set(range(len(sequences)))
+        texts: dict[int, TextStream] = {}  # of those that have begun
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # of each prompt
         loop = asyncio.get_running_loop()
         request = Request(sequences, loop)
@@ -148,15 +146,16 @@ class Engine:
         worker = self._admit(lambda worker: worker.submit(request))
         timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(late(self._timeout, request)))
         try:
-            while texts:
+            while left:
                 item = await request.outbox.get()
                 if isinstance(item, ServiceError):
                     record.failed(item.code)
                     raise item
                 for index, sampled, reason in item.tokens:
-                    text = texts.get(index)
-                    if text is None:  # came after its stop string
+                    if index not in left:  # came after its stop string
                         continue
+                    if (text := texts.get(index)) is None:
+                        text = texts[index] = self._text(sequences[index])
                     if reason == "stop":
                         piece = text.flush()
                     else:
@@ -168,6 +167,7 @@ class Engine:
                             worker.cancel([sequences[index]])
                         reason = "stop"
                     if reason is not None:
+                        left.remove(index)
                         del texts[index]
                     cached = 0
                     if index in firsts:
@@ -283,13 +283,13 @@ class Engine:
         others = range(1, params.n)
         return [first, *(Sequence(prompt, params, seed, number, first, job.queued) for number in others)]
 
+    def _text(self, sequence: Sequence) -> TextStream:
+        # A stop string ends a sequence no earlier than with so many tokens.
+        least = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
+        return TextStream(self._decode, sequence.prompt, sequence.params.stop, least)
+
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _least(params: SamplingParams) -> int:
-    """A stop string ends a sequence no earlier than with so many tokens."""
-    return max(params.min_new_tokens, len(params.forced) + 1)
 
 
 def _died() -> EngineRestarting:

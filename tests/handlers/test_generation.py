@@ -116,6 +116,34 @@ def test_room(prompt: int, context: int, left: int | None) -> None:
     assert (caught.value.code, caught.value.status, caught.value.param) == ("context_length_exceeded", 400, "messages")
 
 
+def test_top_p_0_is_greedy() -> None:
+    """No probability is left but the likeliest token's, so nothing is drawn; the smallest top_p above is kept."""
+    greedy, other = (
+        sampling_params(GenerateRequest(prompt="x", top_p=top_p), max_new_tokens=7, n=1)  # type: ignore[arg-type]
+        for top_p in (0, 5e-324)
+    )
+    assert (greedy.temperature, other.temperature) == (0, 0.7)
+
+
+async def test_texts_are_encoded_a_few_at_a_time() -> None:
+    """Another request's text does not wait behind thousands."""
+    under_way: list[int] = []
+
+    class Counting(FakeEngine):
+        busy = 0
+
+        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+            self.busy += 1
+            under_way.append(self.busy)
+            await asyncio.sleep(0)
+            self.busy -= 1
+            return (int(text),)
+
+    texts = [str(i) for i in range(2048)]
+    assert await encode_all(Counting(), texts, fake_context()) == [(i,) for i in range(2048)]
+    assert max(under_way) == 16
+
+
 def test_sampling_params_carry_every_field() -> None:
     """Every sampling field reaches the engine; the template's stop strings come after the request's own."""
     request = GenerateRequest(

@@ -104,6 +104,12 @@ async def test_a_load_can_be_followed(failure: Exception | None) -> None:
     assert (events[-1]["state"], events[-1]["error"]) == (("failed", "no such weights") if failure else ("ready", None))
 
 
+async def test_one_of_them() -> None:
+    """It is the entry of the list; nothing is loaded for it."""
+    ctx = two(failure=AssertionError("asked for the model"))
+    assert await models.get({"model": "b"}, ctx) == (await models.handle({}, ctx))["data"][1]
+
+
 async def test_unload_and_switch() -> None:
     """Each answers with the model's state afterwards."""
     ctx = two()
@@ -112,7 +118,7 @@ async def test_unload_and_switch() -> None:
     assert (await models.unload({"model": "b"}, ctx))["state"] == "unloaded"
 
 
-@pytest.mark.parametrize("operation", [models.load, models.unload, models.set_default])
+@pytest.mark.parametrize("operation", [models.get, models.load, models.unload, models.set_default])
 async def test_an_unknown_model(operation: Any) -> None:
     """Is named with those that are served."""
     with pytest.raises(ModelNotFound, match="'x' here; served: a, b"):

@@ -19,6 +19,12 @@ def test_good_json_passes() -> None:
     assert loads("3") == 3
 
 
+@pytest.mark.parametrize("text", ['\ufeff["\ufeff"]', '\ufeff ["\ufeff"]'])
+def test_a_byte_order_mark_is_skipped(text: str) -> None:
+    """Before bytes and before text; inside a string it stays."""
+    assert loads(text) == loads(text.encode()) == ["\ufeff"]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -29,7 +35,10 @@ def test_good_json_passes() -> None:
         (b"[Infinity]", "Infinity"),
         (b"[-Infinity]", "-Infinity"),
         (b'{"a": "\xff"}', "UTF-8"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"\xef\xbb\xbf" * 2 + b"{}", "not JSON"),
+        (b"\xef\xbb\xbf", "not JSON"),
+        (b"{}\xef\xbb\xbf", "not JSON"),
+        (b"\xef\xbb\xbf" + b"[" * 200_000, "deeper than 100 levels"),
         (b"[" * 200_000, "deeper than 100 levels"),
         (b'{"a":' * 200_000, "deeper than 100 levels"),
         (b"[" * 200_000 + b'"', "deeper than 100 levels"),

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from runtime.chat_prompt import PLAIN_TEMPLATE, ChatEncoder
+from runtime.errors import InvalidRequest
 from runtime.sources import locate
 from runtime.tokenizer import Tokenizer
 from runtime.types import Message
@@ -123,6 +124,38 @@ def test_other_kinds_of_tokens_have_the_bytes_of_their_text() -> None:
     backend.add_special_tokens([AddedToken("[END]", special=True)])
     own = Tokenizer.from_json(backend.to_str(), None, {})
     assert [own.token_bytes(i) for i in range(4)] == [b"[UNK]", b"walk", b"##ing", b"[END]"]
+
+
+@pytest.mark.parametrize(
+    ("special", "start"),
+    [
+        ({"bos_token": "<s>", "eos_token": "</s>"}, [1]),
+        ({"eos_token": "</s>"}, [2]),
+        ({"bos_token": "<none>", "eos_token": "</s>"}, [2]),
+    ],
+)
+def test_an_empty_prompt(special: dict[str, str], start: list[int]) -> None:
+    """It is the token that begins a text, or else the one that ends one; a text with tokens is what it always is."""
+    backend = Backend(models.WordLevel({"walk": 0, "<s>": 1, "</s>": 2}))
+    own = Tokenizer.from_json(backend.to_str(), None, special)
+    assert own.encode_prompt("") == start
+    assert own.encode_prompt("walk") == own.encode("walk") == [0]
+
+
+def test_an_empty_prompt_that_adds_its_own_token() -> None:
+    """Where the tokenizer writes the beginning itself, that is the prompt."""
+    backend = Backend(models.WordLevel({"walk": 0, "<s>": 1, "</s>": 2}))
+    backend.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    own = Tokenizer.from_json(backend.to_str(), None, {"bos_token": "<s>"})
+    assert own.encode_prompt("") == [2]
+
+
+def test_an_empty_prompt_without_a_beginning() -> None:
+    """Where the model has neither, the prompt is refused."""
+    own = Tokenizer.from_json(Backend(models.WordLevel({"walk": 0})).to_str(), None, {})
+    with pytest.raises(InvalidRequest, match=r"^prompt: it has no tokens") as caught:
+        own.encode_prompt("")
+    assert caught.value.param == "prompt"
 
 
 def test_truncation_and_padding_that_a_file_asks_for_are_off() -> None:

@@ -33,7 +33,7 @@ def test_an_answer_put_back(content: str | None, more: dict[str, Any]) -> None:
 @pytest.mark.parametrize("content", [{}, {"content": None}])
 def test_others_say_something(role: str, content: dict[str, Any]) -> None:
     """Only an assistant may have said nothing."""
-    with pytest.raises(InvalidRequest, match="^messages.0.content: field required$"):
+    with pytest.raises(InvalidRequest, match=r"^messages\.0\.content: field required$"):
         _read({"role": role} | content)
 
 
@@ -49,7 +49,7 @@ def test_others_say_something(role: str, content: dict[str, Any]) -> None:
 )
 def test_what_is_not_supported(field: str, value: object) -> None:
     """What a model would have to be shown, and cannot be, is refused by name."""
-    with pytest.raises(InvalidRequest, match=f"^messages.0.{field}: .* not supported by this server") as caught:
+    with pytest.raises(InvalidRequest, match=rf"^messages\.0\.{field}: .* not supported by this server") as caught:
         _read({"role": "assistant", "content": None, field: value})
     assert caught.value.param == f"messages.0.{field}"
 

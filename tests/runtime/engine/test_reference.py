@@ -32,7 +32,7 @@ from transformers import (
 from runtime.catalogue import parse_model_name
 from runtime.engine import reference
 from runtime.engine.reference import ReferenceEngine
-from runtime.errors import DeadlineExceeded, Draining, InternalError, TooManyRequests
+from runtime.errors import DeadlineExceeded, Draining, InternalError, InvalidRequest, TooManyRequests
 from runtime.loader import load
 from runtime.logging import JsonFormatter, request_facts
 from runtime.metrics import Metrics
@@ -391,6 +391,45 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
     assert caught.value.retry_after >= 1
     gate.release(10)
     assert [len(rows[0]) for rows in await asyncio.gather(first, *waiting)] == [1, 1, 1]
+
+
+async def test_many_rows_of_one_request_take_turns(slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run a batch at a time, others come between, and each row's tokens are those that it has alone."""
+    engine, gate, _ = slow
+    gate.release(1000)
+    monkeypatch.setattr(reference, "_MOST_ROWS", 4)
+    params = SamplingParams(max_new_tokens=3, temperature=1, seed=1, n=3)
+    jobs = [Job((i + 5, 7), replace(params, seed=i)) for i in range(4)]
+    alone = [row for job in jobs for row in await run(engine, [job])]
+    while gate.acquire(blocking=False):
+        pass
+    many = asyncio.create_task(run(engine, jobs))
+    await until(lambda: engine._busy)
+    between = asyncio.create_task(run(engine, [Job((5,), GREEDY)]))
+    await until(lambda: engine._inbox.online)
+    sizes: list[int] = []
+    generate = engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda rows, deliver: (sizes.append(len(rows)), generate(rows, deliver)))
+    gate.release(1000)
+    await between
+    assert ids(await many) == ids(alone)
+    assert sizes == [1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        (Job((), GREEDY), "no tokens"),
+        (Job((5,) * 60, replace(GREEDY, max_new_tokens=6)), "context length is 64 tokens. .* 66 tokens .60 in"),
+    ],
+)
+async def test_what_does_not_fit_is_refused(tiny_gpt2: Path, job: Job, says: str) -> None:
+    """Before it reaches the model, which would fail on it."""
+    engine = build(tiny_gpt2)
+    engine.info = replace(engine.info, context_length=64)
+    with pytest.raises(InvalidRequest, match=says):
+        await run(engine, [job])
+    engine.close()
 
 
 async def test_online_requests_go_before_queued_ones(slow: Any) -> None:

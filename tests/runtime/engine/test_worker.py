@@ -125,6 +125,38 @@ async def test_more_than_fits_waits_its_turn(make: Any) -> None:
     assert max(made.runner.sizes) == 1
 
 
+async def test_many_sequences_of_one_request_take_turns(make: Any) -> None:
+    """Of one request at most half of the rows run, and its others come behind what arrives meanwhile; all are answered
+    as they would be alone, whatever prompt they belong to.
+    """
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=4)
+    many = [job((i % 20, 5, i // 20), 3, n=1 + 4 * (i % 3 == 0), temperature=1, seed=i) for i in range(40)]
+    big = asyncio.create_task(collect(made.engine, *many))
+    await until(lambda: made.scheduler.running)
+    assert made.scheduler.waiting + made.scheduler.running == 2
+    small = asyncio.create_task(collect(made.engine, job(range(5), 2)))
+    made.runner.gate.release(20)
+    await small
+    assert not big.done()
+    made.runner.gate.release(10_000)
+    assert ids(await big) == [row for one in many for row in expected(one)]
+    assert max(made.runner.sizes) <= 3
+    await until(lambda: made.idle)
+    check_pool(made.pool, [])
+
+
+async def test_leaving_ends_what_has_had_no_turn(make: Any) -> None:
+    """Of a request that nobody reads any more nothing is computed that was not begun."""
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=4)
+    big = asyncio.create_task(collect(made.engine, *(job((i, 2), FOREVER) for i in range(20))))
+    await until(lambda: made.scheduler.running)
+    big.cancel()
+    await asyncio.wait([big])
+    made.runner.gate.release(10)
+    await until(lambda: made.idle)
+    assert len(made.runner.steps) <= 2
+
+
 async def test_a_deadline_ends_a_request_wherever_it_is(make: Any) -> None:
     """Waiting or running, it ends with an error that names the setting, and is gone from the engine."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, timeout=0.05)
@@ -179,7 +211,7 @@ async def test_an_interrupted_request_goes_on(make: Any) -> None:
     await until(lambda: len(made.runner.sizes) >= 9)
     online = job((3,), 5)
     task = asyncio.create_task(collect(made.engine, online))
-    await until(lambda: made.engine._worker._online)
+    await until(lambda: len(made.engine._worker._live) == 3)
     made.runner.gate.release(3)
     await until(lambda: made.value("num_queued_requests_waiting") == 1)
     assert made.value("num_requests_running") == 2
@@ -202,7 +234,7 @@ async def test_an_interrupted_request_that_nobody_wants(make: Any) -> None:
     made.runner.gate.release(3)
     await until(lambda: len(made.runner.sizes) >= 2)
     task = asyncio.create_task(collect(made.engine, job((3,), FOREVER)))
-    await until(lambda: made.engine._worker._online)
+    await until(lambda: len(made.engine._worker._live) == 3)
     made.runner.gate.release(3)
     await until(lambda: made.engine._worker._queued)
     for one in (*queued, task):
