@@ -1,23 +1,23 @@
 """A chat's token ids: the model's own template, with every message's text kept from becoming control tokens.
 
 A template writes control tokens such as ``<|im_end|>`` around the messages. A message that contains that very text must
-reach the model as plain text, or a user could end his own turn and speak as the system. So the text of each message is
-cut inside every control token it spells; the rendered prompt is split at the cuts and the pieces are encoded apart, in
-which no control token can match. A chat without such text has no cuts and is encoded exactly as the tokenizer would.
+reach the model as plain text, or a user could end his own turn and speak as the system. So where the tokenizer finds a
+control token that a message had part in, the prompt is cut inside it, and the pieces are encoded apart, until it finds
+none. A chat without such text has no cuts and is encoded exactly as the tokenizer would.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
-import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from jinja2.exceptions import TemplateError
-
-from runtime.chat_template import render_chat
+from runtime.chat_template import ChatTemplate
 from runtime.errors import InvalidRequest
-from runtime.tokenizer import Tokenizer
-from runtime.types import Message
+from runtime.message_text import STAND_INS
+from runtime.tokenizer import Encoding, Tokenizer
+from runtime.types import Message, Role
 
 # For models that bring no chat template: readable by a base model, and documented in the README.
 PLAIN_TEMPLATE = (
@@ -25,6 +25,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+_MOST_ROUNDS = 8  # of cutting; two do for every tokenizer known
+_BATCH = 1024  # pieces of a prompt
+_MOST_SHAPES = 256  # of chats whose form is remembered
+_PROBE = "7301948"  # begins the numbers that stand for messages' texts: filters leave digits alone
+_SHOWN = re.compile(rf"(?<!['\"]text['\"]: ['\"]){_PROBE}\d{{9}}")  # not where a list of parts is printed as such
 
 
 class ChatEncoder:
@@ -37,36 +42,33 @@ class ChatEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.own_template = bool(tokenizer.chat_template)
-        self._template = tokenizer.chat_template or PLAIN_TEMPLATE
-        # Added tokens that are not control tokens are runs of white space: cutting them would change plain text.
-        control = {i: t.content for i, t in tokenizer.added_tokens.items() if t.special or not t.content.isspace()}
-        longest_first = sorted((text for text in control.values() if len(text) > 1), key=len, reverse=True)
-        self._control = re.compile(f"(?={'|'.join(map(re.escape, longest_first))})(.)", re.S) if longest_first else None
-        self._control_ids = frozenset(control)
+        self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
+        self._reads_parts = functools.lru_cache(_MOST_SHAPES)(self._probe)
+        # Added tokens that are not control tokens are runs of white space, or single characters of a language: cutting
+        # them would change plain text.
+        self._control = {
+            i: token.content
+            for i, token in tokenizer.added_tokens.items()
+            if token.special or (len(token.content) > 1 and not token.content.isspace())
+        }
+        self._spelled = frozenset(self._control.values())
+        self._openings = frozenset(text[:2] for text in self._spelled)
+        self._lengths = sorted({len(text) for text in self._spelled})
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids up to where the assistant speaks.
 
         Raises:
-            InvalidRequest: the template refuses these messages, or a message spells a control token in a way that
-                cannot be told from one.
+            InvalidRequest: the template refuses these messages or would drop one, or a message spells a control token
+                in a way that cannot be told from one.
+            ModelUnavailable: the template cannot be compiled.
         """
-        cut = _absent_marker([message.content for message in messages])
-        contents = [self._cut(message.content, cut) for message in messages]
-        # A normalizer may fold other characters into a control token's text, where no search for the text sees it.
-        if self._tokenizer.normalizes:
-            for index, content in enumerate(contents):
-                self._refuse_disguised(content, cut, f"messages.{index}.content")
-        turns = [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
-        try:
-            prompt = render_chat(self._template, turns, self._tokenizer.special_tokens)
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from None
+        for index, message in enumerate(messages):
+            _check_unicode(message.content, f"messages.{index}.content")
+        parts = self._reads_parts(tuple((message.role, bool(message.content.strip())) for message in messages))
+        prompt = self._template.render(messages, parts=parts)
         # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
-        ids = self._ids(prompt.split(cut), add_special_tokens=not self.own_template)
-        return tuple(ids)
+        return self._ids(prompt, "messages", add_special_tokens=not self.own_template)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Token ids of a text by itself, with nothing added and no control token among them.
@@ -74,29 +76,104 @@ class ChatEncoder:
         Raises:
             InvalidRequest: it spells a control token in a way that cannot be told from one.
         """
-        cut = _absent_marker([text])
-        content = self._cut(text, cut)
-        if self._tokenizer.normalizes:
-            self._refuse_disguised(content, cut, "text")
-        return tuple(self._ids(content.split(cut), add_special_tokens=False))
+        _check_unicode(text, "text")
+        return self._ids(self._template.marks.mark(text), "text", add_special_tokens=False)
 
-    def _cut(self, text: str, cut: str) -> str:
-        return self._control.sub(lambda match: match.group(1) + cut, text) if self._control else text
+    def _probe(self, shape: tuple[tuple[Role, bool], ...]) -> bool:
+        """Whether the template reads content as a list of parts, asked of it with a mark in each message's place.
 
-    def _ids(self, pieces: Sequence[str], *, add_special_tokens: bool) -> list[int]:
-        ids = self._tokenizer.encode(pieces[0], add_special_tokens=add_special_tokens)
-        for piece in pieces[1:]:
-            ids += self._tokenizer.encode(piece, add_special_tokens=False)
-        return ids
+        Args:
+            shape: each message's role, and whether it has text.
 
-    def _refuse_disguised(self, content: str, cut: str, field: str) -> None:
-        if not self._control_ids.isdisjoint(self._ids(content.split(cut), add_special_tokens=False)):
-            raise InvalidRequest("contains text that reads as a control token", param=field)
+        Raises:
+            InvalidRequest: the template drops a message that has text, or takes messages of these roles in no form.
+        """
+        marks = [f"{_PROBE}{index:09d}" if has_text else "" for index, (_, has_text) in enumerate(shape)]
+        messages = [Message(role, mark) for (role, _), mark in zip(shape, marks, strict=True)]
+        refusals = []
+        for parts in (False, True):
+            try:
+                prompt = self._template.marks.unmark(self._template.render(messages, parts=parts))
+            except InvalidRequest as error:
+                refusals.append(error)
+                continue
+            shown = {"", *_SHOWN.findall(prompt)}
+            dropped = next((index for index, mark in enumerate(marks) if mark not in shown), None)
+            if dropped is None:
+                return parts
+            refusals.insert(0, _dropped(dropped, shape[dropped][0]))
+        raise refusals[0]
+
+    def _ids(self, prompt: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a rendered text, with no control token that has a character of a message."""
+        text = self._template.marks.unmark(prompt)
+        prompt = "".join([prompt])  # a plain str
+        cuts = set[int]()
+        for _ in range(_MOST_ROUNDS):
+            ids, found = list[int](), set[int]()
+            pieces = list(itertools.pairwise([0, *sorted(cuts), len(text)]))
+            # What the tokenizer adds to a text belongs to the first piece. The others go in batches, since other
+            # threads wait while the library takes texts over and gives encodings back.
+            for first, last in itertools.pairwise([0, *range(1, len(pieces), _BATCH), len(pieces)]):
+                batch = pieces[first:last]
+                encodings = self._tokenizer.encodings(
+                    [text[start:end] for start, end in batch], add_special_tokens=add_special_tokens and first == 0
+                )
+                for (start, _), encoding in zip(batch, encodings, strict=True):
+                    ids += encoding.ids
+                    found.update(self._cuts(prompt, text, encoding, start, field))
+            if not found:
+                return tuple(ids)
+            cuts |= found
+        raise _forged(field)
+
+    def _cuts(self, prompt: str, text: str, encoding: Encoding, offset: int, field: str) -> Iterator[int]:
+        """Where to cut inside the control tokens that messages had part in.
+
+        Args:
+            prompt: as rendered.
+            text: the same with its true characters.
+            encoding: of a piece of the text.
+            offset: where the piece begins.
+            field: for errors.
+        """
+        first_of_message = self._template.marks.first_of_message
+        for index, token_id in enumerate(encoding.ids):
+            if token_id not in self._control or (place := encoding.token_to_chars(index)) is None:
+                continue
+            span = offset + place[0], offset + place[1]
+            if first_of_message(prompt, *span) is None:
+                continue
+            if token_id == self._tokenizer.unk_token_id and self._control[token_id] not in text[slice(*span)]:
+                continue  # stands for characters that the model has no tokens for
+            if span[1] - span[0] < 2:
+                raise _forged(field)
+            # Once this one is cut, others that overlap it could be found in its place.
+            for start, end in (span, *self._spelled_in(text, *span)):
+                first = first_of_message(prompt, start, end)
+                if first is not None:
+                    yield max(first, start + 1)
+
+    def _spelled_in(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Every control token that begins in a part of a text."""
+        for place in range(start, end):
+            if text[place : place + 2] in self._openings:
+                for length in self._lengths:
+                    if text[place : place + length] in self._spelled:
+                        yield place, place + length
 
 
-def _absent_marker(texts: Sequence[str]) -> str:
-    """A string that occurs in no text: private-use characters around a number nobody can guess."""
-    while True:
-        marker = f"\ue000{secrets.token_hex(8)}\ue001"
-        if not any(marker in text for text in texts):
-            return marker
+def _dropped(index: int, role: Role) -> InvalidRequest:
+    return InvalidRequest(
+        f"the model's chat template leaves out this message of role {role}, and its text would be lost",
+        param=f"messages.{index}",
+    )
+
+
+def _forged(field: str) -> InvalidRequest:
+    return InvalidRequest("contains text that reads as a control token", param=field)
+
+
+def _check_unicode(text: str, field: str) -> None:
+    if STAND_INS.search(text):
+        raise InvalidRequest("contains half a surrogate pair, which is not a character", param=field)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,37 +18,123 @@ import jinja2.nodes
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
 
+from runtime.errors import InvalidRequest, ModelUnavailable
+from runtime.message_text import Marks
+from runtime.types import Message
 
-def render_chat(template: str, messages: Sequence[Mapping[str, str]], special_tokens: Mapping[str, str]) -> str:
-    """A chat as text, up to where the assistant speaks.
+_MOST_RENDERED = 1 << 26  # characters; far beyond any context, and small enough for memory
+_MOST_SHOWN = 300  # characters of a template's own complaint
+
+
+class ChatTemplate:
+    """A model's chat template, compiled at its first use.
 
     Args:
-        template: in Jinja.
-        messages: each with ``role`` and ``content``.
+        source: in Jinja.
         special_tokens: names for the template (``bos_token``, ``eos_token``, ...) and their text.
-
-    Raises:
-        jinja2.TemplateError: the template is wrong or refuses the messages.
     """
-    return _compile(template).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
-    )
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._source = source
+        self._special_tokens = special_tokens
+
+    @property
+    def marks(self) -> Marks:
+        """Tell messages' characters in what ``render`` returns from the template's."""
+        return self._compiled[1]
+
+    def render(self, messages: Sequence[Message], *, parts: bool = False) -> str:
+        """A chat up to where the assistant speaks, the messages' text as ``marks`` writes it.
+
+        Args:
+            messages: their text may be anything.
+            parts: whether a message's content is a list with one text part, as in OpenAI's API, or a string.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, or fails on them.
+            ModelUnavailable: it cannot be compiled.
+        """
+        template, marks = self._compiled
+        turns = []
+        for message in messages:
+            content = marks.mark(message.content)
+            turns.append({"role": message.role, "content": [{"type": "text", "text": content}] if parts else content})
+        try:
+            text = template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # a template is a program, and fails like one: TypeError, RecursionError, ...
+            reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise InvalidRequest(
+                f"the model's chat template does not take these messages: {marks.unmark(reason)[:_MOST_SHOWN]}",
+                param="messages",
+            ) from error
+        return marks.recognize(text)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[jinja2.Template, Marks]:
+        environment = _Environment()
+        try:
+            tree = environment.parse(self._source)
+            texts = (node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
+            environment.marks = Marks("".join([self._source, *texts, *map(str, self._special_tokens.values())]))
+            code = environment.compile(tree)
+        except Exception as error:  # besides jinja2's errors those of Python's compiler
+            raise ModelUnavailable(
+                f"the model's chat template cannot be compiled, so that it takes prompts, but no chats: {error}"
+            ) from error
+        template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+        return template, environment.marks
 
 
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    functions: dict[str, Callable[..., Any]] = {
-        "raise_exception": _raise,
-        "strftime_now": _now,
-        "namespace": _Namespace,
-        "dict": _Dict(),
-    }
-    environment.globals.update(functions)
-    return environment.from_string(template)
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, with what transformers adds and with texts of messages that stay recognizable."""
+
+    marks: Marks
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        self.filters["tojson"] = self._to_json
+        functions: dict[str, Callable[..., Any]] = {
+            "raise_exception": _raise,
+            "strftime_now": _now,
+            "namespace": _Namespace,
+            "dict": _Dict(),
+        }
+        self.globals.update(functions)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute; a string's methods see the true characters of messages."""
+        return super().getattr(self.marks.recognize(obj) if type(obj) is str else obj, attribute)
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what a template, a macro or a block renders, up to a limit."""
+        kept, size = [], 0
+        for piece in pieces:
+            kept.append(piece)
+            size += len(piece)
+            if size > _MOST_RENDERED:
+                raise jinja2.TemplateError(f"it renders more than {_MOST_RENDERED} characters")
+        return self.marks.join(kept)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """A product or a power, unless it takes all memory or for ever."""
+        sizes = [len(side) if isinstance(side, str | list | tuple) else abs(side) for side in (left, right)]
+        if sizes[0] * sizes[1] > _MOST_RENDERED or (operator == "**" and max(sizes) > 1000):
+            raise jinja2.TemplateError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def _to_json(self, value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        """JSON without the escapes for HTML that jinja2's own filter makes."""
+        text = json.dumps(value, ensure_ascii=False, **options)
+        special = "[^\0-\x7f]" if ensure_ascii else f"[{self.marks.mark(chr(34))}{self.marks.mark(chr(92))}]"
+
+        def escape(match: re.Match[str]) -> str:
+            character = self.marks.unmark(match[0])
+            return self.marks.mark(json.dumps(character, ensure_ascii=ensure_ascii)[1:-1])
+
+        return self.marks.recognize(re.sub(special, escape, text))
 
 
 class _Generation(jinja2.ext.Extension):
@@ -93,11 +180,6 @@ class _Dict:
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Without the escapes for HTML that jinja2's own filter makes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _now(form: str) -> str:

@@ -7,7 +7,6 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -129,7 +128,7 @@ def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress) -> tuple[
 class _PythonBackend:
     """A tokenizer that transformers has in Python only, behaving like one of the tokenizers library."""
 
-    normalizer = decoder = None
+    decoder = None
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -152,13 +151,35 @@ class _PythonBackend:
         """See the tokenizers library."""
         return self._tokenizer.convert_ids_to_tokens(token_id)
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+    def encode(self, text: str, *, add_special_tokens: bool) -> _PythonEncoding:
         """See the tokenizers library."""
-        return SimpleNamespace(ids=self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return _PythonEncoding(ids, text, self.get_added_tokens_decoder())
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[_PythonEncoding]:
+        """See the tokenizers library."""
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
         """See the tokenizers library."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+
+class _PythonEncoding:
+    """Token ids, and the places of those that are added tokens, which are found in the text from left to right."""
+
+    def __init__(self, ids: list[int], text: str, added: Mapping[int, Any]) -> None:
+        self.ids = ids
+        self._places: dict[int, tuple[int, int]] = {}
+        end = 0
+        for index, token_id in enumerate(ids):
+            if token_id in added and (start := text.find(added[token_id].content, end)) >= 0:
+                end = start + len(added[token_id].content)
+                self._places[index] = start, end
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        """See the tokenizers library; None for a token that is no added one."""
+        return self._places.get(token_index)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,26 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 
 from runtime.errors import InvalidRequest
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SHORT = 4096  # characters, which take a few milliseconds
 _SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
+
+
+class Encoding(Protocol):
+    """A text's tokens, as the tokenizers library has them."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        """Start and end of a token in the text; None for one that the text does not contain."""
 
 
 class Tokenizer:
@@ -52,11 +64,6 @@ class Tokenizer:
         return text
 
     @property
-    def normalizes(self) -> bool:
-        """Whether text is rewritten before tokens are looked for."""
-        return self._backend.normalizer is not None
-
-    @property
     def eos_token_id(self) -> int | None:
         """The id of ``eos_token``, if there is one."""
         return self._special_id("eos_token")
@@ -65,6 +72,13 @@ class Tokenizer:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
 
+    @functools.cached_property
+    def unk_token_id(self) -> int | None:
+        """The id that the model gives for text it has no tokens for, if there is one."""
+        model = getattr(self._backend, "model", None)
+        unknown = getattr(model, "unk_token", self.special_tokens.get("unk_token"))
+        return None if unknown is None else self._backend.token_to_id(unknown)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; control tokens written in the text count as such.
 
@@ -72,8 +86,16 @@ class Tokenizer:
             text: any text.
             add_special_tokens: whether the tokenizer adds what it puts around every text (often a first token).
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        (encoding,) = self.encodings([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Tokens of several texts, with their places; arguments as of ``encode``."""
+        if sum(map(len, texts)) < _SHORT:
+            return [self._backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        # Unlike ``encode``, this lets other Python threads run meanwhile.
+        encodings: list[Encoding] = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return encodings
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt to continue, at least one: of a text without tokens, the one that begins a text or,
