@@ -80,34 +80,44 @@ class ChatEncoder:
         return self._ids(self._template.marks.mark(text), "text", add_special_tokens=False)
 
     def _probe(self, shape: tuple[tuple[Role, bool], ...]) -> bool:
-        """Whether the template reads content as a list of parts, asked of it with a mark in each message's place.
+        """Whether the template reads content as a list of parts rather than as a string.
 
         Args:
             shape: each message's role, and whether it has text.
 
         Raises:
-            InvalidRequest: the template drops a message that has text, or takes messages of these roles in no form.
+            InvalidRequest: the template drops a message that has text.
         """
-        marks = [f"{_PROBE}{index:09d}" if has_text else "" for index, (_, has_text) in enumerate(shape)]
-        messages = [Message(role, mark) for (role, _), mark in zip(shape, marks, strict=True)]
-        refusals = []
+        dropped = None
         for parts in (False, True):
             try:
-                prompt = self._template.marks.unmark(self._template.render(messages, parts=parts))
-            except InvalidRequest as error:
-                refusals.append(error)
-                continue
-            shown = {"", *_SHOWN.findall(prompt)}
-            dropped = next((index for index, mark in enumerate(marks) if mark not in shown), None)
-            if dropped is None:
+                missing = self._first_dropped(shape, parts)
+            except InvalidRequest:
+                continue  # rendering the chat itself will say why
+            if missing is None:
                 return parts
-            refusals.insert(0, _dropped(dropped, shape[dropped][0]))
-        raise refusals[0]
+            dropped = missing if dropped is None else dropped
+        if dropped is None:
+            return False
+        raise InvalidRequest(
+            f"the model's chat template leaves out this {shape[dropped][0]} message, and its text would be lost",
+            param=f"messages.{dropped}",
+        )
+
+    def _first_dropped(self, shape: tuple[tuple[Role, bool], ...], parts: bool) -> int | None:
+        """The index of the first message that is not rendered, asked with a number in place of each text.
+
+        A text itself says less: templates may change it, and drop the thoughts of earlier answers.
+        """
+        texts = [f"{_PROBE}{index:09d}" if has_text else "" for index, (_, has_text) in enumerate(shape)]
+        messages = [Message(role, text) for (role, _), text in zip(shape, texts, strict=True)]
+        prompt = self._template.marks.unmark(self._template.render(messages, parts=parts))
+        shown = {"", *_SHOWN.findall(prompt)}
+        return next((index for index, text in enumerate(texts) if text not in shown), None)
 
     def _ids(self, prompt: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of a rendered text, with no control token that has a character of a message."""
         text = self._template.marks.unmark(prompt)
-        prompt = "".join([prompt])  # a plain str
         cuts = set[int]()
         for _ in range(_MOST_ROUNDS):
             ids, found = list[int](), set[int]()
@@ -161,13 +171,6 @@ class ChatEncoder:
                 for length in self._lengths:
                     if text[place : place + length] in self._spelled:
                         yield place, place + length
-
-
-def _dropped(index: int, role: Role) -> InvalidRequest:
-    return InvalidRequest(
-        f"the model's chat template leaves out this message of role {role}, and its text would be lost",
-        param=f"messages.{index}",
-    )
 
 
 def _forged(field: str) -> InvalidRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,9 +98,28 @@ def end_ids(configured: int | list[int] | None, tokenizer: Tokenizer) -> tuple[i
 
 def wrap(tokenizer: Any) -> Tokenizer:
     """One of transformers' tokenizers, in Rust or in Python, as the engines see it."""
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    template = _default_template(tokenizer.chat_template)
     backend = getattr(tokenizer, "backend_tokenizer", None) or _PythonBackend(tokenizer)
     return Tokenizer(backend, template, dict(tokenizer.special_tokens_map))
+
+
+def _default_template(templates: str | Mapping[str, str] | None) -> str | None:
+    """The chat template that transformers takes for a chat without tools; None if there is none."""
+    if isinstance(templates, Mapping):
+        if "default" not in templates:
+            _log.warning(
+                "no chat template is named default, so chats are written plainly; there are %s", list(templates)
+            )
+        templates = templates.get("default")
+    if not isinstance(templates, str | None):
+        raise ValueError("a chat template is not text")
+    return templates or None
+
+
+def _processor_template(folder: Path) -> Any:
+    """The chat template of a multimodal model's processor in the older layout, ``chat_template.json``."""
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
 
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -114,6 +134,8 @@ def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress) -> tuple[
     folder, source = _source(path)
     progress("reading tokenizer", None)
     tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+    if not tokenizer.chat_template and "gguf_file" not in source:
+        tokenizer.chat_template = _processor_template(folder)
     progress("reading weights", None)
     if spec.adapter is None:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source), tokenizer

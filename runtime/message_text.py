@@ -61,9 +61,8 @@ class Marks:
 
     def first_of_message(self, rendered: str, start: int, end: int) -> int | None:
         """Where in a part of a rendered text the first character is, white space aside, that came from a message."""
-        return next(
-            (start + i for i, c in enumerate(rendered[start:end]) if c not in self._own and not c.isspace()), None
-        )
+        part = str.__getitem__(rendered, slice(start, end))
+        return next((start + i for i, c in enumerate(part) if c not in self._own and not c.isspace()), None)
 
 
 def _translate(text: str, table: dict[int, str]) -> str:
