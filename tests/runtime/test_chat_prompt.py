@@ -238,7 +238,7 @@ def test_thousands_of_added_tokens_cost_no_more_than_a_few(text: str) -> None:
         done.set()
         thread.join()
     assert len(control_ids(tokenizer, ids)) == 3
-    assert turns > 1
+    assert turns > 10
 
 
 @pytest.mark.parametrize(
