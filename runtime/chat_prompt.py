@@ -8,7 +8,6 @@ none. A chat without such text has no cuts and is encoded exactly as the tokeniz
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from runtime.chat_template import ChatTemplate
 from runtime.errors import InvalidRequest
 from runtime.message_text import STAND_INS
 from runtime.tokenizer import Encoding, Tokenizer
-from runtime.types import Message, Role
+from runtime.types import Message
 
 # For models that bring no chat template: readable by a base model, and documented in the README.
 PLAIN_TEMPLATE = (
@@ -43,7 +42,7 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self.own_template = bool(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
-        self._reads_parts = functools.lru_cache(_MOST_SHAPES)(self._probe)
+        self._forms: dict[str, bool] = {}
         # Added tokens that are not control tokens are runs of white space, or single characters of a language: cutting
         # them would change plain text.
         self._control = {
@@ -65,8 +64,7 @@ class ChatEncoder:
         """
         for index, message in enumerate(messages):
             _check_unicode(message.content, f"messages.{index}.content")
-        parts = self._reads_parts(tuple((message.role, bool(message.content.strip())) for message in messages))
-        prompt = self._template.render(messages, parts=parts)
+        prompt = self._template.render(messages, parts=self._reads_parts(messages))
         # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
         return self._ids(prompt, "messages", add_special_tokens=not self.own_template)
 
@@ -79,19 +77,26 @@ class ChatEncoder:
         _check_unicode(text, "text")
         return self._ids(self._template.marks.mark(text), "text", add_special_tokens=False)
 
-    def _probe(self, shape: tuple[tuple[Role, bool], ...]) -> bool:
-        """Whether the template reads content as a list of parts rather than as a string.
-
-        Args:
-            shape: each message's role, and whether it has text.
+    def _reads_parts(self, messages: Sequence[Message]) -> bool:
+        """Whether the template reads the content of such messages as a list of parts rather than as a string.
 
         Raises:
             InvalidRequest: the template drops a message that has text.
         """
+        shape = "".join(message.role[0].upper() if message.content.strip() else message.role[0] for message in messages)
+        if shape not in self._forms:
+            form = self._find_form(messages)
+            if len(self._forms) == _MOST_SHAPES:
+                self._forms.clear()
+            self._forms[shape] = form
+        return self._forms[shape]
+
+    def _find_form(self, messages: Sequence[Message]) -> bool:
+        """As ``_reads_parts``, by trying both."""
         dropped = None
         for parts in (False, True):
             try:
-                missing = self._first_dropped(shape, parts)
+                missing = self._first_dropped(messages, parts)
             except InvalidRequest:
                 continue  # rendering the chat itself will say why
             if missing is None:
@@ -100,20 +105,20 @@ class ChatEncoder:
         if dropped is None:
             return False
         raise InvalidRequest(
-            f"the model's chat template leaves out this {shape[dropped][0]} message, and its text would be lost",
+            f"the model's chat template leaves out this {messages[dropped].role} message, and its text would be lost",
             param=f"messages.{dropped}",
         )
 
-    def _first_dropped(self, shape: tuple[tuple[Role, bool], ...], parts: bool) -> int | None:
+    def _first_dropped(self, messages: Sequence[Message], parts: bool) -> int | None:
         """The index of the first message that is not rendered, asked with a number in place of each text.
 
         A text itself says less: templates may change it, and drop the thoughts of earlier answers.
         """
-        texts = [f"{_PROBE}{index:09d}" if has_text else "" for index, (_, has_text) in enumerate(shape)]
-        messages = [Message(role, text) for (role, _), text in zip(shape, texts, strict=True)]
-        prompt = self._template.marks.unmark(self._template.render(messages, parts=parts))
+        numbers = [f"{_PROBE}{i:09d}" if message.content.strip() else "" for i, message in enumerate(messages)]
+        probes = [Message(message.role, number) for message, number in zip(messages, numbers, strict=True)]
+        prompt = self._template.marks.unmark(self._template.render(probes, parts=parts))
         shown = {"", *_SHOWN.findall(prompt)}
-        return next((index for index, text in enumerate(texts) if text not in shown), None)
+        return next((index for index, number in enumerate(numbers) if number not in shown), None)
 
     def _ids(self, prompt: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of a rendered text, with no control token that has a character of a message."""

@@ -23,6 +23,7 @@ from runtime.message_text import Marks
 from runtime.types import Message
 
 _MOST_RENDERED = 1 << 26  # characters; far beyond any context, and small enough for memory
+_HIGHEST_POWER = 1000
 _MOST_SHOWN = 300  # characters of a template's own complaint
 
 
@@ -119,9 +120,13 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.marks.join(kept)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """A product or a power, unless it takes all memory or for ever."""
-        sizes = [len(side) if isinstance(side, str | list | tuple) else abs(side) for side in (left, right)]
-        if sizes[0] * sizes[1] > _MOST_RENDERED or (operator == "**" and max(sizes) > 1000):
+        """A product or a power, unless it takes all memory."""
+        repeated = ((text, times) for text, times in ((left, right), (right, left)) if isinstance(times, int))
+        if operator == "**":
+            huge = isinstance(right, int) and right > _HIGHEST_POWER
+        else:
+            huge = any(isinstance(text, str | list | tuple) and len(text) * n > _MOST_RENDERED for text, n in repeated)
+        if huge:
             raise jinja2.TemplateError(f"the result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
 
