@@ -43,12 +43,11 @@ class ChatEncoder:
         self.own_template = bool(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
         self._forms: dict[str, bool] = {}
-        # Added tokens that are not control tokens are runs of white space, or single characters of a language: cutting
-        # them would change plain text.
+        # Added tokens that are not control tokens are runs of white space, or words of one character: plain text.
         self._control = {
             i: token.content
             for i, token in tokenizer.added_tokens.items()
-            if token.special or (len(token.content) > 1 and not token.content.isspace())
+            if not token.content.isspace() and (token.special or len(token.content) > 1)
         }
         self._spelled = frozenset(self._control.values())
         self._openings = frozenset(text[:2] for text in self._spelled)

@@ -96,6 +96,8 @@ class MessageText(str):
     stand-ins in it: safe, but compared with the template's strings it differs.
     """
 
+    __slots__ = ("_marks", "_plain")
+
     _plain: str
     _marks: Marks
 

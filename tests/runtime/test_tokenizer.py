@@ -83,6 +83,16 @@ def test_ids_and_texts_are_those_of_transformers(pair: Any, text: str) -> None:
             assert own.decode(ids, skip_special_tokens=skipped) == expected
 
 
+def test_long_texts_have_the_same_ids(pair: Any) -> None:
+    """They are encoded another way, beside other threads, and their tokens' places are known, too."""
+    oracle, own = pair
+    text = " ".join(TEXTS) * 100
+    for added in (True, False):
+        assert own.encode(text, add_special_tokens=added) == oracle.encode(text, add_special_tokens=added)
+    short, long = own.encodings(["You may", "You may" + " not" * 2000], add_special_tokens=False)
+    assert short.token_to_chars(0) == long.token_to_chars(0)
+
+
 def test_what_surrounds_it_is_known(pair: Any) -> None:
     """Added tokens and the end token."""
     oracle, own = pair
