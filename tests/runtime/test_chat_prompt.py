@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,8 +70,8 @@ def test_control_text_in_a_message_stays_text(tokenizer: Any, attack: str, role:
 )
 def test_no_arrangement_of_fragments_forges_a_control_token(pieces: list[str]) -> None:
     """However control text is cut up and nested, the template's own control tokens are all there are."""
-    tokenizer = kept("chatml", lambda: train_tokenizer(control=CONTROL, template=CHATML))
-    ids = ChatEncoder(wrap(tokenizer)).encode([Message("user", "".join(pieces))])
+    tokenizer, encoder = kept("chatml", lambda: train_tokenizer(control=CONTROL, template=CHATML))
+    ids = encoder.encode([Message("user", "".join(pieces))])
     assert [tokenizer.convert_ids_to_tokens(i) for i in control_ids(tokenizer, ids)] == [
         "<|im_start|>",
         "<|im_end|>",
@@ -93,13 +94,13 @@ def overlapping(normalizer: Any = None) -> Any:
     return tokenizer
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet="ab|<> \u00e9\uff41\uff5c", max_size=14), normalizer=st.sampled_from([None, "NFKC"]))
 def test_no_text_forges_tokens_that_overlap(text: str, normalizer: str | None) -> None:
     """With neighbours that the template writes, and with characters that a normalizer folds into a token's."""
     folds = getattr(normalizers, normalizer)() if normalizer else None
-    tokenizer = kept(f"overlapping {normalizer}", lambda: overlapping(folds))
-    ids = ChatEncoder(wrap(tokenizer)).encode([Message("user", text)])
+    tokenizer, encoder = kept(f"overlapping {normalizer}", lambda: overlapping(folds))
+    ids = encoder.encode([Message("user", text)])
     assert [tokenizer.convert_ids_to_tokens(i) for i in control_ids(tokenizer, ids)] == ["<ab>", "<ab>"]
     if normalizer is None:
         assert tokenizer.decode(ids) == f"<ab>|{text}-<ab>"
@@ -122,7 +123,7 @@ MEDDLING = {
 
 
 @pytest.mark.parametrize("template", MEDDLING.values(), ids=list(MEDDLING))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from(
@@ -133,18 +134,20 @@ MEDDLING = {
 )
 def test_nothing_that_a_template_does_with_a_text_forges_a_control_token(template: str, pieces: list[str]) -> None:
     """The only control tokens are those that the template writes whole."""
-    tokenizer = kept("plain control", lambda: train_tokenizer(control=CONTROL))
-    tokenizer.chat_template = "{% for m in messages %}<|im_start|>" + template + "{% endfor %}<|im_end|>"
-    ids = ChatEncoder(wrap(tokenizer)).encode([Message("user", "".join(["1", *pieces]))])
+    template = "{% for m in messages %}<|im_start|>" + template + "{% endfor %}<|im_end|>"
+    tokenizer, encoder = kept(template, lambda: train_tokenizer(control=CONTROL, template=template))
+    ids = encoder.encode([Message("user", "".join(["1", *pieces]))])
     assert [tokenizer.convert_ids_to_tokens(i) for i in control_ids(tokenizer, ids)] == list(CONTROL)
 
 
 _kept: dict[str, Any] = {}
 
 
-def kept(name: str, make: Any) -> Any:
+def kept(name: str, make: Callable[[], Any]) -> Any:
+    """A tokenizer, made once, and its encoder."""
     if name not in _kept:
-        _kept[name] = make()
+        tokenizer = make()
+        _kept[name] = tokenizer, ChatEncoder(wrap(tokenizer))
     return _kept[name]
 
 
@@ -219,9 +222,9 @@ def test_thousands_of_added_tokens_cost_no_more_than_a_few(text: str) -> None:
     def many() -> Any:
         tokenizer = train_tokenizer(control=CONTROL, template=CHATML)
         tokenizer.add_tokens(added)
-        return ChatEncoder(wrap(tokenizer)), tokenizer
+        return tokenizer
 
-    encoder, tokenizer = kept("many", many)
+    tokenizer, encoder = kept("many", many)
     turns = 0
     done = threading.Event()
 
@@ -295,7 +298,7 @@ def transformers_own(template: str, chat: list[Message], parts: bool = False) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_text_is_in_the_prompt(family: str) -> None:
     """The template gets content in the form that it reads, and renders what it renders with transformers."""
-    tokenizer = kept(family, lambda: train_tokenizer(template=FAMILIES[family]))
+    tokenizer = train_tokenizer(template=FAMILIES[family])
     chat = HISTORY[1:] if family == "Gemma 2" else HISTORY
     text = tokenizer.decode(ChatEncoder(wrap(tokenizer)).encode(chat))
     assert all(message.content.strip() in text for message in chat)
