@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from runtime.chat_template import ChatTemplate
 from runtime.errors import InvalidRequest
-from runtime.message_text import STAND_INS
+from runtime.message_text import STAND_INS, Marks
 from runtime.tokenizer import Encoding, Tokenizer
 from runtime.types import Message
 
@@ -65,7 +65,7 @@ class ChatEncoder:
             _check_unicode(message.content, f"messages.{index}.content")
         prompt = self._template.render(messages, parts=self._reads_parts(messages))
         # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
-        return self._ids(prompt, "messages", add_special_tokens=not self.own_template)
+        return self._ids(prompt, self._template.marks, "messages", add_special_tokens=not self.own_template)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Token ids of a text by itself, with nothing added and no control token among them.
@@ -74,7 +74,8 @@ class ChatEncoder:
             InvalidRequest: it spells a control token in a way that cannot be told from one.
         """
         _check_unicode(text, "text")
-        return self._ids(self._template.marks.mark(text), "text", add_special_tokens=False)
+        marks = Marks("")
+        return self._ids(marks.mark(text), marks, "text", add_special_tokens=False)
 
     def _reads_parts(self, messages: Sequence[Message]) -> bool:
         """Whether the template reads the content of such messages as a list of parts rather than as a string.
@@ -119,9 +120,9 @@ class ChatEncoder:
         shown = {"", *_SHOWN.findall(prompt)}
         return next((index for index, number in enumerate(numbers) if number not in shown), None)
 
-    def _ids(self, prompt: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    def _ids(self, prompt: str, marks: Marks, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of a rendered text, with no control token that has a character of a message."""
-        text = self._template.marks.unmark(prompt)
+        text = marks.unmark(prompt)
         cuts = set[int]()
         for _ in range(_MOST_ROUNDS):
             ids, found = list[int](), set[int]()
@@ -135,23 +136,24 @@ class ChatEncoder:
                 )
                 for (start, _), encoding in zip(batch, encodings, strict=True):
                     ids += encoding.ids
-                    found.update(self._cuts(prompt, text, encoding, start, field))
+                    found.update(self._cuts(prompt, marks, text, encoding, start, field))
             if not found:
                 return tuple(ids)
             cuts |= found
         raise _forged(field)
 
-    def _cuts(self, prompt: str, text: str, encoding: Encoding, offset: int, field: str) -> Iterator[int]:
+    def _cuts(self, prompt: str, marks: Marks, text: str, encoding: Encoding, offset: int, field: str) -> Iterator[int]:
         """Where to cut inside the control tokens that messages had part in.
 
         Args:
             prompt: as rendered.
+            marks: tell whose characters its are.
             text: the same with its true characters.
             encoding: of a piece of the text.
             offset: where the piece begins.
             field: for errors.
         """
-        first_of_message = self._template.marks.first_of_message
+        first_of_message = marks.first_of_message
         for index, token_id in enumerate(encoding.ids):
             if token_id not in self._control or (place := encoding.token_to_chars(index)) is None:
                 continue

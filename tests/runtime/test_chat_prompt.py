@@ -345,7 +345,9 @@ def test_a_message_without_text_may_be_dropped() -> None:
 
 
 def test_a_template_that_does_not_compile_leaves_texts_alone() -> None:
-    """Chats are refused as the model's fault."""
-    encoder = ChatEncoder(wrap(train_tokenizer(template="{% for %}")))
+    """Only chats are refused, as the model's fault."""
+    tokenizer = train_tokenizer(template="{% for %}")
+    encoder = ChatEncoder(wrap(tokenizer))
+    assert tokenizer.decode(encoder.encode_plain("a <|endoftext|>")) == "a <|endoftext|>"
     with pytest.raises(ModelUnavailable, match="cannot be compiled"):
         encoder.encode([Message("user", "a")])
