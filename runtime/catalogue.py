@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.errors import ModelUnavailable, SettingsError
+from runtime.gguf_split import model_name, parts
 
 SourceKind = Literal["wheel", "hub", "folder", "gguf"]
 
@@ -92,7 +93,7 @@ def parse_model_name(name: str, *, setting: str = "MODEL_NAME", adapters: Path |
     if name.lower().endswith(".gguf"):
         if not path.is_file():
             raise ModelUnavailable(f"{setting} names a .gguf file that does not exist ({path.name})")
-        return ModelSpec(path.stem, "gguf", str(path.resolve()))
+        return _gguf(path)
     if path.is_dir() or name.startswith(("/", "./", "../", "~")):
         return _folder(path, setting)
     repository, _, revision = name.partition("@")
@@ -105,12 +106,20 @@ def parse_model_name(name: str, *, setting: str = "MODEL_NAME", adapters: Path |
     return ModelSpec(repository, "hub", repository, revision or None)
 
 
+def _gguf(file: Path) -> ModelSpec:
+    """A GGUF; of a split one any part names the whole, which the first part stands for.
+
+    A link is not followed: what it points to may have another name, and parts are found by theirs.
+    """
+    return ModelSpec(model_name(file), "gguf", str(file.parent.resolve() / parts(file)[0].name))
+
+
 def _folder(path: Path, setting: str) -> ModelSpec:
     if (path / "config.json").is_file():
         return ModelSpec(path.resolve().name, "folder", str(path.resolve()))
-    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    files = {parts(file)[0] for file in path.glob("*.gguf")} if path.is_dir() else set()
     if len(files) == 1:
-        return ModelSpec(files[0].stem, "gguf", str(files[0].resolve()))
+        return _gguf(files.pop())
     raise ModelUnavailable(f"{setting} names a folder with neither a config.json nor a single .gguf file ({path.name})")
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.utils import logging as transformers_logging
 
@@ -22,7 +20,10 @@ from runtime.catalogue import ModelSpec
 from runtime.convert import convert, equalize
 from runtime.engine.config import DecoderConfig, UnsupportedDecoder
 from runtime.engine.pack import WeightKind
-from runtime.errors import ModelUnavailable
+from runtime.errors import ServiceError
+from runtime.gguf_loading import GgufTensors, reading
+from runtime.load_errors import unavailable
+from runtime.load_weights import load_weights
 from runtime.progress import Progress
 from runtime.snapshot import Facts
 from runtime.snapshot_writer import Weight
@@ -30,7 +31,7 @@ from runtime.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what transformers raises for bad files
+_READING = threading.Lock()  # what is changed in libraries while a model is read, is changed for all threads
 
 
 def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progress) -> tuple[Any, Tokenizer]:
@@ -43,11 +44,11 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
         progress: told of it.
 
     Raises:
-        ModelUnavailable: the files cannot be loaded; the log has the details.
+        ModelUnavailable: the files cannot be loaded, or do not hold every weight of the model.
     """
-    with _reading(spec, progress):
+    with _reading(spec, progress) as tensors:
         number = getattr(torch, dtype)
-        model, tokenizer = _load(spec, path, number, progress)
+        model, tokenizer = _load(spec, path, number, progress, tensors)
         if spec.adapter is not None:
             for parameter in model.parameters():  # buffers keep their types, as transformers has it
                 parameter.data = parameter.data.to(number)
@@ -63,11 +64,11 @@ def serving_form(
         UnsupportedDecoder: the fast decoder does not know the model, which was then not loaded.
         ModelUnavailable: see ``read``.
     """
-    with _reading(spec, progress):
+    with _reading(spec, progress) as tensors:
         folder, source = _source(path)
         decoder = DecoderConfig.from_transformers(AutoConfig.from_pretrained(folder, **source).to_dict())
         # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
-        model, loaded = _load(spec, path, torch.float32 if source.get("gguf_file") else "auto", progress)
+        model, loaded = _load(spec, path, torch.float32 if source.get("gguf_file") else "auto", progress, tensors)
         tokenizer = wrap(loaded)
         try:
             tokenizer.to_json()
@@ -124,12 +125,13 @@ def _processor_template(folder: Path) -> Any:
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:
     """What transformers is told of a folder or a ``.gguf`` file."""
-    if path.suffix == ".gguf":
-        return path.parent, {"gguf_file": path.name, "local_files_only": True}
-    return path, {"local_files_only": True}
+    always = {"local_files_only": True, "trust_remote_code": False}  # left out, a terminal is asked whether to trust
+    if path.suffix.lower() == ".gguf":
+        return path.parent, {"gguf_file": path.name, **always}
+    return path, always
 
 
-def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress) -> tuple[Any, Any]:
+def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress, tensors: GgufTensors) -> tuple[Any, Any]:
     """A model and its tokenizer; with an adapter the model is float32, whatever was asked for."""
     folder, source = _source(path)
     progress("reading tokenizer", None)
@@ -137,12 +139,13 @@ def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress) -> tuple[
     if not tokenizer.chat_template and "gguf_file" not in source:
         tokenizer.chat_template = _processor_template(folder)
     progress("reading weights", None)
+    config = AutoConfig.from_pretrained(folder, **source)
     if spec.adapter is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source), tokenizer
+        return load_weights(spec, folder, source, config, dtype, tensors), tokenizer
     from runtime.lora import merge, read_adapter  # peft, for those who have adapters
 
     adapter = read_adapter(spec)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **source)
+    model = load_weights(spec, folder, source, config, torch.float32, tensors)
     progress("merging adapter", None)
     return merge(model, adapter), tokenizer
 
@@ -205,29 +208,16 @@ class _PythonEncoding:
 
 
 @contextlib.contextmanager
-def _reading(spec: ModelSpec, progress: Progress) -> Iterator[None]:
+def _reading(spec: ModelSpec, progress: Progress) -> Iterator[GgufTensors]:
     """Name what goes wrong, and report what transformers does."""
     try:
-        with _gguf_read_once(), _progress_of_libraries(progress):
-            yield
-    except _UNREADABLE as error:
+        with _READING, reading() as tensors, _progress_of_libraries(progress):
+            yield tensors
+    except (ServiceError, UnsupportedDecoder):
+        raise
+    except Exception as error:  # the libraries raise nothing narrower
         _log.warning("loading %s failed", spec.id, exc_info=error)
-        raise ModelUnavailable(
-            f"the files of {spec.id} cannot be loaded ({type(error).__name__}); the log has the details"
-        ) from error
-
-
-@contextlib.contextmanager
-def _gguf_read_once() -> Iterator[None]:
-    """Keep what transformers makes anew at every turn: the parsed file (four times), the table of tensor names (once a
-    module). It is three quarters of a conversion's time.
-    """
-    originals = {name: vars(gguf)[name] for name in ("GGUFReader", "get_tensor_name_map")}
-    vars(gguf).update({name: functools.lru_cache(maxsize=1)(made) for name, made in originals.items()})
-    try:
-        yield
-    finally:
-        vars(gguf).update(originals)
+        raise unavailable(spec, error) from error
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from runtime.engine.config import DecoderConfig, UnsupportedDecoder
 from runtime.engine.pack import PANEL_ROWS
+from runtime.engine.tensors import gate_up_rows
 from runtime.snapshot_writer import Weight
 
 _Arrange = Callable[[list[NDArray[np.float32]]], NDArray[np.float32]]
@@ -99,7 +100,7 @@ def _llama(take: _Taken, config: DecoderConfig) -> None:
         take.matrix(f"{i}.qkv", *(f"{old}self_attn.{part}_proj" for part in "qkv"))
         take.matrix(f"{i}.attention_out", old + "self_attn.o_proj")
         take.vectors(f"{i}.mlp_norm", old + "post_attention_layernorm")
-        rows = 2 * -(-config.intermediate // PANEL_ROWS) * PANEL_ROWS
+        rows = gate_up_rows(config.intermediate)
         take.matrix(f"{i}.gate_up", old + "mlp.gate_proj", old + "mlp.up_proj", arrange=_interleave, rows=rows)
         take.matrix(f"{i}.down", old + "mlp.down_proj")
     take.vectors("final_norm", "model.norm")

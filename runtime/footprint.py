@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime import gguf_split
 from runtime.engine.config import DecoderConfig, UnsupportedDecoder
 from runtime.snapshot import MODEL, WEIGHTS
 from runtime.sources import WEIGHT_FILES
@@ -125,7 +126,8 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
         OSError: the files cannot be read.
     """
     if path.is_file():
-        return Footprint(int(path.stat().st_size * 8 / _gguf_bits(path.name) * _BYTES[dtype]))
+        size = sum(part.stat().st_size for part in gguf_split.parts(path))
+        return Footprint(int(size * 8 / _gguf_bits(path.name) * _BYTES[dtype]))
     config = _json_of(path / "config.json")
     parameters = _parameters(path, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     try:

@@ -272,7 +272,8 @@ def _warm_up(engine: Engine | ReferenceEngine, progress: Progress, phases: Phase
 
 def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:
     config = loaded.model.config
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    text = config.get_text_config()  # a multimodal model's own configuration says nothing of texts
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return ModelInfo(
         name=spec.id,
         revision=loaded.revision or spec.revision,
@@ -282,7 +283,7 @@ def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInf
         dtype=loaded.dtype,
         device=loaded.device,
         context_length=int(context or _FALLBACK_CONTEXT),
-        vocabulary_size=int(config.vocab_size),
+        vocabulary_size=int(text.vocab_size),
         chat_template=bool(loaded.tokenizer.chat_template),
         load_seconds=seconds,
         warmup_seconds=0.0,

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Generic
 
 from runtime.catalogue import ModelSpec
-from runtime.errors import Draining, InternalError, ServiceError
+from runtime.errors import Draining, ServiceError
+from runtime.load_errors import unavailable
 from runtime.progress import Progress, Reporter
 from runtime.residence import E, Residence, Slot, to_unload
 
@@ -126,7 +127,7 @@ class Residents(Generic[E]):
         except Exception as error:
             if not isinstance(error, ServiceError):
                 _log.exception("loading %s failed", slot.spec.id)
-                error = InternalError(f"loading {slot.spec.id} failed; the log has the details")
+                error = unavailable(slot.spec, error)
             _log.error("%s is not loaded: %s", slot.spec.id, error)
             failure = error
         finally:

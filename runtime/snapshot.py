@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import threading
@@ -21,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.config import DecoderConfig
-from runtime.engine.pack import Packed, WeightKind, scale_count
+from runtime.engine.pack import Packed, WeightKind, packed_bytes, scale_count
+from runtime.engine.tensors import matrices, vectors
 from runtime.phases import Phases
 from runtime.tokenizer import Tokenizer
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
@@ -186,12 +188,38 @@ def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
                 raise DamagedSnapshot("tokenizer.json has changed")
             tokenizer = Tokenizer.from_json(text.decode(), content["chat_template"], content["special_tokens"])
         places = {name: Place(**{**p, "shape": tuple(p["shape"])}) for name, p in content["tensors"].items()}
+        _check_places(facts, places, content["size"])
         with phases.phase("weights"):
             if digest.result() != content["sha256"][WEIGHTS]:
                 raise DamagedSnapshot("weights.bin has changed")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedSnapshot(f"{type(error).__name__}: {error}") from error
     return Snapshot(facts, tokenizer, buffer, places, document["sha256"])
+
+
+def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
+    """Every tensor that the decoder reads is there, in the shape that it reads, and no other.
+
+    Whoever runs the model takes addresses and shapes from here and looks no further.
+    """
+    packed, plain = matrices(facts.decoder), vectors(facts.decoder)
+    biases = {f"{name}.bias": shape[:1] for name, shape in packed.items()}
+    if wrong := (packed | plain).keys() - places.keys() or places.keys() - (packed | plain | biases).keys():
+        raise DamagedSnapshot(f"{min(wrong)} is missing or of no use to the model")
+    for name, place in places.items():
+        matrix, kind = name in packed, facts.kind
+        shape = packed[name] if matrix else (plain | biases)[name]
+        need = packed_bytes(shape[0], shape[1], kind) if matrix else 4 * math.prod(shape)
+        spans = [(place.offset, need)]
+        if matrix and kind == "int8":
+            spans.append((-1 if place.scales is None else place.scales, 4 * scale_count(*shape)))
+        if (place.shape, place.matrix, place.size) != (shape, matrix, need) or not all(
+            0 <= start <= size - length and start % 4 == 0 for start, length in spans
+        ):
+            raise DamagedSnapshot(f"{name} is not of the model's shape {list(shape)}")
+    rotations = facts.decoder.head_dim // 2 if facts.decoder.family == "llama" else 0
+    if len(facts.decoder.inverse_frequencies) != rotations:
+        raise DamagedSnapshot(f"{len(facts.decoder.inverse_frequencies)} rotary frequencies, not {rotations}")
 
 
 def _map(file: Path, size: int) -> mmap.mmap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,14 @@ from pathlib import Path
 from runtime.adapters import adapter_files
 from runtime.catalogue import ModelSpec
 from runtime.errors import ModelUnavailable
+from runtime.gguf_split import parts
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """Of a checkpoint's weights, the first kind that is there counts."""
+
+_WHOLE = "model.safetensors"
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -27,8 +32,14 @@ def locate(spec: ModelSpec) -> Path | None:
     if spec.kind == "hub":
         return _hub_folder(spec)
     path = _wheel_file(spec) if spec.kind == "wheel" else Path(spec.location)
-    if not path.exists():
+    files = parts(path)
+    missing = [file.name for file in files if not file.exists()]
+    if len(missing) == len(files):
         raise ModelUnavailable(f"the files of {spec.id} are gone; point MODEL_NAME at them again")
+    if missing:
+        raise ModelUnavailable(
+            f"{spec.id} is split into {len(files)} files, of which {missing[0]} is missing; put all into one folder"
+        )
     return path
 
 
@@ -47,15 +58,31 @@ def identity(spec: ModelSpec, path: Path) -> str:
     merged = f"|{spec.adapter}|{_stamps(adapter)}" if adapter else ""
     if spec.kind == "hub":
         return f"{spec.location}@{path.name}{merged}"
-    files = [path]
+    files = parts(path)
     if path.is_dir():
         files = sorted(file for pattern in (*CONFIG_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
     return f"{path.resolve()}|{_stamps(files)}{merged}"
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder in transformers' layout holds weights."""
-    return any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES)
+    """Whether a folder in transformers' layout holds weights, all files of them."""
+    return any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES) and not missing_shards(folder)
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """The files that a checkpoint's index names and that are not there.
+
+    Args:
+        folder: in transformers' layout; of several checkpoints in it, the one that transformers takes counts.
+    """
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is None or (folder / _WHOLE).is_file():
+        return []
+    try:
+        shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):  # the load will say what is wrong with it
+        return []
+    return sorted(shard for shard in shards if not (folder / shard).is_file())
 
 
 def _stamps(files: Sequence[Path]) -> str:

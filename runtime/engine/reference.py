@@ -134,7 +134,8 @@ class ReferenceEngine:
         self._chat = ChatEncoder(loaded.tokenizer)
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
-        self._eos = frozenset(i for i in end_ids(configured, loaded.tokenizer) if i < loaded.model.config.vocab_size)
+        vocabulary = loaded.model.config.get_text_config().vocab_size
+        self._eos = frozenset(i for i in end_ids(configured, loaded.tokenizer) if i < vocabulary)
         # Rows that ended are fed some token until the others end; nothing reads what follows.
         self._pad = min(self._eos, default=0)
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call

@@ -459,12 +459,12 @@ def test_damaged_files_are_refused(model: Path, tmp_path: Path, harm: Callable[[
 
 def test_a_refused_adapter_costs_no_load(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files are looked at before the model's weights are read."""
-    from runtime import checkpoint
+    from runtime import load_weights
 
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(checkpoint.AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr(load_weights.AutoModelForCausalLM, "from_pretrained", never)
     assert "of type IA3" in refusal(tiny_llama, save_lora(tmp_path / "a", tiny_llama, peft_type="IA3"))
 
 
