@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 
@@ -10,6 +11,7 @@ from runtime.errors import ModelUnavailable
 
 _LONGEST = 300  # characters of a library's message that are shown
 _NAMES_SHOWN = 5
+_FOLDERS = ("HOME", "HF_HOME", "HF_HUB_CACHE", "CACHE_DIR")  # settings under which models lie
 
 _TRACE = re.compile(r"Exception raised from|Traceback \(most recent call last\)|\bframe #\d|C\+\+ CapturedTraceback")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"`<>]*", re.IGNORECASE)
@@ -19,7 +21,8 @@ _PATH = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _SECRET = re.compile(
-    r"\b(?:hf_|sk-|wsk_|ghp_|github_pat_)[\w-]{8,}|\b(?:bearer|basic)\s+\S+|\beyJ[\w-]+\.[\w.-]+|\b[A-Za-z0-9+/_-]{40,}={0,2}",
+    r"\b(?:hf_|sk-|wsk_|ghp_|github_pat_)[\w-]{8,}|\b(?:bearer|basic)\s+\S+|\beyJ[\w-]+\.[\w.-]+"
+    r"|\b(?=(?:[A-Za-z+/_-]*\d){4})[A-Za-z0-9+/_-]{40,}={0,2}",
     re.IGNORECASE,
 )
 
@@ -31,10 +34,9 @@ def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
         spec: the model that was loading.
         error: what was raised.
     """
-    places = {spec.location, spec.adapter} if spec.kind != "hub" else {spec.adapter}
-    return ModelUnavailable(
-        f"{spec.id} cannot be loaded: {reason(error, {place for place in places if place})}; {_advice(error)}"
-    )
+    places = [spec.adapter, None if spec.kind == "hub" else spec.location, *map(os.environ.get, _FOLDERS)]
+    shown = reason(error, [place for place in places if place and place != "/"])
+    return ModelUnavailable(f"{spec.id} cannot be loaded: {shown}; {_advice(error)}")
 
 
 def reason(error: Exception, places: Collection[str] = ()) -> str:
@@ -42,11 +44,11 @@ def reason(error: Exception, places: Collection[str] = ()) -> str:
 
     Args:
         error: what was raised.
-        places: paths that the message may hold, blanks and all.
+        places: paths that the message may hold. Others are told by their form, which fails where they hold blanks.
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the Python package {error.name.partition('.')[0]} is not installed"
-    text = str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "trust_remote_code" in text:
         return "its configuration names code of its own (auto_map), which is never run here"
     text = _TRACE.split(text)[0]
@@ -55,8 +57,8 @@ def reason(error: Exception, places: Collection[str] = ()) -> str:
     text = _URL.sub("(URL)", text)
     text = _PATH.sub("(path)", text)
     text = re.sub(r"\(path\)(?:/\S*)?", "(path)", text)
-    text = _SECRET.sub("(secret)", text)
-    text = " ".join(text.split()).strip(" \"'.:;")
+    text = _SECRET.sub("(hidden)", text)
+    text = " ".join(text.split()).strip(" .:;")
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rpartition(" ")[0] + " ..."
     kind = type(error).__name__

@@ -7,6 +7,7 @@ those that the options ask of this model, and neither pickles nor names of code 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from runtime.errors import ModelUnavailable
 _log = logging.getLogger("warmstart.load")
 
 _PREFIX = "base_model.model."  # of every key in an adapter's file
+_WRAPPERS = re.compile(
+    rf"^(?:(?:module|_orig_mod)\.)*({re.escape(_PREFIX)})(?:(?:module|_orig_mod)\.)*"
+)  # as of a model
 
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias"}
 _READ |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
@@ -75,10 +79,13 @@ def read_adapter(spec: ModelSpec) -> Adapter:
         if value and option not in _READ | _NO_MATTER:
             raise refused(folder, f"{option} is an option that cannot be merged")
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+        saved = load_file(weights)
     except (OSError, SafetensorError) as error:
         _log.warning("adapter %s cannot be read", folder.name, exc_info=error)
         raise refused(folder, f"{weights.name} is damaged; copy it again") from error
+    tensors = {_WRAPPERS.sub(r"\1", name): tensor.float() for name, tensor in saved.items()}
+    if len(tensors) != len(saved):
+        raise refused(folder, f"{weights.name} holds tensors twice, with and without a wrapper's prefix; save it again")
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise refused(folder, f"{broken[0]} holds numbers that are not finite; train or copy it again")
     return Adapter(folder, {name: value for name, value in config.items() if name in _READ}, tensors)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,89 @@ def save_tiny_gguf(file: Path, llama: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def rewrite_gguf(
+    source: Path,
+    file: Path,
+    *,
+    names: Callable[[str], str | None] = lambda name: name,
+    extra: Mapping[str, Any] | None = None,
+    split_tensors: int = 0,
+) -> Path:
+    """A copy of a GGUF with some of it changed.
+
+    Args:
+        source: the GGUF.
+        file: where the copy goes.
+        names: the new name of each tensor; None leaves it out.
+        extra: float32 tensors to add.
+        split_tensors: tensors of each part; 0 does not split. The parts are named as gguf-split names them.
+
+    Returns:
+        The copy, or its first part.
+    """
+    import gguf
+
+    from runtime.gguf_split import parts
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents(), split_max_tensors=split_tensors)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            kind, *element = dict.fromkeys(field.types)
+            writer.add_key_value(key, field.contents(), kind, element[0] if element else None)
+    tensors = {name: tensor for tensor in reader.tensors if (name := names(tensor.name)) is not None}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return next((part for part in file.parent.glob(f"{file.stem}-00001-of-*.gguf") if parts(part)[0] == part), file)
+
+
+def with_tensors(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """A copy of a checkpoint's folder with its tensors changed.
+
+    Args:
+        source: the folder, with one safetensors file.
+        folder: where the copy goes.
+        change: gives the new tensors for the old.
+    """
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    tensors = change(load_file(folder / "model.safetensors"))
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def save_multimodal(folder: Path, kind: str, **changes: Any) -> Path:
+    """A tiny model with a vision tower.
+
+    Args:
+        folder: where it goes.
+        kind: its ``model_type``.
+        changes: of its configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    layers = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = layers | {"vocab_size": 600, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    text |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    vision = layers | {"image_size": 28, "patch_size": 14}
+    defaults = AutoConfig.for_model(kind).to_dict()
+    parts = {
+        name: {key: value for key, value in shape.items() if key in defaults[name]}
+        | {"model_type": defaults[name]["model_type"]}
+        for name, shape in (("text_config", text), ("vision_config", vision))
+    }
+    torch.manual_seed(3)
+    AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **parts, **changes)).save_pretrained(folder)
+    train_tokenizer().save_pretrained(folder)
+    return folder

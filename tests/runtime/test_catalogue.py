@@ -49,6 +49,18 @@ def test_folders_and_files(tmp_path: Path) -> None:
     assert parse_model_name(str(model)) == ModelSpec("my-model", "folder", str(model))
 
 
+def test_parts_of_a_split_file_name_one_model(tmp_path: Path) -> None:
+    """Any of them, or their folder; a link to a file is not followed, since parts are found by their names."""
+    files = [tmp_path / f"w-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for file in files:
+        file.touch()
+    for path in (*files, tmp_path):
+        assert parse_model_name(str(path)) == ModelSpec("w", "gguf", str(files[0]))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "l-00001-of-00002.gguf").symlink_to(files[0])
+    assert parse_model_name(str(tmp_path / "links")).location.endswith("links/l-00001-of-00002.gguf")
+
+
 def test_no_message_shows_a_path(tmp_path: Path) -> None:
     """Names of files may be shown, where they lie may not."""
     for name in (tmp_path / "none.gguf", tmp_path):

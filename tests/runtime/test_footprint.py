@@ -132,6 +132,16 @@ def test_a_gguf_file_is_estimated_by_its_name(tmp_path: Path, name: str, paramet
     assert source_footprint(tmp_path / name, "float32", "float32", 1) == Footprint(int(4 * parameters))
 
 
+def test_a_split_gguf_counts_whole(tmp_path: Path) -> None:
+    """Every part adds its size."""
+    for number in (1, 2, 3):
+        (tmp_path / f"m.Q8_0-0000{number}-of-00003.gguf").write_bytes(bytes(1000))
+    one = tmp_path / "one.Q8_0.gguf"
+    one.write_bytes(bytes(3000))
+    first = tmp_path / "m.Q8_0-00001-of-00003.gguf"
+    assert source_footprint(first, "int8", "float32", 4) == source_footprint(one, "int8", "float32", 4)
+
+
 def test_a_gguf_file_of_another_name_is_a_guess(tiny_llama: Path, tmp_path: Path) -> None:
     """Within a factor of four."""
     file = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama)

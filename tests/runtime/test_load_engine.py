@@ -21,7 +21,7 @@ from runtime.loader import open_serving
 from runtime.phases import Phases
 from runtime.settings import Settings
 from runtime.types import Job, Message, SamplingParams
-from tests.models import ROOT, train_tokenizer
+from tests.models import ROOT, save_multimodal, train_tokenizer
 
 
 @contextmanager
@@ -67,6 +67,16 @@ async def test_the_fast_engine_says_what_the_reference_says(
         for field in (*same, "chat_template", "dtype"):
             assert getattr(fast.info, field) == getattr(reference.info, field)
         assert fast.chat_stops == reference.chat_stops
+
+
+async def test_a_multimodal_model_is_served_as_text(tmp_path: Path) -> None:
+    """What is told of it is told by the configuration of its text model."""
+    images = {"mm_tokens_per_image": 4, "image_token_index": 599, "boi_token_index": 598, "eoi_token_index": 597}
+    folder = save_multimodal(tmp_path / "gemma3", "gemma3", **images)
+    with loaded(folder, tmp_path, engine="auto") as engine:
+        assert engine.info.architecture == "Gemma3ForConditionalGeneration"
+        assert (engine.info.vocabulary_size, engine.info.context_length) == (600, 64)
+        assert await greedy(engine)
 
 
 async def test_a_model_the_decoder_does_not_know_is_served_all_the_same(

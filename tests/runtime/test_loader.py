@@ -323,6 +323,27 @@ def test_a_hub_model_is_downloaded_once(hub: list[str], tmp_path: Path, name: st
     assert hub == []
 
 
+def test_an_interrupted_download_goes_on(hub: list[str], tmp_path: Path) -> None:
+    """Weights of which the index names a file that is not there are asked for again."""
+    spec = parse_model_name("owner/tiny")
+    folder = loader.fetch(spec, _report(None))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert sources.missing_shards(folder) == ["model-00002-of-00002.safetensors"]
+    assert not sources.has_weights(folder)
+    hub.clear()
+    assert sources.has_weights(loader.fetch(spec, _report(None)))
+    assert hub != []
+
+
+@pytest.mark.parametrize("index", ["not json", "[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_left_to_the_load(tmp_path: Path, index: str) -> None:
+    """Which files there should be is then not known."""
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert sources.missing_shards(tmp_path) == []
+
+
 def test_what_is_on_disk_is_found_as_the_hubs_client_finds_it(hub: list[str], tmp_path: Path) -> None:
     """By branch, by tag and by commit, without asking that client."""
     for name in ("owner/tiny", "owner/tiny@v1"):

@@ -457,6 +457,22 @@ def test_damaged_files_are_refused(model: Path, tmp_path: Path, harm: Callable[[
     assert "adapter_model.safetensors is damaged; copy it again" in refusal(model, folder)
 
 
+WRAPPED = ["base_model.model._orig_mod.", "module.base_model.model.", "_orig_mod.base_model.model.module."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_prefixes_of_wrappers_are_taken_off(tiny_llama: Path, tmp_path: Path, prefix: str) -> None:
+    """Those of DataParallel, FSDP and ``torch.compile``, around the adapter or the model."""
+    tensors = random_lora(tiny_llama, ("q_proj",), 4)
+    renamed = {name.replace("base_model.model.", prefix): tensor for name, tensor in tensors.items()}
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    expected = merged(tiny_llama, write_adapter(tmp_path / "plain", tensors, **options)).state_dict()
+    found = merged(tiny_llama, write_adapter(tmp_path / "wrapped", renamed, **options)).state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in found.items())
+    both = write_adapter(tmp_path / "both", tensors | renamed, **options)
+    assert "holds tensors twice" in refusal(tiny_llama, both)
+
+
 def test_a_refused_adapter_costs_no_load(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files are looked at before the model's weights are read."""
     from runtime import load_weights

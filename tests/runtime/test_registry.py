@@ -17,7 +17,6 @@ import pytest
 from runtime.catalogue import ModelSpec
 from runtime.errors import (
     Draining,
-    InternalError,
     ModelLoading,
     ModelNotFound,
     ModelTooLarge,
@@ -183,9 +182,9 @@ async def test_a_failed_load_is_reported_and_tried_again() -> None:
 
 
 async def test_an_unexpected_failure_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """A bug in loading is an internal error to callers and whole in the log."""
-    registry = Registry([SPEC], Loads(ZeroDivisionError("/secret/path")))
-    with pytest.raises(InternalError) as caught:
+    """Whatever a library raises, the model is unavailable to callers; where its files lie is in the log only."""
+    registry = Registry([SPEC], Loads(OverflowError("/secret/path is too large")))
+    with pytest.raises(ModelUnavailable, match=r"is too large \(OverflowError\)") as caught:
         await once(registry)
     assert "/secret" not in caught.value.message
     assert "/secret/path" in caplog.text

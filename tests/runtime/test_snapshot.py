@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,20 @@ from runtime.snapshot_writer import Weight, hold, save
 from runtime.tokenizer import Tokenizer
 
 KINDS: list[WeightKind] = ["float32", "bfloat16", "int8"]
-DECODER = DecoderConfig("llama", 1, 8, 16, 2, 1, 4, 50, 32, 1e-5, "silu", True, (1.0, 0.1))
-VALUES = {
-    "embed": np.random.default_rng(0).normal(size=(5000, 7)).astype(np.float32),  # more rows than are packed at a time
-    "norm": np.arange(5, dtype=np.float32),
-    "positions": np.arange(6, dtype=np.float32).reshape(3, 2),
-    "down": np.random.default_rng(1).normal(size=(20, 33)).astype(np.float32),
+DECODER = DecoderConfig("gpt2", 1, 7, 33, 1, 1, 7, 5000, 3, 1e-5, "gelu", True)
+DICE = np.random.default_rng(0)
+MATRICES = {
+    "embed": (5000, 7),  # more rows than are packed at a time
+    "0.qkv": (21, 7),
+    "0.attention_out": (7, 7),
+    "0.up": (33, 7),
+    "0.down": (7, 33),
 }
-MATRICES = {"embed", "down"}
+VECTORS: dict[str, tuple[int, ...]] = {"positions": (3, 7), "0.qkv.bias": (21,)}
+VECTORS |= {
+    f"{norm}.{part}": (7,) for norm in ("0.attention_norm", "0.mlp_norm", "final_norm") for part in ("weight", "bias")
+}
+VALUES = {name: DICE.normal(size=shape).astype(np.float32) for name, shape in (MATRICES | VECTORS).items()}
 
 
 def facts(kind: WeightKind = "int8") -> Facts:
@@ -43,9 +51,9 @@ def weights() -> list[Weight]:
     return [Weight(name, array.shape, name in MATRICES, array.copy) for name, array in VALUES.items()]
 
 
-def made(cache: Path, kind: WeightKind = "int8") -> Path:
+def made(cache: Path, kind: WeightKind = "int8", content: list[Weight] | None = None) -> Path:
     folder = folder_of(cache, "a", "identity", kind)
-    save(folder, facts(kind), tokenizer(), weights())
+    save(folder, facts(kind), tokenizer(), weights() if content is None else content)
     return folder
 
 
@@ -85,7 +93,7 @@ def test_a_tensor_is_asked_for_as_what_it_is(tmp_path: Path) -> None:
     """No panels are handed out as a vector, nor the other way round."""
     found = open_snapshot(made(tmp_path))
     with pytest.raises(KeyError):
-        found.matrix("norm")
+        found.matrix("positions")
     with pytest.raises(KeyError):
         found.vector("embed")
 
@@ -93,9 +101,9 @@ def test_a_tensor_is_asked_for_as_what_it_is(tmp_path: Path) -> None:
 def test_arrays_outlive_the_snapshot(tmp_path: Path) -> None:
     """A view keeps the mapping, even when the folder is gone."""
     folder = made(tmp_path)
-    view = open_snapshot(folder).vector("norm")
+    view = open_snapshot(folder).vector("positions")
     shutil.rmtree(folder)
-    assert np.array_equal(view, VALUES["norm"])
+    assert np.array_equal(view, VALUES["positions"])
 
 
 def _flip(file: Path, at: int) -> None:
@@ -133,6 +141,41 @@ def test_damage_is_noticed(tmp_path: Path, harm: Any) -> None:
     folder = made(tmp_path)
     harm(folder)
     with pytest.raises(DamagedSnapshot):
+        open_snapshot(folder)
+
+
+OTHERS: dict[str, Callable[[list[Weight]], list[Weight]]] = {
+    "a matrix less": lambda w: [each for each in w if each.name != "0.up"],
+    "a vector less": lambda w: [each for each in w if each.name != "final_norm.bias"],
+    "a tensor more": lambda w: [*w, replace(w[-1], name="1.attention_norm.weight")],
+    "fewer rows": lambda w: [replace(each, shape=(20, 7)) if each.name == "0.qkv" else each for each in w],
+    "fewer columns": lambda w: [replace(each, shape=(7, 32)) if each.name == "0.down" else each for each in w],
+    "a shorter vector": lambda w: [replace(each, shape=(2, 7)) if each.name == "positions" else each for each in w],
+    "a matrix as a vector": lambda w: [replace(each, matrix=False) if each.name == "0.up" else each for each in w],
+    "a vector as a matrix": lambda w: [replace(each, matrix=True) if each.name == "positions" else each for each in w],
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=list(OTHERS))
+def test_tensors_of_another_model_are_damage(tmp_path: Path, change: Callable[[list[Weight]], list[Weight]]) -> None:
+    """Whole by its checksums, and yet nothing that its decoder could run."""
+
+    def cut(weight: Weight) -> Weight:
+        whole = weight.read()
+        return replace(weight, read=lambda: whole[tuple(slice(size) for size in weight.shape)])
+
+    folder = made(tmp_path, content=[cut(weight) for weight in change(weights())])
+    with pytest.raises(DamagedSnapshot, match=r"is missing or of no use|is not of the model's shape"):
+        open_snapshot(folder)
+
+
+@pytest.mark.parametrize("change", [{"offset": -64}, {"offset": 10**9}, {"offset": 2}, {"size": 1}, {"scales": None}])
+def test_places_outside_the_file_are_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Kernels read addresses as they are."""
+    folder = made(tmp_path)
+    tensors = json.loads((folder / "model.json").read_text())["content"]["tensors"]
+    _edit(folder, tensors=tensors | {"0.up": tensors["0.up"] | change})
+    with pytest.raises(DamagedSnapshot, match=r"0\.up"):
         open_snapshot(folder)
 
 
