@@ -21,7 +21,8 @@ from transformers.quantizers import quantizer_gguf
 
 from runtime.gguf_split import parts
 
-_PASSED_OVER = {"rope_freqs.weight"}  # not a parameter; the configuration has what it says
+# Rotary scaling: not parameters of the model, but read into its configuration.
+_PASSED_OVER = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 class GgufTensors:

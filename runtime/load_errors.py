@@ -16,10 +16,11 @@ _FOLDERS = ("HOME", "HF_HOME", "HF_HUB_CACHE", "CACHE_DIR")  # settings under wh
 _TRACE = re.compile(r"Exception raised from|Traceback \(most recent call last\)|\bframe #\d|C\+\+ CapturedTraceback")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"`<>]*", re.IGNORECASE)
 _PATH = re.compile(
-    r"""(?P<quote>['"`])(?:[a-z]:[\\/]|\\\\|~?/|\.\.?/)[^'"`\n]*(?P=quote)   # in quotes it may hold blanks
-    |(?<![\w.<])(?:[a-z]:[\\/]|\\\\|~?/|\.\.?/)[^\s'"`,;()<>]+""",
+    r"""(?P<quote>['"`])(?P<quoted>(?:[a-z]:[\\/]|\\\\|~?/|\.\.?/)[^'"`\n]*)(?P=quote)   # in quotes it may hold blanks
+    |(?<![\w.<])(?P<bare>(?:[a-z]:[\\/]|\\\\|~?/|\.\.?/)[^\s'"`,;()<>]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
+_FILE = re.compile(r"[\w.-]+\.(?:json|safetensors|bin|gguf|model|txt|jinja)", re.IGNORECASE)  # of a model
 _SECRET = re.compile(
     r"\b(?:hf_|sk-|wsk_|ghp_|github_pat_)[\w-]{8,}|\b(?:bearer|basic)\s+\S+|\beyJ[\w-]+\.[\w.-]+"
     r"|\b(?=(?:[A-Za-z+/_-]*\d){4})[A-Za-z0-9+/_-]{40,}={0,2}",
@@ -40,7 +41,7 @@ def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
 
 
 def reason(error: Exception, places: Collection[str] = ()) -> str:
-    """An exception's message as far as it may be shown: no paths, URLs, credentials or stack traces, and not too long.
+    """An exception's message as far as it may be shown: no folders, URLs, credentials or stack traces, and not long.
 
     Args:
         error: what was raised.
@@ -53,10 +54,9 @@ def reason(error: Exception, places: Collection[str] = ()) -> str:
         return "its configuration names code of its own (auto_map), which is never run here"
     text = _TRACE.split(text)[0]
     for place in sorted(places, key=len, reverse=True):
-        text = text.replace(place, "(path)")
+        text = text.replace(place, "/path")
     text = _URL.sub("(URL)", text)
-    text = _PATH.sub("(path)", text)
-    text = re.sub(r"\(path\)(?:/\S*)?", "(path)", text)
+    text = _PATH.sub(_file_name, text)
     text = _SECRET.sub("(hidden)", text)
     text = " ".join(text.split()).strip(" .:;")
     if len(text) > _LONGEST:
@@ -72,6 +72,12 @@ def named(names: Collection[str]) -> str:
     shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _file_name(path: re.Match[str]) -> str:
+    """What is shown of a path: the name of a model's file, and nothing of a folder's."""
+    name = re.split(r"[\\/]", (path["quoted"] or path["bare"]).rstrip(".:"))[-1]
+    return name if _FILE.fullmatch(name) else "(path)"
 
 
 def _advice(error: Exception) -> str:

@@ -73,6 +73,7 @@ def load_weights(
     if mismatched := info["mismatched_keys"]:
         name, found, expected = min(mismatched)
         others = f", and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        (name,) = tensors.gguf_names({name})
         raise _refused(spec, f"{name} is {list(found)} where its configuration needs {list(expected)}{others}")
     if left := _left(model, config, info, tensors):
         raise _refused(spec, f"{type(model).__name__} has no place for {named(left)}")
@@ -85,7 +86,7 @@ def _check_files(spec: ModelSpec, folder: Path) -> None:
             f"{spec.id} has a LoRA adapter among its files ({ADAPTER_CONFIG}); move the adapter to a folder of its own "
             "in ADAPTERS_DIR"
         )
-    if missing := missing_shards(folder):
+    if spec.kind in ("hub", "folder") and (missing := missing_shards(folder)):
         raise _refused(spec, f"{named(missing)} missing")
 
 
@@ -117,8 +118,10 @@ def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -
 
 def _is_mask(model: Any, name: str) -> bool:
     found = _MASK.fullmatch(name)
-    modules = {module for module, _ in model.named_modules()} if found else set()
-    return bool(found) and bool({found["module"], f"{model.base_model_prefix}.{found['module']}"} & modules)  # type: ignore[index]
+    if found is None:
+        return False
+    modules = {module for module, _ in model.named_modules()}
+    return found["module"] in modules or f"{model.base_model_prefix}.{found['module']}" in modules
 
 
 def _known_to_whole(config: Any, names: set[str]) -> set[str]:

@@ -15,7 +15,6 @@ from typing import Generic
 
 from runtime.catalogue import ModelSpec
 from runtime.errors import Draining, ServiceError
-from runtime.load_errors import unavailable
 from runtime.progress import Progress, Reporter
 from runtime.residence import E, Residence, Slot, to_unload
 
@@ -126,6 +125,8 @@ class Residents(Generic[E]):
             engine = self._load(slot.spec, progress)
         except Exception as error:
             if not isinstance(error, ServiceError):
+                from runtime.load_errors import unavailable  # of no use to a start that goes well
+
                 _log.exception("loading %s failed", slot.spec.id)
                 error = unavailable(slot.spec, error)
             _log.error("%s is not loaded: %s", slot.spec.id, error)

@@ -96,6 +96,13 @@ def test_a_part_under_another_name_is_refused(split: list[Path], tmp_path: Path)
     assert "one of 4 parts" in refusal(file)
 
 
+def test_files_beside_it_do_not_matter(tiny: Path, tmp_path: Path) -> None:
+    """Such as the index of a checkpoint whose weights were not downloaded."""
+    file = Path(shutil.copy(tiny, tmp_path / "model.gguf"))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert torch.equal(logits(model(file)), logits(model(tiny)))
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "an absent tensor": (
         {"names": lambda name: None if name == "blk.1.ffn_up.weight" else name},
@@ -114,7 +121,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
             "names": lambda name: None if name == "output_norm.weight" else name,
             "extra": {"output_norm.weight": np.ones(65, np.float32)},
         },
-        "model.norm.weight is [65] where its configuration needs [64]",
+        "output_norm.weight is [65] where its configuration needs [64]",
     ),
 }
 

@@ -39,7 +39,7 @@ def test_the_reason_is_shown(error: Exception, shown: str) -> None:
     "text",
     [
         "No such file: /srv/secret/model.bin",
-        "config '/srv/my secret/config.json' is bad",
+        "config '/srv/my secret/x' is bad",
         '[Errno 2] no: "C:\\Users\\secret\\x"',
         "see ~/secret/x and ../secret/y or ./secret",
         "in (/home/secret), and file:///secret/x",
@@ -51,12 +51,21 @@ def test_the_reason_is_shown(error: Exception, shown: str) -> None:
         "key AK1secret2345AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA is bad",
         "Overflow\nException raised from secret at /x.h:79 (most recent call first):\nframe #0: secret",
         "failed\nTraceback (most recent call last):\n  File secret",
-        "The folder /srv/My Models/mine/secret.json is no model",
+        "The folder /srv/My Models/mine/secret/a.json is no model",
     ],
 )
 def test_what_is_secret_is_left_out(text: str) -> None:
     """Paths, URLs, credentials and stack traces."""
     assert "secret" not in reason(ValueError(text), {SPEC.location})
+
+
+@pytest.mark.parametrize("text", ["at '/srv/my x/config.json' is bad", "at /srv/My Models/mine/config.json: is bad"])
+def test_the_name_of_a_models_file_stays(text: str) -> None:
+    """So that one knows which to mend."""
+    shown = reason(ValueError(text), {SPEC.location})
+    assert "at config.json" in shown
+    assert "is bad" in shown
+    assert "srv" not in shown
 
 
 def test_names_stay() -> None:
