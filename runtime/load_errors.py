@@ -61,9 +61,11 @@ def reason(error: Exception, places: Collection[str] = ()) -> str:
     text = " ".join(text.split()).strip(" .:;")
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rpartition(" ")[0] + " ..."
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {text}" if text else "there is not enough memory"
     kind = type(error).__name__
-    if not text or isinstance(error, MemoryError):
-        return "there is not enough memory" if isinstance(error, MemoryError) else kind
+    if not text:
+        return kind
     return text if isinstance(error, ImportError) else f"{text} ({kind})"
 
 

@@ -24,6 +24,7 @@ SPEC = ModelSpec("mine", "folder", "/srv/My Models/mine")
         (ValueError("Expecting value: line 1 column 7 (char 6)"), "Expecting value: line 1 column 7 (char 6)"),
         (ZeroDivisionError(), "ZeroDivisionError"),
         (MemoryError(), "there is not enough memory"),
+        (MemoryError("99 bytes are too few"), "there is not enough memory: 99 bytes are too few"),
         (
             ValueError("Please pass the argument `trust_remote_code=True`"),
             "(auto_map), which is never run",

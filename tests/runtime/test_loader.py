@@ -24,7 +24,7 @@ from runtime.engine.config import UnsupportedDecoder
 from runtime.engine.pack import WeightKind, unpack
 from runtime.errors import ModelUnavailable
 from runtime.progress import Progress
-from runtime.snapshot import Snapshot
+from runtime.snapshot import Snapshot, digest_of
 from tests.models import ROOT, save_tiny_gguf, train_tokenizer
 
 Reports = list[tuple[str, float | None]]
@@ -116,7 +116,7 @@ def _snapshot(cache: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", ["truncated weights", "no model", "no tokenizer", "empty model"])
+@pytest.mark.parametrize("damage", ["truncated weights", "no model", "no tokenizer", "empty model", "a tensor less"])
 def test_a_damaged_snapshot_is_made_again(
     tiny_gguf: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,8 +131,12 @@ def test_a_damaged_snapshot_is_made_again(
             (folder / "model.json").unlink()
         case "no tokenizer":
             (folder / "tokenizer.json").unlink()
-        case _:
+        case "empty model":
             (folder / "model.json").write_text("")
+        case _:
+            content = json.loads((folder / "model.json").read_text())["content"]
+            del content["tensors"]["0.down"]
+            (folder / "model.json").write_text(json.dumps({"sha256": digest_of(content), "content": content}))
     assert np.array_equal(matrix(serving(spec, tmp_path), "0.down"), expected)
     assert "damaged" in caplog.text
     assert not converts(spec, tmp_path)
