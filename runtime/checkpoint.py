@@ -13,15 +13,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from runtime.bars import bar_class
 from runtime.catalogue import ModelSpec
 from runtime.convert import convert, equalize
+from runtime.end_tokens import end_ids, gguf_end_ids
 from runtime.engine.config import DecoderConfig, UnsupportedDecoder
 from runtime.engine.pack import WeightKind
 from runtime.errors import ServiceError
+from runtime.gguf_config import complete
+from runtime.gguf_header import GGUFHeader, read_header
 from runtime.gguf_loading import GgufTensors, reading
+from runtime.gguf_tokenizer import build_tokenizer
 from runtime.load_errors import unavailable
 from runtime.load_weights import load_weights
 from runtime.progress import Progress
@@ -32,6 +37,12 @@ from runtime.tokenizer import Tokenizer
 _log = logging.getLogger("warmstart.load")
 
 _READING = threading.Lock()  # what is changed in libraries while a model is read, is changed for all threads
+_MAPPED_AS = {  # architectures of GGUF files that transformers has under another name
+    "gpt-oss": "gpt_oss",
+    "minimax-m2": "minimax_m2",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
 
 
 def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progress) -> tuple[Any, Tokenizer]:
@@ -48,11 +59,12 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
     """
     with _reading(spec, progress) as tensors:
         number = getattr(torch, dtype)
-        model, tokenizer = _load(spec, path, number, progress, tensors)
+        header = _header(path)
+        model, tokenizer = _load(spec, path, header, _config(path, header), number, progress, tensors)
         if spec.adapter is not None:
             for parameter in model.parameters():  # buffers keep their types, as transformers has it
                 parameter.data = parameter.data.to(number)
-        return model.to(device).eval(), wrap(tokenizer)
+        return model.to(device).eval(), tokenizer
 
 
 def serving_form(
@@ -65,11 +77,12 @@ def serving_form(
         ModelUnavailable: see ``read``.
     """
     with _reading(spec, progress) as tensors:
-        folder, source = _source(path)
-        decoder = DecoderConfig.from_transformers(AutoConfig.from_pretrained(folder, **source).to_dict())
+        header = _header(path)
+        config = _config(path, header)
+        decoder = DecoderConfig.from_transformers(config.to_dict())
         # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
-        model, loaded = _load(spec, path, torch.float32 if source.get("gguf_file") else "auto", progress, tensors)
-        tokenizer = wrap(loaded)
+        number = "auto" if header is None else torch.float32
+        model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
         try:
             tokenizer.to_json()
         except Exception as error:  # the library raises nothing narrower
@@ -89,12 +102,6 @@ def serving_form(
             ),
         )
         return facts, tokenizer, weights
-
-
-def end_ids(configured: int | list[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a sequence: the generation config's, and the tokenizer's own."""
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 
 
 def wrap(tokenizer: Any) -> Tokenizer:
@@ -131,23 +138,53 @@ def _source(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, always
 
 
-def _load(spec: ModelSpec, path: Path, dtype: Any, progress: Progress, tensors: GgufTensors) -> tuple[Any, Any]:
+def _header(path: Path) -> GGUFHeader | None:
+    """The header of a ``.gguf`` file; None for a folder."""
+    return read_header(path) if path.suffix.lower() == ".gguf" else None
+
+
+def _config(path: Path, header: GGUFHeader | None) -> Any:
+    """A model's configuration in transformers' form, with all in it that a GGUF file says."""
+    folder, source = _source(path)
+    config = AutoConfig.from_pretrained(folder, **source)
+    if header is not None:
+        mappings: Any = GGUF_CONFIG_MAPPING
+        mapped = mappings.get(_MAPPED_AS.get(header.architecture, header.architecture), {})
+        complete(config, header, {key for key, name in mapped.items() if name is not None})
+    return config
+
+
+def _load(
+    spec: ModelSpec,
+    path: Path,
+    header: GGUFHeader | None,
+    config: Any,
+    dtype: Any,
+    progress: Progress,
+    tensors: GgufTensors,
+) -> tuple[Any, Tokenizer]:
     """A model and its tokenizer; with an adapter the model is float32, whatever was asked for."""
     folder, source = _source(path)
     progress("reading tokenizer", None)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-    if not tokenizer.chat_template and "gguf_file" not in source:
-        tokenizer.chat_template = _processor_template(folder)
+    if header is None:
+        loaded = AutoTokenizer.from_pretrained(folder, **source)
+        if not loaded.chat_template:
+            loaded.chat_template = _processor_template(folder)
+        tokenizer = wrap(loaded)
+    else:
+        tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
-    config = AutoConfig.from_pretrained(folder, **source)
-    if spec.adapter is None:
-        return load_weights(spec, folder, source, config, dtype, tensors), tokenizer
-    from runtime.lora import merge, read_adapter  # peft, for those who have adapters
+    if spec.adapter is not None:
+        from runtime.lora import merge, read_adapter  # peft, for those who have adapters
 
-    adapter = read_adapter(spec)
-    model = load_weights(spec, folder, source, config, torch.float32, tensors)
-    progress("merging adapter", None)
-    return merge(model, adapter), tokenizer
+        adapter, dtype = read_adapter(spec), torch.float32
+    model = load_weights(spec, folder, source, config, dtype, tensors)
+    if header is not None:
+        model.generation_config.eos_token_id = list(gguf_end_ids(header.metadata))
+    if spec.adapter is not None:
+        progress("merging adapter", None)
+        model = merge(model, adapter)
+    return model, tokenizer
 
 
 class _PythonBackend:

@@ -15,8 +15,14 @@ CHATML = (
 )
 
 
-def train_tokenizer(*, control: tuple[str, ...] = (), template: str | None = None, normalizer: Any = None) -> Any:
-    """A byte-level BPE tokenizer of 600 tokens, ``<|endoftext|>`` (and ``control``) its control tokens."""
+def train_tokenizer(
+    *,
+    first: str = "<|endoftext|>",
+    control: tuple[str, ...] = (),
+    template: str | None = None,
+    normalizer: Any = None,
+) -> Any:
+    """A byte-level BPE tokenizer of 600 tokens, ``first`` (and ``control``) its control tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -27,12 +33,12 @@ def train_tokenizer(*, control: tuple[str, ...] = (), template: str | None = Non
         tokenizer.normalizer = normalizer
     trainer = trainers.BpeTrainer(
         vocab_size=600,
-        special_tokens=["<|endoftext|>", *control],
+        special_tokens=[first, *control],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((ROOT / "LICENSE").read_text().splitlines(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=first, eos_token=first)
     fast.chat_template = template
     return fast
 
@@ -62,13 +68,16 @@ def save_tiny_gpt2(folder: Path) -> Path:
 def save_tiny_llama(folder: Path, **changes: Any) -> Path:
     """A Llama of 2 layers: rotary positions, grouped heads, ChatML control tokens and template.
 
+    Only one of its tokens ends a text, so that greedy texts are long enough to compare.
+
     Args:
         changes: of its configuration.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = train_tokenizer(control=("<|im_start|>", "<|im_end|>"), template=CHATML)
+    control = ("<|im_start|>", "<|im_end|>")
+    tokenizer = train_tokenizer(first="<|begin_of_text|>", control=control, template=CHATML)
     tokenizer.eos_token = "<|im_end|>"
     torch.manual_seed(11)
     shape = {
@@ -89,8 +98,23 @@ def save_tiny_llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def save_tiny_gguf(file: Path, llama: Path) -> Path:
-    """The tiny Llama of a folder as a GGUF file, as llama.cpp's converter lays it out (float32)."""
+def add_key(writer: Any, key: str, value: Any) -> None:
+    """Metadata of a GGUF file, in the type that converters give such values."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add.get(type(value), writer.add_array)(key, value)
+
+
+def save_tiny_gguf(
+    file: Path, llama: Path, keys: Mapping[str, Any] | None = None, tensors: Mapping[str, Any] | None = None
+) -> Path:
+    """The tiny Llama of a folder as a GGUF file, as llama.cpp's converter lays it out (float32).
+
+    Args:
+        file: where to.
+        llama: the folder.
+        keys: further metadata, in place of what the file has under the same key.
+        tensors: further tensors.
+    """
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -108,6 +132,7 @@ def save_tiny_gguf(file: Path, llama: Path) -> Path:
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     tokens = [tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))]
     control = set(tokenizer.added_tokens_decoder)
     writer.add_token_list(tokens)
@@ -117,6 +142,11 @@ def save_tiny_gguf(file: Path, llama: Path) -> Path:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHATML)
+    for key, value in (keys or {}).items():
+        writer.kv_data[0].pop(key, None)
+        add_key(writer, key, value)
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor)
 
     def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:  # llama.cpp rotates neighbours, not halves
         size = weight.shape[0] // heads // 2

@@ -15,13 +15,16 @@ _TO_FOLDER = """
 import sys
 from pathlib import Path
 import torch
-from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+from runtime.gguf_header import read_header
+from runtime.gguf_tokenizer import build_tokenizer
 
 file, folder = Path(sys.argv[1]), sys.argv[2]
-tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-template = GGUFReader(file).get_field("tokenizer.chat_template")
-tokenizer.chat_template = tokenizer.chat_template or (template.contents() if template else None)
+own = build_tokenizer(read_header(file).metadata)  # transformers' own reading of GGUF files knows few pre-tokenizers
+backend = Tokenizer.from_str(own.to_json())
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **own.special_tokens)
+tokenizer.chat_template = own.chat_template
 tokenizer.save_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(
     file.parent, gguf_file=file.name, dtype=torch.bfloat16,

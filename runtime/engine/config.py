@@ -7,7 +7,7 @@ by the reference engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -131,6 +131,7 @@ def _llama(config: Mapping[str, Any]) -> DecoderConfig:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
     context = config["max_position_embeddings"]
+    frequencies, attention_factor = _rotation(_rope(config), head_dim, context)
     return DecoderConfig(
         family="llama",
         layers=config["num_hidden_layers"],
@@ -144,7 +145,8 @@ def _llama(config: Mapping[str, Any]) -> DecoderConfig:
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=_activation(config.get("hidden_act", "silu")),
         tied=config.get("tie_word_embeddings", False),
-        inverse_frequencies=_inverse_frequencies(_rope(config), head_dim, context),
+        inverse_frequencies=frequencies,
+        rope_attention_factor=attention_factor,
     )
 
 
@@ -165,18 +167,32 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _inverse_frequencies(rope: Mapping[str, Any], head_dim: int, context: int) -> tuple[float, ...]:
-    """Radians per position: the plain ones, linearly interpolated ones, or those of Llama 3.1 (its reference code)."""
+def _rotation(rope: Mapping[str, Any], head_dim: int, context: int) -> tuple[tuple[float, ...], float]:
+    """Radians per position, and the factor of cosines and sines.
+
+    Frequencies are the plain ones, linearly interpolated ones, those of Llama 3.1 (its reference code), those of YaRN
+    (arXiv:2309.00071), or the plain ones over a divisor each (LongRoPE, arXiv:2402.13753) where short and long texts
+    have the same divisors.
+    """
     plain: list[float] = [rope["rope_theta"] ** (-i / head_dim) for i in range(0, head_dim, 2)]
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
-        return tuple(plain)
+        return tuple(plain), 1.0
     if kind == "linear":
-        return tuple(frequency / rope["factor"] for frequency in plain)
-    if kind != "llama3":
-        raise UnsupportedDecoder(f"rotary positions of type {kind}")
-    factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        return tuple(frequency / rope["factor"] for frequency in plain), 1.0
     trained: int = rope.get("original_max_position_embeddings") or context
+    if kind == "longrope" and rope["short_factor"] == rope["long_factor"] and "attention_factor" in rope:
+        divided = (frequency / factor for frequency, factor in zip(plain, rope["short_factor"], strict=True))
+        return tuple(divided), float(rope["attention_factor"])
+    if kind == "llama3":
+        return _llama3(plain, rope, trained), 1.0
+    if kind == "yarn" and "attention_factor" in rope and rope.get("truncate", True):
+        return _yarn(plain, rope, trained), float(rope["attention_factor"])
+    raise UnsupportedDecoder(f"rotary positions of type {kind}")
+
+
+def _llama3(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tuple[float, ...]:
+    factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
 
     def scaled(frequency: float) -> float:
         turns = trained * frequency / (2 * math.pi)  # over the context it was trained on
@@ -184,3 +200,21 @@ def _inverse_frequencies(rope: Mapping[str, Any], head_dim: int, context: int) -
         return share * frequency + (1 - share) * frequency / factor
 
     return tuple(map(scaled, plain))
+
+
+def _yarn(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tuple[float, ...]:
+    factor, base = float(rope["factor"]), float(rope["rope_theta"])
+    last = 2 * len(plain) - 1
+
+    def pair(turns: float) -> float:
+        """The pair of values, counted in fractions, that turns so often over the trained context."""
+        return len(plain) * math.log(trained / (turns * 2 * math.pi)) / math.log(base)
+
+    low = max(0, math.floor(pair(rope.get("beta_fast") or 32)))
+    high = min(last, math.ceil(pair(rope.get("beta_slow") or 1)))
+
+    def scaled(i: int, frequency: float) -> float:
+        share = 1 - min(1.0, max(0.0, (i - low) / (high - low or 0.001)))  # of the plain frequency
+        return share * frequency + (1 - share) * frequency / factor
+
+    return tuple(scaled(i, frequency) for i, frequency in enumerate(plain))

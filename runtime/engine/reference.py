@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
-from runtime.checkpoint import end_ids
 from runtime.device import release_memory, usable_cores
+from runtime.end_tokens import end_ids
 from runtime.engine.text import TextStream
 from runtime.engine.waiting import Inbox, late
 from runtime.errors import (

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from runtime.chat_prompt import PLAIN_TEMPLATE, ChatEncoder
 from runtime.errors import InvalidRequest
-from runtime.sources import locate
 from runtime.tokenizer import Tokenizer
 from runtime.types import Message
 from tests.models import CHATML, ROOT, train_tokenizer
@@ -56,12 +55,12 @@ def sentencepiece_like() -> Any:
 @pytest.fixture(scope="module", params=["embedded", "gpt2", "llama", "sentencepiece"])
 def pair(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path, embedded_snapshot: Any) -> Any:
     """transformers' tokenizer, and ours after a way through JSON."""
-    if request.param == "embedded":
-        from runtime.catalogue import CATALOGUE
-
-        file = locate(CATALOGUE["smollm2-135m-instruct"])
-        assert file is not None
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), embedded_snapshot.tokenizer
+    if request.param == "embedded":  # its tokens: test_gguf_tokenizer.py
+        own = embedded_snapshot.tokenizer
+        backend = Backend.from_str(own.to_json())
+        oracle = PreTrainedTokenizerFast(tokenizer_object=backend, **own.special_tokens)
+        oracle.chat_template = own.chat_template
+        return oracle, own
     oracle = {
         "gpt2": lambda: AutoTokenizer.from_pretrained(tiny_gpt2),
         "llama": lambda: AutoTokenizer.from_pretrained(tiny_llama),
