@@ -13,7 +13,6 @@ from handlers.generation import (
     Plan,
     chat_messages,
     check_least,
-    check_logit_bias,
     check_prompt_chars,
     check_sequences,
     room,
@@ -95,12 +94,11 @@ async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine
         InvalidRequest: a limit is exceeded, or the template refuses the messages.
         ContextLengthExceeded: the chat does not fit.
     """
-    check_logit_bias(request, engine)
     ids = await engine.encode_chat(messages, queued=ctx.queued)
     asked = _params(request, engine.chat_stops)
     limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
     check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued),))
+    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued, "messages"),))
 
 
 def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:

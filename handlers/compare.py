@@ -16,7 +16,6 @@ from handlers.context import Context, Engine
 from handlers.generation import (
     Plan,
     chat_messages,
-    check_logit_bias,
     check_prompt_chars,
     check_sequences,
     generating,
@@ -133,7 +132,6 @@ async def _run(
     settings, answer, now = side.settings, side.answer, ctx.clock.monotonic
     try:
         async with ctx.models.lease(side.model) as engine:
-            check_logit_bias(settings, engine)
             ids = await _prompt(settings, messages, engine, ctx)
             params = sampling_params(
                 settings,
@@ -145,7 +143,10 @@ async def _run(
                 stop=engine.chat_stops if messages else (),
             )
             begun, first = now(), 0.0
-            async with generating(Plan(engine, (Job(ids, params, ctx.queued),)), ctx) as (collected, tokens):
+            async with generating(Plan(engine, (Job(ids, params, ctx.queued, _field(settings)),)), ctx) as (
+                collected,
+                tokens,
+            ):
                 async for token in tokens:
                     first = first or now()
                     if token.text or token.finish_reason:

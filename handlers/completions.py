@@ -14,7 +14,6 @@ from handlers.generation import (
     Collected,
     Plan,
     check_least,
-    check_logit_bias,
     check_prompt_chars,
     check_sequences,
     collecting,
@@ -95,7 +94,6 @@ def _params(request: CompletionsRequest) -> SamplingParams:
 
 async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Plan:
     """Check a request against the model, and tokenize it."""
-    check_logit_bias(request, engine)
     asked = _params(request)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):

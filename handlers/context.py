@@ -77,6 +77,7 @@ class Engine(Protocol):
         """Generate for all jobs at once; every item is exactly one token. Closing the generator cancels the work.
 
         Raises:
+            InvalidRequest: the model has no token of one of the ids that a job names.
             TooManyRequests: the queue is full.
             DeadlineExceeded: it took longer than allowed.
             Draining: the service is shutting down.

@@ -83,20 +83,6 @@ def check_least(least: int, most: int, field_name: str, bounds: str) -> None:
         )
 
 
-def check_logit_bias(request: Sampling, engine: Engine) -> None:
-    """Refuse tokens that the model does not have.
-
-    Raises:
-        InvalidRequest: names the token and the size of the vocabulary.
-    """
-    size = engine.info.vocabulary_size
-    if (largest := max(request.logit_bias or (), default=0)) >= size:
-        raise InvalidRequest(
-            f"logit_bias: {largest} is no token id of this model; its vocabulary has {size} tokens, counted from 0",
-            param="logit_bias",
-        )
-
-
 def sampling_params(
     request: Sampling,
     *,

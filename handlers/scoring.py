@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from handlers.context import Engine
-from runtime.errors import InvalidRequest
 from runtime.types import Job, SamplingParams, Token
 
 
@@ -26,13 +25,10 @@ async def score(
         The text's tokens, each with its log-probability by the model alone.
 
     Raises:
-        InvalidRequest: the model's vocabulary lacks one of the ids.
         ServiceError: see ``Engine.stream``; ``ContextLengthExceeded`` if there is no room for both.
     """
     if not text:
         return []
-    if max(text) >= engine.info.vocabulary_size:  # some tokenizers know tokens that their model does not
-        raise InvalidRequest(f"{max(text)} is no token id of this model")
     params = SamplingParams(max_new_tokens=len(text), temperature=0, logprobs=top, forced=tuple(text))
     async with aclosing(engine.stream([Job(tuple(prompt), params, queued)])) as tokens:
         return [token async for token in tokens]

@@ -12,7 +12,6 @@ from handlers.context import Context, Engine
 from handlers.generation import (
     Plan,
     check_least,
-    check_logit_bias,
     check_prompt_chars,
     check_sequences,
     encode_all,
@@ -46,7 +45,6 @@ async def plan(request: TextRequest, engine: Engine, ctx: Context) -> Plan:
         InvalidRequest: a limit is exceeded.
         ContextLengthExceeded: a prompt does not fit.
     """
-    check_logit_bias(request, engine)
     asked = _question(request)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):

@@ -22,6 +22,7 @@ from runtime.convert import convert, equalize
 from runtime.end_tokens import end_ids, gguf_end_ids
 from runtime.engine.config import DecoderConfig, UnsupportedDecoder
 from runtime.engine.pack import WeightKind
+from runtime.engine.token_ids import known_ids
 from runtime.errors import ServiceError
 from runtime.gguf_config import complete
 from runtime.gguf_header import GGUFHeader, read_header
@@ -97,9 +98,7 @@ def serving_form(
             parameters=sum(p.numel() for p in model.parameters()),
             kind=kind,
             decoder=decoder,
-            end_ids=tuple(
-                i for i in end_ids(model.generation_config.eos_token_id, tokenizer) if i < decoder.vocabulary
-            ),
+            end_ids=known_ids(end_ids(model.generation_config.eos_token_id, tokenizer), decoder.vocabulary),
         )
         return facts, tokenizer, weights
 

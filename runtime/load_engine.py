@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.catalogue import ModelSpec
 from runtime.chat_prompt import ChatEncoder
@@ -270,6 +270,12 @@ def _warm_up(engine: Engine | ReferenceEngine, progress: Progress, phases: Phase
     engine.info = replace(engine.info, warmup_seconds=phases.seconds["warm-up"])
 
 
+def _vocabulary(model: Any) -> int:
+    """Tokens for which one of transformers' models has both an embedding and a logit."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(int(table.weight.shape[0]) for table in tables if table is not None)
+
+
 def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:
     config = loaded.model.config
     text = config.get_text_config()  # a multimodal model's own configuration says nothing of texts
@@ -283,7 +289,7 @@ def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInf
         dtype=loaded.dtype,
         device=loaded.device,
         context_length=int(context or _FALLBACK_CONTEXT),
-        vocabulary_size=int(text.vocab_size),
+        vocabulary_size=_vocabulary(loaded.model),
         chat_template=bool(loaded.tokenizer.chat_template),
         load_seconds=seconds,
         warmup_seconds=0.0,

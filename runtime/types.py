@@ -74,11 +74,13 @@ class Job:
         params: how its tokens are chosen.
         queued: whether nobody waits for the answer right now. Others then go before it and may interrupt it, which
             changes nothing about its answer.
+        field: the request's field that the prompt comes from, for messages of errors.
     """
 
     token_ids: tuple[int, ...]
     params: SamplingParams
     queued: bool = False
+    field: str = "prompt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from handlers.context import Clock, Context, Limits
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as TextSequence
 from runtime.engine.slots import BlockPool
+from runtime.engine.token_ids import check_token_ids
 from runtime.errors import ModelNotFound, ServiceError
 from runtime.response_cache import ResponseCache
 from runtime.settings import Settings
@@ -71,20 +72,24 @@ class FakeEngine:
     open_streams: int = 0
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        length = self.token_length if isinstance(self.token_length, int) else self.token_length(text)
-        return tuple(range(length))
+        return tuple(i % self.info.vocabulary_size for i in range(self._length(text)))
 
     async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
         self.chats.append(tuple(messages))
         return await self.encode("".join(message.content for message in messages))
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        return await self.encode(text)
+        return tuple(range(self._length(text)))
+
+    def _length(self, text: str) -> int:
+        return self.token_length if isinstance(self.token_length, int) else self.token_length(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.words[token_id].encode() if token_id < len(self.words) else b""
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
+        for job in jobs:
+            check_token_ids(job, self.info.vocabulary_size, self.token_bytes)
         self.jobs.append(tuple(jobs))
         self.open_streams += 1
         sent = 0

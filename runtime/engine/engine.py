@@ -17,6 +17,7 @@ from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.text import TextStream
+from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.engine.waiting import late
 from runtime.engine.worker import Request, Worker
 from runtime.errors import (
@@ -183,7 +184,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """One short generation on the calling thread, before any request, which leaves nothing in the cache."""
-        prompt = tuple(self._tokenizer.encode("Warm up.")) or (0,)
+        prompt = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (0,)
         sequence = Sequence(prompt, SamplingParams(max_new_tokens=3, temperature=0), seed=0)
         sequence.blocks = list(range(-(-sequence.capacity // self._runner.block_tokens)))
         for _ in range(3):
@@ -268,6 +269,7 @@ class Engine:
         try:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
+            check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
             if first.capacity > self.info.context_length:
                 raise ContextLengthExceeded.of(self.info.context_length, len(prompt), params.max_new_tokens)
             if not self._scheduler.fits(first):

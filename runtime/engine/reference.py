@@ -27,6 +27,7 @@ from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.device import release_memory, usable_cores
 from runtime.end_tokens import end_ids
 from runtime.engine.text import TextStream
+from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.engine.waiting import Inbox, late
 from runtime.errors import (
     ContextLengthExceeded,
@@ -134,8 +135,7 @@ class ReferenceEngine:
         self._chat = ChatEncoder(loaded.tokenizer)
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
-        vocabulary = loaded.model.config.get_text_config().vocab_size
-        self._eos = frozenset(i for i in end_ids(configured, loaded.tokenizer) if i < vocabulary)
+        self._eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
         # Rows that ended are fed some token until the others end; nothing reads what follows.
         self._pad = min(self._eos, default=0)
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
@@ -189,6 +189,8 @@ class ReferenceEngine:
             for job in jobs:
                 self._check(job)
             self._admit(queued)
+            for job in jobs:
+                check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
@@ -216,7 +218,7 @@ class ReferenceEngine:
 
     def warm_up(self) -> None:
         """One short generation on the calling thread, so that the first request does not pay for first times."""
-        ids = tuple(self._tokenizer.encode("Warm up.")) or (self._pad,)
+        ids = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (self._pad,)
         params = SamplingParams(max_new_tokens=2, temperature=0)
         self._generate([_Row(ids, params, 0, 0, 0, self._text(ids, params))], lambda tokens: True)
 

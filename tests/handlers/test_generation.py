@@ -231,7 +231,7 @@ async def test_cached_tokens_of_several_prompts() -> None:
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
 async def test_logit_bias_knows_the_vocabulary(operation: Any, payload: dict[str, Any]) -> None:
-    """The last token can be biased; the next id is refused by the field's name, before anything is tokenized."""
+    """The last token can be biased; the next id is refused by the field's name."""
     engine = FakeEngine()
     await operation.handle(payload | {"logit_bias": {"255": 1}}, fake_context(engine))
     assert engine.jobs[0][0].params.logit_bias == ((255, 1.0),)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 FOLDER = _HERE / "build"
-_OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC", "-pthread")
+OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC", "-pthread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def levels() -> tuple[Level, ...]:
 @cache
 def digest() -> str:
     """Of the sources and the way they are compiled."""
-    found = hashlib.sha256(repr((_OPTIONS, [level.options for level in levels()])).encode())
+    found = hashlib.sha256(repr((OPTIONS, [level.options for level in levels()])).encode())
     for file in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")]):
         found.update(file.name.encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:16]
@@ -95,7 +95,7 @@ def build() -> bool:
     for path, level in wanted.items():
         if not path.exists():
             partial = path.with_suffix(f".{os.getpid()}")
-            command = [program, *_OPTIONS, *level.options, str(_HERE / "decoder.cpp"), "-o", str(partial)]
+            command = [program, *OPTIONS, *level.options, str(_HERE / "decoder.cpp"), "-o", str(partial)]
             running.append((subprocess.Popen(command), command, partial, path))  # noqa: S603 - our own command
     for process, command, partial, path in running:
         if process.wait():

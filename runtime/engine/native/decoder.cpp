@@ -1,58 +1,23 @@
 // A step of a GPT-2 or Llama decoder on the CPU, from token ids to chosen tokens, in one call without Python.
 //
-// All sequences' tokens of a step pass through the linear layers together, packed [tokens, columns]. native.py describes
-// the model and the step with the structures below.
+// All sequences' tokens of a step pass through the linear layers together, packed [tokens, columns]. layout.h has the
+// structures that describe the model and the step.
 
 #include <sys/mman.h>
 
 #include <cstdlib>
 #include <new>
+#include <system_error>
 #include <vector>
 
 #include "attention.h"
+#include "check.h"
 #include "gemm.h"
+#include "layout.h"
 #include "pool.h"
 #include "sample.h"
 
 namespace warmstart {
-
-enum Family { kGpt2 = 0, kLlama = 1 };
-enum Activation { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3 };
-
-// Layouts shared with native.py.
-struct Tensor {
-    const void* data;
-    const float* scales;
-    const float* bias;
-};
-
-struct Layer {
-    Tensor attention_norm, qkv, attention_out, mlp_norm, up, down;  // up: gate and up by turns of 16 rows for Llama
-};
-
-struct Config {
-    int32_t family, activation, kind, half_kv;
-    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;  // intermediate padded to 16
-    int32_t threads, max_tokens, blocks;
-    float epsilon, rope_factor;
-    const float* inverse_frequencies;  // [head_dim / 2]
-    const float* positions;            // [context, hidden], GPT-2
-    Tensor embed, final_norm, head;
-    const Layer* layer;
-};
-
-struct Step {
-    int32_t sequences, tokens, outputs;
-    const int32_t* ids;           // [tokens]
-    const int32_t* starts;        // [sequences + 1] first token of each sequence
-    const int32_t* at;            // [sequences] position of its first token
-    const int32_t* tables;        // [sequences + 1] where its blocks begin in `blocks`
-    const int32_t* blocks;
-    const int32_t* output_tokens;  // [outputs] tokens behind which to choose, ascending
-    const Choice* choices;        // [outputs]
-    Chosen* chosen;               // [outputs]
-    float* logits;                // [outputs, vocabulary] copy of the raw logits, or null
-};
 
 template <class T>
 class Buffer {  // aligned, never initialized
@@ -75,6 +40,24 @@ class Buffer {  // aligned, never initialized
     size_t size_ = 0;
 };
 
+// Memory for keys and values: pages come into being when first written, so an idle service holds none of it.
+class Pages {
+  public:
+    explicit Pages(size_t bytes) : bytes_(bytes) {
+        void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (found == MAP_FAILED) throw std::bad_alloc();
+        data_ = (uint8_t*)found;
+    }
+    ~Pages() { munmap(data_, bytes_); }
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    uint8_t* get() const { return data_; }
+
+  private:
+    uint8_t* data_;
+    size_t bytes_;
+};
+
 inline Floats activate(Floats x, int activation) {
     switch (activation) {
         case kSilu: return x / (exponential(-x) + 1.0f);
@@ -94,18 +77,12 @@ class Decoder {
   public:
     explicit Decoder(const Config& config)
         : c_(config), layer_(config.layer, config.layer + config.layers), pool_(config.threads),
-          found_(pool_.threads()), scores_(pool_.threads()) {
+          kv_block_((size_t)2 * c_.head_dim * kBlockTokens * (c_.half_kv ? 2 : 4)),
+          kv_(kv_block_ * c_.kv_heads * c_.blocks * c_.layers), found_(pool_.threads()), scores_(pool_.threads()) {
         heads_width_ = c_.heads * c_.head_dim;
         qkv_width_ = (c_.heads + 2 * c_.kv_heads) * c_.head_dim;
         up_width_ = c_.family == kLlama ? 2 * c_.intermediate : c_.intermediate;
         vocabulary_width_ = (c_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        element_ = c_.half_kv ? 2 : 4;
-        kv_block_ = (size_t)2 * c_.head_dim * kBlockTokens * element_;
-        kv_bytes_ = kv_block_ * c_.kv_heads * c_.blocks * c_.layers;
-        // Pages come into being when first written, so an idle service holds none of this.
-        kv_ = (uint8_t*)mmap(nullptr, kv_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                             -1, 0);
-        if (kv_ == MAP_FAILED) throw std::bad_alloc();
         const size_t m = c_.max_tokens;
         const int widest = std::max({c_.hidden, heads_width_, c_.intermediate});
         x_.reserve(m * c_.hidden);
@@ -118,26 +95,29 @@ class Decoder {
         offset_.reserve(m * groups_);
     }
 
-    ~Decoder() { munmap(kv_, kv_bytes_); }
-
-    void step(const Step& s) {
-        pool_.begin();
+    // Nothing is written before all of the step is checked.
+    Status step(const Step& s) {
+        if (const Status status = check(c_, s)) return status;
+        const Pool::Awake awake(pool_);
         embed(s);
         for (int i = 0; i < c_.layers; i++) layer(s, i);
         output(s);
-        pool_.end();
+        return kOk;
     }
 
-    void copy_block(int source, int target) {
+    Status copy_block(int source, int target) {
+        if (!within(source, 0, c_.blocks - 1) || !within(target, 0, c_.blocks - 1)) return kBadBlock;
+        if (source == target) return kOk;
         for (int i = 0; i < c_.layers; i++)
             std::memcpy(block(i, target), block(i, source), kv_block_ * c_.kv_heads);
+        return kOk;
     }
 
     // Sums `bytes` at `data`, read by all threads once.
     float read(const void* data, size_t bytes) {
         const int slices = (int)(bytes >> 16);
         std::vector<float> sums(slices);
-        pool_.begin();
+        const Pool::Awake awake(pool_);
         pool_.run(slices, 4, [&](int first, int last, int) {
             for (int slice = first; slice < last; slice++) {
                 const float* from = (const float*)((const uint8_t*)data + ((size_t)slice << 16));
@@ -147,7 +127,6 @@ class Decoder {
                 sums[slice] = sum(acc[0] + acc[1] + acc[2] + acc[3]);
             }
         });
-        pool_.end();
         float total = 0;
         for (float part : sums) total += part;
         return total;
@@ -157,7 +136,7 @@ class Decoder {
     static constexpr int kAlone = 2;   // tokens up to which row-wise work stays on the calling thread
 
     uint8_t* block(int layer, int block) const {
-        return kv_ + ((size_t)layer * c_.blocks + block) * kv_block_ * c_.kv_heads;
+        return kv_.get() + ((size_t)layer * c_.blocks + block) * kv_block_ * c_.kv_heads;
     }
 
     Matrix matrix(const Tensor& t, int rows, int columns) const {
@@ -428,11 +407,11 @@ class Decoder {
     std::vector<Layer> layer_;
     Pool pool_;
     int heads_width_, qkv_width_, up_width_, vocabulary_width_, groups_;
-    size_t element_, kv_block_, kv_bytes_;
-    uint8_t* kv_;
+    size_t kv_block_;  // bytes of a block of one key-value head
+    Pages kv_;
     Buffer<float> x_, normed_, wide_, rope_, scale_, logits_;
     Buffer<int8_t> quantized_;
-    Buffer<int32_t> offset_;
+    Buffer<uint32_t> offset_;
     std::vector<int32_t> position_, sequence_;
     std::vector<Task> task_;
     std::vector<std::vector<Candidate>> found_;  // scratch of each thread
@@ -445,40 +424,62 @@ using warmstart::Config;
 using warmstart::Decoder;
 using warmstart::Step;
 
+namespace {
+
+// No exception leaves the library: Python would end with it.
+template <class Body>
+int32_t status_of(const Body& body) {
+    try {
+        return body();
+    } catch (const std::system_error&) {
+        return warmstart::kNoThreads;
+    } catch (...) {
+        return warmstart::kNoMemory;
+    }
+}
+
+}  // namespace
+
 extern "C" {
 
-// Sizes of the shared structures, so that native.py can refuse a library built from other sources.
-void warmstart_layout(int32_t* sizes) {
-    sizes[0] = sizeof(Config);
-    sizes[1] = sizeof(warmstart::Layer);
-    sizes[2] = sizeof(Step);
-    sizes[3] = sizeof(warmstart::Choice);
-    sizes[4] = sizeof(warmstart::Chosen);
+// The layout of the shared structures, and how many numbers that is: see kLayout.
+const int32_t* warmstart_layout(int32_t* count) {
+    *count = sizeof(warmstart::kLayout) / sizeof(int32_t);
+    return warmstart::kLayout;
 }
 
-void* warmstart_open(const Config* config) {
-    try {
-        return new Decoder(*config);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
+// What a status means. 0 is success, 1 a lack of memory.
+const char* warmstart_describe(int32_t status) { return warmstart::describe(status); }
+
+// Returns a status; `decoder` is set if it is 0.
+int32_t warmstart_open(const Config* config, void** decoder) {
+    return status_of([&] {
+        const warmstart::Status status = check(*config);
+        if (status == warmstart::kOk) *decoder = new Decoder(*config);
+        return status;
+    });
 }
 
-// Whether there was memory for it.
+// Returns a status.
 int32_t warmstart_step(void* decoder, const Step* step) {
-    try {
-        ((Decoder*)decoder)->step(*step);
-        return 1;
-    } catch (const std::bad_alloc&) {
-        return 0;
-    }
+    if (!decoder) return warmstart::kClosed;
+    return status_of([&] { return ((Decoder*)decoder)->step(*step); });
 }
 
-void warmstart_copy_block(void* decoder, int32_t source, int32_t target) {
-    ((Decoder*)decoder)->copy_block(source, target);
+// Returns a status.
+int32_t warmstart_copy_block(void* decoder, int32_t source, int32_t target) {
+    if (!decoder) return warmstart::kClosed;
+    return status_of([&] { return ((Decoder*)decoder)->copy_block(source, target); });
 }
 
-float warmstart_read(void* decoder, const void* data, uint64_t bytes) { return ((Decoder*)decoder)->read(data, bytes); }
+// Returns a status.
+int32_t warmstart_read(void* decoder, const void* data, uint64_t bytes, float* sum) {
+    if (!decoder) return warmstart::kClosed;
+    return status_of([&] {
+        *sum = ((Decoder*)decoder)->read(data, bytes);
+        return warmstart::kOk;
+    });
+}
 
 void warmstart_close(void* decoder) { delete (Decoder*)decoder; }
 }

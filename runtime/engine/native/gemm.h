@@ -6,12 +6,11 @@
 
 #include <algorithm>
 
+#include "layout.h"
 #include "pool.h"
 #include "vec.h"
 
 namespace warmstart {
-
-enum Kind { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
 struct Matrix {
     const uint8_t* data = nullptr;
@@ -33,7 +32,7 @@ struct Activations {
     const float* values = nullptr;     // [tokens, stride]
     const int8_t* quantized = nullptr; // [tokens, stride]
     const float* scales = nullptr;     // [tokens, groups]
-    const int32_t* offsets = nullptr;  // [tokens, groups] 128 x the sum of a group, what unsigned weights add
+    const uint32_t* offsets = nullptr; // [tokens, groups] minus 128 x the sum of a group: what unsigned weights add
     int stride = 0;
     int groups = 0;
 };
@@ -95,7 +94,7 @@ inline void tile(const Activations& a, int token, const Matrix& w, int panel, fl
         for (int g = 0; g < a.groups; g++) {
             Ints acc[M][P];
             for (int m = 0; m < M; m++) {
-                const int32_t begin = kUnsignedWeights ? -a.offsets[(size_t)(token + m) * a.groups + g] : 0;
+                const int32_t begin = kUnsignedWeights ? (int32_t)a.offsets[(size_t)(token + m) * a.groups + g] : 0;
                 for (int p = 0; p < P; p++) acc[m][p] = Ints{} + begin;
             }
             const int last = std::min((g + 1) * kGroup, w.columns);
@@ -209,7 +208,7 @@ inline void multiply(Pool& pool, const Activations& a, int tokens, const Matrix&
 
 // Quantize one token's activations in groups: each to -127 ... 127 steps of its largest magnitude / 127. Columns are a
 // multiple of 16.
-inline void quantize(const float* x, int columns, int8_t* out, float* scales, int32_t* offsets) {
+inline void quantize(const float* x, int columns, int8_t* out, float* scales, uint32_t* offsets) {
     typedef int8_t Bytes __attribute__((vector_size(16)));
     for (int g = 0, k = 0; k < columns; g++) {
         const int last = std::min(k + kGroup, columns);
@@ -227,10 +226,11 @@ inline void quantize(const float* x, int columns, int8_t* out, float* scales, in
             const Bytes bytes = __builtin_convertvector(q, Bytes);
             std::memcpy(out + i, &bytes, sizeof bytes);
         }
-        int32_t sum = 0;
-        for (int lane = 0; lane < kLanes; lane++) sum += total[lane];
+        // Unsigned, since values that are not numbers (their scale tells) have steps of any size, whose sum may overflow.
+        uint32_t sum = 0;
+        for (int lane = 0; lane < kLanes; lane++) sum += (uint32_t)total[lane];
         scales[g] = scale;
-        offsets[g] = 128 * sum;
+        offsets[g] = -(128 * sum);
         k = last;
     }
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,16 @@ from runtime.device import cpu_flags
 from runtime.engine.native.build import levels, path_of
 
 MOST_LOGPROBS = 32
+_NO_MEMORY = 1  # see check.h
 
 
 class Tensor(Structure):
-    """Addresses of a matrix or vector, its scales and its bias."""
+    """A matrix or vector, its scales and its bias: where they lie, and how much there is."""
 
-    _fields_ = (("data", c_void_p), ("scales", c_void_p), ("bias", c_void_p))
+    _fields_ = (
+        *((name, c_void_p) for name in ("data", "scales", "bias")),
+        *((name, c_uint64) for name in ("data_bytes", "scale_count", "bias_count")),
+    )
 
 
 class Layer(Structure):
@@ -28,28 +33,30 @@ class Layer(Structure):
 
 
 class Config(Structure):
-    """What a decoder is made of; see decoder.cpp."""
+    """What a decoder is made of; see layout.h."""
 
     _fields_ = (
         *((name, c_int32) for name in ("family", "activation", "kind", "half_kv")),
-        *((n, c_int32) for n in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary")),
-        *((name, c_int32) for name in ("threads", "max_tokens", "blocks")),
+        *((n, c_int32) for n in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("vocabulary", "context", "threads", "max_tokens", "blocks")),
         ("epsilon", c_float),
         ("rope_factor", c_float),
         ("inverse_frequencies", c_void_p),
+        ("frequency_count", c_uint64),
         ("positions", c_void_p),
+        ("position_count", c_uint64),
         ("embed", Tensor),
         ("final_norm", Tensor),
         ("head", Tensor),
-        ("layer", POINTER(Layer)),
+        ("layer", c_void_p),
     )
 
 
 class Step(Structure):
-    """One step's input and output; see decoder.cpp."""
+    """One step's input and output; see layout.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("sequences", "tokens", "outputs")),
+        *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
         *((n, c_void_p) for n in ("ids", "starts", "at", "tables", "blocks", "output_tokens")),
         *((name, c_void_p) for name in ("choices", "chosen", "logits")),
     )
@@ -89,27 +96,50 @@ def usable() -> tuple[Kernels, ...]:
     """The libraries that were built and that this processor can run, best first.
 
     Raises:
-        RuntimeError: the structures of one are not those above.
+        RuntimeError: one lays its structures out in another way.
     """
     flags = cpu_flags()
     present = [level for level in levels() if level.flags <= flags and path_of(level).exists()]
     return tuple(Kernels(level.name, _opened(ctypes.CDLL(str(path_of(level))))) for level in present)
 
 
+def check(functions: ctypes.CDLL, status: int) -> None:
+    """Turn what a function of the library returned into an exception.
+
+    Raises:
+        MemoryError: there was no memory.
+        RuntimeError: an argument was refused; the text says which kind.
+    """
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for the kernels")
+    if status:
+        raise RuntimeError(f"the kernels refuse this: {functions.warmstart_describe(status).decode()}")
+
+
+def layout() -> list[int]:
+    """Each shared structure's size and its fields' offsets in bytes, in the order of ``kLayout`` in layout.h."""
+    structures = [np.dtype(shared) for shared in (Tensor, Layer, Config)] + [CHOICE, CHOSEN, np.dtype(Step)]
+    return [number for dtype in structures for number in (dtype.itemsize, *_offsets(dtype))]
+
+
+def _offsets(dtype: np.dtype[Any]) -> list[int]:
+    return [field[1] for field in (dtype.fields or {}).values()]
+
+
 def _opened(library: ctypes.CDLL) -> ctypes.CDLL:
-    sizes = (c_int32 * 5)()
-    library.warmstart_layout.argtypes = [c_void_p]
-    library.warmstart_layout(sizes)
-    ours = [ctypes.sizeof(Config), ctypes.sizeof(Layer), ctypes.sizeof(Step), CHOICE.itemsize, CHOSEN.itemsize]
-    if list(sizes) != ours:
-        raise RuntimeError(f"the native library's structures are {list(sizes)} bytes, not {ours}")
     for name, result, arguments in (
-        ("open", c_void_p, [c_void_p]),
-        ("step", c_int32, [c_void_p, c_void_p]),
-        ("copy_block", None, [c_void_p, c_int32, c_int32]),
-        ("read", c_float, [c_void_p, c_void_p, c_uint64]),
+        ("layout", POINTER(c_int32), [POINTER(c_int32)]),
+        ("describe", c_char_p, [c_int32]),
+        ("open", c_int32, [POINTER(Config), POINTER(c_void_p)]),
+        ("step", c_int32, [c_void_p, POINTER(Step)]),
+        ("copy_block", c_int32, [c_void_p, c_int32, c_int32]),
+        ("read", c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_float)]),
         ("close", None, [c_void_p]),
     ):
         function = getattr(library, f"warmstart_{name}")
         function.restype, function.argtypes = result, arguments
+    count = c_int32()
+    theirs = library.warmstart_layout(ctypes.byref(count))[: count.value]
+    if theirs != layout():
+        raise RuntimeError(f"the native library lays its structures out as {theirs}, not {layout()}")
     return library

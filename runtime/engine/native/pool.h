@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -22,35 +23,39 @@ namespace warmstart {
 // caller waits only for tasks under way, never for a thread.
 class Pool {
   public:
+    // Throws std::system_error if the system gives no more threads.
     explicit Pool(int threads) {
-        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+        try {
+            for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+        } catch (...) {
+            stop();
+            throw;
+        }
     }
 
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> held(mutex_);
-            ending_ = true;
-            awake_ = true;
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
+    ~Pool() { stop(); }
 
     int threads() const { return (int)workers_.size() + 1; }
 
-    // Workers spin between begin() and end(), and sleep otherwise.
-    void begin() {
-        if (workers_.empty()) return;
-        {
-            std::lock_guard<std::mutex> held(mutex_);
-            awake_ = true;
+    // Workers spin while one of these lives, and sleep otherwise.
+    class Awake {
+      public:
+        explicit Awake(Pool& pool) : pool_(pool) {
+            if (pool_.workers_.empty()) return;
+            {
+                std::lock_guard<std::mutex> held(pool_.mutex_);
+                pool_.awake_ = true;
+            }
+            pool_.wake_.notify_all();
         }
-        wake_.notify_all();
-    }
+        ~Awake() { pool_.awake_ = false; }
 
-    void end() { awake_ = false; }
+      private:
+        Pool& pool_;
+    };
 
-    // Calls body(first, last, thread) for slices of [0, total), `grain` indices each, from several threads.
+    // Calls body(first, last, thread) for slices of [0, total), `grain` indices each, from several threads. Throws
+    // std::bad_alloc if a call threw: that is all that a body throws.
     template <class Body>
     void run(int total, int grain, const Body& body) {
         if (total <= grain || workers_.empty()) {
@@ -70,9 +75,20 @@ class Pool {
         while (take(0)) {
         }
         for (int spins = 0; finished_.load(std::memory_order_acquire) < total; spins++) relax(spins);
+        if (failed_.exchange(false, std::memory_order_relaxed)) throw std::bad_alloc();
     }
 
   private:
+    void stop() {
+        {
+            std::lock_guard<std::mutex> held(mutex_);
+            ending_ = true;
+            awake_ = true;
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
     static constexpr int kLoops = 64;  // descriptors, so that a late thread reads an old one whole, and is refused
     using Call = void (*)(const void*, int, int, int);
 
@@ -110,7 +126,11 @@ class Pool {
             const uint64_t next = (ticket & ~(uint64_t)0xffffffff) | (uint32_t)last;
             // Only the epoch under way can be taken from, so what was read above is its own.
             if (ticket_.compare_exchange_weak(ticket, next, std::memory_order_acq_rel, std::memory_order_acquire)) {
-                call(body, first, last, thread);
+                try {
+                    call(body, first, last, thread);
+                } catch (...) {
+                    failed_.store(true, std::memory_order_relaxed);  // read by the caller once the loop has finished
+                }
                 finished_.fetch_add(last - first, std::memory_order_acq_rel);
                 return true;
             }
@@ -137,6 +157,7 @@ class Pool {
     std::condition_variable wake_;
     std::atomic<bool> awake_{false};
     std::atomic<bool> ending_{false};
+    std::atomic<bool> failed_{false};  // whether a call of the loop under way threw
     Loop loops_[kLoops];
     uint32_t epoch_ = 0;
     alignas(64) std::atomic<uint64_t> ticket_{0};

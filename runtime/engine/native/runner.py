@@ -20,6 +20,7 @@ _FAMILIES = {"gpt2": 0, "llama": 1}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 _BLOCK_TOKENS = 16
+_MOST_BLOCKS = 1 << 26  # see check.h; a model with longer texts than these hold does not exist
 
 
 def available() -> str | None:
@@ -44,7 +45,8 @@ class NativeRunner:
         kernels: others than the best for this processor.
 
     Raises:
-        RuntimeError: there are no kernels, or they cannot run this model; see ``available`` and ``supports``.
+        RuntimeError: there are no kernels, or they cannot run this model (see ``available`` and ``supports``), or a
+            tensor has another size than the configuration demands.
         MemoryError: not even one block fits ``kv_bytes``, or the system has no memory.
     """
 
@@ -67,9 +69,13 @@ class NativeRunner:
         self._keep: list[Any] = []  # what the kernels hold addresses of
         half = kind != "float32"
         self.block_bytes = config.layers * config.kv_heads * config.head_dim * _BLOCK_TOKENS * 2 * (2 if half else 4)
-        self.blocks = kv_bytes // self.block_bytes
+        self.blocks = min(kv_bytes // self.block_bytes, _MOST_BLOCKS)
+        if not self.blocks:
+            raise MemoryError(f"{kv_bytes} bytes for keys and values are too few: a block takes {self.block_bytes}")
         self.max_tokens = max_tokens
         self._vocabulary = config.vocabulary
+        frequencies = np.array(config.inverse_frequencies, np.float32)
+        positions = snapshot.vector("positions") if "positions" in snapshot else None
         described = library.Config(
             family=_FAMILIES[config.family],
             activation=_ACTIVATIONS[config.activation],
@@ -82,21 +88,23 @@ class NativeRunner:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             vocabulary=config.vocabulary,
+            context=config.context_length,
             threads=threads,
             max_tokens=max_tokens,
             blocks=self.blocks,
             epsilon=config.norm_epsilon,
             rope_factor=config.rope_attention_factor,
-            inverse_frequencies=self._address(np.array(config.inverse_frequencies, np.float32)),
-            positions=self._address(snapshot.vector("positions")) if "positions" in snapshot else None,
+            inverse_frequencies=self._address(frequencies),
+            frequency_count=frequencies.size,
+            positions=None if positions is None else self._address(positions),
+            position_count=0 if positions is None else positions.size,
             embed=self._tensor(snapshot, "embed"),
             final_norm=self._tensor(snapshot, "final_norm.weight"),
             head=self._tensor(snapshot, "embed" if config.tied else "head"),
             layer=self._layers(snapshot),
         )
-        self._handle = self._library.warmstart_open(ctypes.byref(described)) if self.blocks else None
-        if not self._handle:
-            raise MemoryError(f"{kv_bytes} bytes for keys and values are too few, or more than there are")
+        self._handle = ctypes.c_void_p()
+        library.check(self._library, self._library.warmstart_open(described, ctypes.byref(self._handle)))
         self._ids = np.zeros(max_tokens, np.int32)
         self._outputs = np.zeros(max_tokens, np.int32)
         self._choices = np.zeros(max_tokens, library.CHOICE)
@@ -140,6 +148,7 @@ class NativeRunner:
             len(rows),
             len(ids),
             count,
+            len(blocks),
             self._ids.ctypes.data,
             *(array.ctypes.data for array in arrays),
             self._outputs.ctypes.data,
@@ -147,8 +156,7 @@ class NativeRunner:
             self._chosen.ctypes.data,
             None if logits is None else logits.ctypes.data,
         )
-        if not self._library.warmstart_step(self._handle, ctypes.byref(step)):
-            raise MemoryError("no memory for a step")
+        library.check(self._library, self._library.warmstart_step(self._handle, step))
         return self._results(rows, count)
 
     def _results(self, rows: Items[Row], count: int) -> list[list[Sampled] | ServiceError]:
@@ -169,17 +177,18 @@ class NativeRunner:
 
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner``."""
-        self._library.warmstart_copy_block(self._handle, source, target)
+        library.check(self._library, self._library.warmstart_copy_block(self._handle, source, target))
 
     def read(self, data: NDArray[Any]) -> None:
         """Read an array once with all threads: what measures the memory's bandwidth."""
-        self._library.warmstart_read(self._handle, data.ctypes.data, data.nbytes)
+        total = ctypes.c_float()
+        status = self._library.warmstart_read(self._handle, data.ctypes.data, data.nbytes, total)
+        library.check(self._library, status)
 
     def close(self) -> None:
         """See ``Runner``."""
-        handle, self._handle = self._handle, None
-        if handle:
-            self._library.warmstart_close(handle)
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        self._library.warmstart_close(handle)
         self._keep.clear()
 
     def _address(self, array: NDArray[Any]) -> int:
@@ -187,18 +196,23 @@ class NativeRunner:
         return array.ctypes.data
 
     def _tensor(self, snapshot: Snapshot, name: str) -> library.Tensor:
+        tensor = library.Tensor()
         prefix = name.removesuffix(".weight")
-        bias = self._padded(snapshot.vector(f"{prefix}.bias")) if f"{prefix}.bias" in snapshot else None
         if prefix != name:
-            return library.Tensor(self._address(snapshot.vector(name)), None, bias)
-        packed = snapshot.matrix(name)
-        scales = None if packed.scales is None else self._address(packed.scales)
-        return library.Tensor(self._address(packed.data), scales, bias)
+            data: NDArray[Any] = snapshot.vector(name)
+        else:
+            packed = snapshot.matrix(name)
+            data = packed.data
+            if packed.scales is not None:
+                tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
+        tensor.data, tensor.data_bytes = self._address(data), data.nbytes
+        if f"{prefix}.bias" in snapshot:
+            bias = snapshot.vector(f"{prefix}.bias")
+            bias = np.concatenate([bias, np.zeros(-len(bias) % PANEL_ROWS, np.float32)])
+            tensor.bias, tensor.bias_count = self._address(bias), bias.size
+        return tensor
 
-    def _padded(self, bias: NDArray[np.float32]) -> int:
-        return self._address(np.concatenate([bias, np.zeros(-len(bias) % PANEL_ROWS, np.float32)]))
-
-    def _layers(self, snapshot: Snapshot) -> Any:
+    def _layers(self, snapshot: Snapshot) -> int:
         up = "gate_up" if snapshot.facts.decoder.family == "llama" else "up"
         names = ("attention_norm.weight", "qkv", "attention_out", "mlp_norm.weight", up, "down")
         count = snapshot.facts.decoder.layers
@@ -206,7 +220,7 @@ class NativeRunner:
             *(library.Layer(*(self._tensor(snapshot, f"{i}.{name}") for name in names)) for i in range(count))
         )
         self._keep.append(layers)
-        return layers
+        return ctypes.addressof(layers)
 
 
 def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:

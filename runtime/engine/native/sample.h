@@ -5,34 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "layout.h"
 #include "vec.h"
 
 namespace warmstart {
-
-constexpr int kMostLogprobs = 32;
-
-// Layout shared with native.py.
-struct Choice {
-    double u;  // random number in [0, 1)
-    const int32_t* bias_ids;
-    const float* bias;
-    const int32_t* seen_ids;  // distinct, of prompt and generated tokens
-    const int32_t* counted_ids;
-    const int32_t* counts;  // times generated
-    const int32_t* banned;
-    float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    int32_t top_k, logprobs;  // logprobs: -1 for none
-    int32_t biases, seen, counted, bans;
-};
-
-struct Chosen {
-    int32_t id;
-    int32_t failed;  // the logits are not numbers
-    int32_t tops;
-    float logprob;
-    int32_t top_ids[kMostLogprobs];
-    float top_logprobs[kMostLogprobs];
-};
 
 using Candidate = std::pair<float, int32_t>;  // logit, id
 
@@ -147,6 +123,8 @@ inline void choose(float* logits, int size, const Choice& how, Chosen& chosen, s
 
     const bool changed = how.biases || how.counted || how.bans || how.repetition_penalty != 1.0f;
     const float top = changed ? largest(logits, size) : raw_top;
+    chosen.failed = top != top;  // a bias or penalty that is not a number, or too large, made it so
+    if (chosen.failed) return;
     if (how.temperature == 0 || top == -INFINITY) {
         int id = 0;
         for (; id + kLanes <= size; id += kLanes) {

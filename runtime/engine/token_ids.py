@@ -1,0 +1,47 @@
+"""The check of every token id that a job brings in, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from runtime.errors import InvalidRequest
+from runtime.types import Job
+
+_SHOWN_CHARACTERS = 40  # of a token's text, in a message
+
+
+def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
+    """Refuse a job that names a token for which the model has no embedding or no logit.
+
+    Tokenizers may know such tokens: a padding token that was added without resizing the model, for example.
+
+    Args:
+        job: its prompt, its forced tokens and the tokens of its logit bias are checked.
+        vocabulary_size: rows of the model's embedding and of its head.
+        token_bytes: the text of a token in UTF-8, for the message.
+
+    Raises:
+        InvalidRequest: names the request's field, the id, the token's text if it prints, and the vocabulary's size.
+    """
+    _check(job.token_ids, job.field, vocabulary_size, token_bytes)
+    _check(job.params.forced, job.field, vocabulary_size, token_bytes)
+    _check([token for token, _ in job.params.logit_bias], "logit_bias", vocabulary_size, token_bytes)
+
+
+def known_ids(ids: Iterable[int], vocabulary_size: int) -> tuple[int, ...]:
+    """Those of some token ids that the model has an embedding and a logit for."""
+    return tuple(token for token in ids if 0 <= token < vocabulary_size)
+
+
+def _check(ids: Sequence[int], field: str, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
+    largest, smallest = max(ids, default=0), min(ids, default=0)
+    if smallest >= 0 and largest < vocabulary_size:
+        return
+    token = largest if largest >= vocabulary_size else smallest
+    text = token_bytes(token).decode(errors="replace") if token > 0 else ""
+    named = f" ({text[:_SHOWN_CHARACTERS]!r})" if text.isprintable() and text else ""
+    raise InvalidRequest(
+        f"{field}: {token}{named} is no token id of this model; its vocabulary has {vocabulary_size} tokens, counted "
+        "from 0",
+        param=field,
+    )

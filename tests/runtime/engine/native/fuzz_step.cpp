@@ -1,0 +1,288 @@
+// A libFuzzer target over everything that Python hands to the kernels: the configuration at open, steps, copies of
+// blocks. Counts, indices and pointers are hostile now and then; an array is as long as its count says, or empty where
+// the count is one that the check must refuse before it reads anything. Build and run it with `make sanitize`.
+#include <fuzzer/FuzzedDataProvider.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "decoder.cpp"
+
+using namespace warmstart;
+
+namespace {
+
+constexpr int kHidden = 32, kHeads = 2, kKvHeads = 1, kHeadDim = 32, kIntermediate = 48, kVocabulary = 150, kLayers = 2;
+constexpr int kContext = 40, kMaxTokens = 24, kBlocks = 6;
+constexpr int kMostHonest = 4096;  // an array with a larger count is never allocated
+
+#define REQUIRE(condition)                                       \
+    if (!(condition)) {                                          \
+        std::fprintf(stderr, "not so: %s\n", #condition);        \
+        std::abort();                                            \
+    }
+
+// A model and its memory, every array exactly as long as it must be.
+struct Model {
+    std::vector<std::unique_ptr<uint8_t[]>> memory;
+    std::vector<Layer> layers;
+    Config config{};
+    uint32_t state = 1;
+
+    const float* floats(size_t count, float scale) {
+        memory.emplace_back(new uint8_t[count * 4]);
+        float* values = (float*)memory.back().get();
+        for (size_t i = 0; i < count; i++) {
+            state = state * 1664525 + 1013904223;
+            values[i] = ((int32_t)state >> 8) / 8388608.0f * scale;
+        }
+        return values;
+    }
+
+    Tensor vector(int size, bool biased) {
+        Tensor t{};
+        t.data = floats(size, 1);
+        t.data_bytes = size * 4;
+        if (biased) t.bias = floats(size, 1), t.bias_count = size;
+        return t;
+    }
+
+    Tensor matrix(int rows, int columns, bool biased) {
+        const int padded = (rows + kLanes - 1) / kLanes * kLanes, groups = (columns + kGroup - 1) / kGroup;
+        Tensor t{};
+        t.data_bytes = (uint64_t)padded * columns * (config.kind == kFloat32 ? 4 : config.kind == kBfloat16 ? 2 : 1);
+        const float* values = floats((size_t)padded * columns, 0.3f);
+        if (config.kind == kFloat32) {
+            t.data = values;
+        } else {
+            memory.emplace_back(new uint8_t[t.data_bytes]);
+            uint8_t* bytes = memory.back().get();
+            for (size_t i = 0; i < (size_t)padded * columns; i++) {
+                if (config.kind == kBfloat16)
+                    std::memcpy(bytes + 2 * i, (const uint8_t*)(values + i) + 2, 2);
+                else
+                    bytes[i] = (uint8_t)(128 + values[i] * 400);
+            }
+            t.data = bytes;
+        }
+        if (config.kind == kInt8) t.scales = floats((size_t)padded * groups, 0.01f), t.scale_count = padded * groups;
+        if (biased) t.bias = floats(padded, 1), t.bias_count = padded;
+        return t;
+    }
+
+    // Make one token's embedding begin with such a number, so that its row fails.
+    void poison(int token, float value) {
+        if (config.kind == kInt8) {
+            ((float*)config.embed.scales)[token] = value;
+        } else if (config.kind == kBfloat16) {
+            std::memcpy((uint8_t*)config.embed.data + token * 4, (uint8_t*)&value + 2, 2);
+        } else {
+            ((float*)config.embed.data)[token] = value;
+        }
+    }
+
+    // Of index 0 to 11: each kind of weights, family and storage of keys and values; every fourth has two threads.
+    explicit Model(int index) {
+        Config& c = config;
+        const int kind = index % 3, family = index / 3 % 2, half_kv = index / 6, threads = index % 4 ? 1 : 2;
+        const int activation = index % 4;
+        const bool gpt2 = family == kGpt2;
+        c.family = family, c.activation = activation, c.kind = kind, c.half_kv = half_kv;
+        c.layers = kLayers, c.hidden = kHidden, c.intermediate = kIntermediate, c.heads = kHeads;
+        c.kv_heads = gpt2 ? kHeads : kKvHeads, c.head_dim = kHeadDim, c.vocabulary = kVocabulary, c.context = kContext;
+        c.threads = threads, c.max_tokens = kMaxTokens, c.blocks = kBlocks, c.epsilon = 1e-5f, c.rope_factor = 1;
+        if (gpt2)
+            c.positions = floats(kContext * kHidden, 0.1f), c.position_count = kContext * kHidden;
+        else
+            c.inverse_frequencies = floats(kHeadDim / 2, 1), c.frequency_count = kHeadDim / 2;
+        c.embed = matrix(kVocabulary, kHidden, false);
+        c.final_norm = vector(kHidden, gpt2);
+        poison(5, NAN), poison(6, 1e38f);
+        c.head = matrix(kVocabulary, kHidden, false);
+        const int qkv = (c.heads + 2 * c.kv_heads) * c.head_dim, up = gpt2 ? kIntermediate : 2 * kIntermediate;
+        for (int i = 0; i < kLayers; i++)
+            layers.push_back({vector(kHidden, gpt2), matrix(qkv, kHidden, gpt2), matrix(kHidden, kHeads * kHeadDim, gpt2),
+                              vector(kHidden, gpt2), matrix(up, kHidden, gpt2), matrix(kHidden, kIntermediate, gpt2)});
+        c.layer = layers.data();
+    }
+};
+
+struct Opened {
+    Model model;
+    void* decoder = nullptr;
+    explicit Opened(int index) : model(index) {
+        REQUIRE(warmstart_open(&model.config, &decoder) == kOk);
+    }
+    ~Opened() { warmstart_close(decoder); }
+};
+
+Opened& opened(int index) {
+    static std::unique_ptr<Opened> all[12];
+    std::unique_ptr<Opened>& one = all[index];
+    if (!one) one.reset(new Opened(index));
+    return *one;
+}
+
+class Input {
+  public:
+    Input(const uint8_t* data, size_t size) : data_(data, size) {}
+
+    bool more() { return data_.remaining_bytes() > 0; }
+    bool rarely() { return data_.ConsumeIntegral<uint8_t>() >= 252; }
+
+    int32_t hostile() {
+        static const int32_t extremes[] = {-1,      INT32_MIN, INT32_MAX, 0,           1 << 16,        1 << 20,
+                                           1 << 24, 1 << 26,   1 << 30,   kVocabulary, kVocabulary + 8, kMaxTokens + 1};
+        const uint8_t which = data_.ConsumeIntegral<uint8_t>();
+        return which < 128 ? extremes[which % 12] : data_.ConsumeIntegral<int32_t>();
+    }
+
+    int32_t number(int32_t least, int32_t most) {
+        const uint8_t byte = data_.ConsumeIntegral<uint8_t>();
+        return byte >= 252 ? hostile() : most < least ? least : least + byte % (most - least + 1);
+    }
+
+    float real(float usual) {
+        const uint8_t byte = data_.ConsumeIntegral<uint8_t>();
+        if (byte < 128) return usual;
+        if (byte < 192) return byte / 160.0f - 1.0f;
+        const uint32_t bits = data_.ConsumeIntegral<uint32_t>();
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    // As many numbers as the count says, or none.
+    std::vector<int32_t> numbers(int64_t count, int32_t least, int32_t most) {
+        std::vector<int32_t> values(within(count, 0, kMostHonest) ? count : 0);
+        for (int32_t& value : values) value = number(least, most);
+        return values;
+    }
+
+    template <class T>
+    const T* address(const std::vector<T>& values) {
+        return rarely() ? nullptr : values.data();
+    }
+
+  private:
+    FuzzedDataProvider data_;
+};
+
+struct Arrays {
+    std::vector<std::vector<int32_t>> whole;
+    std::vector<std::vector<float>> real;
+
+    const int32_t* keep(Input& in, std::vector<int32_t> values) {
+        whole.push_back(std::move(values));
+        return in.address(whole.back());
+    }
+};
+
+Choice choice(Input& in, Arrays& arrays) {
+    Choice c{};
+    c.u = in.real(0.5f);
+    c.temperature = in.real(0), c.top_p = in.real(1), c.min_p = in.real(0);
+    c.repetition_penalty = in.real(1), c.presence_penalty = in.real(0), c.frequency_penalty = in.real(0);
+    c.top_k = in.number(0, 50), c.logprobs = in.number(-1, kMostLogprobs);
+    c.biases = in.number(0, 3), c.seen = in.number(0, 5), c.counted = in.number(0, 3), c.bans = in.number(0, 2);
+    c.bias_ids = arrays.keep(in, in.numbers(c.biases, 0, kVocabulary - 1));
+    arrays.real.emplace_back(within(c.biases, 0, kMostHonest) ? c.biases : 0);
+    for (float& value : arrays.real.back()) value = in.real(2);
+    c.bias = in.address(arrays.real.back());
+    c.seen_ids = arrays.keep(in, in.numbers(c.seen, 0, kVocabulary - 1));
+    c.counted_ids = arrays.keep(in, in.numbers(c.counted, 0, kVocabulary - 1));
+    c.counts = arrays.keep(in, in.numbers(c.counted, 1, 9));
+    c.banned = arrays.keep(in, in.numbers(c.bans, 0, kVocabulary - 1));
+    return c;
+}
+
+void step(Input& in, Opened& target) {
+    Arrays arrays;
+    arrays.whole.reserve(1024), arrays.real.reserve(1024);
+    std::vector<int32_t> starts{0}, tables{0}, at, blocks, outputs;
+    const int rows = 1 + in.number(0, 3) % 4;
+    for (int i = 0; i < rows; i++) {
+        const int tokens = std::max(1, in.number(1, 6) % 8), first = in.number(0, 30);
+        starts.push_back(starts.back() + tokens);
+        at.push_back(first);
+        const int needed = within(first, 0, 1000) ? (first + tokens + kBlockTokens - 1) / kBlockTokens : 1;
+        for (int b = in.rarely() ? 2 : 0; b < needed; b++) blocks.push_back(in.number(0, kBlocks - 1));
+        tables.push_back((int32_t)blocks.size());
+        if (in.number(0, 3)) outputs.push_back(in.rarely() ? in.hostile() : starts.back() - 1);
+    }
+    Step s{};
+    s.sequences = rows, s.tokens = starts.back(), s.outputs = (int32_t)outputs.size();
+    s.block_count = (int32_t)blocks.size();
+    if (in.rarely()) starts[in.number(0, rows) % starts.size()] = in.hostile();
+    if (in.rarely()) tables[in.number(0, rows) % tables.size()] = in.hostile();
+    for (int32_t* count : {&s.sequences, &s.tokens, &s.outputs, &s.block_count})
+        if (in.rarely()) *count = in.hostile();
+    const auto honest = [](int64_t count) -> size_t { return within(count, 0, kMostHonest) ? count : 0; };
+    starts.resize(honest((int64_t)s.sequences + 1)), tables.resize(honest((int64_t)s.sequences + 1));
+    at.resize(honest(s.sequences)), blocks.resize(honest(s.block_count)), outputs.resize(honest(s.outputs));
+    for (std::vector<int32_t>* array : {&starts, &tables, &at, &blocks, &outputs}) array->shrink_to_fit();
+    const std::vector<int32_t> ids = in.numbers(s.tokens, 0, kVocabulary - 1);
+    std::vector<Choice> choices;
+    choices.reserve(outputs.size());
+    for (size_t i = 0; i < outputs.size(); i++) choices.push_back(i < 8 ? choice(in, arrays) : Choice{});
+    std::vector<Chosen> chosen(outputs.size());
+    std::vector<float> logits(in.rarely() ? outputs.size() * kVocabulary : 0);
+    s.ids = in.address(ids), s.starts = in.address(starts), s.at = in.address(at), s.tables = in.address(tables);
+    s.blocks = in.address(blocks), s.output_tokens = in.address(outputs), s.choices = in.address(choices);
+    s.chosen = (Chosen*)in.address(chosen), s.logits = logits.empty() ? nullptr : logits.data();
+    const int32_t status = warmstart_step(target.decoder, &s);
+    REQUIRE(within(status, kOk, kStatuses - 1) && *warmstart_describe(status));
+    if (status != kOk) return;
+    for (const Chosen& one : chosen) {
+        REQUIRE(within(one.failed, 0, 1) && within(one.id, 0, kVocabulary - 1) && within(one.tops, 0, kMostLogprobs));
+        for (int i = 0; i < one.tops; i++) REQUIRE(within(one.top_ids[i], 0, kVocabulary - 1));
+    }
+}
+
+void open(Input& in, int index) {
+    Model model(index);
+    Config& c = model.config;
+    int32_t* const sizes = &c.family;
+    const int count = &c.blocks - &c.family + 1;
+    for (int i = in.number(0, 2); i > 0 && in.more(); i--) sizes[(uint32_t)in.number(0, count - 1) % count] = in.hostile();
+    if (within(c.threads, 9, kMostThreads)) c.threads = 2;  // as good, and quick
+    Layer& layer = model.layers[(uint32_t)in.number(0, kLayers - 1) % kLayers];
+    for (Tensor* t : {&c.embed, &c.final_norm, &c.head, &layer.attention_norm, &layer.qkv, &layer.attention_out,
+                      &layer.mlp_norm, &layer.up, &layer.down}) {
+        if (in.rarely()) t->data = nullptr;
+        if (in.rarely()) t->scales = nullptr;
+        if (in.rarely()) t->data = (const void*)((uintptr_t)t->data + 1);
+        for (uint64_t* size : {&t->data_bytes, &t->scale_count, &t->bias_count})
+            if (in.rarely()) *size = (uint64_t)(int64_t)in.hostile();
+    }
+    for (uint64_t* size : {&c.frequency_count, &c.position_count})
+        if (in.rarely()) *size = (uint64_t)(int64_t)in.hostile();
+    if (within(c.layers, kLayers + 1, INT32_MAX)) c.layers = in.rarely() ? INT32_MAX : 1;  // `layer` has as many as it says
+    if (in.rarely()) c.layer = nullptr;
+    void* decoder = nullptr;
+    const int32_t status = warmstart_open(&c, &decoder);
+    REQUIRE((status == kOk) == (decoder != nullptr));
+    warmstart_close(decoder);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    Input in(data, size);
+    const int index = (uint32_t)in.number(0, 11) % 12;
+    if (in.number(0, 15) == 15) {
+        open(in, index);
+        return 0;
+    }
+    Opened& target = opened(index);
+    for (int i = 0; i < 3 && in.more(); i++) {
+        if (in.number(0, 7) == 7) warmstart_copy_block(target.decoder, in.number(0, kBlocks - 1), in.number(0, kBlocks - 1));
+        step(in, target);
+    }
+    if (in.rarely()) {
+        const std::vector<float> values(1 << 15, 1.0f);
+        float sum = 0;
+        REQUIRE(warmstart_read(target.decoder, values.data(), values.size() * 4, &sum) == kOk && sum == 1 << 15);
+    }
+    return 0;
+}
