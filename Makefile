@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install --disable-pip-version-check
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check audit format lock load image-test
+.PHONY: help serve test check sanitize audit format lock load image-test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: $(VENV)/.dev ## Format, lint, types and import arrows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+sanitize: $(VENV)/.dev ## Run the kernels' tests under sanitizers, then fuzz them for SECONDS=60 a level (needs clang)
+	PYTHONPATH=. $(VENV)/bin/python .ci/sanitize.py
 
 audit: $(VENV)/.dev ## Look the installed packages up in the advisory database
 	$(VENV)/bin/python .ci/audit.py

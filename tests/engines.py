@@ -7,18 +7,24 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import snapshot_writer
+from runtime.catalogue import parse_model_name
 from runtime.engine.engine import Engine
 from runtime.engine.native.runner import available
+from runtime.engine.pack import WeightKind
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as Text
 from runtime.engine.slots import BlockPool
 from runtime.errors import ServiceError
 from runtime.metrics import Metrics
+from runtime.snapshot import Snapshot
 from runtime.types import Job, Message, SamplingParams, Token
 from tests.fakes import INFO, FakeRunner, fake_text
 
@@ -28,6 +34,15 @@ Load = Callable[..., Any]
 needs_kernels = pytest.mark.skipif(
     not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
 )
+
+
+@cache
+def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
+    """A folder's snapshot, in memory."""
+    from runtime.checkpoint import serving_form  # torch
+
+    facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
+    return snapshot_writer.hold(facts, tokenizer, weights)
 
 
 def share(count: int) -> int:

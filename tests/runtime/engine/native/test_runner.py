@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,13 @@ from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError
 from runtime.randomness import uniform
 from runtime.sampling import Draw, adjust, log_probabilities, sample
-from runtime.snapshot import Snapshot
 from runtime.types import SamplingParams
-from tests.engines import needs_kernels
+from tests.engines import needs_kernels, snapshot_of
 from tests.models import save_tiny_llama
 
 pytestmark = needs_kernels
 Open = Callable[..., NativeRunner]
 LEVELS = {kernels.level: kernels for kernels in library.usable()}
-
-
-@cache
-def held(folder: Path, kind: Any) -> Snapshot:
-    """A folder's snapshot, in memory."""
-    facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
-    return snapshot_writer.hold(facts, tokenizer, weights)
 
 
 @pytest.fixture(params=["gpt2", "llama", "untied llama"])
@@ -80,7 +71,7 @@ def runner() -> Iterator[Open]:
 
     def make(folder: Path, kind: str = "float32", **options: Any) -> NativeRunner:
         chosen = {"kv_bytes": 4 << 20, "max_tokens": 256, "threads": 2} | options
-        opened.append(NativeRunner(held(folder, kind), **chosen))
+        opened.append(NativeRunner(snapshot_of(folder, kind), **chosen))
         return opened[-1]
 
     yield make
@@ -283,7 +274,7 @@ def test_no_room_for_a_block_is_said(tiny_llama: Path, runner: Open) -> None:
 
 def test_shapes_that_do_not_fill_registers_are_told_beforehand(tiny_llama: Path, tiny_gpt2: Path) -> None:
     """Widths must be multiples of sixteen."""
-    config = held(tiny_llama, "float32").facts.decoder
+    config = snapshot_of(tiny_llama, "float32").facts.decoder
     assert supports(config)
     for field in ("hidden", "intermediate", "head_dim"):
         assert not supports(replace(config, **{field: 24}))
