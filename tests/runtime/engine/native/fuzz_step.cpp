@@ -13,7 +13,7 @@ using namespace warmstart;
 namespace {
 
 constexpr int kHidden = 32, kHeads = 2, kKvHeads = 1, kHeadDim = 32, kIntermediate = 48, kVocabulary = 150, kLayers = 2;
-constexpr int kContext = 40, kMaxTokens = 24, kBlocks = 6;
+constexpr int kContext = 28, kMaxTokens = 24, kBlocks = 6;
 constexpr int kMostHonest = 4096;  // an array with a larger count is never allocated
 
 #define REQUIRE(condition)                                       \
