@@ -94,6 +94,15 @@ async def test_a_token_that_the_model_lacks_is_refused(
     await complete.handle({"prompt": "You may", "repetition_penalty": 1.3, "max_new_tokens": 2}, ctx)
 
 
+def test_the_warm_up_needs_no_token_that_the_model_lacks(
+    settings: dict[str, Any], padded: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer that puts such a token around every text does not keep the model from being loaded."""
+    engine = load(padded, **settings)
+    monkeypatch.setattr(engine._tokenizer, "encode", lambda text: [600, -1])
+    engine.warm_up()
+
+
 async def test_a_row_without_a_token_has_no_text(
     settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, load: Load
 ) -> None:
