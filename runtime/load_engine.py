@@ -273,7 +273,8 @@ def _warm_up(engine: Engine | ReferenceEngine, progress: Progress, phases: Phase
 def _vocabulary(model: Any) -> int:
     """Tokens for which one of transformers' models has both an embedding and a logit."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    return min(int(table.weight.shape[0]) for table in tables if table is not None)
+    weights = [getattr(table, "weight", None) for table in tables]  # a few heads are more than one product
+    return min(int(weight.shape[0]) for weight in weights if weight is not None)
 
 
 def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:
