@@ -12,7 +12,9 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from middleware.admission import Visit
+from middleware.body import LAST
 from middleware.framing import HEAD_FIELDS, too_large, unreadable
+from middleware.half_close import HalfClosed
 from middleware.security_headers import secure
 from runtime.errors import InternalError, ServiceError
 
@@ -49,6 +51,8 @@ class Connection(web.RequestHandler):
         self.visit = visit
         self.requests = 0
         self.fault: ServiceError | None = None  # of the request that is about to be handled
+        self._request: web.BaseRequest | None = None  # the last one that was read
+        self._half_closed: HalfClosed | None = None
         self._limits = limits
         self._head = 0  # bytes of a request whose headers are incomplete
         self._wire: asyncio.Transport | None = None
@@ -71,6 +75,8 @@ class Connection(web.RequestHandler):
         """See ``asyncio.BaseProtocol``."""
         if self._stalled is not None:
             self._stalled.cancel()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         self._wire = None
         self.visit.free()
         super().connection_lost(exc)
@@ -87,6 +93,36 @@ class Connection(web.RequestHandler):
                 error = too_large(self._limits.max_header_bytes)
                 self._messages.append((_ErrInfo(error.status, error, error.message), EMPTY_PAYLOAD))
                 self._waiter.set_result(None)
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """A request is about to be handled."""
+        self._request = request
+        if self._half_closed is not None and not self._messages:
+            self._end_with(request)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp leaves out
+        """See ``asyncio.Protocol``: the client sends no more.
+
+        Returns:
+            Whether the connection stays open: there are requests to be answered, and all of them are complete.
+        """
+        if self._half_closed is not None:  # told once more, because reading was resumed
+            return True
+        request = self._request if self._waiter is None else None
+        bodies = [body for _, body in self._messages] + ([request._payload] if request is not None else [])
+        if not bodies or not all(body.is_eof() for body in bodies):
+            return False
+        if self._wire is None or self._wire.get_extra_info("sslcontext") is not None:
+            return False
+        self._half_closed = HalfClosed(self, self._wire)
+        if request is not None and not self._messages:
+            self._end_with(request)
+        return True
+
+    def _end_with(self, request: web.BaseRequest) -> None:
+        """Close the connection behind the answer to this request, and say so if the answer has not begun."""
+        request[LAST] = True
+        self.close()
 
     def pause_writing(self) -> None:
         """The client does not take what was written; from here it must take something now and then."""

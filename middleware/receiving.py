@@ -71,9 +71,11 @@ class _Server(web.Server):
         self, factory: Callable[..., web.BaseRequest], message: RawRequestMessage, *rest: Any
     ) -> web.BaseRequest:
         """A request of the application, from what was parsed and what is known of its connection."""
-        if message is ERROR:
-            return factory(message, *rest)
         connection: Connection = rest[1]
+        if message is ERROR:
+            request = factory(message, *rest)
+            connection.begin(request)
+            return request
         connection.requests += 1
         visit = connection.visit
         if not message.path.startswith("/"):
@@ -100,6 +102,7 @@ class _Server(web.Server):
         store[PEER] = visit.peer
         if visit.certificate is not None:
             store[CLIENT_CERTIFICATE] = visit.certificate
+        connection.begin(request)
         return request
 
 
