@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
+import io
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -48,6 +51,8 @@ except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a se
 
 _log = logging.getLogger("warmstart.server")
 
+_UNIX = "unix:"
+_OF_THE_PORT = {errno.EADDRINUSE, errno.EACCES}
 _CLOSING_SECONDS = 2  # for handlers to write their last words once the engine has ended them
 
 
@@ -60,8 +65,7 @@ async def serve(settings: Settings) -> None:
         settings: validated settings.
 
     Raises:
-        SettingsError: the files of the certificate or of the keys are wrong.
-        OSError: the address is taken or not ours.
+        SettingsError: the files of the certificate or of the keys are wrong, or HOST and PORT cannot be listened on.
     """
     app = create_app(settings)
     async with _listening(app, settings) as stop:
@@ -82,7 +86,6 @@ async def consume(settings: Settings, queue: QueueOptions, *, whole: bool) -> No
     Raises:
         SettingsError: as for ``serve``; EVENTS_OPERATIONS or the broker's URL is wrong, or the broker refuses what is
             asked for.
-        OSError: the address is taken or not ours.
     """
     source = open_source(queue)
     app = create_app(settings, whole=whole)
@@ -149,20 +152,43 @@ async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     try:
-        path = settings.host.removeprefix("unix:")
-        if path != settings.host:
-            await web.UnixSite(runner, path).start()
+        await _listen(runner, settings)
+        if settings.host.startswith(_UNIX):
             _log.info("listening on %s", settings.host)
         else:
-            await web.TCPSite(runner, settings.host, settings.port).start()
             host, port = runner.addresses[0][:2]
-            scheme = "http" if tls is None else "https"
-            _log.info("listening on %s://%s:%s", scheme, f"[{host}]" if ":" in host else host, port)
+            _log.info("listening on %s://%s", "http" if tls is None else "https", _address(host, port))
         yield stop
     finally:
         if watch is not None:
             watch.cancel()
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    """Open the socket.
+
+    Raises:
+        SettingsError: that cannot be done; HOST or PORT, whichever is to blame, is named.
+    """
+    host, port = settings.host, settings.port
+    try:
+        if host.startswith(_UNIX):
+            await web.UnixSite(runner, host.removeprefix(_UNIX)).start()
+        else:
+            await web.TCPSite(runner, host, port).start()
+    except (socket.gaierror, UnicodeError) as error:  # names that IDNA cannot encode are a UnicodeError
+        reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
+        raise SettingsError(f"HOST: {host!r} cannot be resolved: {reason}") from None
+    except OSError as error:
+        name = "PORT" if error.errno in _OF_THE_PORT and not host.startswith(_UNIX) else "HOST"
+        where = host if host.startswith(_UNIX) else _address(host, port)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise SettingsError(f"{name}: cannot listen on {where}: {reason}") from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
     """
+    _accept_any_text()
     status = _run(_parser().parse_args(arguments))
     if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
         # A load nobody waits for any more. Python cannot stop it, and torch aborts if the interpreter ends beneath it.
@@ -181,6 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def _accept_any_text() -> None:
+    """Let the standard streams take text that the terminal's encoding lacks, such as latin-1's: nobody's answer ends in
+    a UnicodeError. What cannot be read becomes surrogates, which requests refuse.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _run(options: argparse.Namespace) -> int:

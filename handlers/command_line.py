@@ -51,10 +51,16 @@ def sampled(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
 
 
+def json_line(value: object) -> str:
+    """JSON for standard output: escaped where its encoding might lack a character."""
+    return json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
+
+
 def run_invoke(options: argparse.Namespace) -> int:
     """``invoke``: payloads in, answers out, a line each."""
     ctx = _context(options)
-    lines = (line for line in sys.stdin if line.strip()) if options.payload == "-" else [options.payload]
+    given = [options.payload.encode("utf-8", "surrogateescape")]
+    lines = (line for line in sys.stdin.buffer if line.strip()) if options.payload == "-" else given
     failed = False
     for line in lines:
         try:
@@ -64,7 +70,7 @@ def run_invoke(options: argparse.Namespace) -> int:
             result = asyncio.run(invoke(options.operation, payload, ctx=ctx))
         except ServiceError as error:
             failed, result = True, error.openai()
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json_line(result), flush=True)
     return int(failed)
 
 
@@ -113,7 +119,10 @@ def run_chat(options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             print(" [stopped]", end="")
         except ServiceError as error:
-            print(f"warmstart: {error.message}", end="", file=sys.stderr)
+            print("\n" * bool(pieces), end="", flush=True)
+            print(f"warmstart: {error.message}", file=sys.stderr)
+            messages.pop()  # what is refused now would be refused in each later turn
+            continue
         print()
         messages.append({"role": "assistant", "content": "".join(pieces)})
 
@@ -135,7 +144,10 @@ def run_bench(options: argparse.Namespace) -> None:
     setup_logging(settings.log_format, "WARNING")
     from runtime.bench import bench, table  # numpy and the tokenizers come with it
 
-    text = Path(options.perplexity).read_text() if options.perplexity else None
+    try:
+        text = Path(options.perplexity).read_text("utf-8") if options.perplexity else None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"--perplexity: {options.perplexity} is not UTF-8") from None
     found = bench(spec, settings, text=text)
     print(json.dumps(found) if options.json else table(found))
 

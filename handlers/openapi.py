@@ -120,7 +120,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
                 _STATUS,
             ),
             ("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
-            ("metrics", "What is measured; as OpenMetrics if Accept names it.", {200: "Everything."}, _EXPOSITION),
+            ("metrics", "What is measured; as OpenMetrics if Accept prefers it.", {200: "Everything."}, _EXPOSITION),
         )
     }
     for route in routes:

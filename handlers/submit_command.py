@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import secrets
 import sys
@@ -17,7 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from handlers import OPERATIONS
-from handlers.command_line import settings_of
+from handlers.command_line import json_line, settings_of
 from handlers.queue_options import add_queue, queue_of
 from runtime.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from runtime.events.envelope import TYPE_PREFIX, Envelope
@@ -115,11 +114,11 @@ async def _line(submitter: Submitter, message: Envelope | ServiceError, options:
         async with _replies(submitter, message, options) as replies:
             async for reply in replies:
                 if reply.kind != "chunk":
-                    return reply.kind == "result", json.dumps(reply.body, ensure_ascii=False)
+                    return reply.kind == "result", json_line(reply.body)
         assert isinstance(message, Envelope)  # else it has been raised
         return True, message.id
     except ServiceError as error:
-        return False, json.dumps(error.openai(), ensure_ascii=False)
+        return False, json_line(error.openai())
 
 
 async def _texts(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from runtime.errors import ModelUnavailable, SettingsError
 from runtime.gguf_split import model_name, parts
+from runtime.setting_values import expanded
 
 SourceKind = Literal["wheel", "hub", "folder", "gguf"]
 
@@ -83,10 +84,14 @@ def parse_model_name(name: str, *, setting: str = "MODEL_NAME", adapters: Path |
 
     Raises:
         ModelUnavailable: it is none of them; the message says what is expected.
+        SettingsError: it begins with ``~``, and no home directory is known.
     """
     if name.lower() in CATALOGUE:
         return CATALOGUE[name.lower()]
-    path = Path(name).expanduser()
+    try:
+        path = expanded(Path(name))
+    except ValueError as error:
+        raise SettingsError(f"{setting}: {error}") from None
     model, _, adapter = name.rpartition(":")
     if adapters and model and ADAPTER_NAME.fullmatch(adapter) and (adapters / adapter).is_dir() and not path.exists():
         return parse_model_name(model, setting=setting).adapted(adapters / adapter)

@@ -5,6 +5,7 @@ Names and units as in ``runtime.metrics``. Nothing here keeps anything: labels a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,6 +17,9 @@ from prometheus_client.utils import floatToGoString
 from runtime.figures import GAP_BOUNDS, Figures
 from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
+OPENMETRICS = "application/openmetrics-text"
+_TEXT = "text/plain"
+_QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
 _LABEL = "model_name"
 _STATES: tuple[ModelState, ...] = get_args(ModelState)
 
@@ -35,6 +39,31 @@ class Service:
     ready: bool
     memory: Memory
     cache: CacheStats
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether a scraper is to get OpenMetrics rather than Prometheus' text format (RFC 9110 section 12.5.1).
+
+    That of the higher weight is taken. Of equal ones it is OpenMetrics if it is named, else the text format, which
+    everything reads; so it is, too, if neither is acceptable. A range whose weight is malformed does not count.
+
+    Args:
+        accept: the ``Accept`` header; versions in it are of no effect.
+    """
+    weights: dict[str, float] = {}  # media range -> the highest weight it is given
+    for element in accept.lower().split(","):
+        media_range, *parameters = (part.strip() for part in element.split(";"))
+        weight = next((value.strip() for name, _, value in (p.partition("=") for p in parameters) if name == "q"), "1")
+        if _QVALUE.fullmatch(weight):
+            weights[media_range] = max(float(weight), weights.get(media_range, 0.0))
+
+    def weight_of(media_type: str) -> float:
+        """By the most specific range that holds it."""
+        ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
+        return next((weights[found] for found in ranges if found in weights), 0.0)
+
+    openmetrics, text = weight_of(OPENMETRICS), weight_of(_TEXT)
+    return openmetrics > text or (openmetrics == text > 0 and OPENMETRICS in weights)
 
 
 def figure_families(figures: Mapping[str, Figures]) -> list[Metric]:

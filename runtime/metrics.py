@@ -15,13 +15,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from runtime.events.metrics import EventMetrics
-from runtime.exposition import figure_families
+from runtime.exposition import OPENMETRICS, figure_families, prefers_openmetrics
 from runtime.figures import Figures
 from runtime.request_record import RequestRecord
 from runtime.types import FinishReason, ModelFigures
 
 # What the encoder understands, whatever was asked for in detail. Without the last part it writes _ for : in names.
-_OPENMETRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
+_OPENMETRICS = f"{OPENMETRICS}; version=1.0.0; escaping=allow-utf-8"
 _LABEL = ("model_name",)
 
 _FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60, 120)
@@ -98,13 +98,13 @@ class Metrics:
         """All metrics as text.
 
         Args:
-            accept: the ``Accept`` header; OpenMetrics 1.0 if it names that, else Prometheus' text format 0.0.4.
+            accept: the ``Accept`` header; OpenMetrics 1.0 if it prefers that, else Prometheus' text format 0.0.4.
             more: families to show with them, see ``runtime.exposition``.
 
         Returns:
             The text, and its content type.
         """
-        encode, content_type = choose_encoder(_OPENMETRICS if _OPENMETRICS.partition(";")[0] in accept.lower() else "")
+        encode, content_type = choose_encoder(_OPENMETRICS if prefers_openmetrics(accept) else "")
         return encode(_Families([*self._registry.collect(), *more])), content_type
 
 

@@ -1,7 +1,7 @@
 """The only reader of the environment: one frozen object, validated whole at start.
 
 Every setting is an environment variable of the field's name in capitals, with a default, a type, a range and one line
-of help. A wrong value stops the service with its name (``Settings.load``).
+of help. Blanks around a value are no part of it. A wrong value stops the service with its name (``Settings.load``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from runtime.audit import LEAST_SECRET
 from runtime.errors import SettingsError
 from runtime.networks import Network, parse_networks
+from runtime.setting_values import bare_host, expanded, shown, words
 
 ClientIpHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 
@@ -31,18 +32,15 @@ _Networks = Annotated[tuple[Network, ...], NoDecode]
 _Strings = Annotated[tuple[str, ...], NoDecode]
 
 
-def _split(value: Any) -> Any:
-    """``"a, b c"`` -> ``["a", "b", "c"]``; anything that is not a string passes."""
-    return value.replace(",", " ").split() if isinstance(value, str) else value
-
-
 class Settings(BaseSettings):
     """All settings of the service. Durations are in seconds, sizes in bytes unless the name says otherwise."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_file=None)
 
     # Where it listens
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
 
     # The model
@@ -51,7 +49,11 @@ class Settings(BaseSettings):
         min_length=1,
         description="Catalogue name, hub id with optional @revision, local folder, or .gguf file.",
     )
-    models: _Strings = Field((), description="More models to serve, named as MODEL_NAME; each loads on its first use.")
+    models: _Strings = Field(
+        (),
+        description="More models to serve, named as MODEL_NAME; a JSON array where names have blanks or commas. Each "
+        "loads on its first use.",
+    )
     pinned_models: _Strings = Field((), description="Ids of models that stay loaded when others need the room.")
     adapters_dir: Path | None = Field(
         None, description="Folder of LoRA adapters (PEFT format), each served as model:adapter."
@@ -317,14 +319,19 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, value: Any, field: ValidationInfo) -> Any:
         name = str(field.field_name)
-        return parse_networks([str(entry) for entry in _split(value)], strict=name != "allowed_ips", name=name.upper())
+        return parse_networks([str(entry) for entry in words(value)], strict=name != "allowed_ips", name=name.upper())
 
     @field_validator(
         "cors_origins", "models", "pinned_models", "events_operations", "events_reply_prefixes", mode="before"
     )
     @classmethod
     def _words(cls, value: Any) -> Any:
-        return _split(value)
+        return words(value)
+
+    @field_validator("host")
+    @classmethod
+    def _bare_host(cls, value: str) -> str:
+        return bare_host(value)
 
     @field_validator("redis_url")
     @classmethod
@@ -356,7 +363,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value else None
+        return expanded(value) if value else None
 
     @field_validator(
         "adapters_dir",
@@ -371,6 +378,11 @@ class Settings(BaseSettings):
     def _no_path(cls, value: Any) -> Any:
         return None if value == "" else value  # as compose files and .env files write "none"
 
+    @field_validator("*", mode="before")  # the last one that is defined sees a value first
+    @classmethod
+    def _strip(cls, value: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
         """Read the environment.
@@ -379,7 +391,7 @@ class Settings(BaseSettings):
             overrides: values that go before the environment (a command line's options, a test's settings).
 
         Raises:
-            SettingsError: a value is wrong; the message has one line per wrong setting, each with its name.
+            SettingsError: a value is wrong; the message has one line per wrong setting, which begins with its name.
         """
         try:
             return cls(**overrides)
@@ -391,26 +403,16 @@ class Settings(BaseSettings):
                 + ("" if item["type"] == "value_error" or _SECRETS & {*item["loc"]} else f" (got {item['input']!r})")
                 for item in error.errors()
             ]
-            raise SettingsError("wrong settings\n  " + "\n  ".join(lines)) from None
+            raise SettingsError("\n".join(lines)) from None
 
     def describe(self) -> list[tuple[str, str, str, str]]:
         """(NAME, current value, default, help) of every setting; secrets masked, save defaults, which are none."""
         rows = []
         for name, field in type(self).model_fields.items():
             value, default = getattr(self, name), field.default
-            shown = default.get_secret_value() if isinstance(default, SecretStr) else _show(default)
-            rows.append((name.upper(), shown if value == default else _show(value), shown, field.description or ""))
+            usual = default.get_secret_value() if isinstance(default, SecretStr) else shown(default)
+            rows.append((name.upper(), usual if value == default else shown(value), usual, field.description or ""))
         return rows
 
 
 _SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
-
-
-def _show(value: object) -> str:
-    if isinstance(value, SecretStr):
-        return "********" if value.get_secret_value() else ""
-    if value is None:
-        return ""
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -159,15 +159,49 @@ def test_a_signal_while_loading_ends_the_process(number: signal.Signals) -> None
         ({"MODEL_NAME": "a/b/c"}, "MODEL_NAME"),
         ({"MODELS": "distilgpt2,a/b/c"}, "MODELS='a/b/c'"),
         ({"PINNED_MODELS": "a"}, "PINNED_MODELS: 'a'"),
-        ({"HOST": "192.0.2.1"}, "192.0.2.1"),
+        ({"HOST": "192.0.2.1"}, "HOST: cannot listen on 192.0.2.1:0: "),
+        ({"HOST": "nowhere.invalid"}, "HOST: 'nowhere.invalid' cannot be resolved: "),
+        ({"HOST": "a..b"}, "HOST: 'a..b' cannot be resolved: "),
+        ({"HOST": "unix:/nowhere/socket"}, "HOST: cannot listen on unix:/nowhere/socket: "),
     ],
 )
 def test_a_wrong_setting_stops_the_start(settings: dict[str, str], said: str) -> None:
-    """The process ends at once, names the setting, and shows no traceback."""
+    """The process ends at once, names the setting in one line, and shows no traceback."""
     run = warmstart("serve", **({"PORT": "0"} | settings))
     assert run.returncode in (1, 2)
     assert said in run.stderr
-    assert "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_stops_the_start() -> None:
+    """PORT is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = warmstart("serve", PORT=str(port))
+    assert run.returncode == 2
+    assert run.stderr == f"warmstart: PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_without_a_home_directory() -> None:
+    """A user that is only a number, without HOME, is told which setting needs a folder."""
+    run = _nobody("serve", PORT="0")
+    assert run.returncode == 2
+    assert run.stderr.startswith("warmstart: CACHE_DIR: no home directory is known for '~/.cache/warmstart'; set HOME")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_without_a_home_directory_a_cache_dir_is_enough(tmp_path: Path) -> None:
+    """With CACHE_DIR set nothing else asks for a home directory."""
+    assert _nobody("config", CACHE_DIR=str(tmp_path)).returncode == 0
+
+
+def _nobody(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process without HOME whose user the system does not know."""
+    program = "import pwd, sys; pwd.getpwuid = {}.__getitem__; import server; sys.exit(server.main(sys.argv[1:]))"
+    home = {"HOME", "CACHE_DIR", "XDG_CACHE_HOME"}
+    env = {name: value for name, value in environment(**settings).items() if name not in home or name in settings}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
 
 def test_a_model_that_cannot_be_had_is_a_503_with_advice(tmp_path: Path) -> None:
@@ -194,6 +228,37 @@ def test_invoke_one_and_many(tiny_gpt2: Path) -> None:
     assert many.returncode == 1
     assert answers[0] == json.loads(one.stdout)
     assert [answer["error"]["code"] for answer in answers[1:]] == ["invalid_request", "invalid_request"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode(tiny_llama: Path, encoding: str) -> None:
+    """Answers and errors come out whatever a terminal's encoding lacks; JSON stays JSON, and is read as UTF-8."""
+    odd = "\u20ac\U0001f600"
+    lines = json.dumps({"prompt": odd, "max_new_tokens": 2, "temperature": 0}, ensure_ascii=False).encode()
+    run = subprocess.run(
+        [*WARMSTART, "invoke", "complete", "--model", str(tiny_llama)],
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING=encoding),
+        input=lines + b'\n{"prompt": "\xff"}\n{"\xe2\x82\xac": 1}\n',
+        capture_output=True,
+        timeout=120,
+    )
+    whole, broken, unknown = map(json.loads, run.stdout.decode("ascii").splitlines())
+    assert (run.returncode, run.stderr.count(b"Traceback")) == (1, 0)
+    assert whole["usage"]["completion_tokens"] == 2
+    assert "UTF-8" in broken["error"]["message"]
+    assert "error" in unknown
+    run = subprocess.run(
+        [*WARMSTART, "chat", "--model", str(tiny_llama), "--max-new-tokens", "4", "--temperature", "0"],
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING=encoding),
+        input=odd.encode() + b"\n" + b"Hello\n",
+        capture_output=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr.count(b"Traceback")) == (0, 0)
+    assert run.stdout.count(b"> ") == 3
+    assert (b"surrogate" in run.stderr) == (encoding == "ascii")  # nothing that could not be read is let pass
 
 
 def test_generate_streams_what_it_would_print_whole(tiny_gpt2: Path) -> None:

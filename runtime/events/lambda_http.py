@@ -8,6 +8,7 @@ Load Balancer guide, "Lambda functions as targets".
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,8 @@ class HttpRequest:
         path: decoded, as the service knows it: without the stage, and without what a domain's mapping puts before it.
         query: decoded.
         headers: by their names in small letters; several lines of one name are joined.
-        text: the body as it stands in the event; None if there is none.
+        content: the body as it stands in the event: text, or what an event that was written by hand has in its place;
+            None if there is none.
         base64: whether it is base64 there.
         many: whether the load balancer wants lists of header values back, because it sent such.
     """
@@ -45,7 +47,7 @@ class HttpRequest:
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
-    text: str | None
+    content: Any
     base64: bool = False
     many: bool = False
 
@@ -60,17 +62,21 @@ class HttpRequest:
         return named if named.count("/") == 1 else _UNKNOWN, charset if isinstance(charset, str) else None
 
     def body(self) -> bytes | None:
-        """The body; None if there is none.
+        """The body; None if there is none. An object or array, as in test events, stands for its JSON.
 
         Raises:
-            InvalidRequest: it is said to be base64 and is not.
+            InvalidRequest: it is said to be base64 and is not, or it is neither text, object nor array.
         """
-        if self.text is None:
+        if self.content is None or self.content == "":
             return None
+        if isinstance(self.content, dict | list) and not self.base64:
+            return json.dumps(self.content).encode()
+        if not isinstance(self.content, str):
+            raise InvalidRequest("the event's body must be a string, or a JSON object without isBase64Encoded")
         if not self.base64:
-            return self.text.encode("utf-8", "surrogatepass")
+            return self.content.encode("utf-8", "surrogatepass")
         try:
-            return b64decode(self.text, validate=True)
+            return b64decode(self.content, validate=True)
         except ValueError:
             raise InvalidRequest("the body is not base64, as isBase64Encoded says") from None
 
@@ -103,7 +109,7 @@ def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
         path,
         query,
         {name.lower(): ", ".join(found) for name, found in headers.items()},
-        event.get("body") or None,
+        event.get("body"),
         bool(event.get("isBase64Encoded")),
         many=event.get("multiValueHeaders") is not None,
     )

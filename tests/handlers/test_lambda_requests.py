@@ -190,6 +190,15 @@ async def test_a_body_that_is_no_base64() -> None:
     assert (answer["statusCode"], "not base64" in answer["body"]) == (400, True)
 
 
+async def test_a_body_that_is_an_object() -> None:
+    """Gets the answer that its JSON would get; a number is a mistake."""
+    function = Function(Settings.load(idempotency="off"), _context())
+    event = _event("v2", "POST", "/generate", JSON, json.dumps(TEXT).encode())
+    written = event | {"body": TEXT, "isBase64Encoded": False}
+    assert await function.answer(written, Invocation()) == await function.answer(event, Invocation())
+    assert (await function.answer(event | {"body": 1}))["statusCode"] == 400
+
+
 async def test_streams_are_refused_with_the_way_out() -> None:
     """Half an answer, or a whole one where pieces were asked for, would break clients."""
     function = Function(Settings.load(idempotency="off"), _context())

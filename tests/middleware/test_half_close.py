@@ -1,4 +1,4 @@
-"""middleware.half_close over real sockets: half-closed clients get their answers, clients that are gone free engines."""
+"""middleware.half_close over real sockets: half-closed clients get answers, clients that are gone free the engine."""
 
 from __future__ import annotations
 

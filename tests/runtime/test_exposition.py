@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from runtime.exposition import Service, service_families
+from runtime.exposition import Service, prefers_openmetrics, service_families
 from runtime.metrics import Metrics
 from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
@@ -90,3 +91,34 @@ def test_it_is_valid_openmetrics() -> None:
     assert gaps.type == "histogram"
     names = {sample.labels.get("model_name") for family in families for sample in family.samples}
     assert 'we"ird\\name\n' in names
+
+
+_SCRAPER = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.1"
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/*, application/*", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text, */*", True),
+        ("application/openmetrics-text, text/plain", True),
+        (_SCRAPER, True),
+        ("application/openmetrics-text;q=0.5,text/plain;q=1", False),
+        ("application/openmetrics-text ; Q=0.5 , text/plain ; q=0.25", True),
+        ("application/openmetrics-text;version=1.0.0;q=0.2,application/openmetrics-text;q=0.6,text/plain;q=0.5", True),
+        ("application/openmetrics-text;q=0, */*", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/*;q=0.9, text/plain;q=0.1", True),
+        ("text/plain;q=0, */*", True),
+        ("application/openmetrics-text;q=nan", False),
+        ("application/openmetrics-text;q=2, text/plain;q=0.1", False),
+        ("application/openmetrics-textual", False),
+        (";;,=,;q", False),
+    ],
+)
+def test_what_a_scraper_prefers(accept: str, openmetrics: bool) -> None:
+    """Weights decide, by the most specific range; RFC 9110 section 12.5.1."""
+    assert prefers_openmetrics(accept) == openmetrics

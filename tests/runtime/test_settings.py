@@ -7,8 +7,9 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from runtime.catalogue import served_models
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 
@@ -39,6 +40,15 @@ def test_defaults() -> None:
         ("CORS_ORIGINS", "https://a.example,http://b.example", ("https://a.example", "http://b.example")),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("DEVICE", "cuda:1", "cuda:1"),
+        ("HOST", " [::1]\t", "::1"),
+        ("PORT", "8000 ", 8000),
+        ("PRELOAD", " false\n", False),
+        ("ENGINE", "fast ", "fast"),
+        ("API_KEYS_FILE", "  ", None),
+        ("REDIS_URL", "redis://localhost:1/0\n", SecretStr("redis://localhost:1/0")),
+        ("MODELS", "a, b  c", ("a", "b", "c")),
+        ("MODELS", '["/my models/a,b", "c"]', ("/my models/a,b", "c")),
+        ("PINNED_MODELS", "[]", ()),
     ],
 )
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any) -> None:
@@ -59,6 +69,10 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, name: str, tex
         ("CLIENT_IP_HEADER", "x-client", "CLIENT_IP_HEADER"),
         ("CORS_ORIGINS", "example.com", "CORS_ORIGINS.*example.com"),
         ("DEVICE", "tpu", "DEVICE"),
+        ("HOST", "[::1]:80", r"HOST: '\[::1\]:80'.*PORT"),
+        ("HOST", "[127.0.0.1]", "HOST.*IPv6"),
+        ("MODELS", "[a, b]", r"MODELS: '\[a, b\]'.*JSON"),
+        ("MODELS", "[1]", "MODELS.*JSON"),
         ("DTYPE", "int3", "DTYPE"),
         ("MODEL_NAME", "", "MODEL_NAME"),
         ("MAX_BODY_BYTES", "1", "MAX_BODY_BYTES"),
@@ -70,6 +84,43 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, text
     monkeypatch.setenv(name, text)
     with pytest.raises(SettingsError, match=said):
         Settings.load()
+
+
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a container's user that is only a number."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+
+
+@pytest.mark.parametrize("name", ["API_KEYS_FILE", "AUDIT_LOG", "CACHE_DIR", "TLS_CERT_FILE"])
+def test_without_a_home_directory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A path with ~ is refused with the setting's name, the default of CACHE_DIR too; other paths are good."""
+    _no_home(monkeypatch)
+    monkeypatch.setenv("CACHE_DIR", "/tmp/cache")
+    Settings.load()
+    monkeypatch.setenv(name, "~/x")
+    with pytest.raises(SettingsError, match=f"^{name}: no home directory is known for '~/x'; set HOME") as caught:
+        Settings.load()
+    assert "\n" not in str(caught.value)
+    monkeypatch.delenv("CACHE_DIR", raising=False)
+    with pytest.raises(SettingsError, match="CACHE_DIR: no home directory"):
+        Settings.load()
+
+
+def test_a_model_in_a_home_directory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MODEL_NAME and MODELS are refused likewise."""
+    _no_home(monkeypatch)
+    for name, models, said in (("~/model", [], "MODEL_NAME"), ("distilgpt2", ["~/model"], "MODELS")):
+        with pytest.raises(SettingsError, match=f"^{said}: no home directory"):
+            served_models(name, models)
+
+
+def test_shown_values_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `warmstart config` shows of MODELS is read as the same."""
+    models = ("/my models/a", "b,c")
+    shown = {name: value for name, value, *_ in Settings.load(models=models).describe()}["MODELS"]
+    monkeypatch.setenv("MODELS", shown)
+    assert Settings.load().models == models
 
 
 def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -109,6 +110,15 @@ def test_bodies() -> None:
     for wrong in ("w6k", "w6k=!", "é"):
         with pytest.raises(InvalidRequest, match="not base64"):
             _read(_v2(body=wrong, isBase64Encoded=True)).body()
+
+
+def test_a_body_that_is_no_string() -> None:
+    """An object or an array, as somebody writes a test event by hand, is its JSON; anything else is refused."""
+    assert json.loads(_read(_v2(body={"prompt": "é"})).body() or b"") == {"prompt": "é"}
+    assert (_read(_v2(body=[1])).body(), _read(_v2(body={})).body()) == (b"[1]", b"{}")
+    for body, base64 in ((1, False), (False, False), ({"a": 1}, True)):
+        with pytest.raises(InvalidRequest, match="must be a string, or a JSON object"):
+            _read(_v2(body=body, isBase64Encoded=base64)).body()
 
 
 @pytest.mark.parametrize(

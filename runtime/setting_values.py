@@ -1,0 +1,75 @@
+"""How the text of an environment variable becomes a setting's value, and how the value is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+_SEPARATORS = re.compile(r"[\s,]+")
+
+
+def words(value: Any) -> Any:
+    """``"a, b c"`` -> ``["a", "b", "c"]``, and so ``'["a", "b c"]'`` for words that hold blanks or commas.
+
+    Args:
+        value: anything that is not a string passes.
+
+    Raises:
+        ValueError: it begins like a JSON array and is not one of strings.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("["):
+        return list(filter(None, _SEPARATORS.split(value)))
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+        raise ValueError(f'{value!r} is not a JSON array of strings such as ["a", "b c"]')
+    return found
+
+
+def bare_host(value: str) -> str:
+    """``"[::1]"``, as URLs have it, -> ``"::1"``; other hosts as they are.
+
+    Raises:
+        ValueError: what is in brackets is not an IPv6 address.
+    """
+    if not value.startswith("["):
+        return value
+    try:
+        if not value.endswith("]"):
+            raise ValueError
+        return str(IPv6Address(value[1:-1]))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IPv6 address in brackets; PORT holds the port") from None
+
+
+def expanded(path: Path) -> Path:
+    """A path with ``~`` replaced by the home directory.
+
+    Raises:
+        ValueError: there is no home directory, as for a user without an entry in the system's list.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"no home directory is known for {str(path)!r}; set HOME, or give the whole path") from None
+
+
+def shown(value: object) -> str:
+    """A setting's value as it could be written in the environment; secrets masked."""
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        texts = [str(item) for item in value]
+        return json.dumps(texts) if any(map(_SEPARATORS.search, texts)) else ",".join(texts)
+    return str(value).lower() if isinstance(value, bool) else str(value)
