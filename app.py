@@ -31,6 +31,7 @@ from middleware.audit import PAYLOAD
 from runtime.errors import InternalError, ServiceError
 from runtime.events.report import Reporter
 from runtime.exposition import Service, service_families
+from runtime.json_answer import encoded
 from runtime.logging import note_usage, request_caller, request_charge, request_usage
 from runtime.metrics import Metrics
 from runtime.registry import Registry
@@ -42,6 +43,7 @@ from web.events import Events
 _log = logging.getLogger("warmstart.app")
 
 _PRELOAD_SECONDS = 0.03
+_JSON = "application/json; charset=utf-8"
 _EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # to pages
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
@@ -127,7 +129,8 @@ def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
         ctx = request.app[CONTEXT]
         if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
             return await _send_events(request, operation.stream(payload, ctx))
-        return web.json_response(await operation.handle(payload, ctx), headers=_cache_headers())
+        body = await encoded(await operation.handle(payload, ctx))
+        return web.Response(body=body, headers={"Content-Type": _JSON} | _cache_headers())
 
     return adapter
 

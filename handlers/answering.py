@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 from handlers.cache_control import CacheControl
 from handlers.context import Context, Engine
@@ -15,6 +16,8 @@ from handlers.generation import Collected, Plan, collecting, generating, paid
 from handlers.schemas.requests import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
 from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
+
+_MANY = 1_000  # log-probabilities that are rendered on the event loop, in a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,17 @@ class Answer:
         async for _ in self.tokens:
             pass
         return self.collected
+
+    async def rendered(self, render: Callable[[Collected], dict[str, Any]]) -> dict[str, Any]:
+        """Everything, as it is answered; on a thread where there is much to report, so that the event loop goes on.
+
+        Args:
+            render: makes the answer; it may touch nothing that another thread changes.
+        """
+        collected = await self.whole()
+        if collected.unreported <= _MANY:
+            return render(collected)
+        return await asyncio.to_thread(render, collected)
 
 
 @asynccontextmanager

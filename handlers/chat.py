@@ -10,6 +10,7 @@ from typing import Any
 from handlers.answering import Answer, Question, answering
 from handlers.context import Context, Engine
 from handlers.generation import (
+    Collected,
     Plan,
     chat_messages,
     check_least,
@@ -34,17 +35,20 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """
     request = parse(ChatRequest, payload)
     async with _answering(request, read(request, ctx), ctx) as answer:
-        collected = await answer.whole()
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": reason,
-                "logprobs": _logprobs(answer, i),
-            }
-            for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
-        ]
-        return {**_head(answer.engine, ctx, "chat.completion"), "choices": choices, "usage": collected.usage()}
+
+        def render(collected: Collected) -> dict[str, Any]:
+            choices = [
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": reason,
+                    "logprobs": _logprobs(answer, i),
+                }
+                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+            ]
+            return {**_head(answer.engine, ctx, "chat.completion"), "choices": choices, "usage": collected.usage()}
+
+        return await answer.rendered(render)
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:

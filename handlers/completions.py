@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -40,15 +41,18 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     _check(request, ctx)
     async with _answering(request, ctx) as answer:
         choices = await _choices(request, answer, ctx)
-        collected = await answer.whole()
-        return {
-            **_head(answer.engine, ctx),
-            "choices": [
-                choices.piece(i, text, reason)
-                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
-            ],
-            "usage": collected.usage(),
-        }
+
+        def render(collected: Collected) -> dict[str, Any]:
+            return {
+                **_head(answer.engine, ctx),
+                "choices": [
+                    choices.piece(i, text, reason)
+                    for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+                ],
+                "usage": collected.usage(),
+            }
+
+        return await answer.rendered(render)
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
@@ -180,7 +184,12 @@ async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Con
         return _Echo(text, [], [])
     first = Token(0, ids[0], "")
     scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, queued=ctx.queued)
-    found = entries(engine, [first, *scores])
+    return await asyncio.to_thread(_placed, text, engine, [first, *scores])
+
+
+def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
+    """A prompt's tokens, and where each begins in it."""
+    found = entries(engine, tokens)
     found[0]["logprob"] = None
     raw, at, place, offsets = text.encode(), 0, 0, list[int]()
     for entry in found:

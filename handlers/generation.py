@@ -14,6 +14,7 @@ from runtime.errors import ContextLengthExceeded, InvalidRequest, ServiceError
 from runtime.types import CacheUse, FinishReason, Job, Message, SamplingParams, Token
 
 _TEXTS_AT_ONCE = 16
+_BURST = 16  # tokens that are handed out before other requests get their turn, in a few milliseconds
 
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
@@ -160,6 +161,11 @@ class Collected:
         """Each sequence's text so far."""
         return ["".join(pieces) for pieces in self._pieces]
 
+    @property
+    def unreported(self) -> int:
+        """Log-probabilities that ``take`` would give, alternatives counted, of all sequences."""
+        return sum(1 + len(token.top_logprobs) for tokens in self._unreported for token in tokens)
+
     def take(self, sequence: int) -> list[Token]:
         """The sequence's tokens whose log-probabilities are still to be reported; they are no longer after this."""
         taken, self._unreported[sequence] = self._unreported[sequence], []
@@ -262,6 +268,8 @@ async def collecting(
         async for token in stream:
             collected.add(token)
             yield token
+            if collected.completion_tokens % _BURST == 0:  # a kept answer is all there: its tokens never wait
+                await asyncio.sleep(0)
 
     if collected.cache is not None:
         ctx.observe(collected.cache_use())

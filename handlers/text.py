@@ -10,6 +10,7 @@ from typing import Any
 from handlers.answering import Answer, Question, answering
 from handlers.context import Context, Engine
 from handlers.generation import (
+    Collected,
     Plan,
     check_least,
     check_prompt_chars,
@@ -82,18 +83,21 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
     """The whole answer; see ``handlers.schemas.responses.TextResponse``."""
     check(request, ctx)
     async with _answering(request, ctx) as found:
-        collected = await found.whole()
-        sequences = [
-            {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
-            | _logprobs(request, found, i)
-            for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
-        ]
-        return {
-            "text": sequences[0]["text"],
-            "sequences": sequences,
-            "model": found.engine.info.name,
-            "usage": collected.usage(),
-        }
+
+        def render(collected: Collected) -> dict[str, Any]:
+            sequences = [
+                {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
+                | _logprobs(request, found, i)
+                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+            ]
+            return {
+                "text": sequences[0]["text"],
+                "sequences": sequences,
+                "model": found.engine.info.name,
+                "usage": collected.usage(),
+            }
+
+        return await found.rendered(render)
 
 
 async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGenerator[dict[str, Any], None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 PAUSE_SECONDS = 5.0
 """How long a store that failed is left alone."""
+
+MOST_LOGPROBS = 20_000
+"""Log-probabilities of a kept answer: packing and unpacking more would hold up the event loop for too long."""
 
 _MOST_SECONDS = 1.0  # that a request waits for a store, whatever the store waits for
 
@@ -168,7 +171,7 @@ class ResponseCache:
     async def _land(self, place: tuple[asyncio.AbstractEventLoop, str], flight: Flight) -> None:
         """Keep what a flight brought, and let nobody join it any more."""
         try:
-            if flight.complete and flight.keep:
+            if flight.complete and flight.keep and _logprobs(flight.tokens) <= MOST_LOGPROBS:
                 _, key = place
                 answer = KeptAnswer(self._clock(), flight.seconds, await flight.prompt_tokens(), tuple(flight.tokens))
                 value = pack(key, answer)
@@ -204,6 +207,10 @@ class ResponseCache:
         with self._lock:
             for name, number in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + number)
+
+
+def _logprobs(tokens: Sequence[Token]) -> int:
+    return sum(1 + len(token.top_logprobs) for token in tokens)
 
 
 async def _replayed(kept: KeptAnswer) -> AsyncGenerator[Token, None]:

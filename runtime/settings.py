@@ -38,9 +38,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_file=None)
 
     # Where it listens
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file."
-    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
 
     # The model

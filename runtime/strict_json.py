@@ -11,7 +11,11 @@ from runtime.errors import InvalidRequest
 DEPTH = 100
 """Of nesting, where no setting says otherwise: far below where Python's decoder runs out of stack."""
 
-_DROPPED = bytes(set(range(256)) - set(b'[]{}"'))
+PARTS = 50_000
+"""Most arrays, objects and commas in one text. A megabyte holds twenty times as many, and decoding, validating and
+refusing those would hold up the event loop for a tenth of a second and more, in calls that cannot be interrupted."""
+
+_DROPPED = bytes(set(range(256)) - set(b'[]{},"'))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -23,8 +27,8 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
         max_depth: of arrays and objects inside each other.
 
     Raises:
-        InvalidRequest: it is not JSON, not UTF-8, nested too deep, or holds NaN, Infinity or an endless number, all of
-            which Python's decoder would let pass or fail on in ways of its own.
+        InvalidRequest: it is not JSON, not UTF-8, nested too deep, of more than ``PARTS`` parts, or holds NaN,
+            Infinity or an endless number, all of which Python's decoder would let pass or fail on in ways of its own.
     """
     try:
         if isinstance(data, str):
@@ -32,9 +36,14 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
         else:
             text = data.decode("utf-8")
         text = text.removeprefix("\ufeff")
-        # Most texts have fewer brackets than they may have levels, and counting them costs next to nothing.
-        if data.count(b"[") + data.count(b"{") > max_depth and depth(data) > max_depth:
-            raise InvalidRequest(f"the body is nested deeper than {max_depth} levels (MAX_JSON_DEPTH)")
+        # Most texts have fewer brackets than they may have levels, and counting costs next to nothing.
+        brackets = data.count(b"[") + data.count(b"{")
+        if brackets > max_depth or brackets + data.count(b",") > PARTS:
+            marks = _structure(data)
+            if len(marks) > PARTS and marks.count(b"[") + marks.count(b"{") + marks.count(b",") > PARTS:
+                raise InvalidRequest(f"the body holds more than {PARTS} arrays, objects and commas")
+            if _depth(marks) > max_depth:
+                raise InvalidRequest(f"the body is nested deeper than {max_depth} levels (MAX_JSON_DEPTH)")
         return _DECODER.decode(text)
     except UnicodeDecodeError:
         raise InvalidRequest("the body is not UTF-8") from None
@@ -45,14 +54,22 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """How deep a JSON text is nested; of what is no JSON, at least as deep as a decoder gets before it finds out.
+    """How deep a JSON text is nested; of what is no JSON, at least as deep as a decoder gets before it finds out."""
+    return _depth(_structure(data))
+
+
+def _depth(marks: bytes) -> int:
+    return max(accumulate(map(_STEP.__getitem__, marks.replace(b",", b""))), default=0)
+
+
+def _structure(data: bytes) -> bytes:
+    """The brackets and commas of a JSON text that are in no string.
 
     Escaped backslashes go first, then escaped quotes, so that each quote left begins or ends a string; then every other
     part between quotes is a string and dropped. All of it is a few calls over the whole text, at the speed of C.
     """
     data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = b"".join(data.translate(None, _DROPPED).split(b'"')[::2])
-    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
+    return b"".join(data.translate(None, _DROPPED).split(b'"')[::2])
 
 
 def _refuse(constant: str) -> NoReturn:

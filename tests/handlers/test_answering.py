@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers import chat, complete, generate
+from handlers import chat, complete, completions, generate
 from handlers.context import Context, Settle, free
 from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest, RateLimited, TooManyRequests
@@ -433,3 +434,51 @@ async def test_without_a_cache(operation: Any, payload: dict[str, Any]) -> None:
         assert "cache" not in answer["usage"]
     assert len(engine.jobs) == 2
     await until(lambda: engine.open_streams == 0)
+
+
+@pytest.mark.parametrize(("most", "elsewhere"), [(1, False), (400, True)])
+@pytest.mark.parametrize(
+    ("operation", "payload"),
+    [
+        (complete, {"prompt": "x", "logprobs": 2, "max_new_tokens": 1}),
+        (completions, {"prompt": "x", "logprobs": 2, "max_tokens": 1}),
+        (chat, {"messages": CHAT["messages"], "logprobs": True, "top_logprobs": 2, "max_tokens": 1}),
+    ],
+    ids=["complete", "completions", "chat"],
+)
+async def test_many_log_probabilities_are_rendered_elsewhere(
+    operation: Any, payload: dict[str, Any], most: int, elsewhere: bool
+) -> None:
+    """On another thread than the event loop's, which goes on with other requests; a few are rendered on it."""
+    threads = set()
+
+    class Watched(FakeEngine):
+        def token_bytes(self, token_id: int) -> bytes:
+            threads.add(threading.get_ident())
+            return super().token_bytes(token_id)
+
+    limit = "max_new_tokens" if operation is complete else "max_tokens"
+    answer = await operation.handle(payload | {limit: most}, fake_context(Watched(words=("a", "b") * 200)))
+    assert answer["usage"]["completion_tokens"] == most
+    assert threads
+    assert (threading.get_ident() not in threads) == elsewhere
+
+
+async def test_a_kept_answer_gives_others_their_turn() -> None:
+    """Tokens that never wait for an engine do not hold up the event loop until the last of them."""
+    ctx = caching(fake_context(FakeEngine(words=("a",) * 200)))
+    payload = {"prompt": "x", "max_new_tokens": 200, "temperature": 0}
+    await complete.handle(payload, ctx)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    answer = await complete.handle(payload, ctx)
+    task.cancel()
+    assert answer["usage"]["cache"]["status"] == "hit"
+    assert turns >= 10

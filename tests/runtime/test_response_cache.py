@@ -8,12 +8,12 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from runtime.errors import CacheUnavailable, TooManyRequests
-from runtime.response_cache import PAUSE_SECONDS, ResponseCache
+from runtime.response_cache import MOST_LOGPROBS, PAUSE_SECONDS, ResponseCache
 from runtime.stores import Size, Store, StoreFailed
 from runtime.stores.memory import MemoryStore
 from runtime.stores.redis import RedisStore
@@ -46,6 +46,7 @@ class Computer:
     started: int = 0
     running: int = 0
     leases: int = 0
+    tokens: list[Token] = field(default_factory=lambda: TOKENS)
 
     def __post_init__(self) -> None:
         self.step.set()
@@ -59,7 +60,7 @@ class Computer:
     async def _tokens(self) -> AsyncGenerator[Token, None]:
         self.running += 1
         try:
-            for place, token in enumerate(TOKENS):
+            for place, token in enumerate(self.tokens):
                 if self.failure is not None and place == self.fail_at:
                     raise self.failure
                 if place:
@@ -176,6 +177,18 @@ async def test_old_answers() -> None:
     clock.now += 100
     assert (await _ask(cache, computer))[0] == "miss"
     assert (await cache.stats()).expired == 1
+
+
+@pytest.mark.parametrize(("alternatives", "status"), [(MOST_LOGPROBS - 3, "hit"), (MOST_LOGPROBS - 2, "miss")])
+async def test_answers_that_are_too_large(alternatives: int, status: str) -> None:
+    """What could not be packed and unpacked in a moment is not kept, and is answered all the same."""
+    top = tuple((number, -1.0) for number in range(alternatives))
+    computer = Computer(tokens=[replace(TOKENS[0], logprob=-1.0, top_logprobs=top), *TOKENS[1:]])
+    cache = _cache(Clock())
+    first = await _ask(cache, computer)
+    assert len(first[3]) == 3
+    again = await _ask(cache, computer)
+    assert (again[0], again[3]) == (status, first[3])
 
 
 async def test_anew() -> None:
