@@ -11,8 +11,8 @@ from runtime.errors import InvalidRequest
 DEPTH = 100
 """Of nesting, where no setting says otherwise: far below where Python's decoder runs out of stack."""
 
-PARTS = 50_000
-"""Most arrays, objects and commas in one text. A megabyte holds twenty times as many, and decoding, validating and
+PARTS = 20_000
+"""Most arrays, objects and commas in one text. A megabyte holds fifty times as many, and decoding, validating and
 refusing those would hold up the event loop for a tenth of a second and more, in calls that cannot be interrupted."""
 
 _DROPPED = bytes(set(range(256)) - set(b'[]{},"'))

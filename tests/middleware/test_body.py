@@ -77,7 +77,7 @@ async def test_nesting() -> None:
 
     async with serving(max_json_depth=8) as url, aiohttp.ClientSession(url) as client:
         for path in ("/generate", "/complete", "/chat/completions", "/v1/completions"):
-            for depth in (9, 40_000):
+            for depth in (9, 15_000):
                 deep = b'{"prompt":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
                 answer = await client.post(path, data=deep, headers={"Content-Type": "application/json"})
                 assert answer.status == 400
