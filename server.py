@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import gc
 import io
 import logging
 import os
@@ -53,6 +54,9 @@ _log = logging.getLogger("warmstart.server")
 
 _UNIX = "unix:"
 _OF_THE_PORT = {errno.EADDRINUSE, errno.EACCES}
+# Of Python's garbage collector. A full collection looks at every object with the interpreter's lock held: a tenth of a
+# second beside a large answer, and by default several times while that is made. Young objects are looked at as ever.
+_COLLECT = (700, 10, 1000)
 _CLOSING_SECONDS = 2  # for handlers to write their last words once the engine has ended them
 
 
@@ -127,6 +131,7 @@ async def _close_models(app: web.Application, seconds: float) -> None:
 @asynccontextmanager
 async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
     """Serve an application inside the block; what it gets is set by SIGTERM and SIGINT. A second one ends at once."""
+    gc.set_threshold(*_COLLECT)
     tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,

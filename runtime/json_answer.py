@@ -8,36 +8,56 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _ENCODER = json.JSONEncoder()
 MANY = 2_000
-"""Arrays and objects that are encoded in one go, in a few milliseconds."""
+"""Arrays and objects that are encoded on the event loop, in a few milliseconds."""
+_FEW = 200  # encoded in one go, elsewhere
 
 
 async def encoded(answer: Mapping[str, Any]) -> bytes:
-    """The JSON of an answer, byte for byte that of ``json.dumps``."""
-    if not _has_many(answer):
+    """The JSON of an answer, byte for byte that of ``json.dumps``.
+
+    Args:
+        answer: of dictionaries with strings as keys, lists, strings, numbers, booleans and None.
+    """
+    if not _more_than(answer, MANY):
         return _ENCODER.encode(answer).encode()
-    return await asyncio.to_thread(_in_pieces, answer)
+    return await asyncio.to_thread(lambda: b"".join(piece.encode() for piece in _pieces(answer)))
 
 
-def _in_pieces(answer: Mapping[str, Any]) -> bytes:
-    """Made of small texts by Python code, between whose steps the interpreter lets other threads run."""
-    return b"".join(piece.encode() for piece in _ENCODER.iterencode(answer))
+def _pieces(value: Any) -> Iterator[str]:
+    """Parts of the JSON, none of which takes long: between them the interpreter lets other threads run."""
+    if not _more_than(value, _FEW):
+        yield _ENCODER.encode(value)
+    elif isinstance(value, dict):
+        before = "{"
+        for name, member in value.items():
+            yield f"{before}{_ENCODER.encode(name)}: "
+            yield from _pieces(member)
+            before = ", "
+        yield "}"
+    else:
+        before = "["
+        for member in value:
+            yield before
+            yield from _pieces(member)
+            before = ", "
+        yield "]"
 
 
-def _has_many(answer: Mapping[str, Any]) -> bool:
-    """Whether there are more than ``MANY`` arrays and objects; looks at no more than that."""
-    found, unseen = 0, [iter(answer.values())]
+def _more_than(value: Any, most: int) -> bool:
+    """Whether a value holds more than so many arrays and objects; looks at no more of them than that."""
+    found, unseen = 0, [iter((value,))]
     while unseen:
-        for value in unseen[-1]:
-            if isinstance(value, Mapping | list | tuple):
+        for member in unseen[-1]:
+            if isinstance(member, dict | list | tuple):
                 found += 1
-                if found > MANY:
+                if found > most:
                     return True
-                unseen.append(iter(value.values() if isinstance(value, Mapping) else value))
+                unseen.append(iter(member.values() if isinstance(member, dict) else member))
                 break
         else:
             unseen.pop()
