@@ -156,6 +156,16 @@ CASES = (
         ),
         {"Content-Type": "application/cloudevents+json"},
     ),
+    Case(
+        "event: log-probabilities",
+        "/events",
+        lambda: (
+            b'{"specversion":"1.0","id":"1","source":"/a","type":"warmstart.chat","data":'
+            + _answer(logprobs=True, top_logprobs=20)()
+            + b"}"
+        ),
+        {"Content-Type": "application/cloudevents+json"},
+    ),
     # Heads
     Case("headers", "/health", None, {f"X-{i}": "a" * 300 for i in range(95)}),
     Case("query", "/health?" + "&".join(f"a{i}=%41" for i in range(800)), None, {}),
