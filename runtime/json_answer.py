@@ -23,9 +23,17 @@ async def encoded(answer: Mapping[str, Any]) -> bytes:
     Args:
         answer: of dictionaries with strings as keys, lists, strings, numbers, booleans and None.
     """
-    if not _more_than(answer, MANY):
-        return _ENCODER.encode(answer).encode()
-    return await asyncio.to_thread(lambda: b"".join(piece.encode() for piece in _pieces(answer)))
+    return await asyncio.to_thread(dumps, answer) if is_large(answer) else dumps(answer)
+
+
+def is_large(answer: Mapping[str, Any]) -> bool:
+    """Whether encoding an answer takes long enough to be done on another thread than the event loop's."""
+    return _more_than(answer, MANY)
+
+
+def dumps(answer: Mapping[str, Any]) -> bytes:
+    """``encoded`` for a thread that may take its time; the interpreter lets others run meanwhile."""
+    return b"".join(piece.encode() for piece in _pieces(answer))
 
 
 def _pieces(value: Any) -> Iterator[str]:

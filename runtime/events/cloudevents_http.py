@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -23,10 +24,11 @@ from cloudevents.http import CloudEvent
 from runtime.errors import Draining, ServiceError
 from runtime.events.cloudevents import BATCH, Mode, envelope, parse
 from runtime.events.cloudevents_attributes import percent_encoded
-from runtime.events.envelope import TRACEPARENT, Envelope, encode
+from runtime.events.envelope import TRACEPARENT, Envelope
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.process import Processor
 from runtime.events.report import Reporter
+from runtime.json_answer import dumps, is_large
 from runtime.logging import request_caller, request_usage
 
 SOURCE = "/warmstart"
@@ -115,7 +117,10 @@ class Service:
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work(event)) for event in events]
-        return _answer(mode, events, [task.result() for task in tasks])
+        outcomes = [task.result() for task in tasks]
+        if any(isinstance(outcome, Ack) and is_large(outcome.result) for outcome in outcomes):
+            return await asyncio.to_thread(_answer, mode, events, outcomes)
+        return _answer(mode, events, outcomes)
 
 
 def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> Answer:
@@ -162,12 +167,19 @@ def _reply(event: CloudEvent, outcome: Ack | Reject) -> CloudEvent:
 def _render(mode: Mode, replies: Sequence[CloudEvent]) -> tuple[dict[str, str], bytes]:
     """Headers and body, in the mode of the request."""
     if mode == "batch":
-        return {"content-type": BATCH}, b"[" + b", ".join(to_structured(reply)[1] for reply in replies) + b"]"
+        return {"content-type": BATCH}, b"[" + b", ".join(_structured(reply)[1] for reply in replies) + b"]"
     (reply,) = replies
     if mode == "structured":
-        return to_structured(reply)
-    headers, body = to_binary(reply, encode)  # which leaves values as they are
+        return _structured(reply)
+    headers, body = to_binary(reply, dumps)  # which leaves values as they are
     return {name: percent_encoded(text) if name.startswith("ce-") else text for name, text in headers.items()}, body
+
+
+def _structured(reply: CloudEvent) -> tuple[dict[str, str], bytes]:
+    """Headers and body in structured mode, whose data is encoded by ``dumps`` and not all at once."""
+    mark = secrets.token_hex(16)
+    headers, body = to_structured(reply, lambda data: mark)
+    return headers, body.replace(f'"{mark}"'.encode(), dumps(reply.data))
 
 
 def _status(error: ServiceError) -> int:

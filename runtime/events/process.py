@@ -21,9 +21,10 @@ from runtime.errors import (
     InternalError,
     ServiceError,
 )
-from runtime.events.envelope import Envelope, encode
+from runtime.events.envelope import Envelope
 from runtime.events.idempotency import Done, Mismatch, Records, RecordsAway, Taken, fingerprint, key
 from runtime.events.outcome import Ack, Outcome, Policy
+from runtime.json_answer import encoded
 
 _log = logging.getLogger("warmstart.events")
 
@@ -132,7 +133,7 @@ class Processor:
                 envelope, send_chunk, extend, lambda: records.renew(name, holder, self._lease_seconds)
             )
             try:
-                completed = await records.complete(name, holder, encode(result), self._keep_seconds)
+                completed = await records.complete(name, holder, await encoded(result), self._keep_seconds)
             except RecordsAway as error:
                 # The answer is there; without a record it may be computed twice, but never lost.
                 _log.warning("cannot record what is done: %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
+from runtime.events import cloudevents_http
 from runtime.events.cloudevents import BATCH, STRUCTURED
 from runtime.events.cloudevents_http import Answer, Service
 from runtime.events.envelope import Envelope, encode
@@ -31,6 +33,7 @@ from runtime.events.outcome import Policy, Reject
 from runtime.events.process import Processor
 from runtime.events.records.memory import MemoryRecords
 from runtime.events.report import Reporter
+from runtime.json_answer import MANY
 from runtime.logging import request_caller, request_usage
 from tests.fakes import until
 
@@ -46,9 +49,10 @@ RESULT = {"text": "Hello é\n", "n": 1.5}
 
 
 class Served:
-    """A service whose operation raises what the event's data name as ``raise``, or answers ``RESULT``."""
+    """A service whose operation raises what the event's data name as ``raise``, or answers ``result``."""
 
-    def __init__(self, *, records: bool = True, concurrency: int = 4) -> None:
+    def __init__(self, *, records: bool = True, concurrency: int = 4, result: Mapping[str, Any] = RESULT) -> None:
+        self._result = result
         self.calls: list[Envelope] = []
         self.callers: list[str] = []
         self.running = self.most = 0
@@ -73,7 +77,7 @@ class Served:
                 raise getattr(runtime.errors, wanted)("planted")
             if (usage := request_usage.get()) is not None:
                 usage.update({"prompt_tokens": 2, "completion_tokens": 3})
-            return RESULT
+            return self._result
         finally:
             self.running -= 1
 
@@ -126,6 +130,27 @@ async def test_binary() -> None:
     assert answer.headers["ce-type"] == "t%22.result"
     assert all(value.isascii() and value.isprintable() for value in answer.headers.values())
     assert from_http(answer.headers, answer.body).data == RESULT
+
+
+async def test_a_large_answer_is_rendered_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each mode its bytes are those of a small one's making, and the event loop goes on meanwhile."""
+    threads, render = set[int](), cloudevents_http._render
+
+    def watched(*arguments: Any) -> tuple[dict[str, str], bytes]:
+        threads.add(threading.get_ident())
+        return render(*arguments)
+
+    monkeypatch.setattr(cloudevents_http, "_render", watched)
+    await Served().post(EVENT)
+    assert threads == {threading.get_ident()}
+    threads.clear()
+    large = {"text": "é", "logprobs": [[1, "a"], {"b": None}] * MANY}
+    service = Served(result=large)
+    for body, headers in ((EVENT, {}), ([EVENT], {}), (b'{"prompt": "Hi"}', binary())):
+        answer = await service.post(body, headers)
+        assert encode(large) in answer.body
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_batch() -> None:
