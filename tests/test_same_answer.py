@@ -270,9 +270,11 @@ def _body(route: Any, payload: dict[str, Any]) -> dict[str, Any]:
 async def test_many_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
-    """JSON lines in, JSON lines out, in order; one that is wrong does not stop the others but is told by the status."""
+    """JSON lines in, a byte order mark before them or none, JSON lines out, in order; one that is wrong does not stop
+    the others but is told by the status.
+    """
     lines = [json.dumps({"prompt": "a"}), "", "{", "[]", json.dumps({"prompt": "b"})]
-    (tmp_path / "in").write_text("\n".join(lines))
+    (tmp_path / "in").write_text("\n".join(lines), "utf-8-sig")
     monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
     monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
     with (tmp_path / "in").open() as stdin:

@@ -28,6 +28,16 @@ def test_a_bare_payload() -> None:
     )
 
 
+def test_a_byte_order_mark() -> None:
+    """Is no part of a message, nor of the structured event or the binary one's data that it holds."""
+    assert of(b'\xef\xbb\xbf{"prompt": "x"}') == of(b'{"prompt": "x"}')
+    event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "warmstart.generate", "data": {"prompt": "x"}}
+    structured = {"content-type": "application/cloudevents+json"}
+    assert of(b"\xef\xbb\xbf" + json.dumps(event).encode(), structured).data == {"prompt": "x"}
+    binary = {"ce-" + name: value for name, value in event.items() if isinstance(value, str)}
+    assert of(b'\xef\xbb\xbf{"prompt": "x"}', binary | {"content-type": "application/json"}).data == {"prompt": "x"}
+
+
 def test_headers_go_first() -> None:
     """In any case of letters."""
     fields = {
