@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 from handlers.answering import Answer, Question, answering
@@ -22,7 +21,7 @@ from handlers.generation import (
     room,
     sampling_params,
 )
-from handlers.logprobs import columns, entries
+from handlers.logprobs import Offsets, columns, entries
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import CompletionsRequest
 from handlers.scoring import score
@@ -146,29 +145,29 @@ class _Choices:
 
     Args:
         echoes: of each prompt, if asked for.
-        ends: of each choice's text so far, in characters; None before its first piece.
+        offsets: of each choice's tokens; None before its first piece.
     """
 
     request: CompletionsRequest
     answer: Answer
     echoes: list[_Echo]
-    ends: list[int | None]
+    offsets: list[Offsets | None]
 
     def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         """What a choice has more than at the last call."""
-        known, offsets, end = list[dict[str, Any]](), list[int](), self.ends[index]
-        if end is None:
-            end = 0
+        known, begins, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
+        if offsets is None:
+            start = 0
             if self.echoes:
                 echo = self.echoes[index // self.request.n]
-                text, end = echo.text + text, len(echo.text)
-                known, offsets = [*echo.entries], [*echo.offsets]
+                text, start = echo.text + text, len(echo.text)
+                known, begins = [*echo.entries], [*echo.offsets]
+            offsets = self.offsets[index] = Offsets(start)
         piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
         if self.request.logprobs is not None:
             new = entries(self.answer.engine, self.answer.collected.take(index))
-            *begins, end = accumulate((_characters(bytes(entry["bytes"])) for entry in new), initial=end)
-            piece["logprobs"] = columns([*known, *new], [*offsets, *begins])
-        self.ends[index] = end
+            begins += [offsets.add(bytes(entry["bytes"])) for entry in new]
+            piece["logprobs"] = columns([*known, *new], begins)
         return piece
 
 
@@ -191,19 +190,14 @@ def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
     """A prompt's tokens, and where each begins in it."""
     found = entries(engine, tokens)
     found[0]["logprob"] = None
-    raw, at, place, offsets = text.encode(), 0, 0, list[int]()
+    raw, at, offsets, begins = text.encode(), 0, Offsets(), list[int]()
     for entry in found:
-        offsets.append(place)
         written = bytes(entry["bytes"])
         # A token that the tokenizer adds is not in the text, nor is a blank that it puts before the first word.
         form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, at)), b"")
-        at, place = at + len(form), place + _characters(form)
-    return _Echo(text, found, offsets)
-
-
-def _characters(text: bytes) -> int:
-    """Characters that begin in a piece of UTF-8."""
-    return sum(byte & 0xC0 != 0x80 for byte in text)
+        at += len(form)
+        begins.append(offsets.add(form))
+    return _Echo(text, found, begins)
 
 
 def _head(engine: Engine, ctx: Context) -> dict[str, Any]:

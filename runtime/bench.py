@@ -12,11 +12,12 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.catalogue import ModelSpec
 from runtime.device import select_device, usable_cores
@@ -35,6 +36,7 @@ _CONTEXT = 128  # tokens before the ones that are decoded
 _STEPS = 30
 _READ_BYTES = 256 << 20  # far more than caches hold
 _WINDOW = 512  # tokens that a text's perplexity is computed over at a time
+_PIECE = 64  # tokens whose logits are held at a time
 
 
 def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> dict[str, Any]:
@@ -86,7 +88,8 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
         read = snapshot.nbytes + runner.block_bytes * context // runner.block_tokens
         found["bandwidth"] = {"achieved": read * found["decode"][1], "measured": _read_bandwidth(runner)}
         if text is not None:
-            found["perplexity"] = _perplexity(runner, snapshot.tokenizer.encode(text))
+            ids = snapshot.tokenizer.encode(text)
+            found["perplexity"] = perplexity(ids, lambda window: logits_of(runner, window))
         return found
     finally:
         runner.close()
@@ -178,27 +181,38 @@ def _read_bandwidth(runner: Runner) -> float:
     return _READ_BYTES / _median(lambda: read(data), 7)
 
 
-def _perplexity(runner: Runner, ids: list[int]) -> float:
-    """exp of the mean negative log-probability of each token of a text after the first of its window."""
-    logits = getattr(runner, "logits", None)
-    if logits is None:
-        raise ModelUnavailable("perplexity is computed on compiled kernels; run: python -m runtime.engine.native.build")
+def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np.float32]]]) -> float:
+    """exp of the mean negative log-probability of each token of a text after the first of its window.
+
+    Args:
+        ids: the text's tokens.
+        logits: from some tokens to the logits behind each, [tokens, V] all together, in pieces.
+
+    Raises:
+        InvalidRequest: there are less than two tokens.
+    """
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, _WINDOW):
         window = ids[start : start + _WINDOW]
-        sequence = _sequence(window, 0, runner)
-        at = 0
-        for piece in (window[i : i + 64] for i in range(0, len(window), 64)):  # keeps the logits small
-            found = logits([Row(sequence, at, piece, samples=len(piece))]).astype(np.float64)
+        targets = iter(window[1:])  # one less than there are logits
+        for piece in logits(window):
+            found = piece.astype(np.float64)
             found -= found.max(axis=1, keepdims=True)
             found -= np.log(np.exp(found).sum(axis=1, keepdims=True))
-            for i, row in enumerate(found[: len(window) - 1 - at]):
-                total -= row[window[at + i + 1]]
+            for row, target in zip(found, targets, strict=False):
+                total -= row[target]
                 count += 1
-            at += len(piece)
     if not count:
         raise InvalidRequest("the text is too short for a perplexity")
     return math.exp(total / count)
+
+
+def logits_of(runner: Any, window: list[int]) -> Iterator[NDArray[np.float32]]:
+    """A native or torch runner's logits as ``perplexity`` takes them."""
+    sequence = _sequence(window, 0, runner)
+    for at in range(0, len(window), _PIECE):
+        piece = window[at : at + _PIECE]
+        yield runner.logits([Row(sequence, at, piece, samples=len(piece))])
 
 
 def _cpu() -> str:

@@ -83,6 +83,7 @@ def _torch(device: str, settings: Settings) -> dict[str, Any]:
         "processor": processor,
         "threads": torch.get_num_threads(),
         "deterministic": settings.deterministic,
+        "logits": "float32",  # they came in the weights' type once
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +12,6 @@ import tokenizers
 
 from runtime.errors import InvalidRequest
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SHORT = 4096  # characters, which take a few milliseconds
 _SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 
@@ -112,25 +111,53 @@ class Tokenizer:
         raise InvalidRequest("prompt: it has no tokens, and this model has none to begin a text with", param="prompt")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids; half a character becomes U+FFFD."""
-        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        """The text of ids.
+
+        Bytes that are not UTF-8 become U+FFFD, one for each maximal subpart of a character (The Unicode Standard,
+        section 3.9), as byte-level decoders do it. The ``ByteFallback`` decoder by itself gives one for every byte of
+        the whole run of byte tokens, and loses the characters in it that are whole.
+        """
+        if self._byte_tokens.keys().isdisjoint(ids):
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            return text
+        shown = [i for i in ids if self.has_text(i)] if skip_special_tokens else ids
+        tokens: list[str] = []
+        for byte_run, group in itertools.groupby(shown, self._byte_tokens.__contains__):
+            if byte_run:
+                tokens += _valid(bytes(self._byte_tokens[i] for i in group))
+            else:
+                tokens += [token for i in group if (token := self._backend.id_to_token(i)) is not None]
+        text = self._backend.decoder.decode(tokens)
         return text
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether a token is seen in a text: control tokens and unknown ids are not."""
+        added = self.added_tokens.get(token_id)
+        return self._backend.id_to_token(token_id) is not None and not (added is not None and added.special)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token adds to a text, which may be a part of a character; nothing for an unknown id."""
         token: str | None = self._backend.id_to_token(token_id)
         if token is None:
             return b""
+        if (byte := self._byte_tokens.get(token_id)) is not None:
+            return bytes([byte])
         if token_id in self.added_tokens:
             return token.encode()
         if "ByteLevel" in self._decoders:
             signs = _byte_of_sign()
             return bytes(signs[c] for c in token) if all(c in signs for c in token) else token.encode()
-        if "ByteFallback" in self._decoders and (byte := _BYTE_TOKEN.fullmatch(token)):
-            return bytes([int(byte[1], 16)])
         if _SPACE_SIGN in token and self._decoders & {"Metaspace", "Replace"}:
             return token.replace(_SPACE_SIGN, " ").encode()
         return self.decode([token_id]).encode()
+
+    @functools.cached_property
+    def _byte_tokens(self) -> Mapping[int, int]:
+        """The byte that each token of a ``ByteFallback`` decoder stands for, by the token's id."""
+        if "ByteFallback" not in self._decoders:
+            return {}
+        ids = {self._backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        return {token_id: byte for token_id, byte in ids.items() if token_id is not None}
 
     @functools.cached_property
     def _decoders(self) -> frozenset[str]:
@@ -139,6 +166,14 @@ class Tokenizer:
             return frozenset()
         state = json.loads(self._backend.decoder.__getstate__())
         return frozenset(step["type"] for step in state.get("decoders", [state]))
+
+
+def _valid(raw: bytes) -> list[str]:
+    """Tokens for ``ByteFallback`` that give the same characters, those that are broken already replaced."""
+    tokens: list[str] = []
+    for character in raw.decode("utf-8", "replace"):
+        tokens += [character] if character == "\ufffd" else [f"<0x{byte:02X}>" for byte in character.encode()]
+    return tokens
 
 
 @functools.cache

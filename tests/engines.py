@@ -70,6 +70,9 @@ class Letters:
         assert skip_special_tokens
         return "".join(chr(ord("a") + i) for i in ids)
 
+    def has_text(self, token_id: int) -> bool:
+        return True
+
     def token_bytes(self, token_id: int) -> bytes:
         return self.decode([token_id], skip_special_tokens=True).encode()
 

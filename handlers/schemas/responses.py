@@ -152,9 +152,11 @@ class ChatChunk(LazyModel):
 class CompletionLogprobs(LazyModel):
     """Log-probabilities as OpenAI's completions give them: four lists of one length, a place per token."""
 
-    tokens: list[str]
+    tokens: list[str] = Field(description=r"One that is not whole characters is its bytes, as `bytes:\xe2\x82`.")
     token_logprobs: list[float | None] = Field(description="None for a prompt's first token, which follows nothing.")
-    top_logprobs: list[dict[str, float] | None] = Field(description="The likeliest tokens, and the one that is there.")
+    top_logprobs: list[dict[str, float] | None] = Field(
+        description="The likeliest tokens and the one that is there; of two with one text, one is `token_id:` and an id"
+    )
     text_offset: list[int] = Field(description="Where each token begins in the choice's text, in characters.")
 
 

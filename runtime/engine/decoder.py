@@ -65,7 +65,8 @@ class Decoder:
         self._exact = exact
         self._embed = weights["embed"]
         self._positions = weights.get("positions")
-        self._vectors = {name: weight for name, weight in weights.items() if weight.dim() == 1}
+        norms = ("norm.weight", "norm.bias")
+        self._norms = {name: weight.float() for name, weight in weights.items() if name.endswith(norms)}
         inner = "gate_up" if config.family == "llama" else "up"
         names = [f"{i}.{name}" for i in range(config.layers) for name in ("qkv", "attention_out", inner, "down")]
         names.append("embed" if config.tied else "head")
@@ -75,8 +76,8 @@ class Decoder:
             for name in parts:
                 if name.endswith(".gate_up"):
                     parts[name] = _halves(parts[name], config.intermediate)
-        self._product = Products(arranged, biases, tile)
         self._head = names[-1]
+        self._product = Products(arranged, biases, tile, wide=[self._head])
         self._frequencies = torch.tensor(config.inverse_frequencies, device=self._embed.device)  # [D / 2]
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:
@@ -87,10 +88,12 @@ class Decoder:
             kv: the cache, which gets their keys and values.
 
         Returns:
-            [S, V] logits, and [M] whether the numbers of each token stayed finite on their way.
+            [S, V] float32 logits, and [M] whether the numbers of each token stayed finite on their way.
         """
         config = self._config
-        x = F.embedding(batch.ids, self._embed)  # [M, H]
+        # What the layers add up stays in float32, as in the compiled kernels: rounded to bfloat16 after each layer, the
+        # sums shift the logits by 0.05 to 0.1, which is enough to change answers.
+        x = F.embedding(batch.ids, self._embed).float()  # [M, H]
         turn = None
         if self._positions is not None:
             x = x + F.embedding(batch.positions, self._positions)
@@ -126,10 +129,10 @@ class Decoder:
         return self._product(activation(gate) * up, f"{layer}.down")
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, shape = self._vectors[f"{name}.weight"], (self._config.hidden,)
+        weight, shape = self._norms[f"{name}.weight"], (self._config.hidden,)
         if self._config.family == "llama":
             return F.rms_norm(x, shape, weight, self._config.norm_epsilon)
-        return F.layer_norm(x, shape, weight, self._vectors[f"{name}.bias"], self._config.norm_epsilon)
+        return F.layer_norm(x, shape, weight, self._norms[f"{name}.bias"], self._config.norm_epsilon)
 
 
 def rotations(positions: Tensor, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:

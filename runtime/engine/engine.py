@@ -16,7 +16,7 @@ from typing import Protocol
 from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
-from runtime.engine.text import TextStream
+from runtime.engine.text import Decoding, TextStream
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.engine.waiting import late
 from runtime.engine.worker import Request, Worker
@@ -38,8 +38,8 @@ _WITHIN_SECONDS = 60.0
 _STALE_SECONDS = 10.0  # a step takes tens of milliseconds; seconds only for long prompts on slow machines
 
 
-class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer. Both ways are thread-safe."""
+class Tokenizer(Decoding, Protocol):
+    """What the engine needs of a tokenizer. All of it is thread-safe."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a raw text."""
@@ -47,14 +47,6 @@ class Tokenizer(Protocol):
 
     def encode_prompt(self, text: str) -> list[int]:
         """See ``runtime.tokenizer.Tokenizer``."""
-        ...
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """Text of token ids; half a character becomes U+FFFD."""
-        ...
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.context.Engine``."""
         ...
 
 
@@ -288,10 +280,7 @@ class Engine:
     def _text(self, sequence: Sequence) -> TextStream:
         # A stop string ends a sequence no earlier than with so many tokens.
         least = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
-        return TextStream(self._decode, sequence.prompt, sequence.params.stop, least)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return TextStream(self._tokenizer, sequence.prompt, sequence.params.stop, least)
 
 
 def _died() -> EngineRestarting:

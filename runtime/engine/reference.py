@@ -1,8 +1,9 @@
 """The reference engine: transformers' own ``generate`` on a worker thread.
 
-It serves every causal language model that transformers loads, one request at a time (the rows of a request run as one
-batch), and is the oracle that a faster engine is tested against. Tokens are chosen by ``runtime.sampling`` inside the
-generation loop, so seeds, per-row limits, stop strings, streaming and cancellation work row by row.
+It serves every causal language model that transformers loads, one request at a time, and is the oracle that a faster
+engine is tested against. The rows of a request run as one batch where that changes none of their answers, see
+``runtime.engine.padding``. Tokens are chosen by ``runtime.sampling`` inside the generation loop, so
+seeds, per-row limits, stop strings, streaming and cancellation work row by row.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import functools
 import logging
 import secrets
 import threading
@@ -26,6 +28,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.device import release_memory, usable_cores
 from runtime.end_tokens import end_ids
+from runtime.engine.padding import Batching, RotaryState, batching, left_padded
+from runtime.engine.products import widen_head
 from runtime.engine.text import TextStream
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.engine.waiting import Inbox, late
@@ -46,6 +50,7 @@ from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams,
 _log = logging.getLogger("warmstart.engine")
 
 _MOST_ROWS = 16  # of a request that run as one batch; what it has more of takes turns with other requests
+_PROBE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun as if nothing had happened."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,8 @@ class ReferenceEngine:
         # Rows that ended are fed some token until the others end; nothing reads what follows.
         self._pad = min(self._eos, default=0)
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
+        self._head_bytes = widen_head(self._model)
+        self._rotary = RotaryState(self._model)
         self._inbox = Inbox[_Task]()
         self._max_queue = max_queue
         self._closing = threading.Event()  # admits nothing new
@@ -164,7 +171,7 @@ class ReferenceEngine:
     @property
     def memory_bytes(self) -> int:
         """See ``handlers.context.Engine``. What its requests take comes and goes with them."""
-        return self.info.weights_bytes
+        return self.info.weights_bytes + self._head_bytes
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
         """See ``handlers.context.Engine``."""
@@ -267,10 +274,8 @@ class ReferenceEngine:
         return rows
 
     def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> TextStream:
-        return TextStream(self._decode, prompt, params.stop, max(params.min_new_tokens, len(params.forced) + 1))
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        least = max(params.min_new_tokens, len(params.forced) + 1)
+        return TextStream(self._tokenizer, prompt, params.stop, least)
 
     def _work(self) -> None:
         while (task := self._inbox.take()) is not None:
@@ -310,14 +315,29 @@ class ReferenceEngine:
         return Draining("the service is shutting down", retry_after=1)
 
     def _generate(self, rows: list[_Row], deliver: _Deliverer) -> None:
-        # Padded on the left, so that every row's next token is its last column; transformers derives the positions
-        # from the mask. GPT-2 has no padding token: any id does, the mask hides it.
-        longest = max(len(row.prompt) for row in rows)
-        ids = torch.full((len(rows), longest), self._pad)  # [B, T]
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[i, longest - len(row.prompt) :] = 1
+        for group in self._groups(rows):
+            self._rotary.restore()
+            self._generate_together(group, deliver)
+            if not all(row.done for row in group):  # nobody wants more
+                return
+
+    def _groups(self, rows: list[_Row]) -> list[list[_Row]]:
+        """The batches in which rows may run."""
+        if len(rows) == 1 or self._batching == "padded":
+            return [rows]
+        if self._batching == "alone":
+            return [[row] for row in rows]
+        lengths = dict.fromkeys(len(row.prompt) for row in rows)
+        return [[row for row in rows if len(row.prompt) == length] for length in lengths]
+
+    @functools.cached_property
+    def _batching(self) -> Batching:
+        """Tried with the first request that has more than one row, so that a start does not take longer."""
+        self._rotary.restore()
+        return batching(self._model, self._tokenizer.encode(_PROBE) or [self._pad], self._pad)
+
+    def _generate_together(self, rows: list[_Row], deliver: _Deliverer) -> None:
+        ids, mask = left_padded([row.prompt for row in rows], self._pad)  # [B, T] each
         with torch.inference_mode():
             self._model.generate(
                 input_ids=ids.to(self._device),

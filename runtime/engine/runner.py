@@ -136,6 +136,16 @@ class TorchRunner:
             logits, finite = self._replay(shape, flat) if self._captures(shape) else self._pass(shape, self._send(flat))
         return logits[: sum(row.samples for row in rows)], finite[: sum(len(row.token_ids) for row in rows)]
 
+    @torch.inference_mode()
+    def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
+        """Take a step and look at it.
+
+        Returns:
+            [samples of all rows, vocabulary] the logits as the model gives them.
+        """
+        found: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
+        return found
+
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner``."""
         self._kv.copy_block(source, target)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from handlers import chat, complete, generate
-from handlers.logprobs import entries
+from handlers.logprobs import Offsets, columns, entries
 from handlers.schemas.responses import ChatChunk, ChatResponse, TextChunk, TextResponse
 from runtime.types import Job, Token
 from tests.fakes import FakeEngine, fake_context
@@ -50,6 +50,55 @@ def test_what_json_cannot_say() -> None:
     (entry,) = entries(_Bytes(), [Token(0, 0xE2, "", logprob=-math.inf, top_logprobs=((0xE2, -math.inf),))])
     half = {"id": 0xE2, "token": "\ufffd", "logprob": -9999.0, "bytes": [0xE2]}
     assert entry == half | {"top_logprobs": [half]}
+
+
+class _Vocabulary(FakeEngine):
+    """A token for each of some byte strings."""
+
+    pieces = (b"a", b"\xe2\x82", b"\xe2", b" \xf0\x9f", b"a", b"\xac", b"a", "\ufffd".encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.pieces[token_id]
+
+
+def likeliest(chosen: int, *top: int) -> dict[str, float]:
+    """Names in OpenAI's completions of a token and the likeliest ones, with their ids as log-probabilities."""
+    token = Token(0, chosen, "", logprob=-chosen, top_logprobs=tuple((one, -one) for one in top))
+    found = columns(entries(_Vocabulary(), [token]), [0])["top_logprobs"][0]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_parts_of_characters_are_named_by_their_bytes() -> None:
+    """As OpenAI writes them, so that five alternatives stay five; a character U+FFFD is itself."""
+    assert likeliest(2, 1, 2, 3, 5, 7) == {
+        "bytes:\\xe2\\x82": -1,
+        "bytes:\\xe2": -2,
+        "bytes: \\xf0\\x9f": -3,
+        "bytes:\\xac": -5,
+        "\ufffd": -7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("chosen", "top", "names"),
+    [
+        (4, (0, 4, 6, 1), ["token_id:0", "a", "token_id:6", "bytes:\\xe2\\x82"]),
+        (1, (0, 4, 6), ["a", "token_id:4", "token_id:6", "bytes:\\xe2\\x82"]),
+        (6, (0, 1), ["token_id:0", "bytes:\\xe2\\x82", "a"]),
+    ],
+)
+def test_tokens_of_one_text_have_names_of_their_own(chosen: int, top: tuple[int, ...], names: list[str]) -> None:
+    """The token that is there has its text for a name, or else the likeliest one; the others have their ids."""
+    assert list(likeliest(chosen, *top)) == names
+
+
+def test_offsets_count_the_characters_of_the_text() -> None:
+    """Also where its bytes are broken: each U+FFFD that the text shows for them is one."""
+    offsets = Offsets(10)
+    pieces = [b"a", b"\xe2", b"\x82", b"\xac", b"\xff\xff", b"\xe6\x97", b"b", b"c"]
+    assert [offsets.add(piece) for piece in pieces] == [10, 11, 12, 12, 12, 14, 15, 16]
+    assert offsets.next == 10 + len(b"".join(pieces).decode("utf-8", "replace"))
 
 
 @pytest.mark.parametrize(("given", "most"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 2}, 2)])

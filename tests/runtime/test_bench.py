@@ -11,7 +11,6 @@ import pytest
 
 from runtime import bench
 from runtime.catalogue import parse_model_name
-from runtime.engine.native.runner import available
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.settings import Settings
 from tests.engines import needs_kernels, share
@@ -42,12 +41,16 @@ def test_figures_are_whole(kernels: bool, tiny_llama: Path, tmp_path: Path, monk
         assert title in text
 
 
-@needs_kernels
-def test_perplexity_is_that_of_transformers(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 it is the exponential of transformers' own mean loss."""
+@pytest.mark.parametrize("kernels", [pytest.param(True, marks=needs_kernels), False])
+def test_perplexity_is_that_of_transformers(
+    kernels: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 it is the exponential of transformers' own mean loss, through compiled kernels and through torch."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not kernels:
+        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
     monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
     monkeypatch.setattr(bench, "_WINDOW", 100)
     text = (ROOT / "LICENSE").read_text()[:300]
@@ -87,7 +90,6 @@ def test_what_cannot_be_measured_is_said(tiny_gpt2: Path, tmp_path: Path, monkey
     (folder / "config.json").write_text(json.dumps(config | {"scale_attn_by_inverse_layer_idx": True}))
     with pytest.raises(ModelUnavailable, match="scale_attn_by_inverse_layer_idx"):
         measured(folder, cache_dir=tmp_path)
-    if available():
-        monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
-        with pytest.raises(InvalidRequest, match="too short"):
-            measured(tiny_gpt2, text="", cache_dir=tmp_path, kv_cache_bytes=8 << 20)
+    monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
+    with pytest.raises(InvalidRequest, match="too short"):
+        measured(tiny_gpt2, text="", cache_dir=tmp_path, kv_cache_bytes=8 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import io
 import json
 import logging
@@ -37,7 +38,7 @@ from runtime.loader import load
 from runtime.logging import JsonFormatter, request_facts
 from runtime.metrics import Metrics
 from runtime.randomness import uniform
-from runtime.types import Job, Message, SamplingParams, Token
+from runtime.types import Job, SamplingParams, Token
 from tests.fakes import INFO, until
 
 PROMPTS = (
@@ -177,7 +178,7 @@ async def test_streamed_text_is_the_decoded_text(engine: ReferenceEngine, folder
     row = (await run(engine, await jobs_for(engine, ["You may"], GREEDY)))[0]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     whole = tokenizer.decode([token.id for token in row], skip_special_tokens=True)
-    assert "".join(token.text for token in row) == whole.rstrip("\ufffd")
+    assert "".join(token.text for token in row) == whole
 
 
 class _Oracle:
@@ -326,7 +327,7 @@ async def test_token_bytes_join_to_the_text(engine: ReferenceEngine) -> None:
     row = (await run(engine, await jobs_for(engine, ["grüße 😀"], params)))[0]
     raw = b"".join(engine.token_bytes(token.id) for token in row if token.id not in engine._eos)
     assert len({token.id for token in row}) > 5
-    assert raw.decode("utf-8", "replace").rstrip("\ufffd") == "".join(token.text for token in row)
+    assert codecs.utf_8_decode(raw, "replace", False)[0] == "".join(token.text for token in row)
     assert engine.token_bytes(10**6) == b""
 
 
@@ -527,16 +528,6 @@ async def test_many_at_once_get_what_they_would_alone(llama_engine: ReferenceEng
         return ids(await run(llama_engine, await jobs_for(llama_engine, [text], params)))[0]
 
     assert await asyncio.gather(*(one(text) for text in texts)) == [await one(text) for text in texts]
-
-
-async def test_the_embedded_model_knows_the_capital_of_france() -> None:
-    """The model in the box, greedy, through its own chat template."""
-    engine = build("smollm2-135m-instruct")
-    prompt = await engine.encode_chat([Message("user", "What is the capital of France?")])
-    row = (await run(engine, [Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))]))[0]
-    engine.close()
-    assert "".join(token.text for token in row) == "The capital of France is Paris."
-    assert row[-1].finish_reason == "stop"
 
 
 async def test_the_workers_log_lines_carry_the_request_id(

@@ -1,0 +1,43 @@
+"""The README's question to the embedded model: every engine and number type answers it alike.
+
+"The" is before "L" by 0.08 only (log-probabilities -1.88 and -1.96 in float32), so coarse logits answer otherwise.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+
+from runtime.catalogue import CATALOGUE
+from runtime.load_engine import load_engine
+from runtime.settings import Settings
+from runtime.types import Job, Message, SamplingParams
+from tests.engines import needs_kernels
+
+PATHS = [
+    *(pytest.param("native", dtype, marks=needs_kernels) for dtype in ("int8", "bfloat16", "float32")),
+    *(("torch", dtype) for dtype in ("int8", "bfloat16", "float32")),
+    *(("reference", dtype) for dtype in ("bfloat16", "float32")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "dtype"), PATHS)
+async def test_the_capital_of_france(engine: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy, through the model's own chat template, to the end token."""
+    if engine == "torch":
+        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+    choice = "reference" if engine == "reference" else "fast"
+    settings = Settings.load(device="cpu", dtype=dtype, engine=choice, kv_cache_bytes=64 << 20)
+    made = load_engine(CATALOGUE["smollm2-135m-instruct"], settings, lambda stage, share: None)
+    try:
+        assert made.info.engine == engine
+        prompt = await made.encode_chat([Message("user", "What is the capital of France?")])
+        job = Job(prompt, SamplingParams(max_new_tokens=32, temperature=0))
+        async with aclosing(made.stream([job])) as tokens:
+            answer = [token async for token in tokens]
+    finally:
+        made.close()
+    assert "".join(token.text for token in answer) == "The capital of France is Paris."
+    assert answer[-1].finish_reason == "stop"
