@@ -134,7 +134,7 @@ async def test_nothing_ends_or_shapes_a_forced_text(engine: str, tiny_llama: Pat
     loaded = load(tiny_llama, dtype="float32", engine=engine)
     text = (2, 40, 41, 2, 40, 41, 0)
     (plain,) = await answer(loaded, [scoring((5, 6, 7), text)])
-    stop = loaded._decode([40, 41])
+    stop = loaded._tokenizer.decode([40, 41])
     rules = {
         "temperature": 1.5,
         "seed": 2,
