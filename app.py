@@ -17,28 +17,28 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 import middleware
-import web as pages
-from handlers import OPERATIONS, SCOPES, Operation
+from handlers.api.openapi import Route, build
+from handlers.api.routes import ROUTES, body_payload, cache_headers, query_payload
 from handlers.context import Context, Settle, free
-from handlers.events import Dispatcher
-from handlers.health import default_state
+from handlers.dispatch.events import Dispatcher
+from handlers.dispatch.lookup import find
 from handlers.local import build_context, open_processor
-from handlers.openapi import Route, build
-from handlers.routes import ROUTES, body_payload, cache_headers, query_payload
-from handlers.tracing import find
+from handlers.operations import OPERATIONS, SCOPES, Operation
+from handlers.operations.health import default_state
 from middleware.access import CALLER, REASON, Access
 from middleware.audit import PAYLOAD
 from runtime.errors import InternalError, ServiceError
-from runtime.events.report import Reporter
-from runtime.exposition import Service, service_families
+from runtime.events.delivery_report import Reporter
 from runtime.json_answer import encoded
-from runtime.logging import note_usage, request_caller, request_charge, request_usage
-from runtime.metrics import Metrics
-from runtime.registry import Registry
-from runtime.response_cache import ResponseCache
+from runtime.model_pool.registry import Registry
+from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
+from runtime.telemetry.exposition import Service, service_families
+from runtime.telemetry.logging import note_usage, request_caller, request_charge, request_usage
+from runtime.telemetry.metrics import Metrics
 from runtime.types import CacheStats, Caller
-from web.events import Events
+from views import pages
+from views.events import Events
 
 _log = logging.getLogger("warmstart.app")
 

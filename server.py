@@ -21,32 +21,44 @@ try:
     from aiohttp import web
 
     from app import CONTEXT, METRICS, STATE, create_app
-    from handlers import (
-        OPERATIONS,
-        audit_command,
-        command_line,
-        consume_command,
-        keys_command,
-        models_command,
-        sign_command,
-        submit_command,
+    from handlers.cli import (
+        audit as audit_command,
     )
-    from handlers.events import Dispatcher
+    from handlers.cli import (
+        consume as consume_command,
+    )
+    from handlers.cli import (
+        generate as command_line,
+    )
+    from handlers.cli import (
+        keys as keys_command,
+    )
+    from handlers.cli import (
+        models as models_command,
+    )
+    from handlers.cli import (
+        sign as sign_command,
+    )
+    from handlers.cli import (
+        submit as submit_command,
+    )
+    from handlers.cli.queue_options import queue_of
+    from handlers.dispatch.events import Dispatcher
     from handlers.local import open_processor
-    from handlers.queue_options import queue_of
+    from handlers.operations import OPERATIONS
     from middleware.audit import AUDIT
-    from middleware.places import allow_files
-    from middleware.receiving import DeadlineRunner
+    from middleware.connection.limits import allow_files
+    from middleware.connection.runner import DeadlineRunner
+    from middleware.connection.tls import tls_of
     from runtime.errors import ServiceError, SettingsError
     from runtime.events.audit import EventAudit
-    from runtime.events.report import Reporter
-    from runtime.events.source import QueueOptions
-    from runtime.events.sources import open_source
-    from runtime.logging import setup_logging
-    from runtime.registry import Registry
-    from runtime.residents import LOAD_THREAD
+    from runtime.events.delivery_report import Reporter
+    from runtime.events.queues.base import QueueOptions
+    from runtime.events.queues.factory import open_source
+    from runtime.model_pool.pool import LOAD_THREAD
+    from runtime.model_pool.registry import Registry
     from runtime.settings import Settings
-    from runtime.tls import tls_of
+    from runtime.telemetry.logging import setup_logging
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
 

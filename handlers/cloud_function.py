@@ -19,16 +19,16 @@ import flask
 import functions_framework
 from prometheus_client import CollectorRegistry
 
-from handlers import OPERATIONS
-from handlers.events import Dispatcher
+from handlers.dispatch.events import Dispatcher
+from handlers.functions.event_loop import run
 from handlers.local import open_processor, refuse_edge, shared_context
-from handlers.loop_thread import run
+from handlers.operations import OPERATIONS
 from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
-from runtime.events.cloudevents_http import Answer, Service
-from runtime.events.metrics import EventMetrics
-from runtime.events.report import Reporter
-from runtime.logging import note_usage, request_caller, setup_logging
+from runtime.events.cloudevents.http import Answer, Service
+from runtime.events.delivery_report import Reporter
 from runtime.settings import Settings
+from runtime.telemetry.event_metrics import EventMetrics
+from runtime.telemetry.logging import note_usage, request_caller, setup_logging
 
 
 def make_function() -> Any:

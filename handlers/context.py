@@ -168,7 +168,7 @@ class Models(Protocol):
 
 
 class Cache(Protocol):
-    """Answers kept, see ``runtime.response_cache``."""
+    """Answers kept, see ``runtime.response_cache.cache``."""
 
     @property
     def per_caller(self) -> bool:
@@ -228,7 +228,7 @@ class Cache(Protocol):
 
 
 class Trace(Protocol):
-    """One request's span, see ``runtime.tracing``."""
+    """One request's span, see ``runtime.telemetry.tracing``."""
 
     def active(self) -> AbstractContextManager[None]:
         """Generations that begin inside the block belong to this request."""
@@ -299,12 +299,12 @@ class Context:
         limits: bounds of one request.
         version: of the service.
         started: monotonic time at which the service started.
-        tracing: traces requests, see ``handlers.tracing``; None traces none.
+        tracing: traces requests, see ``handlers.dispatch.lookup``; None traces none.
         observe: told the usage of each generation when it ends, also of one cut short; and before its first token, what
             the response cache had to do with it.
         charge: told the most tokens that a generation may cost, prompts and new ones, before it starts; raises
             RateLimited or ExceedsRateLimit if that is more than the caller has left. It answers whom to tell, once, how
-            many it did cost. ``handlers.generation.paid`` does both.
+            many it did cost. ``handlers.generation.plan.paid`` does both.
     """
 
     models: Models

@@ -18,19 +18,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from handlers import OPERATIONS
 from handlers.context import Context
-from handlers.events import Dispatcher
-from handlers.lambda_requests import Requests
+from handlers.dispatch.events import Dispatcher
+from handlers.functions.event_loop import run
+from handlers.functions.lambda_http import Requests
 from handlers.local import open_processor, refuse_edge, shared_context
-from handlers.loop_thread import run
+from handlers.operations import OPERATIONS
 from runtime.errors import ServiceError
-from runtime.events.lambda_ import function_error, kind_of
-from runtime.events.lambda_worker import Send, Worker
-from runtime.events.metrics import EventMetrics
-from runtime.events.report import Reporter
-from runtime.logging import note_usage, request_caller, setup_logging
+from runtime.events.aws_lambda.kinds import function_error, kind_of
+from runtime.events.aws_lambda.worker import Send, Worker
+from runtime.events.delivery_report import Reporter
 from runtime.settings import Settings
+from runtime.telemetry.event_metrics import EventMetrics
+from runtime.telemetry.logging import note_usage, request_caller, setup_logging
 
 _INIT_SECONDS = 8.0  # Lambda starts anew what is not through its init phase in 10, and then charges for it
 _MARGIN_SECONDS = 1.0  # before Lambda's own deadline: to stop a generation, give work back and answer

@@ -17,20 +17,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from handlers.context import Clock, Context, Limits
-from handlers.tracing import find
-from runtime.adapters import with_adapters
-from runtime.catalogue import served_models
+from handlers.dispatch.lookup import find
 from runtime.errors import InvalidRequest, SettingsError
-from runtime.events.idempotency import Records
+from runtime.events.idempotency.factory import open_records
+from runtime.events.idempotency.records import Records
 from runtime.events.outcome import Policy
-from runtime.events.process import Dispatch, Processor
-from runtime.events.records import open_records
-from runtime.metrics import Metrics
-from runtime.registry import Registry
-from runtime.response_cache import ResponseCache
+from runtime.events.processor import Dispatch, Processor
+from runtime.loading.adapters import with_adapters
+from runtime.model.catalogue import served_models
+from runtime.model_pool.registry import Registry
+from runtime.response_cache.cache import ResponseCache
+from runtime.response_cache.store import open_store
 from runtime.settings import PRIVATE_NETWORKS, Settings
-from runtime.stores import open_store
-from runtime.tracing import start_tracing
+from runtime.telemetry.metrics import Metrics
+from runtime.telemetry.tracing import start_tracing
 from runtime.types import Memory
 
 _lock = threading.Lock()
@@ -55,12 +55,12 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
     @cache
     def plan() -> Any:
-        from runtime.memory_plan import MemoryPlan  # tenths of a second that nobody pays before a load
+        from runtime.loading.memory_plan import MemoryPlan  # tenths of a second that nobody pays before a load
 
         return MemoryPlan(specs, settings)
 
     def load(spec: Any, progress: Any) -> Any:
-        from runtime.load_engine import load_engine
+        from runtime.loading.load_engine import load_engine
 
         model = metrics.model(spec.id)
         engine = load_engine(spec, settings, progress, model, plan=plan())

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 import middleware
 from middleware.access import Access
-from middleware.receiving import DeadlineRunner
-from runtime.logging import setup_logging
+from middleware.connection.runner import DeadlineRunner
 from runtime.settings import Settings
+from runtime.telemetry.logging import setup_logging
 
 
 class Question(BaseModel):

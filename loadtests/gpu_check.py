@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from runtime.catalogue import parse_model_name
-from runtime.convert import convert
-from runtime.engine.config import DecoderConfig
-from runtime.engine.runner import TorchRunner
+from runtime.engine.block_pool import BlockPool
+from runtime.engine.pytorch.runner import TorchRunner
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as Text
-from runtime.engine.slots import BlockPool
-from runtime.loader import load
+from runtime.loading.convert import convert
+from runtime.loading.loader import load
+from runtime.model.catalogue import parse_model_name
+from runtime.model.config import DecoderConfig
 from runtime.types import SamplingParams
 
 PROMPT_TOKENS = 85

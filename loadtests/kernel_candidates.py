@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from runtime.bench import decode_step
-from runtime.catalogue import parse_model_name
-from runtime.load_engine import open_fast
-from runtime.phases import Phases
+from runtime.loading.load_engine import open_fast
+from runtime.model.catalogue import parse_model_name
+from runtime.model.load_timer import Phases
 from runtime.settings import Settings
 
 BATCHES = (1, 8, 16, 32)

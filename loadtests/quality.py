@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.bench import logits_of, perplexity
-from runtime.catalogue import ModelSpec, parse_model_name
-from runtime.chat_prompt import ChatEncoder
 from runtime.device import usable_cores
-from runtime.engine.decoder import weights_from_snapshot
 from runtime.engine.native import runner as native
-from runtime.engine.pack import WeightKind
-from runtime.engine.products import widen_head
-from runtime.engine.runner import TorchRunner
-from runtime.loader import load, open_serving
+from runtime.engine.pytorch.decoder import weights_from_snapshot
+from runtime.engine.pytorch.linear import widen_head
+from runtime.engine.pytorch.runner import TorchRunner
+from runtime.loading.loader import load, open_serving
+from runtime.model.catalogue import ModelSpec, parse_model_name
+from runtime.model.chat_encoder import ChatEncoder
+from runtime.model.packing import WeightKind
 from runtime.settings import Settings
 from runtime.types import Message
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from middleware.client_ip import CLIENT_TEXT
-from runtime.logging import log_facts, request_usage
+from runtime.telemetry.logging import log_facts, request_usage
 
 _log = logging.getLogger("warmstart.access")
 

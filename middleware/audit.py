@@ -27,7 +27,7 @@ from middleware.errors import render
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog
 from runtime.errors import AuditUnavailable
-from runtime.logging import request_facts, request_usage
+from runtime.telemetry.logging import request_facts, request_usage
 
 PAYLOAD: Final = web.RequestKey[Any]("payload")
 """The request's JSON, as the handler gets it."""

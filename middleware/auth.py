@@ -19,10 +19,10 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
 from middleware.access import CALLER, Access
+from middleware.auth_failures import Failures
 from middleware.client_ip import CLIENT_IP
-from middleware.failures import Failures
-from runtime.api_keys import KeyRing
 from runtime.errors import Unauthenticated
+from runtime.keys.ring import KeyRing
 
 _log = logging.getLogger("warmstart.edge")
 

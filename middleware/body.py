@@ -1,6 +1,6 @@
 """Receiving a request's body: a deadline, a size, no compression, and ``100 Continue`` once it is about to be read.
 
-What belongs to the connection is in ``middleware/receiving.py``.
+What belongs to the connection is in ``middleware/connection/runner.py``.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
-from runtime.logging import SAFE_REQUEST_ID, request_facts
-from runtime.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.logging import SAFE_REQUEST_ID, request_facts
+from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 HEADER = istr("X-Request-Id")
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)

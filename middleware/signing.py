@@ -21,17 +21,17 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
 from middleware.access import CALLER, REASON, Access
+from middleware.auth_failures import Failures
 from middleware.client_ip import CLIENT_IP
-from middleware.failures import Failures
 from middleware.forwarded import ORIGIN
-from runtime.api_keys import KeyRing
 from runtime.errors import InvalidSignature
+from runtime.keys.ring import KeyRing
 from runtime.settings import Settings
-from runtime.shared_redis import SharedRedis
 from runtime.signatures import SignatureError
 from runtime.signatures.message import ALGORITHM, Message, normalised
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
 from runtime.signatures.verifier import COVERED, TAG, Verifier
+from runtime.storage.redis import SharedRedis
 
 _log = logging.getLogger("warmstart.edge")
 

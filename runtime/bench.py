@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.catalogue import ModelSpec
 from runtime.device import select_device, usable_cores
-from runtime.engine.config import UnsupportedDecoder
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.errors import InvalidRequest, ModelUnavailable
-from runtime.load_engine import open_fast
-from runtime.phases import Phases
-from runtime.progress import Reporter
+from runtime.loading.load_engine import open_fast
+from runtime.model.catalogue import ModelSpec
+from runtime.model.config import UnsupportedDecoder
+from runtime.model.load_timer import Phases
+from runtime.model.progress import Reporter
 from runtime.settings import Settings
 from runtime.types import SamplingParams
 

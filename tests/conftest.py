@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from runtime.settings import Settings
-from tests.models import save_tiny_gpt2, save_tiny_llama
-from tests.time_limits import pytest_collection_modifyitems as pytest_collection_modifyitems
-from tests.time_limits import pytest_runtest_makereport as pytest_runtest_makereport
-from tests.time_limits import pytest_runtest_teardown as pytest_runtest_teardown
-from tests.time_limits import pytest_sessionfinish as pytest_sessionfinish
+from tests.support.models import save_tiny_gpt2, save_tiny_llama
+from tests.support.time_limits import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.support.time_limits import pytest_runtest_makereport as pytest_runtest_makereport
+from tests.support.time_limits import pytest_runtest_teardown as pytest_runtest_teardown
+from tests.support.time_limits import pytest_sessionfinish as pytest_sessionfinish
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
-from runtime.gguf_header import read_header
-from runtime.gguf_tokenizer import build_tokenizer
+from runtime.model.gguf_header import read_header
+from runtime.model.gguf_tokenizer import build_tokenizer
 
 file, folder = Path(sys.argv[1]), sys.argv[2]
 own = build_tokenizer(read_header(file).metadata)  # transformers' own reading of GGUF files knows few pre-tokenizers

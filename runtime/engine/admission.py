@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from runtime.engine.block_pool import BlockPool
+from runtime.engine.request_queue import Waiting
 from runtime.engine.sequence import Sequence
-from runtime.engine.slots import BlockPool
-from runtime.engine.waiting import Waiting
 
 
 @dataclass(slots=True)

@@ -13,12 +13,11 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
-from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
+from runtime.engine.detokenizer import Decoding, TextStream
+from runtime.engine.request_queue import late
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
-from runtime.engine.text import Decoding, TextStream
 from runtime.engine.token_ids import check_token_ids, known_ids
-from runtime.engine.waiting import late
 from runtime.engine.worker import Request, Worker
 from runtime.errors import (
     ContextLengthExceeded,
@@ -28,7 +27,8 @@ from runtime.errors import (
     ModelUnavailable,
     ServiceError,
 )
-from runtime.metrics import ModelMetrics
+from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
+from runtime.telemetry.metrics import ModelMetrics
 from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
@@ -46,7 +46,7 @@ class Tokenizer(Decoding, Protocol):
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """See ``runtime.tokenizer.Tokenizer``."""
+        """See ``runtime.model.tokenizer.Tokenizer``."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 It serves every causal language model that transformers loads, one request at a time, and is the oracle that a faster
 engine is tested against. The rows of a request run as one batch where that changes none of their answers, see
-``runtime.engine.padding``. Tokens are chosen by ``runtime.sampling`` inside the generation loop, so
+``runtime.engine.pytorch.padding``. Tokens are chosen by ``runtime.engine.pytorch.sampling`` inside the generation loop, so
 seeds, per-row limits, stop strings, streaming and cancellation work row by row.
 """
 
@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from runtime.chat_prompt import PLAIN_STOPS, ChatEncoder
 from runtime.device import release_memory, usable_cores
-from runtime.end_tokens import end_ids
-from runtime.engine.padding import Batching, RotaryState, batching, left_padded
-from runtime.engine.products import widen_head
-from runtime.engine.text import TextStream
+from runtime.engine.detokenizer import TextStream
+from runtime.engine.pytorch.linear import widen_head
+from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
+from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
+from runtime.engine.request_queue import Inbox, late
+from runtime.engine.rng import uniform
 from runtime.engine.token_ids import check_token_ids, known_ids
-from runtime.engine.waiting import Inbox, late
 from runtime.errors import (
     ContextLengthExceeded,
     Draining,
@@ -41,10 +41,10 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.loader import Loaded
-from runtime.metrics import ModelMetrics
-from runtime.randomness import uniform
-from runtime.sampling import Draw, adjust, log_probabilities, sample
+from runtime.loading.loader import Loaded
+from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
+from runtime.model.end_tokens import end_ids
+from runtime.telemetry.metrics import ModelMetrics
 from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")

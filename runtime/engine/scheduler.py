@@ -10,8 +10,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from runtime.engine.admission import Admission, Moves
+from runtime.engine.block_pool import BlockPool
 from runtime.engine.sequence import Row, Sampled, Sequence
-from runtime.engine.slots import BlockPool
 from runtime.engine.speculation import Speculation
 from runtime.errors import ServiceError
 from runtime.types import FinishReason

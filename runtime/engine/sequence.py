@@ -7,8 +7,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runtime.engine.rng import uniform
 from runtime.errors import ServiceError
-from runtime.randomness import uniform
 from runtime.types import SamplingParams
 
 

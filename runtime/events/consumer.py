@@ -11,11 +11,11 @@ from typing import Literal
 
 from runtime.cancellation import cancel_and_wait
 from runtime.errors import DeliveryLimit, Draining, InternalError, ServiceError
+from runtime.events.delivery_report import Report, Reporter, unrecorded
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Outcome, Retry
-from runtime.events.process import Processor
-from runtime.events.report import Report, Reporter, unrecorded
-from runtime.events.source import BrokerAway, Delivery, Source
+from runtime.events.processor import Processor
+from runtime.events.queues.base import BrokerAway, Delivery, Source
 
 _log = logging.getLogger("warmstart.events")
 

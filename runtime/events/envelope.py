@@ -104,7 +104,7 @@ def read(
         raise InvalidRequest("reply_to: answers may not be sent there (EVENTS_REPLY_PREFIXES)", param="reply_to")
     stream = found.get(STREAM.lower(), "").lower() == "true"
     if _CLOUD_EVENT.search(" ".join((found.get("content-type", "").lower(), *found))):
-        from runtime.events.cloudevents import from_message  # for those who have such only
+        from runtime.events.cloudevents.parse import from_message  # for those who have such only
 
         event = from_message(body, headers, operation=operation, attempt=attempt, reply_to=answer_to, stream=stream)
         if event is not None:

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from runtime.rate_limits import Decision, Quota, Settle, take
+from runtime.rate_limits.gcra import Decision, Quota, Settle, take
 
 
 class MemoryLimiter:
@@ -24,7 +24,7 @@ class MemoryLimiter:
         self._held: dict[str, int] = {}
 
     def take(self, name: str, quota: Quota, cost: int = 1) -> Decision:
-        """See ``runtime.rate_limits.take``."""
+        """See ``runtime.rate_limits.gcra.take``."""
         known, held = self._levels.get(name), self._held.get(name, 0)
         if known is None and not cost and not held:  # who has used nothing has the whole burst
             return Decision(True, quota.burst, 0.0)
@@ -70,7 +70,7 @@ class MemoryLimiter:
 
 
 class MemoryLimits:
-    """See ``runtime.rate_limits.Limits``.
+    """See ``runtime.rate_limits.gcra.Limits``.
 
     Args:
         clients: most clients remembered.

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.rate_limits import Decision, LimitsAway, Quota, Settle
-from runtime.shared_redis import RedisAway, SharedRedis
+from runtime.rate_limits.gcra import Decision, LimitsAway, Quota, Settle
+from runtime.storage.redis import RedisAway, SharedRedis
 
 PREFIX = "warmstart:limits:1"
 """How the names of its keys begin. The number is the format's; behind it braces keep a client on one cluster node."""
@@ -118,7 +118,7 @@ return answer(state, burst, interval, true, 0)
 
 
 class RedisLimits:
-    """See ``runtime.rate_limits.Limits``.
+    """See ``runtime.rate_limits.gcra.Limits``.
 
     Args:
         redis: is closed with this.

@@ -15,8 +15,8 @@ from hashlib import blake2b
 from typing import Protocol
 
 from runtime.errors import NoncesUnavailable
-from runtime.shared_redis import RedisAway, SharedRedis
 from runtime.signatures import SignatureError
+from runtime.storage.redis import RedisAway, SharedRedis
 
 # Of some 250 bytes, 400 where a client names the longest; 8,300 a second of the client's signatures, which are good for
 # a minute.

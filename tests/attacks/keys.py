@@ -6,7 +6,7 @@ import base64
 import json
 from hashlib import sha256
 
-from runtime.key_records import new_key
+from runtime.keys.records import new_key
 
 SECRET = bytes(range(32))
 SIGNING_ID = "k_signs"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.service import ROOT, free_port
-from tests.nginx import nginx
+from tests.support.nginx import nginx
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from loadtests.service import Service
-from runtime.key_records import new_key
+from runtime.keys.records import new_key
 from runtime.signatures.client import Signer
 from tests.attacks.conftest import Start, log_lines
 from tests.attacks.keys import KEY, SECRET, SIGNING_ID, record, signing_record

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.attacks.fault_proxy import FaultProxy
-from tests.fakes import until
+from tests.support.fakes import until
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _PATIENCE = 5

@@ -12,7 +12,7 @@ from loadtests.service import Service
 from tests.attacks.conftest import Start
 from tests.attacks.fault_proxy import FaultProxy
 from tests.attacks.raw import PATIENCE, exchange, parse
-from tests.fakes import FakeEngine, fake_context, serving, until
+from tests.support.fakes import FakeEngine, fake_context, serving, until
 
 STREAM = {"prompt": "x", "stream": True, "max_new_tokens": 1000}
 GET = b"GET /models HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n"

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from handlers import OPERATIONS
-from handlers.cache_control import CacheControl
+from handlers.generation.cache_control import CacheControl
+from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
 from loadtests.service import Service
 from runtime.errors import InvalidRequest
-from runtime.tracing import parse_traceparent
+from runtime.telemetry.tracing import parse_traceparent
 from tests.attacks.conftest import Start
 from tests.attacks.raw import PATIENCE, exchange
 from tests.attacks.raw import parse as parse_answers

@@ -14,15 +14,15 @@ import aiohttp
 import pytest
 
 from loadtests.service import Service, running_service
-from runtime.response_cache import ResponseCache
+from runtime.response_cache.cache import ResponseCache
+from runtime.response_cache.redis import RedisStore
 from runtime.signatures.client import Signer
-from runtime.stores.redis import RedisStore
 from tests.attacks.fault_proxy import FaultProxy
 from tests.attacks.faults import FAULTS, cut, garble, stall
 from tests.attacks.keys import SECRET, SIGNING_ID, signing_record
 from tests.attacks.raw import PATIENCE, Answer, exchange
-from tests.fakes import FakeEngine, fake_context, serving
-from tests.redis_server import proxied_redis
+from tests.support.fakes import FakeEngine, fake_context, serving
+from tests.support.redis_server import proxied_redis
 
 T = TypeVar("T")
 GREEDY = {"prompt": "x", "temperature": 0}

@@ -12,7 +12,7 @@ from tests.attacks.conftest import Start, log_lines
 from tests.attacks.corpus import AFTER, HIDDEN, HOSTS, REFUSED, SERVED
 from tests.attacks.nginx import running_nginx
 from tests.attacks.raw import exchange
-from tests.nginx import needs_nginx
+from tests.support.nginx import needs_nginx
 
 REFUSALS = {400, 411, 413, 414, 415, 431, 501, 505}
 SETTINGS = {"HEADER_TIMEOUT_SECONDS": "1", "BODY_TIMEOUT_SECONDS": "1", "KEEPALIVE_SECONDS": "2"}

@@ -15,10 +15,10 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from runtime.events.envelope import ID
-from runtime.events.redis_streams import REPLY_PREFIXES
-from runtime.events.source import QueueOptions
-from tests.nats_server import own_streams, real_nats
-from tests.redis_server import REDIS_URL, own_names
+from runtime.events.queues.base import QueueOptions
+from runtime.events.queues.redis.source import REPLY_PREFIXES
+from tests.support.nats_server import own_streams, real_nats
+from tests.support.redis_server import REDIS_URL, own_names
 
 
 class Results(ABC):

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime.events.envelope import ID, Envelope, encode, headers, read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
-from runtime.events.source import BrokerAway, Delivery, Reply
+from runtime.events.queues.base import BrokerAway, Delivery, Reply
 from runtime.strict_json import loads
 
 _LOOK_SECONDS = 0.01  # between looks at a clock that does not wake anybody
@@ -91,7 +91,7 @@ class MemoryBroker:
 
 
 class MemorySource:
-    """See ``runtime.events.source.Source``."""
+    """See ``runtime.events.queues.base.Source``."""
 
     name = "memory:requests"
 
@@ -135,7 +135,7 @@ class MemorySource:
 
 @dataclass
 class MemoryDelivery:
-    """See ``runtime.events.source.Delivery``."""
+    """See ``runtime.events.queues.base.Delivery``."""
 
     broker: MemoryBroker
     number: int
@@ -186,7 +186,7 @@ class MemoryDelivery:
 
 
 class MemorySubmitter:
-    """See ``runtime.events.source.Submitter``."""
+    """See ``runtime.events.queues.base.Submitter``."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker

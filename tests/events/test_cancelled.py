@@ -18,19 +18,22 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from runtime.events import kafka_link, nats_link, rabbitmq_link, redis_link
 from runtime.events.envelope import ID
-from runtime.events.kafka_link import client_options
 from runtime.events.outcome import Ack
-from runtime.events.source import BrokerAway, QueueOptions, Source, Submitter
-from runtime.events.sources import open_source, open_submitter
-from tests.cancelling import CANCELLATIONS, cancel_at_random
+from runtime.events.queues.base import BrokerAway, QueueOptions, Source, Submitter
+from runtime.events.queues.factory import open_source, open_submitter
+from runtime.events.queues.kafka import connection as kafka_link
+from runtime.events.queues.kafka.connection import client_options
+from runtime.events.queues.nats import connection as nats_link
+from runtime.events.queues.rabbitmq import connection as rabbitmq_link
+from runtime.events.queues.redis import connection as redis_link
 from tests.events.workers import envelope
-from tests.kafka_broker import mock_kafka
-from tests.nats_server import own_streams
-from tests.nats_work import read_all
-from tests.rabbitmq_server import AMQP_URL, own_queues
-from tests.redis_queue import own_queue
+from tests.support.cancelling import CANCELLATIONS, cancel_at_random
+from tests.support.kafka_broker import mock_kafka
+from tests.support.nats_server import own_streams
+from tests.support.nats_work import read_all
+from tests.support.rabbitmq_server import AMQP_URL, own_queues
+from tests.support.redis_queue import own_queue
 
 _POOL = 8  # connections that a client may open as it needs them
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from loadtests.service import free_port
-from tests.models import ROOT
-from tests.redis_server import REDIS_URL, own_names
+from tests.support.models import ROOT
+from tests.support.redis_server import REDIS_URL, own_names
 
 WARMSTART = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 PROMPT = {"prompt": "You may", "max_new_tokens": 12, "temperature": 0}

@@ -13,10 +13,10 @@ from typing import Any
 
 from runtime.cancellation import cancel_and_wait
 from runtime.events.envelope import TYPE_PREFIX, Envelope
-from runtime.events.source import QueueOptions
-from runtime.events.sources import open_submitter
+from runtime.events.queues.base import QueueOptions
+from runtime.events.queues.factory import open_submitter
 from tests.events.brokers import Results
-from tests.models import ROOT
+from tests.support.models import ROOT
 
 PATIENCE = 120.0
 

@@ -21,8 +21,8 @@ from handlers import cloud_function
 from handlers.context import Context
 from loadtests.service import free_port
 from runtime.errors import ModelLoading, SettingsError
-from tests.fakes import FakeEngine, fake_context
-from tests.models import ROOT
+from tests.support.fakes import FakeEngine, fake_context
+from tests.support.models import ROOT
 
 SOURCE = ROOT / "handlers/cloud_function.py"
 EVENT = {

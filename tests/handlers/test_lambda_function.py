@@ -16,12 +16,12 @@ from handlers.context import Context
 from handlers.lambda_function import Function
 from handlers.local import invoke
 from runtime.errors import EngineRestarting, InvalidRequest, SettingsError, TooManyRequests
+from runtime.events.aws_lambda.kinds import FunctionError
+from runtime.events.aws_lambda.worker import Answer
 from runtime.events.envelope import encode
-from runtime.events.lambda_ import FunctionError
-from runtime.events.lambda_worker import Answer
 from runtime.settings import Settings
-from tests.fakes import FakeEngine, fake_context
-from tests.lambda_events import FOLDER, NAMES, Invocation, attributes, load, sqs
+from tests.support.fakes import FakeEngine, fake_context
+from tests.support.lambda_events import FOLDER, NAMES, Invocation, attributes, load, sqs
 
 REJECTED = "0000000{}-1d2e-4f3a-8b4c-5d6e7f8091a2"
 OUTCOMES: dict[str, Any] = {  # HTTP status | error's class | ids of batchItemFailures | operation whose answer it is

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.lambda_events import load
-from tests.lambda_runtime_api import RuntimeApi, function
+from tests.support.lambda_events import load
+from tests.support.lambda_runtime_api import RuntimeApi, function
 
 
 @pytest.mark.slow

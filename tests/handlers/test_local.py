@@ -14,9 +14,9 @@ from handlers import local
 from handlers.context import Context
 from handlers.local import invoke, invoke_stream, invoke_sync
 from runtime.errors import InvalidRequest, ModelTooLarge, ModelUnavailable, NotFound, SettingsError
-from runtime.metrics import Metrics
 from runtime.settings import Settings
-from tests.fakes import FakeEngine, fake_context
+from runtime.telemetry.metrics import Metrics
+from tests.support.fakes import FakeEngine, fake_context
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ async def test_invoke_sync_refuses_to_block_a_running_loop() -> None:
 async def test_a_load_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_gpt2: Path) -> None:
     """How long the model's load took is told to the metrics that the context was given."""
     loader = SimpleNamespace(load_engine=lambda *args, **options: FakeEngine())
-    monkeypatch.setitem(sys.modules, "runtime.load_engine", loader)  # the real one brings torch
+    monkeypatch.setitem(sys.modules, "runtime.loading.load_engine", loader)  # the real one brings torch
     metrics = Metrics()
     ctx = local.build_context(Settings.load(model_name=str(tiny_gpt2)), metrics)
     async with ctx.models.lease(None):

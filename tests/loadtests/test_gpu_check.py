@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loadtests.gpu_check import check, table
-from runtime.engine.runner import TorchRunner
+from runtime.engine.pytorch.runner import TorchRunner
 
 OPTIONS = argparse.Namespace(device="cpu", model="tiny", prompts=3, new_tokens=4)
 Fault = Callable[[TorchRunner, list[Any], torch.Tensor], torch.Tensor]

@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from runtime.logging import JsonFormatter
-from tests.fakes import FakeEngine, fake_context, serving, until
+from runtime.telemetry.logging import JsonFormatter
+from tests.support.fakes import FakeEngine, fake_context, serving, until
 
 PROMPT = "a prompt that is nobody's business"
 BODIES: dict[str, dict[str, Any]] = {

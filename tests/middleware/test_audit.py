@@ -17,8 +17,8 @@ from app import create_app
 from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.errors import SettingsError
 from runtime.settings import Settings
-from tests.fakes import FakeEngine, fake_context, serving, until
-from tests.full_disk import full_disk
+from tests.support.fakes import FakeEngine, fake_context, serving, until
+from tests.support.full_disk import full_disk
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 

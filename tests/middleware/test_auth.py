@@ -14,11 +14,11 @@ from multidict import CIMultiDict
 
 from middleware.access import CALLER, Access
 from middleware.auth import Signing, auth_middleware, shown_key
+from middleware.auth_failures import Failures
 from middleware.client_ip import client_ip_middleware
 from middleware.errors import errors_middleware
-from middleware.failures import Failures
-from runtime.api_keys import KeyRing
-from runtime.key_records import Record, digest, new_key
+from runtime.keys.records import Record, digest, new_key
+from runtime.keys.ring import KeyRing
 from runtime.types import Caller
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]

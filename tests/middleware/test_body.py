@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from tests.fakes import serving
-from tests.wire import PATIENCE, Echo, exchange, head, statuses
+from tests.support.fakes import serving
+from tests.support.wire import PATIENCE, Echo, exchange, head, statuses
 
 BOMB = gzip.compress(b"a" * 900_000)
 

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from middleware.client_ip import SOURCES, Source
 from middleware.forwarded import ORIGIN, Origin, host_of, origin
 from runtime.errors import InvalidRequest
-from tests.wire import Echo, exchange, statuses
+from tests.support.wire import Echo, exchange, statuses
 
 Fields = list[tuple[str, str]]
 PROTO, HOST, FORWARDED = "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"

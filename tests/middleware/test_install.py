@@ -17,8 +17,8 @@ from middleware.access_log import access_log_middleware
 from middleware.client_ip import CLIENT_IP
 from middleware.errors import errors_middleware
 from middleware.request_id import REQUEST_ID, request_id_middleware
-from runtime.logging import request_facts, request_usage
 from runtime.settings import Settings
+from runtime.telemetry.logging import request_facts, request_usage
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.fakes import FakeEngine, serving, until
-from tests.limits import ASK, COST, HUNDRED, ask, key_of, limited
+from tests.support.fakes import FakeEngine, serving, until
+from tests.support.limits import ASK, COST, HUNDRED, ask, key_of, limited
 
 # Requests
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from runtime.rate_limits import redis as redis_limits
-from tests.fakes import FakeEngine, until
-from tests.limits import ASK, COST, HUNDRED, ask, limited, tokens_left
-from tests.redis_server import REDIS_URL, own_names
+from tests.support.fakes import FakeEngine, until
+from tests.support.limits import ASK, COST, HUNDRED, ask, limited, tokens_left
+from tests.support.redis_server import REDIS_URL, own_names
 
 
 @pytest.fixture

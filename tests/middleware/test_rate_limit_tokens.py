@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from runtime.errors import TooManyRequests
-from tests.fakes import FakeEngine, caching, fake_context, until
-from tests.limits import ASK, COST, HUNDRED, ask, key_of, limited, tokens_left
+from tests.support.fakes import FakeEngine, caching, fake_context, until
+from tests.support.limits import ASK, COST, HUNDRED, ask, key_of, limited, tokens_left
 
 ROUTES = {
     "/generate": ASK,

@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from middleware.answer_headers import header_signal
 from middleware.request_id import request_id_middleware, set_request_id_header
-from runtime.logging import JsonFormatter, request_facts
-from runtime.tracing import caller_trace
+from middleware.response_headers import header_signal
+from runtime.telemetry.logging import JsonFormatter, request_facts
+from runtime.telemetry.tracing import caller_trace
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 

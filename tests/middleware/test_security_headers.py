@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.fakes import serving
-from tests.wire import Echo, exchange, head
+from tests.support.fakes import serving
+from tests.support.wire import Echo, exchange, head
 
 PROMPT = {"prompt": "x"}
 ANSWERS = {

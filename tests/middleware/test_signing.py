@@ -25,9 +25,9 @@ from yarl import URL
 from app import create_app
 from runtime.settings import Settings
 from runtime.signatures.client import Signer
-from tests.fakes import fake_context, serving
-from tests.redis_server import REDIS_URL, real_redis
-from tests.signed import message, params, record, signer, with_signature
+from tests.support.fakes import fake_context, serving
+from tests.support.redis_server import REDIS_URL, real_redis
+from tests.support.signed import message, params, record, signer, with_signature
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 COVERED = ("@method", "@authority", "@path", "@query")
@@ -538,7 +538,7 @@ def _now() -> dict[str, Any]:
 
 def _api_key() -> tuple[str, str]:
     """A key, and its record."""
-    from runtime.key_records import digest, new_key
+    from runtime.keys.records import digest, new_key
 
     key = new_key()
     return key, json.dumps(API_KEY_RECORD | {"sha256": digest(key).hex()})

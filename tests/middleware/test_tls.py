@@ -16,9 +16,9 @@ from aiohttp import web
 from loadtests.service import running_service
 from middleware.access import CLIENT_CERTIFICATE
 from middleware.forwarded import ORIGIN
-from tests.fakes import until
-from tests.middleware.test_admission import entrance
-from tests.wire import PATIENCE, Echo, exchange, head, statuses
+from tests.middleware.connection.test_gate import entrance
+from tests.support.fakes import until
+from tests.support.wire import PATIENCE, Echo, exchange, head, statuses
 
 LAST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 KEPT = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"

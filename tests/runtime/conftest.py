@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.catalogue import CATALOGUE
-from runtime.loader import open_serving
+from runtime.loading.loader import open_serving
+from runtime.model.catalogue import CATALOGUE
+from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
-from runtime.snapshot import Snapshot
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from runtime import bench
-from runtime.catalogue import parse_model_name
 from runtime.errors import InvalidRequest, ModelUnavailable
+from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
-from tests.engines import needs_kernels, share
+from tests.support.engines import needs_kernels, share
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from runtime.catalogue import served_models
 from runtime.errors import SettingsError
+from runtime.model.catalogue import served_models
 from runtime.settings import Settings
 
 

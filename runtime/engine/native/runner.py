@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine.config import DecoderConfig
 from runtime.engine.native import library
-from runtime.engine.pack import PANEL_ROWS
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
-from runtime.snapshot import Snapshot
+from runtime.model.config import DecoderConfig
+from runtime.model.packing import PANEL_ROWS
+from runtime.model.snapshot import Snapshot
 
 _FAMILIES = {"gpt2": 0, "llama": 1}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}

@@ -1,4 +1,4 @@
-// Choosing one row's next token. runtime/sampling.py says what is right; this gives the same answers.
+// Choosing one row's next token. runtime/engine/pytorch/sampling.py says what is right; this gives the same answers.
 #pragma once
 
 #include <algorithm>

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from handlers import OPERATIONS
+from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
 from runtime.errors import InvalidRequest
-from tests.test_same_answer import PAYLOADS
+from tests.e2e.test_same_answer import PAYLOADS
 
 FIELDS = [
     pytest.param(operation, name, id=f"{operation} {name}")

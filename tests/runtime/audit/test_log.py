@@ -16,9 +16,9 @@ from runtime.audit.chain import AuditKeys
 from runtime.audit.log import AuditLog
 from runtime.audit.verify import files_of, verify
 from runtime.errors import SettingsError
-from tests.fakes import until
-from tests.full_disk import full_disk
 from tests.runtime.audit.logs import KEYS, check, opened, records, written
+from tests.support.fakes import until
+from tests.support.full_disk import full_disk
 
 
 @pytest.fixture

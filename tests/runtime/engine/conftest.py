@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime.catalogue import parse_model_name
-from runtime.load_engine import load_engine
+from runtime.loading.load_engine import load_engine
+from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
-from tests.engines import Load, Made
+from tests.support.engines import Load, Made
 
 
 @pytest.fixture

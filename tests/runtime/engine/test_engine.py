@@ -16,13 +16,13 @@ import aiohttp
 import pytest
 
 from handlers.context import Context
-from runtime.catalogue import ModelSpec
 from runtime.engine.worker import Request, Worker
 from runtime.errors import Draining
-from runtime.registry import Registry
+from runtime.model.catalogue import ModelSpec
+from runtime.model_pool.registry import Registry
 from runtime.types import Job, Message, Token
-from tests.engines import FOREVER, Made, Runner, collect, expected, ids, job, mixed, planted, said
-from tests.fakes import check_pool, fake_context, serving, until
+from tests.support.engines import FOREVER, Made, Runner, collect, expected, ids, job, mixed, planted, said
+from tests.support.fakes import check_pool, fake_context, serving, until
 
 # What comes out
 

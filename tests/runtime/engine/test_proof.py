@@ -18,8 +18,8 @@ import torch
 from runtime.device import memory_in_use
 from runtime.engine.engine import Engine
 from runtime.types import Job, SamplingParams, Token
-from tests.engines import Load, needs_kernels, share
-from tests.fakes import until
+from tests.support.engines import Load, needs_kernels, share
+from tests.support.fakes import until
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (ROOT / "loadtests/quality.txt").read_text().split()

@@ -9,11 +9,11 @@ from contextlib import aclosing
 
 import pytest
 
-from runtime.catalogue import CATALOGUE
-from runtime.load_engine import load_engine
+from runtime.loading.load_engine import load_engine
+from runtime.model.catalogue import CATALOGUE
 from runtime.settings import Settings
 from runtime.types import Job, Message, SamplingParams
-from tests.engines import needs_kernels
+from tests.support.engines import needs_kernels
 
 PATHS = [
     *(pytest.param("native", dtype, marks=needs_kernels) for dtype in ("int8", "bfloat16", "float32")),

@@ -30,16 +30,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from runtime.catalogue import parse_model_name
 from runtime.engine import reference
 from runtime.engine.reference import ReferenceEngine
+from runtime.engine.rng import uniform
 from runtime.errors import DeadlineExceeded, Draining, InternalError, InvalidRequest, TooManyRequests
-from runtime.loader import load
-from runtime.logging import JsonFormatter, request_facts
-from runtime.metrics import Metrics
-from runtime.randomness import uniform
+from runtime.loading.loader import load
+from runtime.model.catalogue import parse_model_name
+from runtime.telemetry.logging import JsonFormatter, request_facts
+from runtime.telemetry.metrics import Metrics
 from runtime.types import Job, SamplingParams, Token
-from tests.fakes import INFO, until
+from tests.support.fakes import INFO, until
 
 PROMPTS = (
     "Licensed under the Apache License",

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runtime.engine.block_pool import BlockPool
+from runtime.engine.request_queue import PATIENCE
 from runtime.engine.scheduler import Outcome, Plan, Scheduler
 from runtime.engine.sequence import Row, Sampled, Sequence
-from runtime.engine.slots import BlockPool
-from runtime.engine.waiting import PATIENCE
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
-from tests.fakes import FakeRunner, check_pool, fake_choice, fake_text
+from tests.support.fakes import FakeRunner, check_pool, fake_choice, fake_text
 
 EOS = frozenset({7, 8})
 PARAMS = SamplingParams(max_new_tokens=4, temperature=0)

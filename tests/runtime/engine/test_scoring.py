@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from runtime.types import Job, SamplingParams, Token
-from tests.engines import Load, needs_kernels
+from tests.support.engines import Load, needs_kernels
 
 EMBEDDED = "smollm2-135m-instruct"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from handlers import chat, complete, completions, generate
+from handlers.operations import chat, complete, completions, generate
 from runtime.engine.native import runner as native
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.errors import InvalidRequest
 from runtime.types import Job, SamplingParams
-from tests.engines import Load, needs_kernels
-from tests.fakes import fake_context
-from tests.models import CHATML, save_tiny_gpt2, save_tiny_llama
+from tests.support.engines import Load, needs_kernels
+from tests.support.fakes import fake_context
+from tests.support.models import CHATML, save_tiny_gpt2, save_tiny_llama
 
 SIZE = 600  # tokens of the tiny models
 

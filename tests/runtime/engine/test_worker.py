@@ -27,10 +27,10 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.logging import JsonFormatter, request_facts
+from runtime.telemetry.logging import JsonFormatter, request_facts
 from runtime.types import Job, Message
-from tests.engines import FOREVER, Runner, collect, expected, ids, job, planted
-from tests.fakes import check_pool, until
+from tests.support.engines import FOREVER, Runner, collect, expected, ids, job, planted
+from tests.support.fakes import check_pool, until
 
 # How much is let in
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.events.source import QueueOptions
-from tests.nats_server import NatsServer, own_nats_server, own_streams
+from runtime.events.queues.base import QueueOptions
+from tests.support.nats_server import NatsServer, own_nats_server, own_streams
 
 
 @pytest.fixture

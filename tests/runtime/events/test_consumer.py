@@ -16,18 +16,18 @@ from prometheus_client import CollectorRegistry
 from runtime import cancellation
 from runtime.errors import InvalidRequest, SettingsError, TooManyRequests
 from runtime.events import consumer as consumer_module
-from runtime.events import process as process_module
+from runtime.events import processor as process_module
 from runtime.events.consumer import Consumer
+from runtime.events.delivery_report import Reporter
 from runtime.events.envelope import Envelope
-from runtime.events.idempotency import Records
-from runtime.events.metrics import EventMetrics
+from runtime.events.idempotency.memory import MemoryRecords
+from runtime.events.idempotency.records import Records
 from runtime.events.outcome import Policy
-from runtime.events.process import Processor, SendChunk
-from runtime.events.records.memory import MemoryRecords
-from runtime.events.report import Reporter
-from runtime.events.source import Delivery
+from runtime.events.processor import Processor, SendChunk
+from runtime.events.queues.base import Delivery
+from runtime.telemetry.event_metrics import EventMetrics
 from tests.events.memory_queue import MemoryBroker, MemorySource
-from tests.fakes import until
+from tests.support.fakes import until
 
 QUICK = Policy(most=3, busy_seconds=0.002, fault_seconds=0.002, longest_seconds=0.02)
 

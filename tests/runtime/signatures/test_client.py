@@ -23,7 +23,7 @@ from runtime.signatures.digest import content_digest
 from runtime.signatures.nonces import MemoryNonces
 from runtime.signatures.verifier import COVERED, Verifier
 from runtime.types import Caller
-from tests.signed import KEY_ID, NOW, SECRET, Clock, message, signer
+from tests.support.signed import KEY_ID, NOW, SECRET, Clock, message, signer
 
 ROOT = Path(__file__).parents[3]
 CALLER = Caller(KEY_ID, "signer", frozenset("*"))

@@ -20,7 +20,7 @@ from runtime.signatures.message import (
     signature_text,
 )
 from runtime.signatures.structured_fields import MAX_MEMBERS
-from tests.signed import message
+from tests.support.signed import message
 
 # RFC 9421 appendix B.1.5 and the request of appendix B.2.
 SHARED_SECRET = base64.b64decode(

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from runtime.errors import NoncesUnavailable
-from runtime.shared_redis import SharedRedis
 from runtime.signatures import SignatureError
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
-from tests.cancelling import cancel_at_random
-from tests.redis_server import REDIS_URL, own_names
-from tests.signed import NOW, Clock
+from runtime.storage.redis import SharedRedis
+from tests.support.cancelling import cancel_at_random
+from tests.support.redis_server import REDIS_URL, own_names
+from tests.support.signed import NOW, Clock
 
 WINDOW = 300
 

@@ -18,7 +18,7 @@ from runtime.signatures.nonces import MemoryNonces
 from runtime.signatures.structured_fields import Token
 from runtime.signatures.verifier import COVERED, Claim, Verifier, _usual, read_claim
 from runtime.types import Caller
-from tests.signed import KEY_ID, NOW, SECRET, Clock, message, params, with_signature
+from tests.support.signed import KEY_ID, NOW, SECRET, Clock, message, params, with_signature
 
 CALLER = Caller(KEY_ID, "signer", frozenset("*"))
 WINDOW = 300

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.catalogue import parse_model_name
 from runtime.engine import engine as engine_module
 from runtime.engine.native import library
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
 from runtime.errors import InternalError
-from runtime.loader import open_serving
-from runtime.phases import Phases
-from runtime.snapshot import Snapshot
+from runtime.loading.loader import open_serving
+from runtime.model.catalogue import parse_model_name
+from runtime.model.load_timer import Phases
+from runtime.model.snapshot import Snapshot
 from runtime.types import Job, SamplingParams
-from tests.engines import Load, needs_kernels, snapshot_of
-from tests.models import ROOT
+from tests.support.engines import Load, needs_kernels, snapshot_of
+from tests.support.models import ROOT
 
 pytestmark = needs_kernels
 
@@ -200,7 +200,7 @@ import resource, sys
 from pathlib import Path
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
-from runtime.snapshot import open_snapshot
+from runtime.model.snapshot import open_snapshot
 from runtime.types import SamplingParams
 
 snapshot = open_snapshot(Path(sys.argv[1]))

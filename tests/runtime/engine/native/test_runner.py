@@ -1,4 +1,4 @@
-"""The compiled kernels against transformers, against themselves in other company, and against ``runtime.sampling``."""
+"""The compiled kernels against transformers, against themselves in other company, and against ``runtime.engine.pytorch.sampling``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from runtime import snapshot_writer
-from runtime.catalogue import parse_model_name
-from runtime.checkpoint import serving_form
 from runtime.engine.native import library
 from runtime.engine.native.runner import NativeRunner, supports
-from runtime.engine.pack import pack, unpack
+from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
+from runtime.engine.rng import uniform
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError
-from runtime.randomness import uniform
-from runtime.sampling import Draw, adjust, log_probabilities, sample
+from runtime.loading import snapshot_writer
+from runtime.loading.checkpoint import serving_form
+from runtime.model.catalogue import parse_model_name
+from runtime.model.packing import pack, unpack
 from runtime.types import SamplingParams
-from tests.engines import needs_kernels, snapshot_of
-from tests.models import save_tiny_llama
+from tests.support.engines import needs_kernels, snapshot_of
+from tests.support.models import save_tiny_llama
 
 pytestmark = needs_kernels
 Open = Callable[..., NativeRunner]
@@ -182,7 +182,7 @@ def params_of(dice: random.Random) -> SamplingParams:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_choices_are_those_of_the_sampling_functions(tiny_llama: Path, level: str, runner: Open) -> None:
-    """For any parameters, the token and its log-probabilities are what ``runtime.sampling`` gives for the logits."""
+    """For any parameters, the token and its log-probabilities are what ``runtime.engine.pytorch.sampling`` gives for the logits."""
     kernels = runner(tiny_llama, kernels=LEVELS[level])
     dice = random.Random(3)
     for attempt in range(300):

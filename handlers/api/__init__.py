@@ -1,0 +1,1 @@
+"""What HTTP needs of operations: routes, payloads and the OpenAPI document."""

@@ -1,0 +1,224 @@
+"""The OpenAPI 3.1 description, built from the operations and their models. Nothing in it is written twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from handlers.api.openapi_events import events_path, events_schemas
+from handlers.operations import OPERATIONS, Operation
+
+_FIELD = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
+_REF = "#/components/schemas/{model}"
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "required": ["title", "status", "detail", "code"],
+    "properties": {
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong, and what to do."},
+        "code": {"type": "string", "description": "Stable; for programs."},
+        "param": {"type": "string", "description": "The field at fault."},
+    },
+}
+_OPENAI_ERROR = {
+    "type": "object",
+    "description": "OpenAI's error object.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in another header."},
+}
+_ANY_ERRORS = {
+    401: "A good API key or signature is needed.",
+    403: "The client's address is not allowed, or its key not for this.",
+    429: "Too many requests of this client, or too many waiting.",
+    500: "A fault of ours.",
+    503: "Loading, unavailable or draining.",
+}
+_READ_ERRORS = {400: "The request breaks a rule; it is named."}
+_BODY_ERRORS = {
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    504: "The generation took too long.",
+}
+_STATUS = {
+    "application/json": {
+        "schema": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+    }
+}
+_EXPOSITION = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where an operation is reached over HTTP.
+
+    Args:
+        method: GET and DELETE operations take their fields from the query, which OpenAI's do not look at; the others
+            from a JSON body.
+        path: the route, as aiohttp writes it; a ``{field:regex}`` in it is a field of the operation, and the body may
+            then be left out.
+        operation: a name in ``OPERATIONS``.
+        openai: whether errors have OpenAI's shape.
+    """
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    operation: str
+    openai: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the path holds."""
+        return tuple(_FIELD.findall(self.path))
+
+    @property
+    def plain_path(self) -> str:
+        """The path with bare names in its braces, as OpenAPI writes it."""
+        return _FIELD.sub(r"{\1}", self.path)
+
+
+def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The description of these routes.
+
+    Args:
+        routes: every operation's routes.
+        version: of the service.
+    """
+    models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
+    _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
+    schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR} | events_schemas()
+    paths: dict[str, Any] = {
+        f"/{name}": {"get": _probe(name, summary, answers, content)}
+        for name, summary, answers, content in (
+            (
+                "livez",
+                "Whether the process runs; answers under any load.",
+                {200: "It runs.", 503: "The engine has died too often: replace the process."},
+                _STATUS,
+            ),
+            ("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("metrics", "What is measured; as OpenMetrics if Accept prefers it.", {200: "Everything."}, _EXPOSITION),
+        )
+    }
+    for route in routes:
+        paths.setdefault(route.plain_path, {})[route.method.lower()] = _operation(route, OPERATIONS[route.operation])
+    paths["/events"] = events_path(_ANY_ERRORS)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Warmstart",
+            "version": version,
+            "description": "Small language models from plain Python. The /v1 routes are OpenAI's.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "security": [{}, *({name: []} for name in _SECURITY)],
+        "components": {"schemas": schemas, "securitySchemes": _SECURITY},
+    }
+
+
+def _operation(route: Route, operation: Operation) -> dict[str, Any]:
+    name = re.sub(r"\W+", "_", f"{'' if route.method in ('GET', 'POST') else route.method.lower()}{route.plain_path}")
+    described: dict[str, Any] = {
+        "operationId": name.strip("_"),
+        "summary": operation.summary,
+        "description": (operation.request.__doc__ or "").strip(),
+        "tags": ["OpenAI" if route.path.startswith("/v1/") else "Warmstart"],
+    }
+    codes = _ANY_ERRORS | _READ_ERRORS
+    fields: dict[str, Any] = operation.request.model_json_schema().get("properties", {})
+    parameters = [_parameter(key, fields[key], "path") for key in route.fields]
+    if route.method in ("POST", "PUT"):
+        codes = codes | _BODY_ERRORS
+        if not parameters:
+            described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
+        elif left := {key: field for key, field in fields.items() if key not in route.fields}:
+            schema = {"type": "object", "properties": left, "additionalProperties": False}
+            described["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
+    elif fields:
+        codes = codes | {404: _BODY_ERRORS[404]}
+        parameters += [_parameter(key, field, "query") for key, field in fields.items() if key not in route.fields]
+    if parameters:
+        described["parameters"] = parameters
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
+    if operation.chunk is not None:
+        content["text/event-stream"] = {"schema": _event(operation.chunk)}
+    described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
+    return described
+
+
+def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
+    """A field that stands in the path or in the query, where there is no null: it is left out instead."""
+    (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": {key: schema[key] for key in ("type", "minLength", "maxLength", "pattern") if key in schema},
+        "description": field["description"],
+    }
+
+
+def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+    """One server-sent event, the way OpenAPI 3.2 models them (section 4.14.4): 3.1 has no way of its own."""
+    refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
+    return {
+        "type": "object",
+        "description": f"An event, with stream: true. Each is a {chunk.__name__}, the last is [DONE] or an error.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": refs}},
+                ]
+            }
+        },
+    }
+
+
+def _content(model: type[BaseModel]) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    extra = model.model_config.get("json_schema_extra")
+    if isinstance(extra, dict) and isinstance(examples := extra.get("examples"), list):
+        content["examples"] = {f"example{i}": {"value": value} for i, value in enumerate(examples, 1)}
+    return content
+
+
+def _errors(codes: dict[int, str], openai: bool) -> dict[str, Any]:
+    kind, model = ("application/json", "OpenAIError") if openai else ("application/problem+json", "Problem")
+    content = {kind: {"schema": {"$ref": _REF.format(model=model)}}}
+    return {str(code): {"description": text, "content": content} for code, text in sorted(codes.items())}
+
+
+def _probe(name: str, summary: str, answers: dict[int, str], content: dict[str, Any]) -> dict[str, Any]:
+    responses = {str(code): {"description": text, "content": content} for code, text in answers.items()}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "tags": ["Probes"],
+        "responses": responses | _errors({code: _ANY_ERRORS[code] for code in (401, 403)}, openai=False),
+    }

@@ -1,0 +1,175 @@
+"""The commands that work in this process: ``warmstart invoke | generate | chat | pull | bench | config``.
+
+Each takes its parsed options and returns its exit status, if that is not 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from handlers.context import Context
+from handlers.local import build_context, invoke, invoke_stream
+from runtime.errors import InvalidRequest, ServiceError
+from runtime.model.catalogue import parse_model_name
+from runtime.settings import Settings
+from runtime.strict_json import loads
+from runtime.telemetry.logging import setup_logging
+
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed")
+"""Request fields that are options too."""
+
+
+def settings_of(options: argparse.Namespace, **overrides: Any) -> Settings:
+    """The environment's, with what the options say instead.
+
+    Raises:
+        SettingsError: one is wrong.
+    """
+    given = {"model_name": getattr(options, "model", None), **overrides}
+    return Settings.load(**{name: value for name, value in given.items() if value is not None})
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options for those request fields, and for the number of new tokens."""
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--repetition-penalty", type=float)
+    parser.add_argument("--stop", action="append")
+    parser.add_argument("--seed", type=int)
+
+
+def sampled(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling fields that were given."""
+    return {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
+
+
+def json_line(value: object) -> str:
+    """JSON for standard output: escaped where its encoding might lack a character."""
+    return json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
+
+
+def run_invoke(options: argparse.Namespace) -> int:
+    """``invoke``: payloads in, answers out, a line each."""
+    ctx = _context(options)
+    given = [options.payload.encode("utf-8", "surrogateescape")]
+    lines = (line for line in sys.stdin.buffer if line.strip()) if options.payload == "-" else given
+    failed = False
+    for line in lines:
+        try:
+            payload = loads(line)
+            if not isinstance(payload, dict):
+                raise InvalidRequest("the payload must be a JSON object")
+            result = asyncio.run(invoke(options.operation, payload, ctx=ctx))
+        except ServiceError as error:
+            failed, result = True, error.openai()
+        print(json_line(result), flush=True)
+    return int(failed)
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """``generate``: the text, whole or as it comes."""
+    ctx = _context(options)
+    payload = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens, **sampled(options)}
+    if not options.stream:
+        print(asyncio.run(invoke("generate", payload, ctx=ctx))["text"])
+        return
+
+    async def stream() -> None:
+        async with aclosing(invoke_stream("generate", payload, ctx=ctx)) as events:
+            async for event in events:
+                print(event.get("text") or "", end="", flush=True)
+
+    asyncio.run(stream())
+    print()
+
+
+def run_chat(options: argparse.Namespace) -> None:
+    """``chat``: turn by turn, until the end of the input."""
+    ctx = _context(options)
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if not text:
+            continue
+        messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        payload = {"messages": messages, "max_tokens": options.max_new_tokens, **sampled(options)}
+
+        async def answer(payload: dict[str, Any] = payload, pieces: list[str] = pieces) -> None:
+            async with aclosing(invoke_stream("chat", payload, ctx=ctx)) as events:
+                async for event in events:
+                    piece = event["choices"][0]["delta"].get("content", "")
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+
+        try:
+            asyncio.run(answer())
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        except ServiceError as error:
+            print("\n" * bool(pieces), end="", flush=True)
+            print(f"warmstart: {error.message}", file=sys.stderr)
+            messages.pop()  # what is refused now would be refused in each later turn
+            continue
+        print()
+        messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def run_pull(options: argparse.Namespace) -> None:
+    """``pull``: a model made ready."""
+    settings = Settings.load()
+    spec = parse_model_name(options.name, adapters=settings.adapters_dir)
+    setup_logging(settings.log_format, settings.log_level)
+    from runtime.loading.load_engine import pull  # numpy and the tokenizers come with it
+
+    pull(spec, settings)
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """``bench``: what this machine does."""
+    settings = settings_of(options)
+    spec = parse_model_name(settings.model_name, adapters=settings.adapters_dir)
+    setup_logging(settings.log_format, "WARNING")
+    from runtime.bench import bench, table  # numpy and the tokenizers come with it
+
+    try:
+        text = Path(options.perplexity).read_text("utf-8") if options.perplexity else None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"--perplexity: {options.perplexity} is not UTF-8") from None
+    found = bench(spec, settings, text=text)
+    print(json.dumps(found) if options.json else table(found))
+
+
+def run_config(options: argparse.Namespace) -> None:
+    """``config``: every setting."""
+    rows = Settings.load().describe()
+    if options.markdown:
+        print("| setting | default | meaning |\n|---|---|---|")
+        for name, _, default, text in rows:
+            print(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
+        return
+    width = max(len(name) for name, *_ in rows)
+    for name, value, default, text in rows:
+        print(
+            f"{name:<{width}} = {value}{'' if value == default else f'  (default {default})'}\n{'':<{width}}   {text}"
+        )
+
+
+def _context(options: argparse.Namespace) -> Context:
+    """For one command: it waits for its model as long as that takes, and only tells of trouble."""
+    settings = settings_of(options, model_wait_seconds=3600)
+    # On a terminal a bar shows the progress; elsewhere log lines do.
+    setup_logging(settings.log_format, "WARNING" if sys.stderr.isatty() else settings.log_level)
+    return build_context(settings)

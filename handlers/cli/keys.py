@@ -1,0 +1,203 @@
+"""``warmstart keys create | list | revoke``: API keys and signing keys, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from handlers.cli.generate import settings_of
+from handlers.cli.models import table
+from handlers.operations import SCOPES
+from runtime.errors import InvalidRequest, SettingsError
+from runtime.keys.file import edit, read
+from runtime.keys.records import Record, digest, new_id, new_key, new_secret, parse_records
+from runtime.types import Caller
+
+_UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LAST_YEAR = 9999
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``warmstart keys`` and what stands behind it."""
+    text = "Make, list and revoke API keys."
+    family = commands.add_parser("keys", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = family.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        added.add_argument("--file", type=Path, help="instead of API_KEYS_FILE")
+        added.add_argument("--json", action="store_true", help="as JSON")
+        return added
+
+    sub = command("create", run_create, "Make a key, show it once, and keep its record.")
+    sub.add_argument("--name", required=True, help="whose it is, for people; two keys may have one name")
+    sub.add_argument("--scopes", default="*", help=f"what for, with commas between: {', '.join(sorted(SCOPES))}")
+    sub.add_argument(
+        "--expires", type=expiry, help="after 90d, 12h, 30m or 2w, or on 2027-01-01 (UTC); never if left out"
+    )
+    sub.add_argument("--requests-per-minute", type=int, metavar="N", help="its own limit; 0 for none")
+    sub.add_argument("--tokens-per-minute", type=int, metavar="N", help="likewise")
+    sub.add_argument("--signing", action="store_true", help="make a key for RFC 9421 signatures instead")
+    command("list", run_list, "List the keys that the service takes; their secrets are not shown.")
+    command("revoke", run_revoke, "Revoke a key; a running service knows within a second.").add_argument(
+        "id", help="of the key, or its name if no other key has it"
+    )
+
+
+def run_create(options: argparse.Namespace) -> None:
+    """``create``: the key on standard output; its record goes into the file, or is printed below if there is none."""
+    path = _file(options)
+    record, shown = _new_record(options)
+    if path is not None:
+        _edit(path, lambda records: [*records, record])
+    about = {"id": record.caller.id, "secret" if options.signing else "key": shown}
+    if options.json:
+        print(json.dumps(about | ({} if path else {"record": json.loads(record.line())})))
+        return
+    print(shown)
+    kind = "signing key" if options.signing else "API key"
+    where = "its record is below, for API_KEYS" if path is None else f"its record is in {path}"
+    print(f"{kind} {record.caller.id}, shown this once; {where}", file=sys.stderr)
+    if path is None:
+        print(record.line())
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """``list``: of the file, or without ``--file`` of all that the settings name."""
+    now = time.time()
+    rows = [_row(record, now) for record in _all(options)]
+    if options.json:
+        print(json.dumps(rows))
+        return
+    headings = ("id", "name", "kind", "scopes", "created", "expires", "state")
+    shown = [
+        (
+            row["id"],
+            row["name"],
+            row["kind"],
+            ",".join(row["scopes"]),
+            _date(row["created"]),
+            "never" if row["expires"] is None else _date(row["expires"]),
+            row["state"],
+        )
+        for row in rows
+    ]
+    print(table([headings, *shown]))
+
+
+def run_revoke(options: argparse.Namespace) -> None:
+    """``revoke``: the record leaves the file.
+
+    Raises:
+        InvalidRequest: there is no such key in the file, or several have that name.
+    """
+    path = _file(options)
+    if path is None:
+        raise InvalidRequest("set API_KEYS_FILE or --file; a key of API_KEYS is revoked by removing its record there")
+    gone: list[Record] = []
+
+    def without(records: list[Record]) -> list[Record]:
+        found = [record for record in records if record.caller.id == options.id]
+        found = found or [record for record in records if record.caller.name == options.id]
+        if not found:
+            raise InvalidRequest(f"{path} has no key {options.id!r}")
+        if len(found) > 1:
+            ids = ", ".join(record.caller.id for record in found)
+            raise InvalidRequest(f"several keys are named {options.id!r}; revoke one by its id: {ids}")
+        gone[:] = found
+        return [record for record in records if record not in found]
+
+    _edit(path, without)
+    about = {"id": gone[0].caller.id, "name": gone[0].caller.name}
+    print(json.dumps(about | {"state": "revoked"}) if options.json else f"{about['id']} ({about['name']}) is revoked")
+
+
+def expiry(text: str) -> int:
+    """Unix time in seconds of ``90d`` from now, or of a day's beginning or an instant in ISO 8601, UTC unless it says.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither, or it is past.
+    """
+    now = time.time()
+    if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
+        at = now + int(span[1]) * _UNITS[span[2]]
+    else:
+        try:
+            given = datetime.fromisoformat(text)
+            at = (given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r} is neither like 90d nor like 2027-01-01") from None
+    if not now < at < datetime(_LAST_YEAR, 1, 1, tzinfo=UTC).timestamp():
+        raise argparse.ArgumentTypeError(f"{text!r} is not in the future, or too far in it")
+    return int(at)
+
+
+def _new_record(options: argparse.Namespace) -> tuple[Record, str]:
+    """The record, and what is shown once: the key, or a signing key's secret in base64."""
+    caller = Caller(
+        new_id(),
+        options.name,
+        frozenset(options.scopes.replace(",", " ").split()),
+        options.requests_per_minute,
+        options.tokens_per_minute,
+    )
+    created = int(time.time())
+    if options.signing:
+        secret = new_secret()
+        record, shown = Record(caller, created, options.expires, secret=secret), base64.b64encode(secret).decode()
+    else:
+        shown = new_key()
+        record = Record(caller, created, options.expires, digest(shown))
+    try:
+        parse_records(record.line(), SCOPES)  # what the service would refuse is refused here
+    except ValueError as error:
+        raise InvalidRequest(str(error).removeprefix("record 1: ")) from None
+    return record, shown
+
+
+def _file(options: argparse.Namespace) -> Path | None:
+    path: Path | None = options.file or settings_of(options).api_keys_file
+    return path
+
+
+def _edit(path: Path, change: Any) -> None:
+    try:
+        edit(path, change)
+    except ValueError as error:
+        raise InvalidRequest(f"nothing was changed: {error}") from None
+
+
+def _all(options: argparse.Namespace) -> list[Record]:
+    try:
+        if options.file is not None:
+            return read(options.file)
+        settings = settings_of(options)
+        own = parse_records(settings.api_keys.get_secret_value())
+        return own + (read(settings.api_keys_file) if settings.api_keys_file else [])
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _row(record: Record, now: float) -> dict[str, Any]:
+    return {
+        "id": record.caller.id,
+        "name": record.caller.name,
+        "kind": "signing" if record.secret else "bearer",
+        "scopes": sorted(record.caller.scopes),
+        "created": record.created,
+        "expires": record.expires,
+        "state": "expired" if record.expired(now) else "valid",
+        "requests_per_minute": record.caller.requests_per_minute,
+        "tokens_per_minute": record.caller.tokens_per_minute,
+    }
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

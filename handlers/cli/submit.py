@@ -1,0 +1,266 @@
+"""``warmstart submit``: put work into a queue, and print its answers."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import aclosing, asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+from handlers.cli.generate import json_line, settings_of
+from handlers.cli.queue_options import add_queue, queue_of
+from handlers.operations import OPERATIONS
+from runtime.errors import DeadlineExceeded, InvalidRequest, ServiceError
+from runtime.events.envelope import TYPE_PREFIX, Envelope
+from runtime.events.queues.base import BrokerAway, Reply, Submitter
+from runtime.events.queues.factory import open_submitter
+from runtime.strict_json import loads
+from runtime.telemetry.logging import setup_logging
+
+_AT_ONCE = 64  # messages whose answers are waited for
+_TEXTS = ("generate", "complete", "chat", "completions")  # operations whose answer is a text that comes in pieces
+
+
+def add(commands: Any) -> None:
+    """Add the command to a command line's subparsers."""
+    text = "Put work into a queue, and wait for what comes of it."
+    usage = "warmstart submit [URL] OPERATION [PAYLOAD|-] [options]"
+    sub: argparse.ArgumentParser = commands.add_parser("submit", usage=usage, help=text, description=text)
+    sub.set_defaults(run=run, wrong=sub.error)
+    sub.add_argument(
+        "words",
+        nargs="+",
+        metavar="WORD",
+        help="URL of the broker, if not EVENTS_URL; the operation; a JSON object, or - for JSON lines (the default)",
+    )
+    add_queue(sub, "--stream-name")
+    sub.add_argument("--id", help="of the message: the same id again gives the same answer, and works only once")
+    sub.add_argument("--deadline", type=float, metavar="SECONDS", help="after which nobody is to work on it any more")
+    sub.add_argument("--timeout", type=float, metavar="SECONDS", help="wait for each answer no longer than that")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--no-wait", action="store_true", help="print ids instead of answers")
+    how.add_argument("--stream", action="store_true", help="print the text as it comes, one message after the other")
+
+
+def run(options: argparse.Namespace) -> int:
+    """``submit``: payloads in; out, in the same order, an answer a line, or the texts, or the ids.
+
+    Returns:
+        1 if one of them failed.
+
+    Raises:
+        SystemExit: the arguments make no sense.
+        SettingsError: there is no such queue.
+        ServiceError: the broker is away.
+    """
+    words: list[str] = list(options.words)
+    url = words.pop(0) if "://" in words[0] else None
+    if not 1 <= len(words) <= 2 or words[0] not in OPERATIONS:
+        options.wrong(f"name an operation: {', '.join(OPERATIONS)}; and a payload behind it, at most")
+    operation, payload = words[0], words[1] if len(words) == 2 else "-"
+    if options.stream and operation not in _TEXTS:
+        options.wrong(f"--stream: only {', '.join(_TEXTS)} have a text that comes in pieces")
+    settings = settings_of(options)
+    setup_logging(settings.log_format, "WARNING" if sys.stderr.isatty() else settings.log_level)
+    submitter = open_submitter(queue_of(options, settings, url))
+    try:
+        return asyncio.run(_submit(submitter, operation, payload, options))
+    except BrokerAway as error:
+        raise ServiceError(f"the broker is away: {error}") from None
+
+
+async def _submit(submitter: Submitter, operation: str, payload: str, options: argparse.Namespace) -> int:
+    try:
+        await submitter.open()
+        messages = _messages(operation, payload, options)
+        return await (_texts if options.stream else _lines)(submitter, messages, options)
+    finally:
+        await submitter.close()
+
+
+async def _lines(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
+    """A line for each message, in their order; many are waited for at the same time."""
+    failed = 0
+    tasks: asyncio.Queue[asyncio.Task[tuple[bool, str]] | None] = asyncio.Queue(_AT_ONCE)
+
+    async def show() -> None:
+        nonlocal failed
+        while (task := await tasks.get()) is not None:
+            good, line = await task
+            failed |= not good
+            print(line, flush=True)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(show())
+            async for message in messages:
+                await tasks.put(group.create_task(_line(submitter, message, options)))
+            await tasks.put(None)
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return failed
+
+
+async def _line(submitter: Submitter, message: Envelope | ServiceError, options: Any) -> tuple[bool, str]:
+    try:
+        async with _replies(submitter, message, options) as replies:
+            async for reply in replies:
+                if reply.kind != "chunk":
+                    return reply.kind == "result", json_line(reply.body)
+        assert isinstance(message, Envelope)  # else it has been raised
+        return True, message.id
+    except ServiceError as error:
+        return False, json_line(error.openai())
+
+
+async def _texts(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
+    """The text of each message's answer as it comes, one message after the other."""
+    failed = 0
+    async for message in messages:
+        shown = Shown()
+        try:
+            async with _replies(submitter, message, options) as replies:
+                async for reply in replies:
+                    if reply.kind == "error":
+                        raise ServiceError(reply.body["error"]["message"])
+                    print(shown.add(reply), end="", flush=True)
+            print(flush=True)
+        except ServiceError as error:
+            failed = 1
+            print("\n" * bool(shown.text), end="", flush=True)
+            print(f"warmstart: {error.message}", file=sys.stderr)
+    return failed
+
+
+@asynccontextmanager
+async def _replies(
+    submitter: Submitter, message: Envelope | ServiceError, options: Any
+) -> AsyncIterator[AsyncIterator[Reply]]:
+    """All replies to a message, for as long as they may take.
+
+    Raises:
+        ServiceError: there is no message, or no answer came in time.
+    """
+    if isinstance(message, ServiceError):
+        raise message
+    try:
+        async with asyncio.timeout(options.timeout):
+            async with aclosing(await submitter.submit(message, wait=not options.no_wait)) as replies:
+                yield replies
+    except TimeoutError:
+        text = f"no answer came within {options.timeout:g} s (--timeout); submit it again with --id {message.id}"
+        raise DeadlineExceeded(text) from None
+
+
+class Shown:
+    """A text that is shown as it comes. Pieces may be missing, and come again when another worker takes over."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._attempt = self._next = 0
+        self._found = ""
+
+    def add(self, reply: Reply) -> str:
+        """What is to be shown now."""
+        if reply.kind == "result":
+            return self._show(text_of(reply.body), last=True)
+        if reply.attempt > self._attempt:
+            self._attempt, self._next, self._found = reply.attempt, 0, ""
+        if reply.attempt < self._attempt or reply.chunk != self._next:
+            return ""  # of a worker that was given up, or behind one that is missing: the answer has it all
+        self._next += 1
+        self._found += piece_of(reply.body)
+        return self._show(self._found)
+
+    def _show(self, text: str, *, last: bool = False) -> str:
+        if text.startswith(self.text):
+            more, self.text = text[len(self.text) :], text
+            return more
+        return f"\n{text}" if last else ""  # another text than was begun, so it stands alone
+
+
+def piece_of(chunk: Mapping[str, Any]) -> str:
+    """The text in a chunk of a stream, as far as it belongs to the first sequence."""
+    parts: list[dict[str, Any]] = [part for part in chunk.get("choices", [chunk]) if part.get("index") == 0]
+    return "".join(part.get("text") or part.get("delta", {}).get("content") or "" for part in parts)
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """The text of an answer's first sequence."""
+    first = answer["choices"][0] if "choices" in answer else answer
+    return str(first["text"] if "text" in first else first["message"]["content"])
+
+
+async def _messages(operation: str, payload: str, options: Any) -> AsyncIterator[Envelope | ServiceError]:
+    """The messages; an error for one that is none."""
+    count = 0
+    async for line in _stdin() if payload == "-" else _one(payload.encode("utf-8", "surrogateescape")):
+        if not line.strip():
+            continue
+        count += 1
+        if options.id is not None and count > 1:
+            raise InvalidRequest("--id: it names one message, and there are more", param="id")
+        try:
+            yield _message(operation, line, options)
+        except ServiceError as error:
+            yield error
+
+
+def _message(operation: str, line: bytes, options: Any) -> Envelope:
+    data = loads(line)
+    if not isinstance(data, dict):
+        raise InvalidRequest("the payload must be a JSON object")
+    name = options.id or secrets.token_hex(16)
+    if "seed" in OPERATIONS[operation].request.model_fields and data.get("seed") is None:
+        # Of the id, so that a worker that takes over goes on with the same text, and the same id is the same work.
+        data["seed"] = int.from_bytes(sha256(name.encode()).digest()[:4])
+    return Envelope(
+        id=name,
+        source="",
+        type=TYPE_PREFIX + operation,
+        operation=operation,
+        data=data,
+        deadline=None if options.deadline is None else time.time() + options.deadline,
+        stream=options.stream,
+    )
+
+
+async def _one(line: bytes) -> AsyncIterator[bytes]:
+    yield line
+
+
+async def _stdin() -> AsyncIterator[bytes]:
+    """Lines of standard input, read on a thread that nobody waits for: Ctrl-C must not have to wait for a line."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue(_AT_ONCE)
+
+    def put(line: bytes | None) -> None:
+        putting = lines.put(line)
+        try:
+            asyncio.run_coroutine_threadsafe(putting, loop).result()
+        finally:
+            putting.close()  # if the loop has ended, it was never awaited
+
+    def read() -> None:
+        rest = b""
+        try:
+            while piece := os.read(sys.stdin.fileno(), 65_536):
+                *whole, rest = (rest + piece).split(b"\n")
+                for line in whole:
+                    put(line)
+            put(rest)
+            put(None)
+        except (RuntimeError, CancelledError):  # the loop has ended
+            pass
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while (line := await lines.get()) is not None:
+        yield line

@@ -1,0 +1,1 @@
+"""An operation by its name, for events and local calls."""

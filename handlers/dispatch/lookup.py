@@ -1,0 +1,157 @@
+"""Operations that trace themselves: where each adapter finds its operations, traced if the context traces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from handlers.context import Context, Trace, Tracing
+from handlers.operations import OPERATIONS, Operation
+from runtime.errors import NotFound, ServiceError
+
+# Asked every second by pages and probes; traces of them would bury the others.
+_UNTRACED = frozenset({"health", "model_info", "models", "cache_stats", "stats"})
+
+# What the semantic conventions for generative AI call the operations, and the fields that are numbers.
+_KINDS = {
+    "chat": "chat",
+    "generate": "text_completion",
+    "complete": "text_completion",
+    "completions": "text_completion",
+}
+_NUMBERS = {
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "seed": "gen_ai.request.seed",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+    "max_new_tokens": "gen_ai.request.max_tokens",
+    "n": "gen_ai.request.choice.count",
+    "num_return_sequences": "gen_ai.request.choice.count",
+}
+_LONGEST_NAME = 256
+_LARGEST = 2**63  # OTLP has no larger integers
+
+
+def find(name: str, ctx: Context) -> Operation:
+    """An operation by name, as a context wants it called.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    if name not in OPERATIONS:
+        raise NotFound(f"no operation {name!r}; there are {', '.join(OPERATIONS)}")
+    if ctx.tracing is None or name in _UNTRACED:
+        return OPERATIONS[name]
+    return _traced(name, OPERATIONS[name], ctx.tracing)
+
+
+def _traced(name: str, operation: Operation, tracing: Tracing) -> Operation:
+    async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+        with _request(name, payload, ctx, tracing) as request, request.trace.active():
+            answer = await operation.handle(payload, request.ctx)
+            request.saw(answer)
+            return answer
+
+    async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+        assert operation.stream is not None  # else this is not used
+        with _request(name, payload, ctx, tracing) as request:
+            async with aclosing(operation.stream(payload, request.ctx)) as events:
+                while True:
+                    # Not around the yield, because there the caller's own code runs.
+                    with request.trace.active():
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    request.saw(event)
+                    yield event
+
+    return replace(operation, handle=handle, stream=None if operation.stream is None else stream)
+
+
+class _Request:
+    """What a request's span is to say of its answer."""
+
+    def __init__(self, name: str, ctx: Context, trace: Trace) -> None:
+        self.name = name
+        self.trace = trace
+        self._observe = ctx.observe
+        self.ctx = replace(ctx, observe=self._usage)
+        self._model: str | None = None
+        self._id: str | None = None
+        self._reasons: list[str] = []
+        self._input = self._output = 0
+        self._cache: str | None = None
+
+    def saw(self, answer: Mapping[str, Any]) -> None:
+        """Take in an answer, or a piece of one."""
+        self._model = answer.get("model") or self._model
+        if "choices" in answer:
+            self._id = answer.get("id")
+        parts = answer.get("choices") or answer.get("sequences") or answer.get("answers") or [answer]
+        reasons = [part["finish_reason"] for part in parts if part.get("finish_reason")]
+        # A comparison's stream ends with all that it has told before.
+        self._reasons = reasons if "answers" in answer else self._reasons + reasons
+
+    def end(self, error: BaseException | None) -> None:
+        """Say it, and end the span."""
+        self.trace.set(
+            {
+                "gen_ai.response.model": self._model,
+                "gen_ai.response.id": self._id,
+                "gen_ai.response.finish_reasons": self._reasons or None,
+                "gen_ai.usage.input_tokens": self._input or None,
+                "gen_ai.usage.output_tokens": self._output or None,
+                "warmstart.cache": self._cache,
+            }
+        )
+        name = self.name if self._model is None else f"{self.name} {self._model}"
+        if error is None:
+            self.trace.end(name)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self.trace.end(name, "cancelled")
+        elif isinstance(error, ServiceError):
+            self.trace.end(name, error.code, failed=error.status >= 500)
+        else:
+            self.trace.end(name, type(error).__name__, failed=True)
+
+    def _usage(self, usage: Mapping[str, Any]) -> None:
+        self._input += usage.get("prompt_tokens", 0)
+        self._output += usage.get("completion_tokens", 0)
+        if cache := usage.get("cache"):
+            self._cache = cache["status"]
+        self._observe(usage)
+
+
+@contextmanager
+def _request(name: str, payload: dict[str, Any], ctx: Context, tracing: Tracing) -> Iterator[_Request]:
+    request = _Request(name, ctx, tracing.request(name))
+    request.trace.set(_asked(name, payload))
+    try:
+        yield request
+    except BaseException as error:
+        request.end(error)
+        raise
+    request.end(None)
+
+
+def _asked(name: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be told of a payload that nobody has checked yet: numbers, and the model's name."""
+    model = payload.get("model")
+    told: dict[str, Any] = {
+        "gen_ai.operation.name": _KINDS.get(name, name),
+        "gen_ai.provider.name": "warmstart",
+        "gen_ai.request.model": model[:_LONGEST_NAME] if isinstance(model, str) else None,
+        "gen_ai.request.stream": True if payload.get("stream") is True else None,
+    }
+    for field, attribute in _NUMBERS.items():
+        value = payload.get(field)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
+            told[attribute] = value
+    return told

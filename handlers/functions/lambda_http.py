@@ -1,0 +1,166 @@
+"""Answers AWS Lambda's events that are HTTP requests, as the HTTP service answers such requests.
+
+What there is not: the edge (keys, signatures, address and rate limits, audit log), which is for API Gateway and IAM to
+be, and streams, which a function's answer cannot be. The Lambda Web Adapter in front of the HTTP service has both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from handlers.api.openapi import Route
+from handlers.api.routes import allowed, body_payload, cache_headers, match, query_payload, speaks_openai
+from handlers.dispatch.events import Dispatcher
+from handlers.operations import OPERATIONS
+from runtime.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    ServiceError,
+    UnsupportedMediaType,
+)
+from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
+from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
+from runtime.telemetry.logging import SAFE_REQUEST_ID, log_facts, request_caller, request_facts, request_usage
+from runtime.telemetry.tracing import caller_trace, parse_traceparent
+
+_log = logging.getLogger("warmstart.access")
+
+_STREAM = (
+    "stream: a function's answer comes whole; leave it out, or serve with the Lambda Web Adapter, which streams "
+    "(docs/events-lambda.md)"
+)
+
+
+class Requests:
+    """See the module.
+
+    Args:
+        dispatch: calls the operations.
+        max_body_bytes: of a request.
+        max_depth: of its JSON.
+    """
+
+    def __init__(self, dispatch: Dispatcher, *, max_body_bytes: int, max_depth: int) -> None:
+        self._dispatch = dispatch
+        self._max_body_bytes = max_body_bytes
+        self._max_depth = max_depth
+
+    async def __call__(
+        self, event: Mapping[str, Any], form: Form, request_id: str, until: float | None
+    ) -> dict[str, Any]:
+        """The answer to a request, in the event's own form.
+
+        Args:
+            event: of that form.
+            form: of the event.
+            request_id: unless the caller gives one.
+            until: the loop's time by which to answer; what is not done then is given up, with 504.
+
+        Raises:
+            InvalidRequest: the event is not what it looks like.
+        """
+        started = time.perf_counter()
+        try:
+            request = read_request(event, form)
+        except (LookupError, TypeError, AttributeError, ValueError):  # of AWS, so nobody's text: not worth a schema
+            raise InvalidRequest(f"the event is not shaped as one of API Gateway or a load balancer ({form})") from None
+        given = request.headers.get("x-request-id", "")
+        request_id = given if SAFE_REQUEST_ID.fullmatch(given) else request_id
+        usage = _begin(request, request_id)
+        error: ServiceError | None = None
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                answer = await self._answer(request, request_id)
+        except ServiceError as found:
+            error = found
+        except Exception as found:
+            if isinstance(found, TimeoutError) and limit.expired():
+                error = DeadlineExceeded("not finished within the function's time")
+            else:
+                logging.getLogger("warmstart.errors").exception("unexpected error")
+                error = InternalError("something went wrong here; the request id finds it in the log")
+        if error is None:
+            status, headers, body = 200, {"Content-Type": "application/json; charset=utf-8"}, encode(answer)
+            headers |= cache_headers(usage)
+        else:
+            status, headers, body = _render(request, error)
+        facts = {
+            "status": status,
+            "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
+            "tokens_in": usage.get("prompt_tokens"),
+            "tokens_out": usage.get("completion_tokens"),
+        }
+        if _log.isEnabledFor(logging.INFO):
+            log_facts(_log, logging.INFO, f"{request.method} {request.path}", facts)
+        headers |= {"X-Request-Id": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return write_response(request, status, headers, body)
+
+    async def _answer(self, request: HttpRequest, request_id: str) -> Mapping[str, Any]:
+        body = self._body(request)
+        route, named = match(request.method, request.path)
+        payload = self._payload(request, route, named, body)
+        operation = OPERATIONS[route.operation]
+        if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
+            payload |= _cache_control(request)
+        if operation.stream is not None and payload.get("stream") is True:
+            raise InvalidRequest(_STREAM, param="stream")
+        envelope = Envelope(request_id, "http", TYPE_PREFIX + route.operation, route.operation, payload)
+        return await self._dispatch(envelope)
+
+    def _body(self, request: HttpRequest) -> bytes | None:
+        body = request.body()
+        if body is not None:
+            codings = request.headers.get("content-encoding", "").lower().split(",")
+            if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
+                raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+            if len(body) > self._max_body_bytes:
+                raise PayloadTooLarge(f"The request body is larger than {self._max_body_bytes} bytes (MAX_BODY_BYTES).")
+        return body
+
+    def _payload(self, request: HttpRequest, route: Route, named: dict[str, str], body: bytes | None) -> dict[str, Any]:
+        if route.method in ("GET", "DELETE"):
+            return query_payload(route, named, request.query)
+        content_type, charset = request.content_type
+        return body_payload(named, body, content_type, charset, self._max_depth)
+
+
+def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
+    """What is logged from here on belongs to this request; what it will have used."""
+    usage: dict[str, Any] = {}
+    request_usage.set(usage)
+    facts: dict[str, Any] = {"request_id": request_id}
+    trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
+    if parent := parse_traceparent(trace.get("traceparent", "")):
+        facts["trace_id"], facts["parent_id"] = parent
+        caller_trace.set(trace)
+    request_facts.set(facts)
+    sent = [request.headers.get(name) for name in ("authorization", "x-api-key")]
+    request_caller.set(sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else "")
+    return usage
+
+
+def _cache_control(request: HttpRequest) -> dict[str, str]:
+    line = request.headers.get("cache-control")
+    return {} if line is None else {"cache_control": line.encode("ascii", "ignore").decode()}
+
+
+def _render(request: HttpRequest, error: ServiceError) -> tuple[int, dict[str, str], bytes]:
+    openai = speaks_openai(request.path)
+    kind = "application/json" if openai else "application/problem+json"
+    headers = {"Content-Type": f"{kind}; charset=utf-8"}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ",".join(allowed(request.path))
+    if isinstance(error, UnsupportedMediaType):
+        headers["Accept-Encoding"] = "identity"
+    return error.status, headers, encode(error.openai() if openai else error.problem())

@@ -1,0 +1,122 @@
+"""Text in, text out: what ``generate`` and ``complete`` share. They differ in whether the prompt is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+from handlers.context import Context, Engine
+from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.logprobs import entries
+from handlers.generation.plan import (
+    Collected,
+    Plan,
+    check_least,
+    check_prompt_chars,
+    check_sequences,
+    encode_all,
+    room,
+    sampling_params,
+)
+from handlers.schemas.requests import CompleteRequest, GenerateRequest
+from runtime.errors import InvalidRequest
+from runtime.types import Job
+
+TextRequest = GenerateRequest | CompleteRequest
+
+_ANY_NUMBER = 10_000_000  # of new tokens: the most that the field takes
+
+
+def check(request: TextRequest, ctx: Context) -> None:
+    """Refuse what no model has to be asked for.
+
+    Raises:
+        InvalidRequest: a limit is exceeded.
+    """
+    check_prompt_chars(request.prompt, ctx, "prompt")
+    check_sequences(len(request.prompt), request.num_return_sequences, ctx, "num_return_sequences")
+
+
+async def plan(request: TextRequest, engine: Engine, ctx: Context) -> Plan:
+    """Check a request against the model, and tokenize it.
+
+    Raises:
+        InvalidRequest: a limit is exceeded.
+        ContextLengthExceeded: a prompt does not fit.
+    """
+    asked = _question(request)
+    jobs = []
+    for ids in await encode_all(engine, request.prompt, ctx):
+        limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.params.max_new_tokens)
+        if asked.max_length is not None:
+            if len(ids) >= asked.max_length:
+                raise InvalidRequest(
+                    f"max_length: {asked.max_length} leaves no room after a prompt of {len(ids)} tokens; "
+                    "raise it or give max_new_tokens",
+                    param="max_length",
+                )
+            limit = min(limit, asked.max_length - len(ids))
+        check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
+        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.queued))
+    return Plan(engine, tuple(jobs))
+
+
+def _question(request: TextRequest) -> Question:
+    params = sampling_params(
+        request,
+        max_new_tokens=_ANY_NUMBER if request.max_new_tokens is None else request.max_new_tokens,
+        n=request.num_return_sequences,
+        min_new_tokens=request.min_new_tokens,
+        logprobs=request.logprobs,
+    )
+    bounded = request.max_new_tokens is None or "max_length" in request.model_fields_set
+    return Question("text", request.prompt, params, request.max_length if bounded else None)
+
+
+def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Answer]:
+    return answering(request, _question(request), lambda engine: plan(request, engine, ctx), ctx)
+
+
+async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:
+    """The whole answer; see ``handlers.schemas.responses.TextResponse``."""
+    check(request, ctx)
+    async with _answering(request, ctx) as found:
+
+        def render(collected: Collected) -> dict[str, Any]:
+            sequences = [
+                {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
+                | _logprobs(request, found, i)
+                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+            ]
+            return {
+                "text": sequences[0]["text"],
+                "sequences": sequences,
+                "model": found.engine.info.name,
+                "usage": collected.usage(),
+            }
+
+        return await found.rendered(render)
+
+
+async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer as pieces (``handlers.schemas.responses.TextChunk``); joined, an index's texts are ``answer``'s."""
+    check(request, ctx)
+    begun: set[int] = set()
+    async with _answering(request, ctx) as found:
+        async for token in found.tokens:
+            if token.text or token.finish_reason:
+                prefix = "" if token.sequence in begun else _prefix(request, token.sequence, echo)
+                begun.add(token.sequence)
+                piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
+                yield piece | _logprobs(request, found, token.sequence)
+        yield {"model": found.engine.info.name, "usage": found.collected.usage()}
+
+
+def _prefix(request: TextRequest, index: int, echo: bool) -> str:
+    return request.prompt[index // request.num_return_sequences] if echo else ""
+
+
+def _logprobs(request: TextRequest, found: Answer, index: int) -> dict[str, Any]:
+    return {} if request.logprobs is None else {"logprobs": entries(found.engine, found.collected.take(index))}

@@ -1,0 +1,131 @@
+"""The operations: pure functions from a payload and a context to a dict, and the one table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel
+
+from handlers.context import Context
+from handlers.operations import cache, chat, compare, complete, completions, generate, health, model_info, models, stats
+from handlers.schemas import reports, requests, responses
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    Args:
+        summary: one line for people.
+        request: what its payload is validated with.
+        response: what it answers.
+        handle: payload and context to answer.
+        stream: the same, piece by piece, for operations that can; ``chunk`` is then what a piece looks like.
+        admin: whether it changes what others get, so that a key needs the scope ``admin``.
+    """
+
+    summary: str
+    request: type[BaseModel]
+    response: type[BaseModel]
+    handle: Callable[[Payload, Context], Awaitable[Payload]]
+    stream: Callable[[Payload, Context], AsyncGenerator[Payload, None]] | None = None
+    chunk: type[BaseModel] | None = None
+    admin: bool = False
+
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        "health": Operation("How the service is.", requests.Empty, reports.HealthResponse, health.handle),
+        "model_info": Operation(
+            "What is known of a model.", requests.ModelChoice, reports.ModelInfoResponse, model_info.handle
+        ),
+        "models": Operation("The models served here.", requests.Empty, reports.ModelsResponse, models.handle),
+        "get_model": Operation("One of the models served here.", requests.ModelName, reports.ModelEntry, models.get),
+        "load_model": Operation(
+            "Load a model; answers at once, or streams the progress.",
+            requests.LoadRequest,
+            reports.ModelEntry,
+            models.load,
+            models.load_stream,
+            reports.ModelEntry,
+            admin=True,
+        ),
+        "unload_model": Operation(
+            "Unload a model once its requests have ended.",
+            requests.ModelName,
+            reports.ModelEntry,
+            models.unload,
+            admin=True,
+        ),
+        "default_model": Operation(
+            "Switch the default model; loads it first, and no request fails of it.",
+            requests.ModelName,
+            reports.ModelEntry,
+            models.set_default,
+            admin=True,
+        ),
+        "cache_stats": Operation(
+            "What the response cache holds and has done.", requests.Empty, reports.CacheStatsResponse, cache.stats
+        ),
+        "clear_cache": Operation(
+            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
+        ),
+        "stats": Operation(
+            "What the service does now and has done.", requests.Empty, reports.StatsResponse, stats.handle
+        ),
+        "generate": Operation(
+            "Continue a prompt; the prompt is part of the answer.",
+            requests.GenerateRequest,
+            responses.TextResponse,
+            generate.handle,
+            generate.stream,
+            responses.TextChunk,
+        ),
+        "complete": Operation(
+            "Complete a prompt; the answer is the completion only.",
+            requests.CompleteRequest,
+            responses.TextResponse,
+            complete.handle,
+            complete.stream,
+            responses.TextChunk,
+        ),
+        "chat": Operation(
+            "Answer a chat, as OpenAI's chat completions do.",
+            requests.ChatRequest,
+            responses.ChatResponse,
+            chat.handle,
+            chat.stream,
+            responses.ChatChunk,
+        ),
+        "completions": Operation(
+            "Complete a prompt, as OpenAI's completions do.",
+            requests.CompletionsRequest,
+            responses.CompletionsResponse,
+            completions.handle,
+            completions.stream,
+            responses.CompletionsResponse,
+        ),
+        "compare": Operation(
+            "Answer with several models or settings at the same time, side by side.",
+            requests.CompareRequest,
+            responses.CompareResponse,
+            compare.handle,
+            compare.stream,
+            responses.CompareChunk,
+        ),
+    }
+)
+
+SCOPES = frozenset(name for name, operation in OPERATIONS.items() if not operation.admin) | {
+    "metrics",
+    "events",
+    "*",
+    "admin",
+}
+"""What an API key may be good for: operations, the metrics, what ``/events`` may call (EVENTS_OPERATIONS), ``*`` for
+all of these, and an admin's operations."""

@@ -1,0 +1,137 @@
+"""``chat``: OpenAI's chat completions over the model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+from handlers.context import Context, Engine
+from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.logprobs import entries
+from handlers.generation.plan import (
+    Collected,
+    Plan,
+    chat_messages,
+    check_least,
+    check_prompt_chars,
+    check_sequences,
+    room,
+    sampling_params,
+)
+from handlers.schemas.parsing import parse, parse_stream
+from handlers.schemas.requests import ChatRequest
+from runtime.types import Job, Message, SamplingParams
+
+DEFAULT_MAX_TOKENS = 512
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """See ``ChatRequest`` and ``ChatResponse`` for the fields.
+
+    Raises:
+        ServiceError: see ``handlers.context``; ``InvalidRequest`` if a limit is exceeded or the template refuses.
+    """
+    request = parse(ChatRequest, payload)
+    async with _answering(request, read(request, ctx), ctx) as answer:
+
+        def render(collected: Collected) -> dict[str, Any]:
+            choices = [
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": reason,
+                    "logprobs": _logprobs(answer, i),
+                }
+                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+            ]
+            return {**_head(answer.engine, ctx, "chat.completion"), "choices": choices, "usage": collected.usage()}
+
+        return await answer.rendered(render)
+
+
+async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """The same as OpenAI's chunks: a role chunk per answer, deltas, the finish reason, and the usage if asked for."""
+    request = parse_stream(ChatRequest, payload)
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    begun: set[int] = set()
+    async with _answering(request, read(request, ctx), ctx) as answer:
+        head = _head(answer.engine, ctx, "chat.completion.chunk")
+        if include_usage:
+            head["usage"] = None  # on every chunk but the last, as OpenAI does
+
+        def chunk(
+            index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, reason: str | None = None
+        ) -> dict[str, Any]:
+            return head | {"choices": [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}]}
+
+        async for token in answer.tokens:
+            index = token.sequence
+            if index not in begun:
+                begun.add(index)
+                yield chunk(index, {"role": "assistant", "content": ""})
+            if token.text:
+                yield chunk(index, {"content": token.text}, _logprobs(answer, index))
+            if token.finish_reason is not None:
+                yield chunk(index, {}, _logprobs(answer, index), token.finish_reason)
+        if include_usage:
+            yield head | {"choices": [], "usage": answer.collected.usage()}
+
+
+def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
+    """The chat's messages, once what no model has to be asked for is refused.
+
+    Raises:
+        InvalidRequest: a limit is exceeded.
+    """
+    messages = chat_messages((message.role, message.content) for message in request.messages)
+    check_prompt_chars([message.content for message in messages], ctx, "messages")
+    check_sequences(1, request.n, ctx, "n")
+    return messages
+
+
+async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> Plan:
+    """Check a request against the model, and tokenize it.
+
+    Raises:
+        InvalidRequest: a limit is exceeded, or the template refuses the messages.
+        ContextLengthExceeded: the chat does not fit.
+    """
+    ids = await engine.encode_chat(messages, queued=ctx.queued)
+    asked = _params(request, engine.chat_stops)
+    limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
+    check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
+    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued, "messages"),))
+
+
+def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
+    limits = [limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None]
+    return sampling_params(
+        request,
+        max_new_tokens=min(limits or [DEFAULT_MAX_TOKENS]),
+        n=request.n,
+        min_new_tokens=request.min_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        stop=stops,
+    )
+
+
+def _answering(request: ChatRequest, messages: Sequence[Message], ctx: Context) -> AbstractAsyncContextManager[Answer]:
+    question = Question("chat", messages, _params(request))
+    return answering(request, question, lambda engine: plan(request, messages, engine, ctx), ctx)
+
+
+def _logprobs(answer: Answer, index: int) -> dict[str, Any] | None:
+    """Of the tokens since the last call; None if there are none, or none were asked for."""
+    tokens = answer.collected.take(index)
+    return {"content": entries(answer.engine, tokens)} if tokens else None
+
+
+def _head(engine: Engine, ctx: Context, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{ctx.new_id()}",
+        "object": kind,
+        "created": int(ctx.clock.time()),
+        "model": engine.info.name,
+    }

@@ -1,0 +1,209 @@
+"""``completions``: OpenAI's text completions, the older of its two ways, with the log-probabilities of a prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from handlers.context import Context, Engine
+from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.logprobs import Offsets, columns, entries
+from handlers.generation.plan import (
+    Collected,
+    Plan,
+    check_least,
+    check_prompt_chars,
+    check_sequences,
+    collecting,
+    encode_all,
+    room,
+    sampling_params,
+)
+from handlers.generation.scoring import score
+from handlers.schemas.parsing import parse, parse_stream
+from handlers.schemas.requests import CompletionsRequest
+from runtime.types import FinishReason, Job, SamplingParams, Token
+
+DEFAULT_MAX_TOKENS = 16
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """See ``CompletionsRequest`` and ``CompletionsResponse`` for the fields.
+
+    Raises:
+        ServiceError: see ``handlers.context``; ``InvalidRequest`` if a limit is exceeded.
+    """
+    request = parse(CompletionsRequest, payload)
+    _check(request, ctx)
+    async with _answering(request, ctx) as answer:
+        choices = await _choices(request, answer, ctx)
+
+        def render(collected: Collected) -> dict[str, Any]:
+            return {
+                **_head(answer.engine, ctx),
+                "choices": [
+                    choices.piece(i, text, reason)
+                    for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+                ],
+                "usage": collected.usage(),
+            }
+
+        return await answer.rendered(render)
+
+
+async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """The same as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
+    request = parse_stream(CompletionsRequest, payload)
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    _check(request, ctx)
+    async with _answering(request, ctx) as answer:
+        head = _head(answer.engine, ctx)
+        if include_usage:
+            head["usage"] = None  # on every chunk but the last, as OpenAI does
+        choices = await _choices(request, answer, ctx)
+        async for token in answer.tokens:
+            if token.text or token.finish_reason:
+                yield head | {"choices": [choices.piece(token.sequence, token.text, token.finish_reason)]}
+        if not _limit(request):
+            for index in range(answer.collected.sequences):
+                yield head | {"choices": [choices.piece(index, "", "length")]}
+        if include_usage:
+            yield head | {"choices": [], "usage": answer.collected.usage()}
+
+
+def _check(request: CompletionsRequest, ctx: Context) -> None:
+    """Refuse what no model has to be asked for."""
+    check_prompt_chars(request.prompt, ctx, "prompt")
+    check_sequences(len(request.prompt), request.n, ctx, "n")
+    check_least(request.min_tokens, _limit(request), "min_tokens", "max_tokens (16 by default)")
+
+
+def _limit(request: CompletionsRequest) -> int:
+    return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+
+
+def _params(request: CompletionsRequest) -> SamplingParams:
+    return sampling_params(
+        request,
+        max_new_tokens=_limit(request),
+        n=request.n,
+        min_new_tokens=request.min_tokens,
+        logprobs=request.logprobs,
+    )
+
+
+async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Plan:
+    """Check a request against the model, and tokenize it."""
+    asked = _params(request)
+    jobs = []
+    for ids in await encode_all(engine, request.prompt, ctx):
+        limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
+        check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
+        jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.queued))
+    return Plan(engine, tuple(jobs))
+
+
+@asynccontextmanager
+async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Answer]:
+    if _limit(request):
+        question = Question("text", request.prompt, _params(request))
+        async with answering(request, question, lambda engine: _plan(request, engine, ctx), ctx) as answer:
+            yield answer
+        return
+    async with ctx.models.lease(request.model) as engine:
+        prompts = await encode_all(engine, request.prompt, ctx)
+        nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
+        settle = await ctx.charge(nothing.prompt_tokens)
+        try:
+            async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
+                yield Answer(engine, collected, tokens)
+        finally:
+            await settle(nothing.prompt_tokens)
+
+
+async def _no_tokens() -> AsyncIterator[Token]:
+    nothing: tuple[Token, ...] = ()
+    for token in nothing:
+        yield token
+
+
+@dataclass(slots=True)
+class _Echo:
+    """A prompt as it comes before its completions."""
+
+    text: str
+    entries: list[dict[str, Any]]
+    offsets: list[int]
+
+
+@dataclass(slots=True)
+class _Choices:
+    """The choices as they grow.
+
+    Args:
+        echoes: of each prompt, if asked for.
+        offsets: of each choice's tokens; None before its first piece.
+    """
+
+    request: CompletionsRequest
+    answer: Answer
+    echoes: list[_Echo]
+    offsets: list[Offsets | None]
+
+    def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        """What a choice has more than at the last call."""
+        known, begins, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
+        if offsets is None:
+            start = 0
+            if self.echoes:
+                echo = self.echoes[index // self.request.n]
+                text, start = echo.text + text, len(echo.text)
+                known, begins = [*echo.entries], [*echo.offsets]
+            offsets = self.offsets[index] = Offsets(start)
+        piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+        if self.request.logprobs is not None:
+            new = entries(self.answer.engine, self.answer.collected.take(index))
+            begins += [offsets.add(bytes(entry["bytes"])) for entry in new]
+            piece["logprobs"] = columns([*known, *new], begins)
+        return piece
+
+
+async def _choices(request: CompletionsRequest, answer: Answer, ctx: Context) -> _Choices:
+    echoes = [await _echo(text, request, answer.engine, ctx) for text in request.prompt] if request.echo else []
+    return _Choices(request, answer, echoes, [None] * answer.collected.sequences)
+
+
+async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
+    """A prompt, and how likely its tokens are if that is asked."""
+    ids = () if request.logprobs is None else await engine.encode(text, queued=ctx.queued)
+    if not ids:
+        return _Echo(text, [], [])
+    first = Token(0, ids[0], "")
+    scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, queued=ctx.queued)
+    return await asyncio.to_thread(_placed, text, engine, [first, *scores])
+
+
+def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
+    """A prompt's tokens, and where each begins in it."""
+    found = entries(engine, tokens)
+    found[0]["logprob"] = None
+    raw, at, offsets, begins = text.encode(), 0, Offsets(), list[int]()
+    for entry in found:
+        written = bytes(entry["bytes"])
+        # A token that the tokenizer adds is not in the text, nor is a blank that it puts before the first word.
+        form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, at)), b"")
+        at += len(form)
+        begins.append(offsets.add(form))
+    return _Echo(text, found, begins)
+
+
+def _head(engine: Engine, ctx: Context) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{ctx.new_id()}",
+        "object": "text_completion",
+        "created": int(ctx.clock.time()),
+        "model": engine.info.name,
+    }

@@ -1,0 +1,49 @@
+"""``stats``: what the service does now and has done, for people and for the page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from handlers.context import Context
+from handlers.operations import cache
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import Empty
+
+_SUMS = (
+    "running",
+    "waiting",
+    "queued",
+    "finished",
+    "failed",
+    "cancelled",
+    "rejected",
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "tokens_per_second",
+)
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """See ``StatsResponse``. Never waits and never loads a model."""
+    parse(Empty, payload)
+    models = [(status, ctx.figures(status.id)) for status in ctx.models.status()]
+    return {
+        "time": ctx.clock.time(),
+        "version": ctx.version,
+        "uptime_seconds": round(ctx.clock.monotonic() - ctx.started, 3),
+        "memory": asdict(ctx.memory()) | {"models_bytes": sum(status.memory_bytes for status, _ in models)},
+        "total": {name: sum(getattr(figures, name) for _, figures in models) for name in _SUMS},
+        "models": [
+            {
+                "id": status.id,
+                "state": status.state,
+                "default": status.default,
+                "memory_bytes": status.memory_bytes,
+                **asdict(figures),
+            }
+            for status, figures in models
+        ],
+        "cache": await cache.report(ctx),
+    }

@@ -1,0 +1,1 @@
+"""What stands below HTTP semantics: framing, limits on connections, TLS and the PROXY protocol."""

@@ -1,0 +1,188 @@
+"""One connection as ``receiving.py`` wants it: its deadlines, and the answer to what never becomes a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aiohttp import hdrs, web
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
+
+from middleware.body import LAST
+from middleware.connection.framing import HEAD_FIELDS, too_large, unreadable
+from middleware.connection.gate import Visit
+from middleware.connection.half_close import HalfClosed
+from middleware.security_headers import secure
+from runtime.errors import InternalError, ServiceError
+
+_log = logging.getLogger("warmstart.edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may do.
+
+    Args:
+        header_timeout: seconds from a connection's first moment, or from the first byte after it was idle.
+        write_timeout: seconds that a client may take nothing of its answer.
+        max_header_bytes: of the request line, and of each header field; all fields: ``framing.HEAD_FIELDS`` times that.
+        max_headers: number of header fields.
+        keepalive_requests: after so many a connection is closed.
+    """
+
+    header_timeout: float
+    write_timeout: float = 60
+    max_header_bytes: int = 8190
+    max_headers: int = 100
+    keepalive_requests: int = 10_000
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection, with our date put into its idle timer, and our answer to what is no HTTP.
+
+    That timer's callback closes a connection only while it waits for a request, and is set anew after each answer.
+    """
+
+    def __init__(self, manager: web.Server, visit: Visit, limits: Limits, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self.visit = visit
+        self.requests = 0
+        self.fault: ServiceError | None = None  # of the request that is about to be handled
+        self._request: web.BaseRequest | None = None  # the last one that was read
+        self._half_closed: HalfClosed | None = None
+        self._limits = limits
+        self._head = 0  # bytes of a request whose headers are incomplete
+        self._wire: asyncio.Transport | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    @property
+    def peername(self) -> Any:  # what request.remote says, in logs and in the audit log
+        """The peer's address; the one that a PROXY header named, where there was one."""
+        if self.visit.peer is not None:
+            return (self.visit.peer, 0)
+        return self.transport.get_extra_info("peername") if self.transport is not None else None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See ``asyncio.BaseProtocol``."""
+        super().connection_made(transport)
+        self._wire = cast(asyncio.Transport, transport)
+        self._limit()  # a connection that has never sent a request has not earned the long idle time
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """See ``asyncio.BaseProtocol``."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+        if self._half_closed is not None:
+            self._half_closed.stop()
+        self._wire = None
+        self.visit.free()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
+        super().data_received(data)
+        if self._waiter is None or self._waiter.done():
+            self._head = 0
+        elif data:  # bytes came in and aiohttp still waits: a request has begun and its headers are incomplete
+            self._limit()
+            self._head += len(data)
+            if self._head > HEAD_FIELDS * self._limits.max_header_bytes:
+                error = too_large(self._limits.max_header_bytes)
+                self._messages.append((_ErrInfo(error.status, error, error.message), EMPTY_PAYLOAD))
+                self._waiter.set_result(None)
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """A request is about to be handled."""
+        self._request = request
+        if self._half_closed is not None and not self._messages:
+            self._end_with(request)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp leaves out
+        """See ``asyncio.Protocol``: the client sends no more.
+
+        Returns:
+            Whether the connection stays open: there are requests to be answered, and all of them are complete.
+        """
+        if self._half_closed is not None:  # told once more, because reading was resumed
+            return True
+        request = self._request if self._waiter is None else None
+        bodies = [body for _, body in self._messages] + ([request._payload] if request is not None else [])
+        if not bodies or not all(body.is_eof() for body in bodies):
+            return False
+        if self._wire is None or self._wire.get_extra_info("sslcontext") is not None:
+            return False
+        self._half_closed = HalfClosed(self, self._wire)
+        if request is not None and not self._messages:
+            self._end_with(request)
+        return True
+
+    def _end_with(self, request: web.BaseRequest) -> None:
+        """Close the connection behind the answer to this request, and say so if the answer has not begun."""
+        request[LAST] = True
+        self.close()
+
+    def pause_writing(self) -> None:
+        """The client does not take what was written; from here it must take something now and then."""
+        super().pause_writing()
+        self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, self._sent())
+
+    def resume_writing(self) -> None:
+        """It has taken all."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    def _sent(self) -> int:
+        """A number that grows with every byte that the client takes."""
+        written = self._current_request.writer.output_size if self._current_request is not None else 0
+        return written - (self._wire.get_write_buffer_size() if self._wire is not None else 0)
+
+    def _taken(self, before: int) -> None:
+        if self._wire is None:
+            return
+        if (now := self._sent()) == before:
+            _log.info("a client stopped reading its answer")
+            self._wire.abort()
+        else:
+            self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, now)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What never became a request (no middleware sees it), or failed outside all middlewares.
+
+        aiohttp would answer plain text that repeats the bytes sent, and log them with a traceback, credentials and all.
+        """
+        error: ServiceError = InternalError("something went wrong here")
+        if isinstance(exc, ServiceError):
+            error = exc
+        elif 400 <= status < 500:
+            error = unreadable(exc, self._limits.max_header_bytes, self._limits.max_headers)
+        if error.status < 500:
+            _log.info("unreadable request from %s: %s", request.remote, type(exc).__name__)
+        elif isinstance(exc, ConnectionError):
+            _log.info("a client left before its answer began")
+        else:
+            _log.error("a request failed outside all middlewares", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        response = web.json_response(error.problem(), status=error.status, content_type="application/problem+json")
+        secure(response.headers, https=request.secure)
+        response.headers[hdrs.CONNECTION] = "close"
+        response.force_close()
+        return response
+
+    def _limit(self) -> None:
+        close_at = self._loop.time() + self._limits.header_timeout
+        # The next drip must not move the date: a date that is nearer stays.
+        if self._keepalive_handle is None or close_at < self._next_keepalive_close_time:
+            self.keep_alive(True)  # cancels the timer
+            self._next_keepalive_close_time = close_at
+            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)

@@ -1,0 +1,190 @@
+"""Receiving requests: deadlines and limits of a connection, what is no HTTP, no answer before the middlewares ran.
+
+A client that drips bytes must not hold a connection or a handler for ever, nor may one that stops reading.
+
+What aiohttp 3.14.5 does by itself (measured; ``tests/middleware/connection/test_runner.py`` holds it):
+
+* Headers: ``keepalive_timeout`` is an absolute limit from a connection's start, or from when it fell idle, until the
+  next request's headers are complete. But it must outlast the idle time of a proxy in front (default 3630 s), and 0
+  means no limit at all for a first request.
+* Body: a handler that reads waits for ever; only a body left unread is cut, ``lingering_time`` after the answer.
+
+``DeadlineRunner`` gives headers a shorter limit of their own, ``body_deadline_middleware`` limits the body. Neither can
+touch a handler at work or a stream: the first closes only connections on which aiohttp waits for a request, the second
+is over before the handler starts (``middleware/body.py``).
+
+A client that does not *take* its answer would hold its handler, its connection and what aiohttp lets a handler write
+ahead (64 KiB) for ever, after a close too. ``Gate`` has the transport tell of every byte that waits; a connection on
+which none of them moves for ``write_timeout`` is cut.
+
+Bodies are never decompressed (``auto_decompress=False``): 415, so there is no bomb. What the parser lets pass but
+others might read differently is refused by ``middleware/connection/framing.py``, before any middleware, and its connection closed.
+
+aiohttp answers ``Expect`` (RFC 9110 section 10.1.1) before any middleware, so that an address that is not allowed would
+be told to go on. Here the header is put aside, and ``100 Continue`` is sent when a body is about to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.web_protocol import ERROR
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from middleware.access import CLIENT_CERTIFICATE
+from middleware.body import CONTINUE, LAST
+from middleware.client_ip import PEER, SOURCES
+from middleware.connection.framing import LINE_ROUND_TARGET, fault, origin_form
+from middleware.connection.gate import Entrance, Gate, Secured, Visit
+from middleware.connection.limits import Places
+from middleware.connection.protocol import Connection, Limits
+from runtime.errors import ServiceError
+from runtime.networks import NetworkSet
+from runtime.settings import Settings
+
+_FORWARDING = (*SOURCES, "X-Forwarded-Proto", "X-Forwarded-Host")
+
+
+class _Server(web.Server):
+    def __init__(self, limits: Limits, entrance: Entrance | None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.limits, self.entrance = limits, entrance
+
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio asks for no more than a protocol
+        if self.entrance is None:
+            return self._connect(Visit(_nothing))
+        return Gate(self.entrance, self._connect)
+
+    def _connect(self, visit: Visit) -> Connection:
+        return Connection(self, visit, self.limits, loop=self._loop, **self._kwargs)
+
+    def pre_shutdown(self) -> None:
+        if self.entrance is not None:
+            self.entrance.close()
+        super().pre_shutdown()
+
+    def make_request(
+        self, factory: Callable[..., web.BaseRequest], message: RawRequestMessage, *rest: Any
+    ) -> web.BaseRequest:
+        """A request of the application, from what was parsed and what is known of its connection."""
+        connection: Connection = rest[1]
+        if message is ERROR:
+            request = factory(message, *rest)
+            connection.begin(request)
+            return request
+        connection.requests += 1
+        visit = connection.visit
+        if not message.path.startswith("/"):
+            message = origin_form(message)
+        expected = message.headers.get(hdrs.EXPECT)
+        if expected is not None or not visit.vouched:
+            headers = CIMultiDict(message.headers)
+            for name in (hdrs.EXPECT, *(() if visit.vouched else _FORWARDING)):
+                headers.popall(name, None)
+            message = message._replace(headers=CIMultiDictProxy(headers))
+        connection.fault = fault(message, self.limits.max_header_bytes)
+        if connection.fault is not None:  # an answer never claims a version that is not spoken (RFC 9110 section 2.5)
+            message = message._replace(version=HttpVersion11)
+        request = factory(message, *rest)
+        store = request._state
+        # aiohttp's own takes four calls, and an exception where there is nothing; a request is asked a dozen times.
+        request.get = store.get  # type: ignore[method-assign]
+        store[CONTINUE] = (
+            expected is not None and expected.lower() == "100-continue" and message.version == HttpVersion11
+        )
+        # Behind an upgrade that it does not know (h2c), aiohttp loses what came in the same packet, and so might read
+        # the rest of a body as a request. Nothing here upgrades; the request is answered as it is, and is the last.
+        store[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
+        store[PEER] = visit.peer
+        if visit.certificate is not None:
+            store[CLIENT_CERTIFICATE] = visit.certificate
+        connection.begin(request)
+        return request
+
+
+def _nothing() -> None:
+    pass
+
+
+class DeadlineRunner(web.AppRunner):
+    """``web.AppRunner`` that closes connections whose request headers are not complete in time, without an answer.
+
+    Args:
+        header_timeout: see ``Limits``, as for the next four.
+        entrance: limits of connections, TLS and PROXY protocol; None for none of them.
+        kwargs: as for ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        header_timeout: float,
+        write_timeout: float = 60,
+        max_header_bytes: int = 8190,
+        max_headers: int = 100,
+        keepalive_requests: int = 10_000,
+        entrance: Entrance | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            app,
+            auto_decompress=False,
+            max_line_size=max_header_bytes - LINE_ROUND_TARGET,
+            max_field_size=max_header_bytes,
+            max_headers=max_headers,
+            **kwargs,
+        )
+        self.limits = Limits(header_timeout, write_timeout, max_header_bytes, max_headers, keepalive_requests)
+        self.entrance = entrance
+
+    @classmethod
+    def of(cls, app: web.Application, settings: Settings, tls: Secured | None = None, **kwargs: Any) -> DeadlineRunner:
+        """The runner that the settings describe; arguments as for the class."""
+        places = Places(settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies)
+        return cls(
+            app,
+            header_timeout=settings.header_timeout_seconds,
+            keepalive_timeout=settings.keepalive_seconds,
+            keepalive_requests=settings.keepalive_requests,
+            max_header_bytes=settings.max_header_bytes,
+            max_headers=settings.max_headers,
+            entrance=Entrance(
+                places,
+                settings.header_timeout_seconds,
+                tls,
+                NetworkSet(settings.trusted_proxies) if settings.proxy_protocol else None,
+                settings.trust_unix_peers,
+            ),
+            **kwargs,
+        )
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+
+        def handle(request: web.BaseRequest) -> Coroutine[Any, Any, web.StreamResponse]:
+            connection: Any = request._protocol
+            found: ServiceError | None = connection.fault
+            return made.request_handler(request) if found is None else _refuse(found)  # type: ignore[return-value]
+
+        def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+            return server.make_request(made.request_factory, message, *rest)
+
+        server = _Server(
+            self.limits,
+            self.entrance,
+            handle,
+            request_factory=make_request,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+        return server
+
+
+async def _refuse(found: ServiceError) -> web.StreamResponse:
+    raise found

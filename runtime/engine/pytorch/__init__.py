@@ -1,0 +1,1 @@
+"""The decoder and the reference engine on PyTorch."""

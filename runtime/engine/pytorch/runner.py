@@ -1,0 +1,226 @@
+"""The runner on torch: for GPUs, and for CPUs without compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.device import release_memory
+from runtime.engine.pytorch.attention import PIECE_BLOCKS, agreeing_widths, tiles
+from runtime.engine.pytorch.batch import Packer, Shape
+from runtime.engine.pytorch.batch_sampling import sample_rows
+from runtime.engine.pytorch.decoder import Batch, Decoder, Weights
+from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
+from runtime.engine.pytorch.sampling import Draw
+from runtime.engine.sequence import Row, Sampled
+from runtime.errors import InternalError, ServiceError
+from runtime.model.config import DecoderConfig
+
+# Rows of the smallest product. Below about this many a GPU waits for the weights, not for the arithmetic.
+_TILE = {"cpu": 8, "cuda": 128}
+_WIDTHS = (1, 16, 128)
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A captured pass: what it reads, and what it leaves."""
+
+    graph: torch.cuda.CUDAGraph
+    packed: Tensor
+    logits: Tensor
+    finite: Tensor
+
+
+class TorchRunner:
+    """Runs steps of a decoder. Implements ``Runner``.
+
+    Args:
+        config: the decoder's shape.
+        weights: named as ``runtime.loading.convert`` says, all of one dtype on one device, which are the runner's too.
+        kv_bytes: memory for keys and values.
+        max_tokens: most tokens of one step.
+        deterministic: whether a row's answer must not depend, in any bit, on what else is in the step.
+        graphs: whether decode steps are filled up to few shapes, and captured on CUDA; by default on CUDA only.
+
+    Raises:
+        ValueError: not even one KV block fits in ``kv_bytes``.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        *,
+        kv_bytes: int,
+        max_tokens: int = 2048,
+        deterministic: bool = True,
+        graphs: bool | None = None,
+    ) -> None:
+        embed = weights["embed"]
+        self._device, self._dtype = embed.device, embed.dtype
+        self._group = config.heads // config.kv_heads
+        self._max_tokens = max_tokens
+        kind = self._device.type
+        tile = _TILE.get(kind, 0) if deterministic else 0
+        exact = deterministic and kind == "cpu"
+        self._decoder = Decoder(config, weights, tile=tile, exact=exact)
+        self._kv = PagedKV(config, kv_bytes, self._dtype, self._device)
+        widths: tuple[int, ...] = _WIDTHS
+        self._scores = torch.float32 if exact else self._dtype
+        if exact:
+            widths = agreeing_widths(self._group, config.head_dim)
+        self._packer = Packer(
+            block_tokens=BLOCK_TOKENS,
+            spare=self._kv.blocks,
+            widths=widths,
+            tile=tile,
+            piece=PIECE_BLOCKS,
+            buckets=kind == "cuda" if graphs is None else graphs,
+        )
+        self._graphs: dict[Shape, _Graph] = {}
+
+    @property
+    def block_tokens(self) -> int:
+        """See ``Runner``."""
+        return BLOCK_TOKENS
+
+    @property
+    def blocks(self) -> int:
+        """See ``Runner``."""
+        return self._kv.blocks
+
+    @property
+    def block_bytes(self) -> int:
+        """See ``Runner``."""
+        return self._kv.block_bytes
+
+    @property
+    def max_tokens(self) -> int:
+        """See ``Runner``."""
+        return self._max_tokens
+
+    @torch.inference_mode()
+    def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
+        """See ``Runner``."""
+        logits, finite = self.forward(rows)
+        chosen = iter(sample_rows(logits, [draw for row in rows for draw in _draws(row)]) if len(logits) else [])
+        results: list[list[Sampled] | ServiceError] = []
+        # Where a row has one token, its logits tell whether its numbers are good.
+        single = all(len(row.token_ids) == 1 for row in rows)
+        good = None if single else finite.cpu()
+        first = 0
+        for row in rows:
+            known = first + len(row.token_ids) - row.drafts
+            failed = good is not None and not bool(good[first:known].all())
+            first = known + row.drafts
+            results.append(_result([next(chosen) for _ in range(row.samples)], failed))
+        return results
+
+    @torch.inference_mode()
+    def forward(self, rows: Items[Row]) -> tuple[Tensor, Tensor]:
+        """Write the rows' keys and values.
+
+        Returns:
+            Logits [S, V] behind each token behind which one is chosen, and [M] whether each token's numbers stayed
+            finite; in the order of the rows. Valid until the next call.
+        """
+        shape, flat = self._packer.pack(rows)
+        # A capture goes to the current device, which is a thread's own.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            logits, finite = self._replay(shape, flat) if self._captures(shape) else self._pass(shape, self._send(flat))
+        return logits[: sum(row.samples for row in rows)], finite[: sum(len(row.token_ids) for row in rows)]
+
+    @torch.inference_mode()
+    def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
+        """Take a step and look at it.
+
+        Returns:
+            [samples of all rows, vocabulary] the logits as the model gives them.
+        """
+        found: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
+        return found
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See ``Runner``."""
+        self._kv.copy_block(source, target)
+
+    def close(self) -> None:
+        """See ``Runner``."""
+        self._graphs.clear()
+        del self._decoder, self._kv
+        release_memory(self._device)
+
+    def _captures(self, shape: Shape) -> bool:
+        return self._device.type == "cuda" and self._packer.buckets and shape.decoding
+
+    def _send(self, flat: NDArray[np.int64]) -> Tensor:
+        packed = torch.from_numpy(flat)
+        if self._device.type == "cuda":  # from pinned memory the copy does not hold up this thread
+            packed = packed.pin_memory()
+        return packed.to(self._device, non_blocking=True)
+
+    def _pass(self, shape: Shape, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over a packed step on the device; what a graph captures."""
+        ids, positions, slots, outputs, samples, *parts = torch.split(packed, shape.sizes)
+        groups = [
+            tiles(self._kv, tokens.view(rows, width), tables.view(rows, blocks), positions, self._group, self._scores)
+            for (rows, width, blocks), tokens, tables in zip(shape.groups, parts[::2], parts[1::2], strict=True)
+        ]
+        return self._decoder(Batch(ids, positions, slots, outputs, samples, groups), self._kv)
+
+    def _replay(self, shape: Shape, flat: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        captured = self._graphs.get(shape)
+        if captured is None:
+            captured = self._graphs[shape] = self._capture(shape, self._send(flat))
+        else:
+            captured.packed.copy_(torch.from_numpy(flat).pin_memory(), non_blocking=True)
+        captured.graph.replay()
+        return captured.logits, captured.finite
+
+    def _capture(self, shape: Shape, packed: Tensor) -> _Graph:
+        """Capture a pass of this shape. It reads ``packed``, which stays where it is."""
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):  # libraries set themselves up in a first call, which cannot be captured
+            self._pass(shape, packed)
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((other.graph.pool() for other in self._graphs.values()), None)
+        # Other threads of the process may use the device meanwhile, for another model.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            logits, finite = self._pass(shape, packed)
+        return _Graph(graph, packed, logits, finite)
+
+
+def _draws(row: Row) -> list[Draw]:
+    """What the row's choices depend on."""
+    sequence, params = row.sequence, row.sequence.params
+    return [
+        Draw(
+            params,
+            sequence.random(j),
+            sequence.tokens if params.repetition_penalty != 1 else (),
+            sequence.counts if params.presence_penalty or params.frequency_penalty else None,
+            row.banned,
+            sequence.generated + j,
+        )
+        for j in range(row.samples)
+    ]
+
+
+def _result(choices: list[Sampled | InternalError], failed: bool) -> list[Sampled] | ServiceError:
+    """A row's answer: its choices up to the first that could not be made."""
+    if failed:
+        return InternalError("the model produced numbers that are not finite")
+    good: list[Sampled] = []
+    for choice in choices:
+        if isinstance(choice, InternalError):
+            return good or choice
+        good.append(choice)
+    return good

@@ -1,0 +1,1 @@
+"""Events that AWS Lambda hands over."""

@@ -1,0 +1,1 @@
+"""Records of events that were handled, so that each is handled once."""

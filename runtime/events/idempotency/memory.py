@@ -1,0 +1,110 @@
+"""Records in the process's own memory: they go when it ends, so that only a redelivery to the same worker is known."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from runtime.events.idempotency import transitions as record
+from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
+from runtime.events.idempotency.transitions import Record
+
+
+class MemoryRecords:
+    """See ``Records``. For one event loop.
+
+    Where there is no room, results go first, those done longest ago before others, then what was let lapse. What is
+    being worked on never goes; where that alone is too much, nothing more can be begun.
+
+    Args:
+        most: records.
+        most_bytes: of all results together. One that is larger even alone is not kept.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(
+        self, most: int = 100_000, most_bytes: int = 64 * 2**20, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._clock = clock
+        # Oldest first. One that ends before those in front of it waits for them.
+        self._running: OrderedDict[str, Record] = OrderedDict()
+        self._done: OrderedDict[str, Record] = OrderedDict()
+        self._bytes = 0
+
+    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+        """See ``Records``."""
+        now, found = self._find(key)
+        if found is None:
+            self._make_room(now)
+        left, answer = record.begin(found, fingerprint, holder, seconds, now)
+        self._keep(key, found, left)
+        return answer
+
+    async def renew(self, key: str, holder: str, seconds: float) -> bool:
+        """See ``Records``."""
+        now, found = self._find(key)
+        left, answer = record.renew(found, holder, seconds, now)
+        self._keep(key, found, left)
+        return answer
+
+    async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
+        """See ``Records``."""
+        now, found = self._find(key)
+        left, answer = record.complete(found, holder, result, seconds, now)
+        self._keep(key, found, left)
+        while self._bytes > self._most_bytes:
+            self._drop(next(iter(self._done)))
+        return answer
+
+    async def release(self, key: str, holder: str) -> None:
+        """See ``Records``."""
+        now, found = self._find(key)
+        left, _ = record.release(found, holder, now)
+        self._keep(key, found, left)
+
+    async def close(self) -> None:
+        """See ``Records``."""
+        self._running.clear()
+        self._done.clear()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._done)
+
+    def _find(self, key: str) -> tuple[float, Record | None]:
+        now = self._clock()
+        for records in (self._running, self._done):
+            while records and records[oldest := next(iter(records))].forget <= now:
+                self._drop(oldest)
+        found = self._running.get(key) or self._done.get(key)
+        if found is not None and found.forget <= now:
+            self._drop(key)
+            return now, None
+        return now, found
+
+    def _make_room(self, now: float) -> None:
+        if len(self) < self._most:
+            return
+        if self._done:
+            self._drop(next(iter(self._done)))
+            return
+        lapsed = next((key for key, found in self._running.items() if found.until <= now), None)
+        if lapsed is None:
+            raise RecordsAway(f"{self._most} events are being worked on, and no more are remembered")
+        self._drop(lapsed)
+
+    def _keep(self, key: str, found: Record | None, left: Record | None) -> None:
+        if left is found:
+            return
+        if found is not None:
+            self._drop(key)
+        if left is not None:
+            (self._running if left.result is None else self._done)[key] = left
+            self._bytes += len(left.result or b"")
+
+    def _drop(self, key: str) -> None:
+        gone = self._running.pop(key, None) or self._done.pop(key)
+        self._bytes -= len(gone.result or b"")

@@ -1,0 +1,134 @@
+"""Records in Redis, which workers of many machines share. A script runs as one step (Redis's "Scripting with Lua")."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from runtime.events.idempotency.factory import begin_or_release
+from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
+from runtime.events.idempotency.transitions import LAPSED_SECONDS
+from runtime.storage.redis import RedisAway, SharedRedis
+
+PREFIX = "warmstart:records:1:"
+"""How the names of its keys begin. The number is the format's."""
+
+# One hash per record, with the fields of ``record.Record``, times in milliseconds of Redis's own clock. The key's own
+# expiry is ``Record.forget``. The client may run a script twice after a broken connection: the second time the holder
+# finds its own mark.
+_COMMON = f"""
+local key, holder = KEYS[1], ARGV[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local fingerprint, held, lapsed, since, till, result = unpack(
+  redis.call('HMGET', key, 'fingerprint', 'holder', 'lapsed', 'since', 'until', 'result'))
+lapsed, since, till = tonumber(lapsed or 0), tonumber(since or 0), tonumber(till or 0)
+local function lease(milliseconds)
+  redis.call('HSET', key, 'since', string.format('%.0f', now), 'until', string.format('%.0f', now + milliseconds))
+  redis.call('PEXPIRE', key, string.format('%.0f', milliseconds + {LAPSED_SECONDS * 1000:.0f}))
+end
+"""
+# Arguments: holder, milliseconds, fingerprint.
+_BEGIN = (
+    _COMMON
+    + """
+if fingerprint then
+  if fingerprint ~= ARGV[3] then return {'mismatch'} end
+  if result then return {'done', result} end
+  if held ~= holder and held ~= '' then
+    if now < since then  -- the clock has gone back
+      till = now + till - since
+      lease(till - now)
+    end
+    if now < till then return {'taken', till - now} end
+    lapsed = lapsed + 1
+  end
+end
+redis.call('HSET', key, 'fingerprint', ARGV[3], 'holder', holder, 'lapsed', lapsed)
+lease(tonumber(ARGV[2]))
+return {'begun', lapsed}
+"""
+)
+# Arguments: holder, milliseconds.
+_RENEW = (
+    _COMMON
+    + """
+if held ~= holder or result then return 0 end
+lease(tonumber(ARGV[2]))
+return 1
+"""
+)
+# Arguments: holder, milliseconds, result.
+_COMPLETE = (
+    _COMMON
+    + """
+if held ~= holder then return 0 end
+if not result then
+  redis.call('HSET', key, 'result', ARGV[3])
+  redis.call('PEXPIRE', key, ARGV[2])
+end
+return 1
+"""
+)
+# Arguments: holder.
+_RELEASE = (
+    _COMMON
+    + """
+if held ~= holder or result then return end
+if lapsed == 0 then
+  redis.call('DEL', key)
+else
+  redis.call('HSET', key, 'holder', '')
+  lease(0)
+end
+"""
+)
+
+
+class RedisRecords:
+    """See ``Records``.
+
+    Args:
+        redis: is closed with this.
+        prefix: of the names in Redis.
+    """
+
+    def __init__(self, redis: SharedRedis, prefix: str = PREFIX) -> None:
+        self._redis = redis
+        self._prefix = prefix
+
+    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+        """See ``Records``."""
+        begin = self._run(_BEGIN, key, holder, _milliseconds(seconds), fingerprint)
+        state, *rest = await begin_or_release(begin, lambda: self.release(key, holder))
+        if state == b"begun":
+            return Begun(int(rest[0]))
+        if state == b"done":
+            return Done(rest[0])
+        return Taken(int(rest[0]) / 1000) if state == b"taken" else Mismatch()
+
+    async def renew(self, key: str, holder: str, seconds: float) -> bool:
+        """See ``Records``."""
+        return bool(await self._run(_RENEW, key, holder, _milliseconds(seconds)))
+
+    async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
+        """See ``Records``."""
+        return bool(await self._run(_COMPLETE, key, holder, _milliseconds(seconds), result))
+
+    async def release(self, key: str, holder: str) -> None:
+        """See ``Records``."""
+        await self._run(_RELEASE, key, holder)
+
+    async def close(self) -> None:
+        """See ``Records``."""
+        await self._redis.close()
+
+    async def _run(self, script: str, key: str, *values: str | int | bytes) -> Any:
+        try:
+            return await self._redis.run(script, [self._prefix + key], values)
+        except RedisAway as error:
+            raise RecordsAway(str(error)) from error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))

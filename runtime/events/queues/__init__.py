@@ -1,0 +1,1 @@
+"""Sources of events that are message brokers."""

@@ -1,0 +1,178 @@
+"""Kafka: how to connect, the topics, and messages that are sent for sure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+from aiokafka.helpers import create_ssl_context
+
+from runtime.cancellation import reraise_cancellation
+from runtime.errors import PayloadTooLarge, SettingsError
+from runtime.events.queues.base import BrokerAway, QueueOptions
+
+SECONDS = 10.0
+"""That the brokers have to answer in."""
+
+_PARTITIONS = 16
+"""Of a topic that is made here: so many workers at most can share it."""
+
+_COPIES = 3
+_LARGEST = 64 * 2**20  # bytes of a message that the client sends; the brokers decide (message.max.bytes)
+
+_HOPELESS = (
+    GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTopicError,
+    TopicAuthorizationFailedError,
+)
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """What the client library raises, as ``BrokerAway``, or ``SettingsError`` where it would do so again."""
+    try:
+        with reraise_cancellation():
+            yield
+    except MessageSizeTooLargeError:
+        raise PayloadTooLarge("the message is larger than Kafka takes (message.max.bytes)") from None
+    except _HOPELESS as error:
+        raise SettingsError(f"Kafka refuses: {_text(error)}") from None
+    except (KafkaError, OSError) as error:
+        raise BrokerAway(f"Kafka: {_text(error)}") from None
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def client_options(url: str) -> dict[str, Any]:
+    """What each client of the library takes.
+
+    Args:
+        url: ``kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256``. With a user and no
+            mechanism it is PLAIN.
+
+    Raises:
+        SettingsError: the URL is wrong.
+    """
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    tls, mechanism = asked.pop("tls", "false"), asked.pop("mechanism", "PLAIN")
+    if not hosts or asked or parts.path.strip("/") or tls not in ("true", "false"):
+        raise SettingsError("EVENTS_URL: kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256")
+    found: dict[str, Any] = {"bootstrap_servers": hosts.split(","), "client_id": "warmstart"}
+    found["request_timeout_ms"] = int(SECONDS * 1000)
+    if tls == "true":
+        found["ssl_context"] = create_ssl_context()
+    if login:
+        user, _, password = login.partition(":")
+        found |= {"sasl_mechanism": mechanism, "sasl_plain_username": unquote(user)}
+        found["sasl_plain_password"] = unquote(password)
+    found["security_protocol"] = ("SASL_" if login else "") + ("SSL" if tls == "true" else "PLAINTEXT")
+    return found
+
+
+async def ensure_topics(options: QueueOptions) -> None:
+    """Look whether the topics are there, and make those that are not if the options say so.
+
+    Raises:
+        BrokerAway: see there.
+        SettingsError: one is missing, or may not be made.
+    """
+    keep = int(options.results_seconds * 1000)
+    wanted = {options.stream: {}, options.results: {"retention.ms": str(keep)}, options.dead: {"retention.ms": "-1"}}
+    with broker_errors():
+        admin = AIOKafkaAdminClient(**client_options(options.url))
+        try:
+            await admin.start()
+            there = await admin.list_topics()
+            if missing := [name for name in wanted if name not in there]:
+                if not options.create:
+                    raise SettingsError(f"Kafka has no topic {missing[0]!r}, and it is not to be made")
+                await _make(admin, {name: wanted[name] for name in missing})
+        finally:
+            await admin.close()
+
+
+async def _make(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, str]]) -> None:
+    cluster = await admin.describe_cluster()
+    if cluster["controller_id"] < 0:  # the library would fail on it
+        raise BrokerAway("Kafka has no controller now, which makes topics")
+    copies = min(_COPIES, len(cluster["brokers"]))
+    made = await admin.create_topics(
+        [NewTopic(name, _PARTITIONS, copies, topic_configs=dict(configs)) for name, configs in topics.items()]
+    )
+    for name, code, *_ in made.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise SettingsError(f"Kafka refuses to make the topic {name!r}: {error.__name__}")
+
+
+class Sender:
+    """Sends messages. The library mends its connection by itself.
+
+    Not the idempotent producer: it would spare readers one cause of repeated messages among others, and what it
+    cannot resolve ends it.
+
+    Args:
+        url: see ``client_options``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._options = client_options(url)
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            BrokerAway: see there.
+        """
+        self._producer = AIOKafkaProducer(**self._options, acks="all", max_request_size=_LARGEST)
+        with broker_errors():
+            await self._producer.start()
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Mapping[str, str | bytes]
+    ) -> None:
+        """Once all replicas that are in sync have it.
+
+        Raises:
+            BrokerAway: it may not be there.
+            PayloadTooLarge: the brokers take no messages of that size.
+        """
+        if self._producer is None:
+            raise BrokerAway("Kafka: not connected")
+        listed = [(name, text if isinstance(text, bytes) else text.encode()) for name, text in headers.items()]
+        with broker_errors():
+            await self._producer.send_and_wait(topic, value, key=key, headers=listed)
+
+    async def stop(self) -> None:
+        """Disconnect. Never raises."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(SECONDS):
+                    await producer.stop()
+
+
+def texts(headers: Any) -> dict[str, str]:
+    """A message's headers, as text; of several of one name the last."""
+    return {name: value.decode("utf-8", "replace") for name, value in headers or () if value is not None}

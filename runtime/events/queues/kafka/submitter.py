@@ -1,0 +1,116 @@
+"""Kafka, from the side of those who submit work: answers are read from their topic's end on, each by its key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from runtime.cancellation import cancel_and_wait
+from runtime.events.envelope import ATTEMPT, KIND, Envelope, encode, headers
+from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
+
+
+class QueueSubmitter:
+    """See ``source.Submitter``. There are no chunks.
+
+    Raises:
+        SettingsError: the URL is wrong.
+    """
+
+    def __init__(self, options: QueueOptions) -> None:
+        self._options = options
+        self._sender = Sender(options.url)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: dict[bytes, list[asyncio.Queue[Reply | None]]] = {}
+
+    async def open(self) -> None:
+        """See ``Submitter``."""
+        await self.close()
+        await ensure_topics(self._options)
+        await self._sender.start()
+        with broker_errors():
+            self._consumer = consumer = AIOKafkaConsumer(
+                self._options.results, **client_options(self._options.url), group_id=None
+            )
+            await consumer.start()
+            await consumer.seek_to_end()
+            for partition in consumer.assignment():
+                await consumer.position(partition)  # from here on, and not from where it is at the first read
+        self._reading = asyncio.create_task(self._read(consumer))
+
+    async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
+        """See ``Submitter``.
+
+        Raises:
+            BrokerAway: see there.
+            PayloadTooLarge: the brokers take no messages of that size.
+        """
+        answers: asyncio.Queue[Reply | None] = asyncio.Queue()
+        key = envelope.id.encode()
+        if wait:
+            if self._reading is None or self._reading.done():
+                raise BrokerAway("Kafka: not connected")
+            self._waiting.setdefault(key, []).append(answers)
+        try:
+            told = headers(replace(envelope, reply_to=None, stream=False))
+            await self._sender.send(self._options.stream, key, encode(envelope.data), told)
+        except BaseException:
+            self._forget(key, answers)
+            raise
+        return self._replies(key, answers, wait)
+
+    async def _replies(
+        self, key: bytes, answers: asyncio.Queue[Reply | None], wait: bool
+    ) -> AsyncGenerator[Reply, None]:
+        try:
+            if wait:
+                reply = await answers.get()
+                if reply is None:
+                    raise BrokerAway("Kafka: the answers cannot be read any more")
+                yield reply
+        finally:
+            self._forget(key, answers)
+
+    def _forget(self, key: bytes, answers: asyncio.Queue[Reply | None]) -> None:
+        others = [queue for queue in self._waiting.pop(key, ()) if queue is not answers]
+        if others:
+            self._waiting[key] = others
+
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            async for record in consumer:
+                waiting = self._waiting.get(record.key or b"")
+                if waiting is not None:
+                    reply = _reply(record)
+                    for queue in waiting:
+                        queue.put_nowait(reply)
+        finally:
+            for queues in self._waiting.values():
+                for queue in queues:
+                    queue.put_nowait(None)
+
+    async def close(self) -> None:
+        """See ``Submitter``."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await cancel_and_wait(reading)
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(SECONDS):
+                    await consumer.stop()
+        await self._sender.stop()
+
+
+def _reply(record: Any) -> Reply:
+    told: Any = texts(record.headers)
+    return Reply(kind=told[KIND], body=json.loads(record.value), attempt=int(told[ATTEMPT]))

@@ -1,0 +1,257 @@
+"""One connection to NATS. It mends itself when it is next used, keeps nothing back while it is broken, and never hangs.
+
+The client library's own reconnecting is off: it would take messages meanwhile that may never arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+from runtime.cancellation import reraise_cancellation
+from runtime.errors import SettingsError
+from runtime.events.queues.base import BrokerAway
+
+_log = logging.getLogger("warmstart.events")
+
+REQUEST_SECONDS = 5.0
+_CONNECT_SECONDS, _CLOSE_SECONDS, _PAUSE_SECONDS = 5.0, 2.0, 1.0
+_PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server is taken for gone
+
+
+class Link:
+    """See the module.
+
+    Args:
+        url: ``nats://`` or ``tls://``, with ``user:password@`` or ``token@`` where the server asks for that; further
+            servers of the same cluster after commas.
+
+    Raises:
+        SettingsError: the URL is not one.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = [_parse(one) for one in url.split(",")]
+        self._servers = [f"{part.scheme}://{part.netloc.rpartition('@')[2]}" for part in parts]
+        self._tls = any(part.scheme == "tls" for part in parts)
+        # Apart from the servers' addresses, which the library puts in its errors and does not decode.
+        self._credentials = _credentials(parts)
+        self._client: Client | None = None
+        self._ended = False
+        self._turn = asyncio.Lock()
+        self._away_until = 0.0
+
+    async def client(self) -> Client:
+        """The connected client.
+
+        Raises:
+            BrokerAway: there is no connection, and none to be had now.
+        """
+        try:
+            return await self._connected()
+        except SettingsError as error:  # what was right when we started may be so again
+            raise BrokerAway(str(error)) from None
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            BrokerAway: see ``client``.
+            SettingsError: the server refuses the credentials, or has no TLS where the URL asks for it.
+        """
+        self._ended = False
+        await self._connected()
+
+    async def _connected(self) -> Client:
+        async with self._turn:
+            if self._ended:
+                raise BrokerAway("the connection to NATS is closed")
+            if self._client is None or self._client.is_closed:
+                if time.monotonic() < self._away_until:  # those before us found out
+                    raise BrokerAway("NATS did not answer a moment ago")
+                try:
+                    self._client = await self._connect()
+                except BrokerAway:
+                    self._away_until = time.monotonic() + _PAUSE_SECONDS
+                    raise
+            return self._client
+
+    async def room(self, headers: Mapping[str, str]) -> int:
+        """Bytes that a message with these headers may still hold.
+
+        Raises:
+            BrokerAway: see ``client``.
+        """
+        lines = sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+        return (await self.client()).max_payload - lines - len("NATS/1.0\r\n\r\n")
+
+    async def jetstream(self) -> JetStreamContext:
+        """Streams and consumers; within ``broker_errors``.
+
+        Raises:
+            BrokerAway: see ``client``.
+        """
+        return (await self.client()).jetstream(timeout=REQUEST_SECONDS)
+
+    async def request(self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
+        """Send a message that is answered.
+
+        Raises:
+            BrokerAway: no answer came, in time or at all; what became of the message is unknown.
+        """
+        client = await self.client()
+        with broker_errors():
+            return await client.request(subject, body, timeout=REQUEST_SECONDS, headers=headers)
+
+    async def publish(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+        """Send a message that nobody confirms.
+
+        Raises:
+            BrokerAway: it was certainly not sent.
+        """
+        client = await self.client()
+        with broker_errors():
+            await client.publish(subject, body, headers=headers)
+
+    async def subscribe(self, subject: str, took: Callable[[Msg], Awaitable[None]] | None = None) -> Subscription:
+        """Listen, for as long as this connection lasts.
+
+        Raises:
+            BrokerAway: see ``client``.
+        """
+        client = await self.client()
+        with broker_errors():
+            return await client.subscribe(subject, cb=took)
+
+    async def close(self) -> None:
+        """Disconnect, until ``open``. Never raises."""
+        self._ended = True
+        if self._client is not None:
+            await _close(self._client)
+
+    async def _connect(self) -> Client:
+        seen: list[Exception] = []
+
+        async def note(error: Exception) -> None:
+            seen[:] = [error]
+            _log.debug("NATS: %s", error)
+
+        client = _Client(self._tls)
+        try:
+            with reraise_cancellation():
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await client.connect(
+                        self._servers,
+                        name="warmstart",
+                        error_cb=note,
+                        closed_cb=client.gone,
+                        allow_reconnect=False,
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=0,
+                        ping_interval=_PING_SECONDS,
+                        max_outstanding_pings=_PINGS_MISSED,
+                        flush_timeout=REQUEST_SECONDS,
+                        **self._credentials,
+                    )
+        except (nats.errors.Error, OSError) as error:  # a timeout is an OSError
+            await _close(client)
+            if "authorization" in str(error).lower():
+                raise SettingsError("EVENTS_URL: the NATS server refuses these credentials") from None
+            raise BrokerAway(f"no connection to NATS: {seen[0] if seen else error or 'no answer in time'}") from None
+        except BaseException:
+            await _close(client)
+            raise
+        return client
+
+
+class _Client(Client):
+    """The library's, less what it does not notice: no TLS where the URL asks for it, and connections that are gone."""
+
+    def __init__(self, tls: bool) -> None:
+        super().__init__()
+        self._tls_wanted = tls
+        self._gone = asyncio.Event()
+
+    async def gone(self) -> None:
+        """The connection is closed."""
+        self._gone.set()
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        """The library's, which waits for an answer on a connection that is closed."""
+        call = asyncio.create_task(super().request(*args, **options))
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise nats.errors.ConnectionClosedError
+            return call.result()
+        except nats.errors.TimeoutError:
+            # On its own: a flush that is cancelled breaks the library's reading of later answers.
+            await asyncio.shield(asyncio.create_task(_check(self)))
+            raise
+        finally:
+            call.cancel()
+            gone.cancel()
+
+    def _connect_command(self) -> bytes:  # the moment before the credentials are sent
+        if self._tls_wanted and not self._server_info.get("tls_required"):
+            raise SettingsError("EVENTS_URL: tls:// asks for TLS, and the NATS server has none")
+        return super()._connect_command()
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """What the library raises, as ``BrokerAway``."""
+    try:
+        with reraise_cancellation():
+            yield
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerAway(f"NATS: {str(error).removeprefix('nats: ') or type(error).__name__}") from error
+
+
+async def _check(client: Client) -> None:
+    """Leave a connection that carries nothing any more; a slow stream on a good one is no reason to."""
+    try:
+        await client.flush(timeout=int(_CLOSE_SECONDS))
+    except Exception:  # the library has many, where it is about to close
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    with suppress(Exception):  # it may be broken in any way
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await client.close()
+
+
+def _parse(url: str) -> SplitResult:
+    try:
+        part = urlsplit(url)
+        wrong = part.scheme not in ("nats", "tls") or not part.hostname or part.port == 0
+    except ValueError:
+        wrong = True
+    if wrong or part.path.strip("/") or part.query or part.fragment:
+        raise SettingsError(
+            "EVENTS_URL: NATS wants nats://host:4222 or tls://user:password@host:4222, further servers after commas; "
+            "odd characters of a password as %XX"
+        )
+    return part
+
+
+def _credentials(parts: list[SplitResult]) -> dict[str, Any]:
+    for part in parts:
+        if part.username is not None and part.password is None:
+            return {"token": unquote(part.username)}
+        if part.username is not None and part.password is not None:
+            return {"user": unquote(part.username), "password": unquote(part.password)}
+    return {}

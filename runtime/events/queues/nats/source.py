@@ -1,0 +1,248 @@
+"""NATS JetStream: work from a durable consumer, answers to a stream that takes one for each id.
+
+An answer is stored before its message is let go. Who dies in between has the message delivered once more, and the
+stream refuses the second answer, however late it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from runtime.errors import InvalidRequest, PayloadTooLarge
+from runtime.events import envelope as names
+from runtime.events.envelope import Envelope, encode, read
+from runtime.events.outcome import Ack, Outcome, Reject, Retry
+from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.headers import given_id
+from runtime.events.queues.nats.connection import REQUEST_SECONDS, Link, broker_errors
+from runtime.events.queues.nats.streams import (
+    MSG_ID,
+    answers_config,
+    check_names,
+    ensure_consumer,
+    ensure_stream,
+    requests_config,
+    room,
+    send_once,
+)
+from runtime.events.queues.nats.submitter import QueueSubmitter
+
+__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+
+NAMES = ("WARMSTART", "WARMSTART_RESULTS", "WARMSTART_DEAD")
+REPLY_PREFIXES = ("_INBOX.", "warmstart.")
+
+_PULL_SECONDS = 1.0
+"""A request for messages cannot be taken back. It is short, so that nobody who stops waits long for its end."""
+
+_BUSY_SECONDS = 0.1
+_ENDED = ("404", "408")  # of a request for messages: there are none, or none came in time
+_HEADER = re.compile(r"(?!nats-)[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE)  # the server acts on its own
+_REPLY_TO = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+
+
+class QueueSource:
+    """See ``source.Source``. Names are those of streams; a stream takes the subjects that begin with its name.
+
+    Raises:
+        SettingsError: the URL or a name is wrong.
+    """
+
+    def __init__(self, options: QueueOptions) -> None:
+        check_names(options)
+        self.name = f"nats:{options.stream}"
+        self.link = Link(options.url)
+        self.options = options
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """See ``Source``."""
+        options = self.options
+        await self.link.open()
+        await ensure_stream(self.link, requests_config(options.stream), options.create)
+        await ensure_stream(self.link, answers_config(options.results, options.results_seconds), options.create)
+        await ensure_stream(self.link, answers_config(options.dead, 0), options.create)
+        await ensure_consumer(self.link, options)
+
+    async def fetch(self, most: int, seconds: float) -> Sequence[NatsDelivery]:
+        """See ``Source``. What comes after it was cancelled goes back to the queue at once."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            pull = asyncio.create_task(self._pull(most, min(_PULL_SECONDS, max(0.01, end - loop.time()))))
+            try:
+                found = await asyncio.shield(pull)
+            except asyncio.CancelledError:
+                task = asyncio.create_task(_give_back(pull))
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
+                raise
+            if found or loop.time() >= end:
+                return found
+
+    async def _pull(self, most: int, seconds: float) -> list[NatsDelivery]:
+        """One request, until the server says that it has ended; nothing is sent to it after that.
+
+        "No wait" with an expiry waits for the first message and takes no more than are there then (NATS ADR-13).
+        """
+        client = await self.link.client()
+        inbox = client.new_inbox()
+        subscription = await self.link.subscribe(inbox)
+        wanted = {"batch": most, "expires": int(seconds * 1e9), "no_wait": True}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.options.stream}.{self.options.group}"
+        found: list[NatsDelivery] = []
+        end = asyncio.get_running_loop().time() + seconds - _BUSY_SECONDS
+        try:
+            with broker_errors():
+                await client.publish(subject, json.dumps(wanted).encode(), reply=inbox)
+                while len(found) < most:
+                    message = await subscription.next_msg(timeout=seconds + REQUEST_SECONDS)
+                    status = None if message.reply else (message.headers or {}).get("Status")
+                    if status is None:
+                        found.append(NatsDelivery(self, message))
+                    elif status in _ENDED:
+                        if not found and asyncio.get_running_loop().time() < end:
+                            await asyncio.sleep(_BUSY_SECONDS)  # others ask for more than there is
+                        break
+                    else:
+                        raise nats.errors.Error(f"no messages: {dict(message.headers or {})}")
+        except BrokerAway:
+            if not found:
+                raise
+        finally:
+            with suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
+        return found
+
+    async def lag(self) -> int | None:
+        """See ``Source``."""
+        js = await self.link.jetstream()
+        with broker_errors():
+            pending = (await js.consumer_info(self.options.stream, self.options.group)).num_pending
+        return None if pending is None else int(pending)
+
+    async def close(self) -> None:
+        """See ``Source``."""
+        if self._returning:
+            await asyncio.wait(self._returning, timeout=_PULL_SECONDS + REQUEST_SECONDS)
+        await self.link.close()
+
+
+class NatsDelivery:
+    """See ``source.Delivery``."""
+
+    def __init__(self, source: QueueSource, message: Msg) -> None:
+        self._source = source
+        self._message = message
+        self._options = source.options
+        self._link = source.link
+        self._headers = {str(name): str(value) for name, value in (message.headers or {}).items()}
+
+    @property
+    def attempt(self) -> int:
+        """See ``Delivery``."""
+        return self._message.metadata.num_delivered
+
+    @property
+    def _place(self) -> str:
+        return f"{self._options.stream}:{self._message.metadata.sequence.stream}"
+
+    def envelope(self) -> Envelope:
+        """See ``Delivery``. What names no operation gets the subject's, ``<stream>.<operation>``, or the worker's."""
+        options = self._options
+        root, _, named = self._message.subject.partition(".")
+        envelope = read(
+            self._message.data,
+            self._headers,
+            id=self._headers.get(MSG_ID, self._place),
+            source=self._source.name,
+            operation=named if root == options.stream and "." not in named else options.operation,
+            attempt=self.attempt,
+            reply_prefixes=options.reply_prefixes,
+        )
+        ours = tuple(f"{name}." for name in (options.stream, options.results, options.dead))
+        reply_to = envelope.reply_to
+        if reply_to is not None and (reply_to.startswith(ours) or not _REPLY_TO.fullmatch(reply_to)):
+            raise InvalidRequest(
+                "reply_to: a subject without wildcards, and none of the worker's own", param="reply_to"
+            )
+        return envelope
+
+    async def extend(self) -> None:
+        """See ``Delivery``."""
+        await self._say(b"+WPI")
+
+    async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
+        """See ``Delivery``."""
+        if envelope.reply_to is not None:
+            headers = self._about(envelope) | {names.KIND: "chunk", names.CHUNK: str(number)}
+            await self._link.publish(envelope.reply_to, encode(chunk), headers)
+
+    async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
+        """See ``Delivery``."""
+        if isinstance(outcome, Retry):
+            await self._say(b"-NAK " + json.dumps({"delay": int(outcome.delay * 1e9)}).encode())
+            return
+        if isinstance(outcome, Ack):
+            body = encode(outcome.result)
+            if len(body) > (most := await room(self._link, self._about(envelope) | {names.KIND: "result"})):
+                why = f"the answer has {len(body)} bytes, and the NATS server takes {most} (max_payload)"
+                outcome = Reject(PayloadTooLarge(why))
+        if isinstance(outcome, Ack):
+            await self._answer(envelope, "result", body)
+            await self._say(b"+ACK")
+        else:
+            await self._bury(envelope, outcome)
+            await self._answer(envelope, "error", encode(outcome.error.openai()))
+            await self._say(b"+TERM")
+
+    async def _answer(self, envelope: Envelope | None, kind: str, body: bytes) -> None:
+        headers = self._about(envelope) | {names.KIND: kind}
+        await send_once(self._link, self._options.results, headers[names.ID], body, headers)
+        if envelope is not None and envelope.reply_to is not None:
+            with suppress(BrokerAway):  # it is in the stream; this is for those who wait
+                await self._link.publish(envelope.reply_to, body, headers)
+
+    async def _bury(self, envelope: Envelope | None, outcome: Reject) -> None:
+        ours = self._about(envelope) | {names.REASON: outcome.reason}
+        theirs = {name: value for name, value in self._headers.items() if _HEADER.fullmatch(name)}
+        replaced = {name.lower() for name in ours}
+        headers = {name: value for name, value in theirs.items() if name.lower() not in replaced} | ours
+        body = self._message.data
+        if await room(self._link, headers) < len(body):
+            headers = ours  # it was about as large as messages may be
+        body = body[: await room(self._link, headers)]
+        await send_once(self._link, self._options.dead, headers[names.ID], body, headers)
+
+    def _about(self, envelope: Envelope | None) -> dict[str, str]:
+        headers = {names.ID: self._id(envelope), names.ATTEMPT: str(self.attempt)}
+        return headers if envelope is None else {**headers, names.OPERATION: envelope.operation}
+
+    def _id(self, envelope: Envelope | None) -> str:
+        """Where there is no envelope: what its sender may look for the answer under."""
+        if envelope is not None:
+            return envelope.id
+        return given_id(self._headers, self._headers.get(MSG_ID, "")) or self._place
+
+    async def _say(self, word: bytes) -> None:
+        """Tell the server what became of the message, and hear that it knows.
+
+        Raises:
+            BrokerAway: it may not know.
+        """
+        await self._link.request(self._message.reply, word)
+
+
+async def _give_back(pull: asyncio.Task[list[NatsDelivery]]) -> None:
+    """What came to somebody who is gone."""
+    with suppress(BrokerAway):  # then it comes again after ``ack_seconds``
+        for delivery in await pull:
+            await delivery._say(b"-NAK")

@@ -1,0 +1,218 @@
+"""RabbitMQ: work from a queue, answers to another.
+
+An answer is safely in its queue before its message is let go. RabbitMQ does not know an answer that it has had before:
+who dies in between has the message delivered once more, and the answer, with the same id, is there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from runtime.events.envelope import CHUNK, Envelope, encode, read
+from runtime.events.outcome import Outcome, Reject, Retry
+from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id
+from runtime.events.queues.rabbitmq.connection import SECONDS, WAITS, Link, broker_errors, waiting
+from runtime.events.queues.rabbitmq.submitter import QueueSubmitter
+
+__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+
+NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
+REPLY_PREFIXES = ("amq.rabbitmq.reply-to.", "amq.gen-", "warmstart.replies")
+
+_COUNT = "x-delivery-count"
+
+
+class QueueSource:
+    """See ``source.Source``. A queue is its own group of workers: the name of the group is of no effect.
+
+    Raises:
+        SettingsError: the URL is wrong.
+    """
+
+    def __init__(self, options: QueueOptions) -> None:
+        self.name = f"rabbitmq:{options.stream}"
+        self.options = options
+        self.link = Link(options)
+        self._channel: AbstractChannel | None = None
+        self._queue: AbstractQueue | None = None
+        self._arrived: list[AbstractIncomingMessage] = []
+        self._receiving = asyncio.Lock()
+
+    async def open(self) -> None:
+        """See ``Source``."""
+        await self.link.connect()
+        self._arrived.clear()  # of another connection: they come again
+        await self.link.ensure(answers=True)
+        self._channel = await self.link.call(self.link.channel())
+        self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))
+
+    async def fetch(self, most: int, seconds: float) -> Sequence[RabbitDelivery]:
+        """See ``Source``. The server sends only while this lasts, and no more than there is room for. What comes to a
+        fetch that was cancelled is what the next one gives.
+        """
+        if self._channel is None or self._queue is None or self._channel.is_closed:
+            raise BrokerAway("RabbitMQ: not connected")
+        if not self._arrived:
+            enough = asyncio.Event()
+            try:
+                await self.link.call(self._receive(self._channel, self._queue, most, seconds, enough))
+            finally:
+                enough.set()
+        arrived, self._arrived = self._arrived[:most], self._arrived[most:]
+        return [RabbitDelivery(self, message) for message in arrived]
+
+    async def _receive(
+        self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float, enough: asyncio.Event
+    ) -> None:
+        """Wait for messages until ``enough`` is set, which the first one does, too."""
+
+        async def take(message: AbstractIncomingMessage) -> None:
+            self._arrived.append(message)
+            enough.set()
+
+        async with self._receiving:  # one that was cancelled may not have ended yet
+            if self._arrived or enough.is_set():
+                return
+            await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # counts what this consumer alone has
+            tag = await queue.consume(take, timeout=SECONDS)
+            coming, closed = asyncio.ensure_future(enough.wait()), asyncio.ensure_future(_closed(channel))
+            try:
+                await asyncio.wait([coming, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                coming.cancel()
+                closed.cancel()
+                await queue.cancel(tag, timeout=SECONDS)  # what was on its way is here by then
+
+    async def lag(self) -> int | None:
+        """See ``Source``. Those that wait for their next attempt do not count."""
+        return await self.link.call(self._lag())
+
+    async def _lag(self) -> int | None:
+        channel = await self.link.channel()
+        queue = await channel.declare_queue(self.options.stream, passive=True, timeout=SECONDS)
+        await channel.close()
+        return queue.declaration_result.message_count
+
+    async def close(self) -> None:
+        """See ``Source``."""
+        await self.link.close()
+
+
+class RabbitDelivery:
+    """See ``source.Delivery``."""
+
+    def __init__(self, source: QueueSource, message: AbstractIncomingMessage) -> None:
+        self._source = source
+        self._message = message
+        self._options = source.options
+        self._link = source.link
+        self._headers = {name: value for name, found in message.headers.items() if (value := _text(found)) is not None}
+        self._answered = False
+
+    @property
+    def attempt(self) -> int:
+        """See ``Delivery``. Classic queues know no more than that it was delivered before."""
+        count = self._message.headers.get(_COUNT)
+        now = count if isinstance(count, int) else int(bool(self._message.redelivered))
+        return 1 + earlier(self._headers) + max(0, now)
+
+    @property
+    def _id(self) -> str:
+        return self._message.message_id or self._message.correlation_id or ""
+
+    def envelope(self) -> Envelope:
+        """See ``Delivery``. The id is the message's or, where it has none, its correlation id."""
+        headers = dict(self._headers)
+        if self._message.content_type:
+            headers["content-type"] = self._message.content_type
+        envelope = read(
+            self._message.body,
+            headers,
+            id=self._id,
+            source=self._source.name,
+            operation=self._options.operation,
+            attempt=self.attempt,
+            reply_to=self._message.reply_to,
+        )
+        return answer_to(envelope, self._options)
+
+    async def extend(self) -> None:
+        """See ``Delivery``. A message is its worker's for as long as the connection lasts."""
+        with broker_errors():
+            _ = self._message.channel
+
+    async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
+        """See ``Delivery``."""
+        if envelope.reply_to is not None:
+            headers = about(envelope.id, "chunk", self.attempt) | {CHUNK: str(number)}
+            await self._link.tell(envelope.reply_to, self._answer(envelope.id, encode(chunk), headers))
+
+    async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
+        """See ``Delivery``."""
+        await self.extend()  # else it is another's already, and the answer too
+        if not self._answered and (not isinstance(outcome, Retry) or outcome.delay > 0):
+            await self._send(envelope, outcome)
+            self._answered = True
+        await self._link.call(self._message.ack() if self._answered else self._message.nack(requeue=True))
+
+    async def _send(self, envelope: Envelope | None, outcome: Outcome) -> None:
+        id = given_id(self._headers, self._id) if envelope is None else envelope.id
+        if isinstance(outcome, Retry):
+            seconds = next((seconds for seconds in WAITS if outcome.delay <= seconds), WAITS[-1])
+            await self._link.send(waiting(self._options.stream, seconds), self._copy(again(id, self.attempt)))
+            return
+        if isinstance(outcome, Reject):
+            await self._link.send(self._options.dead, self._copy(dead(id, self.attempt, outcome.reason)))
+        kind, body = answer(outcome)
+        message = self._answer(id, body, about(id, kind, self.attempt))
+        await self._link.send(self._options.results, message)
+        if envelope is not None and envelope.reply_to is not None:
+            with suppress(BrokerAway):  # it is in its queue; this is for those who wait
+                await self._link.tell(envelope.reply_to, message)
+
+    def _answer(self, id: str, body: bytes, headers: dict[str, str]) -> Message:
+        return Message(
+            body,
+            headers=dict(headers),
+            content_type="application/json",
+            message_id=id or None,
+            correlation_id=self._message.correlation_id or id or None,
+        )
+
+    def _copy(self, changes: Mapping[str, str | None]) -> Message:
+        """The message, to be sent once more. Not with its time to live, which would end it, nor as its sender's, whom
+        the server would not take us for."""
+        found = self._message
+        replaced = {name.lower() for name in changes} | {_COUNT}
+        headers = {name: value for name, value in found.headers.items() if name.lower() not in replaced}
+        return Message(
+            found.body,
+            headers=headers | {name: value for name, value in changes.items() if value is not None},
+            content_type=found.content_type,
+            content_encoding=found.content_encoding,
+            correlation_id=found.correlation_id,
+            reply_to=found.reply_to,
+            message_id=found.message_id,
+            timestamp=found.timestamp,
+            type=found.type,
+            app_id=found.app_id,
+        )
+
+
+async def _closed(channel: AbstractChannel) -> None:
+    with suppress(Exception):
+        await channel.closed()
+
+
+def _text(value: Any) -> str | None:
+    """A header's value; lists and tables are nothing of ours."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value) if isinstance(value, str | int | float) else None

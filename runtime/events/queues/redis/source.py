@@ -1,0 +1,250 @@
+"""Redis Streams: work from a consumer group, answers to a stream and to one of their own for each id.
+
+A message is answered and let go in one step of the server. Who dies before that has the message delivered to another;
+of two who do the same work, the first answers.
+
+Needs Redis 7.0, whose XAUTOCLAIM drops deleted entries. Not for Redis Cluster, whose nodes would have to share a
+script's keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from weakref import WeakValueDictionary
+
+import redis
+
+from runtime.errors import InvalidRequest, SettingsError
+from runtime.events import envelope as names
+from runtime.events.envelope import Envelope, encode, read
+from runtime.events.outcome import Ack, Outcome, Retry
+from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.redis.connection import Link
+from runtime.events.queues.redis.scripts import CHUNK, EXTEND, FORGET, POSTPONE, RETURN, SETTLE, TAKE
+from runtime.events.queues.redis.submitter import DATA, REPLIES, QueueSubmitter
+
+__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+
+NAMES = ("warmstart:requests", "warmstart:results", "warmstart:dead")
+REPLY_PREFIXES = (REPLIES,)
+
+_TURN_SECONDS = 1.0
+"""New work is waited for that long at a time; what others have abandoned or given back is looked for in between."""
+
+_MOST_FIELDS = 1000
+"""Of a message that become part of its dead letter; a script has room for some thousand values."""
+
+_FORGOTTEN_SECONDS = 3600.0
+"""After which an idle consumer's name goes; a worker that waits is heard of each second."""
+
+
+class QueueSource:
+    """See ``source.Source``. Fetch one at a time.
+
+    Raises:
+        SettingsError: the URL or the names are wrong.
+    """
+
+    def __init__(self, options: QueueOptions) -> None:
+        self.name = f"redis:{options.stream}"
+        self.options = options
+        self.link = Link(options)
+        self.later = f"{options.stream}:later:{options.group}"
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._held: WeakValueDictionary[bytes, RedisDelivery] = WeakValueDictionary()
+        self._cursor = b"0-0"
+
+    async def open(self) -> None:
+        """See ``Source``."""
+        stream, group = self.options.stream, self.options.group
+        await self.link.check()
+        try:
+            if self.options.create:
+                await self.link.call(self.link.client.xgroup_create(stream, group, id="0", mkstream=True))
+            else:
+                await self.link.call(self.link.client.xpending(stream, group))
+        except BrokerAway as error:
+            cause = error.__cause__
+            if not isinstance(cause, redis.ResponseError) or "BUSYGROUP" not in str(cause):
+                if "NOGROUP" in str(cause):
+                    raise SettingsError(f"Redis has no stream {stream} with a group {group}; make them first") from None
+                raise
+        await self._run(FORGET, group, int(_FORGOTTEN_SECONDS * 1000), "")
+        await self._return_unseen()
+
+    async def fetch(self, most: int, seconds: float) -> Sequence[RedisDelivery]:
+        """See ``Source``. What came to one that was cancelled meanwhile goes back at once."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        try:
+            while True:
+                found, due_seconds = await self._take(most)
+                if not found:
+                    found = await self._read(most, min(end - loop.time(), due_seconds, _TURN_SECONDS))
+                if found or loop.time() >= end:
+                    return found
+        except asyncio.CancelledError:
+            with suppress(BrokerAway):  # then it is abandoned, and found in time
+                await self._return_unseen()
+            raise
+
+    async def lag(self) -> int | None:
+        """See ``Source``."""
+        groups = await self.link.call(self.link.client.xinfo_groups(self.options.stream))
+        for group in groups:
+            if group["name"] == self.options.group.encode():
+                if group.get("lag") is not None:
+                    return int(group["lag"])
+                # Redis cannot tell once entries were deleted. What is settled is deleted, so the others are all there.
+                length = await self.link.call(self.link.client.xlen(self.options.stream))
+                return max(0, int(length) - int(group["pending"]))
+        return None
+
+    async def close(self) -> None:
+        """See ``Source``. What is not settled goes to others at once."""
+        with suppress(BrokerAway):
+            self._held.clear()
+            await self._return_unseen()
+            await self._run(FORGET, self.options.group, int(_FORGOTTEN_SECONDS * 1000), self.consumer)
+        await self.link.close()
+
+    async def _take(self, most: int) -> tuple[list[RedisDelivery], float]:
+        """What is due, then what is abandoned; and the seconds until the next is due."""
+        abandoned = int(self.options.ack_seconds * 1000)
+        values = (self.options.group, self.consumer, most, abandoned, self._cursor)
+        self._cursor, due, found = await self._run(TAKE, *values)
+        taken = [
+            self._hold(id, count, dict(zip(fields[::2], fields[1::2], strict=True))) for id, count, fields in found
+        ]
+        return taken, _TURN_SECONDS if due < 0 else due / 1000
+
+    async def _read(self, most: int, seconds: float) -> list[RedisDelivery]:
+        """What nobody has had yet."""
+        block = int(seconds * 1000) if seconds > 0.001 else None  # 0 is for ever
+        streams = {self.options.stream: ">"}
+        asked = self.link.client.xreadgroup(self.options.group, self.consumer, streams, count=most, block=block)
+        found = await self.link.call(asked, seconds)
+        return [self._hold(id, 1, fields) for _, entries in found for id, fields in entries]
+
+    def _hold(self, id: bytes, count: int, fields: Mapping[bytes, bytes]) -> RedisDelivery:
+        delivery = self._held[id] = RedisDelivery(self, id, count, fields)
+        return delivery
+
+    async def _return_unseen(self) -> None:
+        await self._run(RETURN, self.options.group, self.consumer, *self._held)
+
+    async def _run(self, script: str, *values: str | bytes | int) -> Any:
+        return await self.link.run(script, [self.options.stream, self.later], values)
+
+
+class RedisDelivery:
+    """See ``source.Delivery``.
+
+    Args:
+        source: that it is from.
+        id: of the stream's entry.
+        count: how often it was delivered, this time included.
+        fields: of the entry.
+    """
+
+    def __init__(self, source: QueueSource, id: bytes, count: int, fields: Mapping[bytes, bytes]) -> None:
+        self._source = source
+        self._options = source.options
+        self._id = id
+        self._count = count
+        self._fields = fields
+        self._headers = {
+            name.decode(errors="backslashreplace").lower(): value.decode(errors="backslashreplace")
+            for name, value in fields.items()
+            if name != DATA
+        }
+
+    @property
+    def attempt(self) -> int:
+        """See ``Delivery``."""
+        return self._count
+
+    def envelope(self) -> Envelope:
+        """See ``Delivery``."""
+        if DATA not in self._fields:
+            raise InvalidRequest("data: a message has its JSON payload in the field of this name", param="data")
+        return read(
+            self._fields[DATA],
+            self._headers,
+            id=self._id.decode(),
+            source=self._source.name,
+            operation=self._options.operation,
+            attempt=self._count,
+            reply_prefixes=self._options.reply_prefixes,
+        )
+
+    async def extend(self) -> None:
+        """See ``Delivery``."""
+        if not await self._run(EXTEND, self._source.consumer, self._id, self._count):
+            raise BrokerAway(f"{self._id.decode()} was given to another worker, or deleted")
+
+    async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
+        """See ``Delivery``."""
+        if envelope.reply_to is None:
+            return
+        fields = self._answer(envelope, "chunk", encode(chunk)) | {names.CHUNK.encode(): str(number).encode()}
+        await self._source.link.run(CHUNK, [envelope.reply_to], [self._keep(), *_flat(fields)])
+
+    async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
+        """See ``Delivery``."""
+        if isinstance(outcome, Retry):
+            await self._run(POSTPONE, self._source.consumer, self._id, self._count, int(outcome.delay * 1000))
+            return
+        letter: dict[bytes, bytes] = {}
+        if isinstance(outcome, Ack):
+            answer = self._answer(envelope, "result", encode(outcome.result))
+        else:
+            answer = self._answer(envelope, "error", encode(outcome.error.openai()))
+            letter = dict(list(self._fields.items())[:_MOST_FIELDS])
+            letter |= {DATA: self._fields.get(DATA, b""), names.REASON.encode(): outcome.reason.encode()}
+            letter |= {name: answer[name] for name in (names.ID.encode(), names.ATTEMPT.encode())}
+        options = self._options
+        places = [options.results, f"{options.results}:{self._name(envelope)}", options.dead]
+        if envelope is not None and envelope.reply_to is not None:
+            places.append(envelope.reply_to)
+        fields = _flat(answer)
+        await self._source.link.run(
+            SETTLE,
+            [options.stream, self._source.later, *places],
+            [options.group, self._id, self._keep(), len(fields), *fields, *_flat(letter)],
+        )
+
+    def _name(self, envelope: Envelope | None) -> str:
+        """Of the answer: the message's id, as far as it has one that can be told."""
+        if envelope is not None:
+            return envelope.id
+        given = self._headers.get(names.ID.lower(), "")
+        return given if 0 < len(given) <= names.LONGEST_ID else self._id.decode()
+
+    def _answer(self, envelope: Envelope | None, kind: str, body: bytes) -> dict[bytes, bytes]:
+        fields = {
+            names.ID: self._name(envelope),
+            names.OPERATION: None if envelope is None else envelope.operation,
+            names.TRACEPARENT: None if envelope is None else envelope.traceparent,
+            names.KIND: kind,
+            names.ATTEMPT: str(self._count),
+        }
+        return {name.encode(): value.encode() for name, value in fields.items() if value is not None} | {DATA: body}
+
+    def _keep(self) -> int:
+        return max(1, int(self._options.results_seconds * 1000))
+
+    async def _run(self, script: str, *values: str | bytes | int) -> Any:
+        return await self._source.link.run(
+            script, [self._options.stream, self._source.later], [self._options.group, *values]
+        )
+
+
+def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
+    return [part for field in fields.items() for part in field]

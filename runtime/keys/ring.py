@@ -1,0 +1,151 @@
+"""The keys that are good now: those of a setting, and those of a file that is read again when it changes."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Collection, Set
+from pathlib import Path
+
+from runtime.errors import SettingsError
+from runtime.keys.records import MOST_BYTES, Record, check_distinct, digest, parse_records, well_formed
+from runtime.types import Caller
+
+_log = logging.getLogger("warmstart.keys")
+
+_LOOK_SECONDS = 1.0  # between two looks at the file: a revoked key is good for so long at most
+
+
+class KeyRing:
+    """For one event loop. The file is looked at once a second at most, when a key is asked for.
+
+    A file that is broken, half-written or gone leaves the keys as they were, and one line in the log for each change.
+    An empty file is none of these: it holds no key.
+
+    Args:
+        text: records, see ``runtime.keys.records``.
+        path: a file of more records; None for none.
+        clock: unix time in seconds.
+        scopes: all that records may name; without any, every name is one.
+
+    Raises:
+        SettingsError: a record is wrong, or the file cannot be read.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        path: Path | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        scopes: Collection[str] = (),
+    ) -> None:
+        self._path = path
+        self.on_change: Callable[[Set[str], Set[str]], None] = lambda new, gone: None
+        """Told the ids that are new, and those that are gone, whenever the file was read again."""
+        self._clock = clock
+        self._scopes = scopes
+        self._seen: object = None
+        self._warned = False
+        # What stands for every key that is not there, so that looking one up goes the same way. Nobody has this key.
+        self._nobody = Record(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
+        try:
+            self._own = parse_records(text, scopes)
+        except ValueError as error:
+            raise SettingsError(f"API_KEYS: {error}") from None
+        self._looked = clock()
+        try:
+            self._use([] if path is None else self._read(path))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"API_KEYS_FILE: {error}") from None
+        if not self._bearers and not self._signers:
+            _log.warning("there is no key yet, so that nobody may call; warmstart keys create makes one")
+
+    def bearer(self, key: str) -> Caller | None:
+        """Who shows an API key; None if it is not good.
+
+        Which key it is follows from its SHA-256, of which nobody can choose as much as the first bytes without trying
+        keys: how long the search takes tells nothing of the keys that are there.
+        """
+        now = self._look()
+        asked = digest(key)
+        record = self._bearers.get(asked, self._nobody)
+        if not hmac.compare_digest(record.digest, asked) or record.expired(now):
+            return None
+        return record.caller
+
+    def signing(self, key_id: str) -> tuple[Caller, bytes] | None:
+        """Who signs with a signing key, and its secret; None if there is no such key, or it is no longer good."""
+        now = self._look()
+        record = self._signers.get(key_id)
+        return None if record is None or record.expired(now) else (record.caller, record.secret)
+
+    def why_not(self, key: str) -> str:
+        """Why an API key is not good: for the log, never for who shows it."""
+        record = self._bearers.get(digest(key))
+        if record is not None:
+            return f"expired key {record.caller.id}"
+        return "unknown key" if well_formed(key) else "malformed key"
+
+    def _look(self) -> float:
+        now = self._clock()
+        if self._path is not None and not 0 <= now - self._looked < _LOOK_SECONDS:  # below 0 the clock was set back
+            self._looked = now
+            self._read_again(self._path)
+        return now
+
+    def _read_again(self, path: Path) -> None:
+        try:
+            seen: object = _version(os.stat(path))
+        except OSError as error:
+            seen = error.errno
+        if seen == self._seen:
+            return
+        self._seen = seen
+        before = self._ids()
+        try:
+            self._use(self._read(path))
+        except (OSError, ValueError) as error:
+            _log.error("API_KEYS_FILE: %s; the keys read before stay good", error)
+        else:
+            _log.info("API_KEYS_FILE: read again, %d keys now", len(self._bearers) + len(self._signers))
+            self.on_change(self._ids() - before, before - self._ids())
+
+    def _read(self, path: Path) -> list[Record]:
+        """The file's records; whatever comes of it, this version of the file has been seen."""
+        # Not waiting: opening a pipe would block for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            self._seen = _version(status)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path} is not a regular file")
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"{path} is larger than {MOST_BYTES} bytes")
+        if status.st_mode & 0o077 and not self._warned:
+            self._warned = True
+            _log.warning("API_KEYS_FILE: others may read or write %s; chmod 600 mends that", path)
+        try:
+            return parse_records(data.decode(), self._scopes)
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def _ids(self) -> set[str]:
+        return {record.caller.id for record in (*self._bearers.values(), *self._signers.values())}
+
+    def _use(self, others: list[Record]) -> None:
+        records = [*self._own, *others]
+        check_distinct(records)
+        self._bearers = {record.digest: record for record in records if record.digest}
+        self._signers = {record.caller.id: record for record in records if record.secret}
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """Differs whenever a file's content may; the change time also tells that its mode was mended."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

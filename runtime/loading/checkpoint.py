@@ -1,0 +1,272 @@
+"""Checkpoints read with transformers: for the reference engine, and once for each snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_loading
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from runtime.engine.token_ids import known_ids
+from runtime.errors import ServiceError
+from runtime.loading.convert import convert, equalize
+from runtime.loading.gguf_config import complete
+from runtime.loading.gguf_loading import GgufTensors, reading
+from runtime.loading.load_errors import unavailable
+from runtime.loading.load_weights import load_weights
+from runtime.loading.snapshot_writer import Weight
+from runtime.model.bars import bar_class
+from runtime.model.catalogue import ModelSpec
+from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.end_tokens import end_ids, gguf_end_ids
+from runtime.model.gguf_header import GGUFHeader, read_header
+from runtime.model.gguf_tokenizer import build_tokenizer
+from runtime.model.packing import WeightKind
+from runtime.model.progress import Progress
+from runtime.model.snapshot import Facts
+from runtime.model.tokenizer import Tokenizer
+
+_log = logging.getLogger("warmstart.load")
+
+_READING = threading.Lock()  # what is changed in libraries while a model is read, is changed for all threads
+_MAPPED_AS = {  # architectures of GGUF files that transformers has under another name
+    "gpt-oss": "gpt_oss",
+    "minimax-m2": "minimax_m2",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
+
+
+def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progress) -> tuple[Any, Tokenizer]:
+    """A model in evaluation mode on its device, and its tokenizer.
+
+    Args:
+        spec: the model.
+        path: a folder in transformers' layout, or a ``.gguf`` file.
+        device, dtype: as torch names them.
+        progress: told of it.
+
+    Raises:
+        ModelUnavailable: the files cannot be loaded, or do not hold every weight of the model.
+    """
+    with _reading(spec, progress) as tensors:
+        number = getattr(torch, dtype)
+        header = _header(path)
+        model, tokenizer = _load(spec, path, header, _config(path, header), number, progress, tensors)
+        if spec.adapter is not None:
+            for parameter in model.parameters():  # buffers keep their types, as transformers has it
+                parameter.data = parameter.data.to(number)
+        return model.to(device).eval(), tokenizer
+
+
+def serving_form(
+    spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress
+) -> tuple[Facts, Tokenizer, list[Weight]]:
+    """What a snapshot of a model is made from. Arguments as of ``read``.
+
+    Raises:
+        UnsupportedDecoder: the fast decoder does not know the model, which was then not loaded.
+        ModelUnavailable: see ``read``.
+    """
+    with _reading(spec, progress) as tensors:
+        header = _header(path)
+        config = _config(path, header)
+        decoder = DecoderConfig.from_transformers(config.to_dict())
+        # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
+        number = "auto" if header is None else torch.float32
+        model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
+        try:
+            tokenizer.to_json()
+        except Exception as error:  # the library raises nothing narrower
+            raise UnsupportedDecoder("a tokenizer that cannot be written as tokenizer.json") from error
+        if kind == "int8" and decoder.family == "llama":
+            equalize(model)
+        decoder, weights = convert(model, decoder)
+        facts = Facts(
+            source=path.name if spec.kind != "hub" else spec.location,
+            revision=path.name if spec.kind == "hub" else None,
+            architecture=type(model).__name__,
+            parameters=sum(p.numel() for p in model.parameters()),
+            kind=kind,
+            decoder=decoder,
+            end_ids=known_ids(end_ids(model.generation_config.eos_token_id, tokenizer), decoder.vocabulary),
+        )
+        return facts, tokenizer, weights
+
+
+def wrap(tokenizer: Any) -> Tokenizer:
+    """One of transformers' tokenizers, in Rust or in Python, as the engines see it."""
+    template = _default_template(tokenizer.chat_template)
+    backend = getattr(tokenizer, "backend_tokenizer", None) or _PythonBackend(tokenizer)
+    return Tokenizer(backend, template, dict(tokenizer.special_tokens_map))
+
+
+def _default_template(templates: str | Mapping[str, str] | None) -> str | None:
+    """The chat template that transformers takes for a chat without tools; None if there is none."""
+    if isinstance(templates, Mapping):
+        if "default" not in templates:
+            _log.warning(
+                "no chat template is named default, so chats are written plainly; there are %s", list(templates)
+            )
+        templates = templates.get("default")
+    if not isinstance(templates, str | None):
+        raise ValueError("a chat template is not text")
+    return templates or None
+
+
+def _processor_template(folder: Path) -> Any:
+    """The chat template of a multimodal model's processor in the older layout, ``chat_template.json``."""
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+
+
+def _source(path: Path) -> tuple[Path, dict[str, Any]]:
+    """What transformers is told of a folder or a ``.gguf`` file."""
+    always = {"local_files_only": True, "trust_remote_code": False}  # left out, a terminal is asked whether to trust
+    if path.suffix.lower() == ".gguf":
+        return path.parent, {"gguf_file": path.name, **always}
+    return path, always
+
+
+def _header(path: Path) -> GGUFHeader | None:
+    """The header of a ``.gguf`` file; None for a folder."""
+    return read_header(path) if path.suffix.lower() == ".gguf" else None
+
+
+def _config(path: Path, header: GGUFHeader | None) -> Any:
+    """A model's configuration in transformers' form, with all in it that a GGUF file says."""
+    folder, source = _source(path)
+    config = AutoConfig.from_pretrained(folder, **source)
+    if header is not None:
+        mappings: Any = GGUF_CONFIG_MAPPING
+        mapped = mappings.get(_MAPPED_AS.get(header.architecture, header.architecture), {})
+        complete(config, header, {key for key, name in mapped.items() if name is not None})
+    return config
+
+
+def _load(
+    spec: ModelSpec,
+    path: Path,
+    header: GGUFHeader | None,
+    config: Any,
+    dtype: Any,
+    progress: Progress,
+    tensors: GgufTensors,
+) -> tuple[Any, Tokenizer]:
+    """A model and its tokenizer; with an adapter the model is float32, whatever was asked for."""
+    folder, source = _source(path)
+    progress("reading tokenizer", None)
+    if header is None:
+        loaded = AutoTokenizer.from_pretrained(folder, **source)
+        if not loaded.chat_template:
+            loaded.chat_template = _processor_template(folder)
+        tokenizer = wrap(loaded)
+    else:
+        tokenizer = build_tokenizer(header.metadata)
+    progress("reading weights", None)
+    if spec.adapter is not None:
+        from runtime.loading.lora import merge, read_adapter  # peft, for those who have adapters
+
+        adapter, dtype = read_adapter(spec), torch.float32
+    model = load_weights(spec, folder, source, config, dtype, tensors)
+    if header is not None:
+        model.generation_config.eos_token_id = list(gguf_end_ids(header.metadata))
+    if spec.adapter is not None:
+        progress("merging adapter", None)
+        model = merge(model, adapter)
+    return model, tokenizer
+
+
+class _PythonBackend:
+    """A tokenizer that transformers has in Python only, behaving like one of the tokenizers library."""
+
+    decoder = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def no_truncation(self) -> None:
+        """Nothing to turn off."""
+
+    no_padding = no_truncation
+
+    def get_added_tokens_decoder(self) -> Mapping[int, Any]:
+        """See the tokenizers library."""
+        added: Mapping[int, Any] = self._tokenizer.added_tokens_decoder
+        return added
+
+    def token_to_id(self, token: str) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.convert_tokens_to_ids(token)
+
+    def id_to_token(self, token_id: int) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.convert_ids_to_tokens(token_id)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> _PythonEncoding:
+        """See the tokenizers library."""
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return _PythonEncoding(ids, text, self.get_added_tokens_decoder())
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[_PythonEncoding]:
+        """See the tokenizers library."""
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
+        """See the tokenizers library."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+
+class _PythonEncoding:
+    """Token ids, and the places of those that are added tokens, which are found in the text from left to right."""
+
+    def __init__(self, ids: list[int], text: str, added: Mapping[int, Any]) -> None:
+        self.ids = ids
+        self._places: dict[int, tuple[int, int]] = {}
+        end = 0
+        for index, token_id in enumerate(ids):
+            if token_id in added and (start := text.find(added[token_id].content, end)) >= 0:
+                end = start + len(added[token_id].content)
+                self._places[index] = start, end
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        """See the tokenizers library; None for a token that is no added one."""
+        return self._places.get(token_index)
+
+
+@contextlib.contextmanager
+def _reading(spec: ModelSpec, progress: Progress) -> Iterator[GgufTensors]:
+    """Name what goes wrong, and report what transformers does."""
+    try:
+        with _READING, reading() as tensors, _progress_of_libraries(progress):
+            yield tensors
+    except (ServiceError, UnsupportedDecoder):
+        raise
+    except Exception as error:  # the libraries raise nothing narrower
+        _log.warning("loading %s failed", spec.id, exc_info=error)
+        raise unavailable(spec, error) from error
+
+
+@contextlib.contextmanager
+def _progress_of_libraries(progress: Progress) -> Iterator[None]:
+    """Turn transformers' own bars into reports, and its chatter on stderr off."""
+    transformers_logging.set_verbosity_error()
+    previous = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: bar_class(progress, "reading weights")(*args, **kwargs)
+    )
+    original = vars(gguf_loading)["tqdm"]  # this module draws its bar without asking the hook
+    vars(gguf_loading)["tqdm"] = bar_class(progress, "converting")
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+        vars(gguf_loading)["tqdm"] = original

@@ -1,0 +1,158 @@
+"""A checkpoint's weights in a transformers model: all of them and no others, or an error that names those at fault.
+
+By itself transformers fills what a checkpoint lacks with random numbers and passes over what it does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, modeling_utils
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from runtime.errors import ModelUnavailable
+from runtime.loading.adapters import CONFIG as ADAPTER_CONFIG
+from runtime.loading.gguf_loading import GgufTensors
+from runtime.loading.load_errors import named
+from runtime.loading.model_files import missing_shards
+from runtime.model.catalogue import ModelSpec
+
+WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
+"""What DataParallel, FSDP and ``torch.compile`` put before the names of a model's tensors."""
+
+# Buffers that older versions of transformers saved and that hold no weights: causal masks and their fill value.
+_MASK = re.compile(r"(?P<module>.+\.(?:attn|attention))\.(?:bias|masked_bias)")
+
+
+def load_weights(
+    spec: ModelSpec, folder: Path, source: Mapping[str, Any], config: Any, dtype: Any, tensors: GgufTensors
+) -> Any:
+    """A model with a checkpoint's weights, in evaluation mode.
+
+    Args:
+        spec: the model, for messages.
+        folder: where the checkpoint lies.
+        source: what transformers is told of it beside the folder.
+        config: transformers' configuration of the model.
+        dtype: of the weights, as ``from_pretrained`` takes it.
+        tensors: from ``runtime.loading.gguf_loading.reading``, which must be open.
+
+    Raises:
+        ModelUnavailable: tensors are missing, left over or of other shapes than the configuration says; files are
+            missing; or it is no causal language model.
+    """
+    _check_files(spec, folder)
+    _check_class(spec, config)
+    with _conversion_errors() as unconverted:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                key_mapping={WRAPPERS: ""},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below, which transformers' own error does not do
+                **source,
+            )
+        except RuntimeError:
+            if unconverted:
+                raise _refused(spec, f"tensors for {named(unconverted)} are missing or do not fit together") from None
+            raise
+    model, info = loaded
+    if missing := info["missing_keys"]:
+        raise _refused(spec, f"{named(tensors.gguf_names(missing))} missing", _left(model, config, info, tensors))
+    if half := tensors.half_filled():
+        raise _refused(spec, f"{named(half)} missing")
+    if mismatched := info["mismatched_keys"]:
+        name, found, expected = min(mismatched)
+        others = f", and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        (name,) = tensors.gguf_names({name})
+        raise _refused(spec, f"{name} is {list(found)} where its configuration needs {list(expected)}{others}")
+    if left := _left(model, config, info, tensors):
+        raise _refused(spec, f"{type(model).__name__} has no place for {named(left)}")
+    return model
+
+
+def _check_files(spec: ModelSpec, folder: Path) -> None:
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelUnavailable(
+            f"{spec.id} has a LoRA adapter among its files ({ADAPTER_CONFIG}); move the adapter to a folder of its own "
+            "in ADAPTERS_DIR"
+        )
+    if spec.kind in ("hub", "folder") and (missing := missing_shards(folder)):
+        raise _refused(spec, f"{named(missing)} missing")
+
+
+def _check_class(spec: ModelSpec, config: Any) -> None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        name = ", ".join(config.architectures or [config.model_type])
+        raise ModelUnavailable(
+            f"{spec.id} cannot be served: transformers has no causal language model for {name}; serve a text model"
+        )
+
+
+def _refused(spec: ModelSpec, fault: str, left: set[str] | None = None) -> ModelUnavailable:
+    """The error that names the tensors at fault, and those that were found in their stead."""
+    instead = f" and {named(left)} left over" if left else ""
+    return ModelUnavailable(
+        f"{spec.id} cannot be served: its files do not hold this model ({fault}{instead}); copy or convert them again"
+    )
+
+
+def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -> set[str]:
+    """The checkpoint's tensors that the model has no place for, and that are not known to be of no use to it."""
+    left = tensors.unused | info["unexpected_keys"]
+    left -= {name for name, _ in model.named_buffers()}  # saved by an older version, computed by this one
+    left = {name for name in left if not _is_mask(model, name)}
+    if left and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        left -= _known_to_whole(config, left)
+    return left
+
+
+def _is_mask(model: Any, name: str) -> bool:
+    found = _MASK.fullmatch(name)
+    if found is None:
+        return False
+    modules = {module for module, _ in model.named_modules()}
+    return found["module"] in modules or f"{model.base_model_prefix}.{found['module']}" in modules
+
+
+def _known_to_whole(config: Any, names: set[str]) -> set[str]:
+    """Those of a text model's left-over tensors that belong to the rest of its multimodal model: towers, projectors.
+
+    Args:
+        config: of the whole model, of which only the text model is loaded.
+        names: as transformers reports them.
+    """
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config)
+    places = whole.state_dict()
+    transforms = get_model_conversion_mapping(whole)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    prefix = whole.base_model_prefix
+    return {name for name in names if rename_source_key(name, renamings, converters, prefix, places)[0] in places}
+
+
+@contextlib.contextmanager
+def _conversion_errors() -> Iterator[dict[str, str]]:
+    """Tensors that transformers could not put together from a checkpoint's: it logs their names and raises without."""
+    found: dict[str, str] = {}
+    report = vars(modeling_utils)["log_state_dict_report"]
+
+    def noted(**arguments: Any) -> None:
+        found.update(arguments["loading_info"].conversion_errors)
+        report(**arguments)
+
+    vars(modeling_utils)["log_state_dict_report"] = noted
+    try:
+        yield found
+    finally:
+        vars(modeling_utils)["log_state_dict_report"] = report

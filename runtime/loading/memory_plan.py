@@ -1,0 +1,84 @@
+"""How the models that are served share the memory there is. Asked before each load, on the load's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from runtime.device import memory_limit, select_device
+from runtime.errors import ServiceError
+from runtime.loading.footprint import Footprint, default_budget, kv_bytes, snapshot_footprint, source_footprint
+from runtime.loading.loader import fetch, serving_folder
+from runtime.loading.model_files import has_weights, locate
+from runtime.loading.precision import reference_dtype, serving_dtype, weight_kind
+from runtime.model.catalogue import ModelSpec
+from runtime.model.progress import Progress
+from runtime.settings import Settings
+
+_SAFE_SHARE = 0.9  # of a GPU's free memory; the rest is for what steps compute
+
+
+class MemoryPlan:
+    """See the module.
+
+    Args:
+        specs: all models that are served.
+        settings: all of them.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], settings: Settings) -> None:
+        self._specs = tuple(specs)
+        self._settings = settings
+
+    @cached_property
+    def budget(self) -> int:
+        """Bytes that all loaded models may take together: on a GPU of what was free there when this was first asked."""
+        if self._settings.memory_budget_bytes:
+            return self._settings.memory_budget_bytes
+        if self._device.startswith("cuda"):
+            import torch
+
+            return int(torch.cuda.mem_get_info(torch.device(self._device))[0] * _SAFE_SHARE)
+        return default_budget(memory_limit())
+
+    def need(self, spec: ModelSpec, progress: Progress) -> int:
+        """Bytes that a model will take, its part for keys and values with it. Downloads the model if it is not here.
+
+        Raises:
+            ModelUnavailable: it cannot be had.
+        """
+        fetch(spec, progress)
+        return self._footprint(spec).weights + self.kv_bytes(spec)
+
+    def kv_bytes(self, spec: ModelSpec) -> int:
+        """Bytes for a model's keys and values; ``KV_CACHE_BYTES`` if that is set."""
+        own = self._footprint(spec)
+        if self._settings.kv_cache_bytes and own.texts != 0:
+            return self._settings.kv_cache_bytes
+        return kv_bytes(self.budget, own, [self._footprint(other) for other in self._specs if other.id != spec.id])
+
+    @cached_property
+    def _device(self) -> str:
+        return select_device(self._settings.device)
+
+    def _footprint(self, spec: ModelSpec) -> Footprint:
+        """As far as it can be told now: nothing of a model that a hub would have to be asked for."""
+        pinned = spec.id in self._settings.pinned_models
+        try:
+            path = locate(spec)
+            if path is None or (path.is_dir() and not has_weights(path)):
+                return Footprint(0, pinned=pinned)
+            found = self._measured(spec, path)
+        except (OSError, ServiceError):  # which its own load will tell
+            return Footprint(0, pinned=pinned)
+        return Footprint(found.weights, found.texts, pinned)
+
+    def _measured(self, spec: ModelSpec, path: Path) -> Footprint:
+        settings, rows = self._settings, self._settings.max_batch
+        reference = reference_dtype(settings, self._device)
+        if settings.engine == "reference":
+            return Footprint(source_footprint(path, reference, reference, rows).weights, 0)
+        dtype = serving_dtype(settings, self._device)
+        folder = serving_folder(spec, path, weight_kind(dtype), settings.cache_dir)
+        return snapshot_footprint(folder, rows) or source_footprint(path, dtype, reference, rows)

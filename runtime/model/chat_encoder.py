@@ -1,0 +1,188 @@
+"""A chat's token ids: the model's own template, with every message's text kept from becoming control tokens.
+
+A template writes control tokens such as ``<|im_end|>`` around the messages. A message that contains that very text must
+reach the model as plain text, or a user could end his own turn and speak as the system. So where the tokenizer finds a
+control token that a message had part in, the prompt is cut inside it, and the pieces are encoded apart, until it finds
+none. A chat without such text has no cuts and is encoded exactly as the tokenizer would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+
+from runtime.errors import InvalidRequest
+from runtime.model.chat_template import ChatTemplate
+from runtime.model.message_text import STAND_INS, Marks
+from runtime.model.tokenizer import Encoding, Tokenizer
+from runtime.types import Message
+
+# For models that bring no chat template: readable by a base model, and documented in the README.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+_MOST_ROUNDS = 8  # of cutting; two do for every tokenizer known
+_BATCH = 1024  # pieces of a prompt
+_MOST_SHAPES = 256  # of chats whose form is remembered
+_PROBE = "7301948"  # begins the numbers that stand for messages' texts: filters leave digits alone
+_SHOWN = re.compile(rf"(?<!['\"]text['\"]: ['\"]){_PROBE}\d{{9}}")  # not where a list of parts is printed as such
+
+
+class ChatEncoder:
+    """Encodes chats for one tokenizer.
+
+    Args:
+        tokenizer: its ``chat_template`` is used; without one, ``PLAIN_TEMPLATE``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.own_template = bool(tokenizer.chat_template)
+        self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
+        self._forms: dict[str, bool] = {}
+        # Added tokens that are not control tokens are runs of white space, or words of one character: plain text.
+        self._control = {
+            i: token.content
+            for i, token in tokenizer.added_tokens.items()
+            if not token.content.isspace() and (token.special or len(token.content) > 1)
+        }
+        self._spelled = frozenset(self._control.values())
+        self._openings = frozenset(text[:2] for text in self._spelled)
+        self._lengths = sorted({len(text) for text in self._spelled})
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids up to where the assistant speaks.
+
+        Raises:
+            InvalidRequest: the template refuses these messages or would drop one, or a message spells a control token
+                in a way that cannot be told from one.
+            ModelUnavailable: the template cannot be compiled.
+        """
+        for index, message in enumerate(messages):
+            _check_unicode(message.content, f"messages.{index}.content")
+        prompt = self._template.render(messages, parts=self._reads_parts(messages))
+        # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
+        return self._ids(prompt, self._template.marks, "messages", add_special_tokens=not self.own_template)
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text by itself, with nothing added and no control token among them.
+
+        Raises:
+            InvalidRequest: it spells a control token in a way that cannot be told from one.
+        """
+        _check_unicode(text, "text")
+        marks = Marks("")
+        return self._ids(marks.mark(text), marks, "text", add_special_tokens=False)
+
+    def _reads_parts(self, messages: Sequence[Message]) -> bool:
+        """Whether the template reads the content of such messages as a list of parts rather than as a string.
+
+        Raises:
+            InvalidRequest: the template drops a message that has text.
+        """
+        shape = "".join(message.role[0].upper() if message.content.strip() else message.role[0] for message in messages)
+        if shape not in self._forms:
+            form = self._find_form(messages)
+            if len(self._forms) == _MOST_SHAPES:
+                self._forms.clear()
+            self._forms[shape] = form
+        return self._forms[shape]
+
+    def _find_form(self, messages: Sequence[Message]) -> bool:
+        """As ``_reads_parts``, by trying both."""
+        dropped = None
+        for parts in (False, True):
+            try:
+                missing = self._first_dropped(messages, parts)
+            except InvalidRequest:
+                continue  # rendering the chat itself will say why
+            if missing is None:
+                return parts
+            dropped = missing if dropped is None else dropped
+        if dropped is None:
+            return False
+        raise InvalidRequest(
+            f"the model's chat template leaves out this {messages[dropped].role} message, and its text would be lost",
+            param=f"messages.{dropped}",
+        )
+
+    def _first_dropped(self, messages: Sequence[Message], parts: bool) -> int | None:
+        """The index of the first message that is not rendered, asked with a number in place of each text.
+
+        A text itself says less: templates may change it, and drop the thoughts of earlier answers.
+        """
+        numbers = [f"{_PROBE}{i:09d}" if message.content.strip() else "" for i, message in enumerate(messages)]
+        probes = [Message(message.role, number) for message, number in zip(messages, numbers, strict=True)]
+        prompt = self._template.marks.unmark(self._template.render(probes, parts=parts))
+        shown = {"", *_SHOWN.findall(prompt)}
+        return next((index for index, number in enumerate(numbers) if number not in shown), None)
+
+    def _ids(self, prompt: str, marks: Marks, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a rendered text, with no control token that has a character of a message."""
+        text = marks.unmark(prompt)
+        cuts = set[int]()
+        for _ in range(_MOST_ROUNDS):
+            ids, found = list[int](), set[int]()
+            pieces = list(itertools.pairwise([0, *sorted(cuts), len(text)]))
+            # What the tokenizer adds to a text belongs to the first piece. The others go in batches, since other
+            # threads wait while the library takes texts over and gives encodings back.
+            for first, last in itertools.pairwise([0, *range(1, len(pieces), _BATCH), len(pieces)]):
+                batch = pieces[first:last]
+                encodings = self._tokenizer.encodings(
+                    [text[start:end] for start, end in batch], add_special_tokens=add_special_tokens and first == 0
+                )
+                for (start, _), encoding in zip(batch, encodings, strict=True):
+                    ids += encoding.ids
+                    found.update(self._cuts(prompt, marks, text, encoding, start, field))
+            if not found:
+                return tuple(ids)
+            cuts |= found
+        raise _forged(field)
+
+    def _cuts(self, prompt: str, marks: Marks, text: str, encoding: Encoding, offset: int, field: str) -> Iterator[int]:
+        """Where to cut inside the control tokens that messages had part in.
+
+        Args:
+            prompt: as rendered.
+            marks: tell whose characters its are.
+            text: the same with its true characters.
+            encoding: of a piece of the text.
+            offset: where the piece begins.
+            field: for errors.
+        """
+        first_of_message = marks.first_of_message
+        for index, token_id in enumerate(encoding.ids):
+            if token_id not in self._control or (place := encoding.token_to_chars(index)) is None:
+                continue
+            span = offset + place[0], offset + place[1]
+            if first_of_message(prompt, *span) is None:
+                continue
+            if token_id == self._tokenizer.unk_token_id and self._control[token_id] not in text[slice(*span)]:
+                continue  # stands for characters that the model has no tokens for
+            if span[1] - span[0] < 2:
+                raise _forged(field)
+            # Once this one is cut, others that overlap it could be found in its place.
+            for start, end in (span, *self._spelled_in(text, *span)):
+                first = first_of_message(prompt, start, end)
+                if first is not None:
+                    yield max(first, start + 1)
+
+    def _spelled_in(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Every control token that begins in a part of a text."""
+        for place in range(start, end):
+            if text[place : place + 2] in self._openings:
+                for length in self._lengths:
+                    if text[place : place + length] in self._spelled:
+                        yield place, place + length
+
+
+def _forged(field: str) -> InvalidRequest:
+    return InvalidRequest("contains text that reads as a control token", param=field)
+
+
+def _check_unicode(text: str, field: str) -> None:
+    if STAND_INS.search(text):
+        raise InvalidRequest("contains half a surrogate pair, which is not a character", param=field)

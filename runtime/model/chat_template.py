@@ -1,0 +1,191 @@
+"""Chats as text: Jinja templates that come with models, run in jinja2's sandbox.
+
+The environment is the one that transformers documents for chat templates, so that they render the same here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+from jinja2.exceptions import SecurityError
+
+from runtime.errors import InvalidRequest, ModelUnavailable
+from runtime.model.message_text import Marks
+from runtime.types import Message
+
+_MOST_RENDERED = 1 << 26  # characters; far beyond any context, and small enough for memory
+_HIGHEST_POWER = 1000
+_MOST_SHOWN = 300  # characters of a template's own complaint
+
+
+class ChatTemplate:
+    """A model's chat template, compiled at its first use.
+
+    Args:
+        source: in Jinja.
+        special_tokens: names for the template (``bos_token``, ``eos_token``, ...) and their text.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._source = source
+        self._special_tokens = special_tokens
+
+    @property
+    def marks(self) -> Marks:
+        """Tell messages' characters in what ``render`` returns from the template's."""
+        return self._compiled[1]
+
+    def render(self, messages: Sequence[Message], *, parts: bool = False) -> str:
+        """A chat up to where the assistant speaks, the messages' text as ``marks`` writes it.
+
+        Args:
+            messages: their text may be anything.
+            parts: whether a message's content is a list with one text part, as in OpenAI's API, or a string.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, or fails on them.
+            ModelUnavailable: it cannot be compiled.
+        """
+        template, marks = self._compiled
+        turns = []
+        for message in messages:
+            content = marks.mark(message.content)
+            turns.append({"role": message.role, "content": [{"type": "text", "text": content}] if parts else content})
+        try:
+            text = template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # a template is a program, and fails like one: TypeError, RecursionError, ...
+            reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise InvalidRequest(
+                f"the model's chat template does not take these messages: {marks.unmark(reason)[:_MOST_SHOWN]}",
+                param="messages",
+            ) from error
+        return marks.recognize(text)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[jinja2.Template, Marks]:
+        environment = _Environment()
+        try:
+            tree = environment.parse(self._source)
+            texts = (node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
+            environment.marks = Marks("".join([self._source, *texts, *map(str, self._special_tokens.values())]))
+            code = environment.compile(tree)
+        except Exception as error:  # besides jinja2's errors those of Python's compiler
+            raise ModelUnavailable(
+                f"the model's chat template cannot be compiled, so that it takes prompts, but no chats: {error}"
+            ) from error
+        template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+        return template, environment.marks
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, with what transformers adds and with texts of messages that stay recognizable."""
+
+    marks: Marks
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        self.filters["tojson"] = self._to_json
+        functions: dict[str, Callable[..., Any]] = {
+            "raise_exception": _raise,
+            "strftime_now": _now,
+            "namespace": _Namespace,
+            "dict": _Dict(),
+        }
+        self.globals.update(functions)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute; a string's methods see the true characters of messages."""
+        return super().getattr(self.marks.recognize(obj) if type(obj) is str else obj, attribute)
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what a template, a macro or a block renders, up to a limit."""
+        kept, size = [], 0
+        for piece in pieces:
+            kept.append(piece)
+            size += len(piece)
+            if size > _MOST_RENDERED:
+                raise jinja2.TemplateError(f"it renders more than {_MOST_RENDERED} characters")
+        return self.marks.join(kept)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """A product or a power, unless it takes all memory."""
+        repeated = ((text, times) for text, times in ((left, right), (right, left)) if isinstance(times, int))
+        if operator == "**":
+            huge = isinstance(right, int) and right > _HIGHEST_POWER
+        else:
+            huge = any(isinstance(text, str | list | tuple) and len(text) * n > _MOST_RENDERED for text, n in repeated)
+        if huge:
+            raise jinja2.TemplateError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def _to_json(self, value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        """JSON without the escapes for HTML that jinja2's own filter makes."""
+        text = json.dumps(value, ensure_ascii=False, **options)
+        special = "[^\0-\x7f]" if ensure_ascii else f"[{self.marks.mark(chr(34))}{self.marks.mark(chr(92))}]"
+
+        def escape(match: re.Match[str]) -> str:
+            character = self.marks.unmark(match[0])
+            return self.marks.mark(json.dumps(character, ensure_ascii=ensure_ascii)[1:-1])
+
+        return self.marks.recognize(re.sub(special, escape, text))
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks what an assistant said, for training; here it only says its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's way)
+
+    def parse(self, parser: Any) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Refuses names with an underscore in front, which could reach into the interpreter."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as in jinja2, so that "self" may be a name
+        own, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _public(name)
+        jinja2.utils.Namespace.__init__(own, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _public(name)
+        super().__setitem__(name, value)
+
+
+def _public(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(f"a chat template may not store {name!r}")
+
+
+class _Dict:
+    """``dict`` for templates, without the class's attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,289 @@
+"""The tokenizer of a GGUF file, made from the file's own metadata.
+
+Keys and their meaning are those of llama.cpp (``llama-vocab.cpp``), whose tokens these are. Where llama.cpp leaves out
+what a family's own tokenizer does, the family's own is followed: ``runtime.model.gguf_pretokenizers`` says where.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from runtime.errors import ModelUnavailable
+from runtime.model.end_tokens import END_TEXTS
+from runtime.model.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, PreTokenizer
+from runtime.model.tokenizer import Tokenizer
+
+_log = logging.getLogger("warmstart.load")
+
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_TEMPLATE_NAMES = {  # what transformers' templates call a token, and the key that holds its id
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+    "sep_token": "seperator_token_id",  # spelled so in the format
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
+
+
+_DEFAULT_IDS = {  # of tokens that a file need not name
+    "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
+    "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
+}
+
+
+class _Kind(IntEnum):
+    """The values of ``tokenizer.ggml.token_type``."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Make the tokenizer that a GGUF file describes.
+
+    Control and unknown tokens become special tokens and user-defined ones added tokens: both are found in a text before
+    anything else. Unused tokens are never found.
+
+    Args:
+        metadata: of the file, see ``runtime.model.gguf_header``.
+
+    Raises:
+        ModelUnavailable: the file describes a tokenizer that is not known here; the message names what of it.
+        ValueError: the metadata contradicts itself.
+    """
+    vocabulary = _Vocabulary(metadata)
+    build = _BUILDERS.get(vocabulary.model)
+    if build is None:
+        raise ModelUnavailable(
+            f"the GGUF file has tokenizer.ggml.model={vocabulary.model!r}, which is not supported (supported: "
+            f"{', '.join(_BUILDERS)})"
+        )
+    if len(suppressed := metadata.get("tokenizer.ggml.suppress_tokens", ())):
+        raise ModelUnavailable(f"the GGUF file has {len(suppressed)} tokenizer.ggml.suppress_tokens: not supported")
+    backend = build(vocabulary)
+    strips = _strips(metadata)
+    # All at once: each call builds the search for added tokens anew.
+    backend.add_tokens(
+        [
+            AddedToken(text, normalized=False, special=kind != _Kind.USER_DEFINED, rstrip=strips(text))
+            for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+            if kind in (_Kind.CONTROL, _Kind.UNKNOWN, _Kind.USER_DEFINED) and text
+        ]
+    )
+    _surround(backend, vocabulary)
+    names = {name: token for name, key in _TEMPLATE_NAMES.items() if (token := vocabulary.named(key)) is not None}
+    return Tokenizer(backend, metadata.get("tokenizer.chat_template"), names)
+
+
+class _Vocabulary:
+    """The tokens of a file, checked.
+
+    Raises:
+        ModelUnavailable: the file has no vocabulary.
+        ValueError: the arrays have different lengths, or two tokens have the same text.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self.metadata = metadata
+        self.model: str = self.get("model", "")
+        tokens = self.get("tokens")
+        if not isinstance(tokens, list) or not tokens:
+            raise ModelUnavailable("the GGUF file has no vocabulary (tokenizer.ggml.tokens)")
+        self.tokens: list[str] = tokens
+        kinds = self.get("token_type")
+        self.kinds: list[int] = [_Kind.NORMAL] * len(tokens) if kinds is None else kinds.tolist()
+        if len(self.kinds) < len(tokens):
+            raise ValueError("tokenizer.ggml.token_type is shorter than tokenizer.ggml.tokens")
+        # Converters have written ends of turns as plain text, which no prompt could then spell.
+        self.kinds = [
+            _Kind.CONTROL if kind == _Kind.NORMAL and text in END_TEXTS else kind
+            for text, kind in zip(tokens, self.kinds, strict=False)
+        ]
+        self.ids = {
+            text: i
+            for i, (text, kind) in enumerate(zip(tokens, self.kinds, strict=True))
+            if kind != _Kind.UNUSED and text
+        }
+        used = sum(kind != _Kind.UNUSED and bool(text) for text, kind in zip(tokens, self.kinds, strict=True))
+        if len(self.ids) < used:
+            raise ValueError("tokenizer.ggml.tokens has two tokens of the same text")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of ``tokenizer.ggml.{key}``."""
+        return self.metadata.get(f"tokenizer.ggml.{key}", default)
+
+    def scores(self) -> Any:
+        """One score per token."""
+        scores = self.get("scores")
+        if scores is None or len(scores) < len(self.tokens):
+            raise ValueError("tokenizer.ggml.scores is missing or too short")
+        return scores
+
+    def named(self, key: str) -> str | None:
+        """The text of the token whose id ``tokenizer.ggml.{key}`` holds; None if it holds none that exists."""
+        index = self.get(key, _DEFAULT_IDS.get(self.model, {}).get(key))
+        return self.tokens[index] if index is not None and index < len(self.tokens) else None
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of ``tokenizer.ggml.merges``: the second blank of a line parts them where the first begins it."""
+        lines = self.get("merges")
+        if lines is None:
+            raise ModelUnavailable("the GGUF file has no tokenizer.ggml.merges")
+        pairs = []
+        for line in lines:
+            at = line.find(" ", 1)
+            pairs.append((line[:at], line[at + 1 :]))
+        return [
+            (left, right)
+            for left, right in pairs
+            if left in self.ids and right in self.ids and left + right in self.ids
+        ]
+
+
+def _pretokenizer_name(vocabulary: _Vocabulary) -> str:
+    name: str = "gemma4" if vocabulary.model == "gemma4" else vocabulary.get("pre", "")
+    return name
+
+
+def _pretokenizer(vocabulary: _Vocabulary) -> PreTokenizer:
+    name = _pretokenizer_name(vocabulary)
+    if name in ("", "default"):
+        _log.warning(
+            "the GGUF file does not say how its tokenizer cuts texts (tokenizer.ggml.pre): llama.cpp's default is "
+            "taken, and answers may be worse than the model's; convert the model again to mend it"
+        )
+        return DEFAULT
+    if name not in PRETOKENIZERS:
+        raise ModelUnavailable(f"the GGUF file has tokenizer.ggml.pre={name!r}, which is not known")
+    return PRETOKENIZERS[name]
+
+
+def _byte_pairs(vocabulary: _Vocabulary) -> Backend:
+    """``gpt2`` and ``gemma4``: byte pair encoding with merges (arXiv:1508.07909), on bytes or on characters."""
+    rule = _pretokenizer(vocabulary)
+    splits: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    backend = Backend(
+        models.BPE(
+            vocabulary.ids,
+            vocabulary.merges(),
+            ignore_merges=rule.ignore_merges,
+            byte_fallback=not rule.byte_level,
+        )
+    )
+    steps: list[Any] = [normalizers.NFC()] if rule.nfc else []
+    if rule.byte_level:
+        splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        backend.decoder = decoders.ByteLevel()
+    else:
+        steps.append(normalizers.Replace(" ", _SPACE))
+        backend.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    return backend
+
+
+def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
+    """``llama``: SentencePiece's byte pair encoding (arXiv:1808.06226), whose merges follow from the scores."""
+    backend = Backend(
+        models.BPE(
+            vocabulary.ids,
+            _merges_by_score(vocabulary),
+            unk_token=vocabulary.named("unknown_token_id"),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    _spell_spaces(backend, vocabulary, before=[])
+    return backend
+
+
+def _unigram(vocabulary: _Vocabulary) -> Backend:
+    """``t5``: SentencePiece's unigram model (arXiv:1804.10959)."""
+    scores = vocabulary.scores().tolist()
+    normal = [s for s, kind in zip(scores, vocabulary.kinds, strict=False) if kind == _Kind.NORMAL]
+    lowest = min(normal, default=0.0)
+    pieces = []
+    for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+        if kind == _Kind.NORMAL:
+            pieces.append((text, scores[i]))
+        elif kind == _Kind.USER_DEFINED:
+            pieces.append((text, 0.0))
+        else:  # the least likely of all, and no text has it, unless it is an added token
+            pieces.append((text if vocabulary.ids.get(text) == i else f"\0{i}", lowest))
+    backend = Backend(models.Unigram(pieces, vocabulary.get("unknown_token_id", 2), byte_fallback=False))
+    charsmap = vocabulary.get("precompiled_charsmap")
+    _spell_spaces(backend, vocabulary, before=[] if charsmap is None else [normalizers.Precompiled(charsmap.tobytes())])
+    return backend
+
+
+_BUILDERS: dict[str, Callable[[_Vocabulary], Backend]] = {
+    "gpt2": _byte_pairs,
+    "llama": _sentencepiece_pairs,
+    "t5": _unigram,
+    "gemma4": _byte_pairs,
+}
+
+
+def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[Any]) -> None:
+    """Spaces as SentencePiece spells them, in both directions."""
+    steps = list(before)
+    if vocabulary.get("remove_extra_whitespaces", False):
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+    prefixed = vocabulary.get("add_space_prefix", True)
+    if prefixed:
+        steps.append(normalizers.Prepend(_SPACE))
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefixed else parts)
+
+
+def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+    """Every way to make a token of two others; what makes a token of a higher score is merged first."""
+    order = np.argsort(-np.asarray(vocabulary.scores()[: len(vocabulary.tokens)], np.float32), kind="stable")
+    kinds = vocabulary.kinds
+    known = {text for text, i in vocabulary.ids.items() if kinds[i] in (_Kind.NORMAL, _Kind.UNDEFINED)}
+    merges = []
+    for text in map(vocabulary.tokens.__getitem__, order.tolist()):
+        if text in known:
+            halves = ((text[:at], text[at:]) for at in range(1, len(text)))
+            merges += [(left, right) for left, right in halves if left in known and right in known]
+    return merges
+
+
+def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
+    """Put the first and the last token around every text where the file, or its kind, asks for them."""
+    model = vocabulary.model
+    rule = PRETOKENIZERS.get(_pretokenizer_name(vocabulary), DEFAULT)
+    before = vocabulary.get("add_bos_token", model == "llama" or (model != "t5" and rule.add_bos))
+    after = vocabulary.get("add_eos_token", model == "t5")
+    bos = vocabulary.named("bos_token_id") if before else None
+    eos = vocabulary.named("eos_token_id") if after else None
+    if bos is None and eos is None:
+        return
+    around = [token for token in (bos, "$A", eos) if token is not None]
+    backend.post_processor = processors.TemplateProcessing(
+        single=around, special_tokens=[(token, vocabulary.ids[token]) for token in {bos, eos} if token is not None]
+    )
+
+
+def _strips(metadata: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a token swallows the blanks behind it: Phi-3's do, and no key tells it, but the model's name."""
+    name = str(metadata.get("general.name", "")).lower()
+    if "phi-3" in name or "phi3" in name:
+        return lambda text: text not in ("<unk>", "<s>", "<|endoftext|>")
+    return lambda text: False

@@ -1,0 +1,184 @@
+"""A model's tokenizer without transformers, giving the same ids and texts: ids, text, and the bytes of a token."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tokenizers
+
+from runtime.errors import InvalidRequest
+
+_SHORT = 4096  # characters, which take a few milliseconds
+_SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
+
+
+class Encoding(Protocol):
+    """A text's tokens, as the tokenizers library has them."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        """Start and end of a token in the text; None for one that the text does not contain."""
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        backend: a ``tokenizers.Tokenizer``, or what behaves like one.
+        chat_template: the model's own, see ``runtime.model.chat_template``.
+        special_tokens: what templates call them (``bos_token``, ``eos_token``, ...) and their text.
+    """
+
+    def __init__(self, backend: Any, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
+        self._backend = backend
+        backend.no_truncation()
+        backend.no_padding()
+        self.chat_template = chat_template
+        self.special_tokens = special_tokens
+        self.added_tokens: Mapping[int, tokenizers.AddedToken] = backend.get_added_tokens_decoder()
+
+    @classmethod
+    def from_json(cls, text: str, chat_template: str | None, special_tokens: Mapping[str, str]) -> Tokenizer:
+        """Build one from the content of a ``tokenizer.json``.
+
+        Raises:
+            ValueError: the text is not that.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"not a tokenizer: {error}") from error
+        return cls(backend, chat_template, special_tokens)
+
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``."""
+        text: str = self._backend.to_str()
+        return text
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of ``eos_token``, if there is one."""
+        return self._special_id("eos_token")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    @functools.cached_property
+    def unk_token_id(self) -> int | None:
+        """The id that the model gives for text it has no tokens for, if there is one."""
+        model = getattr(self._backend, "model", None)
+        unknown = getattr(model, "unk_token", self.special_tokens.get("unk_token"))
+        return None if unknown is None else self._backend.token_to_id(unknown)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; control tokens written in the text count as such.
+
+        Args:
+            text: any text.
+            add_special_tokens: whether the tokenizer adds what it puts around every text (often a first token).
+        """
+        (encoding,) = self.encodings([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Tokens of several texts, with their places; arguments as of ``encode``."""
+        if sum(map(len, texts)) < _SHORT:
+            return [self._backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        # Unlike ``encode``, this lets other Python threads run meanwhile.
+        encodings: list[Encoding] = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return encodings
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt to continue, at least one: of a text without tokens, the one that begins a text or,
+        in models without such a token, the one that ends a text.
+
+        Raises:
+            InvalidRequest: the text has no tokens, and the tokenizer has neither.
+        """
+        if ids := self.encode(text):
+            return ids
+        for name in ("bos_token", "eos_token"):
+            if (start := self._special_id(name)) is not None:
+                return [start]
+        raise InvalidRequest("prompt: it has no tokens, and this model has none to begin a text with", param="prompt")
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of ids.
+
+        Bytes that are not UTF-8 become U+FFFD, one for each maximal subpart of a character (The Unicode Standard,
+        section 3.9), as byte-level decoders do it. The ``ByteFallback`` decoder by itself gives one for every byte of
+        the whole run of byte tokens, and loses the characters in it that are whole.
+        """
+        if self._byte_tokens.keys().isdisjoint(ids):
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            return text
+        shown = [i for i in ids if self.has_text(i)] if skip_special_tokens else ids
+        tokens: list[str] = []
+        for byte_run, group in itertools.groupby(shown, self._byte_tokens.__contains__):
+            if byte_run:
+                tokens += _valid(bytes(self._byte_tokens[i] for i in group))
+            else:
+                tokens += [token for i in group if (token := self._backend.id_to_token(i)) is not None]
+        text = self._backend.decoder.decode(tokens)
+        return text
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether a token is seen in a text: control tokens and unknown ids are not."""
+        added = self.added_tokens.get(token_id)
+        return self._backend.id_to_token(token_id) is not None and not (added is not None and added.special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, which may be a part of a character; nothing for an unknown id."""
+        token: str | None = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if (byte := self._byte_tokens.get(token_id)) is not None:
+            return bytes([byte])
+        if token_id in self.added_tokens:
+            return token.encode()
+        if "ByteLevel" in self._decoders:
+            signs = _byte_of_sign()
+            return bytes(signs[c] for c in token) if all(c in signs for c in token) else token.encode()
+        if _SPACE_SIGN in token and self._decoders & {"Metaspace", "Replace"}:
+            return token.replace(_SPACE_SIGN, " ").encode()
+        return self.decode([token_id]).encode()
+
+    @functools.cached_property
+    def _byte_tokens(self) -> Mapping[int, int]:
+        """The byte that each token of a ``ByteFallback`` decoder stands for, by the token's id."""
+        if "ByteFallback" not in self._decoders:
+            return {}
+        ids = {self._backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        return {token_id: byte for token_id, byte in ids.items() if token_id is not None}
+
+    @functools.cached_property
+    def _decoders(self) -> frozenset[str]:
+        """The types of the decoder's steps."""
+        if self._backend.decoder is None:
+            return frozenset()
+        state = json.loads(self._backend.decoder.__getstate__())
+        return frozenset(step["type"] for step in state.get("decoders", [state]))
+
+
+def _valid(raw: bytes) -> list[str]:
+    """Tokens for ``ByteFallback`` that give the same characters, those that are broken already replaced."""
+    tokens: list[str] = []
+    for character in raw.decode("utf-8", "replace"):
+        tokens += [character] if character == "\ufffd" else [f"<0x{byte:02X}>" for byte in character.encode()]
+    return tokens
+
+
+@functools.cache
+def _byte_of_sign() -> dict[str, int]:
+    """GPT-2's printable sign of each byte, read backwards: bytes that print stand for themselves, the others follow."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,263 @@
+"""The models this process serves: each loaded on its first use, once, off the event loop, within a memory budget.
+
+Loads run on threads of their own and are shared through ``concurrent.futures``, so that callers may come from any event
+loop: a server's one, or the short-lived ones of a function runtime that thaws the same process again and again.
+
+A request holds the stay in memory that it began on until it ends; see ``runtime.model_pool.pool``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from typing import Generic
+
+from runtime.errors import ModelLoading, ModelNotFound, ServiceError, SettingsError
+from runtime.model.catalogue import ModelSpec
+from runtime.model_pool.instance import E, Residence, Slot
+from runtime.model_pool.pool import Loader, Measure, Residents
+from runtime.types import ModelState, ModelStatus
+
+
+class Registry(Generic[E]):
+    """See the module. Implements ``handlers.context.Models``.
+
+    Args:
+        specs: the models, the default first.
+        load: loads one, on a thread of its own; raises ``ServiceError`` if it cannot.
+        measure: bytes that a model will take, asked on the same thread before it is loaded.
+        budget: bytes that all loaded models may take, asked likewise; None for no limit.
+        pinned: ids of models that stay loaded when others need the room.
+        wait_seconds: how long a call waits for a load, or for the end of the requests on a model.
+        idle_seconds: after how long an unused model is unloaded; 0 for never.
+
+    Raises:
+        SettingsError: a pinned model is not served.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        load: Loader[E],
+        *,
+        measure: Measure = lambda spec, progress: 0,
+        budget: Callable[[], int] | None = None,
+        pinned: Collection[str] = (),
+        wait_seconds: float = 120,
+        idle_seconds: float = 0,
+    ) -> None:
+        self._slots = {spec.id: Slot[E](spec, spec.id in pinned) for spec in specs}
+        for name in pinned:
+            if name not in self._slots:
+                raise SettingsError(f"PINNED_MODELS: {name!r} is not served; served: {', '.join(self._slots)}")
+        self._residents = Residents(self._slots, specs[0].id, load, measure, budget, idle_seconds)
+        self._lock = self._residents.lock
+        self._wait_seconds = wait_seconds
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is shutting down."""
+        return self._residents.draining
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that all loaded models may take; 0 before the first load, and for no limit."""
+        return self._residents.budget_bytes
+
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[E]:
+        """See ``handlers.context.Models``."""
+        while True:
+            with self._held(name) as residence:
+                try:
+                    await self._loaded(residence)
+                except ServiceError:
+                    if name is None and residence.replaced is not None and residence.spec.id != self._residents.default:
+                        continue  # it was the default for as long as its load was tried
+                    raise
+                assert residence.engine is not None  # it is held
+                yield residence.engine
+                return
+
+    def load(self, name: str) -> ModelStatus:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        with self._lock:
+            self._residents.start(slot)
+            return self._status(slot)
+
+    def preload(self) -> Future[None]:
+        """Start loading the default model; do not wait."""
+        with self._lock:
+            return self._residents.start(self._slot(None)).loaded
+
+    async def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and this generator with it
+                loop.call_soon_threadsafe(changed.set)
+
+        with self._lock:
+            slot.watchers.add(tell)
+        try:
+            shown = None
+            while True:
+                changed.clear()
+                with self._lock:
+                    status = self._status(slot)
+                seen = status.state, status.stage, status.progress, status.error
+                if seen != shown:
+                    shown = seen
+                    yield status
+                if status.state != "loading":
+                    return
+                await changed.wait()
+        finally:
+            with self._lock:
+                slot.watchers.discard(tell)
+
+    async def unload(self, name: str) -> ModelStatus:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        with self._lock:
+            if slot.current is not None:
+                self._residents.end(slot.current)
+            leaving = [stay.gone for stay in self._residents.stays if stay.spec is slot.spec and stay.leaving]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_seconds):
+                for gone in leaving:
+                    await asyncio.shield(asyncio.wrap_future(gone))
+        with self._lock:
+            return self._status(slot)
+
+    async def set_default(self, name: str) -> ModelStatus:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        with self._held(name, successor=True) as residence:
+            try:
+                await self._loaded(residence)
+            finally:
+                residence.successor = False
+            with self._lock:
+                self._residents.default = slot.spec.id
+        with self._lock:
+            return self._status(slot)
+
+    def status(self) -> list[ModelStatus]:
+        """See ``handlers.context.Models``."""
+        with self._lock:
+            return sorted(map(self._status, self._slots.values()), key=lambda status: not status.default)
+
+    def find(self, name: str) -> ModelStatus:
+        """See ``handlers.context.Models``."""
+        slot = self._slot(name)
+        with self._lock:
+            return self._status(slot)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the default model is loaded, its worker beats, and the service is not draining."""
+        engine = self._default_engine()
+        return not self.draining and engine is not None and engine.beating
+
+    @property
+    def alive(self) -> bool:
+        """See ``handlers.context.Models``."""
+        engine = self._default_engine()
+        return self.draining or engine is None or engine.alive
+
+    def close(self, grace: float = 0) -> None:
+        """Unload everything; requests that still run after ``grace`` seconds end with ``Draining``.
+
+        Loads under way are abandoned with their daemon threads.
+        """
+        self._residents.close(grace)
+
+    def _default_engine(self) -> E | None:
+        current = self._slots[self._residents.default].current
+        return None if current is None else current.engine
+
+    def _slot(self, name: str | None) -> Slot[E]:
+        slot = self._slots.get(self._residents.default if name is None else name)
+        if slot is None:
+            raise ModelNotFound(f"no model {name!r} here; served: {', '.join(self._slots)}", param="model")
+        return slot
+
+    @contextmanager
+    def _held(self, name: str | None, *, successor: bool = False) -> Iterator[Residence[E]]:
+        """Hold a model's present stay, or a new one: it does not end inside the block."""
+        with self._lock:
+            slot = self._slot(name)
+            engine = None if slot.current is None else slot.current.engine
+            # The default model's death is told by /livez, and the process is replaced; another's is mended here.
+            dead = engine is not None and not engine.alive and not self.draining
+            if slot.current is not None and dead and slot.spec.id != self._residents.default:
+                self._residents.end(slot.current)
+            residence = self._residents.start(slot)
+            residence.holders += 1
+            residence.successor = residence.successor or successor
+            slot.last_used = time.time()
+        try:
+            yield residence
+        finally:
+            with self._lock:
+                residence.holders -= 1
+                residence.used, slot.last_used = time.monotonic(), time.time()
+                if residence.leaving and not residence.holders:
+                    self._lock.notify_all()
+
+    async def _loaded(self, residence: Residence[E]) -> None:
+        if residence.loaded.done():
+            return residence.loaded.result()
+        try:
+            # Shielded: a caller that gives up must not cancel the load that the others wait for.
+            async with asyncio.timeout(self._wait_seconds):
+                await asyncio.shield(asyncio.wrap_future(residence.loaded))
+        except TimeoutError:
+            raise ModelLoading(
+                f"{residence.spec.id} is still loading after {self._wait_seconds:g} s (MODEL_WAIT_SECONDS)",
+                retry_after=5,
+            ) from None
+
+    def _status(self, slot: Slot[E]) -> ModelStatus:
+        """A model's status; the lock is held."""
+        stays = [stay for stay in self._residents.stays if stay.spec is slot.spec]
+        engine = None if slot.current is None else slot.current.engine
+        error, state = slot.error, _state(slot, bool(stays))
+        if engine is not None and not engine.alive:
+            error, state = "its worker died too often and stays down", "failed"
+        return ModelStatus(
+            id=slot.spec.id,
+            source=slot.spec.kind,
+            state=state,
+            default=slot.spec.id == self._residents.default,
+            created=slot.created,
+            stage=slot.stage,
+            progress=slot.progress,
+            error=error,
+            info=None if engine is None else engine.info,
+            pinned=slot.pinned,
+            memory_bytes=sum(stay.engine.memory_bytes for stay in stays if stay.engine is not None),
+            reserved_bytes=slot.bytes,
+            last_used=slot.last_used,
+            running=sum(stay.holders for stay in stays),
+            loads=slot.loads,
+            load_failures=slot.load_failures,
+            unloads=slot.unloads,
+            evictions=slot.evictions,
+        )
+
+
+def _state(slot: Slot[E], resident: bool) -> ModelState:
+    if slot.current is not None:
+        return "loading" if slot.current.engine is None else "ready"
+    if resident:
+        return "draining"
+    return "failed" if slot.error else "unloaded"

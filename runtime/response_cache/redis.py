@@ -1,0 +1,181 @@
+"""Kept answers in Redis, which replicas share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from runtime.errors import SettingsError
+from runtime.response_cache.store import OVERHEAD, Size, StoreFailed, Tally, cost
+
+PREFIX = "{warmstart:answers:1}"
+"""How the names of its keys begin. The number is the format's; the braces keep them on one node of a cluster."""
+
+_TIMEOUT_SECONDS = 0.25
+_PARTS = ("values", "models", "created", "used", "state")
+
+# Values and models are hashes by key, created and used sorted sets (Unix time; a number that grows with every use), and
+# state holds the sum of bytes and the last of those numbers. A script runs as one step (Redis's "Scripting with Lua").
+# Should Redis itself evict one of the five, the entries that miss a part go as they are met.
+_COMMON = f"""
+local values, models, created, used, state = unpack(KEYS)
+local function drop(key)
+  if redis.call('HEXISTS', values, key) == 1 then
+    redis.call('HINCRBY', state, 'bytes', -redis.call('HSTRLEN', values, key) - {OVERHEAD})
+  end
+  redis.call('HDEL', values, key)
+  redis.call('HDEL', models, key)
+  redis.call('ZREM', created, key)
+  redis.call('ZREM', used, key)
+end
+local function expire(oldest)
+  local gone = redis.call('ZRANGEBYSCORE', created, '-inf', oldest)
+  for _, key in ipairs(gone) do drop(key) end
+  return #gone
+end
+local function touch(key)
+  redis.call('ZADD', used, redis.call('HINCRBY', state, 'uses', 1), key)
+end
+"""
+_GET = (
+    _COMMON
+    + """
+local key, oldest = ARGV[1], tonumber(ARGV[2])
+local since = redis.call('ZSCORE', created, key)
+if not since or tonumber(since) <= oldest then return false end
+local value = redis.call('HGET', values, key)
+if value then touch(key) else drop(key) end
+return value
+"""
+)
+_PUT = (
+    _COMMON
+    + f"""
+local key, model, value, now, ttl, limit = unpack(ARGV)
+local expired = expire(tonumber(now) - tonumber(ttl))
+local evicted = 0
+drop(key)
+redis.call('HSET', values, key, value)
+redis.call('HSET', models, key, model)
+redis.call('ZADD', created, now, key)
+touch(key)
+local bytes = redis.call('HINCRBY', state, 'bytes', #value + {OVERHEAD})
+while bytes > tonumber(limit) and redis.call('ZCARD', used) > 1 do
+  drop(redis.call('ZRANGE', used, 0, 0)[1])
+  evicted = evicted + 1
+  bytes = tonumber(redis.call('HGET', state, 'bytes'))
+end
+if redis.call('ZCARD', used) == 1 then redis.call('HSET', state, 'bytes', #value + {OVERHEAD}) end
+for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, math.ceil(tonumber(ttl) * 1000)) end
+return {{expired, evicted}}
+"""
+)
+_REMOVE = (
+    _COMMON
+    + """
+local prefix, any, model = ARGV[1], ARGV[2] == '1', ARGV[3]
+local gone = 0
+for _, key in ipairs(redis.call('HKEYS', values)) do
+  if key:sub(1, #prefix) == prefix and (any or redis.call('HGET', models, key) == model) then
+    drop(key)
+    gone = gone + 1
+  end
+end
+return gone
+"""
+)
+_SIZE = (
+    _COMMON
+    + """
+local expired = expire(ARGV[1])
+return {expired, redis.call('HLEN', values), tonumber(redis.call('HGET', state, 'bytes') or 0)}
+"""
+)
+
+
+class RedisStore:
+    """See ``runtime.response_cache.store.Store``. All of it goes from Redis once nothing was put for as long as entries are good.
+
+    Args:
+        url: as the ``redis`` client takes it.
+        limit_bytes: what all entries may cost together.
+        ttl_seconds: how long an entry is good for.
+        clock: Unix time in seconds; replicas should agree on it.
+        prefix: of the names in Redis.
+
+    Raises:
+        SettingsError: the URL is not one.
+    """
+
+    name = "redis"
+    blocking = True
+
+    def __init__(
+        self, url: str, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float], prefix: str = PREFIX
+    ) -> None:
+        self.tally = Tally()
+        self._limit = limit_bytes
+        self._ttl = ttl_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys = [f"{prefix}:{part}" for part in _PARTS]
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_timeout=_TIMEOUT_SECONDS,
+                socket_connect_timeout=_TIMEOUT_SECONDS,
+                # Once more where Redis has closed an idle connection, at once; never after a timeout.
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            )
+        except ValueError as error:
+            raise SettingsError(f"REDIS_URL: {error}") from None
+        self._scripts = {text: self._client.register_script(text) for text in (_GET, _PUT, _REMOVE, _SIZE)}
+
+    def get(self, key: str) -> bytes | None:
+        """See ``Store``."""
+        value: bytes | None = self._do(_GET, key, self._clock() - self._ttl)
+        return value
+
+    def put(self, key: str, model: str, value: bytes) -> None:
+        """See ``Store``."""
+        if cost(value) > self._limit:
+            return
+        expired, evicted = self._do(_PUT, key, model, value, self._clock(), self._ttl, self._limit)
+        with self._lock:
+            self.tally.expired += expired
+            self.tally.evictions += evicted
+
+    def remove(self, *, model: str | None = None, prefix: str = "") -> int:
+        """See ``Store``."""
+        return int(self._do(_REMOVE, prefix, int(model is None), model or ""))
+
+    def size(self) -> Size:
+        """See ``Store``."""
+        expired, entries, held = self._do(_SIZE, self._clock() - self._ttl)
+        with self._lock:
+            self.tally.expired += expired
+        return Size(entries, held)
+
+    def close(self) -> None:
+        """See ``Store``."""
+        self._client.close()
+
+    def _do(self, script: str, *values: Any) -> Any:
+        try:
+            try:
+                return self._scripts[script](keys=self._keys, args=values)
+            except redis.ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                # Somebody has put another kind of thing in the place of one of the five.
+                self._client.unlink(*self._keys)
+                with self._lock:
+                    self.tally.damaged += 1
+                return self._scripts[script](keys=self._keys, args=values)
+        except (redis.RedisError, OSError) as error:
+            raise StoreFailed(f"Redis: {error}") from error

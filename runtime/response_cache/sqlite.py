@@ -1,0 +1,134 @@
+"""Kept answers in an SQLite file: they survive restarts, and processes of one machine share them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.response_cache.store import OVERHEAD, Size, StoreFailed, Tally, cost
+from runtime.storage.sqlite import SqliteFile
+
+T = TypeVar("T")
+
+_BUSY_SECONDS = 0.5
+_FORMAT = 1
+# Triggers keep the sums, so that no crash can part them from the rows.
+_SCHEMA = (
+    """CREATE TABLE answers (
+        key TEXT PRIMARY KEY, model TEXT NOT NULL, value BLOB NOT NULL, created REAL NOT NULL, used INTEGER NOT NULL
+    )""",
+    "CREATE INDEX by_age ON answers (created)",
+    "CREATE INDEX by_use ON answers (used)",
+    "CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    f"""CREATE TRIGGER added AFTER INSERT ON answers BEGIN
+        UPDATE totals SET entries = entries + 1, bytes = bytes + length(new.value) + {OVERHEAD};
+    END""",  # noqa: S608 - a number of ours
+    f"""CREATE TRIGGER dropped AFTER DELETE ON answers BEGIN
+        UPDATE totals SET entries = entries - 1, bytes = bytes - length(old.value) - {OVERHEAD};
+    END""",  # noqa: S608
+    f"PRAGMA user_version = {_FORMAT}",
+)
+
+
+class SqliteStore:
+    """See ``runtime.response_cache.store.Store``. A file that is damaged is removed and begun anew.
+
+    Args:
+        path: the file; it is made on first use, for its owner's eyes only.
+        limit_bytes: what all entries may cost together; the file holds some more.
+        ttl_seconds: how long an entry is good for.
+        clock: Unix time in seconds.
+    """
+
+    name = "sqlite"
+    blocking = True
+
+    def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
+        self.tally = Tally()
+        self._file = SqliteFile(path, _SCHEMA, _FORMAT, _BUSY_SECONDS)
+        self._limit = limit_bytes
+        self._ttl = ttl_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes | None:
+        """See ``Store``."""
+
+        def work(database: sqlite3.Connection) -> bytes | None:
+            row = database.execute(
+                "SELECT value, used < (SELECT max(used) FROM answers) FROM answers WHERE key = ? AND created > ?",
+                (key, self._clock() - self._ttl),
+            ).fetchone()
+            if row is None:
+                return None
+            if row[1]:
+                database.execute("UPDATE answers SET used = (SELECT max(used) FROM answers) + 1 WHERE key = ?", (key,))
+            return bytes(row[0])
+
+        return self._do(work)
+
+    def put(self, key: str, model: str, value: bytes) -> None:
+        """See ``Store``."""
+        if cost(value) > self._limit:
+            return
+
+        def work(database: sqlite3.Connection) -> tuple[int, int]:
+            database.execute("BEGIN IMMEDIATE")
+            expired, evicted = self._expire(database), 0
+            database.execute("DELETE FROM answers WHERE key = ?", (key,))
+            database.execute(
+                "INSERT INTO answers SELECT ?, ?, ?, ?, coalesce(max(used), 0) + 1 FROM answers",
+                (key, model, value, self._clock()),
+            )
+            while database.execute("SELECT bytes > ? FROM totals", (self._limit,)).fetchone()[0]:
+                database.execute("DELETE FROM answers WHERE key = (SELECT key FROM answers ORDER BY used LIMIT 1)")
+                evicted += 1
+            database.execute("COMMIT")
+            return expired, evicted
+
+        expired, evicted = self._do(work)
+        with self._lock:
+            self.tally.expired += expired
+            self.tally.evictions += evicted
+
+    def remove(self, *, model: str | None = None, prefix: str = "") -> int:
+        """See ``Store``."""
+        # "g" comes after every hexadecimal digit.
+        which = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
+        values = (prefix, prefix + "g") + (() if model is None else (model,))
+        statement = f"DELETE FROM answers WHERE {which}"  # noqa: S608 - of the two lines above
+        return self._do(lambda database: database.execute(statement, values).rowcount)
+
+    def size(self) -> Size:
+        """See ``Store``."""
+
+        def work(database: sqlite3.Connection) -> tuple[int, Size]:
+            expired = self._expire(database)
+            return expired, Size(*database.execute("SELECT entries, bytes FROM totals").fetchone())
+
+        expired, size = self._do(work)
+        with self._lock:
+            self.tally.expired += expired
+        return size
+
+    def close(self) -> None:
+        """See ``Store``."""
+        self._file.close()
+
+    def _expire(self, database: sqlite3.Connection) -> int:
+        oldest = (self._clock() - self._ttl,)
+        if database.execute("SELECT 1 FROM answers WHERE created <= ? LIMIT 1", oldest).fetchone() is None:
+            return 0  # a DELETE would wait for other writers, if only to find nothing
+        return database.execute("DELETE FROM answers WHERE created <= ?", oldest).rowcount
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._file.do(work)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(f"{self._file.path.name}: {error}") from error
+        finally:
+            self.tally.damaged = self._file.damaged

@@ -1,0 +1,1 @@
+"""Files, SQLite and Redis as other packages use them."""

@@ -1,0 +1,154 @@
+"""Metric families of what is read when it is shown: tokens, models, memory, the response cache.
+
+Names and units as in ``runtime.telemetry.metrics``. Nothing here keeps anything: labels are those of the models served now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import get_args
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
+
+from runtime.telemetry.rolling_stats import GAP_BOUNDS, Figures
+from runtime.types import CacheStats, Memory, ModelState, ModelStatus
+
+OPENMETRICS = "application/openmetrics-text"
+_TEXT = "text/plain"
+_QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
+_LABEL = "model_name"
+_STATES: tuple[ModelState, ...] = get_args(ModelState)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the service is at one moment.
+
+    Args:
+        models: every served model's state.
+        ready: whether requests will be answered.
+        memory: of the process and its container.
+        cache: what the response cache holds and has done.
+    """
+
+    models: list[ModelStatus]
+    ready: bool
+    memory: Memory
+    cache: CacheStats
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether a scraper is to get OpenMetrics rather than Prometheus' text format (RFC 9110 section 12.5.1).
+
+    That of the higher weight is taken. Of equal ones it is OpenMetrics if it is named, else the text format, which
+    everything reads; so it is, too, if neither is acceptable. A range whose weight is malformed does not count.
+
+    Args:
+        accept: the ``Accept`` header; versions in it are of no effect.
+    """
+    weights: dict[str, float] = {}  # media range -> the highest weight it is given
+    for element in accept.lower().split(","):
+        media_range, *parameters = (part.strip() for part in element.split(";"))
+        weight = next((value.strip() for name, _, value in (p.partition("=") for p in parameters) if name == "q"), "1")
+        if _QVALUE.fullmatch(weight):
+            weights[media_range] = max(float(weight), weights.get(media_range, 0.0))
+
+    def weight_of(media_type: str) -> float:
+        """By the most specific range that holds it."""
+        ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
+        return next((weights[found] for found in ranges if found in weights), 0.0)
+
+    openmetrics, text = weight_of(OPENMETRICS), weight_of(_TEXT)
+    return openmetrics > text or (openmetrics == text > 0 and OPENMETRICS in weights)
+
+
+def figure_families(figures: Mapping[str, Figures]) -> list[Metric]:
+    """What ``runtime.telemetry.rolling_stats`` keeps, of each model by name."""
+
+    def gauge(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"warmstart:{name}", text, labels=[_LABEL])
+
+    def counter(name: str, text: str) -> CounterMetricFamily:
+        return CounterMetricFamily(f"warmstart:{name}", text, labels=[_LABEL])
+
+    shown = (
+        ("running", gauge("num_requests_running", "Requests in the batch.")),
+        ("waiting", gauge("num_requests_waiting", "Requests that wait for a place in the batch.")),
+        ("queued", gauge("num_queued_requests_waiting", "Requests that came as events and wait, likewise.")),
+        ("kv_usage", gauge("kv_cache_usage_perc", "Share of the KV cache that running requests hold (0 to 1).")),
+        ("prompt_tokens", counter("prompt_tokens", "Prompt tokens of requests that gave a first token.")),
+        ("prompt_tokens", counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")),
+        ("cached_tokens", counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")),
+        ("generated_tokens", counter("generation_tokens", "Tokens handed out.")),
+        ("cancelled", counter("request_cancelled", "Requests whose caller went away.")),
+    )
+    gaps = HistogramMetricFamily("warmstart:inter_token_latency_seconds", "One token to the next.", labels=[_LABEL])
+    bounds = [*map(floatToGoString, GAP_BOUNDS), "+Inf"]
+    for name, model in figures.items():
+        now = model.read()
+        for field, family in shown:
+            family.add_metric([name], getattr(now, field))
+        counts, seconds = model.gaps()
+        gaps.add_metric([name], list(zip(bounds, accumulate(counts), strict=True)), seconds)
+    return [*(family for _, family in shown), gaps]
+
+
+def service_families(service: Service) -> Iterator[Metric]:
+    """The states of the models, memory, and the response cache."""
+    yield GaugeMetricFamily("warmstart:ready", "1 when requests will be answered.", float(service.ready))
+    yield from _models(service.models)
+    yield from _memory(service.memory)
+    yield from _cache(service.cache)
+
+
+def _models(models: list[ModelStatus]) -> Iterator[Metric]:
+    state = GaugeMetricFamily("warmstart:model_state", "1 for the state it is in.", labels=[_LABEL, "state"])
+    default = GaugeMetricFamily("warmstart:model_default", "1 for the default model.", labels=[_LABEL])
+    held = GaugeMetricFamily("warmstart:model_memory_bytes", "What the model holds now.", labels=[_LABEL])
+    leases = GaugeMetricFamily("warmstart:model_leases", "Requests that hold the model now.", labels=[_LABEL])
+    events = {
+        "loads": CounterMetricFamily("warmstart:model_loads", "Loads that succeeded.", labels=[_LABEL]),
+        "load_failures": CounterMetricFamily("warmstart:model_load_failures", "Loads that failed.", labels=[_LABEL]),
+        "unloads": CounterMetricFamily("warmstart:model_unloads", "Unloads, evictions among them.", labels=[_LABEL]),
+        "evictions": CounterMetricFamily("warmstart:model_evictions", "Unloads to make room.", labels=[_LABEL]),
+    }
+    for model in models:
+        for possible in _STATES:
+            state.add_metric([model.id, possible], float(model.state == possible))
+        default.add_metric([model.id], float(model.default))
+        held.add_metric([model.id], model.memory_bytes)
+        leases.add_metric([model.id], model.running)
+        for name, family in events.items():
+            family.add_metric([model.id], getattr(model, name))
+    yield from (state, default, held, leases, *events.values())
+
+
+def _memory(memory: Memory) -> Iterator[Metric]:
+    yield GaugeMetricFamily("warmstart:memory_process_bytes", "Resident memory.", memory.process_bytes)
+    yield GaugeMetricFamily("warmstart:memory_limit_bytes", "What the container may use.", memory.limit_bytes)
+    yield GaugeMetricFamily("warmstart:memory_budget_bytes", "What all models may hold.", memory.budget_bytes)
+
+
+def _cache(cache: CacheStats) -> Iterator[Metric]:
+    for name, text, number in (
+        ("hits", "Requests answered from the store.", cache.hits),
+        ("shared", "Requests that joined an identical one under way.", cache.shared),
+        ("misses", "Requests that could have been answered from it and were computed.", cache.misses),
+        ("bypassed", "Requests that are not answered from it.", cache.bypassed),
+        ("evictions", "Answers dropped for want of room.", cache.evictions),
+        ("expired", "Answers dropped for their age.", cache.expired),
+        ("errors", "Times the store failed.", cache.errors),
+        ("saved_tokens", "Tokens that did not have to be computed.", cache.saved_tokens),
+        ("saved_seconds", "Seconds that computing them had taken the first time.", cache.saved_seconds),
+    ):
+        yield CounterMetricFamily(f"warmstart:response_cache_{name}", text, number)
+    for name, text, number in (
+        ("entries", "Answers kept.", cache.entries),
+        ("bytes", "Bytes of the answers kept.", cache.bytes),
+        ("limit_bytes", "Most bytes of answers.", cache.limit_bytes),
+    ):
+        yield GaugeMetricFamily(f"warmstart:response_cache_{name}", text, number)

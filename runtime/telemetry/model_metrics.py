@@ -1,0 +1,123 @@
+"""The course of one request, as the metrics, the figures and the trace are told it. Times are monotonic seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.telemetry.tracing import Course, current_trace
+from runtime.types import FinishReason
+
+if TYPE_CHECKING:
+    from runtime.telemetry.metrics import ModelMetrics
+
+
+class RequestRecord:
+    """One request, token by token. Whichever engine runs it, its stream tells it here.
+
+    Args:
+        metrics: of its model.
+        model: its name.
+        sequences: how many the request has.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_cached",
+        "_ended",
+        "_first",
+        "_firsts",
+        "_last",
+        "_left",
+        "_metrics",
+        "_model",
+        "_prompt",
+        "_started",
+        "_tokens",
+        "_trace",
+    )
+
+    def __init__(self, metrics: ModelMetrics, model: str, sequences: int) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._trace = current_trace.get()
+        self._arrived = metrics.clock()
+        self._started = self._first = 0.0
+        self._firsts = 0.0  # the sum of the moments at which sequences got their first token
+        self._last = [0.0] * sequences  # when each sequence got its last token
+        self._left = sequences
+        self._prompt = self._cached = self._tokens = 0
+        self._ended = False
+
+    def prompt(self, tokens: int, cached: int) -> None:
+        """A prompt gave its first token; so many of its tokens, looked up all, were in the prefix cache."""
+        self._prompt += tokens
+        self._cached += cached
+        self._metrics.figures.prompt(tokens, cached)
+
+    def token(self, sequence: int, now: float, started: float, reason: FinishReason | None) -> None:
+        """A sequence got a token.
+
+        Args:
+            sequence: its number within the request.
+            now: when the token was there.
+            started: when the request's first step began.
+            reason: set on the sequence's last token.
+        """
+        metrics, last = self._metrics, self._last[sequence]
+        self._tokens += 1
+        if last:
+            metrics.figures.token(now, now - last)
+        else:
+            metrics.figures.token(now, None)
+            self._firsts += now
+            if not self._first:
+                self._started, self._first = started, now
+                metrics.first_token.observe(now - self._arrived)
+                metrics.figures.first_token(now - self._arrived)
+        self._last[sequence] = now
+        if reason is not None:
+            metrics.success[reason].inc()
+            self._left -= 1
+            if not self._left:
+                self._finish(now)
+
+    def failed(self, code: str) -> None:
+        """It ended with an error."""
+        self._ended = True
+        self._metrics.failed(code)
+
+    def closed(self, started: float) -> None:
+        """Nobody reads it any more: if it has not ended, its caller went away.
+
+        Args:
+            started: when its first step began, 0 if it had none.
+        """
+        metrics = self._metrics
+        if not self._ended:
+            metrics.figures.ended("cancelled")
+        begun = sum(1 for last in self._last if last)
+        if self._tokens > begun:
+            metrics.figures.pace((sum(self._last) - self._firsts) / (self._tokens - begun))
+        if self._trace is not None:
+            self._trace.generated(
+                Course(
+                    model=self._model,
+                    arrived=self._arrived,
+                    started=started,
+                    first=self._first,
+                    last=max(self._last),
+                    ended=metrics.clock(),
+                    prompt_tokens=self._prompt,
+                    cached_tokens=self._cached,
+                    tokens=self._tokens,
+                )
+            )
+
+    def _finish(self, now: float) -> None:
+        self._ended = True
+        metrics = self._metrics
+        metrics.figures.ended("finished")
+        metrics.whole.observe(now - self._arrived)
+        metrics.queue.observe(self._started - self._arrived)
+        metrics.prefill.observe(self._first - self._started)
+        metrics.decode.observe(now - self._first)

@@ -1,0 +1,233 @@
+"""OpenTelemetry traces: a span for each request, and beneath it the engine's own times: queue, prefill, decode.
+
+Attributes follow the semantic conventions for generative AI; texts never go into spans. A thread sends spans over
+OTLP/HTTP to where the SDK's own ``OTEL_*`` variables say. opentelemetry is imported only once tracing starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import SettingsError
+from runtime.telemetry.logging import request_facts
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+# The caller's W3C headers (traceparent, tracestate), set by whoever received a valid traceparent.
+caller_trace: ContextVar[Mapping[str, str] | None] = ContextVar("caller_trace", default=None)
+# What the request being served is traced in; None if it is not.
+current_trace: ContextVar[RequestTrace | None] = ContextVar("current_trace", default=None)
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+
+_FLUSH_SECONDS = 5.0
+_QUIET_SECONDS = 60.0
+_EXPORT_LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How one generation went. Times are monotonic seconds, 0 for what never came.
+
+    Args:
+        model: its id.
+        arrived: when it was asked for.
+        started: when its first step began.
+        first: when its first token was there, and ``last`` its last.
+        ended: when nobody read it any more.
+        prompt_tokens: of prompts that gave a first token; ``cached_tokens`` of them were in the prefix cache.
+        tokens: generated.
+    """
+
+    model: str
+    arrived: float
+    started: float
+    first: float
+    last: float
+    ended: float
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+
+
+def parse_traceparent(value: str) -> tuple[str, str] | None:
+    """(trace id, parent id), or None if it is not valid (W3C Trace Context section 3.2: then it is ignored).
+
+    Version 00 has exactly four fields; a higher version may have more.
+    """
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None or (value.startswith("00") and len(value) != 55):
+        return None
+    return match.group(1), match.group(2)
+
+
+def start_tracing(version: str) -> Tracing:
+    """Trace from now on, and send the spans away.
+
+    Args:
+        version: of the service.
+
+    Raises:
+        SettingsError: opentelemetry is not installed, or one of its variables is wrong.
+    """
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return Tracing(OTLPSpanExporter(), version)
+    except ImportError:
+        raise SettingsError("TRACING: OpenTelemetry is not installed; run: pip install 'warmstart[otel]'") from None
+    except ValueError as error:
+        raise SettingsError(f"TRACING: OpenTelemetry does not start: {error}") from None
+
+
+class Tracing:
+    """Makes spans of requests. Implements ``handlers.context.Tracing``.
+
+    Args:
+        exporter: where ended spans go, in batches, from a thread.
+        version: of the service.
+    """
+
+    def __init__(self, exporter: SpanExporter, version: str) -> None:
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        self._provider: TracerProvider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("warmstart", version)
+        self._quiet = _Rarely()
+        for name in _EXPORT_LOGS:
+            logging.getLogger(name).addFilter(self._quiet)
+        atexit.register(self.close)
+
+    def request(self, operation: str) -> RequestTrace:
+        """Begin a request's span, beneath the caller's if it sent one. Log lines of the request get its trace id."""
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = caller_trace.get()
+        parent = None if carrier is None else TraceContextTextMapPropagator().extract(carrier)
+        span = self._tracer.start_span(operation, context=parent, kind=SpanKind.SERVER)
+        facts = request_facts.get()
+        if facts is not None:
+            facts.setdefault("trace_id", f"{span.get_span_context().trace_id:032x}")
+            span.set_attribute("warmstart.request_id", str(facts["request_id"]))
+        return RequestTrace(self._tracer, span)
+
+    def close(self) -> None:
+        """Send what is left, for a few seconds at most; what comes later is dropped."""
+        atexit.unregister(self.close)
+        # On a thread, because the SDK waits far longer for a collector that does not answer.
+        thread = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
+        thread.start()
+        thread.join(_FLUSH_SECONDS)
+        if not thread.is_alive():  # else it still has something to say
+            for name in _EXPORT_LOGS:
+                logging.getLogger(name).removeFilter(self._quiet)
+
+
+class RequestTrace:
+    """One request's span. Implements ``handlers.context.Trace``.
+
+    Args:
+        tracer: makes the spans beneath it.
+        span: it.
+    """
+
+    def __init__(self, tracer: Any, span: Any) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._sampled = span.is_recording()
+        self._epoch = time.time() - time.monotonic()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Generations that begin inside the block belong to this request."""
+        token = current_trace.set(self)
+        try:
+            yield
+        finally:
+            current_trace.reset(token)
+
+    def set(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes; those that are None are left out."""
+        if self._sampled:
+            self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def generated(self, course: Course) -> None:
+        """A generation is over: its spans, as far as it came."""
+        if not self._sampled:
+            return
+        model = {"gen_ai.response.model": course.model}
+        self._child("queue", course.arrived, course.started or course.ended, model)
+        if course.started:
+            read = {
+                "gen_ai.usage.input_tokens": course.prompt_tokens,
+                "gen_ai.usage.cache_read.input_tokens": course.cached_tokens,
+            }
+            self._child("prefill", course.started, course.first or course.ended, model | read)
+        if course.first:
+            self._child("decode", course.first, course.last, model | {"gen_ai.usage.output_tokens": course.tokens})
+
+    def end(self, name: str, error: str | None = None, *, failed: bool = False) -> None:
+        """End it.
+
+        Args:
+            name: of the span; only from a bounded set, so never anything that a caller wrote.
+            error: the code of what went wrong, if anything did.
+            failed: whether that is the service's fault.
+        """
+        from opentelemetry.trace import StatusCode
+
+        self._span.update_name(name)
+        if error is not None:
+            self._span.set_attribute("error.type", error)
+        if failed:
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()
+
+    def _child(self, name: str, start: float, end: float, attributes: Mapping[str, Any]) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        parent = set_span_in_context(self._span)
+        child = self._tracer.start_span(name, context=parent, attributes=attributes, start_time=self._wall(start))
+        child.end(self._wall(end))
+
+    def _wall(self, moment: float) -> int:
+        """Nanoseconds of the wall clock."""
+        return int((moment + self._epoch) * 1e9)
+
+
+class _Rarely(logging.Filter):
+    """Lets one record a minute pass: a collector that is away is told of, and fills no log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created < self._next:
+            return False
+        self._next = record.created + _QUIET_SECONDS
+        return True
+
+
+def _resource(version: str) -> Any:
+    """What is traced: ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` go before the service's own name."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+
+    found = Resource.create({SERVICE_VERSION: version})
+    if str(found.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return found.merge(Resource({SERVICE_NAME: "warmstart"}))
+    return found

@@ -1,0 +1,200 @@
+"""The pages of docs/, run as they are printed but for the brokers' addresses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from loadtests.service import free_port, running_service
+from tests.support.kafka_broker import mock_kafka
+from tests.support.models import ROOT
+from tests.support.nats_server import own_nats_server
+from tests.support.rabbitmq_server import own_rabbitmq
+from tests.support.redis_server import OwnRedis
+
+ANSWER = '"text": "The capital of France is'
+WRONG = '{"prompt": []}'
+PATIENCE = 180
+PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page that are meant to be run: language and text."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@contextmanager
+def nats(folder: Path) -> Iterator[str]:
+    with own_nats_server(folder) as server:
+        yield server.url
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    server = OwnRedis(folder / "redis")
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+@contextmanager
+def rabbitmq(folder: Path) -> Iterator[str]:
+    with own_rabbitmq(folder, (free_port(), free_port())) as node:
+        yield node.url
+
+
+@contextmanager
+def kafka(folder: Path) -> Iterator[str]:
+    with mock_kafka() as broker:
+        for topic in ("warmstart.requests", "warmstart.results", "warmstart.dead"):  # it makes none when told to
+            broker.topic(topic, 4)
+        yield broker.url
+
+
+@dataclass
+class Reader:
+    """Somebody who has installed Warmstart and copies blocks into a shell.
+
+    Args:
+        folder: of their own.
+        changes: printed addresses, and what they are here.
+    """
+
+    folder: Path
+    changes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        command = self.folder / "warmstart"
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{PROGRAM}" "$@"\n')
+        command.chmod(0o755)
+        self.environment = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "LOG_FORMAT": "json"}
+
+    def run(self, language: str, text: str, *, status: int = 0) -> str:
+        """Run a block to its end; what it printed."""
+        command = ["bash", "-euc", self._here(text)] if language == "bash" else [sys.executable, "-c", self._here(text)]
+        run = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert run.returncode == status, f"{text}\n{run.stdout}\n{run.stderr}"
+        return run.stdout
+
+    @contextmanager
+    def running(self, command: str) -> Iterator[Path]:
+        """Run a command that does not end by itself; its log."""
+        log = self.folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-euc", f"exec {self._here(command)}"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            yield log
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0, log.read_text()
+
+    def _here(self, text: str) -> str:
+        for printed, here in self.changes.items():
+            text = text.replace(printed, here)
+        return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "printed", "broker"),
+    [
+        ("events-nats", "nats://127.0.0.1:4222", nats),
+        ("events-redis", "redis://127.0.0.1:6379/0", redis),
+        ("events-rabbitmq", "amqp://guest:guest@127.0.0.1:5672/", rabbitmq),
+        ("events-kafka", "kafka://127.0.0.1:9092", kafka),
+    ],
+)
+def test_a_broker_s_page(page: str, printed: str, broker: Callable[..., Iterator[str]], tmp_path: Path) -> None:
+    """Two commands put Warmstart behind the broker and get an answer; the program gets one, too.
+
+    A message that is wrong is a dead letter, and the page's program sends it again.
+    """
+    found = blocks(page)
+    commands = [line for language, text in found if language == "bash" for line in text.splitlines()]
+    (consume,) = [line.removesuffix(" &") for line in commands if line.startswith("warmstart consume ")]
+    (submit,) = [line for line in commands if line.startswith("warmstart submit ")]
+    producer, replay = [text for language, text in found if language == "python"]
+    with ExitStack() as stack:
+        url = stack.enter_context(broker(tmp_path))
+        changes = {printed: url}
+        if page == "events-kafka":  # whose own clients take addresses without a scheme
+            changes |= {printed.partition("://")[2]: url.partition("://")[2]}
+        reader = Reader(tmp_path / "reader", changes)
+        _serves(url)
+        stack.enter_context(reader.running(consume))
+        assert ANSWER in reader.run("bash", submit)
+        said = reader.run("python", producer)
+        assert said.startswith("result ")
+        assert ANSWER in said
+        wrong = re.sub(r"'\{.*\}'", f"'{WRONG}'", submit)
+        assert "invalid_request" in reader.run("bash", wrong, status=1)
+        assert "invalid_request" in reader.run("python", replay)
+        for line in commands:
+            if line not in (submit, f"{consume} &", consume):
+                reader.run("bash", line)
+
+
+def _serves(url: str) -> None:
+    """Wait until the broker takes connections."""
+    parts = urlsplit(url)
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < end, f"{url} does not answer"
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_lambda_s_page(tmp_path: Path) -> None:
+    """The handler answers a direct call, a Function URL's event and a queue's, in this process as in AWS's."""
+    reader = Reader(tmp_path / "reader", {})
+    (text,) = [text for language, text in blocks("events-lambda") if language == "python"]
+    direct, chat, queue = reader.run("python", text).splitlines()[:3]
+    assert direct
+    assert chat == "The capital of France is Paris."
+    assert "batchItemFailures" in queue
+
+
+@pytest.mark.slow
+def test_the_page_of_cloud_events(tmp_path: Path) -> None:
+    """Each of the three content modes is answered in kind."""
+    found = [text for language, text in blocks("events-cloudevents") if text.startswith("curl ")]
+    with running_service(IDEMPOTENCY="memory") as service:
+        service.wait("/readyz")
+        reader = Reader(tmp_path / "reader", {"http://127.0.0.1:8000": service.url})
+        structured, binary, batch = [reader.run("bash", text) for text in found]
+    answer = json.loads(structured)
+    assert (answer["type"], answer["causationid"]) == ("warmstart.complete.result", "structured-1")
+    head, _, body = binary.replace("\r", "").partition("\n\n")
+    assert "ce-type: warmstart.complete.result" in head
+    assert json.loads(body)["text"] == answer["data"]["text"]
+    complete, chat = json.loads(batch)
+    assert complete["data"]["text"] == answer["data"]["text"]
+    assert "Paris" in chat["data"]["choices"][0]["message"]["content"]

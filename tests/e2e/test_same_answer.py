@@ -1,0 +1,286 @@
+"""Every operation gives the same answer whichever way it is called."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+import server
+from app import ROUTES
+from handlers.cli import generate as command_line
+from handlers.context import Context
+from handlers.dispatch.events import Dispatcher
+from handlers.lambda_function import Function
+from handlers.local import build_context, invoke, invoke_stream
+from handlers.operations import OPERATIONS
+from runtime.errors import ServiceError
+from runtime.events.aws_lambda.kinds import FunctionError
+from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
+from runtime.events.outcome import Policy
+from runtime.events.processor import Processor
+from runtime.events.queues.factory import open_source, open_submitter
+from runtime.settings import Settings
+from tests.events.brokers import Broker, Nats, Redis
+from tests.support.fakes import FakeEngine, fake_context, serving
+
+TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
+SHAPED: dict[str, Any] = {
+    "min_p": 0.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"7": -100, "5": 1.5},
+}
+CHAT: dict[str, Any] = {
+    "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "é"}]},
+    ],
+    "n": 2,
+    "temperature": "0.5",
+}
+NEUTRAL: dict[str, Any] = {"top_p": None, "stop": [], "tools": [], "response_format": {"type": "text"}}
+PAYLOADS: dict[str, list[dict[str, Any]]] = {
+    "health": [{}],
+    "model_info": [{}, {"model": "fake"}],
+    "models": [{}],
+    "get_model": [{"model": "fake"}],
+    "load_model": [{"model": "fake"}],
+    "unload_model": [{"model": "fake"}],
+    "default_model": [{"model": "fake"}],
+    "cache_stats": [{}],
+    "clear_cache": [{}, {"model": "fake", "prefix": "0af"}],
+    "stats": [{}],
+    "generate": [TEXT, {"prompt": ""}, SHAPED | {"prompt": "x", "logprobs": 2, "min_new_tokens": 3}],
+    "complete": [TEXT | {"echo": True, "logprobs": 0}, {"prompt": "x"}],
+    "completions": [
+        {"prompt": ["a", "é😀"], "n": 2, "echo": True, "logprobs": 2, "stop": "x", "temperature": None},
+        SHAPED | {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
+    ],
+    "compare": [
+        {"prompt": "x", "variants": [{"seed": 1}, {"label": "b", "temperature": 0}]},
+        SHAPED | {"messages": CHAT["messages"], "variants": [{"model": "other"}], "score": False},
+    ],
+    "chat": [CHAT | NEUTRAL, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "health": {"x": "1"},
+    "model_info": {"model": "other"},
+    "models": {"x": "1"},
+    "get_model": {"model": "other"},
+    "load_model": {"model": "other"},
+    "unload_model": {"model": "other"},
+    "default_model": {"model": ""},
+    "cache_stats": {"x": "1"},
+    "clear_cache": {"prefix": "X"},
+    "stats": {"x": "1"},
+    "generate": {"prompt": []},
+    "complete": {"prompt": "x", "model": "other"},
+    "completions": {"prompt": "x", "logprobs": 6},
+    "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
+    "chat": {"messages": [{"role": "nobody", "content": "x"}]},
+}
+CALLS = [
+    pytest.param(route, payload, id=f"{route.path} {i}")
+    for route in ROUTES
+    for i, payload in enumerate(PAYLOADS[route.operation])
+]
+
+
+def _context() -> Context:
+    """The same for every way in: same words, same ids, same clock."""
+    return fake_context(FakeEngine(token_length=len))
+
+
+async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
+    async with serving(_context()) as url, aiohttp.ClientSession() as session:
+        left = {name: value for name, value in payload.items() if name not in route.fields}
+        fields = {"params": left} if route.method in ("GET", "DELETE") else {"json": left}
+        path = route.plain_path.format(**payload)
+        async with session.request(route.method, url + path, **fields) as response:
+            return response.status, await response.json(content_type=None)
+
+
+async def _command_line(
+    operation: str, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, Any]:
+    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)  # the process's logs are not ours
+    capsys.readouterr()
+    status = await asyncio.to_thread(
+        server.main, ["invoke", operation, json.dumps(payload)]
+    )  # it runs a loop of its own
+    (line,) = capsys.readouterr().out.splitlines()
+    return status, json.loads(line)
+
+
+Answer = tuple[str, bytes]
+"""``result`` or the error's code, and the body."""
+
+EVERYTHING = {"events_operations": ",".join(OPERATIONS), "idempotency": "off"}
+
+
+async def _lambda(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+    try:
+        function = Function(Settings.load(**EVERYTHING), ctx)
+        return "result", encode(await function.answer({"operation": operation, "payload": payload}))
+    except FunctionError as error:
+        body = str(error)  # what Lambda shows as errorMessage
+        return json.loads(body)["error"]["code"], body.encode()
+
+
+async def _cloud_event(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+    attributes = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/test", "ce-type": f"warmstart.{operation}"}
+    async with (
+        serving(ctx, **EVERYTHING) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/events", json=payload, headers=attributes) as answer,
+    ):
+        body = await answer.read()
+        if answer.status == 200:
+            assert answer.headers["ce-type"] == f"warmstart.{operation}.result"
+            return "result", body
+        return json.loads(body)["error"]["code"], body
+
+
+def _queue(broker: type[Broker]) -> Any:
+    async def way(operation: str, payload: dict[str, Any], ctx: Context) -> Answer:
+        async with broker.queue(operation=None) as queue:
+            source, submitter = open_source(queue), open_submitter(queue)
+            processor = Processor(Dispatcher(ctx, tuple(OPERATIONS)), None, Policy())
+            await source.open()
+            await submitter.open()
+            try:
+                work = Envelope("1", "", TYPE_PREFIX + operation, operation, payload)
+                replies = await submitter.submit(work, wait=True)
+                (delivery,) = await source.fetch(1, 10)
+                found = delivery.envelope()
+                await delivery.settle(found, await processor(found))
+                async with asyncio.timeout(30):
+                    (reply,) = [reply async for reply in replies]
+            finally:
+                await submitter.close()
+                await source.close()
+            return reply.kind if reply.kind == "result" else reply.body["error"]["code"], encode(reply.body)
+
+    return way
+
+
+EVENTS = {"Lambda": _lambda, "CloudEvents": _cloud_event, "NATS": _queue(Nats), "Redis": _queue(Redis)}
+
+
+def test_every_operation_is_called() -> None:
+    """An operation that is added must be added here."""
+    assert PAYLOADS.keys() == WRONG.keys() == OPERATIONS.keys() == {route.operation for route in ROUTES}
+
+
+@pytest.mark.parametrize(("route", "payload"), CALLS)
+async def test_same_answer(
+    route: Any, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Called in the process, over HTTP and from the command line, the answer is the same to the last field."""
+    called = await invoke(route.operation, payload, ctx=_context())
+    assert await _http(route, payload) == (200, called)
+    assert await _command_line(route.operation, payload, monkeypatch, capsys) == (0, called)
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.path != "/v1/models"], ids=lambda route: route.path)
+async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong request is the same error everywhere; HTTP dresses it as its route does.
+
+    ``/v1/models`` has nothing that could be wrong: its query is not looked at.
+    """
+    payload = WRONG[route.operation]
+    with pytest.raises(ServiceError) as caught:
+        await invoke(route.operation, payload, ctx=_context())
+    error = caught.value
+    assert await _http(route, payload) == (error.status, error.openai() if route.openai else error.problem())
+    assert await _command_line(route.operation, payload, monkeypatch, capsys) == (1, error.openai())
+
+
+@pytest.mark.parametrize("way", EVENTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_same_answer_to_events(operation: str, way: str) -> None:
+    """An event is answered with what HTTP answers, byte for byte; an error is OpenAI's object of the same error."""
+    for payload in PAYLOADS[operation]:
+        called = await invoke(operation, payload, ctx=_context())
+        assert await EVENTS[way](operation, payload, _context()) == ("result", encode(called))
+    with pytest.raises(ServiceError) as caught:
+        await invoke(operation, WRONG[operation], ctx=_context())
+    error = caught.value
+    assert await EVENTS[way](operation, WRONG[operation], _context()) == (error.code, encode(error.openai()))
+
+
+async def test_same_text_for_a_seed(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real model that draws gives the same bytes whichever way it is asked."""
+    payload = {"prompt": "You may", "max_new_tokens": 24, "temperature": 1.3, "seed": 11}
+    answers = {}
+
+    @asynccontextmanager
+    async def fresh() -> AsyncIterator[Context]:
+        ctx = build_context(Settings.load(model_name=str(tiny_gpt2), response_cache="off"))
+        yield ctx
+        await asyncio.to_thread(ctx.models.close)  # type: ignore[attr-defined]
+
+    for way, ask in EVENTS.items():
+        async with fresh() as ctx:
+            answers[way] = await ask("complete", payload, ctx)
+    async with (
+        fresh() as ctx,
+        serving(ctx) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/complete", json=payload) as answer,
+    ):
+        answers["HTTP"] = ("result", await answer.read())
+    async with fresh() as ctx:
+        monkeypatch.setattr(command_line, "build_context", lambda settings, ctx=ctx: ctx)
+        monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
+        assert await asyncio.to_thread(server.main, ["invoke", "complete", json.dumps(payload)]) == 0
+        answers["command line"] = ("result", encode(json.loads(capsys.readouterr().out)))
+    assert set(answers.values()) == {answers["HTTP"]}
+    assert len(json.loads(answers["HTTP"][1])["text"]) > 10
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if OPERATIONS[r.operation].stream], ids=lambda route: route.path)
+async def test_same_stream(route: Any) -> None:
+    """A stream's events are the same in the process and over HTTP."""
+    for payload in PAYLOADS[route.operation]:
+        events = [event async for event in invoke_stream(route.operation, payload, ctx=_context())]
+        async with (
+            serving(_context()) as url,
+            aiohttp.ClientSession() as session,
+            session.post(url + route.plain_path.format(**payload), json=_body(route, payload)) as response,
+        ):
+            *sent, last = (await response.text()).removesuffix("\n\n").split("\n\n")
+        assert [json.loads(event.removeprefix("data: ")) for event in sent] == events
+        assert last == "data: [DONE]"
+
+
+def _body(route: Any, payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in route.fields} | {"stream": True}
+
+
+async def test_many_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """JSON lines in, a byte order mark before them or none, JSON lines out, in order; one that is wrong does not stop
+    the others but is told by the status.
+    """
+    lines = [json.dumps({"prompt": "a"}), "", "{", "[]", json.dumps({"prompt": "b"})]
+    (tmp_path / "in").write_text("\n".join(lines), "utf-8-sig")
+    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert await asyncio.to_thread(server.main, ["invoke", "generate"]) == 1
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer.get("text") for answer in answers] == ["aHello there.", None, None, "bHello there."]
+    assert [answer["error"]["code"] for answer in answers if "error" in answer] == ["invalid_request"] * 2

@@ -1,0 +1,47 @@
+"""Where operations are reached over HTTP: the same, whoever takes the request."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from app import create_app
+from handlers.api.routes import ROUTES, allowed, match
+from handlers.operations import OPERATIONS
+from runtime.errors import MethodNotAllowed, NotFound
+from runtime.settings import Settings
+from tests.support.fakes import fake_context
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+PATHS = [
+    *(route.path.replace("{model:.+}", "fake") for route in ROUTES),
+    *("/models/a/b/load", "/models//load", "/models/load", "/models/x\ny/unload", "/models/compare/load", "/cache/"),
+    *("/models/default/unload", "/health/", "//health", "/Health", "/v1/", "/models/{model:.+}/load", "/x", "/v1"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), [*itertools.product(METHODS, PATHS)])
+async def test_it_matches_as_aiohttp_does(method: str, path: str) -> None:
+    """The same route, the same fields, the same refusals with the same methods allowed, on every path."""
+    router = create_app(Settings.load(), fake_context()).router
+    found = await router.resolve(make_mocked_request(method, path.replace("\n", "%0A").replace("{", "%7B")))
+    error = found.http_exception
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        assert ",".join(allowed(path)) == error.headers["Allow"]
+        with pytest.raises(MethodNotAllowed, match=f"^{method} is not possible here; allowed: "):
+            match(method, path)
+    elif error is not None:
+        with pytest.raises(NotFound):
+            match(method, path)
+    else:
+        route, fields = match(method, path)
+        info = found.get_info()
+        assert (route.plain_path, fields) == (info.get("path", info.get("formatter")), dict(found))
+
+
+def test_every_operation_has_a_route() -> None:
+    """And every route an operation."""
+    assert {route.operation for route in ROUTES} == OPERATIONS.keys()

@@ -1,0 +1,67 @@
+"""From rows to arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.engine.pytorch.batch import Packer, Shape
+from runtime.engine.sequence import Row
+from tests.support.decoders import placed
+
+
+def packer(**changes: object) -> Packer:
+    defaults: dict[str, object] = {
+        "block_tokens": 4,
+        "spare": 99,
+        "widths": (1, 4),
+        "tile": 0,
+        "piece": 2,
+        "buckets": False,
+    }
+    return Packer(**(defaults | changes))  # type: ignore[arg-type]
+
+
+def parts(shape: Shape, flat: np.ndarray) -> list[list[int]]:
+    return [part.tolist() for part in np.split(flat, np.cumsum(shape.sizes)[:-1])]
+
+
+DECODE = Row(placed([0] * 9, [7, 8, 9]), 8, [50])
+CHUNK = Row(placed(range(20), [1, 2, 3, 4, 5]), 2, [12, 13, 14, 15, 16], samples=0)
+DRAFTS = Row(placed([0] * 3, [6, 0]), 3, [60, 61, 62], drafts=2, samples=3)
+
+
+def test_rows_are_cut_into_tiles() -> None:
+    """Each token has its place in its sequence's blocks, and tiles reach as far as their longest needs, in pieces."""
+    shape, flat = packer().pack([DECODE, CHUNK, DRAFTS])
+    assert shape == Shape(9, 4, ((1, 1, 4), (3, 4, 2)))
+    ids, positions, slots, outputs, samples, *groups = parts(shape, flat)
+    assert ids == [50, 12, 13, 14, 15, 16, 60, 61, 62]
+    assert positions == [8, 2, 3, 4, 5, 6, 3, 4, 5]
+    assert slots == [9 * 4, 1 * 4 + 2, 1 * 4 + 3, 2 * 4, 2 * 4 + 1, 2 * 4 + 2, 6 * 4 + 3, 0, 1]
+    assert samples == [0, 6, 7, 8]
+    assert groups == [
+        [0],
+        [7, 8, 9, 99],
+        [1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 0],
+        [1, 2, 1, 2, 6, 0],
+    ]
+    assert outputs == [0, 1, 2, 3, 4, 5, 9, 10, 11]
+    assert not shape.decoding
+
+
+def test_steps_are_filled_up_to_the_tile() -> None:
+    """What fills up is written to the spare block; a step without samples has a tile of them all the same."""
+    shape, flat = packer(tile=8).pack([CHUNK])
+    assert (shape.tokens, shape.samples) == (8, 8)
+    assert parts(shape, flat)[2][5:] == [99 * 4] * 3
+
+
+def test_decode_steps_have_few_shapes() -> None:
+    """With buckets, rows and lengths are powers of two; 5 to 8 rows give one shape."""
+    rows = [Row(placed([0] * 9, [i, i, i]), 8, [i]) for i in range(8)]
+    shapes = {packer(buckets=True).pack(rows[:count])[0] for count in range(5, 9)}
+    assert shapes == {Shape(8, 8, ((8, 1, 4),))}
+    assert shapes.pop().decoding
+    _, flat = packer(buckets=True).pack(rows[:5])
+    assert parts(Shape(8, 8, ((8, 1, 4),)), flat)[6][-4:] == [99] * 4
+    assert packer(buckets=True).pack([*rows, CHUNK])[0].groups == ((8, 1, 4), (2, 4, 2))

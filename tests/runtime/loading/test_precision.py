@@ -1,0 +1,68 @@
+"""Fingerprints: two models, or two numerics, never share one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.engine.native import build
+from runtime.engine.native import runner as native
+from runtime.loading.load_engine import load_engine
+from runtime.loading.precision import fast_fingerprint, reference_fingerprint, serving_dtype, weight_kind
+from runtime.model.catalogue import parse_model_name
+from runtime.model.snapshot import Snapshot
+from runtime.settings import Settings
+
+
+def printed(model: Path, cache: Path, **settings: Any) -> str:
+    chosen = Settings.load(cache_dir=cache, **settings)
+    engine = load_engine(parse_model_name(str(model)), chosen, lambda stage, share: None)
+    engine.close()
+    return engine.info.fingerprint
+
+
+def test_models_and_numerics_have_their_own(tiny_gpt2: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """By model, number type and engine; and the same again for the same."""
+    variants: list[tuple[Path, dict[str, str]]] = [
+        (tiny_gpt2, {"dtype": "float32"}),
+        (tiny_gpt2, {"dtype": "bfloat16"}),
+        (tiny_gpt2, {"dtype": "float32", "engine": "reference"}),
+        (tiny_llama, {"dtype": "float32"}),
+        (tiny_llama, {"dtype": "float32", "engine": "reference"}),
+    ]
+    prints = [printed(model, tmp_path, **settings) for model, settings in variants]
+    assert len(set(prints)) == len(prints)
+    assert printed(tiny_gpt2, tmp_path, dtype="float32") == prints[0]
+    assert printed(tiny_gpt2, tmp_path / "other", dtype="float32") == prints[0]
+
+
+def test_what_computes_counts(embedded_snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The instruction set, the kernels' sources, or torch with its threads and its setting."""
+    settings = Settings.load()
+    seen = {fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=kernels) for kernels in (True, False)}
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "float32", settings, kernels=True))
+    plain = Settings.load(deterministic=False)
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", plain, kernels=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "available", lambda: "another")
+        seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=True))
+    monkeypatch.setattr(build, "digest", lambda: "others")
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=True))
+    assert len(seen) == 6
+
+
+def test_the_reference_engine_goes_by_its_source() -> None:
+    """Whose identity changes with the files."""
+    settings = Settings.load()
+    assert reference_fingerprint("a", "cpu", "float32", settings) != reference_fingerprint(
+        "b", "cpu", "float32", settings
+    )
+
+
+def test_number_types() -> None:
+    """A type that is asked for is taken; float16, which bfloat16 could not hold, is stored whole."""
+    assert serving_dtype(Settings.load(dtype="bfloat16"), "cpu") == "bfloat16"
+    assert serving_dtype(Settings.load(), "cpu") in ("int8", "bfloat16", "float32")
+    assert weight_kind("float16") == "float32"

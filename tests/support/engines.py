@@ -1,0 +1,218 @@
+"""Real engines on a runner without a model, for tests of their threads and streams."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.engine.block_pool import BlockPool
+from runtime.engine.engine import Engine
+from runtime.engine.native.runner import available
+from runtime.engine.scheduler import Scheduler
+from runtime.engine.sequence import Row, Sampled
+from runtime.engine.sequence import Sequence as Text
+from runtime.errors import ServiceError
+from runtime.loading import snapshot_writer
+from runtime.model.catalogue import parse_model_name
+from runtime.model.packing import WeightKind
+from runtime.model.snapshot import Snapshot
+from runtime.telemetry.metrics import Metrics
+from runtime.types import Job, Message, SamplingParams, Token
+from tests.support.fakes import INFO, FakeRunner, fake_text
+
+Load = Callable[..., Any]
+"""A model's name and settings to its engine; see the fixture ``load``."""
+
+needs_kernels = pytest.mark.skipif(
+    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
+)
+
+
+@cache
+def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
+    """A folder's snapshot, in memory."""
+    from runtime.loading.checkpoint import serving_form  # torch
+
+    facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
+    return snapshot_writer.hold(facts, tokenizer, weights)
+
+
+def share(count: int) -> int:
+    """So many where the kernels have AVX-512, a fifth elsewhere: bfloat16 and float32 take many times as long there."""
+    return count if (available() or "").startswith("avx512") else count // 5
+
+
+FOREVER = 1000  # tokens; what has so many to come is still running
+
+
+class Letters:
+    """A tokenizer with a token for each of the runner's twenty letters."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded.append(text)
+        return [ord(letter) % 20 for letter in text]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        assert skip_special_tokens
+        return "".join(chr(ord("a") + i) for i in ids)
+
+    def has_text(self, token_id: int) -> bool:
+        return True
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.decode([token_id], skip_special_tokens=True).encode()
+
+
+class Chat:
+    """Chats as their last message."""
+
+    own_template = False
+
+    def __init__(self, tokenizer: Letters) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(messages[-1].content))
+
+
+@dataclass
+class Runner(FakeRunner):
+    """A fake runner whose steps wait for ``gate`` once it is set, and do ``plant`` first."""
+
+    gate: threading.Semaphore | None = None
+    plant: Callable[[Sequence[Row]], None] = lambda rows: None
+    sizes: list[int] = field(default_factory=list)  # rows of each step
+
+    def step(self, rows: Sequence[Row]) -> list[list[Sampled] | ServiceError]:
+        if self.gate is not None:
+            self.gate.acquire()
+        self.plant(rows)
+        self.sizes.append(len(rows))
+        return super().step(rows)
+
+
+class Made:
+    """An engine and all that it stands on."""
+
+    def __init__(
+        self,
+        runner: Runner | None = None,
+        *,
+        eos: frozenset[int] = frozenset(),
+        max_rows: int = 8,
+        token_budget: int = 16,
+        cache_blocks: int = 16,
+        speculate: int = 0,
+        context_length: int = 4096,
+        **options: Any,
+    ) -> None:
+        self.runner = runner or Runner(blocks=2048, max_tokens=64)
+        self.pool = BlockPool(self.runner.blocks, self.runner.block_tokens, cache_blocks=cache_blocks)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_rows=max_rows,
+            max_tokens=self.runner.max_tokens,
+            token_budget=token_budget,
+            eos=eos,
+            speculate=speculate,
+        )
+        self.metrics = Metrics()
+        self.tokenizer = Letters()
+        self.engine = Engine(
+            self.runner,
+            self.scheduler,
+            self.tokenizer,
+            Chat(self.tokenizer),  # type: ignore[arg-type]
+            replace(INFO, context_length=context_length),
+            metrics=self.metrics.model("fake"),
+            **options,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left of any request."""
+        worker = self.engine._worker
+        return not (
+            worker._live or worker._online or worker._queued or worker._owners or worker._inbox or self.scheduler.busy
+        )
+
+    def value(self, name: str, **labels: str) -> float:
+        """A sample of the metrics as they are shown."""
+        value = self.metrics._registry.get_sample_value(f"warmstart:{name}", {"model_name": "fake", **labels})
+        return 0.0 if value is None else value
+
+
+def job(prompt: Sequence[int] = (1, 2, 3), tokens: int = 5, **params: Any) -> Job:
+    return Job(tuple(prompt), SamplingParams(max_new_tokens=tokens, **({"temperature": 0} | params)))
+
+
+async def collect(engine: Engine, *jobs: Job) -> list[list[Token]]:
+    rows: list[list[Token]] = [[] for job in jobs for _ in range(job.params.n)]
+    async with aclosing(engine.stream(jobs)) as tokens:
+        async for token in tokens:
+            rows[token.sequence].append(token)
+    return rows
+
+
+def expected(one: Job, eos: frozenset[int] = frozenset()) -> list[list[int]]:
+    seed = one.params.seed or 0
+    return [fake_text(Text(one.token_ids, one.params, seed, number), eos, 20) for number in range(one.params.n)]
+
+
+def ids(rows: list[list[Token]]) -> list[list[int]]:
+    return [[token.id for token in row] for row in rows]
+
+
+def said(row: list[Token]) -> str:
+    return "".join(token.text for token in row)
+
+
+def mixed(number: int, seed: int = 0) -> list[Job]:
+    """Requests of one to three jobs, of all kinds."""
+    draw = random.Random(seed)
+
+    def one() -> Job:
+        prompt = [draw.randrange(20) for _ in range(draw.choice([1, 3, 8, 40, 90]))]
+        return job(
+            prompt,
+            draw.randint(1, 30),
+            temperature=draw.choice([0, 1]),
+            seed=draw.randrange(100),
+            n=draw.choice([1, 1, 3]),
+            min_new_tokens=draw.choice([0, 4]),
+            logprobs=draw.choice([None, 2]),
+        )
+
+    return [one() for _ in range(number)]
+
+
+class Death(BaseException):
+    """Ends a thread."""
+
+
+@contextmanager
+def planted(runner: Runner) -> Iterator[list[int]]:
+    """The next step ends its thread."""
+    deaths: list[int] = []
+
+    def plant(rows: Sequence[Row]) -> None:
+        runner.plant = lambda rows: None
+        deaths.append(len(rows))
+        raise Death
+
+    runner.plant = plant
+    yield deaths

@@ -1,0 +1,175 @@
+"""What the tests of the NATS adapter share: a worker's side, a sender's side, and a look at the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from runtime.errors import EngineRestarting, InvalidRequest, TooManyRequests
+from runtime.events.envelope import Envelope
+from runtime.events.outcome import Ack, Policy, Reject
+from runtime.events.processor import Processor, SendChunk
+from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.nats.source import NatsDelivery, QueueSource, QueueSubmitter
+from tests.support.nats_server import real_nats
+
+Stored = tuple[str, dict[str, str], bytes]
+
+
+async def operation(envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
+    """What the workers of these tests do."""
+    prompt = envelope.data.get("prompt")
+    if not isinstance(prompt, str):
+        raise InvalidRequest("prompt: a string", param="prompt")
+    if prompt == "poison":
+        raise EngineRestarting("the engine died")
+    if prompt == "busy" and envelope.attempt == 1:
+        raise TooManyRequests("full")
+    if send_chunk is not None:
+        for number, word in enumerate(prompt.split()):
+            await send_chunk(number, {"word": word})
+    return {"text": prompt.upper(), "by": envelope.operation}
+
+
+PROCESS = Processor(operation, None, Policy(most=3, busy_seconds=0, fault_seconds=0))
+
+
+async def settle(delivery: NatsDelivery) -> None:
+    """One delivery, as a consumer does it."""
+    try:
+        envelope = delivery.envelope()
+    except InvalidRequest as error:
+        await delivery.settle(None, Reject(error))
+        return
+
+    async def chunk(number: int, what: Mapping[str, Any]) -> None:
+        await delivery.send_chunk(envelope, number, what)
+
+    await delivery.settle(envelope, await PROCESS(envelope, send_chunk=chunk, extend=delivery.extend))
+
+
+async def work(source: QueueSource, done: Callable[[], Awaitable[bool]] | None = None) -> int:
+    """Work until there is nothing left (or it is ``done``), whatever happens to the broker; how many were settled."""
+    settled = 0
+    while True:
+        try:
+            deliveries = await source.fetch(8, 0.3)
+            if not deliveries and (done is None or await done()):
+                return settled
+            for delivery in deliveries:
+                await settle(delivery)
+                settled += 1
+        except BrokerAway:
+            assert done is not None, "the broker is to be there"
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def opened(options: QueueOptions) -> AsyncIterator[QueueSource]:
+    """A worker's side, connected."""
+    source = QueueSource(options)
+    await source.open()
+    try:
+        yield source
+    finally:
+        await source.close()
+
+
+@asynccontextmanager
+async def submitting(options: QueueOptions) -> AsyncIterator[QueueSubmitter]:
+    """A sender's side, connected."""
+    submitter = QueueSubmitter(options)
+    await submitter.open()
+    try:
+        yield submitter
+    finally:
+        await submitter.close()
+
+
+async def publish(options: QueueOptions, body: Any, *, name: str = "generate", **headers: str) -> None:
+    """As a plain program does it."""
+    async with real_nats(options.url) as client:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {key.replace("_", "-"): value for key, value in headers.items()}
+        await client.jetstream().publish(f"{options.stream}.{name}", data, headers=given or None)
+
+
+async def read_all(options: QueueOptions, stream: str) -> list[Stored]:
+    """All messages that a stream holds: the end of their subjects, headers and bodies."""
+    async with real_nats(options.url) as client:
+        js = client.jetstream()
+        found: list[Stored] = []
+        state = (await js.stream_info(stream)).state
+        for sequence in range(state.first_seq, state.last_seq + 1 if state.messages else 0):
+            message = await js.get_msg(stream, sequence)
+            subject = str(message.subject).removeprefix(f"{stream}.")
+            found.append((subject, dict(message.headers or {}), message.data or b""))
+        return found
+
+
+async def waiting(options: QueueOptions) -> int:
+    """Messages of the stream that nobody has done."""
+    async with real_nats(options.url) as client:
+        return int((await client.jetstream().stream_info(options.stream)).state.messages)
+
+
+def envelope(id: str, prompt: str, **changes: Any) -> Envelope:
+    """Work for ``operation``."""
+    made = Envelope(id=id, source="test", type="warmstart.generate", operation="generate", data={"prompt": prompt})
+    return replace(made, **changes)
+
+
+async def submit(options: QueueOptions, what: Envelope) -> list[Reply]:
+    """Everything that a sender hears."""
+    async with submitting(options) as submitter:
+        return [reply async for reply in await submitter.submit(what, wait=True)]
+
+
+async def settle_one(source: QueueSource) -> None:
+    """Wait for one message and settle it."""
+    (delivery,) = await source.fetch(1, 10)
+    await settle(delivery)
+
+
+async def left(options: QueueOptions) -> int:
+    """Messages that the group has still to do. (After a crash the stream may hold done ones, which nobody gets.)"""
+    async with real_nats(options.url) as client:
+        consumer = await client.jetstream().consumer_info(options.stream, options.group)
+        return int(consumer.num_pending or 0) + int(consumer.num_ack_pending or 0)
+
+
+async def answered(options: QueueOptions) -> int:
+    """Answers so far."""
+    async with real_nats(options.url) as client:
+        return int((await client.jetstream().stream_info(options.results)).state.messages)
+
+
+async def settled(delivery: NatsDelivery) -> bool:
+    """Whether it is now, if it could be."""
+    try:
+        await delivery.settle(delivery.envelope(), Ack({"by": "cut"}))
+    except BrokerAway:
+        return False
+    return True
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    """Wait for it."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0.02)
+
+
+async def opens(source: QueueSource) -> bool:
+    """Whether it does now."""
+    try:
+        await source.open()
+    except BrokerAway:
+        return False
+    return True

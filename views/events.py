@@ -1,0 +1,86 @@
+"""``POST /events``: CloudEvents over HTTP; see ``runtime.events.cloudevents.http``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from middleware.access import REASON
+from middleware.audit import PAYLOAD
+from middleware.errors import REFUSALS
+from runtime.events.delivery_report import Reporter
+from runtime.events.envelope import Envelope
+from runtime.events.idempotency.records import Records
+from runtime.events.processor import Processor
+from runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from runtime.events.cloudevents.http import Service
+
+_log = logging.getLogger("warmstart.app")
+
+
+class Events:
+    """The route's handler, and what it keeps from the first event on.
+
+    Args:
+        settings: of the application.
+        open_processor: makes what does the work, and its records.
+        reporter: told of each event.
+        caller: tells senders apart.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        open_processor: Callable[[], tuple[Processor, Records | None]],
+        reporter: Reporter,
+        caller: Callable[[web.Request], str],
+    ) -> None:
+        self._settings = settings
+        self._open_processor = open_processor
+        self._reporter = reporter
+        self._caller = caller
+        self._records: Records | None = None
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer a request.
+
+        Raises:
+            ServiceError: it is no event, or must be sent again.
+        """
+        payloads: list[dict[str, Any]] = []
+
+        def begun(envelope: Envelope) -> None:
+            payloads.append(envelope.data)
+            request[PAYLOAD] = payloads[0] if len(payloads) == 1 else {"prompt": payloads}
+            if self._settings.log_prompts and envelope.data.keys() & {"prompt", "messages"}:
+                _log.info("prompt", extra={"prompt": envelope.data.get("prompt", envelope.data.get("messages"))})
+
+        answer = await self._service.answer(
+            request.headers.items(), await request.read(), caller=self._caller(request), begun=begun
+        )
+        for error in answer.rejected:
+            request.app[REFUSALS].labels(error.code).inc()
+        if answer.status >= 400:
+            request[REASON] = answer.rejected[0].code
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+    async def close(self, app: web.Application) -> None:
+        """``on_cleanup`` signal: let go of the records."""
+        if self._records is not None:
+            await self._records.close()
+
+    @cached_property
+    def _service(self) -> Service:
+        from runtime.events.cloudevents.http import Service  # the format takes 50 ms that no start has to wait for
+
+        processor, self._records = self._open_processor()
+        settings = self._settings
+        return Service(
+            processor, self._reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth
+        )
