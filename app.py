@@ -17,16 +17,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 import middleware
-from handlers.api.openapi import Route, build
-from handlers.api.routes import ROUTES, body_payload, cache_headers, query_payload
+from handlers.api.openapi import build
+from handlers.api.payload import body_payload, cache_headers, query_payload
+from handlers.api.routes import ROUTES, Route
 from handlers.context import Context, Settle, free
 from handlers.dispatch.events import Dispatcher
 from handlers.dispatch.lookup import find
 from handlers.local import build_context, open_processor
 from handlers.operations import OPERATIONS, SCOPES, Operation
 from handlers.operations.health import default_state
-from middleware.access import CALLER, REASON, Access
-from middleware.audit import PAYLOAD
+from middleware.access import Access
+from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.errors import InternalError, ServiceError
 from runtime.events.delivery_report import Reporter
 from runtime.json_answer import encoded
@@ -34,8 +35,8 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
 from runtime.telemetry.exposition import Service, service_families
-from runtime.telemetry.logging import note_usage, request_caller, request_charge, request_usage
 from runtime.telemetry.metrics import Metrics
+from runtime.telemetry.request_scope import note_usage, request_caller, request_charge, request_usage
 from runtime.types import CacheStats, Caller
 from views import pages
 from views.events import Events

@@ -21,35 +21,17 @@ try:
     from aiohttp import web
 
     from app import CONTEXT, METRICS, STATE, create_app
-    from handlers.cli import (
-        audit as audit_command,
-    )
-    from handlers.cli import (
-        consume as consume_command,
-    )
-    from handlers.cli import (
-        generate as command_line,
-    )
-    from handlers.cli import (
-        keys as keys_command,
-    )
-    from handlers.cli import (
-        models as models_command,
-    )
-    from handlers.cli import (
-        sign as sign_command,
-    )
-    from handlers.cli import (
-        submit as submit_command,
-    )
+    from handlers.cli import admin, audit, generate, keys, models, sign, submit
+    from handlers.cli import consume as consume_command
+    from handlers.cli.options import add_sampling, settings_of
     from handlers.cli.queue_options import queue_of
     from handlers.dispatch.events import Dispatcher
     from handlers.local import open_processor
     from handlers.operations import OPERATIONS
-    from middleware.audit import AUDIT
     from middleware.connection.limits import allow_files
     from middleware.connection.runner import DeadlineRunner
     from middleware.connection.tls import tls_of
+    from middleware.request_keys import AUDIT
     from runtime.errors import ServiceError, SettingsError
     from runtime.events.audit import EventAudit
     from runtime.events.delivery_report import Reporter
@@ -107,8 +89,8 @@ async def consume(settings: Settings, queue: QueueOptions, *, whole: bool) -> No
     app = create_app(settings, whole=whole)
     ctx = app[CONTEXT]
     processor, records = open_processor(settings, Dispatcher(ctx, settings.events_operations))
-    audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
-    reporter = Reporter(source.name, OPERATIONS, app[METRICS].events, audit)
+    event_audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
+    reporter = Reporter(source.name, OPERATIONS, app[METRICS].events, event_audit)
     consumer = consume_command.consumer_of(settings, source, ctx, processor, reporter)
     model_state, loop = app[STATE], asyncio.get_running_loop()
 
@@ -273,38 +255,38 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=int, help="instead of PORT")
     sub = command(
         "invoke",
-        command_line.run_invoke,
+        generate.run_invoke,
         "Call an operation with a JSON payload, or with one per line of standard input.",
     )
     sub.add_argument("operation", choices=OPERATIONS)
     sub.add_argument("payload", nargs="?", default="-", help="a JSON object; - reads JSON lines (the default)")
-    sub = command("generate", command_line.run_generate, "Complete a text.")
+    sub = command("generate", generate.run_generate, "Complete a text.")
     sub.add_argument("prompt")
     sub.add_argument("--stream", action="store_true", help="print tokens as they come")
-    command_line.add_sampling(sub)
-    sub = command("chat", command_line.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
+    add_sampling(sub)
+    sub = command("chat", generate.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     sub.add_argument("--system", help="the system prompt")
-    command_line.add_sampling(sub)
-    models_command.add(commands)
+    add_sampling(sub)
+    models.add(commands)
     consume_command.add(commands, _consume)
-    submit_command.add(commands)
-    keys_command.add(commands)
-    sign_command.add(commands)
-    audit_command.add(commands)
-    sub = command("pull", command_line.run_pull, "Download or convert a model ahead of time.", model=False)
+    submit.add(commands)
+    keys.add(commands)
+    sign.add(commands)
+    audit.add(commands)
+    sub = command("pull", admin.run_pull, "Download or convert a model ahead of time.", model=False)
     sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
     sub = command(
-        "bench", command_line.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
+        "bench", admin.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
     )
     sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
     sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
-    sub = command("config", command_line.run_config, "Print all settings.", model=False)
+    sub = command("config", admin.run_config, "Print all settings.", model=False)
     sub.add_argument("--markdown", action="store_true", help="as a table for the README")
     return parser
 
 
 def _serve(options: argparse.Namespace) -> None:
-    settings = command_line.settings_of(options, host=options.host, port=options.port)
+    settings = settings_of(options, host=options.host, port=options.port)
     setup_logging(settings.log_format, settings.log_level)
     asyncio.run(serve(settings))
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.device import cpu_flags
 from runtime.engine.native import build
+from runtime.host import cpu_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests/runtime/engine/native"

@@ -28,7 +28,8 @@ from runtime.events.cloudevents.http import Answer, Service
 from runtime.events.delivery_report import Reporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.logging import note_usage, request_caller, setup_logging
+from runtime.telemetry.logging import setup_logging
+from runtime.telemetry.request_scope import note_usage, request_caller
 
 
 def make_function() -> Any:

@@ -30,7 +30,8 @@ from runtime.events.aws_lambda.worker import Send, Worker
 from runtime.events.delivery_report import Reporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.logging import note_usage, request_caller, setup_logging
+from runtime.telemetry.logging import setup_logging
+from runtime.telemetry.request_scope import note_usage, request_caller
 
 _INIT_SECONDS = 8.0  # Lambda starts anew what is not through its init phase in 10, and then charges for it
 _MARGIN_SECONDS = 1.0  # before Lambda's own deadline: to stop a generation, give work back and answer

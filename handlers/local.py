@@ -27,7 +27,7 @@ from runtime.loading.adapters import with_adapters
 from runtime.model.catalogue import served_models
 from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
-from runtime.response_cache.store import open_store
+from runtime.response_cache.factory import open_store
 from runtime.settings import PRIVATE_NETWORKS, Settings
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.tracing import start_tracing
@@ -79,7 +79,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
     @cache
     def limit() -> int:
-        from runtime.device import memory_limit  # a start has no time for ctypes
+        from runtime.host import memory_limit
 
         return memory_limit()
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from runtime.bench import decode_step
-from runtime.loading.load_engine import open_fast
+from runtime.loading.fast_engine import open_fast
 from runtime.model.catalogue import parse_model_name
 from runtime.model.load_timer import Phases
 from runtime.settings import Settings

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.bench import logits_of, perplexity
-from runtime.device import usable_cores
 from runtime.engine.native import runner as native
 from runtime.engine.pytorch.decoder import weights_from_snapshot
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.pytorch.runner import TorchRunner
+from runtime.host import usable_cores
 from runtime.loading.loader import load, open_serving
 from runtime.model.catalogue import ModelSpec, parse_model_name
 from runtime.model.chat_encoder import ChatEncoder

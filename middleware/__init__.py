@@ -8,23 +8,24 @@ from aiohttp import web
 
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
-from middleware.audit import AUDIT, audit_context, audit_middleware, keys_recorder
+from middleware.audit import audit_context, audit_middleware, keys_recorder
 from middleware.auth import auth_middleware
 from middleware.auth_failures import Failures
 from middleware.body import body_deadline_middleware, read_body, set_connection_headers
 from middleware.client_ip import client_ip_middleware
-from middleware.errors import REFUSALS, errors_middleware
+from middleware.errors import errors_middleware
 from middleware.forwarded import forwarded_middleware
 from middleware.ip_allowlist import ip_allowlist_middleware
 from middleware.rate_limit import RateLimit
 from middleware.request_id import request_id_middleware, set_request_id_header
+from middleware.request_keys import AUDIT, REFUSALS
 from middleware.response_headers import SetHeaders, header_signal
 from middleware.security_headers import set_security_headers
 from middleware.signing import ask_for_signature, signing_middleware
 from runtime.audit.chain import AuditKeys
 from runtime.audit.log import AuditLog
 from runtime.keys.ring import KeyRing
-from runtime.rate_limits.gcra import open_limits
+from runtime.rate_limits.factory import open_limits
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
 

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from middleware.client_ip import CLIENT_IP
+from middleware.request_keys import CLIENT_IP
 from runtime.errors import InsufficientScope
 from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.edge")
 
-CALLER: Final = web.RequestKey[Caller]("caller")
-"""Who sent it; absent where no credential was asked for or shown."""
-
-REASON: Final = web.RequestKey[str]("reason")
-"""The code of the error that it was answered with."""
-
-CLIENT_CERTIFICATE: Final = web.RequestKey[str]("client_certificate")
-"""The subject of the client's certificate (RFC 4514), where TLS_CLIENT_CA_FILE asks for one."""
 
 ALL, ADMIN = "*", "admin"
 

@@ -10,8 +10,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from middleware.client_ip import CLIENT_TEXT
-from runtime.telemetry.logging import log_facts, request_usage
+from middleware.request_keys import CLIENT_TEXT
+from runtime.telemetry.logging import log_facts
+from runtime.telemetry.request_scope import request_usage
 
 _log = logging.getLogger("warmstart.access")
 

@@ -16,23 +16,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Set
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from middleware.access import CALLER, REASON, Access
-from middleware.client_ip import CLIENT_TEXT
+from middleware.access import Access
 from middleware.errors import render
+from middleware.request_keys import CALLER, CLIENT_TEXT, PAYLOAD, REASON
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog
 from runtime.errors import AuditUnavailable
-from runtime.telemetry.logging import request_facts, request_usage
-
-PAYLOAD: Final = web.RequestKey[Any]("payload")
-"""The request's JSON, as the handler gets it."""
-AUDIT: Final = web.AppKey[tuple[AuditLog, bytes]]("audit", tuple)
-"""The application's audit log, and the key of its prompt hashes: for what comes another way."""
+from runtime.telemetry.request_scope import request_facts, request_usage
 
 _FIGURES = frozenset({"health", "metrics", "stats"})
 _CLIENT_GONE = 499  # as in the access log

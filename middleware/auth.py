@@ -18,9 +18,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from middleware.access import CALLER, Access
+from middleware.access import Access
 from middleware.auth_failures import Failures
-from middleware.client_ip import CLIENT_IP
+from middleware.request_keys import CALLER, CLIENT_IP
 from runtime.errors import Unauthenticated
 from runtime.keys.ring import KeyRing
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from middleware.client_ip import CLIENT_IP
+from middleware.request_keys import CLIENT_IP
 from runtime.errors import RateLimited
 from runtime.networks import client_group
 from runtime.rate_limits.gcra import Quota

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 _SPREAD = 1.2  # of deadlines: hundreds of slow bodies that began together must not all be answered in one moment
-
-CONTINUE: Final = web.RequestKey[bool]("continue")
-"""The client waits for 100 Continue before it sends the body."""
-
-LAST: Final = web.RequestKey[bool]("last")
-"""The connection ends with the answer to this request."""
 
 
 async def read_body(request: web.Request, seconds: float) -> bytes:

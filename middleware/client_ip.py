@@ -21,30 +21,20 @@ import socket
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
-from typing import Final, Literal, Protocol, get_args
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
+from middleware.forwarded_header import _MAX_FORWARDED, _PAIR, SOURCES, Headers, Source
+from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Address, Network, NetworkSet, unmap
-
-Source = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
-SOURCES: Final[tuple[Source, ...]] = get_args(Source)
-
-CLIENT_IP: Final = web.RequestKey[Address]("client_ip")
-CLIENT_TEXT: Final = web.RequestKey[str]("client_text")
-"""The same as text, for logs."""
-
-PEER: Final = web.RequestKey["str | None"]("peer")
-"""Who opened the connection; where a PROXY header said so, from the start. None for a unix socket."""
 
 _log = logging.getLogger("warmstart.edge")
 
 _LOCAL = IPv4Address("127.0.0.1")
 _MAX_ENTRIES = 1000  # read at most; far above any real chain, and some milliseconds of work at worst
-_MAX_FORWARDED = 65_536  # characters parsed at most, because Forwarded is parsed whole
 _REMEMBERED = 4096  # peers with what they said, of ...
 _SHORT = 100  # ... so many characters at most
 _SHOWN = 100  # characters of a denied entry that the log repeats
@@ -57,26 +47,7 @@ _NODES = (
     re.compile(rf"\[{_V6}\](?::{_PORT})?"),
     re.compile(rf"{_V6}(?P<port>)"),
 )
-# One parameter of a Forwarded element and the separator after it (RFC 7239 section 4; tokens, quoted strings and their
-# escapes are RFC 9110 section 5.6). Unquoted ":", "[" and "]" are no token characters, but many proxies send them, and
-# they separate nothing, so reading them is not ambiguous. Blanks around ";" are tolerated for the same reason.
-_PAIR = re.compile(
-    r"""[ \t]*(?:
-          (?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)
-          =(?: (?P<token>[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+) | "(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t -~])*)" )
-          [ \t]*
-        )?(?P<separator>[,;]|\Z)""",
-    re.VERBOSE,
-)
 _HIDDEN_PORT = re.compile(r":_[0-9A-Za-z._-]+\Z")  # RFC 7239 section 6.3: the port is obfuscated, the address is not
-
-
-class Headers(Protocol):
-    """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
-
-    def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
-        """All lines of one field, in order."""
-        ...
 
 
 def resolve(

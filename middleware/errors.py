@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import Counter
 
-from middleware.access import REASON
+from middleware.request_keys import REASON, REFUSALS
 from runtime.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
-
-REFUSALS: Final = web.AppKey("refusals", Counter)
-"""Counts by code what is answered with an error."""
 
 _log = logging.getLogger("warmstart.errors")
 

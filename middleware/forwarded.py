@@ -15,13 +15,14 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, istr
 
-from middleware.client_ip import PEER, Headers, Source
+from middleware.forwarded_header import Headers, Source
+from middleware.request_keys import ORIGIN, PEER, Origin
 from runtime.errors import InvalidRequest
 from runtime.networks import Network, NetworkSet, unmap
 
@@ -42,21 +43,6 @@ _PAIR = re.compile(
         )?(?P<separator>[,;]|\Z)""",
     re.VERBOSE,
 )
-
-
-class Origin(NamedTuple):
-    """Where the client sent its request.
-
-    Args:
-        scheme: ``http`` or ``https``.
-        authority: host and port as the client named them, in lower case.
-    """
-
-    scheme: str
-    authority: str
-
-
-ORIGIN: Final = web.RequestKey[Origin]("origin")
 
 
 def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:

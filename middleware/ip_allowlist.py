@@ -13,7 +13,7 @@ from functools import lru_cache
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from middleware.client_ip import CLIENT_IP
+from middleware.request_keys import CLIENT_IP
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Network, NetworkSet
 

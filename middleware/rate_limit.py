@@ -21,13 +21,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
-from middleware.access import CALLER, Access
-from middleware.client_ip import CLIENT_IP
+from middleware.access import Access
+from middleware.request_keys import CALLER, CLIENT_IP
 from runtime.errors import ExceedsRateLimit, RateLimited, RateLimitUnavailable
 from runtime.networks import client_group
 from runtime.rate_limits.gcra import Decision, Limits, LimitsAway, Quota
 from runtime.settings import Settings
-from runtime.telemetry.logging import Charge, request_charge
+from runtime.telemetry.request_scope import Charge, request_charge
 from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.edge")

@@ -12,11 +12,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
-from runtime.telemetry.logging import SAFE_REQUEST_ID, request_facts
+from middleware.request_keys import REQUEST_ID
+from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_facts
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 HEADER = istr("X-Request-Id")
-REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 _TRACEPARENT_HEADER = istr("traceparent")
 _TRACE_HEADERS = ("traceparent", "tracestate")

@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 from aiohttp import web
 from multidict import istr
 
-from middleware.forwarded import ORIGIN
+from middleware.request_keys import ORIGIN
 
 _CACHE, _POLICY = istr("Cache-Control"), istr("Content-Security-Policy")  # what a handler's own value goes before
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"

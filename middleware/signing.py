@@ -20,10 +20,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from middleware.access import CALLER, REASON, Access
+from middleware.access import Access
 from middleware.auth_failures import Failures
-from middleware.client_ip import CLIENT_IP
-from middleware.forwarded import ORIGIN
+from middleware.request_keys import CALLER, CLIENT_IP, ORIGIN, REASON
 from runtime.errors import InvalidSignature
 from runtime.keys.ring import KeyRing
 from runtime.settings import Settings

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.device import select_device, usable_cores
+from runtime.device import select_device
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.errors import InvalidRequest, ModelUnavailable
-from runtime.loading.load_engine import open_fast
+from runtime.host import usable_cores
+from runtime.loading.fast_engine import open_fast
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_timer import Phases

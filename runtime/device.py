@@ -11,13 +11,12 @@ import gc
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import ModelUnavailable
+from runtime.host import cpu_flags
 
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is how Arm names it
-_NO_LIMIT = 1 << 60  # cgroup v1 writes a number above this for "none"
 
 
 def select_device(wanted: str) -> str:
@@ -89,72 +88,6 @@ def select_dtype(wanted: str, device: str, *, int8: bool = False) -> str:
     if int8:
         return "int8"
     return "float32" if _16_BIT_CPU_FLAGS.isdisjoint(cpu_flags()) else "bfloat16"
-
-
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets that Linux names; nothing elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
-    return frozenset(next(lines, "").split()[2:])
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores this process may use: its affinity, cut by the CPU quotas of its containers.
-
-    Args:
-        root: where ``proc`` and ``sys`` are.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for group in _cgroups(root, "cpu"):
-        for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            try:
-                quota, period = (int(word) for file in files for word in (group / file).read_text().split())
-            except (OSError, ValueError):  # none here, or "max"
-                continue
-            if quota > 0:
-                cores = min(cores, round(quota / period))
-    return max(1, cores)
-
-
-def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory this process may use: the least of its containers' limits, or else what the machine has.
-
-    Args:
-        root: where ``proc`` and ``sys`` are.
-    """
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for group in _cgroups(root, "memory"):
-        for file in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                limits.append(int((group / file).read_text()))
-            except (OSError, ValueError):  # none here, or "max"
-                continue
-    return min(limit for limit in limits if limit < _NO_LIMIT)
-
-
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The control groups this process is in and those around them, of both versions (cgroups(7)).
-
-    A path may be the host's and not be there; its ancestors up to the mount, which is the container's own, still are.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0" and not controllers:
-            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif controller in controllers.split(","):
-            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
-        else:
-            continue
-        inner = Path(path.lstrip("/"))
-        for mount in mounts:
-            yield from (mount / part for part in (inner, *inner.parents))
 
 
 def memory_in_use(device: object) -> int:

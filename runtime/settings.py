@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from runtime.audit import LEAST_SECRET
 from runtime.errors import SettingsError
 from runtime.networks import Network, parse_networks
 from runtime.setting_values import bare_host, expanded, shown, words
+
+LEAST_SECRET = 32  # characters of AUDIT_KEY: as many bytes as the hash is wide
+
 
 ClientIpHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from middleware.access import REASON
-from middleware.audit import PAYLOAD
-from middleware.errors import REFUSALS
+from middleware.request_keys import PAYLOAD, REASON, REFUSALS
 from runtime.events.delivery_report import Reporter
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.records import Records

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from handlers.api.openapi_events import events_path, events_schemas
+from handlers.api.routes import Route
 from handlers.operations import OPERATIONS, Operation
 
-_FIELD = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {
     "type": "object",
@@ -69,35 +68,6 @@ _STATUS = {
     }
 }
 _EXPOSITION = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where an operation is reached over HTTP.
-
-    Args:
-        method: GET and DELETE operations take their fields from the query, which OpenAI's do not look at; the others
-            from a JSON body.
-        path: the route, as aiohttp writes it; a ``{field:regex}`` in it is a field of the operation, and the body may
-            then be left out.
-        operation: a name in ``OPERATIONS``.
-        openai: whether errors have OpenAI's shape.
-    """
-
-    method: Literal["GET", "POST", "PUT", "DELETE"]
-    path: str
-    operation: str
-    openai: bool = False
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that the path holds."""
-        return tuple(_FIELD.findall(self.path))
-
-    @property
-    def plain_path(self) -> str:
-        """The path with bare names in its braces, as OpenAPI writes it."""
-        return _FIELD.sub(r"{\1}", self.path)
 
 
 def build(routes: Sequence[Route], version: str) -> dict[str, Any]:

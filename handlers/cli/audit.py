@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from handlers.cli.generate import settings_of
-from runtime.audit import LEAST_SECRET
+from handlers.cli.options import settings_of
 from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.audit.verify import files_of, verify
 from runtime.errors import InvalidRequest, SettingsError
+from runtime.settings import LEAST_SECRET
 from runtime.strict_json import loads
 
 

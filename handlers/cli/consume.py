@@ -7,7 +7,7 @@ import asyncio
 import logging
 from typing import Any
 
-from handlers.cli.generate import settings_of
+from handlers.cli.options import settings_of
 from handlers.cli.queue_options import add_queue
 from handlers.context import Context
 from handlers.operations import OPERATIONS

@@ -10,45 +10,14 @@ import asyncio
 import json
 import sys
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
+from handlers.cli.options import sampled, settings_of
 from handlers.context import Context
 from handlers.local import build_context, invoke, invoke_stream
 from runtime.errors import InvalidRequest, ServiceError
-from runtime.model.catalogue import parse_model_name
-from runtime.settings import Settings
 from runtime.strict_json import loads
 from runtime.telemetry.logging import setup_logging
-
-SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed")
-"""Request fields that are options too."""
-
-
-def settings_of(options: argparse.Namespace, **overrides: Any) -> Settings:
-    """The environment's, with what the options say instead.
-
-    Raises:
-        SettingsError: one is wrong.
-    """
-    given = {"model_name": getattr(options, "model", None), **overrides}
-    return Settings.load(**{name: value for name, value in given.items() if value is not None})
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Options for those request fields, and for the number of new tokens."""
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--repetition-penalty", type=float)
-    parser.add_argument("--stop", action="append")
-    parser.add_argument("--seed", type=int)
-
-
-def sampled(options: argparse.Namespace) -> dict[str, Any]:
-    """The sampling fields that were given."""
-    return {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
 
 
 def json_line(value: object) -> str:
@@ -125,46 +94,6 @@ def run_chat(options: argparse.Namespace) -> None:
             continue
         print()
         messages.append({"role": "assistant", "content": "".join(pieces)})
-
-
-def run_pull(options: argparse.Namespace) -> None:
-    """``pull``: a model made ready."""
-    settings = Settings.load()
-    spec = parse_model_name(options.name, adapters=settings.adapters_dir)
-    setup_logging(settings.log_format, settings.log_level)
-    from runtime.loading.load_engine import pull  # numpy and the tokenizers come with it
-
-    pull(spec, settings)
-
-
-def run_bench(options: argparse.Namespace) -> None:
-    """``bench``: what this machine does."""
-    settings = settings_of(options)
-    spec = parse_model_name(settings.model_name, adapters=settings.adapters_dir)
-    setup_logging(settings.log_format, "WARNING")
-    from runtime.bench import bench, table  # numpy and the tokenizers come with it
-
-    try:
-        text = Path(options.perplexity).read_text("utf-8") if options.perplexity else None
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"--perplexity: {options.perplexity} is not UTF-8") from None
-    found = bench(spec, settings, text=text)
-    print(json.dumps(found) if options.json else table(found))
-
-
-def run_config(options: argparse.Namespace) -> None:
-    """``config``: every setting."""
-    rows = Settings.load().describe()
-    if options.markdown:
-        print("| setting | default | meaning |\n|---|---|---|")
-        for name, _, default, text in rows:
-            print(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
-        return
-    width = max(len(name) for name, *_ in rows)
-    for name, value, default, text in rows:
-        print(
-            f"{name:<{width}} = {value}{'' if value == default else f'  (default {default})'}\n{'':<{width}}   {text}"
-        )
 
 
 def _context(options: argparse.Namespace) -> Context:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from handlers.cli.generate import settings_of
-from handlers.cli.models import table
+from handlers.cli.options import settings_of
+from handlers.cli.output import table
 from handlers.operations import SCOPES
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.keys.file import edit, read

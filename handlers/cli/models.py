@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from handlers.cli.generate import add_sampling, sampled, settings_of
+from handlers.cli.credentials import add_key, signer
+from handlers.cli.options import add_sampling, sampled, settings_of
+from handlers.cli.output import table
 from handlers.cli.remote import Remote, default_url
-from handlers.cli.sign import add_key, signer
 from runtime.errors import InvalidRequest, ServiceError
 from runtime.loading.adapters import with_adapters
-from runtime.model.catalogue import CATALOGUE, on_disk, served_models
+from runtime.loading.model_files import on_disk
+from runtime.model.catalogue import CATALOGUE, served_models
 from runtime.model.progress import Reporter
 from runtime.telemetry.logging import setup_logging
 
@@ -145,13 +147,6 @@ def variant(text: str) -> dict[str, Any]:
             raise InvalidRequest(f"--variant {text}: {part!r} is not NAME=VALUE", param="variants")
         fields[name.strip()] = value.strip()
     return fields
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of as many cells, the first ones being headings, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _remote(options: argparse.Namespace) -> Remote:

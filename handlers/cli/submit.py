@@ -15,7 +15,8 @@ from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
-from handlers.cli.generate import json_line, settings_of
+from handlers.cli.generate import json_line
+from handlers.cli.options import settings_of
 from handlers.cli.queue_options import add_queue, queue_of
 from handlers.operations import OPERATIONS
 from runtime.errors import DeadlineExceeded, InvalidRequest, ServiceError

@@ -8,8 +8,9 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from handlers.context import Context, Trace, Tracing
+from handlers.context import Context
 from handlers.operations import OPERATIONS, Operation
+from handlers.protocols import Trace, Tracing
 from runtime.errors import NotFound, ServiceError
 
 # Asked every second by pages and probes; traces of them would bury the others.

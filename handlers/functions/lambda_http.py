@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from handlers.api.openapi import Route
-from handlers.api.routes import allowed, body_payload, cache_headers, match, query_payload, speaks_openai
+from handlers.api.payload import body_payload, cache_headers, query_payload
+from handlers.api.routes import Route, allowed, match, speaks_openai
 from handlers.dispatch.events import Dispatcher
 from handlers.operations import OPERATIONS
 from runtime.errors import (
@@ -29,7 +29,8 @@ from runtime.errors import (
 )
 from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
-from runtime.telemetry.logging import SAFE_REQUEST_ID, log_facts, request_caller, request_facts, request_usage
+from runtime.telemetry.logging import log_facts
+from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_caller, request_facts, request_usage
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.access")

@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any, Literal
 
-from handlers.context import Context, Engine
+from handlers.context import Context
 from handlers.generation.cache_control import CacheControl
-from handlers.generation.plan import Collected, Plan, collecting, generating, paid
-from handlers.schemas.requests import Cacheable
+from handlers.generation.collect import Collected, collecting
+from handlers.generation.plan import Plan, generating, paid
+from handlers.protocols import Engine
+from handlers.schemas.base import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
 from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
 

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from handlers.context import Engine
+from handlers.protocols import Engine
 from runtime.types import Token
 
 LEAST = -9999.0

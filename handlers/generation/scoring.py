@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from handlers.context import Engine
+from handlers.protocols import Engine
 from runtime.types import Job, SamplingParams, Token
 
 

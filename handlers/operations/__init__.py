@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from handlers.context import Context
 from handlers.operations import cache, chat, compare, complete, completions, generate, health, model_info, models, stats
-from handlers.schemas import reports, requests, responses
+from handlers.schemas import base, reports, requests, responses
 
 Payload = dict[str, Any]
 
@@ -40,12 +40,12 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("How the service is.", requests.Empty, reports.HealthResponse, health.handle),
+        "health": Operation("How the service is.", base.Empty, reports.HealthResponse, health.handle),
         "model_info": Operation(
-            "What is known of a model.", requests.ModelChoice, reports.ModelInfoResponse, model_info.handle
+            "What is known of a model.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle
         ),
-        "models": Operation("The models served here.", requests.Empty, reports.ModelsResponse, models.handle),
-        "get_model": Operation("One of the models served here.", requests.ModelName, reports.ModelEntry, models.get),
+        "models": Operation("The models served here.", base.Empty, reports.ModelsResponse, models.handle),
+        "get_model": Operation("One of the models served here.", base.ModelName, reports.ModelEntry, models.get),
         "load_model": Operation(
             "Load a model; answers at once, or streams the progress.",
             requests.LoadRequest,
@@ -57,27 +57,25 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         ),
         "unload_model": Operation(
             "Unload a model once its requests have ended.",
-            requests.ModelName,
+            base.ModelName,
             reports.ModelEntry,
             models.unload,
             admin=True,
         ),
         "default_model": Operation(
             "Switch the default model; loads it first, and no request fails of it.",
-            requests.ModelName,
+            base.ModelName,
             reports.ModelEntry,
             models.set_default,
             admin=True,
         ),
         "cache_stats": Operation(
-            "What the response cache holds and has done.", requests.Empty, reports.CacheStatsResponse, cache.stats
+            "What the response cache holds and has done.", base.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
             "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
         ),
-        "stats": Operation(
-            "What the service does now and has done.", requests.Empty, reports.StatsResponse, stats.handle
-        ),
+        "stats": Operation("What the service does now and has done.", base.Empty, reports.StatsResponse, stats.handle),
         "generate": Operation(
             "Continue a prompt; the prompt is part of the answer.",
             requests.GenerateRequest,

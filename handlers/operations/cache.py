@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from handlers.context import Context
+from handlers.schemas.base import Empty
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import ClearCacheRequest, Empty
+from handlers.schemas.requests import ClearCacheRequest
 from runtime.types import CacheStats
 
 

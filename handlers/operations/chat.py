@@ -7,12 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
-from handlers.context import Context, Engine
+from handlers.context import Context
 from handlers.generation.answer import Answer, Question, answering
-from handlers.generation.logprobs import entries
-from handlers.generation.plan import (
-    Collected,
-    Plan,
+from handlers.generation.checks import (
     chat_messages,
     check_least,
     check_prompt_chars,
@@ -20,6 +17,10 @@ from handlers.generation.plan import (
     room,
     sampling_params,
 )
+from handlers.generation.collect import Collected
+from handlers.generation.logprobs import entries
+from handlers.generation.plan import Plan
+from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
 from runtime.types import Job, Message, SamplingParams

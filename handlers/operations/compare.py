@@ -12,18 +12,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from handlers.context import Context, Engine
+from handlers.context import Context
+from handlers.generation.checks import chat_messages, check_prompt_chars, check_sequences, room, sampling_params
 from handlers.generation.logprobs import LEAST
-from handlers.generation.plan import (
-    Plan,
-    chat_messages,
-    check_prompt_chars,
-    check_sequences,
-    generating,
-    room,
-    sampling_params,
-)
+from handlers.generation.plan import Plan, generating
 from handlers.generation.scoring import score
+from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import CompareRequest
 from runtime.errors import ServiceError

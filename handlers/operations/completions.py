@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from handlers.context import Context, Engine
+from handlers.context import Context
 from handlers.generation.answer import Answer, Question, answering
-from handlers.generation.logprobs import Offsets, columns, entries
-from handlers.generation.plan import (
-    Collected,
-    Plan,
+from handlers.generation.checks import (
     check_least,
     check_prompt_chars,
     check_sequences,
-    collecting,
     encode_all,
     room,
     sampling_params,
 )
+from handlers.generation.collect import Collected, collecting
+from handlers.generation.logprobs import Offsets, columns, entries
+from handlers.generation.plan import Plan
 from handlers.generation.scoring import score
+from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import CompletionsRequest
 from runtime.types import FinishReason, Job, SamplingParams, Token

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.context import Context, Models
+from handlers.context import Context
+from handlers.protocols import Models
+from handlers.schemas.base import Empty
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import Empty
 
 _STATUS = {"ready": "ok", "loading": "loading", "unloaded": "idle", "failed": "failed", "draining": "draining"}
 

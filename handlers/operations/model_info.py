@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from handlers.context import Context
+from handlers.schemas.base import ModelChoice
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import ModelChoice
 
 CAPABILITIES = ["generate", "complete", "chat", "streaming", "seed", "stop", "batch"]
 

@@ -7,8 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from handlers.context import Context
+from handlers.schemas.base import Empty, ModelName
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import Empty, LoadRequest, ModelName
+from handlers.schemas.requests import LoadRequest
 from runtime.types import ModelStatus
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from handlers.context import Context
 from handlers.operations import cache
+from handlers.schemas.base import Empty
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import Empty
 
 _SUMS = (
     "running",

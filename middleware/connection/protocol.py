@@ -11,10 +11,10 @@ from aiohttp import hdrs, web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from middleware.body import LAST
 from middleware.connection.framing import HEAD_FIELDS, too_large, unreadable
 from middleware.connection.gate import Visit
 from middleware.connection.half_close import HalfClosed
+from middleware.request_keys import LAST
 from middleware.security_headers import secure
 from runtime.errors import InternalError, ServiceError
 

@@ -35,13 +35,12 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import ERROR
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from middleware.access import CLIENT_CERTIFICATE
-from middleware.body import CONTINUE, LAST
-from middleware.client_ip import PEER, SOURCES
 from middleware.connection.framing import LINE_ROUND_TARGET, fault, origin_form
 from middleware.connection.gate import Entrance, Gate, Secured, Visit
 from middleware.connection.limits import Places
 from middleware.connection.protocol import Connection, Limits
+from middleware.forwarded_header import SOURCES
+from middleware.request_keys import CLIENT_CERTIFICATE, CONTINUE, LAST, PEER
 from runtime.errors import ServiceError
 from runtime.networks import NetworkSet
 from runtime.settings import Settings

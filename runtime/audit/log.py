@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.audit.chain import ZERO, AuditKeys, Broken, open_head, seal, seal_head
-from runtime.audit.files import MODE, cut_half, last_record, open_log, predecessors, replace_durably
+from runtime.audit.files import cut_half, last_record, open_log, predecessors
 from runtime.errors import SettingsError
+from runtime.storage.files import MODE, replace_durably
 
 _log = logging.getLogger("warmstart.audit")
 

@@ -28,7 +28,7 @@ from runtime.errors import (
     ServiceError,
 )
 from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
-from runtime.telemetry.metrics import ModelMetrics
+from runtime.telemetry.model_metrics import ModelMetrics
 from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
@@ -51,7 +51,7 @@ class Tokenizer(Decoding, Protocol):
 
 
 class Engine:
-    """See the module. Implements ``handlers.context.Engine``.
+    """See the module. Implements ``handlers.protocols.Engine``.
 
     Args:
         runner: runs the steps; closed with the engine.
@@ -105,30 +105,30 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.context.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
+        """See ``handlers.protocols.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
         lazily = self.info.device == "cpu"
         return self.info.weights_bytes + (
             self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
         )
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
 
     async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode(messages), queued)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
         left = set(range(len(sequences)))
         texts: dict[int, TextStream] = {}  # of those that have begun

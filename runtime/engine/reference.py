@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from runtime.device import release_memory, usable_cores
+from runtime.device import release_memory
 from runtime.engine.detokenizer import TextStream
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
@@ -41,10 +41,11 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.loading.loader import Loaded
+from runtime.host import usable_cores
 from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
 from runtime.model.end_tokens import end_ids
-from runtime.telemetry.metrics import ModelMetrics
+from runtime.model.loaded import Loaded
+from runtime.telemetry.model_metrics import ModelMetrics
 from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
@@ -110,7 +111,7 @@ class _Task:
 
 
 class ReferenceEngine:
-    """See the module. Implements ``handlers.context.Engine``.
+    """See the module. Implements ``handlers.protocols.Engine``.
 
     Args:
         loaded: the model, its tokenizer and where it is.
@@ -170,27 +171,27 @@ class ReferenceEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.context.Engine``. What its requests take comes and goes with them."""
+        """See ``handlers.protocols.Engine``. What its requests take comes and goes with them."""
         return self.info.weights_bytes + self._head_bytes
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         return tuple(await asyncio.to_thread(self._tokenizer.encode_prompt, text))
 
     async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         return await asyncio.to_thread(self._chat.encode, messages)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         return await asyncio.to_thread(self._chat.encode_plain, text)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.context.Engine``."""
+        """See ``handlers.protocols.Engine``."""
         queued = any(job.queued for job in jobs)
         try:
             for job in jobs:

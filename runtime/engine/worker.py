@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from runtime.engine.scheduler import Plan, Scheduler
 from runtime.engine.sequence import Row, Runner, Sampled, Sequence
 from runtime.errors import Draining, EngineRestarting, InternalError, ServiceError, TooManyRequests
-from runtime.telemetry.metrics import ModelMetrics
+from runtime.telemetry.model_metrics import ModelMetrics
 from runtime.types import FinishReason
 
 _log = logging.getLogger("warmstart.engine")

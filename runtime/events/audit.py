@@ -53,7 +53,7 @@ class EventAudit:
             envelope: None of a message that held none.
             attempt: how often it was delivered.
             outcome: of the work.
-            usage: tokens, see ``runtime.telemetry.logging.request_usage``.
+            usage: tokens, see ``runtime.telemetry.request_scope.request_usage``.
             trace_id: of the caller's trace, if it sent one.
             seconds: that it took.
         """

@@ -12,7 +12,8 @@ from runtime.events.audit import EventAudit
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.logging import log_facts, request_caller, request_facts, request_usage
+from runtime.telemetry.logging import log_facts
+from runtime.telemetry.request_scope import request_caller, request_facts, request_usage
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.events")

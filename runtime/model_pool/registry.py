@@ -24,7 +24,7 @@ from runtime.types import ModelState, ModelStatus
 
 
 class Registry(Generic[E]):
-    """See the module. Implements ``handlers.context.Models``.
+    """See the module. Implements ``handlers.protocols.Models``.
 
     Args:
         specs: the models, the default first.
@@ -70,7 +70,7 @@ class Registry(Generic[E]):
 
     @asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[E]:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         while True:
             with self._held(name) as residence:
                 try:
@@ -84,7 +84,7 @@ class Registry(Generic[E]):
                 return
 
     def load(self, name: str) -> ModelStatus:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             self._residents.start(slot)
@@ -96,7 +96,7 @@ class Registry(Generic[E]):
             return self._residents.start(self._slot(None)).loaded
 
     async def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
@@ -124,7 +124,7 @@ class Registry(Generic[E]):
                 slot.watchers.discard(tell)
 
     async def unload(self, name: str) -> ModelStatus:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             if slot.current is not None:
@@ -138,7 +138,7 @@ class Registry(Generic[E]):
             return self._status(slot)
 
     async def set_default(self, name: str) -> ModelStatus:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._held(name, successor=True) as residence:
             try:
@@ -151,12 +151,12 @@ class Registry(Generic[E]):
             return self._status(slot)
 
     def status(self) -> list[ModelStatus]:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         with self._lock:
             return sorted(map(self._status, self._slots.values()), key=lambda status: not status.default)
 
     def find(self, name: str) -> ModelStatus:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             return self._status(slot)
@@ -169,7 +169,7 @@ class Registry(Generic[E]):
 
     @property
     def alive(self) -> bool:
-        """See ``handlers.context.Models``."""
+        """See ``handlers.protocols.Models``."""
         engine = self._default_engine()
         return self.draining or engine is None or engine.alive
 

@@ -23,8 +23,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from runtime.settings import Settings
-
 WINDOW_SECONDS = 60.0
 _ROUNDING = 1e-6  # units: must not turn away the last one, and does not let one more through, because units are whole
 
@@ -133,20 +131,3 @@ def take(level: float, elapsed: float, quota: Quota, cost: int = 1, held: int = 
     level += cost
     remaining = int(room - cost + _ROUNDING)
     return level, Decision(True, remaining if remaining > 0 else 0, level * interval)
-
-
-def open_limits(settings: Settings) -> Limits:
-    """Where the settings say that what clients used is kept.
-
-    Raises:
-        SettingsError: ``REDIS_URL`` is no such thing.
-    """
-    if settings.rate_limit_store == "redis":
-        from runtime.rate_limits.redis import RedisLimits  # the client's import is a tenth of a second
-        from runtime.storage.redis import SharedRedis
-
-        hold_seconds = settings.request_timeout_seconds + WINDOW_SECONDS
-        return RedisLimits(SharedRedis(settings.redis_url.get_secret_value()), hold_seconds)
-    from runtime.rate_limits.memory import MemoryLimits  # which needs this file
-
-    return MemoryLimits(settings.rate_limit_clients)

@@ -46,7 +46,7 @@ class Counts:
 
 
 class ResponseCache:
-    """See the module. Implements ``handlers.context.Cache``.
+    """See the module. Implements ``handlers.protocols.Cache``.
 
     Args:
         store: where answers are kept.
@@ -89,7 +89,7 @@ class ResponseCache:
         max_age: float,
         queued: bool = False,
     ) -> AsyncIterator[tuple[CacheUse, int, AsyncIterator[Token]]]:
-        """See ``handlers.context.Cache``."""
+        """See ``handlers.protocols.Cache``."""
         place = asyncio.get_running_loop(), key
         kept = await self._find(key) if reuse and place not in self._flights else None
         age = max(self._clock() - kept.created, 0.0) if kept is not None else 0.0
@@ -115,11 +115,11 @@ class ResponseCache:
                     self._count(saved_tokens=len(flight.tokens), saved_seconds=flight.seconds)
 
     def bypass(self) -> None:
-        """See ``handlers.context.Cache``."""
+        """See ``handlers.protocols.Cache``."""
         self._count(bypassed=1)
 
     async def stats(self) -> CacheStats:
-        """See ``handlers.context.Cache``. A store that does not answer tells of no entries."""
+        """See ``handlers.protocols.Cache``. A store that does not answer tells of no entries."""
         size = await self._try(self._store.size) or Size(0, 0)
         counts, tally = self.counts, self._store.tally
         return CacheStats(
@@ -140,7 +140,7 @@ class ResponseCache:
         )
 
     async def clear(self, *, model: str | None = None, prefix: str | None = None) -> int:
-        """See ``handlers.context.Cache``."""
+        """See ``handlers.protocols.Cache``."""
         for (_, key), flight in list(self._flights.items()):
             if key.startswith(prefix or "") and model in (None, flight.model):
                 flight.keep = False  # it began before, and ends after

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
-
-from runtime.settings import Settings
 
 OVERHEAD = 256
 """Bytes that an entry takes up beside its value, roughly: its key, its model's name, and its places in the indexes."""
@@ -84,26 +81,3 @@ class Store(Protocol):
 def cost(value: bytes) -> int:
     """Bytes that a value counts for."""
     return len(value) + OVERHEAD
-
-
-def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
-    """The store that ``RESPONSE_CACHE`` names; nothing is opened before the first use.
-
-    Args:
-        clock: Unix time in seconds.
-
-    Raises:
-        SettingsError: ``REDIS_URL`` is not one.
-    """
-    limit, ttl = settings.response_cache_bytes, settings.response_cache_ttl_seconds
-    if settings.response_cache == "sqlite":
-        from runtime.response_cache.sqlite import SqliteStore
-
-        return SqliteStore(settings.cache_dir / "responses.sqlite", limit, ttl, clock)
-    if settings.response_cache == "redis":
-        from runtime.response_cache.redis import RedisStore  # the client's import is a tenth of a second
-
-        return RedisStore(settings.redis_url.get_secret_value(), limit, ttl, clock)
-    from runtime.response_cache.memory import MemoryStore
-
-    return MemoryStore(limit, ttl, clock)

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from prometheus_client import Counter
+
+from runtime.telemetry.metrics import Metrics
+from runtime.telemetry.rolling_stats import Figures
 from runtime.telemetry.tracing import Course, current_trace
 from runtime.types import FinishReason
 
+
+class ModelMetrics:
+    """The metrics of one model, with its label bound once: looking a label up costs more than counting.
+
+    Args:
+        metrics: of the process.
+        name: of the model.
+        started: wall clock of the process's start.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, started: float, clock: Callable[[], float]) -> None:
+        self._started = started
+        self._name = name
+        self.clock = clock
+        self.figures = Figures(clock)
+        self.load = metrics.load.labels(name)
+        self.cold_start = metrics.cold_start.labels(name)
+        self.drafted = metrics.drafted.labels(name)
+        self.accepted = metrics.accepted.labels(name)
+        self.preemptions = metrics.preemptions.labels(name)
+        self.success: dict[FinishReason, Counter] = {
+            "stop": metrics.success.labels(name, "stop"),
+            "length": metrics.success.labels(name, "length"),
+        }
+        self.restarts = metrics.restarts.labels(name)
+        self.first_token = metrics.first_token.labels(name)
+        self.whole = metrics.whole.labels(name)
+        self.queue = metrics.queue.labels(name)
+        self.prefill = metrics.prefill.labels(name)
+        self.decode = metrics.decode.labels(name)
+        self._failure = metrics.failure
+        self._rejected = metrics.rejected
+
+    def ready(self, load_seconds: float) -> None:
+        """The model is loaded and warm."""
+        self.load.set(load_seconds)
+        self.cold_start.set(max(0.0, time.time() - self._started))
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused; ``reason`` is the error's code."""
+        self._rejected.labels(self._name, reason).inc()
+        self.figures.ended("rejected")
+
+    def failed(self, code: str) -> None:
+        """An admitted request ended with an error of that code."""
+        self._failure.labels(self._name, code).inc()
+        self.figures.ended("failed")
+
+    def request(self, sequences: int) -> RequestRecord:
+        """A request of so many sequences came just now. If it is not admitted, its record is of no effect."""
+        return RequestRecord(self, self._name, sequences)
+
+
 if TYPE_CHECKING:
-    from runtime.telemetry.metrics import ModelMetrics
+    pass
 
 
 class RequestRecord:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import SettingsError
-from runtime.telemetry.logging import request_facts
+from runtime.telemetry.request_scope import request_facts
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -92,7 +92,7 @@ def start_tracing(version: str) -> Tracing:
 
 
 class Tracing:
-    """Makes spans of requests. Implements ``handlers.context.Tracing``.
+    """Makes spans of requests. Implements ``handlers.protocols.Tracing``.
 
     Args:
         exporter: where ended spans go, in batches, from a thread.
@@ -138,7 +138,7 @@ class Tracing:
 
 
 class RequestTrace:
-    """One request's span. Implements ``handlers.context.Trace``.
+    """One request's span. Implements ``handlers.protocols.Trace``.
 
     Args:
         tracer: makes the spans beneath it.

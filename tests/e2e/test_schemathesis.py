@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app import ROUTES
-from handlers.api.openapi import Route, build
+from handlers.api.openapi import build
+from handlers.api.routes import Route
 from handlers.context import Limits
 from handlers.operations import OPERATIONS
-from handlers.schemas.requests import Sampling
+from handlers.schemas.base import Sampling
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving
 
 # Bounds that the description does not know of, as wide as anything that is generated: what it calls valid must pass.

@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.events.envelope import ID, Envelope, encode, headers, read
+from runtime.events.envelope import ID, Envelope, encode, headers
+from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAway, Delivery, Reply
 from runtime.strict_json import loads

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from middleware.access import CALLER, Access
+from middleware.access import Access
 from middleware.auth import Signing, auth_middleware, shown_key
 from middleware.auth_failures import Failures
 from middleware.client_ip import client_ip_middleware
 from middleware.errors import errors_middleware
+from middleware.request_keys import CALLER
 from runtime.keys.records import Record, digest, new_key
 from runtime.keys.ring import KeyRing
 from runtime.types import Caller

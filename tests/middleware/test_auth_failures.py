@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from middleware.auth_failures import Failures
-from middleware.client_ip import CLIENT_IP
+from middleware.request_keys import CLIENT_IP
 from runtime.errors import RateLimited
 
 

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from middleware.client_ip import CLIENT_IP, Source, client_ip_middleware, peer_of, resolve
+from middleware.client_ip import client_ip_middleware, peer_of, resolve
+from middleware.forwarded_header import Source
+from middleware.request_keys import CLIENT_IP
 from runtime.errors import ClientAddressDenied
 from runtime.networks import NetworkSet, parse_networks, unmap
 

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from middleware.client_ip import SOURCES, Source
-from middleware.forwarded import ORIGIN, Origin, host_of, origin
+from middleware.forwarded import host_of, origin
+from middleware.forwarded_header import SOURCES, Source
+from middleware.request_keys import ORIGIN, Origin
 from runtime.errors import InvalidRequest
 from tests.support.wire import Echo, exchange, statuses
 

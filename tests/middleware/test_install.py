@@ -14,11 +14,11 @@ from aiohttp.test_utils import TestClient
 import middleware
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
-from middleware.client_ip import CLIENT_IP
 from middleware.errors import errors_middleware
-from middleware.request_id import REQUEST_ID, request_id_middleware
+from middleware.request_id import request_id_middleware
+from middleware.request_keys import CLIENT_IP, REQUEST_ID
 from runtime.settings import Settings
-from runtime.telemetry.logging import request_facts, request_usage
+from runtime.telemetry.request_scope import request_facts, request_usage
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 

@@ -15,7 +15,8 @@ from aiohttp.test_utils import TestClient
 
 from middleware.request_id import request_id_middleware, set_request_id_header
 from middleware.response_headers import header_signal
-from runtime.telemetry.logging import JsonFormatter, request_facts
+from runtime.telemetry.logging import JsonFormatter
+from runtime.telemetry.request_scope import request_facts
 from runtime.telemetry.tracing import caller_trace
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]

@@ -14,8 +14,7 @@ import trustme
 from aiohttp import web
 
 from loadtests.service import running_service
-from middleware.access import CLIENT_CERTIFICATE
-from middleware.forwarded import ORIGIN
+from middleware.request_keys import CLIENT_CERTIFICATE, ORIGIN
 from tests.middleware.connection.test_gate import entrance
 from tests.support.fakes import until
 from tests.support.wire import PATIENCE, Echo, exchange, head, statuses

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.device import cpu_flags
 from runtime.engine.native.build import levels, path_of
+from runtime.host import cpu_flags
 
 MOST_LOGPROBS = 32
 _NO_MEMORY = 1  # see check.h

@@ -13,7 +13,8 @@ from typing import Any
 
 from runtime.errors import InvalidRequest
 from runtime.events.aws_lambda.kinds import is_eventbridge
-from runtime.events.envelope import DEADLINE, ID, TRACEPARENT, TYPE_PREFIX, Envelope, read
+from runtime.events.envelope import DEADLINE, ID, TRACEPARENT, TYPE_PREFIX, Envelope
+from runtime.events.message import read
 from runtime.strict_json import loads
 
 _DIRECT = {"id": ID, "deadline": DEADLINE, "traceparent": TRACEPARENT}

@@ -29,7 +29,7 @@ from runtime.events.envelope import TRACEPARENT, Envelope
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.processor import Processor
 from runtime.json_answer import dumps, is_large
-from runtime.telemetry.logging import request_caller, request_usage
+from runtime.telemetry.request_scope import request_caller, request_usage
 
 SOURCE = "/warmstart"
 """Of all answers; their ids differ wherever they were made."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from runtime.events.idempotency.records import Records, RecordsAway
+from runtime.events.idempotency.records import Records
 from runtime.settings import Settings
 
 T = TypeVar("T")
@@ -33,16 +30,3 @@ def open_records(settings: Settings) -> Records | None:
     from runtime.events.idempotency.memory import MemoryRecords
 
     return MemoryRecords()
-
-
-async def begin_or_release(begin: Coroutine[Any, Any, T], release: Callable[[], Awaitable[None]]) -> T:
-    """What ``begin`` answers. If the caller is cancelled meanwhile, whatever was begun is given back."""
-    task = asyncio.create_task(begin)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if task.exception() is None:
-            with suppress(RecordsAway):  # it lapses by itself
-                await release()
-        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from runtime.events.idempotency.factory import begin_or_release
+from runtime.events.idempotency.cancellation import begin_or_release
 from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
 from runtime.events.idempotency.transitions import LAPSED_SECONDS
 from runtime.storage.redis import RedisAway, SharedRedis

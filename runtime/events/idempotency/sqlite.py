@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from runtime.events.idempotency import transitions as record
-from runtime.events.idempotency.factory import begin_or_release
+from runtime.events.idempotency.cancellation import begin_or_release
 from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
 from runtime.events.idempotency.transitions import Record
 from runtime.storage.sqlite import SqliteFile

@@ -10,7 +10,8 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app import ROUTES
-from handlers.api.openapi import Route, build
+from handlers.api.openapi import build
+from handlers.api.routes import Route
 from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
 from runtime.errors import InvalidRequest, ServiceError

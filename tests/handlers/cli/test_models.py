@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 import server
-from handlers.cli.models import table, variant
+from handlers.cli.models import variant
+from handlers.cli.output import table
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress

@@ -12,18 +12,16 @@ from typing import Any
 import pytest
 
 from handlers.context import Context, Limits
-from handlers.generation.plan import (
-    Collected,
-    Plan,
+from handlers.generation.checks import (
     chat_messages,
     check_prompt_chars,
     check_sequences,
     encode_all,
-    generating,
-    paid,
     room,
     sampling_params,
 )
+from handlers.generation.collect import Collected
+from handlers.generation.plan import Plan, generating, paid
 from handlers.operations import chat, complete, generate
 from handlers.schemas.messages import TextPart
 from handlers.schemas.requests import ChatRequest, GenerateRequest

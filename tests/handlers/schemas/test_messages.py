@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.generation.plan import chat_messages
+from handlers.generation.checks import chat_messages
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import ChatRequest
 from runtime.errors import InvalidRequest

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from handlers.schemas.base import Empty, ModelChoice
 from handlers.schemas.parsing import parse
-from handlers.schemas.requests import ChatRequest, CompleteRequest, Empty, GenerateRequest, ModelChoice
+from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
 
 TEXT: dict[str, Any] = {"prompt": "x"}

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from middleware.connection.framing import LINE_ROUND_TARGET, unreadable
-from middleware.forwarded import ORIGIN
+from middleware.request_keys import ORIGIN
 from tests.support.wire import PATIENCE, Echo, exchange, head, statuses
 
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from middleware.client_ip import CLIENT_IP
 from middleware.connection.gate import Entrance, subject
+from middleware.request_keys import CLIENT_IP
 from tests.support.fakes import until
 from tests.support.wire import PATIENCE, Echo, exchange, statuses
 

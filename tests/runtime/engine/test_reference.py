@@ -36,8 +36,9 @@ from runtime.engine.rng import uniform
 from runtime.errors import DeadlineExceeded, Draining, InternalError, InvalidRequest, TooManyRequests
 from runtime.loading.loader import load
 from runtime.model.catalogue import parse_model_name
-from runtime.telemetry.logging import JsonFormatter, request_facts
+from runtime.telemetry.logging import JsonFormatter
 from runtime.telemetry.metrics import Metrics
+from runtime.telemetry.request_scope import request_facts
 from runtime.types import Job, SamplingParams, Token
 from tests.support.fakes import INFO, until
 

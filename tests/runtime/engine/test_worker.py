@@ -27,7 +27,8 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.telemetry.logging import JsonFormatter, request_facts
+from runtime.telemetry.logging import JsonFormatter
+from runtime.telemetry.request_scope import request_facts
 from runtime.types import Job, Message
 from tests.support.engines import FOREVER, Runner, collect, expected, ids, job, planted
 from tests.support.fakes import check_pool, until

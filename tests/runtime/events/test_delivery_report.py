@@ -25,7 +25,8 @@ from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy
 from runtime.events.processor import Processor, SendChunk
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.logging import JsonFormatter, request_caller, request_usage
+from runtime.telemetry.logging import JsonFormatter
+from runtime.telemetry.request_scope import request_caller, request_usage
 from runtime.telemetry.tracing import caller_trace
 from tests.events.memory_queue import MemoryBroker, MemorySource
 from tests.runtime.audit.logs import KEYS, check, records

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.events import envelope as names
-from runtime.events.envelope import Envelope, encode, headers, read
+from runtime.events.envelope import Envelope, encode, headers
+from runtime.events.message import read
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.loader import Loaded, load, open_serving
+from runtime.loading.loader import load, open_serving
 from runtime.model.catalogue import parse_model_name
+from runtime.model.loaded import Loaded
 from tests.support.models import save_multimodal, save_tiny_llama, train_tokenizer, with_tensors
 
 Tensors = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from runtime.device import memory_limit
 from runtime.errors import ModelUnavailable
+from runtime.host import memory_limit
 from runtime.loading.footprint import default_budget
 from runtime.loading.load_engine import load_engine
 from runtime.loading.memory_plan import MemoryPlan

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import ModelUnavailable
-from runtime.model.catalogue import CATALOGUE, ModelSpec, on_disk, parse_model_name
+from runtime.loading.model_files import on_disk
+from runtime.model.catalogue import CATALOGUE, ModelSpec, parse_model_name
 
 
 @pytest.mark.parametrize(

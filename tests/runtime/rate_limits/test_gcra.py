@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.rate_limits.gcra import Quota, open_limits, take
+from runtime.rate_limits.factory import open_limits
+from runtime.rate_limits.gcra import Quota, take
 from runtime.rate_limits.memory import MemoryLimiter, MemoryLimits
 from runtime.settings import Settings
 

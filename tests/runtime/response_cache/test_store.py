@@ -14,10 +14,11 @@ import pytest
 import redis as client
 
 from runtime.errors import SettingsError
+from runtime.response_cache.factory import open_store
 from runtime.response_cache.memory import MemoryStore
 from runtime.response_cache.redis import PREFIX, RedisStore
 from runtime.response_cache.sqlite import SqliteStore
-from runtime.response_cache.store import OVERHEAD, Size, Store, StoreFailed, open_store
+from runtime.response_cache.store import OVERHEAD, Size, Store, StoreFailed
 from runtime.settings import Settings
 from tests.support.damage import damages
 from tests.support.redis_server import REDIS_URL, own_names

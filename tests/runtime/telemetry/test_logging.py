@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.telemetry.logging import log_facts, request_facts, setup_logging
+from runtime.telemetry.logging import log_facts, setup_logging
+from runtime.telemetry.request_scope import request_facts
 
 
 class Terminal(io.StringIO):

@@ -30,7 +30,7 @@ from handlers.local import build_context, invoke, invoke_stream
 from runtime.errors import ContextLengthExceeded, InternalError, SettingsError
 from runtime.settings import Settings
 from runtime.telemetry import tracing as tracing_module
-from runtime.telemetry.logging import request_facts
+from runtime.telemetry.request_scope import request_facts
 from runtime.telemetry.tracing import Tracing, caller_trace, parse_traceparent
 from tests.support.engines import Made
 from tests.support.fakes import caching, fake_context, until

@@ -19,7 +19,8 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from runtime.errors import PayloadTooLarge
-from runtime.events.envelope import REASON, Envelope, read
+from runtime.events.envelope import REASON, Envelope
+from runtime.events.message import read
 from runtime.events.outcome import Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAway, QueueOptions
 from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id

@@ -18,7 +18,8 @@ from nats.aio.msg import Msg
 
 from runtime.errors import InvalidRequest, PayloadTooLarge
 from runtime.events import envelope as names
-from runtime.events.envelope import Envelope, encode, read
+from runtime.events.envelope import Envelope, encode
+from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAway, QueueOptions
 from runtime.events.queues.headers import given_id

@@ -14,7 +14,8 @@ from typing import Any
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from runtime.events.envelope import CHUNK, Envelope, encode, read
+from runtime.events.envelope import CHUNK, Envelope, encode
+from runtime.events.message import read
 from runtime.events.outcome import Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAway, QueueOptions
 from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id

@@ -22,7 +22,8 @@ import redis
 
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.events import envelope as names
-from runtime.events.envelope import Envelope, encode, read
+from runtime.events.envelope import Envelope, encode
+from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Retry
 from runtime.events.queues.base import BrokerAway, QueueOptions
 from runtime.events.queues.redis.connection import Link

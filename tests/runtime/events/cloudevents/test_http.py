@@ -34,7 +34,7 @@ from runtime.events.outcome import Policy, Reject
 from runtime.events.processor import Processor
 from runtime.json_answer import MANY
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.logging import request_caller, request_usage
+from runtime.telemetry.request_scope import request_caller, request_usage
 from tests.support.fakes import until
 
 RETRIED = {404, 408, 409, 429, *range(500, 600)}  # Knative Eventing, data plane contract

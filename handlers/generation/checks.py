@@ -1,0 +1,129 @@
+"""Checks of a generating request's fields, and their conversion to what the engine takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from handlers.context import Context
+from handlers.generation.plan import _TEXTS_AT_ONCE
+from handlers.protocols import Engine
+from handlers.schemas.base import Sampling
+from runtime.errors import ContextLengthExceeded, InvalidRequest
+from runtime.types import Message, SamplingParams
+
+
+def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
+    """Refuse more text than the service reads.
+
+    Raises:
+        InvalidRequest: names the limit.
+    """
+    total = sum(len(text) for text in texts)
+    if total > ctx.limits.max_prompt_chars:
+        raise InvalidRequest(
+            f"{field_name}: {total} characters are more than the {ctx.limits.max_prompt_chars} this service takes "
+            "(MAX_PROMPT_CHARS)",
+            param=field_name,
+        )
+
+
+def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_field: str = "prompt") -> None:
+    """Refuse more sequences than one request may ask for.
+
+    Args:
+        prompts: how many there are.
+        n: sequences of each.
+        n_field: where ``n`` is from; named where the prompts alone would not be too many.
+        prompts_field: where the prompts are from.
+
+    Raises:
+        InvalidRequest: names the field and the limit.
+    """
+    most = ctx.limits.max_sequences
+    if prompts > most:
+        raise InvalidRequest(
+            f"{prompts_field}: {prompts} are more than the {most} sequences one request may ask for (MAX_SEQUENCES)",
+            param=prompts_field,
+        )
+    if prompts * n > most:
+        raise InvalidRequest(
+            f"{n_field}: {prompts} x {n} sequences are more than the {most} one request may ask for (MAX_SEQUENCES)",
+            param=n_field,
+        )
+
+
+def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
+    """New tokens that fit behind a prompt.
+
+    Raises:
+        ContextLengthExceeded: none does.
+    """
+    if prompt_tokens >= context_length:
+        raise ContextLengthExceeded.of(context_length, prompt_tokens, 1, field_name)
+    return context_length - prompt_tokens
+
+
+def check_least(least: int, most: int, field_name: str, bounds: str) -> None:
+    """Refuse to promise more new tokens than there may be.
+
+    Args:
+        bounds: what bounds them, for the message.
+
+    Raises:
+        InvalidRequest: names both numbers.
+    """
+    if least > most:
+        raise InvalidRequest(
+            f"{field_name}: {least} is more than the {most} new tokens that {bounds} and the model's context allow",
+            param=field_name,
+        )
+
+
+def sampling_params(
+    request: Sampling,
+    *,
+    max_new_tokens: int,
+    n: int,
+    min_new_tokens: int = 0,
+    logprobs: int | None = None,
+    stop: Sequence[str] = (),
+) -> SamplingParams:
+    """The engine's parameters from a request's fields; ``stop`` is added to the request's own stop strings."""
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=request.temperature if request.top_p else 0,  # top_p 0 leaves the likeliest token only
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        min_new_tokens=min_new_tokens,
+        logprobs=logprobs,
+        stop=(*(request.stop or ()), *stop),
+        seed=request.seed,
+        n=n,
+    )
+
+
+async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
+    """Token ids of each text. A few texts at a time, so that other requests' texts come between thousands of them."""
+    ids: list[tuple[int, ...]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        ids += await asyncio.gather(*(engine.encode(text, queued=ctx.queued) for text in some))
+    return ids
+
+
+def chat_messages(turns: Iterator[tuple[str, Any]]) -> tuple[Message, ...]:
+    """Engine messages from (role, content) with content a string or OpenAI's text parts; developer is system."""
+    return tuple(
+        Message(
+            "system" if role == "developer" else role,  # type: ignore[arg-type]  # the schema admits these roles only
+            content if isinstance(content, str) else "".join(part.text for part in content),
+        )
+        for role, content in turns
+    )

@@ -1,0 +1,171 @@
+"""Loads a model for the fast engine: its snapshot and a runner, native or PyTorch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from runtime.device import select_dtype
+from runtime.engine.block_pool import BlockPool
+from runtime.engine.engine import Engine
+from runtime.engine.native import runner as native
+from runtime.engine.scheduler import Scheduler
+from runtime.engine.sequence import Runner
+from runtime.host import usable_cores
+from runtime.loading.load_engine import _warm_up
+from runtime.loading.loader import open_serving
+from runtime.loading.memory_plan import MemoryPlan
+from runtime.loading.precision import fast_fingerprint, serving_dtype, weight_kind
+from runtime.model.catalogue import ModelSpec
+from runtime.model.chat_encoder import ChatEncoder
+from runtime.model.load_timer import Phases
+from runtime.model.progress import Progress
+from runtime.model.snapshot import Snapshot
+from runtime.settings import Settings
+from runtime.telemetry.model_metrics import ModelMetrics
+from runtime.types import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Fast:
+    """A model that the fast engine can run.
+
+    Args:
+        runner: runs its steps.
+        snapshot: its weights, tokenizer and facts.
+        dtype: of the weights.
+        optimizations: what makes it quick, in words.
+    """
+
+    runner: Runner
+    snapshot: Snapshot
+    dtype: str
+    optimizations: tuple[str, ...]
+
+
+def open_fast(
+    spec: ModelSpec,
+    settings: Settings,
+    device: str,
+    progress: Progress,
+    phases: Phases,
+    plan: MemoryPlan | None = None,
+) -> Fast:
+    """Open a model's snapshot, or make it, and a runner on it.
+
+    Args:
+        spec: the model.
+        settings: all of them.
+        device: from ``select_device``.
+        progress: told what is being done.
+        phases: takes the times of it.
+        plan: see ``load_engine``.
+
+    Raises:
+        ModelUnavailable: see ``load_engine``.
+        UnsupportedDecoder: the fast decoder does not know the model.
+    """
+    dtype = serving_dtype(settings, device)
+    snapshot = open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
+    with phases.phase("runner"):
+        kv_bytes = (plan or MemoryPlan([spec], settings)).kv_bytes(spec)
+        runner, optimizations = make_runner(snapshot, device, dtype, settings, kv_bytes)
+    return Fast(runner, snapshot, dtype, optimizations)
+
+
+def _fast(
+    spec: ModelSpec,
+    settings: Settings,
+    device: str,
+    progress: Progress,
+    metrics: ModelMetrics,
+    phases: Phases,
+    plan: MemoryPlan | None,
+) -> Engine:
+    started = time.perf_counter()
+    fast = open_fast(spec, settings, device, progress, phases, plan)
+    runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
+    optimizations = fast.optimizations
+    if settings.prefix_cache_bytes:
+        optimizations += ("prefix cache",)
+    if settings.speculate_tokens:
+        optimizations += ("n-gram speculation",)
+    pool = BlockPool(runner.blocks, runner.block_tokens, cache_blocks=settings.prefix_cache_bytes // runner.block_bytes)
+    scheduler = Scheduler(
+        pool,
+        max_rows=settings.max_batch,
+        max_tokens=runner.max_tokens,
+        token_budget=settings.token_budget,
+        eos=frozenset(facts.end_ids),
+        speculate=settings.speculate_tokens,
+    )
+    chat = ChatEncoder(snapshot.tokenizer)
+    kernels = isinstance(runner, native.NativeRunner)
+    info = ModelInfo(
+        name=spec.id,
+        revision=facts.revision or spec.revision,
+        source=spec.kind,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        dtype=fast.dtype,
+        device=device,
+        context_length=facts.decoder.context_length,
+        vocabulary_size=facts.decoder.vocabulary,
+        chat_template=chat.own_template,
+        load_seconds=time.perf_counter() - started,
+        warmup_seconds=0.0,
+        weights_bytes=snapshot.nbytes,
+        engine="native" if kernels else "torch",
+        optimizations=optimizations,
+        kv_bytes=runner.blocks * runner.block_bytes,
+        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, kernels=kernels),
+    )
+    engine = Engine(
+        runner,
+        scheduler,
+        snapshot.tokenizer,
+        chat,
+        info,
+        metrics=metrics,
+        max_queue=settings.max_queue,
+        timeout=settings.request_timeout_seconds,
+    )
+    _warm_up(engine, progress, phases)
+    return engine
+
+
+def make_runner(
+    snapshot: Snapshot, device: str, dtype: str, settings: Settings, kv_bytes: int
+) -> tuple[Runner, tuple[str, ...]]:
+    """What runs the model's steps, and what it does to be quick.
+
+    Args:
+        snapshot: the model.
+        device: from ``select_device``.
+        dtype: of the weights; int8 computes in what the device is fast at.
+        settings: threads and step sizes.
+        kv_bytes: for keys and values.
+    """
+    config = snapshot.facts.decoder
+    threads = settings.num_threads or usable_cores()
+    weights = (f"{snapshot.facts.kind} weights",)
+    kernels = native.available()
+    if device == "cpu" and kernels and native.supports(config):
+        found = native.NativeRunner(snapshot, kv_bytes=kv_bytes, max_tokens=settings.max_step_tokens, threads=threads)
+        return found, (*weights, f"{kernels} kernels", "paged kv")
+    import torch
+
+    from runtime.engine.pytorch.decoder import weights_from_snapshot
+    from runtime.engine.pytorch.runner import TorchRunner
+
+    torch.set_num_threads(threads)
+    number: torch.dtype = getattr(torch, select_dtype("auto", device) if dtype == "int8" else dtype)
+    tensors = weights_from_snapshot(snapshot, number, torch.device(device))
+    runner = TorchRunner(
+        config,
+        tensors,
+        kv_bytes=kv_bytes,
+        max_tokens=settings.max_step_tokens,
+        deterministic=settings.deterministic,
+    )
+    return runner, (*weights, "paged kv")

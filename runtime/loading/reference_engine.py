@@ -1,0 +1,72 @@
+"""Loads a model for the reference engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from runtime.loading.load_engine import _vocabulary, _warm_up
+from runtime.loading.loader import fetch, load
+from runtime.loading.model_files import identity
+from runtime.loading.precision import reference_dtype, reference_fingerprint
+from runtime.model.catalogue import ModelSpec
+from runtime.model.load_timer import Phases
+from runtime.model.loaded import Loaded
+from runtime.model.progress import Progress
+from runtime.settings import Settings
+from runtime.telemetry.model_metrics import ModelMetrics
+from runtime.types import ModelInfo
+
+if TYPE_CHECKING:
+    from runtime.engine.reference import ReferenceEngine
+
+
+_FALLBACK_CONTEXT = 2048  # for configurations that name no longest context
+
+
+def _reference(
+    spec: ModelSpec, settings: Settings, device: str, progress: Progress, metrics: ModelMetrics, phases: Phases
+) -> ReferenceEngine:
+    with phases.phase("imports of torch and transformers"):
+        from runtime.engine.reference import ReferenceEngine
+
+    started = time.perf_counter()
+    dtype = reference_dtype(settings, device)
+    with phases.phase("weights"):
+        source = identity(spec, fetch(spec, progress))  # before the files are read: what changes meanwhile is another
+        loaded = load(spec, device, dtype, progress)
+    info = _reference_info(spec, loaded, time.perf_counter() - started)
+    engine = ReferenceEngine(
+        loaded,
+        replace(info, fingerprint=reference_fingerprint(source, device, dtype, settings)),
+        metrics=metrics,
+        max_queue=settings.max_queue,
+        timeout=settings.request_timeout_seconds,
+        num_threads=settings.num_threads,
+    )
+    _warm_up(engine, progress, phases)
+    return engine
+
+
+def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:
+    config = loaded.model.config
+    text = config.get_text_config()  # a multimodal model's own configuration says nothing of texts
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return ModelInfo(
+        name=spec.id,
+        revision=loaded.revision or spec.revision,
+        source=spec.kind,
+        architecture=(config.architectures or [type(loaded.model).__name__])[0],
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        dtype=loaded.dtype,
+        device=loaded.device,
+        context_length=int(context or _FALLBACK_CONTEXT),
+        vocabulary_size=_vocabulary(loaded.model),
+        chat_template=bool(loaded.tokenizer.chat_template),
+        load_seconds=seconds,
+        warmup_seconds=0.0,
+        weights_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
+        engine="reference",
+        optimizations=("sdpa attention",) if config._attn_implementation == "sdpa" else (),
+    )
