@@ -3,49 +3,108 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.rolling_stats import Figures
 from runtime.telemetry.tracing import Course, current_trace
 from runtime.types import FinishReason
+
+_FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60, 120)
+_REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 300, 600)
+
+
+@dataclass(frozen=True, slots=True)
+class Collectors:
+    """The Prometheus collectors of all models; each metric has the label ``model_name``. Histograms are in seconds."""
+
+    load: Gauge
+    cold_start: Gauge
+    drafted: Counter
+    accepted: Counter
+    preemptions: Counter
+    success: Counter
+    failure: Counter
+    rejected: Counter
+    restarts: Counter
+    first_token: Histogram
+    whole: Histogram
+    queue: Histogram
+    prefill: Histogram
+    decode: Histogram
+
+    @classmethod
+    def register(cls, registry: CollectorRegistry) -> Collectors:
+        """Create the collectors in a registry.
+
+        Args:
+            registry: one that has none of them yet.
+
+        Raises:
+            ValueError: it has one of them.
+        """
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"warmstart:{name}", text, ("model_name", *labels), registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"warmstart:{name}", text, ("model_name",), registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"warmstart:{name}", text, ("model_name",), buckets=buckets, registry=registry)
+
+        return cls(
+            load=gauge("model_load_seconds", "What loading the model took."),
+            cold_start=gauge("cold_start_seconds", "From the process's start until the model was ready."),
+            drafted=counter("spec_decode_num_draft_tokens", "Tokens guessed ahead."),
+            accepted=counter("spec_decode_num_accepted_tokens", "Tokens guessed ahead that were right."),
+            preemptions=counter("num_preemptions", "Times that queued work gave way in the middle."),
+            success=counter("request_success", "Sequences that ended by themselves.", "finished_reason"),
+            failure=counter("request_failure", "Requests that were admitted and ended with an error.", "code"),
+            rejected=counter("request_rejected", "Requests that were not admitted.", "reason"),
+            restarts=counter("engine_restarts", "Engine threads that died and were replaced."),
+            first_token=histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_BUCKETS),
+            whole=histogram("e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_BUCKETS),
+            queue=histogram("request_queue_time_seconds", "Arrival to the first step.", _FIRST_TOKEN_BUCKETS),
+            prefill=histogram("request_prefill_time_seconds", "First step to first token.", _FIRST_TOKEN_BUCKETS),
+            decode=histogram("request_decode_time_seconds", "First token to last.", _REQUEST_BUCKETS),
+        )
 
 
 class ModelMetrics:
     """The metrics of one model, with its label bound once: looking a label up costs more than counting.
 
     Args:
-        metrics: of the process.
+        collectors: of all models.
         name: of the model.
         started: wall clock of the process's start.
         clock: monotonic time in seconds.
     """
 
-    def __init__(self, metrics: Metrics, name: str, started: float, clock: Callable[[], float]) -> None:
+    def __init__(self, collectors: Collectors, name: str, started: float, clock: Callable[[], float]) -> None:
         self._started = started
         self._name = name
         self.clock = clock
         self.figures = Figures(clock)
-        self.load = metrics.load.labels(name)
-        self.cold_start = metrics.cold_start.labels(name)
-        self.drafted = metrics.drafted.labels(name)
-        self.accepted = metrics.accepted.labels(name)
-        self.preemptions = metrics.preemptions.labels(name)
+        self.load = collectors.load.labels(name)
+        self.cold_start = collectors.cold_start.labels(name)
+        self.drafted = collectors.drafted.labels(name)
+        self.accepted = collectors.accepted.labels(name)
+        self.preemptions = collectors.preemptions.labels(name)
         self.success: dict[FinishReason, Counter] = {
-            "stop": metrics.success.labels(name, "stop"),
-            "length": metrics.success.labels(name, "length"),
+            "stop": collectors.success.labels(name, "stop"),
+            "length": collectors.success.labels(name, "length"),
         }
-        self.restarts = metrics.restarts.labels(name)
-        self.first_token = metrics.first_token.labels(name)
-        self.whole = metrics.whole.labels(name)
-        self.queue = metrics.queue.labels(name)
-        self.prefill = metrics.prefill.labels(name)
-        self.decode = metrics.decode.labels(name)
-        self._failure = metrics.failure
-        self._rejected = metrics.rejected
+        self.restarts = collectors.restarts.labels(name)
+        self.first_token = collectors.first_token.labels(name)
+        self.whole = collectors.whole.labels(name)
+        self.queue = collectors.queue.labels(name)
+        self.prefill = collectors.prefill.labels(name)
+        self.decode = collectors.decode.labels(name)
+        self._failure = collectors.failure
+        self._rejected = collectors.rejected
 
     def ready(self, load_seconds: float) -> None:
         """The model is loaded and warm."""
@@ -65,10 +124,6 @@ class ModelMetrics:
     def request(self, sequences: int) -> RequestRecord:
         """A request of so many sequences came just now. If it is not admitted, its record is of no effect."""
         return RequestRecord(self, self._name, sequences)
-
-
-if TYPE_CHECKING:
-    pass
 
 
 class RequestRecord:
