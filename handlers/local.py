@@ -84,9 +84,9 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         return memory_limit()
 
     def memory() -> Memory:
-        from runtime.device import memory_in_use
+        from runtime.host import resident_memory
 
-        return Memory(memory_in_use("cpu"), limit(), models.budget_bytes)
+        return Memory(resident_memory(), limit(), models.budget_bytes)
 
     return Context(
         models=models,

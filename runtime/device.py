@@ -1,4 +1,4 @@
-"""Which device a model runs on, in which number type, with how many cores and how much memory.
+"""Which device a model runs on, in which number type, and the memory it holds there.
 
 Devices are named as torch names them (``cpu``, ``cuda:0``, ``mps``). torch is imported only where a driver or a Mac
 says that there may be more than a CPU.
@@ -7,14 +7,11 @@ says that there may be more than a CPU.
 from __future__ import annotations
 
 import ctypes
-import gc
-import os
 import platform
 import sys
-from pathlib import Path
 
 from runtime.errors import ModelUnavailable
-from runtime.host import cpu_flags
+from runtime.host import cpu_flags, resident_memory, trim_memory
 
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is how Arm names it
 
@@ -96,20 +93,13 @@ def memory_in_use(device: object) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated(str(device)))
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    return resident_memory()
 
 
 def release_memory(device: object) -> None:
     """Give freed memory back to the system: Python's, the device's (torch's, or its name), and glibc's arenas."""
-    gc.collect()
     if str(device).startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
+    trim_memory()

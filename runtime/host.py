@@ -1,7 +1,9 @@
-"""x"""
+"""The host as Linux and its containers report it: instruction sets, cores and memory. Imports no torch."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +75,20 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
         inner = Path(path.lstrip("/"))
         for mount in mounts:
             yield from (mount / part for part in (inner, *inner.parents))
+
+
+def resident_memory() -> int:
+    """Bytes of the process's resident set; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def trim_memory() -> None:
+    """Give memory that was freed back to the system: Python's cycles are collected, then glibc's arenas trimmed."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        return

@@ -12,7 +12,6 @@ from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Runner
 from runtime.host import usable_cores
-from runtime.loading.load_engine import _warm_up
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import fast_fingerprint, serving_dtype, weight_kind
@@ -73,7 +72,7 @@ def open_fast(
     return Fast(runner, snapshot, dtype, optimizations)
 
 
-def _fast(
+def load_fast(
     spec: ModelSpec,
     settings: Settings,
     device: str,
@@ -82,6 +81,7 @@ def _fast(
     phases: Phases,
     plan: MemoryPlan | None,
 ) -> Engine:
+    """Load a model for the fast engine. Arguments and errors as of ``open_fast``; the engine is not warmed up."""
     started = time.perf_counter()
     fast = open_fast(spec, settings, device, progress, phases, plan)
     runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
@@ -120,7 +120,7 @@ def _fast(
         kv_bytes=runner.blocks * runner.block_bytes,
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, kernels=kernels),
     )
-    engine = Engine(
+    return Engine(
         runner,
         scheduler,
         snapshot.tokenizer,
@@ -130,8 +130,6 @@ def _fast(
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
     )
-    _warm_up(engine, progress, phases)
-    return engine
 
 
 def make_runner(

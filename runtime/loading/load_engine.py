@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.device import select_device, select_dtype
 from runtime.engine.engine import Engine
 from runtime.errors import ModelUnavailable
-from runtime.loading.fast_engine import _fast
+from runtime.loading.fast_engine import load_fast
 from runtime.loading.loader import fetch, load, open_serving
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import (
     serving_dtype,
     weight_kind,
 )
-from runtime.loading.reference_engine import _reference
+from runtime.loading.reference_engine import load_reference
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_timer import Phases
@@ -59,14 +59,21 @@ def load_engine(
     phases = phases or Phases()
     metrics = metrics or Metrics().model(spec.id)
     device = select_device(settings.device)
+    engine: Engine | ReferenceEngine | None = None
     if settings.engine != "reference":
         try:
-            return _fast(spec, settings, device, progress, metrics, phases, plan)
+            engine = load_fast(spec, settings, device, progress, metrics, phases, plan)
         except UnsupportedDecoder as reason:
             if settings.engine == "fast":
                 raise ModelUnavailable(f"ENGINE=fast cannot run {spec.id}: {reason}") from None
             _log.info("%s is served by the reference engine; the fast one does not know: %s", spec.id, reason)
-    return _reference(spec, settings, device, progress, metrics, phases)
+    if engine is None:
+        engine = load_reference(spec, settings, device, progress, metrics, phases)
+    progress("warming up", None)
+    with phases.phase("warm-up"):
+        engine.warm_up()
+    engine.info = replace(engine.info, warmup_seconds=phases.seconds["warm-up"])
+    return engine
 
 
 def pull(spec: ModelSpec, settings: Settings) -> None:
@@ -87,17 +94,3 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
         load(spec, device, select_dtype("float32", device), reporter)  # proves that the files load
     finally:
         reporter.close()
-
-
-def _warm_up(engine: Engine | ReferenceEngine, progress: Progress, phases: Phases) -> None:
-    progress("warming up", None)
-    with phases.phase("warm-up"):
-        engine.warm_up()
-    engine.info = replace(engine.info, warmup_seconds=phases.seconds["warm-up"])
-
-
-def _vocabulary(model: Any) -> int:
-    """Tokens for which one of transformers' models has both an embedding and a logit."""
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = [getattr(table, "weight", None) for table in tables]  # a few heads are more than one product
-    return min(int(weight.shape[0]) for weight in weights if weight is not None)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from runtime.loading.load_engine import _vocabulary, _warm_up
 from runtime.loading.loader import fetch, load
 from runtime.loading.model_files import identity
 from runtime.loading.precision import reference_dtype, reference_fingerprint
@@ -25,9 +24,10 @@ if TYPE_CHECKING:
 _FALLBACK_CONTEXT = 2048  # for configurations that name no longest context
 
 
-def _reference(
+def load_reference(
     spec: ModelSpec, settings: Settings, device: str, progress: Progress, metrics: ModelMetrics, phases: Phases
 ) -> ReferenceEngine:
+    """Load a model for the reference engine. Arguments and errors as of ``load_engine``; it is not warmed up."""
     with phases.phase("imports of torch and transformers"):
         from runtime.engine.reference import ReferenceEngine
 
@@ -37,7 +37,7 @@ def _reference(
         source = identity(spec, fetch(spec, progress))  # before the files are read: what changes meanwhile is another
         loaded = load(spec, device, dtype, progress)
     info = _reference_info(spec, loaded, time.perf_counter() - started)
-    engine = ReferenceEngine(
+    return ReferenceEngine(
         loaded,
         replace(info, fingerprint=reference_fingerprint(source, device, dtype, settings)),
         metrics=metrics,
@@ -45,8 +45,13 @@ def _reference(
         timeout=settings.request_timeout_seconds,
         num_threads=settings.num_threads,
     )
-    _warm_up(engine, progress, phases)
-    return engine
+
+
+def _vocabulary(model: Any) -> int:
+    """Tokens for which one of transformers' models has both an embedding and a logit."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = [getattr(table, "weight", None) for table in tables]  # a few heads are more than one product
+    return min(int(weight.shape[0]) for weight in weights if weight is not None)
 
 
 def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:

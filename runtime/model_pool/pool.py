@@ -209,14 +209,13 @@ class Residents(Generic[E]):
                 return
             engine, residence.engine = residence.engine, None
         assert engine is not None
-        from runtime.device import release_memory  # a start has no time for ctypes
+        from runtime.host import trim_memory  # a start has no time for ctypes
 
-        device = engine.info.device
         try:
             engine.close()
         finally:
             del engine
-            release_memory(device)
+            trim_memory()
             self._forget(residence)
         _log.info("%s is unloaded", residence.spec.id)
 

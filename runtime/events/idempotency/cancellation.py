@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from runtime.events.idempotency.factory import T
 from runtime.events.idempotency.records import RecordsAway
+
+T = TypeVar("T")
 
 
 async def begin_or_release(begin: Coroutine[Any, Any, T], release: Callable[[], Awaitable[None]]) -> T:

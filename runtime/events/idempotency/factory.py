@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from runtime.events.idempotency.records import Records
 from runtime.settings import Settings
-
-T = TypeVar("T")
 
 
 def open_records(settings: Settings) -> Records | None:

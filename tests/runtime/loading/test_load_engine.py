@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import ModelUnavailable
-from runtime.loading import load_engine as loading
+from runtime.loading import fast_engine
 from runtime.loading.load_engine import load_engine, pull
 from runtime.loading.loader import open_serving
 from runtime.model.catalogue import parse_model_name
@@ -57,12 +57,12 @@ async def test_the_fast_engine_says_what_the_reference_says(
 ) -> None:
     """Token for token in float32, with compiled kernels (where there are any) and on torch without them."""
     if not kernels:
-        monkeypatch.setattr(loading.native, "available", lambda: None)
+        monkeypatch.setattr(fast_engine.native, "available", lambda: None)
     model: Path = request.getfixturevalue(name)
     with loaded(model, tmp_path, engine="reference") as reference, loaded(model, tmp_path, engine="fast") as fast:
         assert await greedy(fast) == await greedy(reference)
         assert reference.info.engine == "reference"
-        assert fast.info.engine == ("native" if loading.native.available() else "torch")
+        assert fast.info.engine == ("native" if fast_engine.native.available() else "torch")
         same = ("name", "source", "architecture", "parameters", "device", "context_length", "vocabulary_size")
         for field in (*same, "chat_template", "dtype"):
             assert getattr(fast.info, field) == getattr(reference.info, field)
