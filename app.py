@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler
 import middleware
 from handlers.api.openapi import build
 from handlers.api.payload import body_payload, cache_headers, query_payload
-from handlers.api.routes import ROUTES, Route
+from handlers.api.routes import ROUTES, Route, speaks_openai
 from handlers.context import Context, Settle, free
 from handlers.dispatch.events import Dispatcher
 from handlers.dispatch.lookup import find
@@ -27,7 +27,7 @@ from handlers.local import build_context, open_processor
 from handlers.operations import OPERATIONS, SCOPES, Operation
 from handlers.operations.health import default_state
 from middleware.access import Access
-from middleware.request_keys import CALLER, PAYLOAD, REASON
+from middleware.request_keys import CALLER, PAYLOAD, REASON, SPEAKS_OPENAI
 from runtime.errors import InternalError, ServiceError
 from runtime.events.delivery_report import Reporter
 from runtime.json_answer import encoded
@@ -80,6 +80,7 @@ def create_app(
     app[STATE] = lambda: default_state(ctx.models)
     admin = frozenset(name for name, operation in OPERATIONS.items() if operation.admin)
     access = Access(admin=admin, scopes=SCOPES)
+    app[SPEAKS_OPENAI] = speaks_openai
     middleware.install(app, settings, access, metrics)
     for route in ROUTES if whole else [route for route in ROUTES if route.operation == "health"]:
         handler = _adapter(find(route.operation, ctx), route, settings)

@@ -9,8 +9,6 @@ processes by forking, which no thread survives.
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,6 +21,7 @@ from handlers.dispatch.events import Dispatcher
 from handlers.functions.event_loop import run
 from handlers.local import open_processor, refuse_edge, shared_context
 from handlers.operations import OPERATIONS
+from runtime.error_response import error_response
 from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
 from runtime.events.cloudevents.http import Answer, Service
 from runtime.events.delivery_report import Reporter
@@ -82,9 +81,5 @@ def __getattr__(name: str) -> Any:
 
 
 def _problem(error: ServiceError) -> flask.Response:
-    headers = {"Content-Type": "application/problem+json"}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = "POST"
-    return flask.Response(json.dumps(error.problem()), error.status, headers)
+    response = error_response(error, openai=False, allow=("POST",) if isinstance(error, MethodNotAllowed) else ())
+    return flask.Response(response.body, response.status, response.headers)

@@ -22,7 +22,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from middleware.access import Access
-from middleware.errors import render
+from middleware.error_rendering import render
 from middleware.request_keys import CALLER, CLIENT_TEXT, PAYLOAD, REASON
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from middleware.request_keys import REASON, REFUSALS
+from middleware.error_rendering import render
 from runtime.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
 
 _log = logging.getLogger("warmstart.errors")
-
-_OPENAI_PREFIX = "/v1/"
-_OPENAI_PATHS = frozenset({"/chat/completions", "/v1"})
 
 
 @web.middleware
@@ -29,38 +25,14 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         if isinstance(error, ServiceError):
             return render(request, error)
         if isinstance(error, web.HTTPException):
-            return render(request, _translate(request, error), error)
+            allow = error.allowed_methods if isinstance(error, web.HTTPMethodNotAllowed) else ()
+            return render(request, _translate(request, error), sorted(allow))
         _log.exception("unexpected error")
         return render(request, InternalError("something went wrong here; the request id finds it in the log"))
 
 
 def _client_gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
-
-
-def speaks_openai(path: str) -> bool:
-    """Whether errors on this path have OpenAI's shape."""
-    return path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX)
-
-
-def render(request: web.Request, error: ServiceError, cause: web.HTTPException | None = None) -> web.Response:
-    """The error as an answer."""
-    request[REASON] = error.code
-    if (refusals := request.app.get(REFUSALS)) is not None:
-        refusals.labels(error.code).inc()
-    openai = speaks_openai(request.path)
-    response = web.json_response(
-        error.openai() if openai else error.problem(),
-        status=error.status,
-        content_type="application/json" if openai else "application/problem+json",
-    )
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if error.challenge is not None:
-        response.headers["WWW-Authenticate"] = error.challenge
-    if cause is not None and "Allow" in cause.headers:
-        response.headers["Allow"] = cause.headers["Allow"]
-    return response
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> ServiceError:

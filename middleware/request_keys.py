@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -70,3 +71,6 @@ REASON: Final = web.RequestKey[str]("reason")
 
 CLIENT_CERTIFICATE: Final = web.RequestKey[str]("client_certificate")
 """The subject of the client's certificate (RFC 4514), where TLS_CLIENT_CA_FILE asks for one."""
+
+SPEAKS_OPENAI: Final = web.AppKey[Callable[[str], bool]]("speaks_openai")
+"""Whether errors on a path have OpenAI's shape (``handlers.api.routes.speaks_openai``); without it none have."""

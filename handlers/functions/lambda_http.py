@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -18,6 +17,7 @@ from handlers.api.payload import body_payload, cache_headers, query_payload
 from handlers.api.routes import Route, allowed, match, speaks_openai
 from handlers.dispatch.events import Dispatcher
 from handlers.operations import OPERATIONS
+from runtime.error_response import error_response
 from runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -155,13 +155,8 @@ def _cache_control(request: HttpRequest) -> dict[str, str]:
 
 
 def _render(request: HttpRequest, error: ServiceError) -> tuple[int, dict[str, str], bytes]:
-    openai = speaks_openai(request.path)
-    kind = "application/json" if openai else "application/problem+json"
-    headers = {"Content-Type": f"{kind}; charset=utf-8"}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = ",".join(allowed(request.path))
+    allow = allowed(request.path) if isinstance(error, MethodNotAllowed) else ()
+    response = error_response(error, openai=speaks_openai(request.path), allow=allow)
     if isinstance(error, UnsupportedMediaType):
-        headers["Accept-Encoding"] = "identity"
-    return error.status, headers, encode(error.openai() if openai else error.problem())
+        response.headers["Accept-Encoding"] = "identity"
+    return response.status, response.headers, response.body

@@ -16,6 +16,7 @@ from middleware.connection.gate import Visit
 from middleware.connection.half_close import HalfClosed
 from middleware.request_keys import LAST
 from middleware.security_headers import secure
+from runtime.error_response import error_response
 from runtime.errors import InternalError, ServiceError
 
 _log = logging.getLogger("warmstart.edge")
@@ -173,7 +174,8 @@ class Connection(web.RequestHandler):
             _log.error("a request failed outside all middlewares", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
-        response = web.json_response(error.problem(), status=error.status, content_type="application/problem+json")
+        rendered = error_response(error, openai=False)
+        response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
         secure(response.headers, https=request.secure)
         response.headers[hdrs.CONNECTION] = "close"
         response.force_close()

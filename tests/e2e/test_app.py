@@ -18,11 +18,10 @@ from yarl import URL
 
 import app
 from app import ROUTES, create_app
-from handlers.api.routes import Route
+from handlers.api.routes import Route, speaks_openai
 from handlers.context import Context
 from handlers.operations import OPERATIONS
 from handlers.schemas.base import Cacheable
-from middleware.errors import speaks_openai
 from runtime.errors import (
     DeadlineExceeded,
     Draining,

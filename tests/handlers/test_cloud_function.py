@@ -84,7 +84,7 @@ def test_errors(call: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) ->
     answer = post(client, EVENT | {"type": "warmstart.nothing"})
     assert (answer.status_code, json.loads(answer.data)["type"]) == (422, "warmstart.nothing.error")
     answer = post(client, {**EVENT, "id": ""})
-    assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
+    assert (answer.status_code, answer.content_type) == (400, "application/problem+json; charset=utf-8")
     assert json.loads(answer.data)["param"] == "id"
     assert post(client, EVENT | {"data": {"prompt": "x" * 2000}}).status_code == 413
     answer = client.get("/")

@@ -13,15 +13,15 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from middleware.errors import errors_middleware, speaks_openai
+from handlers.api.routes import speaks_openai
+from middleware.errors import errors_middleware
+from middleware.request_keys import SPEAKS_OPENAI
 from runtime import errors
 from runtime.errors import ServiceError
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
 SECRET = "/srv/models/secret.gguf: token hf_123"
-OPENAI_PATHS = ["/v1/models", "/v1/chat/completions", "/v1/nowhere", "/v1/", "/v1", "/chat/completions"]
-PROBLEM_PATHS = ["/", "/generate", "/nowhere", "/v1x", "/v10/models", "/V1/models", "/chat/completions/", "/x/v1/"]
 
 
 def _all_errors(cls: type[ServiceError] = ServiceError) -> list[type[ServiceError]]:
@@ -42,22 +42,11 @@ def _app(failure: BaseException | None, *, size: int = 1000) -> web.Application:
         return web.Response(text="ok")
 
     app = web.Application(middlewares=[errors_middleware], client_max_size=size)
+    app[SPEAKS_OPENAI] = speaks_openai
     app.router.add_get("/only-get", handler)
     app.router.add_get("/v1/only-get", handler)
     app.router.add_post("/{path:.*}", handler)
     return app
-
-
-@pytest.mark.parametrize("path", OPENAI_PATHS)
-def test_openai_paths(path: str) -> None:
-    """OpenAI's clients get OpenAI's shape wherever they may ask."""
-    assert speaks_openai(path)
-
-
-@pytest.mark.parametrize("path", PROBLEM_PATHS)
-def test_problem_paths(path: str) -> None:
-    """All other paths speak problem details."""
-    assert not speaks_openai(path)
 
 
 @pytest.mark.parametrize("error", _all_errors(), ids=lambda error: error.__name__)
@@ -137,6 +126,7 @@ async def test_method_not_allowed(aiohttp_client: Client, path: str, openai: boo
 async def test_not_found(aiohttp_client: Client, path: str, openai: bool) -> None:
     """An unknown path is 404 in the shape of its neighbourhood, and does not repeat what was asked."""
     app = web.Application(middlewares=[errors_middleware])
+    app[SPEAKS_OPENAI] = speaks_openai
     response = await (await aiohttp_client(app)).get(path)
     body = await response.json()
     assert response.status == 404
@@ -235,6 +225,7 @@ async def test_failing_after_the_answer_began(failure: Exception) -> None:
         raise failure
 
     app = web.Application(middlewares=[errors_middleware])
+    app[SPEAKS_OPENAI] = speaks_openai
     app.router.add_get("/", handler)
     async with _raw(app) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -266,6 +257,7 @@ async def test_nobody_is_answered_who_has_gone(caplog: pytest.LogCaptureFixture)
         raise ConnectionResetError("Cannot write to closing transport")
 
     app = web.Application(middlewares=[outside, errors_middleware])
+    app[SPEAKS_OPENAI] = speaks_openai
     app.router.add_get("/", handler)
     runner = web.AppRunner(app, handler_cancellation=False, access_log=None)
     await runner.setup()

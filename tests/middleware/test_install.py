@@ -12,11 +12,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 import middleware
+from handlers.api.routes import speaks_openai
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
 from middleware.errors import errors_middleware
 from middleware.request_id import request_id_middleware
-from middleware.request_keys import CLIENT_IP, REQUEST_ID
+from middleware.request_keys import CLIENT_IP, REQUEST_ID, SPEAKS_OPENAI
 from runtime.settings import Settings
 from runtime.telemetry.request_scope import request_facts, request_usage
 
@@ -84,7 +85,9 @@ async def test_denied_client(
 
 async def test_denied_client_of_openai(aiohttp_client: Client) -> None:
     """An OpenAI client is refused in its own language."""
-    response = await (await aiohttp_client(_app(allowed_ips="10.0.0.0/8"))).post("/v1/chat/completions")
+    app = _app(allowed_ips="10.0.0.0/8")
+    app[SPEAKS_OPENAI] = speaks_openai
+    response = await (await aiohttp_client(app)).post("/v1/chat/completions")
     assert response.status == 403
     assert (await response.json())["error"]["code"] == "client_address_denied"
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from app import create_app
-from handlers.api.routes import ROUTES, allowed, match
+from handlers.api.routes import ROUTES, allowed, match, speaks_openai
 from handlers.operations import OPERATIONS
 from runtime.errors import MethodNotAllowed, NotFound
 from runtime.settings import Settings
@@ -45,3 +45,19 @@ async def test_it_matches_as_aiohttp_does(method: str, path: str) -> None:
 def test_every_operation_has_a_route() -> None:
     """And every route an operation."""
     assert {route.operation for route in ROUTES} == OPERATIONS.keys()
+
+
+OPENAI_PATHS = ["/v1/models", "/v1/chat/completions", "/v1/nowhere", "/v1/", "/v1", "/chat/completions"]
+PROBLEM_PATHS = ["/", "/generate", "/nowhere", "/v1x", "/v10/models", "/V1/models", "/chat/completions/", "/x/v1/"]
+
+
+@pytest.mark.parametrize("path", OPENAI_PATHS)
+def test_openai_paths(path: str) -> None:
+    """OpenAI's clients get OpenAI's shape wherever they may ask."""
+    assert speaks_openai(path)
+
+
+@pytest.mark.parametrize("path", PROBLEM_PATHS)
+def test_problem_paths(path: str) -> None:
+    """All other paths speak problem details."""
+    assert not speaks_openai(path)
