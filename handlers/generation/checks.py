@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from handlers.context import Context
-from handlers.generation.plan import _TEXTS_AT_ONCE
 from handlers.protocols import Engine
 from handlers.schemas.base import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
 from runtime.types import Message, SamplingParams
+
+_TEXTS_AT_ONCE = 16  # tokenized together
 
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:

@@ -12,9 +12,6 @@ from handlers.protocols import Engine
 from runtime.errors import ServiceError
 from runtime.types import CacheUse, Job, Token
 
-_TEXTS_AT_ONCE = 16
-_BURST = 16  # tokens that are handed out before other requests get their turn, in a few milliseconds
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

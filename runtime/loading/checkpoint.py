@@ -21,7 +21,6 @@ from runtime.errors import ServiceError
 from runtime.loading.convert import convert, equalize
 from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
-from runtime.loading.load_errors import unavailable
 from runtime.loading.load_weights import load_weights
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.bars import bar_class
@@ -30,6 +29,7 @@ from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.end_tokens import end_ids, gguf_end_ids
 from runtime.model.gguf_header import GGUFHeader, read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
+from runtime.model.load_errors import unavailable
 from runtime.model.packing import WeightKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Facts

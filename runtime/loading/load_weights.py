@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from runtime.errors import ModelUnavailable
 from runtime.loading.adapters import CONFIG as ADAPTER_CONFIG
 from runtime.loading.gguf_loading import GgufTensors
-from runtime.loading.load_errors import named
 from runtime.loading.model_files import missing_shards
 from runtime.model.catalogue import ModelSpec
+from runtime.model.load_errors import named
 
 WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
 """What DataParallel, FSDP and ``torch.compile`` put before the names of a model's tensors."""

@@ -125,7 +125,7 @@ class Residents(Generic[E]):
             engine = self._load(slot.spec, progress)
         except Exception as error:
             if not isinstance(error, ServiceError):
-                from runtime.loading.load_errors import unavailable  # of no use to a start that goes well
+                from runtime.model.load_errors import unavailable  # of no use to a start that goes well
 
                 _log.exception("loading %s failed", slot.spec.id)
                 error = unavailable(slot.spec, error)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.loading.load_errors import named, reason, unavailable
 from runtime.model.catalogue import ModelSpec
+from runtime.model.load_errors import named, reason, unavailable
 
 SPEC = ModelSpec("mine", "folder", "/srv/My Models/mine")
 
