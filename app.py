@@ -29,12 +29,12 @@ from handlers.operations.health import default_state
 from middleware.access import Access
 from middleware.request_keys import CALLER, PAYLOAD, REASON, SPEAKS_OPENAI
 from runtime.errors import InternalError, ServiceError
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.json_answer import encoded
 from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
-from runtime.telemetry.exposition import Service, service_families
+from runtime.telemetry.exposition import ServiceStats, service_families
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.request_scope import note_usage, request_caller, request_charge, request_usage
 from runtime.types import CacheStats, Caller
@@ -93,7 +93,7 @@ def create_app(
             app.router.add_route(route.method, route.path, handler)
     if whole:
         dispatch = Dispatcher(ctx, settings.events_operations)
-        reporter = Reporter("http", OPERATIONS, metrics.events)
+        reporter = DeliveryReporter("http", OPERATIONS, metrics.events)
         events = Events(settings, partial(open_processor, settings, dispatch), reporter, _caller)
         app.router.add_post("/events", events.handle)
         access.operations[events.handle] = "events"
@@ -209,7 +209,7 @@ async def _readyz(request: web.Request) -> web.Response:
 async def _metrics(request: web.Request) -> web.Response:
     ctx = request.app[CONTEXT]
     cache = CacheStats() if ctx.cache is None else await ctx.cache.stats()
-    service = Service(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
+    service = ServiceStats(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
     accept = ",".join(request.headers.getall("Accept", []))
     body, content_type = request.app[METRICS].render(accept, service_families(service))
     return web.Response(body=body, headers={"Content-Type": content_type})

@@ -28,13 +28,13 @@ try:
     from handlers.dispatch.events import Dispatcher
     from handlers.local import open_processor
     from handlers.operations import OPERATIONS
-    from middleware.connection.limits import allow_files
+    from middleware.connection.limits import raise_fd_limit
     from middleware.connection.runner import DeadlineRunner
     from middleware.connection.tls import tls_of
     from middleware.request_keys import AUDIT
     from runtime.errors import ServiceError, SettingsError
     from runtime.events.audit import EventAudit
-    from runtime.events.delivery_report import Reporter
+    from runtime.events.delivery_report import DeliveryReporter
     from runtime.events.queues.base import QueueOptions
     from runtime.events.queues.factory import open_source
     from runtime.model_pool.pool import LOAD_THREAD
@@ -90,7 +90,7 @@ async def consume(settings: Settings, queue: QueueOptions, *, whole: bool) -> No
     ctx = app[CONTEXT]
     processor, records = open_processor(settings, Dispatcher(ctx, settings.events_operations))
     event_audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
-    reporter = Reporter(source.name, OPERATIONS, app[METRICS].events, event_audit)
+    reporter = DeliveryReporter(source.name, OPERATIONS, app[METRICS].events, event_audit)
     consumer = consume_command.consumer_of(settings, source, ctx, processor, reporter)
     model_state, loop = app[STATE], asyncio.get_running_loop()
 
@@ -136,7 +136,7 @@ async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[
         access_log=None,  # middleware/access_log.py writes it
         shutdown_timeout=_CLOSING_SECONDS,
     )
-    allow_files(settings.max_connections)
+    raise_fd_limit(settings.max_connections)
     await runner.setup()
     watch = asyncio.create_task(tls.watch()) if tls is not None else None
     stop = asyncio.Event()

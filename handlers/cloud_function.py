@@ -23,8 +23,8 @@ from handlers.local import open_processor, refuse_edge, shared_context
 from handlers.operations import OPERATIONS
 from runtime.error_response import error_response
 from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
-from runtime.events.cloudevents.http import Answer, Service
-from runtime.events.delivery_report import Reporter
+from runtime.events.cloudevents.http import CloudEventsService, EventResponse
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import setup_logging
@@ -42,13 +42,15 @@ def make_function() -> Any:
     setup_logging(settings.log_format, settings.log_level)
 
     @cache  # on the loop's thread alone, which is why it is made once
-    def service() -> Service:
+    def service() -> CloudEventsService:
         ctx = replace(shared_context(), observe=note_usage, caller=request_caller.get)
         processor, _ = open_processor(settings, Dispatcher(ctx, settings.events_operations))
-        reporter = Reporter("http", OPERATIONS, EventMetrics(CollectorRegistry()))
-        return Service(processor, reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth)
+        reporter = DeliveryReporter("http", OPERATIONS, EventMetrics(CollectorRegistry()))
+        return CloudEventsService(
+            processor, reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth
+        )
 
-    async def answered(headers: list[tuple[str, str]], body: bytes) -> Answer:
+    async def answered(headers: list[tuple[str, str]], body: bytes) -> EventResponse:
         return await service().answer(headers, body)
 
     @functions_framework.http

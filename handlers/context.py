@@ -11,7 +11,7 @@ from runtime.types import Memory, ModelFigures
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What one request may ask, from the settings."""
 
     max_prompt_chars: int = 200_000
@@ -70,7 +70,7 @@ class Context:
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
     queued: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     version: str = "0"
     started: float = 0.0
     tracing: Tracing | None = None

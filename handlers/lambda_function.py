@@ -21,13 +21,13 @@ from prometheus_client import CollectorRegistry
 from handlers.context import Context
 from handlers.dispatch.events import Dispatcher
 from handlers.functions.event_loop import run
-from handlers.functions.lambda_http import Requests
+from handlers.functions.lambda_http import LambdaHttpRequests
 from handlers.local import open_processor, refuse_edge, shared_context
 from handlers.operations import OPERATIONS
 from runtime.errors import ServiceError
 from runtime.events.aws_lambda.kinds import function_error, kind_of
-from runtime.events.aws_lambda.worker import Send, Worker
-from runtime.events.delivery_report import Reporter
+from runtime.events.aws_lambda.worker import LambdaWorker, Send
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import setup_logging
@@ -43,7 +43,7 @@ class Function:
     Args:
         settings: validated settings.
         ctx: what the operations get.
-        send: see ``Worker``.
+        send: see ``LambdaWorker``.
 
     Raises:
         SettingsError: they ask for what is not there without the HTTP service.
@@ -56,15 +56,17 @@ class Function:
         self._models = ctx.models
         ctx = replace(ctx, observe=note_usage, caller=request_caller.get)
         dispatch = Dispatcher(ctx, settings.events_operations)
-        self._requests = Requests(dispatch, max_body_bytes=settings.max_body_bytes, max_depth=settings.max_json_depth)
+        self._requests = LambdaHttpRequests(
+            dispatch, max_body_bytes=settings.max_body_bytes, max_depth=settings.max_json_depth
+        )
         processor, _ = open_processor(settings, dispatch)
         metrics = EventMetrics(CollectorRegistry())
 
         @cache
-        def reporter(kind: str) -> Reporter:
-            return Reporter(f"lambda:{kind}", OPERATIONS, metrics)
+        def reporter(kind: str) -> DeliveryReporter:
+            return DeliveryReporter(f"lambda:{kind}", OPERATIONS, metrics)
 
-        self._worker = Worker(processor, reporter, most=settings.events_concurrency, send=send)
+        self._worker = LambdaWorker(processor, reporter, most=settings.events_concurrency, send=send)
 
     def __call__(self, event: Any, context: Any = None) -> Any:
         """Answer an event.
@@ -113,7 +115,7 @@ def make_handler(send: Send | None = None) -> Function:
     """A handler on the environment's settings, with the model loaded unless ``PRELOAD`` is off.
 
     Args:
-        send: see ``Worker``.
+        send: see ``LambdaWorker``.
 
     Raises:
         SettingsError: a setting is wrong.

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from handlers.context import Clock, Context, Limits
+from handlers.context import Clock, Context, RequestLimits
 from handlers.dispatch.lookup import find
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.events.idempotency.factory import open_records
@@ -92,7 +92,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         models=models,
         clock=Clock(time.time, time.monotonic),
         new_id=lambda: secrets.token_hex(12),
-        limits=Limits(settings.max_prompt_chars, settings.max_sequences),
+        limits=RequestLimits(settings.max_prompt_chars, settings.max_sequences),
         version=service_version(),
         started=time.monotonic(),
         cache=_response_cache(settings),

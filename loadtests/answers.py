@@ -12,7 +12,7 @@ class BadAnswer(Exception):
     """The answer is an error, stops early, or has another shape than the operation's."""
 
 
-class Answer(NamedTuple):
+class RecordedAnswer(NamedTuple):
     """One complete answer. Times are seconds of ``time.perf_counter``."""
 
     began: float
@@ -57,7 +57,7 @@ def sse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     raise BadAnswer("the stream ended without [DONE]")
 
 
-def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float] = time.perf_counter) -> Answer:
+def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float] = time.perf_counter) -> RecordedAnswer:
     """Follow the stream of a text or chat operation to its end.
 
     Args:
@@ -82,7 +82,7 @@ def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float]
     return _answer(began, first, clock() - began, usage, "".join(pieces))
 
 
-def read_whole(body: bytes, began: float, ended: float) -> Answer:
+def read_whole(body: bytes, began: float, ended: float) -> RecordedAnswer:
     """Check an unstreamed answer of a text or chat operation.
 
     Raises:
@@ -111,14 +111,14 @@ def _piece(event: dict[str, Any]) -> tuple[str, str | None]:
         raise BadAnswer(f"unexpected event ({error!r}): {event}") from None
 
 
-def _answer(began: float, first: float | None, seconds: float, usage: Any, text: str) -> Answer:
+def _answer(began: float, first: float | None, seconds: float, usage: Any, text: str) -> RecordedAnswer:
     try:
         read, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
     except (KeyError, TypeError, ValueError):
         raise BadAnswer(f"no usage: {usage!r}") from None
     if written < 1:
         raise BadAnswer("not one token was generated")
-    return Answer(began, first, seconds, read, written, text)
+    return RecordedAnswer(began, first, seconds, read, written, text)
 
 
 def json_object(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 
-from loadtests.answers import Answer, BadAnswer, read_stream
+from loadtests.answers import BadAnswer, RecordedAnswer, read_stream
 from loadtests.service import Service, running_service
 
 NEW_TOKENS = 64
@@ -82,7 +82,7 @@ def measure(service: Service) -> dict[str, float]:
     }
 
 
-def ask(service: Service, question: str, tokens: int) -> Answer:
+def ask(service: Service, question: str, tokens: int) -> RecordedAnswer:
     """One greedy streamed chat answer.
 
     Raises:

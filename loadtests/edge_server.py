@@ -18,7 +18,7 @@ from runtime.settings import Settings
 from runtime.telemetry.logging import setup_logging
 
 
-class Question(BaseModel):
+class EdgeQuestion(BaseModel):
     """The body, as FastAPI's side has it."""
 
     prompt: str
@@ -27,7 +27,7 @@ class Question(BaseModel):
 
 async def answer(request: web.Request) -> web.Response:
     """The work: read, validate, answer."""
-    question = Question.model_validate_json(await request.read())
+    question = EdgeQuestion.model_validate_json(await request.read())
     return web.json_response({"characters": len(question.prompt)})
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from locust import FastHttpUser, events
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 
-from loadtests.answers import Answer, BadAnswer, read_stream, read_whole
-from loadtests.thresholds import Figures, Limits, broken, figures
+from loadtests.answers import BadAnswer, RecordedAnswer, read_stream, read_whole
+from loadtests.thresholds import Figures, Thresholds, broken, figures
 
 TTFT = "TTFT"
 INTER_TOKEN = "INTER-TOKEN"  # noqa: S105 - a row
@@ -32,7 +32,7 @@ class ModelUser(FastHttpUser):
     abstract = True
     network_timeout = 600.0  # a queue in front of a slow model is no failure of the network
 
-    def ask(self, path: str, payload: dict[str, Any], name: str | None = None) -> Answer | None:
+    def ask(self, path: str, payload: dict[str, Any], name: str | None = None) -> RecordedAnswer | None:
         """Send a request, follow its answer, and report both.
 
         Args:
@@ -61,7 +61,7 @@ class ModelUser(FastHttpUser):
         self._report(name, answer)
         return answer
 
-    def _report(self, name: str, answer: Answer) -> None:
+    def _report(self, name: str, answer: RecordedAnswer) -> None:
         self.environment.answers.append(answer)
         rows = [
             (TTFT, f"{name} ms", answer.first and answer.first * 1000),
@@ -85,7 +85,7 @@ def add_options(parser: ArgumentParser) -> None:
         variable = "LOCUST_" + name.upper().replace("-", "_")
         group.add_argument(f"--{name}", type=kind, default=default, env_var=variable, help=text)
 
-    option("max-failure-ratio", Limits.max_failure_ratio, "fail the run above this part of failed requests")
+    option("max-failure-ratio", Thresholds.max_failure_ratio, "fail the run above this part of failed requests")
     option("max-ttft-p95-ms", None, "fail the run above this time to first token (95th percentile)")
     option("min-tokens-per-second", None, "fail the run below this many generated tokens per second, all users")
     option("max-new-tokens", 16, "tokens to ask for")
@@ -102,7 +102,7 @@ def begin(environment: Any, **_: Any) -> None:
 def judge(environment: Any, **_: Any) -> None:
     """Print the run's figures, and fail it for every limit that it broke."""
     options = environment.parsed_options
-    limits = Limits(options.max_failure_ratio, options.max_ttft_p95_ms, options.min_tokens_per_second)
+    limits = Thresholds(options.max_failure_ratio, options.max_ttft_p95_ms, options.min_tokens_per_second)
     run = run_figures(environment)
     print(f"\nSUMMARY {json.dumps(asdict(run))}")
     for error in environment.stats.errors.values():  # Locust's own report is left out of a run with --json-file

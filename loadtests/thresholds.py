@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtests.answers import Answer
+from loadtests.answers import RecordedAnswer
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """What fails a run. Timings have no limit unless one is given: they belong to a machine."""
 
     max_failure_ratio: float = 0.01
@@ -34,14 +34,14 @@ class Figures:
     inter_token_p50_ms: float | None
 
 
-def figures(answers: Sequence[Answer], requests: int, failures: int) -> Figures:
+def figures(answers: Sequence[RecordedAnswer], requests: int, failures: int) -> Figures:
     """Of a whole run: tokens of all users over the time from the first request to the end of the last answer."""
     start = min((answer.began for answer in answers), default=0.0)
     end = max((answer.began + answer.seconds for answer in answers), default=0.0)
     return _figures(answers, start, end, sum(answer.completion_tokens for answer in answers), requests, failures)
 
 
-def window(answers: Sequence[Answer], start: float, end: float) -> Figures:
+def window(answers: Sequence[RecordedAnswer], start: float, end: float) -> Figures:
     """Of the time between two moments: tokens that came in it, and the waits of the requests that began in it.
 
     An answer's tokens are taken to come evenly from its first to its end, so that answers which straddle an edge count
@@ -52,7 +52,7 @@ def window(answers: Sequence[Answer], start: float, end: float) -> Figures:
     return _figures(begun, start, end, tokens, len(begun), 0)
 
 
-def broken(figures: Figures, limits: Limits) -> list[str]:
+def broken(figures: Figures, limits: Thresholds) -> list[str]:
     """The limits that a run broke, a sentence each; empty if it passed."""
     if not figures.requests:
         return ["no request was made"]
@@ -80,7 +80,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 
-def _share(answer: Answer, start: float, end: float) -> float:
+def _share(answer: RecordedAnswer, start: float, end: float) -> float:
     came, ended = answer.began + (answer.first or 0.0), answer.began + answer.seconds
     if ended <= came:
         return float(start <= ended < end)
@@ -88,7 +88,7 @@ def _share(answer: Answer, start: float, end: float) -> float:
 
 
 def _figures(
-    answers: Sequence[Answer], start: float, end: float, tokens: float, requests: int, failures: int
+    answers: Sequence[RecordedAnswer], start: float, end: float, tokens: float, requests: int, failures: int
 ) -> Figures:
     firsts = [answer.first for answer in answers if answer.first is not None]
     between = [gap for answer in answers if (gap := answer.inter_token_seconds) is not None]

@@ -36,7 +36,7 @@ _INVALID = f'{_CHALLENGE}, error="invalid_token"'
 _HOW = "send one API key, as Authorization: Bearer KEY or as X-API-Key: KEY"
 
 
-class Headers(Protocol):
+class CredentialHeaders(Protocol):
     """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
 
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
@@ -44,7 +44,7 @@ class Headers(Protocol):
         ...
 
 
-def shown_key(headers: Headers) -> str | None:
+def shown_key(headers: CredentialHeaders) -> str | None:
     """The one key that a request shows; None if it shows no credential at all.
 
     Raises:

@@ -25,7 +25,7 @@ from middleware.access import Access
 from middleware.request_keys import CALLER, CLIENT_IP
 from runtime.errors import ExceedsRateLimit, RateLimited, RateLimitUnavailable
 from runtime.networks import client_group
-from runtime.rate_limits.gcra import Decision, Limits, LimitsAway, Quota
+from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, UsageLimiter
 from runtime.settings import Settings
 from runtime.telemetry.request_scope import Charge, request_charge
 from runtime.types import Caller
@@ -75,7 +75,9 @@ class RateLimit:
         count_away: called each time that cannot be looked up.
     """
 
-    def __init__(self, settings: Settings, access: Access, limits: Limits, count_away: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, access: Access, limits: UsageLimiter, count_away: Callable[[], None]
+    ) -> None:
         self._access = access
         self._limits = limits
         self._count_away = count_away
@@ -145,7 +147,7 @@ class RateLimit:
         if terms.policy:
             try:
                 requests, tokens = await self._limits.admit(client, terms.requests, terms.tokens)
-            except LimitsAway as error:
+            except LimitsUnavailable as error:
                 self._unknown(error)
             else:
                 if self._away:
@@ -170,7 +172,7 @@ class RateLimit:
                 )
             try:
                 left.tokens, settle = await self._limits.hold(client, quota, most)
-            except LimitsAway as error:
+            except LimitsUnavailable as error:
                 self._unknown(error)
                 return _free
             if settle is None:
@@ -186,7 +188,7 @@ class RateLimit:
 
         return charge
 
-    def _unknown(self, error: LimitsAway) -> None:
+    def _unknown(self, error: LimitsUnavailable) -> None:
         self._count_away()
         if not self._away:
             self._away = True

@@ -27,7 +27,7 @@ from runtime.errors import InvalidSignature
 from runtime.keys.ring import KeyRing
 from runtime.settings import Settings
 from runtime.signatures import SignatureError
-from runtime.signatures.message import ALGORITHM, Message, normalised
+from runtime.signatures.message import ALGORITHM, SignedMessage, normalised
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
 from runtime.signatures.verifier import COVERED, TAG, Verifier
 from runtime.storage.redis import SharedRedis
@@ -82,7 +82,9 @@ def signing_middleware(
             return await handler(request)
         scheme, host = request[ORIGIN]
         signed_for = pinned[scheme] if pinned else normalised(host, scheme)
-        message = Message(request.method, request.raw_path, scheme, signed_for, partial(headers.getall, default=()))
+        message = SignedMessage(
+            request.method, request.raw_path, scheme, signed_for, partial(headers.getall, default=())
+        )
         try:
             caller = await verifier.verify(message, partial(read_body, request) if request.body_exists else None)
         except SignatureError as error:

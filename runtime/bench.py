@@ -27,7 +27,7 @@ from runtime.loading.fast_engine import open_fast
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_timer import Phases
-from runtime.model.progress import Reporter
+from runtime.model.progress import LoadProgress
 from runtime.settings import Settings
 from runtime.types import SamplingParams
 
@@ -56,7 +56,7 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
     """
     phases = Phases()
     phases.imports()
-    reporter = Reporter(spec.id)
+    reporter = LoadProgress(spec.id)
     try:
         fast = open_fast(spec, settings, select_device(settings.device), reporter, phases)
     except UnsupportedDecoder as reason:

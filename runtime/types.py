@@ -178,7 +178,7 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Percentiles:
     """The middle of many figures and nearly the worst of them."""
 
     p50: float
@@ -217,8 +217,8 @@ class ModelFigures:
     cached_tokens: int = 0
     generated_tokens: int = 0
     tokens_per_second: float = 0.0
-    time_to_first_token: Spread | None = None
-    inter_token_latency: Spread | None = None
+    time_to_first_token: Percentiles | None = None
+    inter_token_latency: Percentiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from middleware.request_keys import PAYLOAD, REASON, REFUSALS
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.records import Records
 from runtime.events.processor import Processor
 from runtime.settings import Settings
 
 if TYPE_CHECKING:
-    from runtime.events.cloudevents.http import Service
+    from runtime.events.cloudevents.http import CloudEventsService
 
 _log = logging.getLogger("warmstart.app")
 
@@ -36,7 +36,7 @@ class Events:
         self,
         settings: Settings,
         open_processor: Callable[[], tuple[Processor, Records | None]],
-        reporter: Reporter,
+        reporter: DeliveryReporter,
         caller: Callable[[web.Request], str],
     ) -> None:
         self._settings = settings
@@ -74,11 +74,13 @@ class Events:
             await self._records.close()
 
     @cached_property
-    def _service(self) -> Service:
-        from runtime.events.cloudevents.http import Service  # the format takes 50 ms that no start has to wait for
+    def _service(self) -> CloudEventsService:
+        from runtime.events.cloudevents.http import (
+            CloudEventsService,  # the format takes 50 ms that no start has to wait for
+        )
 
         processor, self._records = self._open_processor()
         settings = self._settings
-        return Service(
+        return CloudEventsService(
             processor, self._reporter, concurrency=settings.events_concurrency, max_depth=settings.max_json_depth
         )

@@ -13,7 +13,7 @@ from handlers.context import Context
 from handlers.operations import OPERATIONS
 from runtime.errors import ServiceError
 from runtime.events.consumer import Consumer
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.processor import Processor
 from runtime.events.queues.base import Source
 from runtime.settings import Settings
@@ -64,7 +64,9 @@ def worker_settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def consumer_of(settings: Settings, source: Source, ctx: Context, processor: Processor, reporter: Reporter) -> Consumer:
+def consumer_of(
+    settings: Settings, source: Source, ctx: Context, processor: Processor, reporter: DeliveryReporter
+) -> Consumer:
     """A worker; it has not begun.
 
     Args:

@@ -17,7 +17,7 @@ from handlers.cli.output import table
 from handlers.operations import SCOPES
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.keys.file import edit, read
-from runtime.keys.records import Record, digest, new_id, new_key, new_secret, parse_records
+from runtime.keys.records import KeyRecord, digest, new_id, new_key, new_secret, parse_records
 from runtime.types import Caller
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -101,9 +101,9 @@ def run_revoke(options: argparse.Namespace) -> None:
     path = _file(options)
     if path is None:
         raise InvalidRequest("set API_KEYS_FILE or --file; a key of API_KEYS is revoked by removing its record there")
-    gone: list[Record] = []
+    gone: list[KeyRecord] = []
 
-    def without(records: list[Record]) -> list[Record]:
+    def without(records: list[KeyRecord]) -> list[KeyRecord]:
         found = [record for record in records if record.caller.id == options.id]
         found = found or [record for record in records if record.caller.name == options.id]
         if not found:
@@ -139,7 +139,7 @@ def expiry(text: str) -> int:
     return int(at)
 
 
-def _new_record(options: argparse.Namespace) -> tuple[Record, str]:
+def _new_record(options: argparse.Namespace) -> tuple[KeyRecord, str]:
     """The record, and what is shown once: the key, or a signing key's secret in base64."""
     caller = Caller(
         new_id(),
@@ -151,10 +151,10 @@ def _new_record(options: argparse.Namespace) -> tuple[Record, str]:
     created = int(time.time())
     if options.signing:
         secret = new_secret()
-        record, shown = Record(caller, created, options.expires, secret=secret), base64.b64encode(secret).decode()
+        record, shown = KeyRecord(caller, created, options.expires, secret=secret), base64.b64encode(secret).decode()
     else:
         shown = new_key()
-        record = Record(caller, created, options.expires, digest(shown))
+        record = KeyRecord(caller, created, options.expires, digest(shown))
     try:
         parse_records(record.line(), SCOPES)  # what the service would refuse is refused here
     except ValueError as error:
@@ -174,7 +174,7 @@ def _edit(path: Path, change: Any) -> None:
         raise InvalidRequest(f"nothing was changed: {error}") from None
 
 
-def _all(options: argparse.Namespace) -> list[Record]:
+def _all(options: argparse.Namespace) -> list[KeyRecord]:
     try:
         if options.file is not None:
             return read(options.file)
@@ -185,7 +185,7 @@ def _all(options: argparse.Namespace) -> list[Record]:
         raise SettingsError(str(error)) from None
 
 
-def _row(record: Record, now: float) -> dict[str, Any]:
+def _row(record: KeyRecord, now: float) -> dict[str, Any]:
     return {
         "id": record.caller.id,
         "name": record.caller.name,

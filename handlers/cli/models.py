@@ -18,7 +18,7 @@ from runtime.errors import InvalidRequest, ServiceError
 from runtime.loading.adapters import with_adapters
 from runtime.loading.model_files import on_disk
 from runtime.model.catalogue import CATALOGUE, served_models
-from runtime.model.progress import Reporter
+from runtime.model.progress import LoadProgress
 from runtime.telemetry.logging import setup_logging
 
 _LABEL_CHARS = 64  # that the service takes
@@ -78,7 +78,7 @@ def run_load(options: argparse.Namespace) -> int:
     """``load``: with its progress, until the model is ready or has failed."""
     settings = settings_of(options)
     setup_logging(settings.log_format, settings.log_level)
-    reporter = Reporter(options.id)
+    reporter = LoadProgress(options.id)
     entry: dict[str, Any] = {}
     try:
         for entry in _remote(options).events("POST", f"/models/{quote(options.id)}/load", {"stream": True}):

@@ -21,7 +21,7 @@ from handlers.cli.queue_options import add_queue, queue_of
 from handlers.operations import OPERATIONS
 from runtime.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from runtime.events.envelope import TYPE_PREFIX, Envelope
-from runtime.events.queues.base import BrokerAway, Reply, Submitter
+from runtime.events.queues.base import BrokerUnavailable, Reply, Submitter
 from runtime.events.queues.factory import open_submitter
 from runtime.strict_json import loads
 from runtime.telemetry.logging import setup_logging
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     submitter = open_submitter(queue_of(options, settings, url))
     try:
         return asyncio.run(_submit(submitter, operation, payload, options))
-    except BrokerAway as error:
+    except BrokerUnavailable as error:
         raise ServiceError(f"the broker is away: {error}") from None
 
 

@@ -41,7 +41,7 @@ _STREAM = (
 )
 
 
-class Requests:
+class LambdaHttpRequests:
     """See the module.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from handlers.context import Context
 from handlers.generation.cache_control import CacheControl
 from handlers.generation.collect import Collected, collecting
-from handlers.generation.plan import Plan, generating, paid
+from handlers.generation.plan import PreparedRequest, generating, paid
 from handlers.protocols import Engine
 from handlers.schemas.base import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
@@ -67,7 +67,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Generation:
     """An answer under way.
 
     Args:
@@ -100,8 +100,8 @@ class Answer:
 
 @asynccontextmanager
 async def answering(
-    request: Cacheable, question: Question, plan: Callable[[Engine], Awaitable[Plan]], ctx: Context
-) -> AsyncIterator[Answer]:
+    request: Cacheable, question: Question, plan: Callable[[Engine], Awaitable[PreparedRequest]], ctx: Context
+) -> AsyncIterator[Generation]:
     """Answer a question. Leaving the block, however, stops the work for it, if nobody else waits for the same.
 
     Args:
@@ -120,7 +120,7 @@ async def answering(
                 use = CacheUse("bypass")
                 ctx.cache.bypass()
             async with generating(await plan(engine), ctx, use) as (collected, tokens):
-                yield Answer(engine, collected, tokens)
+                yield Generation(engine, collected, tokens)
             return
 
         began = False
@@ -151,4 +151,4 @@ async def answering(
                         raise
             found = Collected(prompt_tokens, question.sequences, cached)
             async with collecting(found, stream, ctx) as (collected, tokens):
-                yield Answer(engine, collected, tokens)
+                yield Generation(engine, collected, tokens)

@@ -14,7 +14,7 @@ from runtime.types import CacheUse, Job, Token
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PreparedRequest:
     """A request made ready: nothing can be wrong with it any more."""
 
     engine: Engine
@@ -36,7 +36,7 @@ class Plan:
         return self.prompt_tokens + sum(job.params.n * job.params.max_new_tokens for job in self.jobs)
 
 
-async def paid(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
+async def paid(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
     """Have the caller charged for a plan, and start it. The stream must be closed: then the bill is settled.
 
     A prompt costs its tokens as soon as the engine is asked, and nothing if that fails before the first token.
@@ -49,7 +49,7 @@ async def paid(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
     return stream
 
 
-async def _billed(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
+async def _billed(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
     settle = await ctx.charge(plan.most_tokens)
     generated, used = 0, 0
     try:
@@ -68,7 +68,7 @@ async def _billed(plan: Plan, ctx: Context) -> AsyncGenerator[Token, None]:
 
 @asynccontextmanager
 async def generating(
-    plan: Plan, ctx: Context, cache: CacheUse | None = None
+    plan: PreparedRequest, ctx: Context, cache: CacheUse | None = None
 ) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
     """Start a plan. Leaving the block, however, stops the engine's work at once and reports the usage so far.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from handlers.context import Context
-from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
     check_least,
     check_prompt_chars,
@@ -19,7 +19,7 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.plan import Plan
+from handlers.generation.plan import PreparedRequest
 from handlers.protocols import Engine
 from handlers.schemas.requests import CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
@@ -40,7 +40,7 @@ def check(request: TextRequest, ctx: Context) -> None:
     check_sequences(len(request.prompt), request.num_return_sequences, ctx, "num_return_sequences")
 
 
-async def plan(request: TextRequest, engine: Engine, ctx: Context) -> Plan:
+async def plan(request: TextRequest, engine: Engine, ctx: Context) -> PreparedRequest:
     """Check a request against the model, and tokenize it.
 
     Raises:
@@ -61,7 +61,7 @@ async def plan(request: TextRequest, engine: Engine, ctx: Context) -> Plan:
             limit = min(limit, asked.max_length - len(ids))
         check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
         jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.queued))
-    return Plan(engine, tuple(jobs))
+    return PreparedRequest(engine, tuple(jobs))
 
 
 def _question(request: TextRequest) -> Question:
@@ -76,7 +76,7 @@ def _question(request: TextRequest) -> Question:
     return Question("text", request.prompt, params, request.max_length if bounded else None)
 
 
-def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Answer]:
+def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Generation]:
     return answering(request, _question(request), lambda engine: plan(request, engine, ctx), ctx)
 
 
@@ -119,5 +119,5 @@ def _prefix(request: TextRequest, index: int, echo: bool) -> str:
     return request.prompt[index // request.num_return_sequences] if echo else ""
 
 
-def _logprobs(request: TextRequest, found: Answer, index: int) -> dict[str, Any]:
+def _logprobs(request: TextRequest, found: Generation, index: int) -> dict[str, Any]:
     return {} if request.logprobs is None else {"logprobs": entries(found.engine, found.collected.take(index))}

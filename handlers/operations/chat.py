@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from handlers.context import Context
-from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
     chat_messages,
     check_least,
@@ -19,7 +19,7 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.plan import Plan
+from handlers.generation.plan import PreparedRequest
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
@@ -92,7 +92,7 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
     return messages
 
 
-async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> Plan:
+async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
     """Check a request against the model, and tokenize it.
 
     Raises:
@@ -103,7 +103,7 @@ async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine
     asked = _params(request, engine.chat_stops)
     limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
     check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return Plan(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued, "messages"),))
+    return PreparedRequest(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued, "messages"),))
 
 
 def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
@@ -118,12 +118,14 @@ def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
     )
 
 
-def _answering(request: ChatRequest, messages: Sequence[Message], ctx: Context) -> AbstractAsyncContextManager[Answer]:
+def _answering(
+    request: ChatRequest, messages: Sequence[Message], ctx: Context
+) -> AbstractAsyncContextManager[Generation]:
     question = Question("chat", messages, _params(request))
     return answering(request, question, lambda engine: plan(request, messages, engine, ctx), ctx)
 
 
-def _logprobs(answer: Answer, index: int) -> dict[str, Any] | None:
+def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:
     """Of the tokens since the last call; None if there are none, or none were asked for."""
     tokens = answer.collected.take(index)
     return {"content": entries(answer.engine, tokens)} if tokens else None

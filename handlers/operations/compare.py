@@ -15,7 +15,7 @@ from typing import Any
 from handlers.context import Context
 from handlers.generation.checks import chat_messages, check_prompt_chars, check_sequences, room, sampling_params
 from handlers.generation.logprobs import LEAST
-from handlers.generation.plan import Plan, generating
+from handlers.generation.plan import PreparedRequest, generating
 from handlers.generation.scoring import score
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
@@ -137,7 +137,7 @@ async def _run(
                 stop=engine.chat_stops if messages else (),
             )
             begun, first = now(), 0.0
-            async with generating(Plan(engine, (Job(ids, params, ctx.queued, _field(settings)),)), ctx) as (
+            async with generating(PreparedRequest(engine, (Job(ids, params, ctx.queued, _field(settings)),)), ctx) as (
                 collected,
                 tokens,
             ):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.context import Context
-from handlers.generation.answer import Answer, Question, answering
+from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
     check_least,
     check_prompt_chars,
@@ -20,7 +20,7 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected, collecting
 from handlers.generation.logprobs import Offsets, columns, entries
-from handlers.generation.plan import Plan
+from handlers.generation.plan import PreparedRequest
 from handlers.generation.scoring import score
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
@@ -95,7 +95,7 @@ def _params(request: CompletionsRequest) -> SamplingParams:
     )
 
 
-async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Plan:
+async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> PreparedRequest:
     """Check a request against the model, and tokenize it."""
     asked = _params(request)
     jobs = []
@@ -103,11 +103,11 @@ async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Pl
         limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
         check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
         jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.queued))
-    return Plan(engine, tuple(jobs))
+    return PreparedRequest(engine, tuple(jobs))
 
 
 @asynccontextmanager
-async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Answer]:
+async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Generation]:
     if _limit(request):
         question = Question("text", request.prompt, _params(request))
         async with answering(request, question, lambda engine: _plan(request, engine, ctx), ctx) as answer:
@@ -119,7 +119,7 @@ async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator
         settle = await ctx.charge(nothing.prompt_tokens)
         try:
             async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
-                yield Answer(engine, collected, tokens)
+                yield Generation(engine, collected, tokens)
         finally:
             await settle(nothing.prompt_tokens)
 
@@ -149,7 +149,7 @@ class _Choices:
     """
 
     request: CompletionsRequest
-    answer: Answer
+    answer: Generation
     echoes: list[_Echo]
     offsets: list[Offsets | None]
 
@@ -171,7 +171,7 @@ class _Choices:
         return piece
 
 
-async def _choices(request: CompletionsRequest, answer: Answer, ctx: Context) -> _Choices:
+async def _choices(request: CompletionsRequest, answer: Generation, ctx: Context) -> _Choices:
     echoes = [await _echo(text, request, answer.engine, ctx) for text in request.prompt] if request.echo else []
     return _Choices(request, answer, echoes, [None] * answer.collected.sequences)
 

@@ -113,7 +113,7 @@ class ClearCacheResponse(LazyModel):
     removed: int
 
 
-class Spread(LazyModel):
+class PercentilesResponse(LazyModel):
     """The middle of many figures and nearly the worst of them."""
 
     p50: float
@@ -129,7 +129,7 @@ class MemoryStats(LazyModel):
     models_bytes: int = Field(description="What they hold now.")
 
 
-class Counts(LazyModel):
+class RequestCountsResponse(LazyModel):
     """Requests and tokens, since the service began or now."""
 
     running: int
@@ -145,7 +145,7 @@ class Counts(LazyModel):
     tokens_per_second: float = Field(description="Generated over the last ten seconds.")
 
 
-class ModelStats(Counts):
+class ModelStats(RequestCountsResponse):
     """One model's figures."""
 
     id: str
@@ -153,8 +153,8 @@ class ModelStats(Counts):
     default: bool
     memory_bytes: int
     kv_usage: float = Field(description="Share of the memory for keys and values in use, 0 to 1.")
-    time_to_first_token: Spread | None = Field(description="Seconds; of the last requests.")
-    inter_token_latency: Spread | None = Field(description="Seconds; of the last requests' means.")
+    time_to_first_token: PercentilesResponse | None = Field(description="Seconds; of the last requests.")
+    inter_token_latency: PercentilesResponse | None = Field(description="Seconds; of the last requests' means.")
 
 
 class StatsResponse(LazyModel):
@@ -164,6 +164,6 @@ class StatsResponse(LazyModel):
     version: str
     uptime_seconds: float
     memory: MemoryStats
-    total: Counts
+    total: RequestCountsResponse
     models: list[ModelStats]
     cache: CacheStatsResponse

@@ -58,7 +58,7 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens in its place, best first, if asked for.")
 
 
-class Sequence(LazyModel):
+class SequenceResponse(LazyModel):
     """One generated text."""
 
     index: int = Field(description="Prompt number x num_return_sequences + number within the prompt.")
@@ -73,7 +73,7 @@ class TextResponse(LazyModel):
     """Generated texts."""
 
     text: str = Field(description="The first sequence's text.")
-    sequences: list[Sequence]
+    sequences: list[SequenceResponse]
     model: str
     usage: Usage
 

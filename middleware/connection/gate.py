@@ -1,6 +1,6 @@
 """A connection's first moments: is there room for it, who opened it, and is it TLS?
 
-``Gate`` is the first protocol of each connection. It counts the connection, reads the PROXY header, does the TLS
+``ConnectionGate`` is the first protocol of each connection. It counts the connection, reads the PROXY header, does the TLS
 handshake, and hands over to HTTP; all of it within one deadline each, so that a connection that never gets anywhere
 holds its place no longer than one that never sends a request. Whatever ends a connection frees its place.
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Protocol, cast
 
-from middleware.connection.limits import Places
+from middleware.connection.limits import ConnectionLimiter
 from middleware.connection.proxy_protocol import NotProxied, parse
 from runtime.networks import Address, NetworkSet, unmap
 
@@ -41,7 +41,7 @@ class Secured(Protocol):
 
 
 @dataclass(slots=True)
-class Visit:
+class ConnectionInfo:
     """What is known of a connection before its first request.
 
     Args:
@@ -58,7 +58,7 @@ class Visit:
 
 
 @dataclass(slots=True)
-class Entrance:
+class ListenerConfig:
     """How connections come in.
 
     Args:
@@ -69,12 +69,12 @@ class Entrance:
         unix_proxies: whether unix-socket peers are such proxies.
     """
 
-    places: Places
+    places: ConnectionLimiter
     seconds: float
     tls: Secured | None = None
     proxies: NetworkSet | None = None
     unix_proxies: bool = False
-    waiting: set[Gate] = field(default_factory=set)
+    waiting: set[ConnectionGate] = field(default_factory=set)
 
     def close(self) -> None:
         """Close all connections that have not got to HTTP."""
@@ -82,7 +82,7 @@ class Entrance:
             gate.abort()
 
 
-class Gate(asyncio.Protocol):
+class ConnectionGate(asyncio.Protocol):
     """See the top of this file.
 
     Args:
@@ -90,7 +90,7 @@ class Gate(asyncio.Protocol):
         http: makes the protocol that takes over.
     """
 
-    def __init__(self, entrance: Entrance, http: Callable[[Visit], asyncio.Protocol]) -> None:
+    def __init__(self, entrance: ListenerConfig, http: Callable[[ConnectionInfo], asyncio.Protocol]) -> None:
         self._entrance, self._http = entrance, http
         self._transport: asyncio.Transport | None = None
         self._data = b""
@@ -98,7 +98,7 @@ class Gate(asyncio.Protocol):
         self._handshake: asyncio.Task[None] | None = None
         self._taken = False
         self._group = ""
-        self._visit = Visit(self._free)
+        self._visit = ConnectionInfo(self._free)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See ``asyncio.BaseProtocol``."""

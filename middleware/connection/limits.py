@@ -15,7 +15,7 @@ _log = logging.getLogger("warmstart.edge")
 _OTHER_FILES = 256  # beside connections: models, stores, logs, sockets of our own
 
 
-class Places:
+class ConnectionLimiter:
     """Counts open connections, in all and per address.
 
     Args:
@@ -75,7 +75,7 @@ class Places:
         return False
 
 
-def allow_files(connections: int) -> None:
+def raise_fd_limit(connections: int) -> None:
     """Let this process open so many sockets, as far as the system lets it; many start with room for 1024 files."""
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

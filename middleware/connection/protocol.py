@@ -12,7 +12,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from middleware.connection.framing import HEAD_FIELDS, too_large, unreadable
-from middleware.connection.gate import Visit
+from middleware.connection.gate import ConnectionInfo
 from middleware.connection.half_close import HalfClosed
 from middleware.request_keys import LAST
 from middleware.security_headers import secure
@@ -23,7 +23,7 @@ _log = logging.getLogger("warmstart.edge")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What one connection may do.
 
     Args:
@@ -47,7 +47,7 @@ class Connection(web.RequestHandler):
     That timer's callback closes a connection only while it waits for a request, and is set anew after each answer.
     """
 
-    def __init__(self, manager: web.Server, visit: Visit, limits: Limits, **kwargs: Any) -> None:
+    def __init__(self, manager: web.Server, visit: ConnectionInfo, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.visit = visit
         self.requests = 0

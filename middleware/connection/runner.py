@@ -14,7 +14,7 @@ touch a handler at work or a stream: the first closes only connections on which 
 is over before the handler starts (``middleware/body.py``).
 
 A client that does not *take* its answer would hold its handler, its connection and what aiohttp lets a handler write
-ahead (64 KiB) for ever, after a close too. ``Gate`` has the transport tell of every byte that waits; a connection on
+ahead (64 KiB) for ever, after a close too. ``ConnectionGate`` has the transport tell of every byte that waits; a connection on
 which none of them moves for ``write_timeout`` is cut.
 
 Bodies are never decompressed (``auto_decompress=False``): 415, so there is no bomb. What the parser lets pass but
@@ -36,9 +36,9 @@ from aiohttp.web_protocol import ERROR
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from middleware.connection.framing import LINE_ROUND_TARGET, fault, origin_form
-from middleware.connection.gate import Entrance, Gate, Secured, Visit
-from middleware.connection.limits import Places
-from middleware.connection.protocol import Connection, Limits
+from middleware.connection.gate import ConnectionGate, ConnectionInfo, ListenerConfig, Secured
+from middleware.connection.limits import ConnectionLimiter
+from middleware.connection.protocol import Connection, ConnectionLimits
 from middleware.forwarded_header import SOURCES
 from middleware.request_keys import CLIENT_CERTIFICATE, CONTINUE, LAST, PEER
 from runtime.errors import ServiceError
@@ -49,16 +49,16 @@ _FORWARDING = (*SOURCES, "X-Forwarded-Proto", "X-Forwarded-Host")
 
 
 class _Server(web.Server):
-    def __init__(self, limits: Limits, entrance: Entrance | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, entrance: ListenerConfig | None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.limits, self.entrance = limits, entrance
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio asks for no more than a protocol
         if self.entrance is None:
-            return self._connect(Visit(_nothing))
-        return Gate(self.entrance, self._connect)
+            return self._connect(ConnectionInfo(_nothing))
+        return ConnectionGate(self.entrance, self._connect)
 
-    def _connect(self, visit: Visit) -> Connection:
+    def _connect(self, visit: ConnectionInfo) -> Connection:
         return Connection(self, visit, self.limits, loop=self._loop, **self._kwargs)
 
     def pre_shutdown(self) -> None:
@@ -113,7 +113,7 @@ class DeadlineRunner(web.AppRunner):
     """``web.AppRunner`` that closes connections whose request headers are not complete in time, without an answer.
 
     Args:
-        header_timeout: see ``Limits``, as for the next four.
+        header_timeout: see ``ConnectionLimits``, as for the next four.
         entrance: limits of connections, TLS and PROXY protocol; None for none of them.
         kwargs: as for ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests.
     """
@@ -127,7 +127,7 @@ class DeadlineRunner(web.AppRunner):
         max_header_bytes: int = 8190,
         max_headers: int = 100,
         keepalive_requests: int = 10_000,
-        entrance: Entrance | None = None,
+        entrance: ListenerConfig | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -138,13 +138,15 @@ class DeadlineRunner(web.AppRunner):
             max_headers=max_headers,
             **kwargs,
         )
-        self.limits = Limits(header_timeout, write_timeout, max_header_bytes, max_headers, keepalive_requests)
+        self.limits = ConnectionLimits(header_timeout, write_timeout, max_header_bytes, max_headers, keepalive_requests)
         self.entrance = entrance
 
     @classmethod
     def of(cls, app: web.Application, settings: Settings, tls: Secured | None = None, **kwargs: Any) -> DeadlineRunner:
         """The runner that the settings describe; arguments as for the class."""
-        places = Places(settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies)
+        places = ConnectionLimiter(
+            settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
+        )
         return cls(
             app,
             header_timeout=settings.header_timeout_seconds,
@@ -152,7 +154,7 @@ class DeadlineRunner(web.AppRunner):
             keepalive_requests=settings.keepalive_requests,
             max_header_bytes=settings.max_header_bytes,
             max_headers=settings.max_headers,
-            entrance=Entrance(
+            entrance=ListenerConfig(
                 places,
                 settings.header_timeout_seconds,
                 tls,

@@ -14,7 +14,7 @@ _LONGEST_LINE = 1_048_576
 
 
 @dataclass(slots=True)
-class Report:
+class VerifyResult:
     """What was found.
 
     Args:
@@ -39,7 +39,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 def verify(
     files: Sequence[Path], keys: AuditKeys, *, since: int = 1, anchors: Sequence[tuple[int, str]] = ()
-) -> Report:
+) -> VerifyResult:
     """Check the chain through some files, and that it reaches as far as the last one's head says.
 
     Args:
@@ -51,7 +51,7 @@ def verify(
     Raises:
         OSError: a file cannot be read.
     """
-    report = Report()
+    report = VerifyResult()
     checker = Checker(keys.chain, since)
     wanted: dict[int, list[tuple[str, str]]] = {}
     for sequence, mac in anchors:
@@ -91,7 +91,7 @@ def _lines(file: Path) -> Iterator[bytes]:
             yield line
 
 
-def _head(file: Path, keys: AuditKeys, report: Report) -> tuple[int, bytes] | None:
+def _head(file: Path, keys: AuditKeys, report: VerifyResult) -> tuple[int, bytes] | None:
     head = Path(f"{file}.head")
     try:
         return open_head(keys.head, head.read_bytes())
@@ -115,7 +115,7 @@ def _check_end(wanted: dict[int, list[tuple[str, str]]], checker: Checker) -> No
     raise Broken(f"record {sequence}, which {source} tells of, is not in these files")
 
 
-def _note(record: dict[str, Any], place: str, stopped: bool, report: Report) -> bool:
+def _note(record: dict[str, Any], place: str, stopped: bool, report: VerifyResult) -> bool:
     """Note what a record says of the log itself; whether the service has stopped with it."""
     event = record.get("event")
     if lost := record.get("lost"):

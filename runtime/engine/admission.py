@@ -6,12 +6,12 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from runtime.engine.block_pool import BlockPool
-from runtime.engine.request_queue import Waiting
+from runtime.engine.request_queue import RequestQueue
 from runtime.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
-class Moves:
+class SchedulingChanges:
     """What changed before a step.
 
     Args:
@@ -49,7 +49,7 @@ class Admission:
 
     def reset(self) -> None:
         """Forget every sequence and everything cached."""
-        self.waiting = Waiting[Sequence]()
+        self.waiting = RequestQueue[Sequence]()
         self.running: list[Sequence] = []  # each kind in order of arrival
         self._stuck: Sequence | None = None  # it lacks a row or blocks, and will until somebody ends
         self._pool.reset()
@@ -61,7 +61,7 @@ class Admission:
             sequence.leader = None
         self.waiting.add(sequence, queued=sequence.queued)
 
-    def admit(self, moves: Moves, *, queued: bool) -> Sequence | None:
+    def admit(self, moves: SchedulingChanges, *, queued: bool) -> Sequence | None:
         """Let in the first of a kind, if it is that kind's turn and there is a place.
 
         Args:
@@ -102,7 +102,7 @@ class Admission:
             self._pool.release(sequence, keep=keep)
         self._stuck = None
 
-    def _place(self, sequence: Sequence, moves: Moves) -> bool:
+    def _place(self, sequence: Sequence, moves: SchedulingChanges) -> bool:
         """Give a sequence a row and its blocks, if there are such or queued ones have them; whether that worked."""
         if len(self.running) < self._max_rows and self._pool.reserve(sequence):
             return True
@@ -113,7 +113,7 @@ class Admission:
             self._preempt(victims.pop(), moves)
         return True
 
-    def _preempt(self, sequence: Sequence, moves: Moves) -> None:
+    def _preempt(self, sequence: Sequence, moves: SchedulingChanges) -> None:
         """Put a queued sequence back, to go on with the tokens that it has."""
         self.running.remove(sequence)
         if sequence.generated:  # else followers wait behind it, as they did

@@ -27,7 +27,7 @@ class Decoding(Protocol):
         ...
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """The text of one sequence.
 
     The pieces, joined, are what ``decode`` makes of all tokens at once, up to a stop string or to a character that the

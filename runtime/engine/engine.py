@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
-from runtime.engine.detokenizer import Decoding, TextStream
-from runtime.engine.request_queue import late
+from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
+from runtime.engine.request_queue import timeout_error
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.token_ids import check_token_ids, known_ids
-from runtime.engine.worker import Request, Worker
+from runtime.engine.worker import EngineThread, Request
 from runtime.errors import (
     ContextLengthExceeded,
     Draining,
@@ -38,7 +38,7 @@ _WITHIN_SECONDS = 60.0
 _STALE_SECONDS = 10.0  # a step takes tens of milliseconds; seconds only for long prompts on slow machines
 
 
-class Tokenizer(Decoding, Protocol):
+class TokenizerLike(Decoding, Protocol):
     """What the engine needs of a tokenizer. All of it is thread-safe."""
 
     def encode(self, text: str) -> list[int]:
@@ -46,12 +46,12 @@ class Tokenizer(Decoding, Protocol):
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """See ``runtime.model.tokenizer.Tokenizer``."""
+        """See ``runtime.model.tokenizer.TokenizerLike``."""
         ...
 
 
-class Engine:
-    """See the module. Implements ``handlers.protocols.Engine``.
+class FastEngine:
+    """See the module. Implements ``handlers.protocols.FastEngine``.
 
     Args:
         runner: runs the steps; closed with the engine.
@@ -68,7 +68,7 @@ class Engine:
         self,
         runner: Runner,
         scheduler: Scheduler,
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         chat: ChatEncoder,
         info: ModelInfo,
         *,
@@ -105,39 +105,39 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.protocols.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
+        """See ``handlers.protocols.FastEngine``. A CPU's memory is taken up as it is written, another device's at once."""
         lazily = self.info.device == "cpu"
         return self.info.weights_bytes + (
             self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
         )
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
 
     async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode(messages), queued)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.protocols.Engine``."""
+        """See ``handlers.protocols.FastEngine``."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.protocols.Engine``."""
+        """See ``handlers.protocols.FastEngine``."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
         left = set(range(len(sequences)))
-        texts: dict[int, TextStream] = {}  # of those that have begun
+        texts: dict[int, IncrementalDetokenizer] = {}  # of those that have begun
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # of each prompt
         loop = asyncio.get_running_loop()
         request = Request(sequences, loop)
         record = self._metrics.request(len(sequences))
         worker = self._admit(lambda worker: worker.submit(request))
-        timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(late(self._timeout, request)))
+        timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(timeout_error(self._timeout, request)))
         try:
             while left:
                 item = await request.outbox.get()
@@ -203,8 +203,8 @@ class Engine:
         if not closed:
             self._runner.close()
 
-    def _start(self) -> Worker:
-        return Worker(
+    def _start(self) -> EngineThread:
+        return EngineThread(
             f"engine-{self.info.name}",
             self._runner,
             self._scheduler,
@@ -242,7 +242,7 @@ class Engine:
         self._admit(lambda worker: worker.check(queued))
         return await asyncio.to_thread(checked)
 
-    def _admit(self, call: Callable[[Worker], None]) -> Worker:
+    def _admit(self, call: Callable[[EngineThread], None]) -> EngineThread:
         """Ask the thread of the moment; count what it refuses."""
         worker = self._worker
         try:
@@ -277,10 +277,10 @@ class Engine:
         others = range(1, params.n)
         return [first, *(Sequence(prompt, params, seed, number, first, job.queued) for number in others)]
 
-    def _text(self, sequence: Sequence) -> TextStream:
+    def _text(self, sequence: Sequence) -> IncrementalDetokenizer:
         # A stop string ends a sequence no earlier than with so many tokens.
         least = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
-        return TextStream(self._tokenizer, sequence.prompt, sequence.params.stop, least)
+        return IncrementalDetokenizer(self._tokenizer, sequence.prompt, sequence.params.stop, least)
 
 
 def _died() -> EngineRestarting:

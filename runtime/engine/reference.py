@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from runtime.device import release_memory
-from runtime.engine.detokenizer import TextStream
+from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
 from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
-from runtime.engine.request_queue import Inbox, late
+from runtime.engine.request_queue import BlockingRequestQueue, timeout_error
 from runtime.engine.rng import uniform
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.errors import (
@@ -55,14 +55,14 @@ _PROBE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in 
 
 
 @dataclass(frozen=True, slots=True)
-class _Delivery:
+class _StepOutput:
     """What one step gave a request, and the monotonic time at which it was there."""
 
     now: float
     tokens: list[Token]
 
 
-_Item = _Delivery | ServiceError | None  # None ends a stream
+_Item = _StepOutput | ServiceError | None  # None ends a stream
 _Deliverer = Callable[[list[Token]], bool]  # takes one step's tokens; whether more are wanted
 
 
@@ -73,7 +73,7 @@ class _Row:
     seed: int
     index: int  # within its prompt
     place: int  # within its request
-    text: TextStream
+    text: IncrementalDetokenizer
     ids: list[int] = field(default_factory=list)
     reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # of the last id, see Token
     done: bool = False
@@ -147,7 +147,7 @@ class ReferenceEngine:
         self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
         self._head_bytes = widen_head(self._model)
         self._rotary = RotaryState(self._model)
-        self._inbox = Inbox[_Task]()
+        self._inbox = BlockingRequestQueue[_Task]()
         self._max_queue = max_queue
         self._closing = threading.Event()  # admits nothing new
         self._aborting = threading.Event()  # ends what is admitted
@@ -208,7 +208,7 @@ class ReferenceEngine:
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
         self._inbox.put(task, queued=queued)
         self._gauge()
-        timer = loop.call_later(self._timeout, lambda: task.outbox.put_nowait(late(self._timeout, task)))
+        timer = loop.call_later(self._timeout, lambda: task.outbox.put_nowait(timeout_error(self._timeout, task)))
         try:
             while (item := await task.outbox.get()) is not None:
                 if isinstance(item, ServiceError):
@@ -274,9 +274,9 @@ class ReferenceEngine:
                 rows.append(_Row(prompt, params, seed, index, len(rows), self._text(prompt, params)))
         return rows
 
-    def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> TextStream:
+    def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> IncrementalDetokenizer:
         least = max(params.min_new_tokens, len(params.forced) + 1)
-        return TextStream(self._tokenizer, prompt, params.stop, least)
+        return IncrementalDetokenizer(self._tokenizer, prompt, params.stop, least)
 
     def _work(self) -> None:
         while (task := self._inbox.take()) is not None:
@@ -300,7 +300,7 @@ class ReferenceEngine:
         """Generate some rows of a request; how it failed, if it did."""
 
         def deliver(tokens: list[Token]) -> bool:
-            task.put(_Delivery(time.monotonic(), tokens))
+            task.put(_StepOutput(time.monotonic(), tokens))
             return not (task.cancelled.is_set() or self._aborting.is_set())
 
         try:

@@ -11,11 +11,11 @@ from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
 
 T = TypeVar("T")
 
-PATIENCE = 16
+MAX_BYPASSES = 16
 """Online ones that may go before queued work that starves; then one of that goes, whoever else waits."""
 
 
-class Waiting(Generic[T]):
+class RequestQueue(Generic[T]):
     """Two queues, each in order of arrival. Online work goes first, until queued work is overdue.
 
     No clock has a say in that: all that counts is who goes.
@@ -36,7 +36,7 @@ class Waiting(Generic[T]):
     @property
     def overdue(self) -> bool:
         """Whether a queued one goes next, whoever else waits."""
-        return self._passed >= PATIENCE and bool(self.queued)
+        return self._passed >= MAX_BYPASSES and bool(self.queued)
 
     def add(self, item: T, *, queued: bool) -> None:
         """Put one at the end of its queue."""
@@ -75,11 +75,11 @@ class Waiting(Generic[T]):
             self.queued = deque(item for item in self.queued if item not in gone)
 
 
-class Inbox(Generic[T]):
-    """``Waiting`` between threads: any of them puts in, and one takes out and works on one at a time."""
+class BlockingRequestQueue(Generic[T]):
+    """``RequestQueue`` between threads: any of them puts in, and one takes out and works on one at a time."""
 
     def __init__(self) -> None:
-        self._waiting = Waiting[T]()
+        self._waiting = RequestQueue[T]()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -117,7 +117,7 @@ class Inbox(Generic[T]):
             self._changed.notify()
 
 
-class Begun(Protocol):
+class Startable(Protocol):
     """A request, by what is known of its beginning."""
 
     @property
@@ -131,7 +131,7 @@ class Begun(Protocol):
         ...
 
 
-def late(seconds: float, request: Begun) -> ServiceError:
+def timeout_error(seconds: float, request: Startable) -> ServiceError:
     """Why a request ends that was not finished in so many seconds.
 
     Queued work that had no turn yet is not to blame: it may come again as often as it likes.

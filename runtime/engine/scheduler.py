@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from runtime.engine.admission import Admission, Moves
+from runtime.engine.admission import Admission, SchedulingChanges
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.engine.speculation import Speculation
@@ -18,7 +18,7 @@ from runtime.types import FinishReason
 
 
 @dataclass(slots=True)
-class Plan(Moves):
+class StepPlan(SchedulingChanges):
     """One step.
 
     Args:
@@ -29,7 +29,7 @@ class Plan(Moves):
 
 
 @dataclass(slots=True)
-class Outcome:
+class StepResult:
     """What a step gave one sequence.
 
     Args:
@@ -136,13 +136,13 @@ class Scheduler:
         sequence.cancelled = True
         self._cancelled = True
 
-    def schedule(self) -> Plan:
+    def schedule(self) -> StepPlan:
         """Choose the next step. Every plan is run and committed before the next one is made."""
         admission = self._admission
         if self._cancelled:
             self._cancelled = False  # before the look, so that a later call is seen next time
             self._end([s for s in (*admission.running, *admission.waiting) if s.cancelled])
-        plan = Plan()
+        plan = StepPlan()
         rows = plan.rows
         prompt: Sequence | None = None  # half computed: it took all the room, so that none of its kind came behind it
         queued: Sequence | None = None  # the same
@@ -172,7 +172,7 @@ class Scheduler:
             self.speculation.draft(rows, self._max_tokens)
         return plan
 
-    def commit(self, rows: Items[Row], results: Items[list[Sampled] | ServiceError]) -> list[Outcome]:
+    def commit(self, rows: Items[Row], results: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
         """Take over what a step gave.
 
         Args:
@@ -182,7 +182,7 @@ class Scheduler:
         Returns:
             For each sequence that has new tokens or failed, and was not cancelled meanwhile, what it got.
         """
-        outcomes: list[Outcome] = []
+        outcomes: list[StepResult] = []
         ended: list[Sequence] = []
         failed: list[Sequence] = []
         size = self._pool.block_tokens
@@ -191,7 +191,7 @@ class Scheduler:
             if sequence.cancelled:
                 continue
             if isinstance(result, ServiceError):
-                outcomes.append(Outcome(sequence, [], error=result))
+                outcomes.append(StepResult(sequence, [], error=result))
                 failed.append(sequence)
                 continue
             if row.samples:
@@ -210,12 +210,12 @@ class Scheduler:
             self._end(ended)
         return outcomes
 
-    def _keep(self, row: Row, choices: list[Sampled]) -> Outcome:
+    def _keep(self, row: Row, choices: list[Sampled]) -> StepResult:
         """Extend a sequence by the choices that hold: up to the first draft that is wrong, or its end."""
         sequence, params = row.sequence, row.sequence.params
         tokens, limit = sequence.tokens, len(sequence.prompt) + params.max_new_tokens
         drafts = row.token_ids[len(row.token_ids) - row.drafts :]
-        outcome = Outcome(sequence, [])
+        outcome = StepResult(sequence, [])
         for choice, draft in zip(choices, (*drafts, None), strict=False):  # none behind one that failed
             tokens.append(choice.id)
             outcome.kept.append(choice)
@@ -230,7 +230,7 @@ class Scheduler:
         self.speculation.learn(row, len(outcome.kept))
         return outcome
 
-    def _prefill(self, prompt: Sequence | None, plan: Plan, room: int, *, queued: bool) -> int:
+    def _prefill(self, prompt: Sequence | None, plan: StepPlan, room: int, *, queued: bool) -> int:
         """Give prompts of one kind a share of the step: the one that is half computed, and then those that wait.
 
         Returns:

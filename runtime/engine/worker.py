@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from runtime.engine.scheduler import Plan, Scheduler
+from runtime.engine.scheduler import Scheduler, StepPlan
 from runtime.engine.sequence import Row, Runner, Sampled, Sequence
 from runtime.errors import Draining, EngineRestarting, InternalError, ServiceError, TooManyRequests
 from runtime.telemetry.model_metrics import ModelMetrics
@@ -23,7 +23,7 @@ _TICK_SECONDS = 1.0  # an idle thread shows that often that it is there
 
 
 @dataclass(slots=True)
-class Delivery:
+class StepOutput:
     """What one step gave a request.
 
     Args:
@@ -49,7 +49,7 @@ class Request:
 
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
-    outbox: asyncio.Queue[Delivery | ServiceError] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[StepOutput | ServiceError] = field(default_factory=asyncio.Queue)
     started: float = 0.0
     left: int = 0  # sequences that have not ended
     backlog: deque[Sequence] = field(default_factory=deque)
@@ -72,7 +72,7 @@ class Request:
             return
 
 
-class Worker:
+class EngineThread:
     """One life of the engine's thread, with a scheduler of its own. Starts at once.
 
     Args:
@@ -227,12 +227,12 @@ class Worker:
             if not request.backlog:
                 self._feeding.remove(request)
 
-    def _step(self, plan: Plan) -> None:
+    def _step(self, plan: StepPlan) -> None:
         for source, target in plan.copies:
             self._runner.copy_block(source, target)
         outcomes = self._scheduler.commit(plan.rows, self._run_rows(plan.rows))
         now = time.monotonic()
-        deliveries: dict[Request, Delivery] = {}
+        deliveries: dict[Request, StepOutput] = {}
         for outcome in outcomes:
             owner = self._owners.get(outcome.sequence)
             if owner is None:  # its request has failed within this very step
@@ -242,7 +242,7 @@ class Worker:
                 self._fail(request, outcome.error)
                 continue
             *kept, last = outcome.kept
-            tokens = deliveries.setdefault(request, Delivery(now, [])).tokens
+            tokens = deliveries.setdefault(request, StepOutput(now, [])).tokens
             tokens += [(index, sampled, None) for sampled in kept]
             tokens.append((index, last, outcome.reason))
             if outcome.reason is not None:
@@ -283,9 +283,9 @@ class Worker:
             self._interval += 0.1 * (now - self._since - self._interval)
             self._since = now
 
-    def _deliver(self, deliveries: dict[Request, Delivery]) -> None:
+    def _deliver(self, deliveries: dict[Request, StepOutput]) -> None:
         """One call per event loop: waking one costs more than all it is told."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delivery]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, StepOutput]]] = {}
         for request, delivery in deliveries.items():
             by_loop.setdefault(request.loop, []).append((request, delivery))
         for loop, items in by_loop.items():
@@ -312,6 +312,6 @@ class Worker:
         return speculation.drafted, speculation.accepted, self._scheduler.preemptions
 
 
-def _hand_out(items: list[tuple[Request, Delivery]]) -> None:
+def _hand_out(items: list[tuple[Request, StepOutput]]) -> None:
     for request, delivery in items:
         request.outbox.put_nowait(delivery)

@@ -11,11 +11,11 @@ from typing import Literal
 
 from runtime.cancellation import cancel_and_wait
 from runtime.errors import DeliveryLimit, Draining, InternalError, ServiceError
-from runtime.events.delivery_report import Report, Reporter, unrecorded
+from runtime.events.delivery_report import DeliveryReport, DeliveryReporter, unrecorded
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Outcome, Retry
 from runtime.events.processor import Processor
-from runtime.events.queues.base import BrokerAway, Delivery, Source
+from runtime.events.queues.base import BrokerUnavailable, Delivery, Source
 
 _log = logging.getLogger("warmstart.events")
 
@@ -45,7 +45,7 @@ class Consumer:
         self,
         source: Source,
         processor: Processor,
-        reporter: Reporter,
+        reporter: DeliveryReporter,
         *,
         concurrency: int,
         ready: Callable[[], Awaitable[None]],
@@ -109,7 +109,7 @@ class Consumer:
                 await self._freed.wait()
             try:
                 deliveries = await self._fetch(room)
-            except BrokerAway as error:
+            except BrokerUnavailable as error:
                 await self._away(error)
                 continue
             if self._told:
@@ -131,7 +131,7 @@ class Consumer:
         finally:
             self._fetching = False
 
-    async def _away(self, error: BrokerAway) -> None:
+    async def _away(self, error: BrokerUnavailable) -> None:
         """Tell of it once, and wait a while that doubles each time ("full jitter", as in ``outcome``)."""
         self._reporter.broker_away()
         self._connected = False
@@ -159,7 +159,7 @@ class Consumer:
         finally:
             report.end(outcome, settled=settled)
 
-    async def _outcome(self, delivery: Delivery, report: Report) -> tuple[Envelope | None, Outcome]:
+    async def _outcome(self, delivery: Delivery, report: DeliveryReport) -> tuple[Envelope | None, Outcome]:
         policy = self._processor.policy
         envelope = None
         try:
@@ -193,7 +193,7 @@ class Consumer:
             try:
                 await delivery.settle(envelope, outcome)
                 return True
-            except BrokerAway as error:
+            except BrokerUnavailable as error:
                 self._reporter.broker_away()
                 if pause is None:
                     _log.warning("cannot settle a delivery, it will come again: %s", error)
@@ -214,7 +214,7 @@ class Consumer:
         while True:
             try:
                 self._reporter.lag(await self._source.lag() if self._connected else None)
-            except BrokerAway:  # whoever fetches finds out as well
+            except BrokerUnavailable:  # whoever fetches finds out as well
                 self._reporter.lag(None)
             await asyncio.sleep(_LAG_SECONDS)
 

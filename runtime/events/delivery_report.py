@@ -21,7 +21,7 @@ _log = logging.getLogger("warmstart.events")
 _OTHER = "other"  # label of what is no operation, of which strangers can think up any number
 
 
-class Reporter:
+class DeliveryReporter:
     """Of one source.
 
     Args:
@@ -52,9 +52,9 @@ class Reporter:
         else:
             self._metrics.lag.labels(self.source).set(messages)
 
-    def begin(self, attempt: int) -> Report:
+    def begin(self, attempt: int) -> DeliveryReport:
         """A delivery came. What is logged and generated from here on, in this task, belongs to it."""
-        return Report(self, attempt)
+        return DeliveryReport(self, attempt)
 
     def count(self, operation: str | None, outcome: Outcome, seconds: float, *, settled: bool) -> str:
         """Count a delivery's end; how it is called."""
@@ -69,7 +69,7 @@ class Reporter:
         return name
 
 
-class Report:
+class DeliveryReport:
     """Of one delivery.
 
     Args:
@@ -77,7 +77,7 @@ class Report:
         attempt: how often it was delivered.
     """
 
-    def __init__(self, reporter: Reporter, attempt: int) -> None:
+    def __init__(self, reporter: DeliveryReporter, attempt: int) -> None:
         self._reporter = reporter
         self._attempt = attempt
         self._started = time.perf_counter()

@@ -22,7 +22,7 @@ from runtime.errors import (
     ServiceError,
 )
 from runtime.events.envelope import Envelope
-from runtime.events.idempotency.records import Done, Mismatch, Records, RecordsAway, Taken, fingerprint, key
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, Records, RecordsUnavailable, fingerprint, key
 from runtime.events.outcome import Ack, Outcome, Policy
 from runtime.json_answer import encoded
 
@@ -114,13 +114,13 @@ class Processor:
                 found = await records.begin(
                     name, fingerprint(envelope.operation, envelope.data), holder, self._lease_seconds
                 )
-            except RecordsAway as error:
+            except RecordsUnavailable as error:
                 _log.warning("cannot look up what is done: %s", error)
                 raise IdempotencyUnavailable("whether this was done already cannot be looked up") from None
             if isinstance(found, Done):
                 held = False
                 return Ack(json.loads(found.result), repeated=True)
-            if isinstance(found, Taken):
+            if isinstance(found, InProgress):
                 held = False
                 raise IdempotencyConflict("another worker is doing it", retry_after=min(found.seconds, _TAKEN_SECONDS))
             if isinstance(found, Mismatch):
@@ -134,7 +134,7 @@ class Processor:
             )
             try:
                 completed = await records.complete(name, holder, await encoded(result), self._keep_seconds)
-            except RecordsAway as error:
+            except RecordsUnavailable as error:
                 # The answer is there; without a record it may be computed twice, but never lost.
                 _log.warning("cannot record what is done: %s", error)
                 completed = True
@@ -149,7 +149,7 @@ class Processor:
     async def _release(self, records: Records, name: str, holder: str) -> None:
         try:
             await asyncio.shield(records.release(name, holder))
-        except RecordsAway as error:  # it lapses by itself
+        except RecordsUnavailable as error:  # it lapses by itself
             _log.warning("cannot give work back: %s", error)
 
     async def _work(

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from runtime.keys.records import MOST_BYTES, Record, check_distinct, parse_records
+from runtime.keys.records import MOST_BYTES, KeyRecord, check_distinct, parse_records
 
 
-def edit(path: Path, change: Callable[[list[Record]], list[Record]]) -> None:
+def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> None:
     """Replace a file's records, or make the file. Its owner and mode stay; a new one is for its owner only.
 
     Writers wait for each other at a lock file beside it, which stays, because who waits for it must not be left with a
@@ -40,7 +40,7 @@ def edit(path: Path, change: Callable[[list[Record]], list[Record]]) -> None:
         os.close(lock)  # which unlocks
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path) -> list[KeyRecord]:
     """A file's records.
 
     Raises:

@@ -42,7 +42,7 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999, the last that dates can show
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class KeyRecord:
     """What is kept of a key.
 
     Args:
@@ -113,7 +113,7 @@ def _base62(number: int, width: int) -> str:
     return text
 
 
-def parse_records(text: str, scopes: Collection[str] = ()) -> list[Record]:
+def parse_records(text: str, scopes: Collection[str] = ()) -> list[KeyRecord]:
     """The records in a text, in their order.
 
     Args:
@@ -124,7 +124,7 @@ def parse_records(text: str, scopes: Collection[str] = ()) -> list[Record]:
         ValueError: a record is wrong; the message says which one, counted from 1, and which field.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)
-    records: list[Record] = []
+    records: list[KeyRecord] = []
     position = _end_of_blanks(text, 0)
     while position < len(text):
         where = f"record {len(records) + 1}"
@@ -144,7 +144,7 @@ def parse_records(text: str, scopes: Collection[str] = ()) -> list[Record]:
     return records
 
 
-def check_distinct(records: Sequence[Record]) -> None:
+def check_distinct(records: Sequence[KeyRecord]) -> None:
     """Two records of one id or of one key would make it chance which of them holds.
 
     Raises:
@@ -181,7 +181,7 @@ def _shown(name: str) -> str:
     return name if _HARMLESS.fullmatch(name) else "a field"
 
 
-def _record(fields: dict[str, Any], scopes: Collection[str]) -> Record:
+def _record(fields: dict[str, Any], scopes: Collection[str]) -> KeyRecord:
     for name, value in fields.items():
         if name not in _RULES:
             raise ValueError(f"{_shown(name)}: is no field of a record")
@@ -198,7 +198,7 @@ def _record(fields: dict[str, Any], scopes: Collection[str]) -> Record:
     caller = Caller(
         fields["id"], fields["name"], frozenset(fields["scopes"]), *(fields.get(limit) for limit in _LIMITS)
     )
-    return Record(
+    return KeyRecord(
         caller,
         fields["created"],
         fields["expires"],

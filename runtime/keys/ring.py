@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Set
 from pathlib import Path
 
 from runtime.errors import SettingsError
-from runtime.keys.records import MOST_BYTES, Record, check_distinct, digest, parse_records, well_formed
+from runtime.keys.records import MOST_BYTES, KeyRecord, check_distinct, digest, parse_records, well_formed
 from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.keys")
@@ -52,7 +52,7 @@ class KeyRing:
         self._seen: object = None
         self._warned = False
         # What stands for every key that is not there, so that looking one up goes the same way. Nobody has this key.
-        self._nobody = Record(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
+        self._nobody = KeyRecord(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
         try:
             self._own = parse_records(text, scopes)
         except ValueError as error:
@@ -115,7 +115,7 @@ class KeyRing:
             _log.info("API_KEYS_FILE: read again, %d keys now", len(self._bearers) + len(self._signers))
             self.on_change(self._ids() - before, before - self._ids())
 
-    def _read(self, path: Path) -> list[Record]:
+    def _read(self, path: Path) -> list[KeyRecord]:
         """The file's records; whatever comes of it, this version of the file has been seen."""
         # Not waiting: opening a pipe would block for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -139,7 +139,7 @@ class KeyRing:
     def _ids(self) -> set[str]:
         return {record.caller.id for record in (*self._bearers.values(), *self._signers.values())}
 
-    def _use(self, others: list[Record]) -> None:
+    def _use(self, others: list[KeyRecord]) -> None:
         records = [*self._own, *others]
         check_distinct(records)
         self._bearers = {record.digest: record for record in records if record.digest}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
-from runtime.engine.engine import Engine
+from runtime.engine.engine import FastEngine
 from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Runner
@@ -80,7 +80,7 @@ def load_fast(
     metrics: ModelMetrics,
     phases: Phases,
     plan: MemoryPlan | None,
-) -> Engine:
+) -> FastEngine:
     """Load a model for the fast engine. Arguments and errors as of ``open_fast``; the engine is not warmed up."""
     started = time.perf_counter()
     fast = open_fast(spec, settings, device, progress, phases, plan)
@@ -120,7 +120,7 @@ def load_fast(
         kv_bytes=runner.blocks * runner.block_bytes,
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, kernels=kernels),
     )
-    return Engine(
+    return FastEngine(
         runner,
         scheduler,
         snapshot.tokenizer,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.device import select_device, select_dtype
-from runtime.engine.engine import Engine
+from runtime.engine.engine import FastEngine
 from runtime.errors import ModelUnavailable
 from runtime.loading.fast_engine import load_fast
 from runtime.loading.loader import fetch, load, open_serving
@@ -24,7 +24,7 @@ from runtime.loading.reference_engine import load_reference
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_timer import Phases
-from runtime.model.progress import Progress, Reporter
+from runtime.model.progress import LoadProgress, Progress
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.model_metrics import ModelMetrics
@@ -42,7 +42,7 @@ def load_engine(
     metrics: ModelMetrics | None = None,
     phases: Phases | None = None,
     plan: MemoryPlan | None = None,
-) -> Engine | ReferenceEngine:
+) -> FastEngine | ReferenceEngine:
     """Load a model and warm it up.
 
     Args:
@@ -59,7 +59,7 @@ def load_engine(
     phases = phases or Phases()
     metrics = metrics or Metrics().model(spec.id)
     device = select_device(settings.device)
-    engine: Engine | ReferenceEngine | None = None
+    engine: FastEngine | ReferenceEngine | None = None
     if settings.engine != "reference":
         try:
             engine = load_fast(spec, settings, device, progress, metrics, phases, plan)
@@ -82,7 +82,7 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
     Raises:
         ModelUnavailable: see ``load_engine``.
     """
-    reporter = Reporter(spec.id)
+    reporter = LoadProgress(spec.id)
     try:
         fetch(spec, reporter, refresh=True)
         device = select_device(settings.device)

@@ -15,7 +15,7 @@ _log = logging.getLogger("warmstart.load")
 _LOG_EVERY = 5.0  # seconds between two log lines of one stage
 
 
-class Reporter:
+class LoadProgress:
     """Shows progress as it fits where the output goes.
 
     Args:

@@ -45,7 +45,7 @@ E = TypeVar("E", bound=Loadable)
 
 
 @dataclass(slots=True, eq=False)
-class Residence(Generic[E]):
+class ModelInstance(Generic[E]):
     """One stay of a model in memory, from the start of its load until its memory is free again.
 
     Args:
@@ -76,7 +76,7 @@ class Residence(Generic[E]):
 
 
 @dataclass(slots=True)
-class Slot(Generic[E]):
+class ModelSlot(Generic[E]):
     """A served model over all its stays.
 
     Args:
@@ -95,7 +95,7 @@ class Slot(Generic[E]):
     spec: ModelSpec
     pinned: bool
     created: int = field(default_factory=lambda: int(time.time()))
-    current: Residence[E] | None = None
+    current: ModelInstance[E] | None = None
     stage: str | None = None
     progress: float | None = None
     error: str | None = None
@@ -113,7 +113,7 @@ class Slot(Generic[E]):
             watcher()
 
 
-def to_unload(name: str, need: int, budget: int, residents: Sequence[Residence[E]]) -> list[Residence[E]]:
+def to_unload(name: str, need: int, budget: int, residents: Sequence[ModelInstance[E]]) -> list[ModelInstance[E]]:
     """Whom to unload so that a model fits: the least recently used, those that nobody holds before the others.
 
     Args:
@@ -135,7 +135,7 @@ def to_unload(name: str, need: int, budget: int, residents: Sequence[Residence[E
         raise ModelTooLarge(
             f"{name} needs {need} bytes of memory and the models may hold {budget}{beside} (MEMORY_BUDGET_BYTES)"
         )
-    found: list[Residence[E]] = []
+    found: list[ModelInstance[E]] = []
     excess = need + sum(resident.bytes for resident in residents if not resident.leaving) - budget
     candidates = [r for r in residents if r.engine is not None and not r.pinned and not r.leaving]
     for resident in sorted(candidates, key=lambda r: (r.holders > 0, r.used)):

@@ -1,6 +1,6 @@
 """Who is in memory: loads, the room they need, and the end of stays, each on threads of its own.
 
-A stay (``Residence``) that is to end takes no new holders and is freed when the last one has gone; who wants the model
+A stay (``ModelInstance``) that is to end takes no new holders and is freed when the last one has gone; who wants the model
 in between waits for its next stay.
 """
 
@@ -15,8 +15,8 @@ from typing import Generic
 
 from runtime.errors import Draining, ServiceError
 from runtime.model.catalogue import ModelSpec
-from runtime.model.progress import Progress, Reporter
-from runtime.model_pool.instance import E, Residence, Slot, to_unload
+from runtime.model.progress import LoadProgress, Progress
+from runtime.model_pool.instance import E, ModelInstance, ModelSlot, to_unload
 
 _log = logging.getLogger("warmstart.load")
 
@@ -27,7 +27,7 @@ Loader = Callable[[ModelSpec, Progress], E]
 Measure = Callable[[ModelSpec, Progress], int]
 
 
-class Residents(Generic[E]):
+class ModelPool(Generic[E]):
     """See the module.
 
     Args:
@@ -43,7 +43,7 @@ class Residents(Generic[E]):
 
     def __init__(
         self,
-        slots: Mapping[str, Slot[E]],
+        slots: Mapping[str, ModelSlot[E]],
         default: str,
         load: Loader[E],
         measure: Measure,
@@ -53,7 +53,7 @@ class Residents(Generic[E]):
         self.default = default
         self.draining = False
         self.budget_bytes = 0
-        self.stays: list[Residence[E]] = []  # the older one of two of one model first
+        self.stays: list[ModelInstance[E]] = []  # the older one of two of one model first
         self.lock = threading.Condition()
         self._slots = slots
         self._load = load
@@ -61,9 +61,11 @@ class Residents(Generic[E]):
         self._budget = budget
         self._idle_seconds = idle_seconds
         self._idle_timer: threading.Thread | None = None
-        self._queue: deque[Residence[E]] = deque()  # who waits for room; only the first may take it, so none starves
+        self._queue: deque[ModelInstance[E]] = (
+            deque()
+        )  # who waits for room; only the first may take it, so none starves
 
-    def start(self, slot: Slot[E]) -> Residence[E]:
+    def start(self, slot: ModelSlot[E]) -> ModelInstance[E]:
         """The stay that takes new requests; begun, if there is none. Call it with the lock held.
 
         Raises:
@@ -72,7 +74,7 @@ class Residents(Generic[E]):
         if self.draining:
             raise Draining("the service is shutting down", retry_after=1)
         if slot.current is None:
-            slot.current = Residence(slot.spec, slot.pinned)
+            slot.current = ModelInstance(slot.spec, slot.pinned)
             slot.error = None
             self.stays.append(slot.current)
             name = LOAD_THREAD + slot.spec.id
@@ -83,7 +85,7 @@ class Residents(Generic[E]):
             slot.tell()
         return slot.current
 
-    def end(self, residence: Residence[E]) -> None:
+    def end(self, residence: ModelInstance[E]) -> None:
         """End a stay that takes new requests, once nobody holds it. Call it with the lock held; it does not wait."""
         slot = self._slots[residence.spec.id]
         residence.leaving, slot.current = True, None
@@ -108,9 +110,9 @@ class Residents(Generic[E]):
         for stay in engines:
             self._forget(stay)
 
-    def _run(self, slot: Slot[E], residence: Residence[E]) -> None:
+    def _run(self, slot: ModelSlot[E], residence: ModelInstance[E]) -> None:
         """Load a model, on a thread of its own."""
-        reporter = Reporter(slot.spec.id)
+        reporter = LoadProgress(slot.spec.id)
 
         def progress(stage: str, fraction: float | None) -> None:
             with self.lock:
@@ -153,7 +155,7 @@ class Residents(Generic[E]):
         self._forget(residence, failure=failure)
         residence.loaded.set_exception(failure)
 
-    def _make_room(self, slot: Slot[E], residence: Residence[E], progress: Progress) -> None:
+    def _make_room(self, slot: ModelSlot[E], residence: ModelInstance[E], progress: Progress) -> None:
         """Wait for the end of the model's former stay, and for room; unload others for it.
 
         Raises:
@@ -181,7 +183,7 @@ class Residents(Generic[E]):
                 self._queue.remove(residence)
                 self.lock.notify_all()
 
-    def _has_room(self, slot: Slot[E], residence: Residence[E], need: int, budget: int | None) -> bool:
+    def _has_room(self, slot: ModelSlot[E], residence: ModelInstance[E], need: int, budget: int | None) -> bool:
         if self.draining:
             raise Draining("the service is shutting down", retry_after=1)
         if budget is None:
@@ -199,7 +201,7 @@ class Residents(Generic[E]):
             self.end(stay)
         return need + sum(stay.bytes for stay in others) <= budget
 
-    def _free(self, residence: Residence[E]) -> None:
+    def _free(self, residence: ModelInstance[E]) -> None:
         """Close the engine of a stay that is to end, once nobody holds it."""
         if residence.loaded.exception() is not None:
             return
@@ -219,7 +221,7 @@ class Residents(Generic[E]):
             self._forget(residence)
         _log.info("%s is unloaded", residence.spec.id)
 
-    def _forget(self, residence: Residence[E], *, failure: ServiceError | None = None) -> None:
+    def _forget(self, residence: ModelInstance[E], *, failure: ServiceError | None = None) -> None:
         """A stay is over, or its load has failed."""
         slot = self._slots[residence.spec.id]
         with self.lock:

@@ -18,8 +18,8 @@ from typing import Generic
 
 from runtime.errors import ModelLoading, ModelNotFound, ServiceError, SettingsError
 from runtime.model.catalogue import ModelSpec
-from runtime.model_pool.instance import E, Residence, Slot
-from runtime.model_pool.pool import Loader, Measure, Residents
+from runtime.model_pool.instance import E, ModelInstance, ModelSlot
+from runtime.model_pool.pool import Loader, Measure, ModelPool
 from runtime.types import ModelState, ModelStatus
 
 
@@ -50,11 +50,11 @@ class Registry(Generic[E]):
         wait_seconds: float = 120,
         idle_seconds: float = 0,
     ) -> None:
-        self._slots = {spec.id: Slot[E](spec, spec.id in pinned) for spec in specs}
+        self._slots = {spec.id: ModelSlot[E](spec, spec.id in pinned) for spec in specs}
         for name in pinned:
             if name not in self._slots:
                 raise SettingsError(f"PINNED_MODELS: {name!r} is not served; served: {', '.join(self._slots)}")
-        self._residents = Residents(self._slots, specs[0].id, load, measure, budget, idle_seconds)
+        self._residents = ModelPool(self._slots, specs[0].id, load, measure, budget, idle_seconds)
         self._lock = self._residents.lock
         self._wait_seconds = wait_seconds
 
@@ -184,14 +184,14 @@ class Registry(Generic[E]):
         current = self._slots[self._residents.default].current
         return None if current is None else current.engine
 
-    def _slot(self, name: str | None) -> Slot[E]:
+    def _slot(self, name: str | None) -> ModelSlot[E]:
         slot = self._slots.get(self._residents.default if name is None else name)
         if slot is None:
             raise ModelNotFound(f"no model {name!r} here; served: {', '.join(self._slots)}", param="model")
         return slot
 
     @contextmanager
-    def _held(self, name: str | None, *, successor: bool = False) -> Iterator[Residence[E]]:
+    def _held(self, name: str | None, *, successor: bool = False) -> Iterator[ModelInstance[E]]:
         """Hold a model's present stay, or a new one: it does not end inside the block."""
         with self._lock:
             slot = self._slot(name)
@@ -213,7 +213,7 @@ class Registry(Generic[E]):
                 if residence.leaving and not residence.holders:
                     self._lock.notify_all()
 
-    async def _loaded(self, residence: Residence[E]) -> None:
+    async def _loaded(self, residence: ModelInstance[E]) -> None:
         if residence.loaded.done():
             return residence.loaded.result()
         try:
@@ -226,7 +226,7 @@ class Registry(Generic[E]):
                 retry_after=5,
             ) from None
 
-    def _status(self, slot: Slot[E]) -> ModelStatus:
+    def _status(self, slot: ModelSlot[E]) -> ModelStatus:
         """A model's status; the lock is held."""
         stays = [stay for stay in self._residents.stays if stay.spec is slot.spec]
         engine = None if slot.current is None else slot.current.engine
@@ -255,7 +255,7 @@ class Registry(Generic[E]):
         )
 
 
-def _state(slot: Slot[E], resident: bool) -> ModelState:
+def _state(slot: ModelSlot[E], resident: bool) -> ModelState:
     if slot.current is not None:
         return "loading" if slot.current.engine is None else "ready"
     if resident:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from runtime.rate_limits.gcra import WINDOW_SECONDS, Limits
+from runtime.rate_limits.gcra import WINDOW_SECONDS, UsageLimiter
 from runtime.settings import Settings
 
 
-def open_limits(settings: Settings) -> Limits:
+def open_limits(settings: Settings) -> UsageLimiter:
     """Where the settings say that what clients used is kept.
 
     Raises:

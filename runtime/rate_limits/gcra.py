@@ -73,11 +73,11 @@ Settle = Callable[[int], Awaitable[Decision | None]]
 """Charges the units that were used in place of those held; to be called once. Answers what there is now, if known."""
 
 
-class LimitsAway(Exception):
+class LimitsUnavailable(Exception):
     """What clients have used cannot be looked up now."""
 
 
-class Limits(Protocol):
+class UsageLimiter(Protocol):
     """What clients have used of their quotas, wherever that is kept."""
 
     async def admit(

@@ -70,7 +70,7 @@ class MemoryLimiter:
 
 
 class MemoryLimits:
-    """See ``runtime.rate_limits.gcra.Limits``.
+    """See ``runtime.rate_limits.gcra.UsageLimiter``.
 
     Args:
         clients: most clients remembered.

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.rate_limits.gcra import Decision, LimitsAway, Quota, Settle
-from runtime.storage.redis import RedisAway, SharedRedis
+from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, Settle
+from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 PREFIX = "warmstart:limits:1"
 """How the names of its keys begin. The number is the format's; behind it braces keep a client on one cluster node."""
@@ -118,7 +118,7 @@ return answer(state, burst, interval, true, 0)
 
 
 class RedisLimits:
-    """See ``runtime.rate_limits.gcra.Limits``.
+    """See ``runtime.rate_limits.gcra.UsageLimiter``.
 
     Args:
         redis: is closed with this.
@@ -179,14 +179,14 @@ class RedisLimits:
         values = (quota.burst, 1e6 * quota.interval, hold, max(0, used))
         try:
             return _decision(await self._run(_SETTLE, [self._key(client, "tokens")], values), quota, 0)
-        except LimitsAway:
+        except LimitsUnavailable:
             return None
 
     async def _run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float]) -> Any:
         try:
             return await self._redis.run(script, keys, values)
-        except RedisAway as error:
-            raise LimitsAway(str(error)) from error
+        except RedisUnavailable as error:
+            raise LimitsUnavailable(str(error)) from error
 
     def _key(self, client: str, name: str) -> str:
         return f"{self._prefix}:{{{client}}}:{name}"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from runtime.errors import CacheUnavailable
-from runtime.response_cache.codec import Damaged, KeptAnswer, pack, unpack
-from runtime.response_cache.single_flight import Flight, Start
+from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
+from runtime.response_cache.single_flight import SingleFlight, Start
 from runtime.response_cache.store import Size, Store, StoreFailed
 from runtime.types import CacheStats, CacheUse, Token
 
@@ -33,7 +33,7 @@ _MOST_SECONDS = 1.0  # that a request waits for a store, whatever the store wait
 
 
 @dataclass(slots=True)
-class Counts:
+class CacheCounters:
     """What was done since the process began; see ``CacheStats``."""
 
     hits: int = 0
@@ -67,7 +67,7 @@ class ResponseCache:
         monotonic: Callable[[], float],
     ) -> None:
         self.per_caller = per_caller
-        self.counts = Counts()
+        self.counts = CacheCounters()
         self._store = store
         self._limit_bytes = limit_bytes
         self._ttl_seconds = ttl_seconds
@@ -75,7 +75,7 @@ class ResponseCache:
         self._monotonic = monotonic
         self._paused_until = float("-inf")
         self._lock = threading.Lock()  # of the counts: event loops may be many
-        self._flights: dict[tuple[asyncio.AbstractEventLoop, str], Flight] = {}
+        self._flights: dict[tuple[asyncio.AbstractEventLoop, str], SingleFlight] = {}
 
     @asynccontextmanager
     async def answer(
@@ -105,7 +105,7 @@ class ResponseCache:
         else:
             use = CacheUse("miss" if reuse else "bypass", key)
             self._count(**{"misses" if reuse else "bypassed": 1})
-            flight = Flight(model, held.pop_all(), start, lambda done: self._land(place, done), queued=queued)
+            flight = SingleFlight(model, held.pop_all(), start, lambda done: self._land(place, done), queued=queued)
             self._flights[place] = flight
         async with flight.joined(), aclosing(flight.read()) as tokens:
             try:
@@ -156,24 +156,24 @@ class ResponseCache:
         """Let go of the store."""
         self._store.close()
 
-    async def _find(self, key: str) -> KeptAnswer | None:
+    async def _find(self, key: str) -> CachedAnswer | None:
         value = await self._try(lambda: self._store.get(key))
         if value is None:
             return None
         try:
             return unpack(key, value)
-        except Damaged:
+        except CorruptEntry:
             _log.warning("a kept answer is damaged and dropped", extra={"key": key})
             self._count(errors=1)
             await self._try(lambda: self._store.remove(prefix=key))
             return None
 
-    async def _land(self, place: tuple[asyncio.AbstractEventLoop, str], flight: Flight) -> None:
+    async def _land(self, place: tuple[asyncio.AbstractEventLoop, str], flight: SingleFlight) -> None:
         """Keep what a flight brought, and let nobody join it any more."""
         try:
             if flight.complete and flight.keep and _logprobs(flight.tokens) <= MOST_LOGPROBS:
                 _, key = place
-                answer = KeptAnswer(self._clock(), flight.seconds, await flight.prompt_tokens(), tuple(flight.tokens))
+                answer = CachedAnswer(self._clock(), flight.seconds, await flight.prompt_tokens(), tuple(flight.tokens))
                 value = pack(key, answer)
                 await self._try(lambda: self._store.put(key, flight.model, value))
         finally:
@@ -213,6 +213,6 @@ def _logprobs(tokens: Sequence[Token]) -> int:
     return sum(1 + len(token.top_logprobs) for token in tokens)
 
 
-async def _replayed(kept: KeptAnswer) -> AsyncGenerator[Token, None]:
+async def _replayed(kept: CachedAnswer) -> AsyncGenerator[Token, None]:
     for token in kept.tokens:
         yield token

@@ -13,12 +13,12 @@ from runtime.types import Token
 _CHECKSUM_BYTES = 16
 
 
-class Damaged(Exception):
+class CorruptEntry(Exception):
     """The bytes are not those that were packed under this key."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswer:
+class CachedAnswer:
     """What an answer is given from again.
 
     Args:
@@ -34,7 +34,7 @@ class KeptAnswer:
     tokens: tuple[Token, ...]
 
 
-def pack(key: str, answer: KeptAnswer) -> bytes:
+def pack(key: str, answer: CachedAnswer) -> bytes:
     """Bytes that only ``unpack`` with the same key takes.
 
     Args:
@@ -58,7 +58,7 @@ def pack(key: str, answer: KeptAnswer) -> bytes:
     return _checksum(key, text) + text
 
 
-def unpack(key: str, value: bytes) -> KeptAnswer:
+def unpack(key: str, value: bytes) -> CachedAnswer:
     """See ``pack``.
 
     Raises:
@@ -66,7 +66,7 @@ def unpack(key: str, value: bytes) -> KeptAnswer:
     """
     text = value[_CHECKSUM_BYTES:]
     if _checksum(key, text) != value[:_CHECKSUM_BYTES]:
-        raise Damaged
+        raise CorruptEntry
     columns = json.loads(text)
     ids = columns["id"]
     size = len(ids)
@@ -83,7 +83,7 @@ def unpack(key: str, value: bytes) -> KeptAnswer:
         tops,
         _dense(columns["cached_tokens"], size, 0),
     )
-    return KeptAnswer(columns["created"], columns["seconds"], columns["prompt_tokens"], tuple(tokens))
+    return CachedAnswer(columns["created"], columns["seconds"], columns["prompt_tokens"], tuple(tokens))
 
 
 def _checksum(key: str, text: bytes) -> bytes:

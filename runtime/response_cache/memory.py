@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from runtime.response_cache.store import Size, Tally, cost
+from runtime.response_cache.store import Size, StoreCounters, cost
 
 
 class MemoryStore:
@@ -22,7 +22,7 @@ class MemoryStore:
     blocking = False
 
     def __init__(self, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.tally = Tally()
+        self.tally = StoreCounters()
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from runtime.errors import SettingsError
-from runtime.response_cache.store import OVERHEAD, Size, StoreFailed, Tally, cost
+from runtime.response_cache.store import OVERHEAD, Size, StoreCounters, StoreFailed, cost
 
 PREFIX = "{warmstart:answers:1}"
 """How the names of its keys begin. The number is the format's; the braces keep them on one node of a cluster."""
@@ -118,7 +118,7 @@ class RedisStore:
     def __init__(
         self, url: str, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float], prefix: str = PREFIX
     ) -> None:
-        self.tally = Tally()
+        self.tally = StoreCounters()
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock

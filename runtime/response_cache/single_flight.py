@@ -15,7 +15,7 @@ Start = Callable[[], Awaitable[tuple[int, AsyncGenerator[Token, None]]]]
 """Makes a request ready and begins it: its prompt tokens, and the tokens of its answer."""
 
 
-class Flight:
+class SingleFlight:
     """Tokens as they come, for all who have joined. It belongs to one event loop.
 
     Args:
@@ -31,7 +31,7 @@ class Flight:
         model: str,
         held: AsyncExitStack,
         start: Start,
-        land: Callable[[Flight], Awaitable[None]],
+        land: Callable[[SingleFlight], Awaitable[None]],
         *,
         queued: bool = False,
     ) -> None:

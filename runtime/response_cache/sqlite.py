@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.response_cache.store import OVERHEAD, Size, StoreFailed, Tally, cost
+from runtime.response_cache.store import OVERHEAD, Size, StoreCounters, StoreFailed, cost
 from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class SqliteStore:
     blocking = True
 
     def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.tally = Tally()
+        self.tally = StoreCounters()
         self._file = SqliteFile(path, _SCHEMA, _FORMAT, _BUSY_SECONDS)
         self._limit = limit_bytes
         self._ttl = ttl_seconds

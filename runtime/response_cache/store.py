@@ -14,7 +14,7 @@ class StoreFailed(Exception):
 
 
 @dataclass(slots=True)
-class Tally:
+class StoreCounters:
     """What a store has done by itself, in this process.
 
     Args:
@@ -46,7 +46,7 @@ class Store(Protocol):
     name: str
     blocking: bool
     """Whether its calls wait for a disk or a network, and so must stay off the event loop."""
-    tally: Tally
+    tally: StoreCounters
 
     def get(self, key: str) -> bytes | None:
         """A value that is not too old; it is the most recently used one from now on."""

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from runtime.signatures import SignatureError
 from runtime.signatures.digest import content_digest
-from runtime.signatures.message import ALGORITHM, Message, mac_of, normalised, signature_base, signature_text
+from runtime.signatures.message import ALGORITHM, SignedMessage, mac_of, normalised, signature_base, signature_text
 
 _COVERED: Final = ("@method", "@authority", "@path", "@query")
 _TAG: Final = "warmstart"
@@ -101,7 +101,7 @@ class Signer:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise SignatureError(f"{url!r} is not http://HOST/PATH or https://HOST/PATH")
         target = url.partition("#")[0].partition("//")[2][len(parts.netloc) :]
-        message = Message(
+        message = SignedMessage(
             method=method,
             target=target if target.startswith("/") else f"/{target}",
             scheme=parts.scheme,

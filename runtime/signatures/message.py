@@ -31,7 +31,7 @@ USUAL_WITH_BODY: Final = (*USUAL, "content-digest")
 """The components that clients cover unless told otherwise, in their order."""
 
 
-class Message(NamedTuple):
+class SignedMessage(NamedTuple):
     """What of a request may be signed.
 
     Args:
@@ -75,7 +75,7 @@ def signature_text(components: Sequence[str], params: Parameters) -> str:
     return serialise(InnerList(tuple([Item(name, {}) for name in components]), params))
 
 
-def signature_base(message: Message, components: Sequence[str], text: str) -> bytes:
+def signature_base(message: SignedMessage, components: Sequence[str], text: str) -> bytes:
     """The signature base (section 2.5).
 
     Args:
@@ -161,7 +161,7 @@ def read_signature(inputs: Sequence[str], signatures: Sequence[str]) -> Signatur
     return Signature(tuple(names), covered.params, serialise(covered), mac.value)
 
 
-def _split(message: Message) -> tuple[str, str, str]:
+def _split(message: SignedMessage) -> tuple[str, str, str]:
     """``@path``, ``@query`` (sections 2.2.6 and 2.2.7), and what stands behind the authority in ``@target-uri``."""
     target = message.target
     if "#" in target:  # nothing after it would be read as path or query, nor be signed by anybody
@@ -180,7 +180,7 @@ def _split(message: Message) -> tuple[str, str, str]:
     return path, f"?{query or ''}", path if query is None else f"{path}?{query}"
 
 
-def _other(name: str, message: Message, rest: str) -> str:
+def _other(name: str, message: SignedMessage, rest: str) -> str:
     if name == "@scheme":
         return message.scheme
     if name == "@request-target":
@@ -192,7 +192,7 @@ def _other(name: str, message: Message, rest: str) -> str:
     return _field(name, message)
 
 
-def _field(name: str, message: Message) -> str:
+def _field(name: str, message: SignedMessage) -> str:
     lines = message.fields(name)
     if not lines:
         raise SignatureError(f"a covered header field is not there: {_shown(name)}")

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from runtime.errors import NoncesUnavailable
 from runtime.signatures import SignatureError
-from runtime.storage.redis import RedisAway, SharedRedis
+from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 # Of some 250 bytes, 400 where a client names the longest; 8,300 a second of the client's signatures, which are good for
 # a minute.
@@ -113,7 +113,7 @@ class RedisNonces:
         name = self._prefix + blake2b(f"{key_id}\n{nonce}".encode(), digest_size=16).hexdigest()
         try:
             first = await self._redis.run(_USE, [name], [secrets.token_hex(8), milliseconds])
-        except RedisAway:
+        except RedisUnavailable:
             raise NoncesUnavailable(
                 "whether this signature was used before cannot be told now; sign anew and try again", retry_after=1
             ) from None

@@ -21,13 +21,13 @@ MAX_MEMBERS = 32
 _SHOWN = 60  # characters of a key that an error repeats
 
 
-class Token(str):
+class SfToken(str):
     """A word without quotes (section 3.3.4)."""
 
     __slots__ = ()
 
 
-BareItem = str | Token | int | bytes | bool
+BareItem = str | SfToken | int | bytes | bool
 Parameters = Mapping[str, BareItem]
 
 
@@ -117,7 +117,7 @@ def serialise(member: Item | InnerList) -> str:
 
 
 def _bare(value: BareItem) -> str:
-    if isinstance(value, Token):
+    if isinstance(value, SfToken):
         return value
     if isinstance(value, str):
         if not value.isascii() or not value.isprintable():
@@ -178,7 +178,7 @@ def _value(name: str, found: re.Match[str]) -> BareItem:
             return a2b_base64(text, strict_mode=True)
         except ValueError:
             raise SignatureError(f"{name} has bytes that are not base64") from None
-    return Token(text) if kind == "token" else text == "1"
+    return SfToken(text) if kind == "token" else text == "1"
 
 
 def _skip(text: str, at: int) -> int:

@@ -17,8 +17,8 @@ from runtime.signatures.message import (
     ALGORITHM,
     USUAL,
     USUAL_WITH_BODY,
-    Message,
     Signature,
+    SignedMessage,
     prepared_mac,
     read_signature,
     signature_base,
@@ -77,7 +77,7 @@ class Verifier:
         self._nobody = secrets.token_bytes(32)
         self._prepared_mac = lru_cache(_SECRETS)(prepared_mac)
 
-    async def verify(self, message: Message, read: Callable[[], Awaitable[bytes]] | None) -> Caller:
+    async def verify(self, message: SignedMessage, read: Callable[[], Awaitable[bytes]] | None) -> Caller:
         """Who has signed a request.
 
         Args:

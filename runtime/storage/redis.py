@@ -22,7 +22,7 @@ UNREADABLE = (ValueError, TypeError)
 """What the client's parser raises of an answer that is none of Redis's."""
 
 
-class RedisAway(Exception):
+class RedisUnavailable(Exception):
     """Redis did not answer, in time or at all, or not as it should."""
 
 
@@ -75,7 +75,7 @@ class SharedRedis:
                 return await _in_time(registered(keys=list(keys), args=list(values)))
             except self._faults as error:
                 self._away_until = self._clock() + _PAUSE_SECONDS
-                raise RedisAway(f"Redis: {error}") from error
+                raise RedisUnavailable(f"Redis: {error}") from error
 
     async def close(self) -> None:
         """Close its connections."""
@@ -83,7 +83,7 @@ class SharedRedis:
 
     def _check(self) -> None:
         if self._clock() < self._away_until:
-            raise RedisAway("Redis did not answer a moment ago")
+            raise RedisUnavailable("Redis did not answer a moment ago")
 
 
 async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:

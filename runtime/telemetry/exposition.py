@@ -14,7 +14,7 @@ from typing import get_args
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from runtime.telemetry.rolling_stats import GAP_BOUNDS, Figures
+from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
 from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
 OPENMETRICS = "application/openmetrics-text"
@@ -25,7 +25,7 @@ _STATES: tuple[ModelState, ...] = get_args(ModelState)
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServiceStats:
     """What the service is at one moment.
 
     Args:
@@ -66,7 +66,7 @@ def prefers_openmetrics(accept: str) -> bool:
     return openmetrics > text or (openmetrics == text > 0 and OPENMETRICS in weights)
 
 
-def figure_families(figures: Mapping[str, Figures]) -> list[Metric]:
+def figure_families(figures: Mapping[str, RollingStats]) -> list[Metric]:
     """What ``runtime.telemetry.rolling_stats`` keeps, of each model by name."""
 
     def gauge(name: str, text: str) -> GaugeMetricFamily:
@@ -97,7 +97,7 @@ def figure_families(figures: Mapping[str, Figures]) -> list[Metric]:
     return [*(family for _, family in shown), gaps]
 
 
-def service_families(service: Service) -> Iterator[Metric]:
+def service_families(service: ServiceStats) -> Iterator[Metric]:
     """The states of the models, memory, and the response cache."""
     yield GaugeMetricFamily("warmstart:ready", "1 when requests will be answered.", float(service.ready))
     yield from _models(service.models)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from runtime.telemetry.rolling_stats import Figures
-from runtime.telemetry.tracing import Course, current_trace
+from runtime.telemetry.rolling_stats import RollingStats
+from runtime.telemetry.tracing import GenerationTimings, current_trace
 from runtime.types import FinishReason
 
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60, 120)
@@ -87,7 +87,7 @@ class ModelMetrics:
         self._started = started
         self._name = name
         self.clock = clock
-        self.figures = Figures(clock)
+        self.figures = RollingStats(clock)
         self.load = collectors.load.labels(name)
         self.cold_start = collectors.cold_start.labels(name)
         self.drafted = collectors.drafted.labels(name)
@@ -215,7 +215,7 @@ class RequestRecord:
             metrics.figures.pace((sum(self._last) - self._firsts) / (self._tokens - begun))
         if self._trace is not None:
             self._trace.generated(
-                Course(
+                GenerationTimings(
                     model=self._model,
                     arrived=self._arrived,
                     started=started,

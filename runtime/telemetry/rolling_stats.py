@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from runtime.types import ModelFigures, Spread
+from runtime.types import ModelFigures, Percentiles
 
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 """Upper bounds, in seconds, of the groups that times between two tokens are counted in."""
@@ -22,7 +22,7 @@ _RECENT_REQUESTS = 256
 _RECENT_SECONDS = 300.0
 
 
-class Figures:
+class RollingStats:
     """See the module. Thread-safe.
 
     Args:
@@ -128,9 +128,9 @@ class _Recent:
     def add(self, now: float, value: float) -> None:
         self._items.append((now, value))
 
-    def spread(self, now: float) -> Spread | None:
+    def spread(self, now: float) -> Percentiles | None:
         """Nearest ranks; None if nothing is recent."""
         values = sorted(value for at, value in self._items if now - at <= _RECENT_SECONDS)
         if not values:
             return None
-        return Spread(values[(len(values) - 1) // 2], values[-(-len(values) * 19 // 20) - 1])
+        return Percentiles(values[(len(values) - 1) // 2], values[-(-len(values) * 19 // 20) - 1])

@@ -37,7 +37,7 @@ _EXPORT_LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opente
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class GenerationTimings:
     """How one generation went. Times are monotonic seconds, 0 for what never came.
 
     Args:
@@ -72,7 +72,7 @@ def parse_traceparent(value: str) -> tuple[str, str] | None:
     return match.group(1), match.group(2)
 
 
-def start_tracing(version: str) -> Tracing:
+def start_tracing(version: str) -> Tracer:
     """Trace from now on, and send the spans away.
 
     Args:
@@ -84,15 +84,15 @@ def start_tracing(version: str) -> Tracing:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return Tracing(OTLPSpanExporter(), version)
+        return Tracer(OTLPSpanExporter(), version)
     except ImportError:
         raise SettingsError("TRACING: OpenTelemetry is not installed; run: pip install 'warmstart[otel]'") from None
     except ValueError as error:
         raise SettingsError(f"TRACING: OpenTelemetry does not start: {error}") from None
 
 
-class Tracing:
-    """Makes spans of requests. Implements ``handlers.protocols.Tracing``.
+class Tracer:
+    """Makes spans of requests. Implements ``handlers.protocols.Tracer``.
 
     Args:
         exporter: where ended spans go, in batches, from a thread.
@@ -165,7 +165,7 @@ class RequestTrace:
         if self._sampled:
             self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
-    def generated(self, course: Course) -> None:
+    def generated(self, course: GenerationTimings) -> None:
         """A generation is over: its spans, as far as it came."""
         if not self._sampled:
             return

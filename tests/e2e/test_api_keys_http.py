@@ -20,7 +20,7 @@ import server
 from app import ROUTES, create_app
 from handlers.operations import OPERATIONS, SCOPES
 from loadtests.service import ROOT, Service, running_service
-from runtime.keys.records import Record, digest, new_key
+from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.settings import Settings
 from runtime.types import Caller
 from tests.support.fakes import caching, fake_context
@@ -33,7 +33,9 @@ GREEDY = {"messages": [{"role": "user", "content": "x"}], "temperature": 0}
 
 
 def _record(key: str, scope: str = "*", id_: str | None = None) -> str:
-    return Record(Caller(id_ or f"k_{digest(key).hex()[:8]}", scope, frozenset({scope})), 1, None, digest(key)).line()
+    return KeyRecord(
+        Caller(id_ or f"k_{digest(key).hex()[:8]}", scope, frozenset({scope})), 1, None, digest(key)
+    ).line()
 
 
 RECORDS = "\n".join(_record(key, scope) for scope, key in KEYS.items())

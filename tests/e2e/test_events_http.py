@@ -21,7 +21,7 @@ from cloudevents.http import CloudEvent, from_http
 from app import create_app
 from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.errors import ModelLoading, SettingsError
-from runtime.keys.records import Record, digest, new_key
+from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.settings import Settings
 from runtime.types import Caller
 from tests.support.fakes import FakeEngine, fake_context, serving, until
@@ -34,7 +34,7 @@ BATCH = {"Content-Type": "application/cloudevents-batch+json"}
 GENERATE = {"prompt": "Hi", "max_new_tokens": 2}
 KEYS = {scope: new_key() for scope in ("events", "generate", "*", "admin")}
 RECORDS = "\n".join(
-    Record(Caller(f"k_{digest(key).hex()[:8]}", scope, frozenset({scope})), 1, None, digest(key)).line()
+    KeyRecord(Caller(f"k_{digest(key).hex()[:8]}", scope, frozenset({scope})), 1, None, digest(key)).line()
     for scope, key in KEYS.items()
 )
 

@@ -24,13 +24,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from app import ROUTES
 from handlers.api.openapi import build
 from handlers.api.routes import Route
-from handlers.context import Limits
+from handlers.context import RequestLimits
 from handlers.operations import OPERATIONS
 from handlers.schemas.base import Sampling
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving
 
 # Bounds that the description does not know of, as wide as anything that is generated: what it calls valid must pass.
-LIMITS = Limits(max_prompt_chars=10**9, max_sequences=10**7)
+LIMITS = RequestLimits(max_prompt_chars=10**9, max_sequences=10**7)
 RAN: Counter[tuple[str, str]] = Counter()
 
 

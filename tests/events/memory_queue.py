@@ -14,7 +14,7 @@ from typing import Any
 from runtime.events.envelope import ID, Envelope, encode, headers
 from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
-from runtime.events.queues.base import BrokerAway, Delivery, Reply
+from runtime.events.queues.base import BrokerUnavailable, Delivery, Reply
 from runtime.strict_json import loads
 
 _LOOK_SECONDS = 0.01  # between looks at a clock that does not wake anybody
@@ -77,7 +77,7 @@ class MemoryBroker:
     def check(self) -> None:
         """Raise what a broker that is away makes a client raise."""
         if self.away:
-            raise BrokerAway("connection refused")
+            raise BrokerUnavailable("connection refused")
 
     def waiting(self, most: int | None = None) -> list[int]:
         """Messages that may be taken now, or the first of them."""
@@ -168,7 +168,7 @@ class MemoryDelivery:
         self.broker.check()
         if self.broker.refuse:
             self.broker.refuse -= 1
-            raise BrokerAway("connection reset")
+            raise BrokerUnavailable("connection reset")
         if isinstance(outcome, Retry):
             self.broker.hold(self.message, False)
             self.message.due = self.broker.clock() + outcome.delay

@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaConsumer
 
 from runtime.events.envelope import ID
 from runtime.events.outcome import Ack
-from runtime.events.queues.base import BrokerAway, QueueOptions, Source, Submitter
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Source, Submitter
 from runtime.events.queues.factory import open_source, open_submitter
 from runtime.events.queues.kafka import connection as kafka_link
 from runtime.events.queues.kafka.connection import client_options
@@ -158,14 +158,14 @@ def connections(options: QueueOptions) -> int:
 
 
 async def work(source: Source) -> int:
-    """What a worker does with the next messages, and how many; after ``BrokerAway`` it opens the source again."""
+    """What a worker does with the next messages, and how many; after ``BrokerUnavailable`` it opens the source again."""
     try:
         await source.lag()
         deliveries = await source.fetch(16, 0.2)
         for delivery in deliveries:
             await delivery.extend()
             await delivery.settle(delivery.envelope(), Ack({"done": True}))
-    except BrokerAway:
+    except BrokerUnavailable:
         await source.open()
         return 0
     return len(deliveries)
@@ -189,9 +189,9 @@ async def within(errors: Callable[[], AbstractContextManager[None]], call: Corou
 @pytest.mark.parametrize(
     "link",
     [
-        redis_link.Link(OPTIONS).call,
+        redis_link.RedisConnection(OPTIONS).call,
         partial(within, nats_link.broker_errors),
-        rabbitmq_link.Link(OPTIONS).call,
+        rabbitmq_link.RabbitMQConnection(OPTIONS).call,
         partial(within, kafka_link.broker_errors),
     ],
     ids=["redis", "nats", "rabbitmq", "kafka"],

@@ -17,7 +17,7 @@ from handlers.lambda_function import Function
 from handlers.local import invoke
 from runtime.errors import EngineRestarting, InvalidRequest, SettingsError, TooManyRequests
 from runtime.events.aws_lambda.kinds import FunctionError
-from runtime.events.aws_lambda.worker import Answer
+from runtime.events.aws_lambda.worker import LambdaReply
 from runtime.events.envelope import encode
 from runtime.settings import Settings
 from tests.support.fakes import FakeEngine, fake_context
@@ -171,7 +171,7 @@ async def test_a_repeated_invocation_is_answered_without_working_again() -> None
 
 async def test_a_redelivered_message_is_answered_without_working_again() -> None:
     """By its id, and by the sender's own, which goes before that; to the same queue."""
-    engine, sent = FakeEngine(), list[Answer]()
+    engine, sent = FakeEngine(), list[LambdaReply]()
     function = _function(fake_context(engine), lambda record, answer: sent.append(answer))
     event = sqs({"messageAttributes": attributes(Warmstart_Operation="complete"), "body": '{"prompt": "x"}'})
     again = sqs(event["Records"][0] | {"attributes": {"ApproximateReceiveCount": "2"}})
@@ -233,7 +233,7 @@ async def test_a_fifo_queues_messages_run_in_order_and_stop_at_the_first_failure
 
 async def test_answers_go_where_send_puts_them() -> None:
     """Results and errors of all messages; what it has taken is done with, also what nothing can be made of."""
-    sent = list[tuple[str, Answer]]()
+    sent = list[tuple[str, LambdaReply]]()
     function = _function(send=lambda message, answer: sent.append((message.get("messageId", ""), answer)))
     assert await function.answer(load("sqs_standard"), Invocation()) == {"batchItemFailures": []}
     assert await function.answer(load("sqs_fifo"), Invocation()) == {"batchItemFailures": []}
@@ -262,7 +262,7 @@ async def test_an_answer_that_cannot_be_sent_is_sent_at_the_next_delivery() -> N
     """The message comes again, and is not worked on again."""
     engine, tries = FakeEngine(), 0
 
-    def send(message: Any, answer: Answer) -> None:
+    def send(message: Any, answer: LambdaReply) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.answers import Answer, BadAnswer, read_stream, read_whole, sse_events
+from loadtests.answers import BadAnswer, RecordedAnswer, read_stream, read_whole, sse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 DONE = b"data: [DONE]\n"
@@ -56,7 +56,7 @@ def test_a_stream_is_timed_from_the_request_to_its_first_text_and_its_end(events
     """The role chunk is no token; tokens are those of the usage, not the number of events."""
     ticks = itertools.count(11.0, 4.0)  # the first text comes 1 s after the request, the end 4 s later
     answer = read_stream([line(event) for event in events] + [DONE], 10.0, lambda: next(ticks))
-    assert answer == Answer(10.0, 1.0, 5.0, 5, 3, "It is Paris")
+    assert answer == RecordedAnswer(10.0, 1.0, 5.0, 5, 3, "It is Paris")
     assert answer.tokens_per_second == 3 / 5
     assert answer.inter_token_seconds == 2.0
 
@@ -94,7 +94,7 @@ def test_a_stream_without_text_has_no_first_token() -> None:
 def test_a_whole_answer_is_timed_and_counted(body: dict[str, Any]) -> None:
     """It has no first token, so it has no gaps between tokens."""
     answer = read_whole(json.dumps(body).encode(), 10.0, 16.0)
-    assert answer == Answer(10.0, None, 6.0, 5, 3, "It is Paris")
+    assert answer == RecordedAnswer(10.0, None, 6.0, 5, 3, "It is Paris")
     assert answer.inter_token_seconds is None
 
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.answers import Answer
-from loadtests.thresholds import Limits, broken, figures, percentile, window
+from loadtests.answers import RecordedAnswer
+from loadtests.thresholds import Thresholds, broken, figures, percentile, window
 
 
-def answer(began: float, first: float | None, seconds: float, tokens: int) -> Answer:
-    return Answer(began, first, seconds, 10, tokens, "")
+def answer(began: float, first: float | None, seconds: float, tokens: int) -> RecordedAnswer:
+    return RecordedAnswer(began, first, seconds, 10, tokens, "")
 
 
 TWO = [answer(0, 1, 5, 5), answer(1, 2, 9, 15)]  # 20 tokens in 10 s
@@ -44,17 +44,19 @@ def test_a_window_counts_the_waits_of_the_requests_that_began_in_it() -> None:
 @pytest.mark.parametrize(
     ("limits", "requests", "failures", "message"),
     [
-        (Limits(), 100, 1, None),
-        (Limits(), 100, 2, "failure ratio 0.0200"),
-        (Limits(max_failure_ratio=0), 1000, 1, "failure ratio"),
-        (Limits(), 0, 0, "no request"),
-        (Limits(max_ttft_p95_ms=2000), 4, 0, None),
-        (Limits(max_ttft_p95_ms=1999), 4, 0, "TTFT p95 2000 ms"),
-        (Limits(min_tokens_per_second=2), 4, 0, None),
-        (Limits(min_tokens_per_second=2.1), 4, 0, "2 tokens per second"),
+        (Thresholds(), 100, 1, None),
+        (Thresholds(), 100, 2, "failure ratio 0.0200"),
+        (Thresholds(max_failure_ratio=0), 1000, 1, "failure ratio"),
+        (Thresholds(), 0, 0, "no request"),
+        (Thresholds(max_ttft_p95_ms=2000), 4, 0, None),
+        (Thresholds(max_ttft_p95_ms=1999), 4, 0, "TTFT p95 2000 ms"),
+        (Thresholds(min_tokens_per_second=2), 4, 0, None),
+        (Thresholds(min_tokens_per_second=2.1), 4, 0, "2 tokens per second"),
     ],
 )
-def test_a_limit_that_is_crossed_is_named(limits: Limits, requests: int, failures: int, message: str | None) -> None:
+def test_a_limit_that_is_crossed_is_named(
+    limits: Thresholds, requests: int, failures: int, message: str | None
+) -> None:
     """A run at its limit passes; timings are judged only where a limit is given."""
     found = broken(figures(TWO, requests, failures), limits)
     assert [message in sentence for sentence in found if message] == ([True] if message else [])
@@ -64,7 +66,7 @@ def test_a_limit_that_is_crossed_is_named(limits: Limits, requests: int, failure
 def test_a_timing_that_was_not_measured_is_not_good() -> None:
     """A limit on the time to first token fails a run in which nothing was streamed."""
     whole = [answer(0, None, 2, 8)]
-    assert "no streamed answer" in broken(figures(whole, 1, 0), Limits(max_ttft_p95_ms=1))[0]
+    assert "no streamed answer" in broken(figures(whole, 1, 0), Thresholds(max_ttft_p95_ms=1))[0]
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

@@ -18,7 +18,7 @@ from middleware.auth_failures import Failures
 from middleware.client_ip import client_ip_middleware
 from middleware.errors import errors_middleware
 from middleware.request_keys import CALLER
-from runtime.keys.records import Record, digest, new_key
+from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.keys.ring import KeyRing
 from runtime.types import Caller
 
@@ -26,7 +26,7 @@ Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Appli
 
 KEY, OTHER, EXPIRED = new_key(), new_key(), new_key()
 RECORDS = "".join(
-    Record(Caller(id_, id_, frozenset(scopes)), 1, expires, digest(key)).line()
+    KeyRecord(Caller(id_, id_, frozenset(scopes)), 1, expires, digest(key)).line()
     for id_, key, scopes, expires in (
         ("k_all", KEY, {"*"}, None),
         ("k_chat", OTHER, {"chat"}, None),

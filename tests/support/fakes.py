@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from handlers.context import Clock, Context, Limits
+from handlers.context import Clock, Context, RequestLimits
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as TextSequence
@@ -218,14 +218,14 @@ class FakeModels:
         ]
 
 
-def fake_context(engine: FakeEngine | None = None, *, limits: Limits | None = None, **models: object) -> Context:
+def fake_context(engine: FakeEngine | None = None, *, limits: RequestLimits | None = None, **models: object) -> Context:
     """A context on a fake model, with a clock that stands still and ids that count."""
     numbers = itertools.count(1)
     return Context(
         models=FakeModels(engine or FakeEngine(), **models),  # type: ignore[arg-type]
         clock=Clock(time=lambda: 1_700_000_000.5, monotonic=lambda: 105.0),
         new_id=lambda: f"id{next(numbers)}",
-        limits=limits or Limits(),
+        limits=limits or RequestLimits(),
         version="0.test",
         started=100.0,
     )

@@ -12,7 +12,7 @@ import aiohttp
 import http_sf
 
 from handlers.context import Context
-from runtime.keys.records import Record, digest, new_key
+from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.support.fakes import FakeEngine, fake_context, serving
 
@@ -64,4 +64,4 @@ def key_of(name: str, **own: int) -> tuple[str, str]:
     """A fresh API key and its record."""
     key = new_key()
     caller = Caller(name, name, frozenset({"*"}), **own)
-    return key, Record(caller, time.time(), None, digest(key)).line()
+    return key, KeyRecord(caller, time.time(), None, digest(key)).line()

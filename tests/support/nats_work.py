@@ -13,8 +13,8 @@ from runtime.errors import EngineRestarting, InvalidRequest, TooManyRequests
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Policy, Reject
 from runtime.events.processor import Processor, SendChunk
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
-from runtime.events.queues.nats.source import NatsDelivery, QueueSource, QueueSubmitter
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
+from runtime.events.queues.nats.source import NatsDelivery, NatsSource, NatsSubmitter
 from tests.support.nats_server import real_nats
 
 Stored = tuple[str, dict[str, str], bytes]
@@ -52,7 +52,7 @@ async def settle(delivery: NatsDelivery) -> None:
     await delivery.settle(envelope, await PROCESS(envelope, send_chunk=chunk, extend=delivery.extend))
 
 
-async def work(source: QueueSource, done: Callable[[], Awaitable[bool]] | None = None) -> int:
+async def work(source: NatsSource, done: Callable[[], Awaitable[bool]] | None = None) -> int:
     """Work until there is nothing left (or it is ``done``), whatever happens to the broker; how many were settled."""
     settled = 0
     while True:
@@ -63,15 +63,15 @@ async def work(source: QueueSource, done: Callable[[], Awaitable[bool]] | None =
             for delivery in deliveries:
                 await settle(delivery)
                 settled += 1
-        except BrokerAway:
+        except BrokerUnavailable:
             assert done is not None, "the broker is to be there"
             await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def opened(options: QueueOptions) -> AsyncIterator[QueueSource]:
+async def opened(options: QueueOptions) -> AsyncIterator[NatsSource]:
     """A worker's side, connected."""
-    source = QueueSource(options)
+    source = NatsSource(options)
     await source.open()
     try:
         yield source
@@ -80,9 +80,9 @@ async def opened(options: QueueOptions) -> AsyncIterator[QueueSource]:
 
 
 @asynccontextmanager
-async def submitting(options: QueueOptions) -> AsyncIterator[QueueSubmitter]:
+async def submitting(options: QueueOptions) -> AsyncIterator[NatsSubmitter]:
     """A sender's side, connected."""
-    submitter = QueueSubmitter(options)
+    submitter = NatsSubmitter(options)
     await submitter.open()
     try:
         yield submitter
@@ -129,7 +129,7 @@ async def submit(options: QueueOptions, what: Envelope) -> list[Reply]:
         return [reply async for reply in await submitter.submit(what, wait=True)]
 
 
-async def settle_one(source: QueueSource) -> None:
+async def settle_one(source: NatsSource) -> None:
     """Wait for one message and settle it."""
     (delivery,) = await source.fetch(1, 10)
     await settle(delivery)
@@ -152,7 +152,7 @@ async def settled(delivery: NatsDelivery) -> bool:
     """Whether it is now, if it could be."""
     try:
         await delivery.settle(delivery.envelope(), Ack({"by": "cut"}))
-    except BrokerAway:
+    except BrokerUnavailable:
         return False
     return True
 
@@ -166,10 +166,10 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30) 
             await asyncio.sleep(0.02)
 
 
-async def opens(source: QueueSource) -> bool:
+async def opens(source: NatsSource) -> bool:
     """Whether it does now."""
     try:
         await source.open()
-    except BrokerAway:
+    except BrokerUnavailable:
         return False
     return True

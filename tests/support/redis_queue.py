@@ -18,7 +18,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.outcome import Policy, Reject
 from runtime.events.processor import Processor
 from runtime.events.queues.base import QueueOptions, Reply
-from runtime.events.queues.redis.source import QueueSource, QueueSubmitter, RedisDelivery
+from runtime.events.queues.redis.source import RedisDelivery, RedisSource, RedisSubmitter
 from tests.support.redis_server import REDIS_URL, own_names
 
 PATIENCE = 20.0
@@ -38,16 +38,16 @@ class Queue:
             reply_prefixes=("warmstart:reply:", f"{prefix}:reply"),
         )
         self.server = redis.Redis.from_url(url)
-        self._opened: list[QueueSource | QueueSubmitter] = []
+        self._opened: list[RedisSource | RedisSubmitter] = []
 
-    async def source(self, **changes: Any) -> QueueSource:
-        opened = QueueSource(replace(self.options, **changes))
+    async def source(self, **changes: Any) -> RedisSource:
+        opened = RedisSource(replace(self.options, **changes))
         await opened.open()
         self._opened.append(opened)
         return opened
 
-    async def submitter(self, **changes: Any) -> QueueSubmitter:
-        opened = QueueSubmitter(replace(self.options, **changes))
+    async def submitter(self, **changes: Any) -> RedisSubmitter:
+        opened = RedisSubmitter(replace(self.options, **changes))
         await opened.open()
         self._opened.append(opened)
         return opened
@@ -143,14 +143,14 @@ async def handle(processor: Processor, delivery: RedisDelivery) -> Any:
     return outcome
 
 
-async def run_worker(source: QueueSource, processor: Processor, done: Callable[[], bool]) -> None:
+async def run_worker(source: RedisSource, processor: Processor, done: Callable[[], bool]) -> None:
     """A worker's life: until it is done, or its broker is away."""
     while not done():
         for delivery in await source.fetch(4, 0.05):
             await handle(processor, delivery)
 
 
-async def fetch(source: QueueSource, count: int = 1) -> list[RedisDelivery]:
+async def fetch(source: RedisSource, count: int = 1) -> list[RedisDelivery]:
     """So many messages, when they come."""
     found: list[RedisDelivery] = []
     async with asyncio.timeout(PATIENCE):

@@ -11,7 +11,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from runtime.signatures.client import Signer
-from runtime.signatures.message import Message, mac_of, signature_base
+from runtime.signatures.message import SignedMessage, mac_of, signature_base
 from runtime.signatures.structured_fields import BareItem, serialise
 
 KEY_ID, SECRET = "k_signing", bytes(range(32))
@@ -53,10 +53,10 @@ def message(
     authority: str = "example.com",
     scheme: str = "http",
     fields: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-) -> Message:
+) -> SignedMessage:
     """A request with these header fields; several lines of one are several pairs."""
     lines = CIMultiDict(fields)
-    return Message(method, target, scheme, authority, lambda name: lines.getall(name, []))
+    return SignedMessage(method, target, scheme, authority, lambda name: lines.getall(name, []))
 
 
 def params(**changes: BareItem | None) -> dict[str, BareItem]:
@@ -72,7 +72,7 @@ def params(**changes: BareItem | None) -> dict[str, BareItem]:
 
 
 def with_signature(
-    unsigned: Message, components: Sequence[str], text_params: Mapping[str, BareItem], secret: bytes = SECRET
+    unsigned: SignedMessage, components: Sequence[str], text_params: Mapping[str, BareItem], secret: bytes = SECRET
 ) -> dict[str, str]:
     """``Signature-Input`` and ``Signature`` over anything, sensible or not, made without the client."""
     covered = "(" + " ".join(f'"{name}"' for name in components) + ")"

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from runtime.errors import ModelLoading, TooManyRequests
-from runtime.keys.records import Record, digest, new_key
+from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.support.fakes import INFO, FakeEngine, FakeModels, fake_context
 from tests.views.conftest import Visit
@@ -254,7 +254,7 @@ def test_the_key_is_kept_for_the_tab_only(visit: Visit, chat: Page) -> None:
 def test_a_service_that_asks_for_keys(visit: Visit, models: FakeModels) -> None:
     """With OPEN_PAGES the page comes without a key and asks for one; with it, everything it shows is there."""
     key = new_key()
-    record = Record(Caller("k_page", "page", frozenset({"*"})), 0, None, digest(key))
+    record = KeyRecord(Caller("k_page", "page", frozenset({"*"})), 0, None, digest(key))
     with served(replace(fake_context(), models=models), api_keys=record.line(), open_pages=True) as service:
         page = visit.go(f"{service.url}/#/chat")
         send(page, "Hello")

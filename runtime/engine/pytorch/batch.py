@@ -39,7 +39,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Packer:
+class BatchPacker:
     """Packs steps.
 
     Args:

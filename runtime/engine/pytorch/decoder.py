@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.engine.pytorch.attention import Tiles, attend
 from runtime.engine.pytorch.kv_cache import PagedKV
-from runtime.engine.pytorch.linear import Products
+from runtime.engine.pytorch.linear import BatchInvariantLinear
 from runtime.model.config import DecoderConfig
 from runtime.model.packing import PANEL_ROWS, unpack
 from runtime.model.snapshot import Snapshot
@@ -56,7 +56,7 @@ class Decoder:
     Args:
         config: its shape.
         weights: its tensors, all of one dtype on one device.
-        tile: see ``Products``.
+        tile: see ``BatchInvariantLinear``.
         exact: see ``attention.attend``.
     """
 
@@ -77,7 +77,7 @@ class Decoder:
                 if name.endswith(".gate_up"):
                     parts[name] = _halves(parts[name], config.intermediate)
         self._head = names[-1]
-        self._product = Products(arranged, biases, tile, wide=[self._head])
+        self._product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
         self._frequencies = torch.tensor(config.inverse_frequencies, device=self._embed.device)  # [D / 2]
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:

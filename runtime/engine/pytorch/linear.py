@@ -12,7 +12,7 @@ from torch import Tensor
 _DOUBLINGS = 3  # of the tile that are tried
 
 
-class Products:
+class BatchInvariantLinear:
     """The matrices of a model, ready for one device.
 
     A library picks another kernel for another number of rows, and that one may add in another order. So all products
@@ -86,7 +86,7 @@ class Products:
 def widen_head(model: Any) -> int:
     """Have a model of transformers give float32 logits.
 
-    Its output embedding, if that is a plain linear layer in 16 bits, is computed as one of ``Products.wide``. What the
+    Its output embedding, if that is a plain linear layer in 16 bits, is computed as one of ``BatchInvariantLinear.wide``. What the
     model does behind it (a scale, a soft cap) is then done in float32, too.
 
     Args:
@@ -99,7 +99,9 @@ def widen_head(model: Any) -> int:
     if type(head) is not torch.nn.Linear or head.weight.itemsize != 2:
         return 0
     weight = head.weight.detach()
-    product = Products({"head": weight}, {} if head.bias is None else {"head": head.bias.detach()}, 0, wide=["head"])
+    product = BatchInvariantLinear(
+        {"head": weight}, {} if head.bias is None else {"head": head.bias.detach()}, 0, wide=["head"]
+    )
 
     def forward(x: Tensor) -> Tensor:  # [..., H] -> [..., V]
         return product(x.reshape(-1, x.shape[-1]), "head").view(*x.shape[:-1], -1)

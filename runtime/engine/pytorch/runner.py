@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.device import release_memory
 from runtime.engine.pytorch.attention import PIECE_BLOCKS, agreeing_widths, tiles
-from runtime.engine.pytorch.batch import Packer, Shape
+from runtime.engine.pytorch.batch import BatchPacker, Shape
 from runtime.engine.pytorch.batch_sampling import sample_rows
 from runtime.engine.pytorch.decoder import Batch, Decoder, Weights
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
@@ -75,7 +75,7 @@ class TorchRunner:
         self._scores = torch.float32 if exact else self._dtype
         if exact:
             widths = agreeing_widths(self._group, config.head_dim)
-        self._packer = Packer(
+        self._packer = BatchPacker(
             block_tokens=BLOCK_TOKENS,
             spare=self._kv.blocks,
             widths=widths,

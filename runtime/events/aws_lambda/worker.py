@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from runtime.errors import DeadlineExceeded, Draining, InternalError, InvalidRequest, ServiceError
 from runtime.events.aws_lambda.kinds import Kind
 from runtime.events.aws_lambda.messages import from_direct, from_eventbridge, from_sns, from_sqs
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import ATTEMPT, ID, KIND, OPERATION, REASON, Envelope, encode
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.processor import Processor
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LambdaReply:
     """What came of a message.
 
     Args:
@@ -41,12 +41,12 @@ class Answer:
     headers: Mapping[str, str]
 
 
-Send = Callable[[Mapping[str, Any], Answer], None]
+Send = Callable[[Mapping[str, Any], LambdaReply], None]
 """Takes a message as Lambda brought it, and its answer, and puts that somewhere; called on a thread, and again if it
 raises: readers tell answers apart by their id."""
 
 
-class Worker:
+class LambdaWorker:
     """See the module.
 
     Args:
@@ -57,7 +57,7 @@ class Worker:
     """
 
     def __init__(
-        self, processor: Processor, reporter: Callable[[Kind], Reporter], *, most: int, send: Send | None = None
+        self, processor: Processor, reporter: Callable[[Kind], DeliveryReporter], *, most: int, send: Send | None = None
     ) -> None:
         self._processor = processor
         self._reporter = reporter
@@ -188,9 +188,9 @@ def _shaped(read: Callable[[], T], kind: Kind) -> T:
         raise InvalidRequest(f"the event is not shaped as {kind} has it") from None
 
 
-def _answer(envelope: Envelope | None, outcome: Ack | Reject, attempt: int) -> Answer:
+def _answer(envelope: Envelope | None, outcome: Ack | Reject, attempt: int) -> LambdaReply:
     headers = {} if envelope is None else {ID: envelope.id, OPERATION: envelope.operation}
     headers[ATTEMPT] = str(attempt)
     if isinstance(outcome, Ack):
-        return Answer("result", encode(outcome.result), headers | {KIND: "result"})
-    return Answer("error", encode(outcome.error.openai()), headers | {KIND: "error", REASON: outcome.reason})
+        return LambdaReply("result", encode(outcome.result), headers | {KIND: "result"})
+    return LambdaReply("error", encode(outcome.error.openai()), headers | {KIND: "error", REASON: outcome.reason})

@@ -24,7 +24,7 @@ from cloudevents.http import CloudEvent
 from runtime.errors import Draining, ServiceError
 from runtime.events.cloudevents.attributes import percent_encoded
 from runtime.events.cloudevents.parse import BATCH, Mode, envelope, parse
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import TRACEPARENT, Envelope
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.processor import Processor
@@ -40,7 +40,7 @@ _GONE = Retry(0, Draining("its sender has gone"))
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EventResponse:
     """To a request.
 
     Args:
@@ -56,7 +56,7 @@ class Answer:
     rejected: tuple[ServiceError, ...]
 
 
-class Service:
+class CloudEventsService:
     """Works on events.
 
     Args:
@@ -66,7 +66,7 @@ class Service:
         max_depth: of JSON.
     """
 
-    def __init__(self, processor: Processor, reporter: Reporter, *, concurrency: int, max_depth: int) -> None:
+    def __init__(self, processor: Processor, reporter: DeliveryReporter, *, concurrency: int, max_depth: int) -> None:
         self._processor = processor
         self._reporter = reporter
         self._concurrency = concurrency
@@ -79,7 +79,7 @@ class Service:
         *,
         caller: str = "",
         begun: Callable[[Envelope], None] = lambda envelope: None,
-    ) -> Answer:
+    ) -> EventResponse:
         """Work on the events of a request; their tokens are added up in ``request_usage``.
 
         Args:
@@ -123,7 +123,7 @@ class Service:
         return _answer(mode, events, outcomes)
 
 
-def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> Answer:
+def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> EventResponse:
     again = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
     if again:
         last = max(again, key=lambda outcome: outcome.delay)
@@ -134,7 +134,7 @@ def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome
     ]
     rejected = tuple(outcome.error for _, outcome in ended if isinstance(outcome, Reject))
     status = _status(rejected[0]) if rejected and mode != "batch" else 200
-    return Answer(status, *_render(mode, [_reply(event, outcome) for event, outcome in ended]), rejected)
+    return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in ended]), rejected)
 
 
 def _add(total: dict[str, Any] | None, usage: dict[str, Any] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from runtime.events.idempotency.records import RecordsAway
+from runtime.events.idempotency.records import RecordsUnavailable
 
 T = TypeVar("T")
 
@@ -20,6 +20,6 @@ async def begin_or_release(begin: Coroutine[Any, Any, T], release: Callable[[], 
     except asyncio.CancelledError:
         await asyncio.wait({task})
         if task.exception() is None:
-            with suppress(RecordsAway):  # it lapses by itself
+            with suppress(RecordsUnavailable):  # it lapses by itself
                 await release()
         raise

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from runtime.events.idempotency import transitions as record
-from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
-from runtime.events.idempotency.transitions import Record
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, RecordsUnavailable, Started
+from runtime.events.idempotency.transitions import WorkRecord
 
 
 class MemoryRecords:
@@ -30,11 +30,13 @@ class MemoryRecords:
         self._most_bytes = most_bytes
         self._clock = clock
         # Oldest first. One that ends before those in front of it waits for them.
-        self._running: OrderedDict[str, Record] = OrderedDict()
-        self._done: OrderedDict[str, Record] = OrderedDict()
+        self._running: OrderedDict[str, WorkRecord] = OrderedDict()
+        self._done: OrderedDict[str, WorkRecord] = OrderedDict()
         self._bytes = 0
 
-    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+    async def begin(
+        self, key: str, fingerprint: str, holder: str, seconds: float
+    ) -> Started | Done | InProgress | Mismatch:
         """See ``Records``."""
         now, found = self._find(key)
         if found is None:
@@ -74,7 +76,7 @@ class MemoryRecords:
     def __len__(self) -> int:
         return len(self._running) + len(self._done)
 
-    def _find(self, key: str) -> tuple[float, Record | None]:
+    def _find(self, key: str) -> tuple[float, WorkRecord | None]:
         now = self._clock()
         for records in (self._running, self._done):
             while records and records[oldest := next(iter(records))].forget <= now:
@@ -93,10 +95,10 @@ class MemoryRecords:
             return
         lapsed = next((key for key, found in self._running.items() if found.until <= now), None)
         if lapsed is None:
-            raise RecordsAway(f"{self._most} events are being worked on, and no more are remembered")
+            raise RecordsUnavailable(f"{self._most} events are being worked on, and no more are remembered")
         self._drop(lapsed)
 
-    def _keep(self, key: str, found: Record | None, left: Record | None) -> None:
+    def _keep(self, key: str, found: WorkRecord | None, left: WorkRecord | None) -> None:
         if left is found:
             return
         if found is not None:

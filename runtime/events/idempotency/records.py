@@ -20,12 +20,12 @@ from typing import Any, Protocol
 from runtime.events.envelope import Envelope
 
 
-class RecordsAway(Exception):
+class RecordsUnavailable(Exception):
     """The store cannot be reached, read or written now. The message is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Started:
     """It is the caller's to do.
 
     Args:
@@ -43,7 +43,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class InProgress:
     """Somebody else is at it, and has ``seconds`` left to say so again."""
 
     seconds: float
@@ -55,13 +55,15 @@ class Mismatch:
 
 
 class Records(Protocol):
-    """Records by key. Every method is one step, and all but ``close`` may raise ``RecordsAway``; what was done is then
+    """Records by key. Every method is one step, and all but ``close`` may raise ``RecordsUnavailable``; what was done is then
     unknown, and may be asked for again.
 
     Whatever has had its time is removed as others are begun: results, and after a day what was let lapse.
     """
 
-    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+    async def begin(
+        self, key: str, fingerprint: str, holder: str, seconds: float
+    ) -> Started | Done | InProgress | Mismatch:
         """Take work up if nobody else has it.
 
         A record that its holder has let lapse goes to the caller. The same holder asking again begins again. Whoever is

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from runtime.events.idempotency.cancellation import begin_or_release
-from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, RecordsUnavailable, Started
 from runtime.events.idempotency.transitions import LAPSED_SECONDS
-from runtime.storage.redis import RedisAway, SharedRedis
+from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 PREFIX = "warmstart:records:1:"
 """How the names of its keys begin. The number is the format's."""
@@ -97,15 +97,17 @@ class RedisRecords:
         self._redis = redis
         self._prefix = prefix
 
-    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+    async def begin(
+        self, key: str, fingerprint: str, holder: str, seconds: float
+    ) -> Started | Done | InProgress | Mismatch:
         """See ``Records``."""
         begin = self._run(_BEGIN, key, holder, _milliseconds(seconds), fingerprint)
         state, *rest = await begin_or_release(begin, lambda: self.release(key, holder))
         if state == b"begun":
-            return Begun(int(rest[0]))
+            return Started(int(rest[0]))
         if state == b"done":
             return Done(rest[0])
-        return Taken(int(rest[0]) / 1000) if state == b"taken" else Mismatch()
+        return InProgress(int(rest[0]) / 1000) if state == b"taken" else Mismatch()
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
         """See ``Records``."""
@@ -126,8 +128,8 @@ class RedisRecords:
     async def _run(self, script: str, key: str, *values: str | int | bytes) -> Any:
         try:
             return await self._redis.run(script, [self._prefix + key], values)
-        except RedisAway as error:
-            raise RecordsAway(str(error)) from error
+        except RedisUnavailable as error:
+            raise RecordsUnavailable(str(error)) from error
 
 
 def _milliseconds(seconds: float) -> int:

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 from runtime.events.idempotency import transitions as record
 from runtime.events.idempotency.cancellation import begin_or_release
-from runtime.events.idempotency.records import Begun, Done, Mismatch, RecordsAway, Taken
-from runtime.events.idempotency.transitions import Record
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, RecordsUnavailable, Started
+from runtime.events.idempotency.transitions import WorkRecord
 from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
@@ -80,10 +80,12 @@ class SqliteRecords:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "warmstart-records")
 
-    async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Begun | Done | Taken | Mismatch:
+    async def begin(
+        self, key: str, fingerprint: str, holder: str, seconds: float
+    ) -> Started | Done | InProgress | Mismatch:
         """See ``Records``."""
 
-        def work(found: Record | None, now: float) -> tuple[Record, Begun | Done | Taken | Mismatch]:
+        def work(found: WorkRecord | None, now: float) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
             return record.begin(found, fingerprint, holder, seconds, now)
 
         return await begin_or_release(self._do(key, work, sweep=True), lambda: self.release(key, holder))
@@ -106,7 +108,7 @@ class SqliteRecords:
         self._file.close()
 
     async def _do(
-        self, key: str, work: Callable[[Record | None, float], tuple[Record | None, T]], *, sweep: bool = False
+        self, key: str, work: Callable[[WorkRecord | None, float], tuple[WorkRecord | None, T]], *, sweep: bool = False
     ) -> T:
         """One transaction: what is known of a key becomes what ``work`` makes of it."""
 
@@ -122,7 +124,7 @@ class SqliteRecords:
                 "SELECT fingerprint, holder, lapsed, since, until, result FROM records WHERE key = ? AND forget > ?",
                 (key, now),
             ).fetchone()
-            found = None if row is None else Record(*row)
+            found = None if row is None else WorkRecord(*row)
             left, answer = work(found, now)
             if left is None:
                 database.execute("DELETE FROM records WHERE key = ?", (key,))
@@ -136,7 +138,7 @@ class SqliteRecords:
             try:
                 return self._file.do(transact)
             except (sqlite3.Error, OSError) as error:
-                raise RecordsAway(f"{self._file.path.name}: {error}") from error
+                raise RecordsUnavailable(f"{self._file.path.name}: {error}") from error
 
         # One after the other anyway, so one thread will do, and what waits for the disk starves nothing else.
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)

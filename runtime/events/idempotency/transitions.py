@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from runtime.events.idempotency.records import Begun, Done, Mismatch, Taken
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, Started
 
 LAPSED_SECONDS = 86_400.0
 """How long it is known that work was taken up and let lapse: longer than it takes to start whoever died of it anew."""
@@ -17,7 +17,7 @@ NOBODY = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class WorkRecord:
     """What is known of a key.
 
     Args:
@@ -47,8 +47,8 @@ class Record:
 
 
 def begin(
-    found: Record | None, fingerprint: str, holder: str, seconds: float, now: float
-) -> tuple[Record, Begun | Done | Taken | Mismatch]:
+    found: WorkRecord | None, fingerprint: str, holder: str, seconds: float, now: float
+) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
     """See ``Records.begin``; the record as it is then (``found`` itself if nothing changes), and the answer."""
     lapsed = 0
     if found is not None:
@@ -61,12 +61,12 @@ def begin(
             if now < found.since:  # the clock has gone back
                 found = replace(found, since=now, until=now + found.until - found.since)
             if now < found.until:
-                return found, Taken(found.until - now)
+                return found, InProgress(found.until - now)
             lapsed += 1
-    return Record(fingerprint, holder, lapsed, now, now + seconds), Begun(lapsed)
+    return WorkRecord(fingerprint, holder, lapsed, now, now + seconds), Started(lapsed)
 
 
-def renew(found: Record | None, holder: str, seconds: float, now: float) -> tuple[Record | None, bool]:
+def renew(found: WorkRecord | None, holder: str, seconds: float, now: float) -> tuple[WorkRecord | None, bool]:
     """See ``Records.renew``; the record as it is then, and the answer."""
     if found is None or not found.is_of(holder):
         return found, False
@@ -74,8 +74,8 @@ def renew(found: Record | None, holder: str, seconds: float, now: float) -> tupl
 
 
 def complete(
-    found: Record | None, holder: str, result: bytes, seconds: float, now: float
-) -> tuple[Record | None, bool]:
+    found: WorkRecord | None, holder: str, result: bytes, seconds: float, now: float
+) -> tuple[WorkRecord | None, bool]:
     """See ``Records.complete``; the record as it is then, and the answer."""
     if found is None or found.holder != holder:
         return found, False
@@ -84,7 +84,7 @@ def complete(
     return replace(found, since=now, until=now + seconds, result=result), True
 
 
-def release(found: Record | None, holder: str, now: float) -> tuple[Record | None, None]:
+def release(found: WorkRecord | None, holder: str, now: float) -> tuple[WorkRecord | None, None]:
     """See ``Records.release``; the record as it is then."""
     if found is None or not found.is_of(holder):
         return found, None

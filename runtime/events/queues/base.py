@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,7 +10,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.outcome import Outcome
 
 
-class BrokerAway(Exception):
+class BrokerUnavailable(Exception):
     """The broker does not answer, or not as it should. Nothing is lost by it; the message is for the log."""
 
 
@@ -107,7 +107,7 @@ class Source(Protocol):
     """For logs; no password in it."""
 
     async def open(self) -> None:
-        """Connect. Also after ``BrokerAway``, where the adapter does not mend its connection by itself.
+        """Connect. Also after ``BrokerUnavailable``, where the adapter does not mend its connection by itself.
 
         Raises:
             BrokerAway: see there.
@@ -188,3 +188,20 @@ class Submitter(Protocol):
     async def close(self) -> None:
         """Disconnect. Never raises."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAdapter:
+    """What a broker's ``source`` module offers to ``factory``, under the name ``ADAPTER``.
+
+    Args:
+        source: opens a ``Source``; connects to nothing yet.
+        submitter: opens a ``Submitter``; connects to nothing yet.
+        names: of the stream, its results and its dead letters, where the settings name none.
+        reply_prefixes: what a message's own reply address must begin with, where the settings say nothing else.
+    """
+
+    source: Callable[[QueueOptions], Source]
+    submitter: Callable[[QueueOptions], Submitter]
+    names: tuple[str, str, str]
+    reply_prefixes: tuple[str, ...]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from runtime.errors import SettingsError
-from runtime.events.queues.base import QueueOptions, Source, Submitter
+from runtime.events.queues.base import BrokerAdapter, QueueOptions, Source, Submitter
 
 # scheme -> (module, extra to install); imported when wanted, because each brings a client library
 _ADAPTERS = {
@@ -27,7 +27,7 @@ def open_source(options: QueueOptions) -> Source:
     Raises:
         SettingsError: no adapter takes such a URL, the URL is wrong, or a library is not installed.
     """
-    return cast(Source, _adapter(options.url).QueueSource(options))
+    return _adapter(options.url).source(options)
 
 
 def open_submitter(options: QueueOptions) -> Submitter:
@@ -36,7 +36,7 @@ def open_submitter(options: QueueOptions) -> Submitter:
     Raises:
         SettingsError: see ``open_source``.
     """
-    return cast(Submitter, _adapter(options.url).QueueSubmitter(options))
+    return _adapter(options.url).submitter(options)
 
 
 def names(url: str) -> tuple[str, str, str]:
@@ -45,7 +45,7 @@ def names(url: str) -> tuple[str, str, str]:
     Raises:
         SettingsError: see ``open_source``.
     """
-    return cast(tuple[str, str, str], _adapter(url).NAMES)
+    return _adapter(url).names
 
 
 def reply_prefixes(url: str) -> tuple[str, ...]:
@@ -54,10 +54,10 @@ def reply_prefixes(url: str) -> tuple[str, ...]:
     Raises:
         SettingsError: see ``open_source``.
     """
-    return cast(tuple[str, ...], _adapter(url).REPLY_PREFIXES)
+    return _adapter(url).reply_prefixes
 
 
-def _adapter(url: str) -> Any:
+def _adapter(url: str) -> BrokerAdapter:
     try:
         scheme = urlsplit(url).scheme
     except ValueError:
@@ -66,7 +66,7 @@ def _adapter(url: str) -> Any:
         raise SettingsError(f"EVENTS_URL: begin it with one of {', '.join(f'{name}://' for name in _ADAPTERS)}")
     module, extra = _ADAPTERS[scheme]
     try:
-        return import_module(module)
+        return cast(BrokerAdapter, import_module(module).ADAPTER)
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").partition(".")[0] == "runtime":
             raise

@@ -18,7 +18,7 @@ from handlers.cli.queue_options import queue_of
 from handlers.dispatch.events import Dispatcher
 from handlers.operations import OPERATIONS
 from runtime.errors import ModelUnavailable, SettingsError
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy
 from runtime.events.processor import Processor
@@ -105,7 +105,7 @@ def consumer(broker: MemoryBroker, engine: FakeEngine, **settings: Any) -> Any:
     dispatch = Dispatcher(ctx, loaded.events_operations)
     policy = Policy(most=loaded.events_max_deliveries)
     processor = Processor(dispatch, None if loaded.idempotency == "off" else MemoryRecords(), policy)
-    reporter = Reporter(source.name, OPERATIONS, EventMetrics(CollectorRegistry()))
+    reporter = DeliveryReporter(source.name, OPERATIONS, EventMetrics(CollectorRegistry()))
     return consumer_of(loaded, source, ctx, processor, reporter)
 
 

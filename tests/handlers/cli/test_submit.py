@@ -18,7 +18,7 @@ from handlers.cli import submit as submit_command
 from handlers.cli.submit import Shown, piece_of, text_of
 from runtime.errors import ServiceError
 from runtime.events.envelope import Envelope
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 
 URL = "redis://127.0.0.1:6379/0"
 ANSWER = {"text": "Hello there.", "sequences": []}
@@ -206,9 +206,9 @@ def test_an_answer_that_does_not_come(fake: FakeSubmitter, capsys: pytest.Captur
 def test_a_broker_that_is_away(fake: FakeSubmitter, when: str) -> None:
     """One line that says so; nothing is left open."""
     if when == "open":
-        fake.failure = BrokerAway("connection refused")
+        fake.failure = BrokerUnavailable("connection refused")
     else:
-        fake.reply = lambda envelope: [BrokerAway("connection refused")]
+        fake.reply = lambda envelope: [BrokerUnavailable("connection refused")]
     with pytest.raises(ServiceError, match="the broker is away: connection refused"):
         submit(URL, "health", "{}")
     assert fake.closed

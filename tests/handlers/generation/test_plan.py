@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from handlers.context import Context, Limits
+from handlers.context import Context, RequestLimits
 from handlers.generation.checks import (
     chat_messages,
     check_prompt_chars,
@@ -21,7 +21,7 @@ from handlers.generation.checks import (
     sampling_params,
 )
 from handlers.generation.collect import Collected
-from handlers.generation.plan import Plan, generating, paid
+from handlers.generation.plan import PreparedRequest, generating, paid
 from handlers.operations import chat, complete, generate
 from handlers.schemas.messages import TextPart
 from handlers.schemas.requests import ChatRequest, GenerateRequest
@@ -51,11 +51,11 @@ def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[dict[str
     return replace(fake_context(engine, **kwargs), observe=lambda usage: seen.append(dict(usage))), seen
 
 
-def _plan(engine: FakeEngine, n: int = 1, prompt: int = 1) -> Plan:
-    return Plan(engine, (Job(tuple(range(prompt)), SamplingParams(max_new_tokens=10, n=n)),))
+def _plan(engine: FakeEngine, n: int = 1, prompt: int = 1) -> PreparedRequest:
+    return PreparedRequest(engine, (Job(tuple(range(prompt)), SamplingParams(max_new_tokens=10, n=n)),))
 
 
-async def _whole(plan: Plan, ctx: Context) -> Collected:
+async def _whole(plan: PreparedRequest, ctx: Context) -> Collected:
     async with generating(plan, ctx) as (collected, tokens):
         async for _ in tokens:
             pass
@@ -68,7 +68,7 @@ async def _whole(plan: Plan, ctx: Context) -> Collected:
 )
 def test_prompt_chars(texts: list[str], limit: int, fits: bool) -> None:
     """All texts together count, the limit itself is allowed, and a refusal names the setting."""
-    ctx = fake_context(limits=Limits(max_prompt_chars=limit))
+    ctx = fake_context(limits=RequestLimits(max_prompt_chars=limit))
     if fits:
         check_prompt_chars(texts, ctx, "prompt")
         return
@@ -93,7 +93,7 @@ def test_sequences(prompts: int, n: int, says: str | None) -> None:
     """Prompts times sequences count, the limit itself is allowed, and a refusal names the setting and the field that
     is to be changed: the prompts where they alone are too many.
     """
-    ctx = fake_context(limits=Limits(max_sequences=4))
+    ctx = fake_context(limits=RequestLimits(max_sequences=4))
     if says is None:
         check_sequences(prompts, n, ctx, "n")
         return
@@ -458,7 +458,7 @@ class Bill:
 async def test_a_stream_is_settled_once(engine: FakeEngine, reads: int, used: int) -> None:
     """However far it was read and however it ended: prompts and tokens, or nothing if none came."""
     bill = Bill()
-    plan = Plan(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
+    plan = PreparedRequest(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
     stream = await paid(plan, replace(fake_context(), charge=bill.charge))
     assert (bill.held, bill.settled, engine.jobs) == ([5 + 2 * 10], [], [])
     with suppress(ServiceError, RuntimeError, StopAsyncIteration):
@@ -506,10 +506,10 @@ async def test_sampling_reaches_the_engine(operation: Any, payload: dict[str, An
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
 async def test_limits_are_checked_before_the_model(operation: Any, payload: dict[str, Any]) -> None:
     """Too much text or too many sequences are refused before a model is loaded for them."""
-    ctx = fake_context(limits=Limits(max_prompt_chars=0), failure=AssertionError("asked for the model"))
+    ctx = fake_context(limits=RequestLimits(max_prompt_chars=0), failure=AssertionError("asked for the model"))
     with pytest.raises(InvalidRequest, match="MAX_PROMPT_CHARS"):
         await operation.handle(payload, ctx)
-    ctx = fake_context(limits=Limits(max_sequences=1), failure=AssertionError("asked for the model"))
+    ctx = fake_context(limits=RequestLimits(max_sequences=1), failure=AssertionError("asked for the model"))
     many = {"n": 2} if operation is chat else {"num_return_sequences": 2}
     with pytest.raises(InvalidRequest, match="MAX_SEQUENCES") as caught:
         await operation.handle(payload | many, ctx)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.context import Limits
+from handlers.context import RequestLimits
 from handlers.operations import chat
 from handlers.schemas.responses import ChatChunk, ChatResponse
 from runtime.errors import InvalidRequest
@@ -151,16 +151,16 @@ async def test_ids_differ() -> None:
 @pytest.mark.parametrize(
     ("payload", "limits", "param"),
     [
-        ({"messages": [{"role": "user", "content": "ab"}] * 2}, Limits(max_prompt_chars=3), "messages"),
+        ({"messages": [{"role": "user", "content": "ab"}] * 2}, RequestLimits(max_prompt_chars=3), "messages"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "ab"}] * 2}]},
-            Limits(max_prompt_chars=3),
+            RequestLimits(max_prompt_chars=3),
             "messages",
         ),
-        (HI | {"n": 3}, Limits(max_sequences=2), "n"),
+        (HI | {"n": 3}, RequestLimits(max_sequences=2), "n"),
     ],
 )
-async def test_limits(payload: dict[str, Any], limits: Limits, param: str) -> None:
+async def test_limits(payload: dict[str, Any], limits: RequestLimits, param: str) -> None:
     """All messages together, however they are cut into parts, count against the limits."""
     engine = FakeEngine()
     with pytest.raises(InvalidRequest) as caught:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from handlers.context import Clock, Context, Limits
+from handlers.context import Clock, Context, RequestLimits
 from handlers.local import build_context
 from handlers.operations import compare
 from handlers.schemas.responses import CompareChunk, CompareResponse
@@ -349,25 +349,25 @@ async def test_usage_is_of_all_variants_together() -> None:
 @pytest.mark.parametrize(
     ("payload", "limits", "param"),
     [
-        (PROMPT | {"variants": []}, Limits(), "variants"),
-        (PROMPT | {"variants": [{}] * 9}, Limits(), "variants"),
-        (PROMPT | {"variants": [{}, {}, {}]}, Limits(max_sequences=2), "variants"),
-        (PROMPT | CHAT | {"variants": [{}]}, Limits(), "messages"),
-        ({"variants": [{}]}, Limits(), "messages"),
-        ({"prompt": None, "messages": None, "variants": [{}]}, Limits(), "messages"),
-        (PROMPT | {"variants": [{}, {"temperature": 3}]}, Limits(), "variants.1.temperature"),
-        (PROMPT | {"variants": [{"top_p": 1.1}]}, Limits(), "variants.0.top_p"),
-        (PROMPT | {"variants": [{"seed": 2**63}]}, Limits(), "variants.0.seed"),
-        (PROMPT | {"variants": [{"stop": "x"}]}, Limits(), "variants.0.stop"),
-        (PROMPT | {"variants": [{"label": "l" * 65}]}, Limits(), "variants.0.label"),
-        (PROMPT | {"variants": [5]}, Limits(), "variants.0"),
-        (PROMPT | {"variants": [{}], "temperature": -1}, Limits(), "temperature"),
-        ({"prompt": "four", "variants": [{}]}, Limits(max_prompt_chars=3), "prompt"),
-        (CHAT | {"variants": [{}]}, Limits(max_prompt_chars=1), "messages"),
-        ({"messages": [{"role": "nobody", "content": ""}], "variants": [{}]}, Limits(), "messages.0.role"),
+        (PROMPT | {"variants": []}, RequestLimits(), "variants"),
+        (PROMPT | {"variants": [{}] * 9}, RequestLimits(), "variants"),
+        (PROMPT | {"variants": [{}, {}, {}]}, RequestLimits(max_sequences=2), "variants"),
+        (PROMPT | CHAT | {"variants": [{}]}, RequestLimits(), "messages"),
+        ({"variants": [{}]}, RequestLimits(), "messages"),
+        ({"prompt": None, "messages": None, "variants": [{}]}, RequestLimits(), "messages"),
+        (PROMPT | {"variants": [{}, {"temperature": 3}]}, RequestLimits(), "variants.1.temperature"),
+        (PROMPT | {"variants": [{"top_p": 1.1}]}, RequestLimits(), "variants.0.top_p"),
+        (PROMPT | {"variants": [{"seed": 2**63}]}, RequestLimits(), "variants.0.seed"),
+        (PROMPT | {"variants": [{"stop": "x"}]}, RequestLimits(), "variants.0.stop"),
+        (PROMPT | {"variants": [{"label": "l" * 65}]}, RequestLimits(), "variants.0.label"),
+        (PROMPT | {"variants": [5]}, RequestLimits(), "variants.0"),
+        (PROMPT | {"variants": [{}], "temperature": -1}, RequestLimits(), "temperature"),
+        ({"prompt": "four", "variants": [{}]}, RequestLimits(max_prompt_chars=3), "prompt"),
+        (CHAT | {"variants": [{}]}, RequestLimits(max_prompt_chars=1), "messages"),
+        ({"messages": [{"role": "nobody", "content": ""}], "variants": [{}]}, RequestLimits(), "messages.0.role"),
     ],
 )
-async def test_wrong_requests(payload: dict[str, Any], limits: Limits, param: str) -> None:
+async def test_wrong_requests(payload: dict[str, Any], limits: RequestLimits, param: str) -> None:
     """What is wrong is named, down to the variant's field, before any model is asked."""
     one = engine("one")
     ctx = replace(context(one)[0], limits=limits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handlers.context import Limits
+from handlers.context import RequestLimits
 from handlers.operations import complete, generate
 from handlers.schemas.responses import TextChunk, TextResponse
 from runtime.errors import InvalidRequest
@@ -117,13 +117,13 @@ async def test_finish_reasons() -> None:
 @pytest.mark.parametrize(
     ("payload", "limits", "param"),
     [
-        ({"prompt": "four"}, Limits(max_prompt_chars=3), "prompt"),
-        ({"prompt": ["tw", "o!"]}, Limits(max_prompt_chars=3), "prompt"),
-        ({"prompt": ["a", "b", "c"]}, Limits(max_sequences=2), "prompt"),
-        ({"prompt": ["a", "b"], "num_return_sequences": 2}, Limits(max_sequences=3), "num_return_sequences"),
+        ({"prompt": "four"}, RequestLimits(max_prompt_chars=3), "prompt"),
+        ({"prompt": ["tw", "o!"]}, RequestLimits(max_prompt_chars=3), "prompt"),
+        ({"prompt": ["a", "b", "c"]}, RequestLimits(max_sequences=2), "prompt"),
+        ({"prompt": ["a", "b"], "num_return_sequences": 2}, RequestLimits(max_sequences=3), "num_return_sequences"),
     ],
 )
-async def test_limits(operation: Any, payload: dict[str, Any], limits: Limits, param: str) -> None:
+async def test_limits(operation: Any, payload: dict[str, Any], limits: RequestLimits, param: str) -> None:
     """All prompts together count against the service's limits."""
     engine = FakeEngine()
     with pytest.raises(InvalidRequest) as caught:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handlers.context import Limits
+from handlers.context import RequestLimits
 from handlers.operations import complete, completions
 from handlers.schemas.responses import CompletionsResponse
 from runtime.errors import ContextLengthExceeded, InvalidRequest, ServiceError
@@ -205,19 +205,19 @@ async def test_kept_answers() -> None:
 @pytest.mark.parametrize(
     ("payload", "limits", "param"),
     [
-        ({"prompt": "x", "suffix": "y"}, Limits(), "suffix"),
-        ({"prompt": "x", "best_of": 2}, Limits(), "best_of"),
-        ({"prompt": "x", "logprobs": 6}, Limits(), "logprobs"),
-        ({"prompt": "x", "max_tokens": -1}, Limits(), "max_tokens"),
-        ({"prompt": [[1, 2]]}, Limits(), "prompt.0"),
-        ({"prompt": "x", "min_tokens": 17}, Limits(), "min_tokens"),
-        ({"prompt": "x", "min_tokens": 1, "max_tokens": 0}, Limits(), "min_tokens"),
-        ({"prompt": "four"}, Limits(max_prompt_chars=3), "prompt"),
-        ({"prompt": ["a", "b"], "n": 2}, Limits(max_sequences=3), "n"),
-        ({"prompt": "x", "logit_bias": {"256": 1}}, Limits(), "logit_bias"),
+        ({"prompt": "x", "suffix": "y"}, RequestLimits(), "suffix"),
+        ({"prompt": "x", "best_of": 2}, RequestLimits(), "best_of"),
+        ({"prompt": "x", "logprobs": 6}, RequestLimits(), "logprobs"),
+        ({"prompt": "x", "max_tokens": -1}, RequestLimits(), "max_tokens"),
+        ({"prompt": [[1, 2]]}, RequestLimits(), "prompt.0"),
+        ({"prompt": "x", "min_tokens": 17}, RequestLimits(), "min_tokens"),
+        ({"prompt": "x", "min_tokens": 1, "max_tokens": 0}, RequestLimits(), "min_tokens"),
+        ({"prompt": "four"}, RequestLimits(max_prompt_chars=3), "prompt"),
+        ({"prompt": ["a", "b"], "n": 2}, RequestLimits(max_sequences=3), "n"),
+        ({"prompt": "x", "logit_bias": {"256": 1}}, RequestLimits(), "logit_bias"),
     ],
 )
-async def test_wrong_requests(payload: dict[str, Any], limits: Limits, param: str) -> None:
+async def test_wrong_requests(payload: dict[str, Any], limits: RequestLimits, param: str) -> None:
     """What is wrong or not supported is named, and the engine is not asked."""
     engine = FakeEngine()
     with pytest.raises(InvalidRequest) as caught:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from middleware.connection.gate import Entrance, subject
+from middleware.connection.gate import ListenerConfig, subject
 from middleware.request_keys import CLIENT_IP
 from tests.support.fakes import until
 from tests.support.wire import PATIENCE, Echo, exchange, statuses
@@ -24,7 +24,7 @@ UNSPECIFIED = b"\r\n\r\n\x00\r\nQUIT\n\x21\x00\x00\x00"
 LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
 
-def entrance(echo: Echo) -> Entrance:
+def entrance(echo: Echo) -> ListenerConfig:
     """Where the connections of a running server are counted."""
     assert echo.runner is not None
     assert echo.runner.entrance is not None

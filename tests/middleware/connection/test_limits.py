@@ -7,12 +7,12 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from middleware.connection.limits import Places, allow_files
+from middleware.connection.limits import ConnectionLimiter, raise_fd_limit
 
 
 def test_places() -> None:
     """In all, and per address, IPv6 by /64; trusted proxies and unix sockets in all only; given back, free again."""
-    places = Places(4, 2, [ip_network("10.0.0.1/32")])
+    places = ConnectionLimiter(4, 2, [ip_network("10.0.0.1/32")])
     assert [places.take() for _ in range(5)] == [True] * 4 + [False]
     first, second = (places.assign(ip_address(f"2001:db8::{n}")) for n in (1, 2))
     assert first == second == "2001:db8::/64"
@@ -26,7 +26,7 @@ def test_places() -> None:
 
 def test_places_leave_nothing_behind() -> None:
     """An address whose connections have all ended is forgotten."""
-    places = Places(1, 1, [])
+    places = ConnectionLimiter(1, 1, [])
     for number in range(1000):
         assert places.take()
         group = places.assign(ip_address(number + 1))
@@ -38,7 +38,7 @@ def test_places_leave_nothing_behind() -> None:
 def test_refusals_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     """A flood costs one line a second, which counts what came since the last."""
     now = [100.0]
-    places = Places(0, 1, [], clock=lambda: now[0])
+    places = ConnectionLimiter(0, 1, [], clock=lambda: now[0])
     for _ in range(1000):
         assert not places.take()
     now[0] += 1
@@ -54,12 +54,12 @@ def test_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 400), hard))
-        allow_files(200)
+        raise_fd_limit(200)
         raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert raised == 456
-        allow_files(10)
+        raise_fd_limit(10)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == raised
-        allow_files(2**40)
+        raise_fd_limit(2**40)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

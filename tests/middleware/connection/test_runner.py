@@ -14,8 +14,8 @@ from aiohttp import web
 
 from app import create_app
 from middleware.body import body_deadline_middleware, set_connection_headers
-from middleware.connection.gate import Entrance
-from middleware.connection.limits import Places
+from middleware.connection.gate import ListenerConfig
+from middleware.connection.limits import ConnectionLimiter
 from middleware.connection.runner import DeadlineRunner
 from middleware.response_headers import header_signal
 from runtime.errors import ServiceError
@@ -429,7 +429,7 @@ async def _unread(**runner: Any) -> AsyncIterator[tuple[Any, Callable[[], Any]]]
     app[ENDED] = asyncio.Event()
     app.router.add_get("/flood", _flood)
     app.router.add_get("/large", _large)
-    entrance = Entrance(Places(10, 10, []), PATIENCE)
+    entrance = ListenerConfig(ConnectionLimiter(10, 10, []), PATIENCE)
     made = DeadlineRunner(app, header_timeout=PATIENCE, entrance=entrance, handler_cancellation=True, **runner)
     async with _served(made) as connect:
         yield made, connect

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.audit.chain import AuditKeys
 from runtime.audit.log import AuditLog
-from runtime.audit.verify import Report, files_of, verify
+from runtime.audit.verify import VerifyResult, files_of, verify
 
 SECRET = "a secret of at least thirty-two characters"
 KEYS = AuditKeys.derive(SECRET)
@@ -34,6 +34,6 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def check(path: Path, **options: Any) -> Report:
+def check(path: Path, **options: Any) -> VerifyResult:
     """The log and its predecessors, checked."""
     return verify(files_of([path]), KEYS, **options)

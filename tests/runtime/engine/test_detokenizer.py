@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from runtime.engine.detokenizer import TextStream
+from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.model.tokenizer import Tokenizer
 
 
@@ -51,8 +51,8 @@ class Words(Bytes):
         return self._words[token_id].encode()
 
 
-def stream(text: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    out = TextStream(Bytes(), [], stop)
+def stream(text: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], IncrementalDetokenizer]:
+    out = IncrementalDetokenizer(Bytes(), [], stop)
     pieces = []
     for byte in text:
         pieces.append(out.push(byte))
@@ -99,7 +99,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text() -> None:
     """Only the end of a text is decoded, once per token and a little, also where its bytes are broken."""
     for text in (b"word " * 400, b"\xff" * 2000, "日本語".encode() * 200):
         tokenizer = Bytes()
-        out = TextStream(tokenizer, [])
+        out = IncrementalDetokenizer(tokenizer, [])
         for byte in text:
             out.push(byte)
         assert max(tokenizer.sizes) <= 20
@@ -109,7 +109,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text() -> None:
 def test_control_tokens_are_no_context() -> None:
     """However many control tokens come, the word behind them keeps its leading space, and none is kept."""
     tokenizer = Words("Hi", " there", "<end>")
-    out = TextStream(tokenizer, [0])
+    out = IncrementalDetokenizer(tokenizer, [0])
     assert [out.push(i) for i in [2] * 50 + [1]] == [""] * 50 + [" there"]
     assert max(tokenizer.sizes) <= 2
 
@@ -130,7 +130,7 @@ def test_stop_strings_before_the_least_length_are_text(
     text: str, stop: tuple[str, ...], least: int, shown: str, stopped: bool
 ) -> None:
     """A stop string that is complete before min_new_tokens is text like any other; one completed later counts."""
-    out = TextStream(Bytes(), [], stop, least)
+    out = IncrementalDetokenizer(Bytes(), [], stop, least)
     pieces = []
     for byte in text.encode():
         pieces.append(out.push(byte))
@@ -163,14 +163,14 @@ def test_stop_strings(text: str, stop: tuple[str, ...], shown: str, stopped: boo
 
 def test_a_possible_stop_string_is_held_back() -> None:
     """No piece ever shows text that could turn out to begin a stop string."""
-    out = TextStream(Bytes(), [], ("hello",))
+    out = IncrementalDetokenizer(Bytes(), [], ("hello",))
     assert [out.push(byte) for byte in b"say hel"] == ["s", "a", "y", " ", "", "", ""]
     assert out.push(ord("p")) == "help"
 
 
 def test_a_decoder_that_drops_the_first_space_keeps_it_behind_a_prompt() -> None:
     """Sentencepiece decoders strip a leading space; seen behind the prompt, the space survives."""
-    out = TextStream(Words("Hi", " there", " you", "<end>"), [0])
+    out = IncrementalDetokenizer(Words("Hi", " there", " you", "<end>"), [0])
     assert out.push(1) + out.push(2) == " there you"
 
 
@@ -239,7 +239,7 @@ def test_streamed_tokens_are_the_whole_decoded(kind: str, data: st.DataObject) -
     complete = codecs.utf_8_decode(raw, "replace", False)[0]
     complete = complete.removeprefix(" ") if kind == "byte fallback" else complete
     stops = data.draw(st.lists(st.sampled_from([*complete, "\ufffd\ufffd", "a "]), max_size=2))
-    out = TextStream(tokenizer, [], stops)
+    out = IncrementalDetokenizer(tokenizer, [], stops)
     pieces = []
     for token_id in ids:
         pieces.append(out.push(token_id))

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from handlers.context import Context
-from runtime.engine.worker import Request, Worker
+from runtime.engine.worker import EngineThread, Request
 from runtime.errors import Draining
 from runtime.model.catalogue import ModelSpec
 from runtime.model_pool.registry import Registry
@@ -418,15 +418,15 @@ async def test_a_thousand_disconnects_leave_nothing(
     made = Made(Runner(blocks=200, block_tokens=4, max_tokens=16, pause=0.0005), cache_blocks=20, max_queue=1000)
     draw = random.Random(5)
     left: Counter[str] = Counter()
-    leave = Worker.leave
+    leave = EngineThread.leave
 
-    def leaving(worker: Worker, request: Request) -> None:
+    def leaving(worker: EngineThread, request: Request) -> None:
         if request.left:
             generated = any(sequence.generated for sequence in request.sequences)
             left["decoding" if generated else "prefilling" if request.started else "queued"] += 1
         leave(worker, request)
 
-    monkeypatch.setattr(Worker, "leave", leaving)
+    monkeypatch.setattr(EngineThread, "leave", leaving)
 
     async def client(http: aiohttp.ClientSession) -> None:
         body = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from runtime.device import memory_in_use
-from runtime.engine.engine import Engine
+from runtime.engine.engine import FastEngine
 from runtime.types import Job, SamplingParams, Token
 from tests.support.engines import Load, needs_kernels, share
 from tests.support.fakes import until
@@ -92,7 +92,9 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
     if not settings.pop("kernels", True):
         monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
     alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
-    engine: Engine = load(name, **settings, token_budget=40, max_step_tokens=64, max_batch=16, kv_cache_bytes=64 << 20)
+    engine: FastEngine = load(
+        name, **settings, token_budget=40, max_step_tokens=64, max_batch=16, kv_cache_bytes=64 << 20
+    )
     dice = random.Random(20)
     count = share(200)
     jobs = await mixed_jobs(engine, dice, count, 80 if model == "embedded" else 20)
@@ -133,7 +135,7 @@ async def test_requests_that_are_interrupted_are_the_same_as_alone(
     if not settings.pop("kernels", True):
         monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
     alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
-    engine: Engine = load(
+    engine: FastEngine = load(
         name, **settings, token_budget=40, max_step_tokens=64, max_batch=4, prefix_cache_bytes=100_000
     )
     dice = random.Random(21)
@@ -219,7 +221,7 @@ async def test_where_rounding_first_changes_a_text_two_tokens_were_nearly_even(
 @needs_kernels
 async def test_1000_clients_that_leave_leave_nothing_behind(tiny_llama: Path, load: Load) -> None:
     """Whenever they go, queued, prefilling or decoding: rows, blocks, tasks, files and memory are as before."""
-    engine: Engine = load(tiny_llama, dtype="float32", max_batch=8, max_step_tokens=32, token_budget=16)
+    engine: FastEngine = load(tiny_llama, dtype="float32", max_batch=8, max_step_tokens=32, token_budget=16)
     dice = random.Random(4)
 
     async def leave(stream: bool) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from runtime.engine.request_queue import PATIENCE, Inbox, Waiting, late
+from runtime.engine.request_queue import MAX_BYPASSES, BlockingRequestQueue, RequestQueue, timeout_error
 from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
 
 
 def test_online_work_goes_first() -> None:
     """Each kind in its order; queued work once no online work waits."""
-    waiting = Waiting[str]()
+    waiting = RequestQueue[str]()
     for item in ("q1", "o1", "q2", "o2"):
         waiting.add(item, queued=item[0] == "q")
     assert (len(waiting), list(waiting)) == (4, ["o1", "o2", "q1", "q2"])
@@ -30,38 +30,38 @@ def test_online_work_goes_first() -> None:
 
 def test_queued_work_is_overdue_at_last() -> None:
     """Whoever comes online waits for one queued item then; work that does not starve is never overdue."""
-    waiting = Waiting[int]()
-    for item in range(PATIENCE * 3):
+    waiting = RequestQueue[int]()
+    for item in range(MAX_BYPASSES * 3):
         waiting.add(item, queued=False)
     waiting.admitted(queued=False, starving=True)  # nothing queued waits that could starve
     waiting.add(-1, queued=True)
     waiting.add(-2, queued=True)
     waiting.admitted(queued=False, starving=False)
-    for _ in range(PATIENCE):
+    for _ in range(MAX_BYPASSES):
         assert (waiting.overdue, waiting.first(queued=True)) == (False, None)
         waiting.admitted(queued=False, starving=True)
     assert waiting.overdue
     assert (waiting.first(queued=False), waiting.first(queued=True)) == (None, -1)
     waiting.admitted(queued=True, starving=True)
     assert not waiting.overdue
-    assert waiting.first(queued=False) == PATIENCE + 2
+    assert waiting.first(queued=False) == MAX_BYPASSES + 2
 
 
 def test_an_overdue_item_that_goes_away() -> None:
     """Nobody waits for what is not there any more."""
-    waiting = Waiting[int]()
+    waiting = RequestQueue[int]()
     waiting.add(-1, queued=True)
-    for item in range(PATIENCE + 1):
+    for item in range(MAX_BYPASSES + 1):
         waiting.add(item, queued=False)
-    for _ in range(PATIENCE):
+    for _ in range(MAX_BYPASSES):
         waiting.admitted(queued=False, starving=True)
     waiting.drop({-1})
-    assert waiting.first(queued=False) == PATIENCE
+    assert waiting.first(queued=False) == MAX_BYPASSES
 
 
 def test_an_inbox_between_threads() -> None:
     """Whoever takes waits for more, gets each thing once and in order, and learns of the end after the last."""
-    inbox, taken = Inbox[int](), list[int]()
+    inbox, taken = BlockingRequestQueue[int](), list[int]()
 
     def work() -> None:
         while (item := inbox.take()) is not None:
@@ -87,13 +87,13 @@ def test_an_inbox_between_threads() -> None:
 
 def test_an_inbox_lets_no_kind_starve() -> None:
     """Of two long queues, one queued item goes for sixteen online ones."""
-    inbox = Inbox[bool]()
+    inbox = BlockingRequestQueue[bool]()
     for _ in range(100):
         inbox.put(False, queued=False)
         inbox.put(True, queued=True)
-    taken = [inbox.take() for _ in range(PATIENCE * 3 + 3)]
-    assert taken == ([False] * PATIENCE + [True]) * 3
-    assert (inbox.online, inbox.queued) == (100 - 3 * PATIENCE, 97)
+    taken = [inbox.take() for _ in range(MAX_BYPASSES * 3 + 3)]
+    assert taken == ([False] * MAX_BYPASSES + [True]) * 3
+    assert (inbox.online, inbox.queued) == (100 - 3 * MAX_BYPASSES, 97)
 
 
 @dataclass
@@ -113,5 +113,5 @@ class Request:
 )
 def test_what_is_to_blame(request_: Request, error: type[ServiceError]) -> None:
     """Only queued work that never had a turn is told that the service is busy; so it does not become a dead letter."""
-    assert type(late(3, request_)) is error
-    assert "REQUEST_TIMEOUT_SECONDS" in late(3, request_).message
+    assert type(timeout_error(3, request_)) is error
+    assert "REQUEST_TIMEOUT_SECONDS" in timeout_error(3, request_).message

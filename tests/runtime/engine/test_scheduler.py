@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.engine.block_pool import BlockPool
-from runtime.engine.request_queue import PATIENCE
-from runtime.engine.scheduler import Outcome, Plan, Scheduler
+from runtime.engine.request_queue import MAX_BYPASSES
+from runtime.engine.scheduler import Scheduler, StepPlan, StepResult
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
@@ -46,7 +46,7 @@ class Machine:
     budget: int
     sequences: list[Sequence] = field(default_factory=list)
     ended: dict[Sequence, str | ServiceError] = field(default_factory=dict)
-    plans: list[Plan] = field(default_factory=list)
+    plans: list[StepPlan] = field(default_factory=list)
     given: dict[Sequence, list[Sampled]] = field(default_factory=dict)
     passed: int = 0  # online sequences that were admitted since a queued one was, and none of those runs
 
@@ -56,7 +56,7 @@ class Machine:
             self.scheduler.add(sequence)
         return sequences
 
-    def step(self, between: Callable[[], None] = lambda: None) -> Plan:
+    def step(self, between: Callable[[], None] = lambda: None) -> StepPlan:
         """One step; ``between`` runs while the runner does."""
         before = self.running
         plan = self.scheduler.schedule()
@@ -73,7 +73,7 @@ class Machine:
             self.check()
         return plan
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: StepResult) -> None:
         sequence = outcome.sequence
         assert sequence not in self.ended
         assert not sequence.cancelled
@@ -91,7 +91,7 @@ class Machine:
     def running(self) -> list[Sequence]:
         return list(self.scheduler._admission.running)
 
-    def check_turns(self, plan: Plan, running: list[Sequence]) -> None:
+    def check_turns(self, plan: StepPlan, running: list[Sequence]) -> None:
         """Who gave way and who was let in, by the rules of ``Admission``.
 
         Args:
@@ -106,7 +106,7 @@ class Machine:
         running = [s for s in running if s not in set(plan.preempted)]
         for sequence in plan.admitted:
             if sequence.queued:
-                assert self.passed >= PATIENCE or not waiting.online, "queued work goes before online work"
+                assert self.passed >= MAX_BYPASSES or not waiting.online, "queued work goes before online work"
                 self.passed = 0
             elif not any(s.queued for s in running):
                 self.passed += 1
@@ -146,7 +146,7 @@ def machine(**changes: Any) -> Machine:
     return Machine(runner, Scheduler(pool, **options), pool, options["token_budget"])
 
 
-def fed(plan: Plan) -> list[int]:
+def fed(plan: StepPlan) -> list[int]:
     """Tokens per row."""
     return [len(row.token_ids) for row in plan.rows]
 
@@ -364,7 +364,7 @@ def test_cancelled_within_one_step(steps: int) -> None:
     for _ in range(steps):
         m.step()
     m.scheduler.cancel(gone)
-    assert m.step() == Plan([])
+    assert m.step() == StepPlan([])
     assert not m.scheduler.busy
     assert m.pool.used == 0
 
@@ -597,7 +597,7 @@ def test_queued_work_gets_on_beside_endless_online_work() -> None:
         steps += 1
         assert steps < 1500, "queued work starves"
     assert [s for s in m.ended if s.queued] == queued
-    assert PATIENCE * len(queued) <= admitted
+    assert MAX_BYPASSES * len(queued) <= admitted
     assert [generated(s) for s in queued] == [expected(s) for s in queued]
 
 

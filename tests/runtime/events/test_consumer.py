@@ -18,7 +18,7 @@ from runtime.errors import InvalidRequest, SettingsError, TooManyRequests
 from runtime.events import consumer as consumer_module
 from runtime.events import processor as process_module
 from runtime.events.consumer import Consumer
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.idempotency.records import Records
@@ -67,7 +67,7 @@ class Desk:
     def __init__(self, broker: MemoryBroker, work: Work, records: Records | None = None, **options: Any) -> None:
         self.registry = CollectorRegistry()
         self.source = MemorySource(broker, operation="say")
-        self.reporter = Reporter(self.source.name, ["say"], EventMetrics(self.registry))
+        self.reporter = DeliveryReporter(self.source.name, ["say"], EventMetrics(self.registry))
         processor = Processor(work, records, QUICK, lease_seconds=broker.ack_seconds)
         settings: dict[str, Any] = {"concurrency": 4, "ready": always, "drain_seconds": 5.0} | options
         self.consumer = Consumer(self.source, processor, self.reporter, **settings)

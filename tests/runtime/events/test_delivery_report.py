@@ -19,7 +19,7 @@ from runtime.errors import InvalidRequest
 from runtime.events import consumer as consumer_module
 from runtime.events.audit import EventAudit
 from runtime.events.consumer import Consumer
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy
@@ -80,7 +80,7 @@ async def work_off(broker: MemoryBroker, work: Work, audit: EventAudit | None = 
     worker = Consumer(
         source,
         Processor(work, MemoryRecords(), policy),
-        Reporter(source.name, ["generate"], EventMetrics(registry), audit),
+        DeliveryReporter(source.name, ["generate"], EventMetrics(registry), audit),
         concurrency=1,
         ready=_always,
     )

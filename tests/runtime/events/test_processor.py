@@ -12,14 +12,23 @@ from runtime.errors import EngineRestarting, InvalidRequest, TooManyRequests
 from runtime.events import processor as process_module
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
-from runtime.events.idempotency.records import Begun, Done, Mismatch, Records, RecordsAway, Taken, fingerprint, key
+from runtime.events.idempotency.records import (
+    Done,
+    InProgress,
+    Mismatch,
+    Records,
+    RecordsUnavailable,
+    Started,
+    fingerprint,
+    key,
+)
 from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
 from tests.support.fakes import until
 
 POLICY = Policy(most=3, draw=lambda: 0.5)
 NOW = 1_700_000_000.0
-Found = Begun | Done | Taken | Mismatch
+Found = Started | Done | InProgress | Mismatch
 
 
 def envelope(**changes: Any) -> Envelope:
@@ -64,7 +73,7 @@ class FakeRecords:
     def __init__(
         self, found: Found | None = None, *, away: tuple[str, ...] = (), renewed: bool = True, completed: bool = True
     ) -> None:
-        self.found = found or Begun()
+        self.found = found or Started()
         self.away = away
         self.renewed = renewed
         self.completed = completed
@@ -76,7 +85,7 @@ class FakeRecords:
         self.calls.append(name)
         self.holders.add(holder)
         if name in self.away:
-            raise RecordsAway("the store is away")
+            raise RecordsUnavailable("the store is away")
 
     async def begin(self, key: str, fingerprint: str, holder: str, seconds: float) -> Found:
         self._called("begin", holder)
@@ -147,7 +156,7 @@ async def test_what_is_done_is_answered_from_its_record() -> None:
 async def test_what_another_does_is_tried_again() -> None:
     """Soon, for that one may be done long before its lease ends; and not before that, if it ends sooner."""
     for left, least in ((30.0, process_module._TAKEN_SECONDS), (0.25, 0.25)):
-        operation, records = Operation({}), FakeRecords(Taken(left))
+        operation, records = Operation({}), FakeRecords(InProgress(left))
         outcome = await processor(operation, records)(envelope())
         assert outcome == Retry(least + 0.5, outcome.error)  # type: ignore[union-attr]
         assert code(outcome) == "idempotency_conflict"
@@ -168,7 +177,7 @@ async def test_the_same_id_with_another_payload_is_refused() -> None:
 @pytest.mark.parametrize(("lapsed", "done"), [(0, True), (2, True), (3, False), (7, False)])
 async def test_what_brought_its_workers_down(lapsed: int, done: bool) -> None:
     """As often as a fault may happen somebody takes it up again; then it is dead, and its record stays as it is."""
-    operation, records = Operation({}), FakeRecords(Begun(lapsed))
+    operation, records = Operation({}), FakeRecords(Started(lapsed))
     outcome = await processor(operation, records)(envelope())
     if done:
         assert outcome == Ack({})
@@ -316,7 +325,7 @@ async def test_cancellation_gives_the_work_back() -> None:
         await task
     assert operation.cancelled
     work = envelope()
-    assert await records.begin(key(work), fingerprint(work.operation, work.data), "another", 1) == Begun(lapsed=0)
+    assert await records.begin(key(work), fingerprint(work.operation, work.data), "another", 1) == Started(lapsed=0)
 
 
 @pytest.mark.parametrize("step", ["begin", "complete", "release"])

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from runtime.keys.file import edit, read
-from runtime.keys.records import MOST_BYTES, Record, digest
+from runtime.keys.records import MOST_BYTES, KeyRecord, digest
 from runtime.types import Caller
 
 ROOT = Path(__file__).resolve().parents[3]
 NOBODY = 65_534
 
 
-def _record(id_: str) -> Record:
-    return Record(Caller(id_, "ci", frozenset({"*"})), 1, None, digest(id_))
+def _record(id_: str) -> KeyRecord:
+    return KeyRecord(Caller(id_, "ci", frozenset({"*"})), 1, None, digest(id_))
 
 
 def _add(path: Path, id_: str) -> None:

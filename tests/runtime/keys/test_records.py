@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.keys.records import Record, digest, new_id, new_key, new_secret, parse_records, well_formed
+from runtime.keys.records import KeyRecord, digest, new_id, new_key, new_secret, parse_records, well_formed
 from runtime.types import Caller
 
 SHA = "a" * 64
@@ -59,7 +59,7 @@ def test_a_record_keeps_no_key() -> None:
     """Neither the line nor the repr of a record shows the key, nor the repr what is kept of it."""
     key, secret = new_key(), new_secret()
     caller = Caller("k_1", "ci", frozenset({"*"}))
-    bearer, signer = Record(caller, 1, None, digest(key)), Record(caller, 1, None, secret=secret)
+    bearer, signer = KeyRecord(caller, 1, None, digest(key)), KeyRecord(caller, 1, None, secret=secret)
     assert key not in bearer.line() + repr(bearer)
     assert digest(key).hex() not in repr(bearer)
     assert repr(secret) not in repr(signer)
@@ -71,7 +71,7 @@ def test_a_record_keeps_no_key() -> None:
 @pytest.mark.parametrize("limits", [(None, None), (0, None), (5, 10)])
 def test_there_and_back(expires: float | None, kept: dict[str, bytes], limits: tuple[Any, Any]) -> None:
     """A record's line is read as the record it was."""
-    record = Record(Caller("k_1", "Übung 1", frozenset({"chat", "models"}), *limits), 1, expires, **kept)
+    record = KeyRecord(Caller("k_1", "Übung 1", frozenset({"chat", "models"}), *limits), 1, expires, **kept)
     assert parse_records(record.line()) == [record]
     assert "\n" not in record.line()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import SettingsError
-from runtime.keys.records import MOST_BYTES, Record, digest, new_key, new_secret
+from runtime.keys.records import MOST_BYTES, KeyRecord, digest, new_key, new_secret
 from runtime.keys.ring import KeyRing
 from runtime.types import Caller
 
@@ -27,11 +27,11 @@ class Clock:
 
 
 def _record(key: str, id_: str = "k_1", expires: float | None = None, **about: Any) -> str:
-    return Record(Caller(id_, "ci", frozenset({"*"}), **about), 1, expires, digest(key)).line() + "\n"
+    return KeyRecord(Caller(id_, "ci", frozenset({"*"}), **about), 1, expires, digest(key)).line() + "\n"
 
 
 def _signing(secret: bytes, id_: str = "k_s", expires: float | None = None) -> str:
-    return Record(Caller(id_, "peer", frozenset({"chat"})), 1, expires, secret=secret).line() + "\n"
+    return KeyRecord(Caller(id_, "peer", frozenset({"chat"})), 1, expires, secret=secret).line() + "\n"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from runtime.model.progress import Reporter
+from runtime.model.progress import LoadProgress
 
 
 class Terminal(io.StringIO):
@@ -19,7 +19,7 @@ def test_a_terminal_gets_a_bar(caplog: pytest.LogCaptureFixture) -> None:
     """The bar shows the model, the stage and how far it is; nothing is logged."""
     caplog.set_level(logging.INFO)
     out = Terminal()
-    reporter = Reporter("m", out)
+    reporter = LoadProgress("m", out)
     reporter("downloading", 0.0)
     reporter("downloading", 1.0)
     reporter("reading weights", None)
@@ -34,7 +34,7 @@ def test_elsewhere_lines_are_logged_but_not_for_every_step(caplog: pytest.LogCap
     """A line when a stage begins, then one every few seconds, however often progress is reported."""
     caplog.set_level(logging.INFO)
     out = io.StringIO()
-    reporter = Reporter("m", out)
+    reporter = LoadProgress("m", out)
     for step in range(1000):
         reporter("downloading", step / 1000)
     reporter("warming up", None)

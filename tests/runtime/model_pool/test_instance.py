@@ -6,13 +6,13 @@ import pytest
 
 from runtime.errors import ModelTooLarge
 from runtime.model.catalogue import ModelSpec
-from runtime.model_pool.instance import Residence, to_unload
+from runtime.model_pool.instance import ModelInstance, to_unload
 from tests.support.fakes import FakeEngine
 
 
-def stay(name: str, size: int, used: float, **fields: object) -> Residence[FakeEngine]:
+def stay(name: str, size: int, used: float, **fields: object) -> ModelInstance[FakeEngine]:
     fields = {"engine": FakeEngine()} | fields
-    return Residence(ModelSpec(name, "folder", "/"), bytes=size, used=used, **fields)  # type: ignore[arg-type]
+    return ModelInstance(ModelSpec(name, "folder", "/"), bytes=size, used=used, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def stay(name: str, size: int, used: float, **fields: object) -> Residence[FakeE
         "but another can",
     ],
 )
-def test_who_leaves(need: int, residents: list[Residence[FakeEngine]], leave: str) -> None:
+def test_who_leaves(need: int, residents: list[ModelInstance[FakeEngine]], leave: str) -> None:
     """A budget of ten."""
     assert "".join(resident.spec.id for resident in to_unload("new", need, 10, residents)) == leave
 
@@ -63,7 +63,7 @@ def test_who_leaves(need: int, residents: list[Residence[FakeEngine]], leave: st
         (7, [stay("a", 4, 1, pinned=True, engine=None)], "which hold 4"),
     ],
 )
-def test_what_can_never_fit_is_refused(need: int, residents: list[Residence[FakeEngine]], said: str) -> None:
+def test_what_can_never_fit_is_refused(need: int, residents: list[ModelInstance[FakeEngine]], said: str) -> None:
     """With both numbers, and before anybody is unloaded for it."""
     with pytest.raises(ModelTooLarge) as caught:
         to_unload("new", need, 10, residents)

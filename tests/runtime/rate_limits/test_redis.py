@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import redis as client
 
-from runtime.rate_limits.gcra import Decision, LimitsAway, Quota, Settle
+from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, Settle
 from runtime.rate_limits.redis import PREFIX, RedisLimits
 from runtime.storage.redis import SharedRedis
 from tests.support.cancelling import cancel_at_random
@@ -307,13 +307,13 @@ async def test_restart(replica: Replica, tmp_path: Path) -> None:
             while True:
                 try:
                     return await requests(limits, quota)
-                except LimitsAway:
+                except LimitsUnavailable:
                     await asyncio.sleep(0.1)
 
     with redis_process(port, tmp_path):
         assert (await answered()).remaining == 99
         settle = await held(limits, quota, 10)
-    with pytest.raises(LimitsAway):
+    with pytest.raises(LimitsUnavailable):
         await requests(limits, quota)
     assert await settle(5) is None
     with redis_process(port, tmp_path):
@@ -334,9 +334,9 @@ async def test_a_redis_that_is_none(replica: Replica, answer: bytes | None) -> N
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
         limits = replica(url=f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0")
         async with asyncio.timeout(5):
-            with pytest.raises(LimitsAway):
+            with pytest.raises(LimitsUnavailable):
                 await requests(limits, Quota(200, 100))
-            with pytest.raises(LimitsAway):
+            with pytest.raises(LimitsUnavailable):
                 await limits.hold("x", Quota(200, 100), 1)
 
 
@@ -345,6 +345,6 @@ async def test_nobody_listens(replica: Replica) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     limits = replica(url=f"redis://:hunter2@127.0.0.1:{port}/0")
-    with pytest.raises(LimitsAway) as caught:
+    with pytest.raises(LimitsUnavailable) as caught:
         await requests(limits, Quota(200, 100))
     assert "hunter2" not in str(caught.value)

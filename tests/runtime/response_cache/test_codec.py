@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.response_cache.codec import Damaged, KeptAnswer, pack, unpack
+from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
 from runtime.types import Token
 
 KEY = "0f" * 32
@@ -27,23 +27,23 @@ _token = st.builds(
 @given(st.lists(_token, max_size=30), st.floats(0, 1e9), st.floats(0, 1e5), st.integers(0, 10**7))
 def test_round_trip(tokens: list[Token], created: float, seconds: float, prompt_tokens: int) -> None:
     """Whatever the tokens are, all their fields come back, to the last bit of a number."""
-    answer = KeptAnswer(created, seconds, prompt_tokens, tuple(tokens))
+    answer = CachedAnswer(created, seconds, prompt_tokens, tuple(tokens))
     assert unpack(KEY, pack(KEY, answer)) == answer
 
 
 def test_size() -> None:
     """A plain answer takes little more than its texts and ids."""
     tokens = tuple(Token(0, 1000 + place, " word", "stop" if place == 63 else None) for place in range(64))
-    assert len(pack(KEY, KeptAnswer(1.5, 0.5, 9, tokens))) < 64 * 15 + 250
+    assert len(pack(KEY, CachedAnswer(1.5, 0.5, 9, tokens))) < 64 * 15 + 250
 
 
 def test_damage() -> None:
     """Any other byte, a missing or an added one, or another key, is noticed."""
-    value = pack(KEY, KeptAnswer(1.5, 0.5, 9, (Token(0, 1, "a", "stop"),)))
+    value = pack(KEY, CachedAnswer(1.5, 0.5, 9, (Token(0, 1, "a", "stop"),)))
     damaged = [value[:-1], value + b" ", value[1:], b"", b"\0" * 16]
     damaged += [value[:place] + bytes([value[place] ^ 1]) + value[place + 1 :] for place in range(len(value))]
     for other in damaged:
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptEntry):
             unpack(KEY, other)
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptEntry):
         unpack("1f" * 32, value)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.signatures import SignatureError
 from runtime.signatures.message import (
-    Message,
+    SignedMessage,
     mac_of,
     normalised,
     prepared_mac,
@@ -41,7 +41,7 @@ REQUEST = message(
 MAC = b64encode(bytes(32)).decode()
 
 
-def _values(request: Message, *components: str) -> list[str]:
+def _values(request: SignedMessage, *components: str) -> list[str]:
     lines = signature_base(request, components, "()").decode().split("\n")
     assert lines[-1] == '"@signature-params": ()'
     return [line.removeprefix(f'"{name}": ') for line, name in zip(lines[:-1], components, strict=True)]
@@ -185,7 +185,7 @@ def test_authority(authority: str, scheme: str, found: str) -> None:
         (message(target="http://me@example.com/"), "@path", "different authorities"),
     ],
 )
-def test_cannot_be_signed(request_: Message, component: str, said: str) -> None:
+def test_cannot_be_signed(request_: SignedMessage, component: str, said: str) -> None:
     """Components that are unknown, not there or ambiguous: an error that says so."""
     with pytest.raises(SignatureError, match=said):
         signature_base(request_, ["@method", component], "()")

@@ -13,7 +13,7 @@ from runtime.signatures.structured_fields import (
     MAX_MEMBERS,
     InnerList,
     Item,
-    Token,
+    SfToken,
     parse_dictionary,
     serialise,
 )
@@ -24,7 +24,7 @@ BARE = (
     | st.integers(-(10**15) + 1, 10**15 - 1)
     | st.binary(max_size=8)
     | st.booleans()
-    | st.sampled_from(["a", "*", "T:/", "x!#$%&'*+.^_`|~0-9A-Za-z"]).map(Token)
+    | st.sampled_from(["a", "*", "T:/", "x!#$%&'*+.^_`|~0-9A-Za-z"]).map(SfToken)
 )
 PARAMS = st.dictionaries(KEYS, BARE, max_size=2)
 ITEMS = st.builds(Item, BARE, PARAMS)
@@ -68,7 +68,7 @@ def _write(members: dict[str, Item | InnerList]) -> str:
         (r'a="\"\\ "', {"a": Item('"\\ ', {})}),
         ("a=::", {"a": Item(b"", {})}),
         ("a=:aGk=:;q=:aGk=:", {"a": Item(b"hi", {"q": b"hi"})}),
-        ("*a.b-c_1=tok:en/*;  z=t", {"*a.b-c_1": Item(Token("tok:en/*"), {"z": Token("t")})}),
+        ("*a.b-c_1=tok:en/*;  z=t", {"*a.b-c_1": Item(SfToken("tok:en/*"), {"z": SfToken("t")})}),
         ('a=(  "x";p   1 );q=1', {"a": InnerList((Item("x", {"p": True}), Item(1, {})), {"q": 1})}),
         ("a=()", {"a": InnerList((), {})}),
         ("a=999999999999999", {"a": Item(999_999_999_999_999, {})}),
@@ -207,6 +207,6 @@ def test_what_is_refused(text: str) -> None:
 
 
 def _kinds(member: Item | InnerList) -> object:
-    """The types, which equality does not see: ``True == 1`` and ``Token("a") == "a"``."""
+    """The types, which equality does not see: ``True == 1`` and ``SfToken("a") == "a"``."""
     own = [type(value) for value in member.params.values()]
     return (own, [_kinds(item) for item in member.items] if isinstance(member, InnerList) else type(member.value))

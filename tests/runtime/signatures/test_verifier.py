@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from runtime.signatures import SignatureError
 from runtime.signatures.digest import content_digest
-from runtime.signatures.message import Message
+from runtime.signatures.message import SignedMessage
 from runtime.signatures.nonces import MemoryNonces
-from runtime.signatures.structured_fields import Token
+from runtime.signatures.structured_fields import SfToken
 from runtime.signatures.verifier import COVERED, Claim, Verifier, _usual, read_claim
 from runtime.types import Caller
 from tests.support.signed import KEY_ID, NOW, SECRET, Clock, message, params, with_signature
@@ -210,18 +210,18 @@ async def test_window(created: int, expires: int, now: float, said: str | None) 
         *(({name: None}, f"{name} (is missing|must be)") for name in ("created", "expires", "nonce", "keyid", "tag")),
         ({"created": True}, "created is missing, or no integer"),
         ({"created": str(NOW)}, "created is missing, or no integer"),
-        ({"expires": Token("never")}, "expires is missing, or no integer"),
+        ({"expires": SfToken("never")}, "expires is missing, or no integer"),
         ({"nonce": "x" * 15}, "nonce must be a string of 16 to 128"),
         ({"nonce": "x" * 129}, "nonce must be a string of 16 to 128"),
         ({"nonce": 123456789012345}, "nonce must be a string"),
-        ({"nonce": Token("a" * 20)}, "nonce must be a string"),
+        ({"nonce": SfToken("a" * 20)}, "nonce must be a string"),
         ({"nonce": b"a" * 20}, "nonce must be a string"),
-        ({"keyid": Token(KEY_ID)}, "keyid is missing, or no string"),
+        ({"keyid": SfToken(KEY_ID)}, "keyid is missing, or no string"),
         ({"keyid": True}, "keyid is missing, or no string"),
         ({"tag": "Warmstart"}, "tag must be"),
-        ({"tag": Token("warmstart")}, "tag must be"),
+        ({"tag": SfToken("warmstart")}, "tag must be"),
         ({"alg": "ed25519"}, 'alg must be "hmac-sha256"'),
-        ({"alg": Token("hmac-sha256")}, "alg must be"),
+        ({"alg": SfToken("hmac-sha256")}, "alg must be"),
         ({"alg": True}, "alg must be"),
         ({"other": 1}, "no parameter 'other'"),
     ],
@@ -249,7 +249,7 @@ async def test_good_once() -> None:
     assert await verifier.verify(message(fields=again), None) == CALLER
 
 
-Break = Callable[[dict[str, str]], tuple[Message, bytes]]
+Break = Callable[[dict[str, str]], tuple[SignedMessage, bytes]]
 
 
 @pytest.mark.parametrize(

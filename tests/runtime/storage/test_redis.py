@@ -10,7 +10,7 @@ import pytest
 import redis as client
 
 from runtime.errors import SettingsError
-from runtime.storage.redis import RedisAway, SharedRedis
+from runtime.storage.redis import RedisUnavailable, SharedRedis
 from tests.support.cancelling import cancel_at_random
 from tests.support.redis_server import REDIS_URL, own_names, real_redis
 
@@ -84,7 +84,7 @@ async def test_calls_cancelled_at_random_moments(shared: SharedRedis) -> None:
 
 async def test_a_script_that_fails(shared: SharedRedis, clock: Clock) -> None:
     """Is a failure like any other, and the next call after the pause works."""
-    with pytest.raises(RedisAway, match="planted"):
+    with pytest.raises(RedisUnavailable, match="planted"):
         await shared.run("return redis.error_reply('planted')", [])
     clock.now += 1
     assert await shared.run(ECHO, [], ["a"]) == b"a"
@@ -133,14 +133,16 @@ async def test_silence(drips: bool, clock: Clock) -> None:
         shared = SharedRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", clock)
         async with asyncio.timeout(5):
             crowd = await asyncio.gather(*(shared.run(ECHO, [], ["a"]) for _ in range(100)), return_exceptions=True)
-            assert {type(error) for error in crowd} == {RedisAway}  # a hundred of them in turns would be too late
+            assert {type(error) for error in crowd} == {
+                RedisUnavailable
+            }  # a hundred of them in turns would be too late
             tried = connections
             for _ in range(100):
-                with pytest.raises(RedisAway, match="a moment ago"):
+                with pytest.raises(RedisUnavailable, match="a moment ago"):
                     await shared.run(ECHO, [], ["a"])
             assert connections == tried
             clock.now += 1
-            with pytest.raises(RedisAway):
+            with pytest.raises(RedisUnavailable):
                 await shared.run(ECHO, [], ["a"])
             assert connections > tried
         await shared.close()
@@ -157,7 +159,7 @@ async def test_nonsense(answer: bytes, clock: Clock) -> None:
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         shared = SharedRedis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", clock)
-        with pytest.raises(RedisAway):
+        with pytest.raises(RedisUnavailable):
             await shared.run(ECHO, [], ["a"])
         await shared.close()
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from runtime.telemetry.exposition import Service, prefers_openmetrics, service_families
+from runtime.telemetry.exposition import ServiceStats, prefers_openmetrics, service_families
 from runtime.telemetry.metrics import Metrics
 from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
@@ -17,7 +17,7 @@ def status(name: str, state: ModelState, **more: object) -> ModelStatus:
     return ModelStatus(id=name, source="folder", state=state, created=1, **({"default": False} | more))  # type: ignore[arg-type]
 
 
-SERVICE = Service(
+SERVICE = ServiceStats(
     models=[
         status("a", "ready", default=True, memory_bytes=100, running=2, loads=3, unloads=2, evictions=1),
         status("b", "failed", reserved_bytes=50, load_failures=4),
@@ -30,7 +30,7 @@ SERVICE = Service(
 )  # fmt: skip
 
 
-def samples(service: Service = SERVICE) -> dict[tuple[str, ...], float]:
+def samples(service: ServiceStats = SERVICE) -> dict[tuple[str, ...], float]:
     """(name, label values...) to value, as shown."""
     text = Metrics().render("", service_families(service))[0].decode()
     return {
@@ -83,7 +83,7 @@ def test_it_is_valid_openmetrics() -> None:
     """Together with what is counted, and with names that a label must escape."""
     metrics = Metrics(lambda: 0.25)
     metrics.model("a").request(1).token(0, 1.0, 0.5, "stop")
-    odd = Service([status('we"ird\\name\n', "ready")], False, Memory(), CacheStats())
+    odd = ServiceStats([status('we"ird\\name\n', "ready")], False, Memory(), CacheStats())
     body, _ = metrics.render("application/openmetrics-text", service_families(odd))
     families = list(read_openmetrics(body.decode()))
     assert len({family.name for family in families}) == len(families)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from runtime.telemetry import metrics as metrics_module
 from runtime.telemetry.metrics import Metrics
-from runtime.types import ModelFigures, Spread
+from runtime.types import ModelFigures, Percentiles
 
 NAMES = (
     "num_requests_running",
@@ -179,8 +179,8 @@ def test_figures_and_metrics_agree() -> None:
     figures = metrics.figures("m")
     assert (figures.finished, figures.cancelled, figures.generated_tokens) == (1, 0, 4)
     assert (figures.prompt_tokens, figures.cached_tokens) == (9, 4)
-    assert figures.time_to_first_token == Spread(1.0, 1.0)
-    assert figures.inter_token_latency == Spread(0.75, 0.75)  # of 0.5 s and 1 s
+    assert figures.time_to_first_token == Percentiles(1.0, 1.0)
+    assert figures.inter_token_latency == Percentiles(0.75, 0.75)  # of 0.5 s and 1 s
     assert value(metrics, "generation_tokens_total") == 4
     assert value(metrics, "inter_token_latency_seconds_sum") == 1.5
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.telemetry.rolling_stats import GAP_BOUNDS, Figures
-from runtime.types import ModelFigures, Spread
+from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
+from runtime.types import ModelFigures, Percentiles
 
 
 class Hands:
@@ -20,12 +20,12 @@ class Hands:
 
 def test_nothing_yet() -> None:
     """A model that did nothing has zeros, and no spreads."""
-    assert Figures(Hands()).read() == ModelFigures()
+    assert RollingStats(Hands()).read() == ModelFigures()
 
 
 def test_counts() -> None:
     """What is told is what is read."""
-    figures = Figures(Hands())
+    figures = RollingStats(Hands())
     figures.busy(3, 2, 1, 0.5)
     figures.prompt(10, 4)
     figures.prompt(5, 0)
@@ -40,7 +40,7 @@ def test_counts() -> None:
 def test_tokens_per_second_is_of_the_last_ten_seconds() -> None:
     """A steady rate is read as it is; it falls to nothing within about ten seconds of the last token."""
     clock = Hands()
-    figures = Figures(clock)
+    figures = RollingStats(clock)
     for tick in range(200):  # 20 tokens a second
         clock.now = 1000 + tick / 20
         figures.token(clock.now, None)
@@ -56,7 +56,7 @@ def test_tokens_per_second_is_of_the_last_ten_seconds() -> None:
 def test_a_pause_is_not_forgotten() -> None:
     """Seconds without a token count as such, and what lay before a long pause does not come back."""
     clock = Hands()
-    figures = Figures(clock)
+    figures = RollingStats(clock)
     for now in (1000.0, 1100.0, 1108.5):
         clock.now = now
         figures.token(now, None)
@@ -67,7 +67,7 @@ def test_a_pause_is_not_forgotten() -> None:
 def test_a_late_token_counts_too() -> None:
     """Streams on several threads may tell of their tokens a little out of order."""
     clock = Hands(1001.0)
-    figures = Figures(clock)
+    figures = RollingStats(clock)
     figures.token(1001.0, None)
     figures.token(1000.9, None)
     assert figures.read().tokens_per_second == pytest.approx(2 / 10)
@@ -75,7 +75,7 @@ def test_a_late_token_counts_too() -> None:
 
 def test_gaps_fall_into_groups() -> None:
     """A bound belongs to its own group, as in Prometheus; what is above all bounds has a group of its own."""
-    figures = Figures(Hands())
+    figures = RollingStats(Hands())
     for gap in (None, 0.0, 0.001, 0.0011, 99.0):
         figures.token(1000.0, gap)
     counts, seconds = figures.gaps()
@@ -87,34 +87,34 @@ def test_gaps_fall_into_groups() -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ([7.0], Spread(7.0, 7.0)),
-        ([2.0, 1.0], Spread(1.0, 2.0)),
-        ([float(i) for i in range(1, 101)], Spread(50.0, 95.0)),
-        ([float(i) for i in range(1, 21)], Spread(10.0, 19.0)),
-        ([1.0] * 300 + [9.0] * 256, Spread(9.0, 9.0)),
+        ([7.0], Percentiles(7.0, 7.0)),
+        ([2.0, 1.0], Percentiles(1.0, 2.0)),
+        ([float(i) for i in range(1, 101)], Percentiles(50.0, 95.0)),
+        ([float(i) for i in range(1, 21)], Percentiles(10.0, 19.0)),
+        ([1.0] * 300 + [9.0] * 256, Percentiles(9.0, 9.0)),
     ],
     ids=["one", "two", "hundred", "twenty", "the last 256"],
 )
-def test_spreads(seconds: list[float], expected: Spread) -> None:
+def test_spreads(seconds: list[float], expected: Percentiles) -> None:
     """The middle one and nearly the worst, by nearest rank, of the last requests."""
-    figures = Figures(Hands())
+    figures = RollingStats(Hands())
     for value in seconds:
         figures.first_token(value)
         figures.pace(value / 8)
     read = figures.read()
     assert read.time_to_first_token == expected
-    assert read.inter_token_latency == Spread(expected.p50 / 8, expected.p95 / 8)
+    assert read.inter_token_latency == Percentiles(expected.p50 / 8, expected.p95 / 8)
 
 
 def test_old_requests_drop_out() -> None:
     """What is older than five minutes is of no interest any more."""
     clock = Hands()
-    figures = Figures(clock)
+    figures = RollingStats(clock)
     figures.first_token(5.0)
     clock.now += 200
     figures.first_token(1.0)
-    assert figures.read().time_to_first_token == Spread(1.0, 5.0)
+    assert figures.read().time_to_first_token == Percentiles(1.0, 5.0)
     clock.now += 101
-    assert figures.read().time_to_first_token == Spread(1.0, 1.0)
+    assert figures.read().time_to_first_token == Percentiles(1.0, 1.0)
     clock.now += 200
     assert figures.read().time_to_first_token is None

@@ -31,7 +31,7 @@ from runtime.errors import ContextLengthExceeded, InternalError, SettingsError
 from runtime.settings import Settings
 from runtime.telemetry import tracing as tracing_module
 from runtime.telemetry.request_scope import request_facts
-from runtime.telemetry.tracing import Tracing, caller_trace, parse_traceparent
+from runtime.telemetry.tracing import Tracer, caller_trace, parse_traceparent
 from tests.support.engines import Made
 from tests.support.fakes import caching, fake_context, until
 
@@ -45,7 +45,7 @@ class Traced:
     def __init__(self, **options: Any) -> None:
         self.made = Made(**options)
         self.exporter = InMemorySpanExporter()
-        self.tracing = Tracing(self.exporter, "0.test")
+        self.tracing = Tracer(self.exporter, "0.test")
         self.ctx: Context = replace(fake_context(self.made.engine), tracing=self.tracing)  # type: ignore[arg-type]
 
     def spans(self) -> list[ReadableSpan]:

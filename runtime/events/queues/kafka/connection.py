@@ -24,7 +24,7 @@ from aiokafka.helpers import create_ssl_context
 
 from runtime.cancellation import reraise_cancellation
 from runtime.errors import PayloadTooLarge, SettingsError
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 
 SECONDS = 10.0
 """That the brokers have to answer in."""
@@ -45,7 +45,7 @@ _HOPELESS = (
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the client library raises, as ``BrokerAway``, or ``SettingsError`` where it would do so again."""
+    """What the client library raises, as ``BrokerUnavailable``, or ``SettingsError`` where it would do so again."""
     try:
         with reraise_cancellation():
             yield
@@ -54,7 +54,7 @@ def broker_errors() -> Iterator[None]:
     except _HOPELESS as error:
         raise SettingsError(f"Kafka refuses: {_text(error)}") from None
     except (KafkaError, OSError) as error:
-        raise BrokerAway(f"Kafka: {_text(error)}") from None
+        raise BrokerUnavailable(f"Kafka: {_text(error)}") from None
 
 
 def _text(error: Exception) -> str:
@@ -114,7 +114,7 @@ async def ensure_topics(options: QueueOptions) -> None:
 async def _make(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, str]]) -> None:
     cluster = await admin.describe_cluster()
     if cluster["controller_id"] < 0:  # the library would fail on it
-        raise BrokerAway("Kafka has no controller now, which makes topics")
+        raise BrokerUnavailable("Kafka has no controller now, which makes topics")
     copies = min(_COPIES, len(cluster["brokers"]))
     made = await admin.create_topics(
         [NewTopic(name, _PARTITIONS, copies, topic_configs=dict(configs)) for name, configs in topics.items()]
@@ -159,7 +159,7 @@ class Sender:
             PayloadTooLarge: the brokers take no messages of that size.
         """
         if self._producer is None:
-            raise BrokerAway("Kafka: not connected")
+            raise BrokerUnavailable("Kafka: not connected")
         listed = [(name, text if isinstance(text, bytes) else text.encode()) for name, text in headers.items()]
         with broker_errors():
             await self._producer.send_and_wait(topic, value, key=key, headers=listed)

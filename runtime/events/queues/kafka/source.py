@@ -22,13 +22,11 @@ from runtime.errors import PayloadTooLarge
 from runtime.events.envelope import REASON, Envelope
 from runtime.events.message import read
 from runtime.events.outcome import Outcome, Reject, Retry
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
 from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id
 from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
 from runtime.events.queues.kafka.offsets import Offsets
-from runtime.events.queues.kafka.submitter import QueueSubmitter
-
-__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+from runtime.events.queues.kafka.submitter import KafkaSubmitter
 
 NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
 REPLY_PREFIXES = ("warmstart.replies",)
@@ -43,7 +41,7 @@ _TELL_SECONDS = 2.0
 _NEVER = 86_400_000  # ms without a fetch after which the library leaves the group: it is alive while it generates
 
 
-class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
+class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
     """See ``source.Source``.
 
     Raises:
@@ -110,7 +108,7 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
             with broker_errors():
                 found = await consumer.getmany(timeout_ms=int(seconds * 1000) + 1, max_records=most)
                 self._unsorted += [record for records in found.values() for record in records]
-        except BrokerAway:
+        except BrokerUnavailable:
             self._broken = True
             raise
         if self._unsorted:
@@ -165,7 +163,7 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Called by the library before all partitions are shared out anew."""
         self._assigned.clear()
-        with suppress(BrokerAway):
+        with suppress(BrokerUnavailable):
             await self.commit()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -208,7 +206,7 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
 
     def _open(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            raise BrokerAway("Kafka: not connected")
+            raise BrokerUnavailable("Kafka: not connected")
         return self._consumer
 
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
@@ -221,7 +219,7 @@ class QueueSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
 class KafkaDelivery:
     """See ``source.Delivery``."""
 
-    def __init__(self, source: QueueSource, record: Any, offsets: Offsets) -> None:
+    def __init__(self, source: KafkaSource, record: Any, offsets: Offsets) -> None:
         self._source = source
         self._record = record
         self._options = source.options
@@ -259,7 +257,7 @@ class KafkaDelivery:
     async def extend(self) -> None:
         """See ``Delivery``. A message is its worker's for as long as the partition is; the library says it is alive."""
         if self.offsets.lost:
-            raise BrokerAway("Kafka: the partition is another worker's now")
+            raise BrokerUnavailable("Kafka: the partition is another worker's now")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
         """See ``Delivery``. Nobody asks for it, see ``envelope``."""
@@ -288,7 +286,7 @@ class KafkaDelivery:
         headers = about(id, kind, self.attempt)
         await self._source.sender.send(self._options.results, id.encode(), body, headers)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerAway, TimeoutError):  # it is in its topic; this is for those who wait
+            with suppress(BrokerUnavailable, TimeoutError):  # it is in its topic; this is for those who wait
                 async with asyncio.timeout(_TELL_SECONDS):
                     await self._source.sender.send(envelope.reply_to, id.encode(), body, headers)
 
@@ -302,3 +300,6 @@ class KafkaDelivery:
         }
         headers |= {name: value for name, value in changes.items() if value is not None}
         await self._source.sender.send(topic, self._record.key, self._record.value, headers)
+
+
+ADAPTER = BrokerAdapter(KafkaSource, KafkaSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

@@ -14,11 +14,11 @@ from aiokafka.errors import KafkaError
 
 from runtime.cancellation import cancel_and_wait
 from runtime.events.envelope import ATTEMPT, KIND, Envelope, encode, headers
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
 
 
-class QueueSubmitter:
+class KafkaSubmitter:
     """See ``source.Submitter``. There are no chunks.
 
     Raises:
@@ -58,7 +58,7 @@ class QueueSubmitter:
         key = envelope.id.encode()
         if wait:
             if self._reading is None or self._reading.done():
-                raise BrokerAway("Kafka: not connected")
+                raise BrokerUnavailable("Kafka: not connected")
             self._waiting.setdefault(key, []).append(answers)
         try:
             told = headers(replace(envelope, reply_to=None, stream=False))
@@ -75,7 +75,7 @@ class QueueSubmitter:
             if wait:
                 reply = await answers.get()
                 if reply is None:
-                    raise BrokerAway("Kafka: the answers cannot be read any more")
+                    raise BrokerUnavailable("Kafka: the answers cannot be read any more")
                 yield reply
         finally:
             self._forget(key, answers)

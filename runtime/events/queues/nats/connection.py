@@ -21,7 +21,7 @@ from nats.js import JetStreamContext
 
 from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
-from runtime.events.queues.base import BrokerAway
+from runtime.events.queues.base import BrokerUnavailable
 
 _log = logging.getLogger("warmstart.events")
 
@@ -30,7 +30,7 @@ _CONNECT_SECONDS, _CLOSE_SECONDS, _PAUSE_SECONDS = 5.0, 2.0, 1.0
 _PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server is taken for gone
 
 
-class Link:
+class NatsConnection:
     """See the module.
 
     Args:
@@ -61,7 +61,7 @@ class Link:
         try:
             return await self._connected()
         except SettingsError as error:  # what was right when we started may be so again
-            raise BrokerAway(str(error)) from None
+            raise BrokerUnavailable(str(error)) from None
 
     async def open(self) -> None:
         """Connect.
@@ -76,13 +76,13 @@ class Link:
     async def _connected(self) -> Client:
         async with self._turn:
             if self._ended:
-                raise BrokerAway("the connection to NATS is closed")
+                raise BrokerUnavailable("the connection to NATS is closed")
             if self._client is None or self._client.is_closed:
                 if time.monotonic() < self._away_until:  # those before us found out
-                    raise BrokerAway("NATS did not answer a moment ago")
+                    raise BrokerUnavailable("NATS did not answer a moment ago")
                 try:
                     self._client = await self._connect()
-                except BrokerAway:
+                except BrokerUnavailable:
                     self._away_until = time.monotonic() + _PAUSE_SECONDS
                     raise
             return self._client
@@ -168,7 +168,9 @@ class Link:
             await _close(client)
             if "authorization" in str(error).lower():
                 raise SettingsError("EVENTS_URL: the NATS server refuses these credentials") from None
-            raise BrokerAway(f"no connection to NATS: {seen[0] if seen else error or 'no answer in time'}") from None
+            raise BrokerUnavailable(
+                f"no connection to NATS: {seen[0] if seen else error or 'no answer in time'}"
+            ) from None
         except BaseException:
             await _close(client)
             raise
@@ -212,12 +214,12 @@ class _Client(Client):
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the library raises, as ``BrokerAway``."""
+    """What the library raises, as ``BrokerUnavailable``."""
     try:
         with reraise_cancellation():
             yield
     except (nats.errors.Error, OSError) as error:
-        raise BrokerAway(f"NATS: {str(error).removeprefix('nats: ') or type(error).__name__}") from error
+        raise BrokerUnavailable(f"NATS: {str(error).removeprefix('nats: ') or type(error).__name__}") from error
 
 
 async def _check(client: Client) -> None:

@@ -21,9 +21,9 @@ from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode
 from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
 from runtime.events.queues.headers import given_id
-from runtime.events.queues.nats.connection import REQUEST_SECONDS, Link, broker_errors
+from runtime.events.queues.nats.connection import REQUEST_SECONDS, NatsConnection, broker_errors
 from runtime.events.queues.nats.streams import (
     MSG_ID,
     answers_config,
@@ -34,9 +34,7 @@ from runtime.events.queues.nats.streams import (
     room,
     send_once,
 )
-from runtime.events.queues.nats.submitter import QueueSubmitter
-
-__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+from runtime.events.queues.nats.submitter import NatsSubmitter
 
 NAMES = ("WARMSTART", "WARMSTART_RESULTS", "WARMSTART_DEAD")
 REPLY_PREFIXES = ("_INBOX.", "warmstart.")
@@ -50,7 +48,7 @@ _HEADER = re.compile(r"(?!nats-)[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE)  # th
 _REPLY_TO = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
-class QueueSource:
+class NatsSource:
     """See ``source.Source``. Names are those of streams; a stream takes the subjects that begin with its name.
 
     Raises:
@@ -60,7 +58,7 @@ class QueueSource:
     def __init__(self, options: QueueOptions) -> None:
         check_names(options)
         self.name = f"nats:{options.stream}"
-        self.link = Link(options.url)
+        self.link = NatsConnection(options.url)
         self.options = options
         self._returning: set[asyncio.Task[None]] = set()
 
@@ -115,7 +113,7 @@ class QueueSource:
                         break
                     else:
                         raise nats.errors.Error(f"no messages: {dict(message.headers or {})}")
-        except BrokerAway:
+        except BrokerUnavailable:
             if not found:
                 raise
         finally:
@@ -140,7 +138,7 @@ class QueueSource:
 class NatsDelivery:
     """See ``source.Delivery``."""
 
-    def __init__(self, source: QueueSource, message: Msg) -> None:
+    def __init__(self, source: NatsSource, message: Msg) -> None:
         self._source = source
         self._message = message
         self._options = source.options
@@ -209,7 +207,7 @@ class NatsDelivery:
         headers = self._about(envelope) | {names.KIND: kind}
         await send_once(self._link, self._options.results, headers[names.ID], body, headers)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerAway):  # it is in the stream; this is for those who wait
+            with suppress(BrokerUnavailable):  # it is in the stream; this is for those who wait
                 await self._link.publish(envelope.reply_to, body, headers)
 
     async def _bury(self, envelope: Envelope | None, outcome: Reject) -> None:
@@ -244,6 +242,9 @@ class NatsDelivery:
 
 async def _give_back(pull: asyncio.Task[list[NatsDelivery]]) -> None:
     """What came to somebody who is gone."""
-    with suppress(BrokerAway):  # then it comes again after ``ack_seconds``
+    with suppress(BrokerUnavailable):  # then it comes again after ``ack_seconds``
         for delivery in await pull:
             await delivery._say(b"-NAK")
+
+
+ADAPTER = BrokerAdapter(NatsSource, NatsSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

@@ -11,8 +11,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RawStreamMsg, 
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from runtime.errors import SettingsError
-from runtime.events.queues.base import BrokerAway, QueueOptions
-from runtime.events.queues.nats.connection import Link, broker_errors
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
+from runtime.events.queues.nats.connection import NatsConnection, broker_errors
 
 MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
@@ -68,7 +68,7 @@ def answers_config(name: str, seconds: float) -> StreamConfig:
     )
 
 
-async def ensure_stream(link: Link, wanted: StreamConfig, create: bool) -> None:
+async def ensure_stream(link: NatsConnection, wanted: StreamConfig, create: bool) -> None:
     """See that there is such a stream.
 
     Raises:
@@ -111,7 +111,7 @@ def _not_once(found: StreamConfig, wanted: StreamConfig) -> str | None:
     return None
 
 
-async def ensure_consumer(link: Link, options: QueueOptions) -> None:
+async def ensure_consumer(link: NatsConnection, options: QueueOptions) -> None:
     """See that the stream of work has the group's durable consumer.
 
     Raises:
@@ -164,7 +164,7 @@ def token(id: str) -> str:
     return re.sub(r"[.*>%]", lambda found: f"%{ord(found[0]):02X}", id)
 
 
-async def room(link: Link, headers: Mapping[str, str]) -> int:
+async def room(link: NatsConnection, headers: Mapping[str, str]) -> int:
     """Bytes that a message to a stream may hold beside these headers.
 
     Raises:
@@ -173,7 +173,9 @@ async def room(link: Link, headers: Mapping[str, str]) -> int:
     return await link.room(headers) - _MARKS_BYTES
 
 
-async def send(link: Link, stream: str, subject: str, id: str, body: bytes, headers: Mapping[str, str]) -> Any:
+async def send(
+    link: NatsConnection, stream: str, subject: str, id: str, body: bytes, headers: Mapping[str, str]
+) -> Any:
     """Put a message in a stream.
 
     Returns:
@@ -186,10 +188,10 @@ async def send(link: Link, stream: str, subject: str, id: str, body: bytes, head
     try:
         return json.loads(answer.data).get("error")
     except (ValueError, AttributeError):
-        raise BrokerAway(f"no stream of NATS took a message to {subject}") from None
+        raise BrokerUnavailable(f"no stream of NATS took a message to {subject}") from None
 
 
-async def send_once(link: Link, stream: str, id: str, body: bytes, headers: Mapping[str, str]) -> None:
+async def send_once(link: NatsConnection, stream: str, id: str, body: bytes, headers: Mapping[str, str]) -> None:
     """Put a message in a stream of answers, unless it has one of that id.
 
     Raises:
@@ -201,10 +203,10 @@ async def send_once(link: Link, stream: str, id: str, body: bytes, headers: Mapp
     # One code for all limits: is it the one that we set?
     if error.get("err_code") == _STORE_FAILED and await stored(link, stream, id) is not None:
         return
-    raise BrokerAway(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
+    raise BrokerUnavailable(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
 
 
-async def stored(link: Link, stream: str, id: str) -> RawStreamMsg | None:
+async def stored(link: NatsConnection, stream: str, id: str) -> RawStreamMsg | None:
     """The message of that id in a stream of answers, if it has one.
 
     Raises:

@@ -17,8 +17,8 @@ from nats.js.api import RawStreamMsg
 from runtime.errors import PayloadTooLarge
 from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
-from runtime.events.queues.nats.connection import Link
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
+from runtime.events.queues.nats.connection import NatsConnection
 from runtime.events.queues.nats.streams import (
     answers_config,
     check_names,
@@ -34,7 +34,7 @@ _LOOK_SECONDS, _SOON_SECONDS = 1.0, 0.01
 """How often the answer is looked for where nothing tells of it: it may be old, or have come while we were cut off."""
 
 
-class QueueSubmitter:
+class NatsSubmitter:
     """See ``source.Submitter``.
 
     Raises:
@@ -44,7 +44,7 @@ class QueueSubmitter:
     def __init__(self, options: QueueOptions) -> None:
         check_names(options)
         self._options = options
-        self._link = Link(options.url)
+        self._link = NatsConnection(options.url)
 
     async def open(self) -> None:
         """See ``Submitter``."""
@@ -81,7 +81,7 @@ class QueueSubmitter:
         stream = self._options.stream
         error = await send(self._link, stream, f"{stream}.{token(envelope.operation)}", envelope.id, body, headers)
         if error is not None:
-            raise BrokerAway(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
+            raise BrokerUnavailable(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
 
     async def _replies(
         self, id: str, heard: asyncio.Queue[Msg], subscription: Subscription | None

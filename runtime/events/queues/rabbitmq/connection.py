@@ -20,7 +20,7 @@ from aio_pika.exceptions import (
 from yarl import URL
 
 from runtime.errors import SettingsError
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 
 T = TypeVar("T")
 
@@ -38,22 +38,22 @@ _UNLIMITED = 1_000_000
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the client library raises, as ``BrokerAway``."""
+    """What the client library raises, as ``BrokerUnavailable``."""
     try:
         yield
     except TimeoutError:
-        raise BrokerAway(f"RabbitMQ does not answer within {SECONDS:g} s") from None
+        raise BrokerUnavailable(f"RabbitMQ does not answer within {SECONDS:g} s") from None
     except CONNECTION_EXCEPTIONS as error:
-        raise BrokerAway(f"RabbitMQ: {type(error).__name__}: {str(error)[:200]}") from None
+        raise BrokerUnavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:200]}") from None
     except asyncio.CancelledError:
         # A connection that ends cancels what waits on it; the caller's own cancellation is another thing.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise BrokerAway("RabbitMQ: the connection ended") from None
+        raise BrokerUnavailable("RabbitMQ: the connection ended") from None
 
 
-class Link:
+class RabbitMQConnection:
     """See the module.
 
     Args:
@@ -97,7 +97,7 @@ class Link:
                 raise SettingsError("EVENTS_URL: RabbitMQ refuses the user or the password") from None
             except InvalidFrameError:  # "close" in place of "open"; why, the library keeps to itself
                 why = "ends the connection: is the virtual host there, and for this user?"
-                raise BrokerAway(f"RabbitMQ {why}") from None
+                raise BrokerUnavailable(f"RabbitMQ {why}") from None
             self._sending = await self._connection.channel(on_return_raises=True)
             return self._connection
 
@@ -126,7 +126,7 @@ class Link:
             BrokerAway: there is no connection.
         """
         if self._connection is None:
-            raise BrokerAway("RabbitMQ: not connected")
+            raise BrokerUnavailable("RabbitMQ: not connected")
         return await self._connection.channel(publisher_confirms=False)
 
     @property
@@ -137,7 +137,7 @@ class Link:
             BrokerAway: there is none.
         """
         if self._sending is None or self._sending.is_closed:
-            raise BrokerAway("RabbitMQ: not connected")
+            raise BrokerUnavailable("RabbitMQ: not connected")
         return self._sending
 
     async def ensure(self, *, answers: bool) -> None:

@@ -17,12 +17,10 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from runtime.events.envelope import CHUNK, Envelope, encode
 from runtime.events.message import read
 from runtime.events.outcome import Outcome, Reject, Retry
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
 from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id
-from runtime.events.queues.rabbitmq.connection import SECONDS, WAITS, Link, broker_errors, waiting
-from runtime.events.queues.rabbitmq.submitter import QueueSubmitter
-
-__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+from runtime.events.queues.rabbitmq.connection import SECONDS, WAITS, RabbitMQConnection, broker_errors, waiting
+from runtime.events.queues.rabbitmq.submitter import RabbitMQSubmitter
 
 NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
 REPLY_PREFIXES = ("amq.rabbitmq.reply-to.", "amq.gen-", "warmstart.replies")
@@ -30,7 +28,7 @@ REPLY_PREFIXES = ("amq.rabbitmq.reply-to.", "amq.gen-", "warmstart.replies")
 _COUNT = "x-delivery-count"
 
 
-class QueueSource:
+class RabbitMQSource:
     """See ``source.Source``. A queue is its own group of workers: the name of the group is of no effect.
 
     Raises:
@@ -40,7 +38,7 @@ class QueueSource:
     def __init__(self, options: QueueOptions) -> None:
         self.name = f"rabbitmq:{options.stream}"
         self.options = options
-        self.link = Link(options)
+        self.link = RabbitMQConnection(options)
         self._channel: AbstractChannel | None = None
         self._queue: AbstractQueue | None = None
         self._arrived: list[AbstractIncomingMessage] = []
@@ -54,12 +52,12 @@ class QueueSource:
         self._channel = await self.link.call(self.link.channel())
         self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[RabbitDelivery]:
+    async def fetch(self, most: int, seconds: float) -> Sequence[RabbitMQDelivery]:
         """See ``Source``. The server sends only while this lasts, and no more than there is room for. What comes to a
         fetch that was cancelled is what the next one gives.
         """
         if self._channel is None or self._queue is None or self._channel.is_closed:
-            raise BrokerAway("RabbitMQ: not connected")
+            raise BrokerUnavailable("RabbitMQ: not connected")
         if not self._arrived:
             enough = asyncio.Event()
             try:
@@ -67,7 +65,7 @@ class QueueSource:
             finally:
                 enough.set()
         arrived, self._arrived = self._arrived[:most], self._arrived[most:]
-        return [RabbitDelivery(self, message) for message in arrived]
+        return [RabbitMQDelivery(self, message) for message in arrived]
 
     async def _receive(
         self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float, enough: asyncio.Event
@@ -106,10 +104,10 @@ class QueueSource:
         await self.link.close()
 
 
-class RabbitDelivery:
+class RabbitMQDelivery:
     """See ``source.Delivery``."""
 
-    def __init__(self, source: QueueSource, message: AbstractIncomingMessage) -> None:
+    def __init__(self, source: RabbitMQSource, message: AbstractIncomingMessage) -> None:
         self._source = source
         self._message = message
         self._options = source.options
@@ -175,7 +173,7 @@ class RabbitDelivery:
         message = self._answer(id, body, about(id, kind, self.attempt))
         await self._link.send(self._options.results, message)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerAway):  # it is in its queue; this is for those who wait
+            with suppress(BrokerUnavailable):  # it is in its queue; this is for those who wait
                 await self._link.tell(envelope.reply_to, message)
 
     def _answer(self, id: str, body: bytes, headers: dict[str, str]) -> Message:
@@ -217,3 +215,6 @@ def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value) if isinstance(value, str | int | float) else None
+
+
+ADAPTER = BrokerAdapter(RabbitMQSource, RabbitMQSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

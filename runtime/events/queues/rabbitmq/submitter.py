@@ -13,13 +13,13 @@ from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 
 from runtime.events.envelope import ATTEMPT, CHUNK, KIND, Envelope, encode, headers
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
-from runtime.events.queues.rabbitmq.connection import SECONDS, Link
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
+from runtime.events.queues.rabbitmq.connection import SECONDS, RabbitMQConnection
 
 _DIRECT = "amq.rabbitmq.reply-to"
 
 
-class QueueSubmitter:
+class RabbitMQSubmitter:
     """See ``source.Submitter``.
 
     Raises:
@@ -28,7 +28,7 @@ class QueueSubmitter:
 
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
-        self._link = Link(options)
+        self._link = RabbitMQConnection(options)
         self._waiting: dict[str, asyncio.Queue[Reply | None]] = {}
 
     async def open(self) -> None:
@@ -68,7 +68,7 @@ class QueueSubmitter:
             while wait:
                 reply = await answers.get()
                 if reply is None:
-                    raise BrokerAway("RabbitMQ: the connection ended before the answer came")
+                    raise BrokerUnavailable("RabbitMQ: the connection ended before the answer came")
                 yield reply
                 wait = reply.kind == "chunk"
         finally:

@@ -1,4 +1,4 @@
-"""One asyncio client of the Redis that is the broker: a call ends in time, and what fails is ``BrokerAway``."""
+"""One asyncio client of the Redis that is the broker: a call ends in time, and what fails is ``BrokerUnavailable``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from redis.exceptions import NoPermissionError
 
 from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 from runtime.storage.redis import UNREADABLE
 
 _SECONDS = 5.0
 """That a call may take besides the time it is to wait at the server."""
 
 
-class Link:
+class RedisConnection:
     """See the module. It mends itself: a call after a failure connects anew.
 
     Args:
@@ -63,9 +63,9 @@ class Link:
                 async with asyncio.timeout(_SECONDS + wait_seconds):
                     return await asked
         except TimeoutError as error:
-            raise BrokerAway("Redis: no answer in time") from error
+            raise BrokerUnavailable("Redis: no answer in time") from error
         except (redis.RedisError, OSError, *UNREADABLE) as error:
-            raise BrokerAway(f"Redis: {error}") from error
+            raise BrokerUnavailable(f"Redis: {error}") from error
 
     async def run(self, script: str, keys: Sequence[str], values: Sequence[str | bytes | int]) -> Any:
         """Run a Lua script, as one step (Redis's "Scripting with Lua").
@@ -90,7 +90,7 @@ class Link:
                 kind = (await self.call(self.client.type(name))).decode()
                 if kind not in ("stream", "none"):
                     raise SettingsError(f"{name} in Redis is a {kind} and not a stream")
-        except BrokerAway as error:
+        except BrokerUnavailable as error:
             if isinstance(error.__cause__, redis.AuthenticationError | NoPermissionError):
                 raise SettingsError(f"EVENTS_URL: {error}") from None
             raise
@@ -99,5 +99,5 @@ class Link:
         """Close its connections. Never raises."""
         try:
             await self.call(self.client.aclose())
-        except BrokerAway:  # they are as good as closed
+        except BrokerUnavailable:  # they are as good as closed
             return

@@ -25,12 +25,10 @@ from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode
 from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Retry
-from runtime.events.queues.base import BrokerAway, QueueOptions
-from runtime.events.queues.redis.connection import Link
+from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
+from runtime.events.queues.redis.connection import RedisConnection
 from runtime.events.queues.redis.scripts import CHUNK, EXTEND, FORGET, POSTPONE, RETURN, SETTLE, TAKE
-from runtime.events.queues.redis.submitter import DATA, REPLIES, QueueSubmitter
-
-__all__ = ["NAMES", "REPLY_PREFIXES", "QueueSource", "QueueSubmitter"]
+from runtime.events.queues.redis.submitter import DATA, REPLIES, RedisSubmitter
 
 NAMES = ("warmstart:requests", "warmstart:results", "warmstart:dead")
 REPLY_PREFIXES = (REPLIES,)
@@ -45,7 +43,7 @@ _FORGOTTEN_SECONDS = 3600.0
 """After which an idle consumer's name goes; a worker that waits is heard of each second."""
 
 
-class QueueSource:
+class RedisSource:
     """See ``source.Source``. Fetch one at a time.
 
     Raises:
@@ -55,7 +53,7 @@ class QueueSource:
     def __init__(self, options: QueueOptions) -> None:
         self.name = f"redis:{options.stream}"
         self.options = options
-        self.link = Link(options)
+        self.link = RedisConnection(options)
         self.later = f"{options.stream}:later:{options.group}"
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._held: WeakValueDictionary[bytes, RedisDelivery] = WeakValueDictionary()
@@ -70,7 +68,7 @@ class QueueSource:
                 await self.link.call(self.link.client.xgroup_create(stream, group, id="0", mkstream=True))
             else:
                 await self.link.call(self.link.client.xpending(stream, group))
-        except BrokerAway as error:
+        except BrokerUnavailable as error:
             cause = error.__cause__
             if not isinstance(cause, redis.ResponseError) or "BUSYGROUP" not in str(cause):
                 if "NOGROUP" in str(cause):
@@ -91,7 +89,7 @@ class QueueSource:
                 if found or loop.time() >= end:
                     return found
         except asyncio.CancelledError:
-            with suppress(BrokerAway):  # then it is abandoned, and found in time
+            with suppress(BrokerUnavailable):  # then it is abandoned, and found in time
                 await self._return_unseen()
             raise
 
@@ -109,7 +107,7 @@ class QueueSource:
 
     async def close(self) -> None:
         """See ``Source``. What is not settled goes to others at once."""
-        with suppress(BrokerAway):
+        with suppress(BrokerUnavailable):
             self._held.clear()
             await self._return_unseen()
             await self._run(FORGET, self.options.group, int(_FORGOTTEN_SECONDS * 1000), self.consumer)
@@ -154,7 +152,7 @@ class RedisDelivery:
         fields: of the entry.
     """
 
-    def __init__(self, source: QueueSource, id: bytes, count: int, fields: Mapping[bytes, bytes]) -> None:
+    def __init__(self, source: RedisSource, id: bytes, count: int, fields: Mapping[bytes, bytes]) -> None:
         self._source = source
         self._options = source.options
         self._id = id
@@ -188,7 +186,7 @@ class RedisDelivery:
     async def extend(self) -> None:
         """See ``Delivery``."""
         if not await self._run(EXTEND, self._source.consumer, self._id, self._count):
-            raise BrokerAway(f"{self._id.decode()} was given to another worker, or deleted")
+            raise BrokerUnavailable(f"{self._id.decode()} was given to another worker, or deleted")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
         """See ``Delivery``."""
@@ -249,3 +247,6 @@ class RedisDelivery:
 
 def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
     return [part for field in fields.items() for part in field]
+
+
+ADAPTER = BrokerAdapter(RedisSource, RedisSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

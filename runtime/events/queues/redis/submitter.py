@@ -12,8 +12,8 @@ from dataclasses import replace
 from runtime.errors import SettingsError
 from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode, headers
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
-from runtime.events.queues.redis.connection import Link
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
+from runtime.events.queues.redis.connection import RedisConnection
 
 DATA = b"data"
 """The field of a message that has its body; the others are its headers."""
@@ -26,7 +26,7 @@ _MOST_READERS = 64
 """Connections that wait for answers at once; with more to wait for, they take turns."""
 
 
-class QueueSubmitter:
+class RedisSubmitter:
     """See ``source.Submitter``. Each piece of work has a reply stream of its own, for its chunks and its answer.
 
     Raises:
@@ -35,7 +35,7 @@ class QueueSubmitter:
 
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
-        self._link = Link(options)
+        self._link = RedisConnection(options)
         self._turn = asyncio.Semaphore(_MOST_READERS)
 
     async def open(self) -> None:
@@ -71,7 +71,7 @@ class QueueSubmitter:
                     if reply.kind != "chunk":
                         return
         finally:
-            with suppress(BrokerAway):  # it expires
+            with suppress(BrokerUnavailable):  # it expires
                 await self._link.call(self._link.client.unlink(reply_to))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.engine.pytorch.batch import Packer, Shape
+from runtime.engine.pytorch.batch import BatchPacker, Shape
 from runtime.engine.sequence import Row
 from tests.support.decoders import placed
 
 
-def packer(**changes: object) -> Packer:
+def packer(**changes: object) -> BatchPacker:
     defaults: dict[str, object] = {
         "block_tokens": 4,
         "spare": 99,
@@ -18,7 +18,7 @@ def packer(**changes: object) -> Packer:
         "piece": 2,
         "buckets": False,
     }
-    return Packer(**(defaults | changes))  # type: ignore[arg-type]
+    return BatchPacker(**(defaults | changes))  # type: ignore[arg-type]
 
 
 def parts(shape: Shape, flat: np.ndarray) -> list[list[int]]:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from runtime.engine.pytorch.linear import Products, widen_head
+from runtime.engine.pytorch.linear import BatchInvariantLinear, widen_head
 
 
-def made(dtype: torch.dtype, tile: int, wide: tuple[str, ...] = ()) -> tuple[Products, torch.Tensor, torch.Tensor]:
+def made(
+    dtype: torch.dtype, tile: int, wide: tuple[str, ...] = ()
+) -> tuple[BatchInvariantLinear, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(100, 72, generator=generator).to(dtype), torch.randn(100, generator=generator).to(dtype)
-    return Products({"a": weight, "b": weight[:50].clone()}, {"a": bias}, tile, wide=wide), weight, bias
+    return BatchInvariantLinear({"a": weight, "b": weight[:50].clone()}, {"a": bias}, tile, wide=wide), weight, bias
 
 
 @pytest.mark.parametrize("tile", [0, 8])
@@ -53,14 +55,14 @@ def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype, wide: tuple[str
 
 def test_numbers_of_rows_that_give_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that adds in another order above 16 rows is caught at the start, and never asked for more of them."""
-    plain = Products._product
+    plain = BatchInvariantLinear._product
     asked: list[int] = []
 
-    def other(self: Products, x: torch.Tensor, name: str) -> torch.Tensor:
+    def other(self: BatchInvariantLinear, x: torch.Tensor, name: str) -> torch.Tensor:
         asked.append(len(x))
         return plain(self, x, name) + (1e-3 if len(x) > 16 else 0)
 
-    monkeypatch.setattr(Products, "_product", other)
+    monkeypatch.setattr(BatchInvariantLinear, "_product", other)
     product, *_ = made(torch.float32, 8)
     assert 32 in asked
     asked.clear()

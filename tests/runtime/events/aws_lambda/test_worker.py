@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from runtime.errors import InvalidRequest, TooManyRequests
-from runtime.events.aws_lambda.worker import Answer, Send, Worker
-from runtime.events.delivery_report import Reporter
+from runtime.events.aws_lambda.worker import LambdaReply, LambdaWorker, Send
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy
@@ -46,21 +46,21 @@ class _Echo:
             self.running -= 1
 
 
-def _worker(echo: _Echo, send: Send | None = None, registry: CollectorRegistry | None = None) -> Worker:
+def _worker(echo: _Echo, send: Send | None = None, registry: CollectorRegistry | None = None) -> LambdaWorker:
     metrics = EventMetrics(registry or CollectorRegistry())
 
     @cache
-    def reporter(kind: str) -> Reporter:
-        return Reporter(kind, {"echo"}, metrics)
+    def reporter(kind: str) -> DeliveryReporter:
+        return DeliveryReporter(kind, {"echo"}, metrics)
 
-    return Worker(Processor(echo, MemoryRecords(), Policy()), reporter, most=4, send=send)
+    return LambdaWorker(Processor(echo, MemoryRecords(), Policy()), reporter, most=4, send=send)
 
 
 async def test_answers_are_sent_on_a_thread() -> None:
     """Clients of AWS block; the engine's loop must not."""
     threads = []
 
-    def send(message: Mapping[str, Any], answer: Answer) -> None:
+    def send(message: Mapping[str, Any], answer: LambdaReply) -> None:
         threads.append(threading.current_thread())
 
     await _worker(_Echo(), send).batch(sqs(ONE)["Records"], None)
@@ -69,13 +69,13 @@ async def test_answers_are_sent_on_a_thread() -> None:
 
 async def test_nothing_is_sent_for_what_comes_again() -> None:
     """Only last words are."""
-    sent: list[Answer] = []
+    sent: list[LambdaReply] = []
     busy = ONE | {"body": '{"say": "busy"}'}
     worker = _worker(_Echo(), lambda message, answer: sent.append(answer))
     found = await worker.batch(sqs(busy, ONE)["Records"], None)
     assert found == {"batchItemFailures": [{"itemIdentifier": "message-1"}]}
     (answer,) = sent
-    assert answer == Answer(
+    assert answer == LambdaReply(
         "result",
         b'{"say": "x"}',
         {

@@ -25,9 +25,9 @@ from runtime.errors import (
     TooManyRequests,
 )
 from runtime.events.cloudevents import http as cloudevents_http
-from runtime.events.cloudevents.http import Answer, Service
+from runtime.events.cloudevents.http import CloudEventsService, EventResponse
 from runtime.events.cloudevents.parse import BATCH, STRUCTURED
-from runtime.events.delivery_report import Reporter
+from runtime.events.delivery_report import DeliveryReporter
 from runtime.events.envelope import Envelope, encode
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy, Reject
@@ -62,8 +62,8 @@ class Served:
         processor = Processor(
             self._dispatch, MemoryRecords() if records else None, Policy(draw=lambda: 0.5), clock=lambda: 100.0
         )
-        reporter = Reporter("http", ["generate"], EventMetrics(self.metrics))
-        self._service = Service(processor, reporter, concurrency=concurrency, max_depth=100)
+        reporter = DeliveryReporter("http", ["generate"], EventMetrics(self.metrics))
+        self._service = CloudEventsService(processor, reporter, concurrency=concurrency, max_depth=100)
 
     async def _dispatch(self, envelope: Envelope, send_chunk: Any = None) -> Mapping[str, Any]:
         self.calls.append(envelope)
@@ -81,7 +81,7 @@ class Served:
         finally:
             self.running -= 1
 
-    async def post(self, body: Any, headers: Mapping[str, str] = {}, **options: Any) -> Answer:
+    async def post(self, body: Any, headers: Mapping[str, str] = {}, **options: Any) -> EventResponse:
         """A request: bytes go as they are, a list as a batch, a dict as an event."""
         kind = BATCH if isinstance(body, list) else STRUCTURED
         if not isinstance(body, bytes):

@@ -15,7 +15,7 @@ import redis as client
 
 from runtime.events.idempotency.factory import open_records
 from runtime.events.idempotency.memory import MemoryRecords
-from runtime.events.idempotency.records import Begun, Done, Mismatch, Records, RecordsAway, Taken
+from runtime.events.idempotency.records import Done, InProgress, Mismatch, Records, RecordsUnavailable, Started
 from runtime.events.idempotency.redis import RedisRecords
 from runtime.events.idempotency.sqlite import Moment, SqliteRecords
 from runtime.settings import Settings
@@ -83,14 +83,14 @@ async def records(place: Place) -> AsyncIterator[Records]:
 async def test_done_once(records: Records) -> None:
     """Begun, it is taken for everybody else; completed, it has its result, byte for byte."""
     result = bytes(range(256)) * 4000
-    assert await records.begin("k", "f", "a", LEASE) == Begun(0)
+    assert await records.begin("k", "f", "a", LEASE) == Started(0)
     found = await records.begin("k", "f", "b", LEASE)
-    assert isinstance(found, Taken)
+    assert isinstance(found, InProgress)
     assert LEASE - 60 < found.seconds <= LEASE
     assert await records.complete("k", "a", result, DAY)
     assert await records.begin("k", "f", "b", LEASE) == Done(result)
     assert await records.begin("k", "f", "a", LEASE) == Done(result)
-    assert await records.begin("other", "f", "b", LEASE) == Begun(0)
+    assert await records.begin("other", "f", "b", LEASE) == Started(0)
 
 
 async def test_empty_result(records: Records) -> None:
@@ -116,9 +116,9 @@ async def test_lapsed(records: Records, place: Place) -> None:
     await records.begin("k", "f", "a", LEASE)
     for lapsed, holder in enumerate("bcd", start=1):
         place.advance(9.9)
-        assert isinstance(await records.begin("k", "f", holder, LEASE), Taken)
+        assert isinstance(await records.begin("k", "f", holder, LEASE), InProgress)
         place.advance(0.2)
-        assert await records.begin("k", "f", holder, LEASE) == Begun(lapsed)
+        assert await records.begin("k", "f", holder, LEASE) == Started(lapsed)
 
 
 async def test_renewed(records: Records, place: Place) -> None:
@@ -127,21 +127,21 @@ async def test_renewed(records: Records, place: Place) -> None:
     for _ in range(4):
         place.advance(9)
         assert await records.renew("k", "a", LEASE)
-        assert isinstance(await records.begin("k", "f", "b", LEASE), Taken)
+        assert isinstance(await records.begin("k", "f", "b", LEASE), InProgress)
     place.advance(12)
     assert await records.renew("k", "a", LEASE)
-    assert isinstance(await records.begin("k", "f", "b", LEASE), Taken)
+    assert isinstance(await records.begin("k", "f", "b", LEASE), InProgress)
 
 
 async def test_too_late(records: Records, place: Place) -> None:
     """Who comes back to work that has passed to another can neither renew, complete nor release it."""
     await records.begin("k", "f", "a", LEASE)
     place.advance(11)
-    assert await records.begin("k", "f", "b", LEASE) == Begun(1)
+    assert await records.begin("k", "f", "b", LEASE) == Started(1)
     assert not await records.renew("k", "a", LEASE)
     assert not await records.complete("k", "a", b"late", DAY)
     await records.release("k", "a")
-    assert isinstance(await records.begin("k", "f", "c", LEASE), Taken)
+    assert isinstance(await records.begin("k", "f", "c", LEASE), InProgress)
     assert await records.complete("k", "b", b"first", DAY)
     assert not await records.complete("k", "a", b"late", DAY)
     assert not await records.renew("k", "a", LEASE)
@@ -153,13 +153,13 @@ async def test_nobodys(records: Records) -> None:
     assert not await records.renew("k", "a", LEASE)
     assert not await records.complete("k", "a", b"r", DAY)
     await records.release("k", "a")
-    assert await records.begin("k", "f", "b", LEASE) == Begun(0)
+    assert await records.begin("k", "f", "b", LEASE) == Started(0)
 
 
 async def test_told_twice(records: Records) -> None:
     """Whoever does not know whether it was heard says it again, to the same effect."""
-    assert await records.begin("k", "f", "a", LEASE) == Begun(0)
-    assert await records.begin("k", "f", "a", LEASE) == Begun(0)
+    assert await records.begin("k", "f", "a", LEASE) == Started(0)
+    assert await records.begin("k", "f", "a", LEASE) == Started(0)
     assert await records.complete("k", "a", b"r", DAY)
     assert await records.complete("k", "a", b"other", DAY)
     assert not await records.renew("k", "a", LEASE)
@@ -172,13 +172,13 @@ async def test_released(records: Records, place: Place) -> None:
     await records.begin("k", "f", "a", LEASE)
     await records.release("k", "a")
     await records.release("k", "a")
-    assert await records.begin("k", "f", "b", LEASE) == Begun(0)
+    assert await records.begin("k", "f", "b", LEASE) == Started(0)
     place.advance(11)
-    assert await records.begin("k", "f", "c", LEASE) == Begun(1)
+    assert await records.begin("k", "f", "c", LEASE) == Started(1)
     await records.release("k", "c")
     assert not await records.renew("k", "c", LEASE)
     assert not await records.complete("k", "c", b"r", DAY)
-    assert await records.begin("k", "f", "d", LEASE) == Begun(1)
+    assert await records.begin("k", "f", "d", LEASE) == Started(1)
 
 
 async def test_forgotten(records: Records, place: Place) -> None:
@@ -189,10 +189,10 @@ async def test_forgotten(records: Records, place: Place) -> None:
     place.advance(23)
     assert await records.begin("done", "f", "b", LEASE) == Done(b"r")
     place.advance(2)
-    assert await records.begin("done", "other", "b", LEASE) == Begun(0)
+    assert await records.begin("done", "other", "b", LEASE) == Started(0)
     place.advance(10)
     assert not await records.complete("lapsed", "a", b"r", DAY)
-    assert await records.begin("lapsed", "other", "b", LEASE) == Begun(0)
+    assert await records.begin("lapsed", "other", "b", LEASE) == Started(0)
 
 
 async def test_the_clock_goes_back(records: Records, place: Place) -> None:
@@ -200,12 +200,12 @@ async def test_the_clock_goes_back(records: Records, place: Place) -> None:
     await records.begin("k", "f", "a", LEASE)
     place.advance(-100)
     found = await records.begin("k", "f", "b", LEASE)
-    assert isinstance(found, Taken)
+    assert isinstance(found, InProgress)
     assert found.seconds <= LEASE
     place.advance(9)
-    assert isinstance(await records.begin("k", "f", "b", LEASE), Taken)
+    assert isinstance(await records.begin("k", "f", "b", LEASE), InProgress)
     place.advance(1.1)
-    assert await records.begin("k", "f", "b", LEASE) == Begun(1)
+    assert await records.begin("k", "f", "b", LEASE) == Started(1)
     assert not await records.complete("k", "a", b"late", DAY)
 
 
@@ -213,7 +213,7 @@ async def test_the_clock_goes_forth(records: Records, place: Place) -> None:
     """Work that seems lapsed goes to another: of the two that do it now, one completes it."""
     await records.begin("k", "f", "a", LEASE)
     place.advance(20)
-    assert await records.begin("k", "f", "b", LEASE) == Begun(1)
+    assert await records.begin("k", "f", "b", LEASE) == Started(1)
     assert [await records.complete("k", holder, holder.encode(), DAY) for holder in "ab"] == [False, True]
     assert await records.begin("k", "f", "c", LEASE) == Done(b"b")
 
@@ -225,7 +225,7 @@ async def test_a_crowd(place: Place) -> None:
         found = await asyncio.gather(
             *(opened[n % len(opened)].begin(f"k{turn}", "f", f"holder {n}", LEASE) for n in range(50))
         )
-        assert sorted(type(one).__name__ for one in found) == ["Begun", *["Taken"] * 49]
+        assert sorted(type(one).__name__ for one in found) == ["Started", *["InProgress"] * 49]
     for one in opened:
         await one.close()
 
@@ -241,7 +241,7 @@ async def test_cancelled(place: Place) -> None:
         done = task.done()
         task.cancel()
         await asyncio.wait({task})
-        expected = Taken if done else Begun
+        expected = InProgress if done else Started
         assert isinstance(await records.begin(f"k{turns}", "f", "b", LEASE), expected)
     await records.close()
 
@@ -262,7 +262,7 @@ async def test_cancelled_at_random_moments(place: Place) -> None:
 
     assert await cancel_at_random(work, 0.01) == 0
     for number in range(next(numbers)):
-        assert isinstance(await records.begin(str(number), "f", "b", LEASE), Begun | Done)
+        assert isinstance(await records.begin(str(number), "f", "b", LEASE), Started | Done)
     await records.close()
 
 
@@ -271,7 +271,7 @@ async def test_shared_and_lasting(place: Place) -> None:
     """Two on one place are one, and what is known outlives them."""
     first, second = place.open(), place.open()
     await first.begin("done", "f", "a", LEASE)
-    assert isinstance(await second.begin("done", "f", "b", LEASE), Taken)
+    assert isinstance(await second.begin("done", "f", "b", LEASE), InProgress)
     await first.complete("done", "a", b"r", DAY)
     assert await second.begin("done", "f", "b", LEASE) == Done(b"r")
     await first.begin("running", "f", "a", LEASE)
@@ -279,7 +279,7 @@ async def test_shared_and_lasting(place: Place) -> None:
     await second.close()
     again = place.open()
     assert await again.begin("done", "f", "b", LEASE) == Done(b"r")
-    assert isinstance(await again.begin("running", "f", "b", LEASE), Taken)
+    assert isinstance(await again.begin("running", "f", "b", LEASE), InProgress)
     assert await again.complete("running", "a", b"late", DAY)
     await again.close()
 
@@ -308,10 +308,10 @@ class Model:
             return Done(found["result"])
         elif found["holder"] not in (None, holder):
             if self.now < found["ends"]:
-                return Taken
+                return InProgress
             found["lapsed"] += 1
         found.update(holder=holder, ends=self.now + hours)
-        return Begun(found["lapsed"])
+        return Started(found["lapsed"])
 
     def renew(self, key: str, holder: str, hours: float) -> bool:
         found = self._get(key)
@@ -384,10 +384,10 @@ async def test_open(kind: str, made: Callable[..., Records], tmp_path: Path) -> 
     assert type(records) is made
     assert os.listdir(tmp_path) == []
     if kind == "sqlite":
-        assert await records.begin("k", "f", "a", 1) == Begun(0)
+        assert await records.begin("k", "f", "a", 1) == Started(0)
         assert "events.sqlite" in os.listdir(tmp_path / "cache")
     if kind == "redis":
-        with pytest.raises(RecordsAway, match="Redis"):
+        with pytest.raises(RecordsUnavailable, match="Redis"):
             await records.begin("k", "f", "a", 1)
     await records.close()
 

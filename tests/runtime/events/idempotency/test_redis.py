@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import redis as client
 
-from runtime.events.idempotency.records import Begun, Done, RecordsAway, Taken
+from runtime.events.idempotency.records import Done, InProgress, RecordsUnavailable, Started
 from runtime.events.idempotency.redis import RedisRecords
 from runtime.storage.redis import SharedRedis
 from tests.attacks.faults import FAULTS
@@ -24,9 +24,9 @@ async def test_a_bad_line(monkeypatch: pytest.MonkeyPatch) -> None:
             records = RedisRecords(SharedRedis(url, lambda: clock), prefix)
             for fault in FAULTS:
                 name = fault.__name__
-                assert await records.begin(f"done {name}", "f", "a", 3600) == Begun(0)
+                assert await records.begin(f"done {name}", "f", "a", 3600) == Started(0)
                 assert await records.complete(f"done {name}", "a", b"r", 3600)
-                assert await records.begin(f"running {name}", "f", "a", 3600) == Begun(0)
+                assert await records.begin(f"running {name}", "f", "a", 3600) == Started(0)
                 fault(proxy)
                 monkeypatch.setattr("runtime.storage.redis._SLICES", 2)
                 for call in (
@@ -36,14 +36,14 @@ async def test_a_bad_line(monkeypatch: pytest.MonkeyPatch) -> None:
                     records.release(f"running {name}", "b"),
                 ):
                     async with asyncio.timeout(PATIENCE):
-                        with pytest.raises(RecordsAway, match="Redis"):
+                        with pytest.raises(RecordsUnavailable, match="Redis"):
                             await call
                     clock += 1
                 monkeypatch.undo()
                 proxy.heal()
                 proxy.cut()
                 assert await records.begin(f"done {name}", "f", "b", 3600) == Done(b"r"), name
-                assert isinstance(await records.begin(f"running {name}", "f", "b", 3600), Taken), name
+                assert isinstance(await records.begin(f"running {name}", "f", "b", 3600), InProgress), name
                 assert await records.complete(f"running {name}", "a", b"late", 3600), name
             await records.close()
 
@@ -55,13 +55,13 @@ async def test_lost_answers() -> None:
             clock = 0.0
             records = RedisRecords(SharedRedis(url, lambda: clock), prefix)
             for call, answer in (
-                (lambda: records.begin("k", "f", "a", 3600), Begun(0)),
+                (lambda: records.begin("k", "f", "a", 3600), Started(0)),
                 (lambda: records.renew("k", "a", 3600), True),
                 (lambda: records.complete("k", "a", b"r", 3600), True),
                 (lambda: records.release("k", "a"), None),
             ):
                 proxy.down.stall_after = 0
-                with pytest.raises(RecordsAway):
+                with pytest.raises(RecordsUnavailable):
                     await call()
                 proxy.heal()
                 clock += 1
@@ -85,9 +85,9 @@ async def test_nothing_stays_for_ever() -> None:
         await records.complete("k", "a", b"r", 7000)
         assert left("k") == 7000
         await records.begin("lapsed", "f", "a", 0.001)
-        while not isinstance(await records.begin("lapsed", "f", "b", 1000), Begun):
+        while not isinstance(await records.begin("lapsed", "f", "b", 1000), Started):
             pass
         await records.release("lapsed", "b")
         assert left("lapsed") == 86_400
-        assert await records.begin("lapsed", "f", "c", 1000) == Begun(1)
+        assert await records.begin("lapsed", "f", "c", 1000) == Started(1)
         await records.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.events.idempotency.records import Begun, Done, RecordsAway, Taken
+from runtime.events.idempotency.records import Done, InProgress, RecordsUnavailable, Started
 from runtime.events.idempotency.sqlite import Moment, SqliteRecords, moment
 from tests.support.damage import damages
 from tests.support.full_disk import full_disk
@@ -64,14 +64,14 @@ async def test_the_wall_clock_is_set(records: SqliteRecords, machine: Machine, h
     await records.begin("running", "f", "a", 10)
     machine.wall += hours * 3600
     assert await records.begin("done", "f", "b", 10) == Done(b"r")
-    assert await records.begin("running", "f", "b", 10) == Taken(10)
+    assert await records.begin("running", "f", "b", 10) == InProgress(10)
     machine.advance(10)
-    assert await records.begin("running", "f", "b", 10) == Begun(1)
+    assert await records.begin("running", "f", "b", 10) == Started(1)
     assert not await records.complete("running", "a", b"late", DAY)
     machine.advance(DAY - 11)
     assert await records.begin("done", "f", "b", 10) == Done(b"r")
     machine.advance(1)
-    assert await records.begin("done", "f", "b", 10) == Begun(0)
+    assert await records.begin("done", "f", "b", 10) == Started(0)
 
 
 async def test_a_reboot(records: SqliteRecords, machine: Machine) -> None:
@@ -80,12 +80,12 @@ async def test_a_reboot(records: SqliteRecords, machine: Machine) -> None:
     await records.complete("done", "a", b"r", DAY)
     await records.begin("running", "f", "a", 1000)
     machine.reboot(UNIX + 500)
-    assert await records.begin("running", "f", "b", 10) == Taken(500)
+    assert await records.begin("running", "f", "b", 10) == InProgress(500)
     assert await records.begin("done", "f", "b", 10) == Done(b"r")
     machine.advance(600)
-    assert await records.begin("running", "f", "b", 10) == Begun(1)
+    assert await records.begin("running", "f", "b", 10) == Started(1)
     machine.reboot(UNIX + DAY)
-    assert await records.begin("done", "f", "b", 10) == Begun(0)
+    assert await records.begin("done", "f", "b", 10) == Started(0)
 
 
 async def test_a_reboot_with_a_wrong_clock(records: SqliteRecords, machine: Machine) -> None:
@@ -95,14 +95,14 @@ async def test_a_reboot_with_a_wrong_clock(records: SqliteRecords, machine: Mach
     machine.advance(100)
     await records.begin("running", "f", "a", 10)
     machine.reboot(0)
-    assert await records.begin("running", "f", "b", 10) == Taken(10)
+    assert await records.begin("running", "f", "b", 10) == InProgress(10)
     machine.advance(10)
-    assert await records.begin("running", "f", "b", 10) == Begun(1)
+    assert await records.begin("running", "f", "b", 10) == Started(1)
     machine.wall = UNIX  # and now it is set
     machine.advance(DAY - 111)
     assert await records.begin("done", "f", "b", 10) == Done(b"r")
     machine.advance(1)
-    assert await records.begin("done", "f", "b", 10) == Begun(0)
+    assert await records.begin("done", "f", "b", 10) == Started(0)
 
 
 def test_this_machine() -> None:
@@ -149,7 +149,7 @@ async def test_damaged(
     await records.close()
     damage(_file(tmp_path))
     records = SqliteRecords(_file(tmp_path), machine)
-    assert await records.begin("7", "f", "b", 10) == Begun(0)
+    assert await records.begin("7", "f", "b", 10) == Started(0)
     assert await records.complete("7", "b", b"r", DAY)
     assert await records.begin("7", "f", "c", 10) == Done(b"r")
     await records.close()
@@ -160,11 +160,11 @@ async def test_removed_while_open(tmp_path: Path, machine: Machine) -> None:
     """Two that have a file open, which somebody removes, take up the same new one."""
     first, second = SqliteRecords(_file(tmp_path), machine), SqliteRecords(_file(tmp_path), machine)
     await first.begin("k", "f", "a", 10)
-    assert await second.begin("k", "f", "b", 10) == Taken(10)
+    assert await second.begin("k", "f", "b", 10) == InProgress(10)
     for path in _file(tmp_path).parent.iterdir():
         path.unlink()
-    assert await first.begin("k", "f", "c", 10) == Begun(0)
-    assert await second.begin("k", "f", "d", 10) == Taken(10)
+    assert await first.begin("k", "f", "c", 10) == Started(0)
+    assert await second.begin("k", "f", "d", 10) == InProgress(10)
     await first.close()
     await second.close()
 
@@ -179,9 +179,9 @@ async def test_full_disk(records: SqliteRecords, tmp_path: Path) -> None:
     """What has no room on the disk fails and leaves what was; it goes on once there is room."""
     await records.begin("k", "f", "a", 10)
     largest = max(path.stat().st_size for path in _file(tmp_path).parent.iterdir())
-    with full_disk(largest), pytest.raises(RecordsAway, match=r"events\.sqlite"):
+    with full_disk(largest), pytest.raises(RecordsUnavailable, match=r"events\.sqlite"):
         await records.complete("k", "a", bytes(10**6), DAY)
-    assert await records.begin("k", "f", "b", 10) == Taken(10)
+    assert await records.begin("k", "f", "b", 10) == InProgress(10)
     assert await records.complete("k", "a", bytes(10**6), DAY)
 
 
@@ -189,10 +189,10 @@ async def test_no_place_for_a_file(records: SqliteRecords, tmp_path: Path) -> No
     """A folder that cannot be made is a failure with the reason; it works once it can."""
     (tmp_path / "cache").write_text("in the way")
     for call in (records.begin("k", "f", "a", 10), records.renew("k", "a", 10), records.release("k", "a")):
-        with pytest.raises(RecordsAway, match=r"events\.sqlite"):
+        with pytest.raises(RecordsUnavailable, match=r"events\.sqlite"):
             await call
     (tmp_path / "cache").unlink()
-    assert await records.begin("k", "f", "a", 10) == Begun(0)
+    assert await records.begin("k", "f", "a", 10) == Started(0)
 
 
 async def test_locked(tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ async def test_locked(tmp_path: Path, machine: Machine, monkeypatch: pytest.Monk
     await records.begin("k", "f", "a", 10)
     other = sqlite3.connect(_file(tmp_path), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(RecordsAway, match="locked"):
+    with pytest.raises(RecordsUnavailable, match="locked"):
         await records.complete("k", "a", b"r", DAY)
     other.execute("ROLLBACK")
     other.close()
@@ -272,6 +272,6 @@ async def test_killed(tmp_path: Path) -> None:
             found = await records.begin(str(each), "f", "other", 10)
             assert found == Done(f"killed {each} ".encode() * 2000)
         # The one it died over may be free, taken or done, and nothing else; those after it are free.
-        assert type(await records.begin(str(done), "f", "other", 10)) in (Begun, Taken, Done)
-        assert await records.begin(str(done + 1), "f", "other", 10) == Begun(0)
+        assert type(await records.begin(str(done), "f", "other", 10)) in (Started, InProgress, Done)
+        assert await records.begin(str(done + 1), "f", "other", 10) == Started(0)
         await records.close()

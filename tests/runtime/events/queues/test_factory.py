@@ -10,7 +10,7 @@ import pytest
 
 from runtime.errors import SettingsError
 from runtime.events.queues import factory as sources
-from runtime.events.queues.base import QueueOptions
+from runtime.events.queues.base import BrokerAdapter, QueueOptions
 
 
 def options(url: str) -> QueueOptions:
@@ -22,8 +22,8 @@ def options(url: str) -> QueueOptions:
 def test_an_adapter_is_asked(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the options, and says how things are called on its broker; nothing is imported before that."""
     module: Any = ModuleType("adapter")
-    module.QueueSource = module.QueueSubmitter = lambda queue: (module, queue)
-    module.NAMES, module.REPLY_PREFIXES = ("a", "b", "c"), ("x.",)
+    opened: Any = lambda queue: (module, queue)  # noqa: E731
+    module.ADAPTER = BrokerAdapter(opened, opened, names=("a", "b", "c"), reply_prefixes=("x.",))
     monkeypatch.setitem(sys.modules, sources._ADAPTERS[scheme][0], module)
     queue = options(f"{scheme}://host:1")
     assert sources.open_source(queue) == (module, queue)

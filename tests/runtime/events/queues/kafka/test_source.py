@@ -24,12 +24,12 @@ from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.factory import names, open_source, open_submitter, reply_prefixes
 from runtime.events.queues.kafka import connection as kafka_link
 from runtime.events.queues.kafka import source as kafka
 from runtime.events.queues.kafka.connection import client_options, ensure_topics
-from runtime.events.queues.kafka.source import NAMES, REPLY_PREFIXES, KafkaDelivery, QueueSource, QueueSubmitter
+from runtime.events.queues.kafka.source import NAMES, REPLY_PREFIXES, KafkaDelivery, KafkaSource, KafkaSubmitter
 from tests.support.kafka_broker import KAFKA_URL, MockKafka, mock_kafka
 from tests.support.queue_work import Opened, echo, eventually, one, work
 
@@ -42,7 +42,7 @@ class Bench(Opened):
     """One test's topics, and plain clients beside the adapter."""
 
     def __init__(self, options: QueueOptions, producer: AIOKafkaProducer, stack: AsyncExitStack) -> None:
-        super().__init__(options, QueueSource, QueueSubmitter, stack)
+        super().__init__(options, KafkaSource, KafkaSubmitter, stack)
         self._producer = producer
 
     async def publish(self, value: bytes | None = BODY, **details: Any) -> None:
@@ -117,8 +117,8 @@ async def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_sources_finds_the_adapter() -> None:
     """kafka:// is this adapter's."""
     options = QueueOptions("kafka://host", "a", "b", "c", "d")
-    assert isinstance(open_source(options), QueueSource)
-    assert isinstance(open_submitter(options), QueueSubmitter)
+    assert isinstance(open_source(options), KafkaSource)
+    assert isinstance(open_submitter(options), KafkaSubmitter)
     assert names("kafka://host") == NAMES
     assert reply_prefixes("kafka://host") == REPLY_PREFIXES
 
@@ -144,19 +144,19 @@ def test_what_a_url_says() -> None:
 def test_a_wrong_url_is_named(url: str) -> None:
     """By its setting, and without the password."""
     with pytest.raises(SettingsError, match="EVENTS_URL") as caught:
-        QueueSource(QueueOptions(url, "a", "b", "c", "d"))
+        KafkaSource(QueueOptions(url, "a", "b", "c", "d"))
     assert "s3cret" not in str(caught.value)
 
 
 async def test_nobody_there(unused_tcp_port: int) -> None:
     """Is a broker that is away, and the password stays untold."""
     options = QueueOptions(f"kafka://me:s3cret@127.0.0.1:{unused_tcp_port}", "a", "b", "c", "d")
-    source, submitter = QueueSource(options), QueueSubmitter(options)
+    source, submitter = KafkaSource(options), KafkaSubmitter(options)
     for connect in (source.open, submitter.open, source.lag, lambda: source.fetch(1, 1.0)):
-        with pytest.raises(BrokerAway) as caught:
+        with pytest.raises(BrokerUnavailable) as caught:
             await connect()
         assert "s3cret" not in f"{caught.value!r}{source.name}"
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await submitter.submit(ASKED, wait=True)
     await source.close()
     await submitter.close()
@@ -243,7 +243,7 @@ async def test_only_what_is_settled_without_a_gap_is_committed(bench: Bench) -> 
     for number in (3, 0, 2):
         await deliveries[number].settle(deliveries[number].envelope(), Ack({}))
     await source.close()
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await deliveries[1].settle(deliveries[1].envelope(), Ack({}))
     assert sorted(answer.key for answer in await bench.all(bench.options.results)) == [b"0", b"2", b"3"]
     other = await bench.source()
@@ -398,7 +398,7 @@ async def test_topics_are_made_with_as_many_copies_as_there_are_brokers() -> Non
     admin.code = 36  # TOPIC_ALREADY_EXISTS: another worker was faster
     await kafka_link._make(admin, {"a": {}})
     admin.controller = -1  # one is being chosen
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await kafka_link._make(admin, {"a": {}})
     admin.controller = 1
     admin.code = 29  # TOPIC_AUTHORIZATION_FAILED
@@ -480,10 +480,10 @@ async def test_a_start_that_failed_is_begun_anew(bench: Bench, monkeypatch: pyte
     async def away(self: AIOKafkaConsumer) -> None:
         raise KafkaConnectionError("away")
 
-    source = QueueSource(bench.options)
+    source = KafkaSource(bench.options)
     with monkeypatch.context() as patch:
         patch.setattr(AIOKafkaConsumer, "start", away)
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await source.open()
     await source.open()
     await bench.publish()
@@ -507,13 +507,13 @@ async def test_a_broker_that_goes_and_comes_back(
     async def away() -> bool:
         try:
             return bool(await source.fetch(1, 0.1))
-        except BrokerAway:
+        except BrokerUnavailable:
             return True
 
     assert await eventually(away)
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await delivery.settle(delivery.envelope(), Ack({}))
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await source.open()
     mock.up()
 
@@ -521,7 +521,7 @@ async def test_a_broker_that_goes_and_comes_back(
         try:
             await source.open()
             await delivery.settle(delivery.envelope(), Ack({}))
-        except BrokerAway:
+        except BrokerUnavailable:
             return False
         return True
 
@@ -549,8 +549,8 @@ async def test_work_goes_on_when_another_worker_comes(bench: Bench) -> None:
         try:
             await delivery.settle(delivery.envelope(), Ack({}))
             settled.add(delivery.envelope().id)
-        except BrokerAway:
-            with pytest.raises(BrokerAway):
+        except BrokerUnavailable:
+            with pytest.raises(BrokerUnavailable):
                 await delivery.extend()
     assert len(settled) == 2
     assert await first.fetch(4, 1.0) == []
@@ -565,11 +565,11 @@ async def test_work_goes_on_when_another_worker_comes(bench: Bench) -> None:
 
 DIES = """
 import asyncio, sys
-from runtime.events.queues.kafka.source import QueueSource
+from runtime.events.queues.kafka.source import KafkaSource
 from runtime.events.queues.base import QueueOptions
 
 async def main():
-    source = QueueSource(QueueOptions(*sys.argv[1:6], operation="generate", ack_seconds=float(sys.argv[6])))
+    source = KafkaSource(QueueOptions(*sys.argv[1:6], operation="generate", ack_seconds=float(sys.argv[6])))
     await source.open()
     while not await source.fetch(1, 1.0):
         pass

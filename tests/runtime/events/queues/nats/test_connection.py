@@ -14,8 +14,8 @@ import trustme
 
 from runtime.errors import SettingsError
 from runtime.events.outcome import Ack
-from runtime.events.queues.base import BrokerAway, QueueOptions
-from runtime.events.queues.nats.source import NAMES, QueueSource
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
+from runtime.events.queues.nats.source import NAMES, NatsSource
 from tests.attacks.fault_proxy import FaultProxy
 from tests.support.nats_server import NATS_URL, NatsServer, own_nats_server, own_streams
 from tests.support.nats_work import (
@@ -47,7 +47,7 @@ async def test_a_connection_that_is_reset_mends_itself() -> None:
             async def told() -> bool:
                 try:
                     return await source.lag() == 0
-                except BrokerAway:
+                except BrokerUnavailable:
                     return False
 
             await eventually(told)
@@ -57,7 +57,7 @@ async def test_a_connection_that_is_reset_mends_itself() -> None:
             async def away() -> bool:
                 try:
                     await source.fetch(1, 0.05)
-                except BrokerAway as error:
+                except BrokerUnavailable as error:
                     return "NATS" in str(error)
                 return False
 
@@ -83,7 +83,7 @@ async def test_nothing_is_kept_back_while_there_is_no_server(server: NatsServer)
         ]
         for call in calls:
             async with asyncio.timeout(20):
-                with pytest.raises(BrokerAway):
+                with pytest.raises(BrokerUnavailable):
                     await call()
         server.start()
         await eventually(lambda: opens(source))
@@ -98,7 +98,7 @@ async def test_a_closed_source_stays_closed_until_opened(options: QueueOptions) 
         await publish(options, {"prompt": "hi"})
         (delivery,) = await source.fetch(1, 5)
         await source.close()
-        with pytest.raises(BrokerAway, match="is closed"):
+        with pytest.raises(BrokerUnavailable, match="is closed"):
             await delivery.extend()
         await source.open()
         await settle(delivery)
@@ -120,18 +120,18 @@ async def test_credentials_are_used_and_never_shown(
     secrets = ("p@ss:w/rd", "p%40ss", "s3cret-t", "wr0ng")
     with own_nats_server(tmp_path, config) as server:
         url = server.url.replace("nats://", f"nats://{user}@")
-        source = QueueSource(QueueOptions(url, "A", "g", "B", "C"))
+        source = NatsSource(QueueOptions(url, "A", "g", "B", "C"))
         await source.open()
         assert not any(secret in source.name for secret in secrets)
         server.kill()
-        with pytest.raises(BrokerAway) as away:
+        with pytest.raises(BrokerUnavailable) as away:
             await source.lag()
         await source.close()
         server.start()
-        wrong = QueueSource(QueueOptions(server.url.replace("nats://", "nats://wr0ng:wr0ng@"), "A", "g", "B", "C"))
+        wrong = NatsSource(QueueOptions(server.url.replace("nats://", "nats://wr0ng:wr0ng@"), "A", "g", "B", "C"))
         with pytest.raises(SettingsError, match="refuses these credentials") as caught:
             await wrong.open()
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await wrong.fetch(1, 0.1)
         await wrong.close()
     shown = caplog.text + str(away.value) + str(caught.value)
@@ -150,7 +150,7 @@ async def test_tls_is_never_given_up(options: QueueOptions) -> None:
     host, _, port = address.rpartition(":")
     async with FaultProxy(host, int(port)) as proxy:
         proxy.up.garble = note
-        source = QueueSource(replace(options, url=f"tls://user:s3cret@127.0.0.1:{proxy.port}"))
+        source = NatsSource(replace(options, url=f"tls://user:s3cret@127.0.0.1:{proxy.port}"))
         with pytest.raises(SettingsError, match="tls:// asks for TLS"):
             await source.open()
         await source.close()
@@ -166,8 +166,8 @@ async def test_tls_is_used_where_the_server_has_it(tmp_path: Path, monkeypatch: 
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     config = f"tls {{ cert_file: '{tmp_path / 'cert.pem'}', key_file: '{tmp_path / 'key.pem'}' }}"
     with own_nats_server(tmp_path, config) as server:
-        source = QueueSource(QueueOptions(f"tls://localhost:{server.port}", "A", "g", "B", "C"))
-        with pytest.raises(BrokerAway, match="CERTIFICATE_VERIFY_FAILED"):
+        source = NatsSource(QueueOptions(f"tls://localhost:{server.port}", "A", "g", "B", "C"))
+        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
             await source.open()
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         await eventually(lambda: opens(source))
@@ -192,7 +192,7 @@ async def test_tls_is_used_where_the_server_has_it(tmp_path: Path, monkeypatch: 
 def test_a_wrong_url_is_refused_without_showing_it(url: str) -> None:
     """A URL that is none stops the start; the message shows nothing of it, for it may hold a password."""
     with pytest.raises(SettingsError) as caught:
-        QueueSource(QueueOptions(url, *NAMES[:1], "g", *NAMES[1:]))
+        NatsSource(QueueOptions(url, *NAMES[:1], "g", *NAMES[1:]))
     assert "EVENTS_URL" in str(caught.value)
     assert "s3cr" not in str(caught.value)
 

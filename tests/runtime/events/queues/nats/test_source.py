@@ -14,7 +14,7 @@ import runtime.events.queues.nats.source as nats_source
 from runtime.errors import InvalidRequest, PayloadTooLarge, TooManyRequests
 from runtime.events.envelope import encode
 from runtime.events.outcome import Ack, Retry
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 from runtime.events.queues.nats import connection as nats_link
 from runtime.events.queues.nats.source import NAMES, REPLY_PREFIXES
 from tests.attacks.fault_proxy import FaultProxy
@@ -316,7 +316,7 @@ async def test_a_cut_network_hands_the_work_on(monkeypatch: pytest.MonkeyPatch) 
             await publish(options, {"prompt": "hi"}, Warmstart_Id="a")
             (lost,) = await cut.fetch(1, 5)
             proxy.up.stall_after = proxy.down.stall_after = 0
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await lost.settle(lost.envelope(), Ack({"by": "cut"}))
             (taken,) = await other.fetch(1, 10)
             proxy.heal()  # what it sent arrives now, late
@@ -334,7 +334,7 @@ async def test_a_deleted_consumer_is_made_again_on_opening(
     monkeypatch.setattr(nats_source, "REQUEST_SECONDS", 0.5)
     async with opened(options) as source, real_nats() as client:
         await client.jetstream().delete_consumer(options.stream, options.group)
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await source.fetch(1, 0.05)
         await source.open()
         await publish(options, {"prompt": "hi"})

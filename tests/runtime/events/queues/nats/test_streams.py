@@ -14,8 +14,8 @@ from nats.js.errors import ServiceUnavailableError
 
 from runtime.errors import SettingsError
 from runtime.events.outcome import Ack
-from runtime.events.queues.base import BrokerAway, QueueOptions
-from runtime.events.queues.nats.source import NAMES, QueueSource, QueueSubmitter
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
+from runtime.events.queues.nats.source import NAMES, NatsSource, NatsSubmitter
 from runtime.events.queues.nats.streams import token
 from tests.support.nats_server import own_nats_server, real_nats
 from tests.support.nats_work import eventually, opened, publish, read_all, settle, waiting, work
@@ -67,7 +67,7 @@ async def test_a_refusal_for_another_reason_is_no_answer(options: QueueOptions) 
         await js.update_stream(config.evolve(max_msgs=1))
         await publish(options, {"prompt": "b"}, Warmstart_Id="b")
         (delivery,) = await source.fetch(1, 5)
-        with pytest.raises(BrokerAway, match="maximum messages exceeded"):
+        with pytest.raises(BrokerUnavailable, match="maximum messages exceeded"):
             await settle(delivery)
         assert await waiting(options) == 1
         await js.update_stream(config.evolve(max_msgs=10))
@@ -84,7 +84,7 @@ async def test_full_dead_letters_keep_the_message(options: QueueOptions) -> None
         await js.update_stream(config.evolve(max_bytes=1))
         await publish(options, b"no json")
         (delivery,) = await source.fetch(1, 5)
-        with pytest.raises(BrokerAway, match="refuses a message to the stream"):
+        with pytest.raises(BrokerUnavailable, match="refuses a message to the stream"):
             await settle(delivery)
         assert await read_all(options, options.results) == []
         assert await waiting(options) == 1
@@ -92,7 +92,7 @@ async def test_full_dead_letters_keep_the_message(options: QueueOptions) -> None
 
 async def test_nothing_is_made_that_is_not_to_be(options: QueueOptions) -> None:
     """Without leave to create, a missing stream or consumer stops the start and is named; nothing was made."""
-    source = QueueSource(replace(options, create=False))
+    source = NatsSource(replace(options, create=False))
     with pytest.raises(SettingsError, match=rf"no stream {options.stream},"):
         await source.open()
     async with opened(options), real_nats() as client:
@@ -129,7 +129,7 @@ async def test_a_stream_that_forgets_answers_is_refused(
     )
     async with real_nats() as client:
         await client.jetstream().add_stream(good.evolve(**change))
-    source = QueueSource(options)
+    source = NatsSource(options)
     with pytest.raises(SettingsError, match=message) as caught:
         await source.open()
     assert options.results in str(caught.value)
@@ -154,7 +154,7 @@ async def test_a_consumer_that_would_lose_work_is_refused(
         js = client.jetstream()
         await js.add_stream(StreamConfig(name=options.stream, subjects=[f"{options.stream}.>"]))
         await js.add_consumer(options.stream, config.evolve(durable_name=options.group))
-    source = QueueSource(options)
+    source = NatsSource(options)
     if message is None:
         await source.open()
     else:
@@ -166,7 +166,7 @@ async def test_a_consumer_that_would_lose_work_is_refused(
 async def test_a_second_group_on_a_queue_is_refused(options: QueueOptions) -> None:
     """A stream of work has one group; another is told so at start instead of stealing half of the messages."""
     async with opened(options):
-        source = QueueSource(replace(options, group="others"))
+        source = NatsSource(replace(options, group="others"))
         with pytest.raises(SettingsError, match="refuses the group others"):
             await source.open()
         await source.close()
@@ -192,7 +192,7 @@ async def test_without_jetstream_the_start_says_so(tmp_path: Path) -> None:
         server.kill()
         server.arguments = ["-a", "127.0.0.1"]
         server.start()
-        source = QueueSource(QueueOptions(server.url, "A", "g", "B", "C"))
+        source = NatsSource(QueueOptions(server.url, "A", "g", "B", "C"))
         with pytest.raises(SettingsError, match="nats-server -js"):
             await source.open()
         await source.close()
@@ -202,8 +202,8 @@ async def test_without_jetstream_the_start_says_so(tmp_path: Path) -> None:
 def test_wrong_names_are_refused(change: dict[str, str]) -> None:
     """Names that NATS does not take, or one for two streams, stop the start."""
     good = QueueOptions("nats://host", NAMES[0], "g", NAMES[1], NAMES[2])
-    QueueSource(good)
+    NatsSource(good)
     with pytest.raises(SettingsError, match=r"stream|group|dead"):
-        QueueSource(replace(good, **change))
+        NatsSource(replace(good, **change))
     with pytest.raises(SettingsError, match=r"stream|group|dead"):
-        QueueSubmitter(replace(good, **change))
+        NatsSubmitter(replace(good, **change))

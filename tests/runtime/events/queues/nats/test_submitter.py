@@ -9,7 +9,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from runtime.errors import InvalidRequest
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from tests.support.nats_server import real_nats
 from tests.support.nats_work import envelope, opened, settle, settle_one, submit, submitting, work
 
@@ -38,7 +38,7 @@ async def test_a_stream_that_takes_no_such_message_is_told_of(options: QueueOpti
     async with real_nats() as client:
         await client.jetstream().add_stream(StreamConfig(name=options.stream, subjects=[f"theirs-{options.stream}.*"]))
         async with submitting(options) as submitter:
-            with pytest.raises(BrokerAway, match=r"no responders|no stream"):
+            with pytest.raises(BrokerUnavailable, match=r"no responders|no stream"):
                 await submitter.submit(envelope("a", "hi"), wait=True)
 
 

@@ -24,10 +24,16 @@ from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
-from runtime.events.queues.base import BrokerAway, QueueOptions, Reply
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.factory import names, open_source, open_submitter, reply_prefixes
 from runtime.events.queues.rabbitmq.connection import WAITS, waiting
-from runtime.events.queues.rabbitmq.source import NAMES, REPLY_PREFIXES, QueueSource, QueueSubmitter, RabbitDelivery
+from runtime.events.queues.rabbitmq.source import (
+    NAMES,
+    REPLY_PREFIXES,
+    RabbitMQDelivery,
+    RabbitMQSource,
+    RabbitMQSubmitter,
+)
 from tests.attacks.fault_proxy import FaultProxy
 from tests.support.queue_work import Opened, echo, eventually, one, work
 from tests.support.rabbitmq_server import own_queues, own_rabbitmq, real_rabbitmq
@@ -40,7 +46,7 @@ class Bench(Opened):
     """One test's queues, and a plain client beside the adapter."""
 
     def __init__(self, options: QueueOptions, channel: aio_pika.abc.AbstractChannel, stack: AsyncExitStack) -> None:
-        super().__init__(options, QueueSource, QueueSubmitter, stack)
+        super().__init__(options, RabbitMQSource, RabbitMQSubmitter, stack)
         self.channel = channel
 
     async def publish(self, body: bytes = BODY, **properties: Any) -> None:
@@ -73,8 +79,8 @@ async def bench() -> AsyncIterator[Bench]:
 def test_sources_finds_the_adapter() -> None:
     """amqp:// and amqps:// are this adapter's."""
     options = QueueOptions("amqps://host", "a", "b", "c", "d")
-    assert isinstance(open_source(options), QueueSource)
-    assert isinstance(open_submitter(options), QueueSubmitter)
+    assert isinstance(open_source(options), RabbitMQSource)
+    assert isinstance(open_submitter(options), RabbitMQSubmitter)
     assert names("amqp://host") == NAMES
     assert reply_prefixes("amqp://host") == REPLY_PREFIXES
 
@@ -83,7 +89,7 @@ def test_sources_finds_the_adapter() -> None:
 def test_a_wrong_url_is_named(url: str) -> None:
     """The setting that holds it is."""
     with pytest.raises(SettingsError, match="EVENTS_URL"):
-        QueueSource(QueueOptions(url, "a", "b", "c", "d"))
+        RabbitMQSource(QueueOptions(url, "a", "b", "c", "d"))
 
 
 async def test_a_message_is_read_and_answered(bench: Bench) -> None:
@@ -116,7 +122,7 @@ async def test_a_message_is_read_and_answered(bench: Bench) -> None:
     assert await bench.count(bench.options.stream) == 0  # it was acknowledged
 
 
-def bare(**properties: Any) -> RabbitDelivery:
+def bare(**properties: Any) -> RabbitMQDelivery:
     """A message as other libraries send it: the one of the tests gives each an id."""
     found = DeliveredMessage(
         delivery=spec.Basic.Deliver("tag", 1, False, "", "queue"),
@@ -124,8 +130,8 @@ def bare(**properties: Any) -> RabbitDelivery:
         body=BODY,
         channel=None,  # type: ignore[arg-type]
     )
-    source = QueueSource(QueueOptions("amqp://host", "a", "b", "c", "d", operation="generate"))
-    return RabbitDelivery(source, aio_pika.IncomingMessage(found))
+    source = RabbitMQSource(QueueOptions("amqp://host", "a", "b", "c", "d", operation="generate"))
+    return RabbitMQDelivery(source, aio_pika.IncomingMessage(found))
 
 
 def test_the_correlation_id_stands_in_for_an_id() -> None:
@@ -177,7 +183,7 @@ async def test_it_takes_no_more_than_there_is_room_for(bench: Bench) -> None:
     assert await source.lag() == 10 - len(first)
     second = await source.fetch(2, 1.0)  # with the first still unsettled
     assert 1 <= len(second) <= 2
-    rest: list[RabbitDelivery] = []
+    rest: list[RabbitMQDelivery] = []
     while found := await other.fetch(10, 0.2):
         rest += found
     ids = [delivery.envelope().id for delivery in (*first, *second, *rest)]
@@ -214,7 +220,7 @@ async def test_another_worker_gets_what_one_leaves_behind(bench: Bench) -> None:
     assert delivery.attempt == 1
     await gone.close()
     assert (await one(other)).envelope().attempt == 2
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await delivery.settle(delivery.envelope(), Ack({}))
     assert await bench.count(bench.options.results) == 0
 
@@ -334,24 +340,24 @@ async def test_no_password_is_told(bench: Bench, caplog: pytest.LogCaptureFixtur
     url = f"amqp://nobody:s3cret@{place.hostname}:{place.port}/"
     with pytest.raises(SettingsError, match="EVENTS_URL: RabbitMQ refuses the user or the password") as caught:
         await bench.source(url=url)
-    assert "s3cret" not in f"{caught.value!r}{caplog.text}{QueueSource(replace(bench.options, url=url)).name}"
+    assert "s3cret" not in f"{caught.value!r}{caplog.text}{RabbitMQSource(replace(bench.options, url=url)).name}"
 
 
 async def test_a_virtual_host_that_is_not_there(bench: Bench) -> None:
     """The server closes the connection without a word that gets here; the message says what to look at."""
     place = urlsplit(bench.options.url)
-    with pytest.raises(BrokerAway, match="virtual host"):
+    with pytest.raises(BrokerUnavailable, match="virtual host"):
         await bench.source(url=f"amqp://{place.username}:{place.password}@{place.hostname}:{place.port}/nowhere")
 
 
 async def test_nobody_there(bench: Bench, unused_tcp_port: int) -> None:
     """Is a broker that is away."""
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await bench.source(url=f"amqp://127.0.0.1:{unused_tcp_port}")
-    source = QueueSource(bench.options)
-    with pytest.raises(BrokerAway):
+    source = RabbitMQSource(bench.options)
+    with pytest.raises(BrokerUnavailable):
         await source.fetch(1, 1.0)
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await source.lag()
     await source.close()
 
@@ -362,7 +368,7 @@ async def test_an_answer_that_arrives_nowhere_is_no_answer(bench: Bench) -> None
     await bench.publish()
     delivery = await one(source)
     await bench.channel.queue_delete(bench.options.results)
-    with pytest.raises(BrokerAway, match="NO_ROUTE"):
+    with pytest.raises(BrokerUnavailable, match="NO_ROUTE"):
         await delivery.settle(delivery.envelope(), Ack({}))
     await (await bench.source()).close()  # it makes what is missing
     await delivery.settle(delivery.envelope(), Ack({}))
@@ -384,7 +390,7 @@ async def test_a_queue_that_takes_no_more_is_a_broker_away(bench: Bench) -> None
         try:
             await delivery.settle(delivery.envelope(), Ack({}))
             settled += 1
-        except BrokerAway:
+        except BrokerUnavailable:
             kept.append(delivery)
     assert kept
     assert await bench.count(bench.options.results) == settled
@@ -523,15 +529,15 @@ async def test_a_cut_connection_loses_nothing(bench: Bench) -> None:
         await asyncio.wait([fetching], timeout=0.05)
         proxy.cut()
         async with asyncio.timeout(10):
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await fetching
         for delivery in deliveries:
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await delivery.settle(delivery.envelope(), Ack({}))
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await delivery.extend()
         proxy.refuse = True
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await source.open()
         proxy.heal()
         await source.open()
@@ -552,7 +558,7 @@ async def test_a_silent_network_gives_the_work_to_another(bench: Bench) -> None:
         second = await one(other)
         assert second.envelope().attempt == 2
         await second.settle(second.envelope(), Ack({}))
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await delivery.settle(delivery.envelope(), Ack({}))
         assert await bench.count(bench.options.results) == 1
 
@@ -565,9 +571,9 @@ async def test_who_waits_hears_that_the_connection_ended(bench: Bench) -> None:
         replies = await submitter.submit(envelope, wait=True)
         proxy.cut()
         async with asyncio.timeout(10):
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await anext(replies)
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await submitter.submit(envelope, wait=True)
         await submitter.open()
         replies = await submitter.submit(envelope, wait=True)
@@ -606,7 +612,7 @@ async def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, unused_tcp_
     with own_rabbitmq(tmp_path, ports) as node:
         options = QueueOptions(node.url, "work", "warmstart", "work.results", "work.dead", operation="generate")
         await node.answers()
-        source = QueueSource(options)
+        source = RabbitMQSource(options)
         await source.open()
         async with await aio_pika.connect(node.url) as connection:
             bench = Bench(options, await connection.channel(), AsyncExitStack())
@@ -630,7 +636,7 @@ async def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, unused_tcp_
     assert {len(bodies) for bodies in answers.values()} == {1}
 
 
-async def settled(source: QueueSource, processor: Processor, rounds: int = 1000) -> bool:
+async def settled(source: RabbitMQSource, processor: Processor, rounds: int = 1000) -> bool:
     """Whether nothing is left to do; as much is done as the server lets one."""
     try:
         for _ in range(rounds):
@@ -643,9 +649,9 @@ async def settled(source: QueueSource, processor: Processor, rounds: int = 1000)
                 return not any(queue.declaration_result.message_count for queue in waits)
             for delivery in deliveries:
                 await delivery.settle(delivery.envelope(), await processor(delivery.envelope()))
-    except BrokerAway:
+    except BrokerUnavailable:
         try:
             await source.open()
-        except BrokerAway:
+        except BrokerUnavailable:
             await asyncio.sleep(0.2)
     return False

@@ -18,9 +18,9 @@ from runtime.errors import SettingsError
 from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack
-from runtime.events.queues.base import BrokerAway, QueueOptions
+from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 from runtime.events.queues.redis import connection as redis_link
-from runtime.events.queues.redis.source import QueueSource
+from runtime.events.queues.redis.source import RedisSource
 from tests.attacks.faults import FAULTS
 from tests.support.fakes import until
 from tests.support.models import ROOT
@@ -48,14 +48,14 @@ async def queue() -> AsyncIterator[Queue]:
 def test_wrong_url(url: str, queue: Queue) -> None:
     """What is no URL is an error at start, with the setting's name and without what it holds."""
     with pytest.raises(SettingsError, match="EVENTS_URL") as caught:
-        QueueSource(replace(queue.options, url=url))
+        RedisSource(replace(queue.options, url=url))
     assert "hunter2" not in str(caught.value)
 
 
 def test_three_streams(queue: Queue) -> None:
     """Work, results and dead letters are not the same stream: answers would be taken for work."""
     with pytest.raises(SettingsError, match="must be three"):
-        QueueSource(replace(queue.options, results=queue.options.stream))
+        RedisSource(replace(queue.options, results=queue.options.stream))
 
 
 async def test_password(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_password(tmp_path: Path) -> None:
         queue.add()
         assert len(await fetch(source)) == 1
         assert "hunter2" not in source.name
-        wrong = QueueSource(replace(queue.options, url=own.url.replace("hunter2", "hunter3")))
+        wrong = RedisSource(replace(queue.options, url=own.url.replace("hunter2", "hunter3")))
         with pytest.raises(SettingsError, match="EVENTS_URL") as caught:
             await wrong.open()
         assert "hunter" not in str(caught.value)
@@ -115,8 +115,8 @@ async def test_permissions(tmp_path: Path) -> None:
 
 async def test_nobody_answers() -> None:
     """Where there is no Redis, that is known at once."""
-    source = QueueSource(QueueOptions("redis://127.0.0.1:1/0", "a", "g", "b", "c"))
-    with pytest.raises(BrokerAway, match="Redis"):
+    source = RedisSource(QueueOptions("redis://127.0.0.1:1/0", "a", "g", "b", "c"))
+    with pytest.raises(BrokerUnavailable, match="Redis"):
         await source.open()
     await source.close()
 
@@ -138,7 +138,7 @@ async def test_a_bad_line(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None
                 source.open(),
             ):
                 async with asyncio.timeout(PATIENCE):
-                    with pytest.raises(BrokerAway):
+                    with pytest.raises(BrokerUnavailable):
                         await call
             monkeypatch.undo()
             proxy.heal()
@@ -156,7 +156,7 @@ async def test_nonsense(queue: Queue, answer: bytes) -> None:
     async with proxied_redis() as (proxy, url):
         source = await queue.source(url=url)
         proxy.down.garble = lambda piece: answer
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await source.fetch(1, 0)
         await source.close()
 
@@ -172,12 +172,12 @@ async def test_cut_off_for_longer_than_its_lease(queue: Queue) -> None:
         proxy.cut()
         await asyncio.wait_for(run_worker(other, processing(echo, records), lambda: queue.left() == 0), PATIENCE)
         for delivery in held:
-            with pytest.raises(BrokerAway):
+            with pytest.raises(BrokerUnavailable):
                 await delivery.settle(delivery.envelope(), Ack({"late": True}))
         proxy.heal()
         await source.open()
         for delivery in held:
-            with pytest.raises(BrokerAway, match="another worker"):
+            with pytest.raises(BrokerUnavailable, match="another worker"):
                 await delivery.extend()
             await delivery.settle(delivery.envelope(), Ack({"late": True}))
         assert sorted(one["Warmstart-Id"] for one in queue.results()) == sorted(ids)
@@ -193,10 +193,10 @@ async def test_redis_is_killed(tmp_path: Path) -> None:
     records, echo, sent = MemoryRecords(), Echo(), 300
     read: Counter[str] = Counter()
 
-    async def persist(source: QueueSource) -> None:
+    async def persist(source: RedisSource) -> None:
         """A worker that outlives its broker."""
         while sum(read.values()) < sent:
-            with suppress(BrokerAway):
+            with suppress(BrokerUnavailable):
                 await source.open()
                 await run_worker(source, processing(echo, records), lambda: sum(read.values()) >= sent)
             await asyncio.sleep(0.01)
@@ -205,7 +205,7 @@ async def test_redis_is_killed(tmp_path: Path) -> None:
         for number in range(sent):
             work = asking({"n": number}, f"id-{number}")
             while True:
-                with suppress(BrokerAway):
+                with suppress(BrokerUnavailable):
                     await submitter.submit(work, wait=False)
                     break
                 await asyncio.sleep(0.01)
@@ -226,7 +226,7 @@ async def test_redis_is_killed(tmp_path: Path) -> None:
                 read[entry[1][b"Warmstart-Id"].decode()] += 1
         await client.aclose()
 
-    sources = [QueueSource(replace(queue.options, ack_seconds=0.5)) for _ in range(2)]
+    sources = [RedisSource(replace(queue.options, ack_seconds=0.5)) for _ in range(2)]
     tasks = [asyncio.create_task(one) for one in (submit(), read_results(), *map(persist, sources))]
     try:
         for kill in range(5):

@@ -16,9 +16,9 @@ from runtime.errors import Draining, InternalError, InvalidRequest, SettingsErro
 from runtime.events.envelope import encode
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack, Reject, Retry
-from runtime.events.queues.base import BrokerAway, Reply
+from runtime.events.queues.base import BrokerUnavailable, Reply
 from runtime.events.queues.redis import source as redis_streams
-from runtime.events.queues.redis.source import QueueSource, QueueSubmitter
+from runtime.events.queues.redis.source import RedisSource, RedisSubmitter
 from tests.support.fakes import until
 from tests.support.redis_queue import (
     PATIENCE,
@@ -124,7 +124,7 @@ async def test_a_reply_stream_that_is_none(queue: Queue) -> None:
     queue.server.set(reply_to, "a string")
     id = queue.add(Warmstart_Reply_To=reply_to)
     (delivery,) = await fetch(await queue.source())
-    with pytest.raises(BrokerAway, match="WRONGTYPE"):
+    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
         await delivery.send_chunk(delivery.envelope(), 0, {})
     await handle(processing(Echo()), delivery)
     assert len(queue.answer(id)) == len(queue.results()) == 1
@@ -296,7 +296,7 @@ async def test_abandoned(queue: Queue) -> None:
     queue.abandon(late)
     (mine,) = await other.fetch(1, 0)
     assert (mine.envelope().id, mine.attempt) == (id, 2)
-    with pytest.raises(BrokerAway, match="another worker"):
+    with pytest.raises(BrokerUnavailable, match="another worker"):
         await late.extend()
     await late.settle(late.envelope(), Retry(0, SLOW))
     assert await source.fetch(1, 0) == []
@@ -336,7 +336,7 @@ async def test_given_to_the_same_again(queue: Queue) -> None:
     queue.abandon(first)
     (second,) = await fetch(source)
     assert second.attempt == 2
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await first.extend()
     await second.extend()
 
@@ -375,7 +375,7 @@ async def test_later(queue: Queue) -> None:
     await again.settle(again.envelope(), Ack({}))
     assert await other.fetch(1, 0.3) == []
     assert queue.pending() == {second: ("waiting", 1)}
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         await put_off.extend()  # under way when it was put off
     assert queue.pending() == {second: ("waiting", 1)}
     queue.server.zadd(other.later, {second: 0})
@@ -453,7 +453,7 @@ async def test_delivered_to_a_broken_line(queue: Queue) -> None:
         proxy.down.cut_after = 0
         proxy.cut()
         proxy.refuse = True
-        with pytest.raises(BrokerAway):
+        with pytest.raises(BrokerUnavailable):
             await fetching
         assert queue.pending() == {id: (source.consumer, 1)}
         proxy.heal()
@@ -487,7 +487,7 @@ async def test_deleted(queue: Queue) -> None:
     await later.settle(later.envelope(), Retry(0, SLOW))
     queue.abandon(abandoned)
     queue.server.xdel(queue.options.stream, *ids[:3])
-    with pytest.raises(BrokerAway, match="deleted"):
+    with pytest.raises(BrokerUnavailable, match="deleted"):
         await working.extend()
     assert await source.fetch(4, 0) == []
     assert set(queue.pending()) == {ids[3]}
@@ -511,7 +511,7 @@ async def test_the_group_is_removed(queue: Queue) -> None:
         lambda: queue.server.delete(queue.options.stream),
     ):
         remove()
-        with pytest.raises(BrokerAway, match="NOGROUP"):
+        with pytest.raises(BrokerUnavailable, match="NOGROUP"):
             await source.fetch(1, 0)
         await source.open()
         id = queue.add()
@@ -523,8 +523,8 @@ async def test_the_group_is_removed(queue: Queue) -> None:
 async def test_nothing_is_made_unasked(queue: Queue) -> None:
     """Without leave to make what is missing, that is an error which names it."""
     for opened in (
-        QueueSource(replace(queue.options, create=False)),
-        QueueSubmitter(replace(queue.options, create=False)),
+        RedisSource(replace(queue.options, create=False)),
+        RedisSubmitter(replace(queue.options, create=False)),
     ):
         with pytest.raises(SettingsError, match=queue.options.stream):
             await opened.open()
@@ -538,7 +538,7 @@ async def test_nothing_is_made_unasked(queue: Queue) -> None:
 async def test_another_kind_of_thing(queue: Queue, name: str) -> None:
     """Where something else has the name of a stream, that is an error at start which says so."""
     queue.server.set(getattr(queue.options, name), "x")
-    for opened in (QueueSource(queue.options), QueueSubmitter(queue.options)):
+    for opened in (RedisSource(queue.options), RedisSubmitter(queue.options)):
         with pytest.raises(SettingsError, match=f"{name if name != 'stream' else 'requests'} in Redis is a string"):
             await opened.open()
         await opened.close()
@@ -551,7 +551,7 @@ async def test_results_that_cannot_be_written(queue: Queue) -> None:
     (delivery,) = await fetch(source)
     for name in (queue.options.results, queue.options.dead):
         queue.server.set(name, "in the way")
-        with pytest.raises(BrokerAway, match="WRONGTYPE"):
+        with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
             await delivery.settle(delivery.envelope(), Reject(InvalidRequest("no")))
         assert queue.left() == len(queue.pending()) == 1
         queue.server.delete(name)
