@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
-from typing import Any
 
 import aiohttp_cors
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 import middleware
 from handlers.api.openapi import build
-from handlers.api.payload import body_payload, cache_headers, query_payload
-from handlers.api.routes import ROUTES, Route, speaks_openai
-from handlers.context import Context, Settle, free
+from handlers.api.routes import ROUTES, speaks_openai
+from handlers.context import Context
+from handlers.dispatch.consumer import consumer_of
 from handlers.dispatch.events import Dispatcher
 from handlers.dispatch.lookup import find
 from handlers.local import build_context, open_processor
-from handlers.operations import OPERATIONS, SCOPES, Operation
+from handlers.operations import OPERATIONS, SCOPES
 from handlers.operations.health import default_state
 from middleware.access import Access
-from middleware.request_keys import CALLER, PAYLOAD, REASON, SPEAKS_OPENAI
-from runtime.errors import InternalError, ServiceError
+from middleware.request_keys import AUDIT, SPEAKS_OPENAI
+from runtime.events.audit import EventAudit
+from runtime.events.consumer import Consumer
 from runtime.events.delivery_report import DeliveryReporter
-from runtime.json_answer import encoded
+from runtime.events.idempotency.records import Records
+from runtime.events.queues.base import QueueOptions
+from runtime.events.queues.factory import open_source
 from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
-from runtime.telemetry.exposition import ServiceStats, service_families
 from runtime.telemetry.metrics import Metrics
-from runtime.telemetry.request_scope import note_usage, request_caller, request_charge, request_usage
-from runtime.types import CacheStats, Caller
+from runtime.telemetry.request_scope import note_usage, request_caller
 from views import pages
+from views.app_keys import CONTEXT, METRICS, SETTINGS, STATE
 from views.events import Events
-
-_log = logging.getLogger("warmstart.app")
+from views.operations import caller_of, charge, operation_handler
+from views.probes import exposition, livez, readyz
 
 _PRELOAD_SECONDS = 0.03
-_JSON = "application/json; charset=utf-8"
 _EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # to pages
-
-CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
-METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
-SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
-STATE = web.AppKey[Callable[[], str]]("state")
-"""What ``/readyz`` says; all is well if that is ``ready``."""
 
 
 def create_app(
-    settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None, *, whole: bool = True
+    settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None, *, full_api: bool = True
 ) -> web.Application:
     """Wire everything together. Nothing is loaded until the application starts.
 
@@ -63,16 +52,14 @@ def create_app(
         settings: validated settings.
         ctx: another context than the real one (tests).
         metrics: those that the context's models feed; new ones if left out.
-        whole: all operations and pages; else probes, health and metrics only, for a process that works on other things.
+        full_api: all operations and pages; else probes, health and metrics only, for a process that works on other things.
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
         SettingsError: the keys' records are wrong, or EVENTS_OPERATIONS is.
     """
     metrics = metrics or Metrics()
-    ctx = replace(
-        ctx or build_context(settings, metrics), observe=note_usage, caller=request_caller.get, charge=_charge
-    )
+    ctx = replace(ctx or build_context(settings, metrics), observe=note_usage, caller=request_caller.get, charge=charge)
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
     app[METRICS] = metrics
@@ -82,8 +69,8 @@ def create_app(
     access = Access(admin=admin, scopes=SCOPES)
     app[SPEAKS_OPENAI] = speaks_openai
     middleware.install(app, settings, access, metrics)
-    for route in ROUTES if whole else [route for route in ROUTES if route.operation == "health"]:
-        handler = _adapter(find(route.operation, ctx), route, settings)
+    for route in ROUTES if full_api else [route for route in ROUTES if route.operation == "health"]:
+        handler = operation_handler(find(route.operation, ctx), route, settings)
         access.operations[handler] = route.operation
         if route.operation == "health":
             access.open.add(handler)
@@ -91,19 +78,19 @@ def create_app(
             app.router.add_get(route.path, handler)  # answers HEAD too
         else:
             app.router.add_route(route.method, route.path, handler)
-    if whole:
+    if full_api:
         dispatch = Dispatcher(ctx, settings.events_operations)
         reporter = DeliveryReporter("http", OPERATIONS, metrics.events)
-        events = Events(settings, partial(open_processor, settings, dispatch), reporter, _caller)
+        events = Events(settings, partial(open_processor, settings, dispatch), reporter, caller_of)
         app.router.add_post("/events", events.handle)
         access.operations[events.handle] = "events"
         app.on_cleanup.append(events.close)
-    app.router.add_get("/livez", _livez)
-    app.router.add_get("/readyz", _readyz)
-    access.open |= {_livez, _readyz}
-    app.router.add_get("/metrics", _metrics)
-    access.operations[_metrics] = "metrics"
-    if whole:
+    app.router.add_get("/livez", livez)
+    app.router.add_get("/readyz", readyz)
+    access.open |= {livez, readyz}
+    app.router.add_get("/metrics", exposition)
+    access.operations[exposition] = "metrics"
+    if full_api:
         page_handlers = pages.add_routes(app, lambda: build(ROUTES, ctx.version))
         if settings.open_pages:
             access.open |= page_handlers
@@ -113,106 +100,49 @@ def create_app(
     return app
 
 
-async def _charge(most: int) -> Settle:
-    return await (request_charge.get() or free)(most)
+@dataclass(frozen=True, slots=True)
+class EventWorker:
+    """A consumer of a queue, beside the application that shows how it does.
+
+    Args:
+        app: serves probes and metrics, or all of HTTP.
+        consumer: not running yet.
+        records: of events that were handled; to be closed at the end.
+    """
+
+    app: web.Application
+    consumer: Consumer
+    records: Records | None
 
 
-def _adapter(operation: Operation, route: Route, settings: Settings) -> Handler:
-    """An aiohttp handler that calls an operation."""
+def create_worker(settings: Settings, queue: QueueOptions, *, full_api: bool) -> EventWorker:
+    """Wire a worker for a queue together. Nothing is loaded or connected until it runs.
 
-    async def adapter(request: web.Request) -> web.StreamResponse:
-        request_caller.set(_caller(request))
-        payload = await _payload(request, route, settings.max_json_depth)
-        if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
-            payload |= _cache_control(request)
-        if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
-            _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
-        request[PAYLOAD] = payload
-        ctx = request.app[CONTEXT]
-        if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
-            return await _send_events(request, operation.stream(payload, ctx))
-        body = await encoded(await operation.handle(payload, ctx))
-        return web.Response(body=body, headers={"Content-Type": _JSON} | _cache_headers())
+    Args:
+        settings: validated settings.
+        queue: the queue to read.
+        full_api: serve all of HTTP beside it, else probes, health and metrics.
 
-    return adapter
+    Raises:
+        ModelUnavailable: see ``create_app``.
+        SettingsError: see ``create_app``; the broker's URL is wrong or its library is not installed.
+    """
+    source = open_source(queue)
+    app = create_app(settings, full_api=full_api)
+    ctx = app[CONTEXT]
+    processor, records = open_processor(settings, Dispatcher(ctx, settings.events_operations))
+    audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
+    reporter = DeliveryReporter(source.name, OPERATIONS, app[METRICS].events, audit)
+    consumer = consumer_of(settings, source, ctx, processor, reporter)
+    model_state = app[STATE]
 
+    def state() -> str:
+        found = model_state()
+        # A broker that is away is no reason to send interactive requests to another replica.
+        return found if found != "ready" or (full_api and consumer.state == "connecting") else consumer.state
 
-def _caller(request: web.Request) -> str:
-    """Tells callers apart: by the key, or where none is asked for by the credentials sent; "" without any."""
-    caller: Caller | None = request.get(CALLER)
-    if caller is not None:
-        return caller.id
-    sent = [request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")]
-    return sha256(repr(sent).encode("utf-8", "surrogateescape")).hexdigest() if any(sent) else ""
-
-
-def _cache_control(request: web.Request) -> dict[str, str]:
-    lines = request.headers.getall("Cache-Control", [])
-    return {"cache_control": ", ".join(lines).encode("ascii", "ignore").decode()} if lines else {}
-
-
-def _cache_headers() -> dict[str, str]:
-    return cache_headers(request_usage.get() or {})
-
-
-async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
-    named = {field: request.match_info[field] for field in route.fields}
-    if route.method in ("GET", "DELETE"):
-        return query_payload(route, named, {name: request.query.getall(name) for name in request.query})
-    body = await request.read() if request.body_exists else None
-    return body_payload(named, body, request.content_type, request.charset, max_depth)
-
-
-async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
-    """Server-sent events (HTML Living Standard section 9.2), the way OpenAI uses them: data lines, ``[DONE]`` last."""
-    async with aclosing(events):
-        # Whatever can be wrong is known by the first event, while a plain error can still be answered.
-        first = await anext(events, None)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            | _cache_headers()
-        )
-        await response.prepare(request)
-        try:
-            if first is not None:
-                await _send(response, first)
-            async for event in events:
-                await _send(response, event)
-            await response.write(b"data: [DONE]\n\n")
-        except ServiceError as error:
-            request[REASON] = error.code
-            await _send(response, error.openai())
-        except ConnectionError:
-            raise
-        except Exception:
-            _log.exception("a stream failed")
-            request[REASON] = InternalError.code
-            await _send(response, InternalError("the stream failed").openai())
-        await response.write_eof()
-        return response
-
-
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
-
-
-async def _livez(request: web.Request) -> web.Response:
-    alive = request.app[CONTEXT].models.alive
-    return web.json_response({"status": "alive" if alive else "dead"}, status=200 if alive else 503)
-
-
-async def _readyz(request: web.Request) -> web.Response:
-    state = request.app[STATE]()
-    return web.json_response({"status": state}, status=200 if state == "ready" else 503)
-
-
-async def _metrics(request: web.Request) -> web.Response:
-    ctx = request.app[CONTEXT]
-    cache = CacheStats() if ctx.cache is None else await ctx.cache.stats()
-    service = ServiceStats(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
-    accept = ",".join(request.headers.getall("Accept", []))
-    body, content_type = request.app[METRICS].render(accept, service_families(service))
-    return web.Response(body=body, headers={"Content-Type": content_type})
+    app[STATE] = state
+    return EventWorker(app, consumer, records)
 
 
 def _allow_origins(app: web.Application, settings: Settings) -> None:

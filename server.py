@@ -15,32 +15,26 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+
+from handlers.cli.parser import build_parser
 
 try:
     from aiohttp import web
 
-    from app import CONTEXT, METRICS, STATE, create_app
-    from handlers.cli import admin, audit, generate, keys, models, sign, submit
+    from app import create_app, create_worker
     from handlers.cli import consume as consume_command
-    from handlers.cli.options import add_sampling, settings_of
+    from handlers.cli.options import settings_of
     from handlers.cli.queue_options import queue_of
-    from handlers.dispatch.events import Dispatcher
-    from handlers.local import open_processor
-    from handlers.operations import OPERATIONS
     from middleware.connection.limits import raise_fd_limit
     from middleware.connection.runner import DeadlineRunner
     from middleware.connection.tls import tls_of
-    from middleware.request_keys import AUDIT
     from runtime.errors import ServiceError, SettingsError
-    from runtime.events.audit import EventAudit
-    from runtime.events.delivery_report import DeliveryReporter
     from runtime.events.queues.base import QueueOptions
-    from runtime.events.queues.factory import open_source
     from runtime.model_pool.pool import LOAD_THREAD
     from runtime.model_pool.registry import Registry
     from runtime.settings import Settings
     from runtime.telemetry.logging import setup_logging
+    from views.app_keys import CONTEXT
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
 
@@ -73,46 +67,33 @@ async def serve(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def consume(settings: Settings, queue: QueueOptions, *, whole: bool) -> None:
+async def consume(settings: Settings, queue: QueueOptions, *, full_api: bool) -> None:
     """Work on a queue until SIGTERM or SIGINT, then drain: take no more, finish what runs, then HTTP's requests.
 
     Args:
         settings: validated settings.
         queue: to work on.
-        whole: serve all of HTTP beside it, else probes and metrics.
+        full_api: serve all of HTTP beside it, else probes and metrics.
 
     Raises:
         SettingsError: as for ``serve``; EVENTS_OPERATIONS or the broker's URL is wrong, or the broker refuses what is
             asked for.
     """
-    source = open_source(queue)
-    app = create_app(settings, whole=whole)
-    ctx = app[CONTEXT]
-    processor, records = open_processor(settings, Dispatcher(ctx, settings.events_operations))
-    event_audit = EventAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
-    reporter = DeliveryReporter(source.name, OPERATIONS, app[METRICS].events, event_audit)
-    consumer = consume_command.consumer_of(settings, source, ctx, processor, reporter)
-    model_state, loop = app[STATE], asyncio.get_running_loop()
-
-    def state() -> str:
-        found = model_state()
-        # A broker that is away is no reason to send people's requests elsewhere.
-        return found if found != "ready" or (whole and consumer.state == "connecting") else consumer.state
-
-    app[STATE] = state
-    async with _listening(app, settings) as stop:
-        working, stopping = asyncio.create_task(consumer.run()), asyncio.create_task(stop.wait())
+    worker = create_worker(settings, queue, full_api=full_api)
+    loop = asyncio.get_running_loop()
+    async with _listening(worker.app, settings) as stop:
+        working, stopping = asyncio.create_task(worker.consumer.run()), asyncio.create_task(stop.wait())
         await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         _log.info("draining for up to %g s", settings.drain_seconds)
         end = loop.time() + settings.drain_seconds
-        consumer.stop()
+        worker.consumer.stop()
         try:
             await working
         finally:
-            if records is not None:
-                await records.close()
-            await _close_models(app, max(0.0, end - loop.time()))
+            if worker.records is not None:
+                await worker.records.close()
+            await _close_models(worker.app, max(0.0, end - loop.time()))
     _log.info("stopped")
 
 
@@ -200,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
     """
     _accept_any_text()
-    status = _run(_parser().parse_args(arguments))
+    status = _run(build_parser(_serve, _consume).parse_args(arguments))
     if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
         # A load nobody waits for any more. Python cannot stop it, and torch aborts if the interpreter ends beneath it.
         logging.shutdown()
@@ -239,52 +220,6 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="warmstart", description="Serve small language models from plain Python.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, text: str, *, model: bool = True) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
-        if model:
-            added.add_argument("--model", help="instead of MODEL_NAME")
-        return added
-
-    sub = command("serve", _serve, "Run the HTTP service.")
-    sub.add_argument("--host", help="instead of HOST")
-    sub.add_argument("--port", type=int, help="instead of PORT")
-    sub = command(
-        "invoke",
-        generate.run_invoke,
-        "Call an operation with a JSON payload, or with one per line of standard input.",
-    )
-    sub.add_argument("operation", choices=OPERATIONS)
-    sub.add_argument("payload", nargs="?", default="-", help="a JSON object; - reads JSON lines (the default)")
-    sub = command("generate", generate.run_generate, "Complete a text.")
-    sub.add_argument("prompt")
-    sub.add_argument("--stream", action="store_true", help="print tokens as they come")
-    add_sampling(sub)
-    sub = command("chat", generate.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
-    sub.add_argument("--system", help="the system prompt")
-    add_sampling(sub)
-    models.add(commands)
-    consume_command.add(commands, _consume)
-    submit.add(commands)
-    keys.add(commands)
-    sign.add(commands)
-    audit.add(commands)
-    sub = command("pull", admin.run_pull, "Download or convert a model ahead of time.", model=False)
-    sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
-    sub = command(
-        "bench", admin.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
-    )
-    sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
-    sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
-    sub = command("config", admin.run_config, "Print all settings.", model=False)
-    sub.add_argument("--markdown", action="store_true", help="as a table for the README")
-    return parser
-
-
 def _serve(options: argparse.Namespace) -> None:
     settings = settings_of(options, host=options.host, port=options.port)
     setup_logging(settings.log_format, settings.log_level)
@@ -295,7 +230,7 @@ def _consume(options: argparse.Namespace) -> None:
     settings = consume_command.worker_settings(options)
     queue = queue_of(options, settings, options.url, options.operation)
     setup_logging(settings.log_format, settings.log_level)
-    asyncio.run(consume(settings, queue, whole=options.serve))
+    asyncio.run(consume(settings, queue, full_api=options.serve))
 
 
 if __name__ == "__main__":

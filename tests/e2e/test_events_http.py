@@ -266,7 +266,7 @@ async def test_a_sender_that_goes_away() -> None:
 
 async def test_a_worker_has_no_such_route(aiohttp_client: Client) -> None:
     """The side port of a process that takes its work from a queue is for probes."""
-    http = await aiohttp_client(create_app(Settings.load(), fake_context(), whole=False))
+    http = await aiohttp_client(create_app(Settings.load(), fake_context(), full_api=False))
     assert (await http.post("/events", json=event(), headers=STRUCTURED)).status == 404
 
 

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from handlers.cli import consume as consume_command
-from handlers.cli.consume import consumer_of, model_ready, worker_settings
+from handlers.cli.consume import worker_settings
 from handlers.cli.queue_options import queue_of
+from handlers.dispatch.consumer import consumer_of, model_ready
 from handlers.dispatch.events import Dispatcher
 from handlers.operations import OPERATIONS
 from runtime.errors import ModelUnavailable, SettingsError

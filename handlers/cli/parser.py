@@ -1,0 +1,66 @@
+"""The parser of ``warmstart COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from handlers.cli import admin, audit, generate, keys, models, sign, submit
+from handlers.cli import consume as consume_command
+from handlers.cli.options import add_sampling
+from handlers.operations import OPERATIONS
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
+    """All commands; ``run`` of the parsed options is the function that carries the command out.
+
+    Args:
+        serve: carries out ``warmstart serve``.
+        consume: carries out ``warmstart consume``.
+    """
+    parser = argparse.ArgumentParser(prog="warmstart", description="Serve small language models from plain Python.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, *, model: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        if model:
+            added.add_argument("--model", help="instead of MODEL_NAME")
+        return added
+
+    sub = command("serve", serve, "Run the HTTP service.")
+    sub.add_argument("--host", help="instead of HOST")
+    sub.add_argument("--port", type=int, help="instead of PORT")
+    sub = command(
+        "invoke",
+        generate.run_invoke,
+        "Call an operation with a JSON payload, or with one per line of standard input.",
+    )
+    sub.add_argument("operation", choices=OPERATIONS)
+    sub.add_argument("payload", nargs="?", default="-", help="a JSON object; - reads JSON lines (the default)")
+    sub = command("generate", generate.run_generate, "Complete a text.")
+    sub.add_argument("prompt")
+    sub.add_argument("--stream", action="store_true", help="print tokens as they come")
+    add_sampling(sub)
+    sub = command("chat", generate.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
+    sub.add_argument("--system", help="the system prompt")
+    add_sampling(sub)
+    models.add(commands)
+    consume_command.add(commands, consume)
+    submit.add(commands)
+    keys.add(commands)
+    sign.add(commands)
+    audit.add(commands)
+    sub = command("pull", admin.run_pull, "Download or convert a model ahead of time.", model=False)
+    sub.add_argument("name", help="catalogue name, hub id with optional @revision, folder, or .gguf file")
+    sub = command(
+        "bench", admin.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
+    )
+    sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
+    sub = command("config", admin.run_config, "Print all settings.", model=False)
+    sub.add_argument("--markdown", action="store_true", help="as a table for the README")
+    return parser

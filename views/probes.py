@@ -1,0 +1,31 @@
+"""Probes for orchestrators and the exposition for Prometheus."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from runtime.telemetry.exposition import ServiceStats, service_families
+from runtime.types import CacheStats
+from views.app_keys import CONTEXT, METRICS, STATE
+
+
+async def livez(request: web.Request) -> web.Response:
+    """``/livez``: 503 once only a new process would help."""
+    alive = request.app[CONTEXT].models.alive
+    return web.json_response({"status": "alive" if alive else "dead"}, status=200 if alive else 503)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """``/readyz``: 200 only when requests will be answered."""
+    state = request.app[STATE]()
+    return web.json_response({"status": state}, status=200 if state == "ready" else 503)
+
+
+async def exposition(request: web.Request) -> web.Response:
+    """``/metrics``: Prometheus' text format, or OpenMetrics where ``Accept`` prefers it."""
+    ctx = request.app[CONTEXT]
+    cache = CacheStats() if ctx.cache is None else await ctx.cache.stats()
+    service = ServiceStats(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
+    accept = ",".join(request.headers.getall("Accept", []))
+    body, content_type = request.app[METRICS].render(accept, service_families(service))
+    return web.Response(body=body, headers={"Content-Type": content_type})
