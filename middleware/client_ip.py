@@ -26,7 +26,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
-from middleware.forwarded_header import _MAX_FORWARDED, _PAIR, SOURCES, Headers, Source
+from middleware.forwarded_header import MAX_CHARS, SOURCES, Headers, MalformedForwarded, Source, elements
 from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Address, Network, NetworkSet, unmap
@@ -111,32 +111,16 @@ def _listed(lines: Sequence[str]) -> Iterator[str]:
 def _forwarded(lines: Sequence[str]) -> Iterator[str]:
     """The nodes of a Forwarded header (RFC 7239 section 4) from the right; "" for an element that names no client.
 
-    A comma inside quotes separates nothing, and whether a place is inside quotes can only be told from the left. So the
-    whole list is parsed from the left, and one that is malformed anywhere is denied: guessing would let a stray quote
-    at the left swallow what our own proxy appended. For the same reason a quoted string never spans two lines.
+    One that is malformed anywhere is denied: guessing would let a stray quote at the left swallow what our own proxy
+    appended.
     """
-    if sum(map(len, lines)) > _MAX_FORWARDED:
-        raise _denied(f"Forwarded is longer than {_MAX_FORWARDED} characters", lines[-1])
-    return reversed([node for line in lines for node in _elements(line)])
-
-
-def _elements(line: str) -> Iterator[str]:
-    position, seen, node, separator = 0, set[str](), "", ","
-    while separator:
-        pair = _PAIR.match(line, position)
-        if pair is None:
-            raise _denied("Forwarded is malformed", line[position:])
-        if pair["name"]:
-            name = pair["name"].lower()
-            if name in seen:  # section 4: "Each parameter MUST NOT occur more than once per field-value"
-                raise _denied("a parameter twice in one Forwarded element", line[position:])
-            seen.add(name)
-            if name == "for":
-                node = _HIDDEN_PORT.sub("", pair["token"] or re.sub(r"\\(.)", r"\1", pair["quoted"]))
-        position, separator = pair.end(), pair["separator"]
-        if separator != ";":
-            yield node
-            seen, node = set(), ""
+    if sum(map(len, lines)) > MAX_CHARS:
+        raise _denied(f"Forwarded is longer than {MAX_CHARS} characters", lines[-1])
+    try:
+        parsed = [element for line in lines for element in elements(line)]
+    except MalformedForwarded as error:
+        raise _denied(error.reason, error.rest) from None
+    return (_HIDDEN_PORT.sub("", element.get("for", "")) for element in reversed(parsed))
 
 
 def _address(entry: str) -> Address:

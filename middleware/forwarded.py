@@ -21,7 +21,7 @@ from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, istr
 
-from middleware.forwarded_header import Headers, Source
+from middleware.forwarded_header import MAX_CHARS, Headers, MalformedForwarded, Source, elements
 from middleware.request_keys import ORIGIN, PEER, Origin
 from runtime.errors import InvalidRequest
 from runtime.networks import Network, NetworkSet, unmap
@@ -33,16 +33,6 @@ _SCHEMES = ("http", "https")
 _PEERS = 1024  # whose standing is remembered
 _HOSTS = 1024  # that are remembered as good ones, with what stands beside them; of ...
 _SHORT = 300  # ... so many characters at most
-_MAX_FORWARDED = 8192  # characters of Forwarded that are read
-# One parameter of a Forwarded element, and the separator after it, as in client_ip.
-_PAIR = re.compile(
-    r"""[ \t]*(?:
-          (?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)
-          =(?: (?P<token>[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+) | "(?P<quoted>[^"\\\x00-\x1f\x7f]*)" )
-          [ \t]*
-        )?(?P<separator>[,;]|\Z)""",
-    re.VERBOSE,
-)
 
 
 def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:
@@ -108,25 +98,16 @@ def _last(lines: Sequence[str]) -> str | None:
 
 
 def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
-    """``proto`` and ``host`` of the rightmost element. Whether a comma is quoted is only known from the line's left."""
-    found: dict[str, str] = {}
+    """``proto`` and ``host`` of the rightmost element."""
     if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
         return None, None
-    line = lines[-1]
-    position, separator = 0, ","
-    while separator:
-        pair = _PAIR.match(line, position) if len(line) <= _MAX_FORWARDED else None
-        if pair is None:
-            raise InvalidRequest("Forwarded: this is malformed (RFC 7239 section 4)")
-        if separator == ",":
-            found = {}
-        if pair["name"]:
-            name = pair["name"].lower()
-            if name in found:
-                raise InvalidRequest("Forwarded: a parameter stands twice in one element")
-            found[name] = pair["token"] or pair["quoted"]
-        position, separator = pair.end(), pair["separator"]
-    return found.get("proto"), found.get("host")
+    if len(lines[-1]) > MAX_CHARS:
+        raise InvalidRequest(f"Forwarded: longer than {MAX_CHARS} characters")
+    try:
+        last = elements(lines[-1])[-1]
+    except MalformedForwarded as error:
+        raise InvalidRequest(f"Forwarded: {error.reason} (RFC 7239 section 4)") from None
+    return last.get("proto"), last.get("host")
 
 
 def forwarded_middleware(

@@ -12,7 +12,8 @@ Source = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 SOURCES: Final[tuple[Source, ...]] = get_args(Source)
 
 
-_MAX_FORWARDED = 65_536  # characters parsed at most, because Forwarded is parsed whole
+MAX_CHARS: Final = 65_536
+"""Characters of a request's ``Forwarded`` lines that are parsed at most, because they are parsed whole."""
 
 
 # One parameter of a Forwarded element and the separator after it (RFC 7239 section 4; tokens, quoted strings and their
@@ -26,6 +27,7 @@ _PAIR = re.compile(
         )?(?P<separator>[,;]|\Z)""",
     re.VERBOSE,
 )
+_ESCAPED = re.compile(r"\\(.)")
 
 
 class Headers(Protocol):
@@ -34,3 +36,46 @@ class Headers(Protocol):
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
         """All lines of one field, in order."""
         ...
+
+
+class MalformedForwarded(ValueError):
+    """A ``Forwarded`` line that does not follow the grammar.
+
+    Args:
+        reason: what is wrong, in words.
+        rest: the line from the fault on.
+    """
+
+    def __init__(self, reason: str, rest: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.rest = rest
+
+
+def elements(line: str) -> list[dict[str, str]]:
+    """The elements of one line, from the left: each parameter's name in lower case and its value without quotes.
+
+    A comma inside quotes separates nothing, and whether a place is inside quotes can only be told from the left, so a
+    line is parsed whole.
+
+    Args:
+        line: the field's value; one line, because a quoted string never spans two.
+
+    Raises:
+        MalformedForwarded: the line breaks the grammar, or a parameter stands twice in one element (section 4).
+    """
+    parsed: list[dict[str, str]] = [{}]
+    position, separator = 0, ";"
+    while separator:
+        pair = _PAIR.match(line, position)
+        if pair is None:
+            raise MalformedForwarded("Forwarded is malformed", line[position:])
+        if pair["name"]:
+            name = pair["name"].lower()
+            if name in parsed[-1]:
+                raise MalformedForwarded("a parameter twice in one Forwarded element", line[position:])
+            parsed[-1][name] = pair["token"] or _ESCAPED.sub(r"\1", pair["quoted"])
+        position, separator = pair.end(), pair["separator"]
+        if separator == ",":
+            parsed.append({})
+    return parsed

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from runtime.keys.records import MOST_BYTES, KeyRecord, check_distinct, parse_records
+from runtime.storage.files import replace_durably
 
 
 def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> None:
@@ -35,7 +34,7 @@ def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> No
         data = "".join(f"{record.line()}\n" for record in records).encode()
         if len(data) > MOST_BYTES:
             raise ValueError(f"{path} would be larger than {MOST_BYTES} bytes; revoke keys that have expired")
-        _replace(path, data)
+        replace_durably(str(path), data)
     finally:
         os.close(lock)  # which unlocks
 
@@ -53,25 +52,3 @@ def read(path: Path) -> list[KeyRecord]:
         raise ValueError(f"{path} is not UTF-8") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            with suppress(FileNotFoundError):
-                old = path.stat()
-                os.fchown(descriptor, old.st_uid, old.st_gid)
-                os.fchmod(descriptor, old.st_mode & 0o777)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # else the new name may be lost with the power
-    finally:
-        os.close(folder)

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 MODE = 0o600
 
 
 def replace_durably(path: str, content: bytes) -> None:
-    """Write a file anew: whoever reads it, even after a power cut, sees the old content or the new one whole.
+    """Replace a file's content: a reader sees the old content or the new one whole, even after a power cut.
+
+    The file keeps its owner and its mode; a new file is readable by its owner only. Writers must exclude each other.
+
+    Args:
+        path: of the file; its folder must be writable.
+        content: the new content.
 
     Raises:
-        OSError: it could not be; the old one is still there.
+        OSError: the file could not be replaced; the old one is still there.
     """
     new = f"{path}.new"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
     try:
-        if os.write(descriptor, content) != len(content):
-            raise OSError(f"no room for {path}")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(new, path)
+        with os.fdopen(descriptor, "wb") as file:
+            with suppress(FileNotFoundError):
+                old = os.stat(path)
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, old.st_mode & 0o777)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)  # this name, and those that were given or taken since the last time
+        os.fsync(folder)  # or the new name may be lost with the power
     finally:
         os.close(folder)
