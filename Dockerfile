@@ -37,9 +37,10 @@ FROM packages AS program
 # Beside the packages rather than among them, so that a changed line of code is a layer of kilobytes.
 ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
 COPY . .
-COPY --from=kernels /build/runtime/engine/native/build runtime/engine/native/build
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-deps --target /opt/warmstart/app .
+# A wheel holds the kernels' sources only.
+COPY --from=kernels /build/runtime/engine/native/build /opt/warmstart/app/runtime/engine/native/build
 # Names for `warmstart pull`, separated by blanks. Hub models that need an account take a secret named hf_token.
 ARG MODELS="smollm2-135m-instruct"
 # Number types to make ready. "auto" is int8 on a CPU, which starts quickly on any.
