@@ -52,7 +52,8 @@ def create_app(
         settings: validated settings.
         ctx: another context than the real one (tests).
         metrics: those that the context's models feed; new ones if left out.
-        full_api: all operations and pages; else probes, health and metrics only, for a process that works on other things.
+        full_api: all operations and pages; else probes, health and metrics only, for a process that works on other
+            things.
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.

@@ -1,4 +1,6 @@
-"""The keys under which middlewares store what they learned about a request (``aiohttp.web.RequestKey``) or the application."""
+"""The keys under which middlewares store what they learned about a request (``aiohttp.web.RequestKey``) or the
+application.
+"""
 
 from __future__ import annotations
 

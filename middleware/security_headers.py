@@ -1,8 +1,8 @@
 """The headers that tell a browser to do less with an answer than it would by itself.
 
 Source: OWASP's REST Security and HTTP Headers cheat sheets. A handler may say itself how its answer is cached, and the
-pages in ``views/`` have their own content security policy. CORS is not touched: Cross-Origin-Resource-Policy governs only
-requests made without it (Fetch section 3.8).
+pages in ``views/`` have their own content security policy. CORS is not touched: Cross-Origin-Resource-Policy governs
+only requests made without it (Fetch section 3.8).
 """
 
 from __future__ import annotations

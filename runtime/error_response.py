@@ -1,4 +1,6 @@
-"""Renders an error as the parts of an HTTP response. It needs no HTTP library, so every adapter renders errors alike."""
+"""Renders an error as the parts of an HTTP response. It needs no HTTP library, so every adapter renders errors
+alike.
+"""
 
 from __future__ import annotations
 

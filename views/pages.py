@@ -143,7 +143,8 @@ def _file(path: Path, digest: str | None) -> Handler:
 
 
 class BoundedFile(web.FileResponse):
-    """A file whose sending has an end: the kernel sends it, past the buffers that ``middleware/connection/runner.py`` watches.
+    """A file whose sending has an end: the kernel sends it, past the buffers that ``middleware/connection/runner.py``
+    watches.
 
     Args:
         seconds: until the connection is cut; for the largest file here the default is some 5 kB a second.

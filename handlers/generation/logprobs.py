@@ -43,7 +43,7 @@ def columns(found: Iterable[Mapping[str, Any]], offsets: list[int]) -> dict[str,
     }
 
 
-class Offsets:
+class TextOffsets:
     """Where tokens begin in a text, in characters. A token that goes on with a character begins behind it.
 
     Args:

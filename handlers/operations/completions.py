@@ -19,7 +19,7 @@ from handlers.generation.checks import (
     sampling_params,
 )
 from handlers.generation.collect import Collected, collecting
-from handlers.generation.logprobs import Offsets, columns, entries
+from handlers.generation.logprobs import TextOffsets, columns, entries
 from handlers.generation.plan import PreparedRequest
 from handlers.generation.scoring import score
 from handlers.protocols import Engine
@@ -151,7 +151,7 @@ class _Choices:
     request: CompletionsRequest
     answer: Generation
     echoes: list[_Echo]
-    offsets: list[Offsets | None]
+    offsets: list[TextOffsets | None]
 
     def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         """What a choice has more than at the last call."""
@@ -162,7 +162,7 @@ class _Choices:
                 echo = self.echoes[index // self.request.n]
                 text, start = echo.text + text, len(echo.text)
                 known, begins = [*echo.entries], [*echo.offsets]
-            offsets = self.offsets[index] = Offsets(start)
+            offsets = self.offsets[index] = TextOffsets(start)
         piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
         if self.request.logprobs is not None:
             new = entries(self.answer.engine, self.answer.collected.take(index))
@@ -190,7 +190,7 @@ def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
     """A prompt's tokens, and where each begins in it."""
     found = entries(engine, tokens)
     found[0]["logprob"] = None
-    raw, at, offsets, begins = text.encode(), 0, Offsets(), list[int]()
+    raw, at, offsets, begins = text.encode(), 0, TextOffsets(), list[int]()
     for entry in found:
         written = bytes(entry["bytes"])
         # A token that the tokenizer adds is not in the text, nor is a blank that it puts before the first word.

@@ -1,7 +1,7 @@
 """A connection's first moments: is there room for it, who opened it, and is it TLS?
 
-``ConnectionGate`` is the first protocol of each connection. It counts the connection, reads the PROXY header, does the TLS
-handshake, and hands over to HTTP; all of it within one deadline each, so that a connection that never gets anywhere
+``ConnectionGate`` is the first protocol of each connection. It counts the connection, reads the PROXY header, does the
+TLS handshake, and hands over to HTTP; all of it within one deadline each, so that a connection that never gets anywhere
 holds its place no longer than one that never sends a request. Whatever ends a connection frees its place.
 
 * MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS: who comes above them is closed at once, without an answer. Unix

@@ -14,11 +14,12 @@ touch a handler at work or a stream: the first closes only connections on which 
 is over before the handler starts (``middleware/body.py``).
 
 A client that does not *take* its answer would hold its handler, its connection and what aiohttp lets a handler write
-ahead (64 KiB) for ever, after a close too. ``ConnectionGate`` has the transport tell of every byte that waits; a connection on
-which none of them moves for ``write_timeout`` is cut.
+ahead (64 KiB) for ever, after a close too. ``ConnectionGate`` has the transport tell of every byte that waits; a
+connection on which none of them moves for ``write_timeout`` is cut.
 
 Bodies are never decompressed (``auto_decompress=False``): 415, so there is no bomb. What the parser lets pass but
-others might read differently is refused by ``middleware/connection/framing.py``, before any middleware, and its connection closed.
+others might read differently is refused by ``middleware/connection/framing.py``, before any middleware, and its
+connection closed.
 
 aiohttp answers ``Expect`` (RFC 9110 section 10.1.1) before any middleware, so that an address that is not allowed would
 be told to go on. Here the header is put aside, and ``100 Continue`` is sent when a body is about to be read.

@@ -51,7 +51,7 @@ class TokenizerLike(Decoding, Protocol):
 
 
 class FastEngine:
-    """See the module. Implements ``handlers.protocols.FastEngine``.
+    """See the module. Implements ``handlers.protocols.Engine``.
 
     Args:
         runner: runs the steps; closed with the engine.
@@ -105,30 +105,30 @@ class FastEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.protocols.FastEngine``. A CPU's memory is taken up as it is written, another device's at once."""
+        """See ``handlers.protocols.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
         lazily = self.info.device == "cpu"
         return self.info.weights_bytes + (
             self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
         )
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
 
     async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode(messages), queued)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.FastEngine``. Refuses at once what ``stream`` would refuse."""
+        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
         return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.protocols.FastEngine``."""
+        """See ``handlers.protocols.Engine``."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.protocols.FastEngine``."""
+        """See ``handlers.protocols.Engine``."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
         left = set(range(len(sequences)))
         texts: dict[int, IncrementalDetokenizer] = {}  # of those that have begun

@@ -2,8 +2,8 @@
 
 It serves every causal language model that transformers loads, one request at a time, and is the oracle that a faster
 engine is tested against. The rows of a request run as one batch where that changes none of their answers, see
-``runtime.engine.pytorch.padding``. Tokens are chosen by ``runtime.engine.pytorch.sampling`` inside the generation loop, so
-seeds, per-row limits, stop strings, streaming and cancellation work row by row.
+``runtime.engine.pytorch.padding``. Tokens are chosen by ``runtime.engine.pytorch.sampling`` inside the generation
+loop, so seeds, per-row limits, stop strings, streaming and cancellation work row by row.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Names of the parts of a split GGUF, as llama.cpp's ``gguf-split`` gives them: ``NAME-00001-of-00003.gguf``.
 
-Only names are read here. Whether the parts belong together is checked from their metadata by ``runtime.loading.gguf_loading``.
+Only names are read here. Whether the parts belong together is checked from their metadata by
+``runtime.loading.gguf_loading``.
 """
 
 from __future__ import annotations

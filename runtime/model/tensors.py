@@ -1,4 +1,6 @@
-"""Which tensors the fast decoder reads, and in which shapes: the table of ``runtime.loading.convert``, from a configuration."""
+"""Which tensors the fast decoder reads, and in which shapes: the table of ``runtime.loading.convert``, from a
+configuration.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Who is in memory: loads, the room they need, and the end of stays, each on threads of its own.
 
-A stay (``ModelInstance``) that is to end takes no new holders and is freed when the last one has gone; who wants the model
-in between waits for its next stay.
+A stay (``ModelInstance``) that is to end takes no new holders and is freed when the last one has gone; who wants the
+model in between waits for its next stay.
 """
 
 from __future__ import annotations

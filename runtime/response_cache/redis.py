@@ -99,7 +99,8 @@ return {expired, redis.call('HLEN', values), tonumber(redis.call('HGET', state, 
 
 
 class RedisStore:
-    """See ``runtime.response_cache.store.Store``. All of it goes from Redis once nothing was put for as long as entries are good.
+    """See ``runtime.response_cache.store.Store``. All of it goes from Redis once nothing was put for as long as
+    entries are good.
 
     Args:
         url: as the ``redis`` client takes it.

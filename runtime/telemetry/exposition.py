@@ -1,6 +1,7 @@
 """Metric families of what is read when it is shown: tokens, models, memory, the response cache.
 
-Names and units as in ``runtime.telemetry.metrics``. Nothing here keeps anything: labels are those of the models served now.
+Names and units as in ``runtime.telemetry.metrics``. Nothing here keeps anything: labels are those of the models served
+now.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What is measured: one registry per process, made where everything is put together, shown at ``/metrics``.
 
 Names end as vLLM's do (``num_requests_running``, ``time_to_first_token_seconds``, ...), behind ``warmstart:``, so that
-its dashboards need one prefix changed. What is read when it is shown, and not counted, is in ``runtime.telemetry.exposition``.
+its dashboards need one prefix changed. What is read when it is shown, and not counted, is in
+``runtime.telemetry.exposition``.
 """
 
 from __future__ import annotations

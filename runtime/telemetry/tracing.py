@@ -92,7 +92,7 @@ def start_tracing(version: str) -> Tracer:
 
 
 class Tracer:
-    """Makes spans of requests. Implements ``handlers.protocols.Tracer``.
+    """Makes spans of requests. Implements ``handlers.protocols.Tracing``.
 
     Args:
         exporter: where ended spans go, in batches, from a thread.

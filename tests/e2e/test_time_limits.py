@@ -1,4 +1,6 @@
-"""tests.support.time_limits: a test that hangs is a failure with the stacks of all threads, and leaves nothing behind."""
+"""tests.support.time_limits: a test that hangs is a failure with the stacks of all threads, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 

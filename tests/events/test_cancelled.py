@@ -158,7 +158,9 @@ def connections(options: QueueOptions) -> int:
 
 
 async def work(source: Source) -> int:
-    """What a worker does with the next messages, and how many; after ``BrokerUnavailable`` it opens the source again."""
+    """What a worker does with the next messages, and how many; after ``BrokerUnavailable`` it opens the source
+    again.
+    """
     try:
         await source.lag()
         deliveries = await source.fetch(16, 0.2)

@@ -1,8 +1,8 @@
 """Small vocabularies in GGUF files, and what llama.cpp makes of 43 texts with each, and with two real ones.
 
-``python -m tests.support.gguf_tokens gemma-3-270m-q4_k_m.gguf`` records the tokens anew into ``gguf_tokens.json``; it needs
-``llama-cpp-python`` (0.3.36 was used). The vocabularies are kept in that file, too: training them again might give
-others.
+``python -m tests.support.gguf_tokens gemma-3-270m-q4_k_m.gguf`` records the tokens anew into ``gguf_tokens.json``; it
+needs ``llama-cpp-python`` (0.3.36 was used). The vocabularies are kept in that file, too: training them again might
+give others.
 """
 
 from __future__ import annotations

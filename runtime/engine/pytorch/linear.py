@@ -86,8 +86,8 @@ class BatchInvariantLinear:
 def widen_head(model: Any) -> int:
     """Have a model of transformers give float32 logits.
 
-    Its output embedding, if that is a plain linear layer in 16 bits, is computed as one of ``BatchInvariantLinear.wide``. What the
-    model does behind it (a scale, a soft cap) is then done in float32, too.
+    Its output embedding, if that is a plain linear layer in 16 bits, is computed as one of
+    ``BatchInvariantLinear.wide``. What the model does behind it (a scale, a soft cap) is then done in float32, too.
 
     Args:
         model: on its device; changed in place.

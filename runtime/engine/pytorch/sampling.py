@@ -1,7 +1,7 @@
 """Choosing the next token: pure functions over logits, the same for every engine.
 
-They work on one row and define what is right; ``runtime.engine.pytorch.batch_sampling`` gives the same answers for all rows of a step in
-one pass on the device.
+They work on one row and define what is right; ``runtime.engine.pytorch.batch_sampling`` gives the same answers for all
+rows of a step in one pass on the device.
 
 A row's logits are changed in this order: logit bias, repetition penalty, presence and frequency penalties, banned ids.
 Then temperature, top-k, top-p, min-p (the order of transformers), then the inverse CDF from the likeliest token down.

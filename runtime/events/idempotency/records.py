@@ -55,8 +55,8 @@ class Mismatch:
 
 
 class Records(Protocol):
-    """Records by key. Every method is one step, and all but ``close`` may raise ``RecordsUnavailable``; what was done is then
-    unknown, and may be asked for again.
+    """Records by key. Every method is one step, and all but ``close`` may raise ``RecordsUnavailable``; what was done
+    is then unknown, and may be asked for again.
 
     Whatever has had its time is removed as others are begun: results, and after a day what was let lapse.
     """

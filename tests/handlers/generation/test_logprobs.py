@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handlers.generation.logprobs import Offsets, columns, entries
+from handlers.generation.logprobs import TextOffsets, columns, entries
 from handlers.operations import chat, complete, generate
 from handlers.schemas.responses import ChatChunk, ChatResponse, TextChunk, TextResponse
 from runtime.types import Job, Token
@@ -95,7 +95,7 @@ def test_tokens_of_one_text_have_names_of_their_own(chosen: int, top: tuple[int,
 
 def test_offsets_count_the_characters_of_the_text() -> None:
     """Also where its bytes are broken: each U+FFFD that the text shows for them is one."""
-    offsets = Offsets(10)
+    offsets = TextOffsets(10)
     pieces = [b"a", b"\xe2", b"\x82", b"\xac", b"\xff\xff", b"\xe6\x97", b"b", b"c"]
     assert [offsets.add(piece) for piece in pieces] == [10, 11, 12, 12, 12, 14, 15, 16]
     assert offsets.next == 10 + len(b"".join(pieces).decode("utf-8", "replace"))

@@ -1,4 +1,6 @@
-"""handlers.operations.compare: variants side by side, each with its figures, its errors and what every model makes of it."""
+"""handlers.operations.compare: variants side by side, each with its figures, its errors and what every model makes of
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""handlers.operations.generate: prompt and continuation together. What complete shares with it is tested in test_complete."""
+"""handlers.operations.generate: prompt and continuation together. What complete shares with it is tested in
+test_complete.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""middleware.connection.framing, and aiohttp's parser in front of it: what two servers could read in two ways is not served."""
+"""middleware.connection.framing, and aiohttp's parser in front of it: what two servers could read in two ways is not
+served.
+"""
 
 from __future__ import annotations
 

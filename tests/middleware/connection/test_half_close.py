@@ -1,4 +1,6 @@
-"""middleware.connection.half_close over real sockets: half-closed clients get answers, clients that are gone free the engine."""
+"""middleware.connection.half_close over real sockets: half-closed clients get answers, clients that are gone free the
+engine.
+"""
 
 from __future__ import annotations
 

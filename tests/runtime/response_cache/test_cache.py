@@ -1,4 +1,6 @@
-"""runtime.response_cache.cache and runtime.response_cache.single_flight: answers that are kept, and answers that are shared."""
+"""runtime.response_cache.cache and runtime.response_cache.single_flight: answers that are kept, and answers that are
+shared.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The compiled kernels against transformers, against themselves in other company, and against ``runtime.engine.pytorch.sampling``."""
+"""The compiled kernels against transformers, against themselves in other company, and against
+``runtime.engine.pytorch.sampling``.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +184,9 @@ def params_of(dice: random.Random) -> SamplingParams:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_choices_are_those_of_the_sampling_functions(tiny_llama: Path, level: str, runner: Open) -> None:
-    """For any parameters, the token and its log-probabilities are what ``runtime.engine.pytorch.sampling`` gives for the logits."""
+    """For any parameters, the token and its log-probabilities are what ``runtime.engine.pytorch.sampling`` gives for
+    the logits.
+    """
     kernels = runner(tiny_llama, kernels=LEVELS[level])
     dice = random.Random(3)
     for attempt in range(300):

@@ -1,4 +1,6 @@
-"""Against KAFKA_URL, or librdkafka's mock cluster (see tests/support/kafka_broker.py), with topics of each test's own."""
+"""Against KAFKA_URL, or librdkafka's mock cluster (see tests/support/kafka_broker.py), with topics of each test's
+own.
+"""
 
 from __future__ import annotations
 
