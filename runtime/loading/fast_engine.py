@@ -12,6 +12,7 @@ from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Runner
 from runtime.host import usable_cores
+from runtime.loading import kernels
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import fast_fingerprint, serving_dtype, weight_kind
@@ -100,7 +101,7 @@ def load_fast(
         speculate=settings.speculate_tokens,
     )
     chat = ChatEncoder(snapshot.tokenizer)
-    kernels = isinstance(runner, native.NativeRunner)
+    level = runner.level if isinstance(runner, native.NativeRunner) else None
     info = ModelInfo(
         name=spec.id,
         revision=facts.revision or spec.revision,
@@ -115,10 +116,10 @@ def load_fast(
         load_seconds=time.perf_counter() - started,
         warmup_seconds=0.0,
         weights_bytes=snapshot.nbytes,
-        engine="native" if kernels else "torch",
+        engine="native" if level else "torch",
         optimizations=optimizations,
         kv_bytes=runner.blocks * runner.block_bytes,
-        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, kernels=kernels),
+        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
     )
     return FastEngine(
         runner,
@@ -147,10 +148,12 @@ def make_runner(
     config = snapshot.facts.decoder
     threads = settings.num_threads or usable_cores()
     weights = (f"{snapshot.facts.kind} weights",)
-    kernels = native.available()
-    if device == "cpu" and kernels and native.supports(config):
-        found = native.NativeRunner(snapshot, kv_bytes=kv_bytes, max_tokens=settings.max_step_tokens, threads=threads)
-        return found, (*weights, f"{kernels} kernels", "paged kv")
+    found = kernels.host_kernels(settings.cache_dir) if device == "cpu" and native.supports(config) else None
+    if found is not None:
+        native_runner = native.NativeRunner(
+            snapshot, kv_bytes=kv_bytes, max_tokens=settings.max_step_tokens, threads=threads, kernels=found
+        )
+        return native_runner, (*weights, f"{found.level} kernels", "paged kv")
     import torch
 
     from runtime.engine.pytorch.decoder import weights_from_snapshot

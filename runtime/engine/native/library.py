@@ -6,6 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,15 +93,18 @@ class Kernels:
 
 
 @cache
-def usable() -> tuple[Kernels, ...]:
+def usable(folder: Path | None = None) -> tuple[Kernels, ...]:
     """The libraries that were built and that this processor can run, best first.
+
+    Args:
+        folder: of the libraries; the one beside the sources if left out.
 
     Raises:
         RuntimeError: one lays its structures out in another way.
     """
     flags = cpu_flags()
-    present = [level for level in levels() if level.flags <= flags and path_of(level).exists()]
-    return tuple(Kernels(level.name, _opened(ctypes.CDLL(str(path_of(level))))) for level in present)
+    paths = {level.name: path_of(level, folder) for level in levels() if level.flags <= flags}
+    return tuple(Kernels(name, _opened(ctypes.CDLL(str(path)))) for name, path in paths.items() if path.exists())
 
 
 def check(functions: ctypes.CDLL, status: int) -> None:

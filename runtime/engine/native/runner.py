@@ -65,6 +65,7 @@ class NativeRunner:
         kernels = kernels or next(iter(library.usable()), None)
         if kernels is None or not supports(config):
             raise RuntimeError("there are no kernels for this processor or model")
+        self.level = kernels.level  # the name of the instruction set
         self._library = kernels.functions
         self._keep: list[Any] = []  # what the kernels hold addresses of
         half = kind != "float32"

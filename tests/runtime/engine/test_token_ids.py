@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from handlers.operations import chat, complete, completions, generate
-from runtime.engine.native import runner as native
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.errors import InvalidRequest
+from runtime.loading import kernels
 from runtime.types import Job, SamplingParams
 from tests.support.engines import Load, needs_kernels
 from tests.support.fakes import fake_context
@@ -65,7 +65,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What makes a load give each engine."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: None)
+        monkeypatch.setattr(kernels, "host_kernels", lambda cache_dir: None)
     return {"engine": "reference"} if request.param == "reference" else {"num_threads": 1 + (request.param == "torch")}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import ModelUnavailable
-from runtime.loading import fast_engine
+from runtime.loading import kernels
 from runtime.loading.load_engine import load_engine, pull
 from runtime.loading.loader import open_serving
 from runtime.model.catalogue import parse_model_name
@@ -51,18 +51,18 @@ def bloom(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
 async def test_the_fast_engine_says_what_the_reference_says(
-    name: str, kernels: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, compiled: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token for token in float32, with compiled kernels (where there are any) and on torch without them."""
-    if not kernels:
-        monkeypatch.setattr(fast_engine.native, "available", lambda: None)
+    if not compiled:
+        monkeypatch.setattr(kernels, "host_kernels", lambda cache_dir: None)
     model: Path = request.getfixturevalue(name)
     with loaded(model, tmp_path, engine="reference") as reference, loaded(model, tmp_path, engine="fast") as fast:
         assert await greedy(fast) == await greedy(reference)
         assert reference.info.engine == "reference"
-        assert fast.info.engine == ("native" if fast_engine.native.available() else "torch")
+        assert fast.info.engine == ("native" if kernels.host_kernels(tmp_path) else "torch")
         same = ("name", "source", "architecture", "parameters", "device", "context_length", "vocabulary_size")
         for field in (*same, "chat_template", "dtype"):
             assert getattr(fast.info, field) == getattr(reference.info, field)

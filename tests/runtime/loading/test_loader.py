@@ -248,7 +248,7 @@ def test_a_folder_that_vanished_is_reported(tmp_path: Path) -> None:
 def test_the_embedded_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its wheel the error is the command to run."""
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelUnavailable, match="pip install"):
+    with pytest.raises(ModelUnavailable, match="warmstart pull smollm2-135m-instruct"):
         loader.fetch(CATALOGUE["smollm2-135m-instruct"], _report(None))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from runtime.engine.native import build
-from runtime.engine.native import runner as native
 from runtime.loading.load_engine import load_engine
 from runtime.loading.precision import fast_fingerprint, reference_fingerprint, serving_dtype, weight_kind
 from runtime.model.catalogue import parse_model_name
@@ -41,15 +40,14 @@ def test_models_and_numerics_have_their_own(tiny_gpt2: Path, tiny_llama: Path, t
 def test_what_computes_counts(embedded_snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     """The instruction set, the kernels' sources, or torch with its threads and its setting."""
     settings = Settings.load()
-    seen = {fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=kernels) for kernels in (True, False)}
-    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "float32", settings, kernels=True))
+    seen = {
+        fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, level=level) for level in ("avx2", "another", None)
+    }
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "float32", settings, level="avx2"))
     plain = Settings.load(deterministic=False)
-    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", plain, kernels=False))
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "available", lambda: "another")
-        seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=True))
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", plain, level=None))
     monkeypatch.setattr(build, "digest", lambda: "others")
-    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, kernels=True))
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, level="avx2"))
     assert len(seen) == 6
 
 
