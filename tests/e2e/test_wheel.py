@@ -1,0 +1,70 @@
+"""The wheel: it holds the tree's sources and no machine code, and its metadata agrees with the pinned requirements."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.support.models import ROOT
+
+PACKAGES = ("handlers", "middleware", "runtime", "views")
+MODULES = ("app.py", "server.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, because setuptools leaves folders in the tree."""
+    source = tmp_path_factory.mktemp("wheel") / "source"
+    ignored = shutil.ignore_patterns(".*", "tests", "loadtests", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", ".", "."]
+    subprocess.run(command, cwd=source, check=True)
+    (file,) = source.glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def _metadata(wheel: zipfile.ZipFile) -> list[Requirement]:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return [Requirement(line) for line in Parser().parsestr(wheel.read(name).decode()).get_all("Requires-Dist") or []]
+
+
+def _pins(file: Path) -> dict[str, str]:
+    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
+    return dict(line.split("==") for line in lines if line)
+
+
+def test_its_files_are_the_trees(wheel: zipfile.ZipFile) -> None:
+    """Every tracked file of the packages, and nothing that was compiled here."""
+    command = ["git", "ls-files", *PACKAGES, *MODULES]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == {name for name in listed.stdout.splitlines() if not name.endswith((".gitattributes", ".md"))}
+    assert not [name for name in held if name.endswith(".so")]
+    assert {f"{package}/py.typed" for package in PACKAGES} <= held
+
+
+def test_it_takes_no_name_that_another_distribution_has(wheel: zipfile.ZipFile) -> None:
+    """Top-level names are common words: installed beside others, each is ours alone."""
+    owners = packages_distributions()
+    names = {name.partition("/")[0].removesuffix(".py") for name in wheel.namelist() if ".dist-info/" not in name}
+    assert names == {*PACKAGES, "app", "server"}
+    assert {name: owners[name] for name in names if set(owners.get(name, ["warmstart"])) != {"warmstart"}} == {}
+
+
+def test_its_ranges_hold_what_is_tested(wheel: zipfile.ZipFile) -> None:
+    """Each requirement is a range around the version that is pinned in requirements/, and none is missing."""
+    needed = _metadata(wheel)
+    files = ["base", "functions", "kafka", "lambda", "nats", "otel", "rabbitmq"]
+    pins = {name: version for file in files for name, version in _pins(ROOT / f"requirements/{file}.txt").items()}
+    assert {requirement.name for requirement in needed} == set(pins)
+    for requirement in needed:
+        assert pins[requirement.name] in requirement.specifier, requirement
+        assert not any(part.operator == "==" for part in requirement.specifier), requirement
