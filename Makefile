@@ -5,9 +5,11 @@ LOAD_VENV := .venv-load
 PIP := $(VENV)/bin/pip install --disable-pip-version-check
 # Where to get another torch than the default index's, for example PyTorch's own CPU index: make serve TORCH_INDEX=...
 TORCH_INDEX ?=
+# Tests that run at once; most of them wait for something.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check sanitize audit format lock load image-test
+.PHONY: help serve test soak check sanitize audit format lock load image-test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +18,10 @@ serve: $(VENV)/.kernels ## Set everything up and run the service on http://127.0
 	@exec $(VENV)/bin/python server.py
 
 test: $(VENV)/.dev $(VENV)/.kernels $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.kernels $(LOAD_VENV)/.done ## Run the whole suite with the full form of its long tests (an hour)
+	SOAK=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types and import arrows
 	$(VENV)/bin/ruff format --check .

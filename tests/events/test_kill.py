@@ -15,8 +15,9 @@ from handlers.local import build_context, invoke
 from runtime.settings import Settings
 from tests.events.brokers import BROKERS, Broker
 from tests.events.workers import Worker, envelope, reading, submitting, until
+from tests.support.soak import soak
 
-KILLS = 50
+KILLS = soak(50, 10)
 BACKLOG = 48  # messages that are there and not answered, at every kill
 CONCURRENCY = 16
 

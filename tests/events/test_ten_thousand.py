@@ -10,8 +10,9 @@ import pytest
 
 from tests.events.brokers import BROKERS, Broker
 from tests.events.workers import Worker, envelope, reading, submitting, until
+from tests.support.soak import soak
 
-MESSAGES = 10_000
+MESSAGES = soak(10_000)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from middleware.request_keys import CALLER
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.keys.ring import KeyRing
 from runtime.types import Caller
+from tests.support.soak import soak
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -277,7 +278,7 @@ _PIECES = [
 ]
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @given(st.binary(max_size=12))  # each byte begins a line or chooses a piece of it
 def test_any_headers(chosen: bytes) -> None:
     """Whatever is sent: the one key that all lines show, bare; none; or a fault that repeats nothing."""

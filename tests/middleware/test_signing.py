@@ -28,6 +28,7 @@ from runtime.signatures.client import Signer
 from tests.support.fakes import fake_context, serving
 from tests.support.redis_server import REDIS_URL, real_redis
 from tests.support.signed import message, params, record, signer, with_signature
+from tests.support.soak import soak
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 COVERED = ("@method", "@authority", "@path", "@query")
@@ -513,7 +514,7 @@ def connection() -> Iterator[http.client.HTTPConnection]:
     loop.close()
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=soak(1_000), deadline=None)
 @given(HEADER, HEADER, st.none() | HEADER)
 def test_any_headers(connection: http.client.HTTPConnection, described: str, made: str, digest: str | None) -> None:
     """Whatever stands in the three header fields, the answer is 401, and never anything else."""

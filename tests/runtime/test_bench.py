@@ -13,7 +13,8 @@ from runtime import bench
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
-from tests.support.engines import needs_kernels, share
+from tests.support.engines import needs_kernels
+from tests.support.soak import soak
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def test_int8_keeps_the_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_PREFILL_TOKENS", "_DECODE_BATCHES"):
         monkeypatch.setattr(bench, name, (1,))
     text = (ROOT / "loadtests/quality.txt").read_text()
-    text = text[: share(len(text))]
+    text = text[: soak(len(text), len(text) // 5)]
     exact, rounded = (
         measured("smollm2-135m-instruct", text=text, dtype=dtype)["perplexity"] for dtype in ("bfloat16", "int8")
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest
 from runtime.strict_json import PARTS, depth, loads
+from tests.support.soak import soak
 
 
 def test_good_json_passes() -> None:
@@ -110,7 +111,7 @@ def measured(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(measured, inner), default=0)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=soak(1_000), deadline=None)
 @given(VALUES, st.booleans(), st.integers(0, 6))
 def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
     """Every JSON value comes back as it was, unless it is too deep, which is counted right."""
@@ -126,7 +127,7 @@ def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
 PIECES = st.text('[]{}",:\\1eé ', max_size=40)
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @given(PIECES.map(str.encode) | st.binary(max_size=60))
 def test_any_bytes(data: bytes) -> None:
     """Whatever comes is decoded as Python's own decoder does it, or is an InvalidRequest."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "40"))
-"""How many tasks each test cancels. CANCELLATIONS=2000 is the long form."""
+from tests.support.soak import soak
+
+CANCELLATIONS = soak(2_000, 40)
+"""How many tasks each test cancels."""
 
 _END_SECONDS = 2.0  # a task that was cancelled and has not ended by then has lost its cancellation
 

@@ -45,11 +45,6 @@ def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
     return snapshot_writer.hold(facts, tokenizer, weights)
 
 
-def share(count: int) -> int:
-    """So many where the kernels have AVX-512, a fifth elsewhere: bfloat16 and float32 take many times as long there."""
-    return count if (available() or "").startswith("avx512") else count // 5
-
-
 FOREVER = 1000  # tokens; what has so many to come is still running
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from middleware.connection.proxy_protocol import MAX_BYTES, Header, NotProxied, crc32c, parse
 from runtime.networks import Address
+from tests.support.soak import soak
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 V4 = bytes([198, 51, 100, 7, 192, 0, 2, 1]) + struct.pack("!HH", 50_000, 443)
@@ -139,7 +140,7 @@ heads = st.one_of(
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @given(heads)
 def test_anything(data: bytes) -> None:
     """Any bytes end in a header, a wish for more, or the one error; in whichever pieces they come, with one answer."""
@@ -155,7 +156,7 @@ def test_anything(data: bytes) -> None:
     assert parse(data[: header.length - 1]) is parse(data[: header.length // 2]) is None
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=soak(1_000), deadline=None)
 @given(st.ip_addresses(v=4), st.ip_addresses(v=6), st.integers(0, 65_535))
 def test_round_trip(v4: IPv4Address, v6: IPv6Address, port: int) -> None:
     """Every address that can be written is the address that is read, in both versions."""

@@ -25,6 +25,7 @@ from runtime.audit.chain import (
     seal_head,
     shown_mac,
 )
+from tests.support.soak import soak
 
 SECRET = "a secret of at least thirty-two characters"
 KEYS = AuditKeys.derive(SECRET)
@@ -171,7 +172,7 @@ _PIECES = (
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @given(st.binary(max_size=40) | st.lists(st.sampled_from(_PIECES), max_size=9).map(b"".join))
 def test_any_bytes_are_refused(content: bytes) -> None:
     """Whatever a file holds, reading it as a line or as a head ends with the one error there is for that."""

@@ -18,8 +18,9 @@ import torch
 from runtime.device import memory_in_use
 from runtime.engine.engine import FastEngine
 from runtime.types import Job, SamplingParams, Token
-from tests.support.engines import Load, needs_kernels, share
+from tests.support.engines import Load, needs_kernels
 from tests.support.fakes import until
+from tests.support.soak import soak
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (ROOT / "loadtests/quality.txt").read_text().split()
@@ -96,7 +97,7 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
         name, **settings, token_budget=40, max_step_tokens=64, max_batch=16, kv_cache_bytes=64 << 20
     )
     dice = random.Random(20)
-    count = share(200)
+    count = soak(200, 40)
     jobs = await mixed_jobs(engine, dice, count, 80 if model == "embedded" else 20)
     jobs = [job for job in jobs if len(job.token_ids) + 24 <= engine.info.context_length]
     assert len(jobs) > 0.75 * count
@@ -139,7 +140,7 @@ async def test_requests_that_are_interrupted_are_the_same_as_alone(
         name, **settings, token_budget=40, max_step_tokens=64, max_batch=4, prefix_cache_bytes=100_000
     )
     dice = random.Random(21)
-    jobs = await mixed_jobs(engine, dice, share(60), 80 if model == "embedded" else 20)
+    jobs = await mixed_jobs(engine, dice, soak(60, 12), 80 if model == "embedded" else 20)
     jobs = [job for job in jobs if len(job.token_ids) + 24 <= engine.info.context_length]
     alone = [await answer(alone_engine, [job]) for job in jobs]
     order = itertools.cycle(dice.sample(range(len(jobs)), len(jobs)))
@@ -177,7 +178,7 @@ async def test_greedy_texts_are_those_of_transformers(
     reference = load(name, dtype="float32", engine="reference")
     dice = random.Random(7)
     params = SamplingParams(max_new_tokens=16, temperature=0, logprobs=2)
-    prompts = [(await fast.encode(some_text(dice, 15)))[:100] for _ in range(share(100))]
+    prompts = [(await fast.encode(some_text(dice, 15)))[:100] for _ in range(soak(100, 20))]
     jobs = [Job(prompt, params) for prompt in prompts]
     wanted = [tokens for i in range(0, len(jobs), 20) for tokens in await answer(reference, jobs[i : i + 20])]
     found = [tokens for i in range(0, len(jobs), 20) for tokens in await answer(fast, jobs[i : i + 20])]
@@ -199,7 +200,7 @@ async def test_where_rounding_first_changes_a_text_two_tokens_were_nearly_even(
     model = reference._model
     dice = random.Random(8)
     params = SamplingParams(max_new_tokens=16, temperature=0)
-    jobs = [Job((await exact.encode(some_text(dice, 15)))[:100], params) for _ in range(share(100))]
+    jobs = [Job((await exact.encode(some_text(dice, 15)))[:100], params) for _ in range(soak(100, 20))]
     parts = [jobs[i : i + 20] for i in range(0, len(jobs), 20)]
     wanted = [[t.id for t in tokens] for part in parts for tokens in await answer(exact, part)]
     found = [[t.id for t in tokens] for part in parts for tokens in await answer(rounded, part)]

@@ -13,6 +13,7 @@ from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.events import envelope as names
 from runtime.events.envelope import Envelope, encode, headers
 from runtime.events.message import read
+from tests.support.soak import soak
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -127,7 +128,7 @@ NAMES = st.sampled_from([*KNOWN, *map(str.upper, KNOWN), *CLOUD])
 FIELDS = st.lists(st.tuples(NAMES, TEXTS), max_size=3).map(dict)
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @example(b'{"a": ' + b"9" * 5000 + b"}", {}, "1", None, None)
 @given(st.binary(max_size=40) | JSON, FIELDS, TEXTS, TEXTS | st.none(), TEXTS | st.none())
 def test_any_message(body: bytes, fields: dict[str, str], id: str, operation: str | None, reply_to: str | None) -> None:
@@ -188,7 +189,7 @@ def test_cloud_events_are_understood(body: bytes, fields: dict[str, str]) -> Non
 
 
 @given(*[st.tuples(st.text(min_size=1, max_size=4), st.text(min_size=1, max_size=4))] * 2)
-@settings(max_examples=2000)
+@settings(max_examples=soak(2000))
 def test_two_cloud_events_never_have_one_id(one: tuple[str, str], other: tuple[str, str]) -> None:
     """Only those whose source and id are the same do."""
     ids = []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from runtime import errors
 from runtime.errors import DeadlineExceeded, InternalError, InvalidRequest, ModelLoading, ServiceError, TooManyRequests
 from runtime.events.outcome import Fate, Policy, Reject, Retry, fate
+from tests.support.soak import soak
 
 # Every error that there is, so that whoever adds one has to say what becomes of a message that meets it.
 DECIDED: dict[str, Fate] = {
@@ -94,7 +95,7 @@ def test_delays(error: ServiceError, attempt: int, delay: float | None) -> None:
     assert outcome == (Reject(error) if delay is None else Retry(delay, error))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=soak(1000))
 @given(st.integers(1, 2**40), st.integers(0, 2**32), st.floats(0, 1000) | st.none())
 def test_delays_stay_within_bounds(attempt: int, seed: int, retry_after: float | None) -> None:
     """Whatever is drawn, however often it was delivered."""
@@ -111,7 +112,7 @@ def test_delays_differ() -> None:
     assert len({outcome.delay for outcome in outcomes if isinstance(outcome, Retry)}) > 5
 
 
-@settings(max_examples=1000)
+@settings(max_examples=soak(1000))
 @given(st.text())
 def test_reasons_can_be_headers(message: str) -> None:
     """One line of printable ASCII, whatever the message holds, and not longer than a broker takes."""

@@ -21,6 +21,7 @@ from runtime.signatures.message import (
 )
 from runtime.signatures.structured_fields import MAX_MEMBERS
 from tests.support.signed import message
+from tests.support.soak import soak
 
 # RFC 9421 appendix B.1.5 and the request of appendix B.2.
 SHARED_SECRET = base64.b64decode(
@@ -267,7 +268,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join), st.lists(PIECES, max_size=4).map("".join))
 def test_any_two_fields(described: str, made: str) -> None:
     """Any two texts are a signature or a SignatureError, never anything else."""

@@ -19,6 +19,7 @@ from runtime.signatures.structured_fields import SfToken
 from runtime.signatures.verifier import COVERED, Claim, Verifier, _usual, read_claim
 from runtime.types import Caller
 from tests.support.signed import KEY_ID, NOW, SECRET, Clock, message, params, with_signature
+from tests.support.soak import soak
 
 CALLER = Caller(KEY_ID, "signer", frozenset("*"))
 WINDOW = 300
@@ -319,7 +320,7 @@ def _claimed(covered: str, parameters: list[str], label: str, with_body: bool) -
         return str(error)
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=soak(2_000), deadline=None)
 @given(
     st.sampled_from([COVERED, WITH_BODY, WITH_BODY[::-1], (*COVERED, "host"), COVERED[1:]]),
     st.permutations(PARAMETERS).flatmap(

@@ -34,6 +34,7 @@ from runtime.telemetry.request_scope import request_facts
 from runtime.telemetry.tracing import Tracer, caller_trace, parse_traceparent
 from tests.support.engines import Made
 from tests.support.fakes import caching, fake_context, until
+from tests.support.soak import soak
 
 TRACE, PARENT = "a1" * 16, "b2" * 8
 PROMPT = "a secret prompt"
@@ -363,7 +364,7 @@ FIELDS = ["00", "01", "ff", "0A", "", TRACE, TRACE.upper(), "0" * 32, PARENT, PA
 TRACEPARENTS = st.text(max_size=60) | st.lists(st.sampled_from(FIELDS), max_size=6).map("-".join)
 
 
-@examples(max_examples=10_000, deadline=None)
+@examples(max_examples=soak(10_000), deadline=None)
 @any_of(TRACEPARENTS)
 def test_any_traceparent(value: str) -> None:
     """Any text is no trace, or one that reads field by field as the recommendation has it."""

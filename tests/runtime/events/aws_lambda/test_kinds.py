@@ -13,6 +13,7 @@ from runtime.events.aws_lambda.http import read_request
 from runtime.events.aws_lambda.kinds import FunctionError, function_error, kind_of
 from runtime.events.aws_lambda.messages import from_direct, from_eventbridge, from_sns, from_sqs
 from tests.support.lambda_events import NAMES, load
+from tests.support.soak import soak
 
 UNKNOWN = {"apigw_websocket", "s3"}
 KINDS = {"apigw_rest": "v1", "apigw_http_v1": "v1", "apigw_http_v2": "v2", "function_url": "v2"}
@@ -76,7 +77,7 @@ def _damaged(draw: st.DrawFn) -> dict[str, object]:
     return event
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=soak(1_000), deadline=None)
 @given(_damaged() | st.dictionaries(st.sampled_from([*_MEMBERS, "operation"]), _VALUES))
 def test_what_can_go_wrong_is_what_is_said(event: dict[str, object]) -> None:
     """However an event is damaged, reading it raises what its readers know how to catch, and nothing else."""

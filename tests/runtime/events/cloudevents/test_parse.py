@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from runtime.errors import InvalidRequest, PayloadTooLarge, ServiceError, UnsupportedMediaType
 from runtime.events.cloudevents.parse import BATCH, MOST_IN_BATCH, STRUCTURED, envelope, from_message, parse
 from runtime.events.envelope import Envelope
+from tests.support.soak import soak
 
 EVENT: dict[str, Any] = {
     "specversion": "1.0",
@@ -337,7 +338,7 @@ def problem(read: Any) -> ServiceError | None:
 
 
 @given(HEADERS, BODIES)
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=soak(10_000), deadline=None)
 def test_anything_is_read_or_refused(headers: list[tuple[str, str]], body: bytes) -> None:
     """Whatever comes, it is events, or an error that is the sender's, in words that can be shown."""
     for read in (
