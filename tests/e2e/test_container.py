@@ -140,12 +140,13 @@ def _enters_the_build(path: str) -> bool:
 
 
 def test_build_gets_the_whole_program() -> None:
-    """Every module, package and requirement file that setup.cfg names passes .dockerignore."""
+    """Every module of each package, and every requirement file, that setup.cfg names passes .dockerignore."""
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(ROOT / "setup.cfg")
     options = setup["options"]
     needed = [f"{name}.py" for name in options["py_modules"].split()]
-    needed += [f"{name.replace('.', '/')}/__init__.py" for name in options["packages"].split()]
+    folders = [pattern.rstrip("*") for pattern in setup["options.packages.find"]["include"].split()]
+    needed += [str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).rglob("*.py")]
     needed += ["setup.cfg", "pyproject.toml", "requirements/base.txt", setup["metadata"]["license_files"]]
     assert [name for name in needed if not _enters_the_build(name)] == []
 

@@ -117,7 +117,7 @@ async def test_redis_comes_back(own_redis: dict[str, Any], monkeypatch: pytest.M
 
     async def sometimes(self: Any, *arguments: Any) -> Any:
         if away:
-            raise redis_limits.RedisAway("planted")
+            raise redis_limits.RedisUnavailable("planted")
         return await run(self, *arguments)
 
     monkeypatch.setattr(redis_limits.SharedRedis, "run", sometimes)
@@ -141,7 +141,7 @@ async def test_redis_goes_away_in_the_middle(own_redis: dict[str, Any], monkeypa
         await until(lambda: engine.open_streams)
 
         async def gone(self: Any, *arguments: Any) -> Any:
-            raise redis_limits.RedisAway("planted")
+            raise redis_limits.RedisUnavailable("planted")
 
         monkeypatch.setattr(redis_limits.SharedRedis, "run", gone)
         answer = await running

@@ -147,7 +147,7 @@ async def test_crashes_are_counted_by_deliveries_where_nothing_else_tells(kept: 
 
 async def test_it_waits_for_a_model(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long that takes; what is in the way is told once."""
-    monkeypatch.setattr(consume_command, "_MODEL_SECONDS", 0.001)
+    monkeypatch.setattr("handlers.dispatch.consumer._MODEL_SECONDS", 0.001)
     models = FakeModels(ready=False, failure=ModelUnavailable("no hub"))
     ctx = replace(fake_context(), models=models)
     with caplog.at_level(logging.WARNING, "warmstart.events"):

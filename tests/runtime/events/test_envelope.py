@@ -181,9 +181,7 @@ EVENT = {"specversion": "1.0", "id": "17", "source": "/orders", "type": "warmsta
 )
 def test_cloud_events_are_understood(body: bytes, fields: dict[str, str]) -> None:
     """Structured ones by the content type, binary ones by the headers of NATS's, Kafka's and AMQP's bindings."""
-    found = names.read(
-        body, fields | {names.STREAM: "true"}, id="place", source="queue", operation="generate", attempt=2
-    )
+    found = read(body, fields | {names.STREAM: "true"}, id="place", source="queue", operation="generate", attempt=2)
     assert (found.id, found.source, found.operation) == ("/orders#17", "queue", "complete")
     assert (found.data, found.attempt, found.stream) == ({"prompt": "x"}, 2, True)
 
@@ -197,7 +195,7 @@ def test_two_cloud_events_never_have_one_id(one: tuple[str, str], other: tuple[s
         body = json.dumps(EVENT | {"source": source, "id": id}).encode()
         fields = {"content-type": "application/cloudevents+json"}
         try:
-            ids.append(names.read(body, fields, id="place", source="queue", operation=None).id)
+            ids.append(read(body, fields, id="place", source="queue", operation=None).id)
         except InvalidRequest:
             return
     assert (ids[0] == ids[1]) == (one == other)

@@ -213,7 +213,7 @@ async def test_locked(tmp_path: Path, machine: Machine, monkeypatch: pytest.Monk
 WORKER = """
 import asyncio, sys
 from pathlib import Path
-from runtime.events.idempotency.records import Begun, Done
+from runtime.events.idempotency.records import Done, Started
 from runtime.events.idempotency.sqlite import SqliteRecords
 
 async def main(path, name, count):
@@ -221,7 +221,7 @@ async def main(path, name, count):
     for number in range(int(count)):
         holder = f"{name} {number}"
         found = await records.begin(str(number), "f", holder, 3600)
-        if isinstance(found, Begun):
+        if isinstance(found, Started):
             print("begun", number, found.lapsed, flush=True)
             done = await records.complete(str(number), holder, f"{holder} ".encode() * 2000, 86400)
             print("done", number, done, flush=True)
