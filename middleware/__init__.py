@@ -1,4 +1,4 @@
-"""The edge: everything between the socket and the handlers, put together in one place."""
+"""The HTTP middlewares, and ``install``, which adds them to an application in the right order."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
     """Add all middlewares to an application, outermost first.
 
     Args:
-        app: as it is being put together.
-        settings: decide which there are.
-        access: which handlers need what; filled while routes are added.
-        metrics: count what is refused and what fails; new ones if left out.
+        app: the application, before it starts.
+        settings: the settings, which decide which middlewares are installed.
+        access: the access rules of the handlers; may be filled later, while routes are added.
+        metrics: the metrics that count refused and failed requests; new ones if left out.
 
     Raises:
-        SettingsError: the keys' records, or ``REDIS_URL``, are wrong.
+        SettingsError: the API key records or ``REDIS_URL`` are invalid.
     """
     metrics = metrics or Metrics()
     app[REFUSALS] = metrics.refusals
@@ -74,21 +74,21 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
     app.middlewares.extend(
         [
             request_id_middleware,  # first: every line logged below carries the id
-            access_log_middleware,  # sees every answer, the refused ones too
+            access_log_middleware,  # sees every response, those to refused requests too
             *audit,  # likewise
-            errors_middleware,  # renders what anything below raises
+            errors_middleware,  # renders the errors that anything below raises
             client_ip_middleware(settings.trusted_proxies, settings.client_ip_header, settings.trust_unix_peers),
-            forwarded_middleware(  # scheme and host, as the client named them: what is signed, and who hears of HSTS
+            forwarded_middleware(  # scheme and host as the client used them: signatures cover them, HSTS needs them
                 settings.trusted_proxies,
                 settings.client_ip_header,
                 settings.trust_unix_peers,
                 enabled=settings.forwarded_origin,
             ),
             ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # by the address above
-            *auth,  # by a header, before anything is read for nobody
-            *signing,  # reads the body of a good signature itself
-            body_deadline_middleware(settings.body_timeout_seconds),  # nobody unknown is waited for
-            *limit,  # last, because it counts by who the two above have found it is
+            *auth,  # by a header, before the body is read, so that unauthenticated requests cost no waiting
+            *signing,  # reads the body itself once the signature is valid
+            body_deadline_middleware(settings.body_timeout_seconds),  # only for authenticated clients
+            *limit,  # last, because it counts by the caller that authentication or the signature has identified
         ]
     )
     headers += [set_request_id_header, set_security_headers, set_connection_headers]

@@ -1,7 +1,4 @@
-"""What the edge has found out about a request, and which routes ask for a credential.
-
-Middlewares do not know each other; what one tells those behind it stands on the request, under the names below.
-"""
+"""Access rules: which operation each route handler serves, whether it is open, and which scope a key needs for it."""
 
 from __future__ import annotations
 
@@ -23,15 +20,16 @@ ALL, ADMIN = "*", "admin"
 
 @dataclass(slots=True)
 class Access:
-    """Which handlers need what. Filled while routes are added, read by the route that matched, never by the path.
+    """The access rules of all handlers, filled while routes are added and looked up by matched route, never by path.
 
-    Six questions are asked for each request, and so they look at what ``match_info.handler`` finds in two calls.
+    Each request does about six lookups, so they read the private attribute that ``match_info.handler`` needs two calls
+    to reach.
 
     Args:
         operations: handler -> name of its operation.
-        open: handlers that answer without any credential.
-        admin: operations that need the scope ``admin``.
-        scopes: all that a key may have.
+        open: handlers that answer without a credential.
+        admin: names of the operations that need the scope ``admin``.
+        scopes: all scopes that a key may have.
     """
 
     operations: dict[Handler, str] = field(default_factory=dict)
@@ -40,28 +38,30 @@ class Access:
     scopes: frozenset[str] = frozenset()
 
     def operation(self, request: web.Request) -> str | None:
-        """The operation that the request is for; None for what is none, such as a path that does not exist."""
+        """Return the name of the request's operation; None if the route has none, or if no route matched."""
         return self.operations.get(request.match_info._route._handler)
 
     def is_open(self, request: web.Request) -> bool:
-        """Whether it needs no credential: probes, and CORS preflights, which browsers send without one."""
+        """Return whether the request needs no credential: probes, and CORS preflights, which browsers send without."""
         if request.match_info._route._handler in self.open:
             return True
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         return preflight and request.match_info.http_exception is None
 
     def check(self, request: web.Request, caller: Caller, challenge: str) -> None:
-        """Refuse a caller whose scopes do not hold the request's operation, and log it.
+        """Raise and log InsufficientScope if the caller's scopes do not include the request's operation.
 
         Args:
-            challenge: scheme and realm of its credential; ``WWW-Authenticate`` adds what is missing (RFC 6750 section
-                3.1).
+            request: the request.
+            caller: the authenticated caller.
+            challenge: the scheme and realm for ``WWW-Authenticate``; the error and the missing scope are appended
+                (RFC 6750 section 3.1).
 
         Raises:
-            InsufficientScope: names the scope that is missing.
+            InsufficientScope: a scope is missing; the message names it.
         """
         operation = self.operation(request)
-        if operation is None:  # what is no operation holds nothing: any caller may see that it is not there
+        if operation is None:  # a route without an operation exposes nothing: any caller may get its 404
             return
         needed = ADMIN if operation in self.admin else operation
         if needed in caller.scopes or (needed != ADMIN and ALL in caller.scopes):

@@ -1,4 +1,4 @@
-"""One line per request: what was asked, by whom, how it ended, how long it took, and how many tokens it cost."""
+"""The access log: one line per request with method, path, status, duration, client address and token counts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from runtime.telemetry.request_scope import request_usage
 
 _log = logging.getLogger("warmstart.access")
 
-# Asked every few seconds; logged only when they fail.
+# Polled every few seconds, so logged at INFO only when they fail.
 _QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics", "/stats"})
-_CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
+_CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the response
 
 
 @web.middleware
 async def access_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Inside the request id, so that its line carries it; outside everything that may refuse."""
+    """Log one line per request.
+
+    It runs inside the request id middleware, so that its line carries the id, and outside every middleware that may
+    refuse a request.
+    """
     started = time.perf_counter()
     status = 500
     usage: dict[str, Any] = {}

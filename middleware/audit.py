@@ -1,9 +1,9 @@
-"""One record per request in the audit log: who asked for what, from where, how it ended and what it cost.
+"""Writes one audit record per request: caller, operation, addresses, status, duration and token counts.
 
-Recorded is every request that was refused or failed, and every one that was answered by an operation. Left out are
-good answers of probes (``/livez``, ``/readyz``, ``/health``), of the figures that dashboards poll (``/metrics``,
-``/stats``), of CORS preflights, and of the pages and their files. Of a request's text only a keyed hash is kept; of its
-headers nothing but the request and trace ids; of its address nothing behind the path. What is no HTTP never becomes a
+Every request that was refused or failed is recorded, and every request for an operation. Left out are successful
+responses of probes (``/livez``, ``/readyz``, ``/health``), of the statistics that dashboards poll (``/metrics``,
+``/stats``), of CORS preflights, and of the web pages and their files. Of a request's text only a keyed hash is stored;
+of its headers only the request and trace ids; of its URL only the path. Input that is not valid HTTP never becomes a
 request, and is only logged.
 
 ``result`` is ``ok``, ``refused`` (4xx), ``failed`` (5xx, or a stream that broke off) or ``client_gone``.
@@ -31,20 +31,23 @@ from runtime.telemetry.request_scope import request_facts, request_usage
 
 _FIGURES = frozenset({"health", "metrics", "stats"})
 _CLIENT_GONE = 499  # as in the access log
-_MOST_KEYS = 100  # named in one record
-_REMEMBERED = 1024  # combinations of a caller, an address and a path
-_LONGEST = 512  # characters of what a stranger may make as long as they like
+_MOST_KEYS = 100  # key ids listed in one record
+_REMEMBERED = 1024  # cached combinations of caller, address and path
+_LONGEST = 512  # characters of each client-controlled text
 
 
 def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, required: bool = False) -> Middleware:
-    """Middleware that writes the records. It is outside all that refuses, and inside the request id.
+    """Return the middleware that writes the records.
+
+    It runs inside the request id middleware, and outside every middleware that may refuse a request.
 
     Args:
-        log: open while the application runs.
-        prompt_key: for prompt hashes.
-        access: names the operations.
-        required: answer 503 (AuditUnavailable) and do nothing while the log fails. The request that finds out has been
-            dealt with by then: its answer is withheld, unless that is a stream and has begun.
+        log: the audit log; it must be open while the application runs.
+        prompt_key: the key for prompt hashes.
+        access: the access rules, which name each request's operation.
+        required: answer 503 (AuditUnavailable) without running the handler while the log fails. The request whose
+            record fails first has already run: its response is replaced by the 503, unless it is a stream that has
+            begun.
     """
 
     def unavailable(request: web.Request) -> web.Response:
@@ -67,7 +70,7 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
         caller = request.get(CALLER)
         who = (caller.id, caller.name) if caller else (None, None)
         path = request.path[:_LONGEST]
-        # One f-string, because an encoder takes three times as long. Whatever may be a stranger's text is escaped.
+        # One f-string, because a JSON encoder takes three times as long. All client-controlled text is escaped.
         return log.append(
             "request",
             f',"request_id":{_text(facts.get("request_id"))}'
@@ -92,9 +95,9 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
             else:
                 response = await handler(request)
             status = response.status
-            if status >= 400 or response.prepared:  # elsewhere there is none, which takes 1 us to find out
+            if status >= 400 or response.prepared:  # otherwise there is no REASON, and the lookup takes 1 us
                 reason = request.get(REASON)
-            # A stream that fails has begun with 200, and says why in its last event.
+            # A stream that fails has already sent status 200; its last event carries the error.
             result = "refused" if 400 <= status < 500 else "ok" if status < 400 and reason is None else "failed"
         except (asyncio.CancelledError, ConnectionError):
             status, result = _CLIENT_GONE, "client_gone"
@@ -118,7 +121,7 @@ def _who_and_what(
     path: str,
     operation: str | None,
 ) -> str:
-    """What is the same in record after record. (Of what a stranger chooses, methods are the parser's.)"""
+    """Return the JSON members that repeat from record to record, cached. Methods come from the HTTP parser."""
     return (
         f',"key":{_text(key)},"key_name":{_text(key_name)},"client":{_text(client)},"peer":{_text(peer)}'
         f',"method":{_text(method)},"path":{_text(path)},"operation":{_text(operation)}'
@@ -126,12 +129,12 @@ def _who_and_what(
 
 
 def _text(text: str | None) -> str:
-    """As JSON in ASCII, cut where a stranger could make it too long."""
+    """Return a text as an ASCII JSON string, cut to the first 512 characters; ``null`` for None."""
     return "null" if text is None else encode_basestring_ascii(text[:_LONGEST])
 
 
 def keys_recorder(log: AuditLog) -> Callable[[Set[str], Set[str]], None]:
-    """What a KeyRing tells of its file's changes, as a record: which keys are new, and which are gone."""
+    """Return a ``KeyRing.on_change`` callback that records the ids of added and removed keys."""
 
     def changed(new: Set[str], gone: Set[str]) -> None:
         log.write("keys", {"new": sorted(new)[:_MOST_KEYS], "gone": sorted(gone)[:_MOST_KEYS]})
@@ -140,7 +143,10 @@ def keys_recorder(log: AuditLog) -> Callable[[Set[str], Set[str]], None]:
 
 
 def audit_context(log: AuditLog) -> Any:
-    """For ``app.cleanup_ctx``, before all others: the log is open while anything else of the application is."""
+    """Return an ``app.cleanup_ctx`` generator that opens the log at startup and closes it at the end.
+
+    It must come before all others, so that the log is open while any other part of the application is.
+    """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:
         log.open()

@@ -1,11 +1,11 @@
-"""Asks for an API key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY`` (RFC 9110 section 11, RFC 6750).
+"""API key authentication: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY`` (RFC 9110 section 11, RFC 6750).
 
-A request shows one key; what is ambiguous is refused, and a query string is no place for a key (RFC 6750 section 2.3).
-Every wrong key gets the same answer, whether it never was, has expired or was revoked; the log tells them apart.
+A request carries one key; ambiguous credentials are refused, and keys in the query string are ignored (RFC 6750 section
+2.3). Every invalid key gets the same response, whether it is unknown, expired or revoked; the log tells them apart.
 
-Failures are counted per client address. Past the limit a wrong key gets 429 instead of 401, and nothing is logged. A
-good key works all the same: behind one address there may be many clients, and none of them can lock out the others. A
-look-up costs a hash, and 160 random bits are not found by guessing, so the limit is there for the log and for alarms.
+Failures are counted per client address. Above the limit an invalid key gets 429 instead of 401, and nothing is logged.
+A valid key still works: many clients may share one address, and none of them can lock out the others. A lookup costs
+one hash, and 160 random bits cannot be guessed, so the limit only protects the log and its alarms.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _HOW = "send one API key, as Authorization: Bearer KEY or as X-API-Key: KEY"
 
 
 class CredentialHeaders(Protocol):
-    """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
+    """The part of the headers' interface that is used here; ``CIMultiDict`` and ``CIMultiDictProxy`` implement it."""
 
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
-        """All lines of one field, in order."""
+        """Return all values of one field, in order."""
         ...
 
 
 def shown_key(headers: CredentialHeaders) -> str | None:
-    """The one key that a request shows; None if it shows no credential at all.
+    """Return the API key in a request's headers; None if they hold no credential at all.
 
     Raises:
-        ValueError: its credentials are none that are taken here; the message says why, without a word of them.
+        ValueError: the credentials are ambiguous or of another kind; the message says why without repeating them.
     """
     lines, plain = headers.getall(hdrs.AUTHORIZATION, ()), headers.getall(_API_KEY, ())
     if not lines and not plain:
@@ -70,16 +70,16 @@ def shown_key(headers: CredentialHeaders) -> str | None:
 
 
 def auth_middleware(keys: KeyRing, access: Access, failures: Failures, *, signing: Signing) -> Middleware:
-    """Middleware that sets ``CALLER``, or raises Unauthenticated, InsufficientScope or RateLimited.
+    """Return the middleware that sets ``CALLER``, or raises Unauthenticated, InsufficientScope or RateLimited.
 
-    It reads no body, so that nobody unknown is waited for.
+    It reads no body, so that an unauthenticated client cannot make the service wait.
 
     Args:
-        keys: those that are good.
-        access: which routes need which scope.
-        failures: of each address, shared with what checks signatures.
-        signing: REQUEST_SIGNING. A request without a key goes on to where signatures are checked if it has one, or
-            must have one.
+        keys: the valid keys.
+        access: the access rules: which routes are open, and which need which scope.
+        failures: the failure counts per address, shared with the signature check.
+        signing: the setting REQUEST_SIGNING. A request without a key is passed on to the signature check if it has a
+            signature (``accepted``) or in any case (``required``).
     """
 
     def refuse(request: web.Request, reason: str) -> NoReturn:

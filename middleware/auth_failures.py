@@ -1,4 +1,4 @@
-"""Failed attempts to show a credential, counted by client address, so that guessing soon meets 429."""
+"""Counts failed authentications per client address, so that guessing soon gets 429."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from runtime.networks import client_group
 from runtime.rate_limits.gcra import Quota
 from runtime.rate_limits.memory import MemoryLimiter
 
-_BURST = 0.5  # of a minute's failures: who mistyped a few times waits seconds for the next try, not the whole minute
+_BURST = 0.5  # share of a minute's failures: after a few typing errors the next try is seconds away, not a minute
 
 
 class Failures:
-    """One for everything that checks credentials, each in its process. It comes behind the client address.
+    """Counts and limits failed authentications per client address, in this process.
+
+    The API key and signature checks share one. It needs ``CLIENT_IP`` on the request.
 
     Args:
-        per_minute: failures of one address in any 60 seconds, half of them at once; an IPv6 address stands for its /64.
-        clients: most addresses remembered.
+        per_minute: failures allowed per address in any 60 seconds, half of them at once; IPv6 addresses count by /64.
+        clients: the largest number of addresses remembered.
         clock: monotonic time in seconds.
     """
 
@@ -30,7 +32,7 @@ class Failures:
         self._limiter = MemoryLimiter(clients, clock)
 
     def check(self, request: web.Request) -> None:
-        """Refuse to say whether a credential is good.
+        """Raise RateLimited if the client's address is above the limit.
 
         Raises:
             RateLimited: the client's address has failed too often.
@@ -42,5 +44,5 @@ class Failures:
         raise RateLimited("too many wrong keys or signatures from your address; wait", retry_after=retry_after)
 
     def failed(self, request: web.Request) -> None:
-        """Count a failure. Who is refused already is not kept out for longer."""
+        """Count a failure. A failure above the limit is not counted, so it does not lengthen the wait."""
         self._limiter.take(client_group(request[CLIENT_IP]), self._quota)

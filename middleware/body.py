@@ -1,6 +1,6 @@
-"""Receiving a request's body: a deadline, a size, no compression, and ``100 Continue`` once it is about to be read.
+"""Reads request bodies: with a deadline and a size limit, without decompression, after sending ``100 Continue``.
 
-What belongs to the connection is in ``middleware/connection/runner.py``.
+The limits of the connection itself are in ``middleware/connection/runner.py``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from aiohttp.typedefs import Handler, Middleware
 from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
-_SPREAD = 1.2  # of deadlines: hundreds of slow bodies that began together must not all be answered in one moment
+_SPREAD = 1.2  # random factor on deadlines: hundreds of slow bodies that began together must not all time out at once
 
 
 async def read_body(request: web.Request, seconds: float) -> bytes:
-    """The whole body, which aiohttp keeps, so that ``request.read()`` and ``.json()`` afterwards cost nothing.
+    """Read and return the whole body; aiohttp caches it, so that later ``request.read()`` and ``.json()`` cost nothing.
+
+    Args:
+        request: the request.
+        seconds: the deadline in seconds, stretched by a random factor of up to 1.2.
 
     Raises:
-        RequestTimeout: it was not complete in time; ``set_connection_headers`` then closes the connection.
-        PayloadTooLarge: it is larger than the application's ``client_max_size``; not read if it says so beforehand.
-        UnsupportedMediaType: it is compressed.
-        InvalidRequest: its framing is broken.
-        ConnectionError: the client has gone.
+        RequestTimeout: the body was not complete in time; ``set_connection_headers`` then closes the connection.
+        PayloadTooLarge: the body is larger than the application's ``client_max_size``; it is not read at all if
+            Content-Length says so.
+        UnsupportedMediaType: the body is compressed.
+        InvalidRequest: the body's framing is broken.
+        ConnectionError: the client has disconnected.
     """
     if hdrs.CONTENT_ENCODING in request.headers:
         codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).lower().split(",")
@@ -37,10 +42,10 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         raise _over(request)
     if request.get(CONTINUE):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        request.writer.output_size = 0  # the final response has not begun
     try:
         if request.content.is_eof() and request._read_bytes is None:
-            # All there, as most are: no timer, and all that request.read() does but its loop, which takes 4 us.
+            # The body is already complete, as most are: without a timer, and without request.read()'s loop (4 us).
             body = request.content.read_nowait()
             if len(body) > most:
                 raise _over(request)
@@ -62,9 +67,12 @@ def _over(request: web.Request) -> PayloadTooLarge:
 
 
 def body_deadline_middleware(seconds: float) -> Middleware:
-    """Middleware that reads the body before the handler runs; errors as for ``read_body``.
+    """Return the middleware that reads the body before the handler runs; errors as for ``read_body``.
 
-    Its place is behind all that refuses by address, key or signature: nobody unknown is waited for.
+    It comes after the address, key and signature checks, so that unauthenticated clients cannot make it wait.
+
+    Args:
+        seconds: the deadline, as for ``read_body``.
     """
 
     @web.middleware
@@ -77,14 +85,15 @@ def body_deadline_middleware(seconds: float) -> Middleware:
 
 
 def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """For ``header_signal``: some answers end their connection, and say so.
+    """Set ``Connection: close`` and ``Accept-Encoding`` where the response needs them (for ``header_signal``).
 
-    Those to a late or too large body (RFC 9110 section 15.5.9), and the last one that a connection may have. aiohttp
-    drops what still comes in for ``lingering_time``, so that the client gets to see the answer, then closes. An answer
-    that refuses a compressed body says what is possible (RFC 9110 section 15.5.16).
+    The connection is closed after the response to a late or too large body (RFC 9110 section 15.5.9), and after the
+    last request that a connection may carry. aiohttp discards incoming bytes for ``lingering_time`` so that the client
+    can read the response, then closes. A response that refuses a compressed body names the accepted encoding (RFC 9110
+    section 15.5.16).
     """
     if request.get(LAST):
         response.force_close()
-        response.headers[hdrs.CONNECTION] = "close"  # aiohttp has filled it in before this signal
+        response.headers[hdrs.CONNECTION] = "close"  # aiohttp has set this header before the signal
     if response.status == UnsupportedMediaType.status:
         response.headers[hdrs.ACCEPT_ENCODING] = "identity"

@@ -1,15 +1,17 @@
-"""Who is the client? The one place that decides which address a request came from.
+"""Determines the client's address of each request; no other module does.
 
 The rules are those of the design's "Client address", after RFC 7239, RFC 9110 section 5.3, nginx's realip module,
 uvicorn's proxy-headers and realclientip-go:
 
 1. A peer outside the trusted proxies is the client; every forwarding header it sent is ignored.
 2. Behind a trusted peer, the lines of the one configured header are joined in order and walked from the right: the
-   first address that is not a trusted proxy is the client; if all are trusted, the leftmost. Header absent or blank:
-   the peer. ``x-real-ip`` carries exactly one address. There is no fallback from one header to another.
-3. An entry that must be read and is not a definite address is denied, never skipped: what stands left of it was
-   written by somebody we cannot name. What stands left of the client is never read (``Forwarded`` aside, see below).
-4. IPv4-mapped addresses are unmapped and zones dropped before any comparison. A unix-socket peer that shows any
+   first address that is not a trusted proxy is the client; if all are trusted, the leftmost. Without the header, or if
+   it is blank, the peer is the client. ``x-real-ip`` carries exactly one address. There is no fallback from one header
+   to another.
+3. A request with an entry that must be read and is not a definite address is denied; the entry is never skipped,
+   because entries left of it come from an unknown sender. Entries left of the client are never read (except in
+   ``Forwarded``, which is parsed whole).
+4. IPv4-mapped addresses are unmapped and zones dropped before any comparison. A unix-socket peer that sends any
    forwarding header is denied unless unix peers are trusted; without one it is local by construction: 127.0.0.1.
 """
 
@@ -35,8 +37,8 @@ _log = logging.getLogger("warmstart.edge")
 
 _LOCAL = IPv4Address("127.0.0.1")
 _MAX_ENTRIES = 1000  # read at most; far above any real chain, and some milliseconds of work at worst
-_REMEMBERED = 4096  # peers with what they said, of ...
-_SHORT = 100  # ... so many characters at most
+_REMEMBERED = 4096  # cached pairs of peer and header value, for values of at most ...
+_SHORT = 100  # ... this many characters
 _SHOWN = 100  # characters of a denied entry that the log repeats
 
 _OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() alone would also eat \x0b, \x85, \xa0 ...
@@ -58,17 +60,17 @@ def resolve(
     *,
     trust_unix: bool = False,
 ) -> Address:
-    """The client's address, unmapped and without a zone, by the rules at the top of this file.
+    """Return the client's address, unmapped and without a zone, by the rules at the top of this file.
 
     Args:
         peer: the socket's peer as text; None or "" for a unix socket.
         headers: the request's headers.
-        trusted: the proxies whose header is believed; pass a NetworkSet where there are many or calls are frequent.
+        trusted: the trusted proxies; pass a NetworkSet if there are many or calls are frequent.
         source: the one header that is read.
         trust_unix: treat a unix-socket peer as a trusted proxy.
 
     Raises:
-        ClientAddressDenied: the client cannot be established. The message is public; the exception's note holds the
+        ClientAddressDenied: the client cannot be determined. The message is public; the exception's note holds the
             reason and the offending entry, safe for a log.
     """
     known = trusted if isinstance(trusted, NetworkSet) else NetworkSet(trusted)
@@ -103,16 +105,16 @@ def resolve(
 
 
 def _listed(lines: Sequence[str]) -> Iterator[str]:
-    """The entries of a comma-separated header from the right; linear, however much is written at the left."""
+    """Yield the entries of a comma-separated header from the right, in linear time."""
     for line in reversed(lines):
         yield from reversed(line.split(","))
 
 
 def _forwarded(lines: Sequence[str]) -> Iterator[str]:
-    """The nodes of a Forwarded header (RFC 7239 section 4) from the right; "" for an element that names no client.
+    """Return the ``for`` nodes of a Forwarded header (RFC 7239 section 4) from the right; "" where an element has none.
 
-    One that is malformed anywhere is denied: guessing would let a stray quote at the left swallow what our own proxy
-    appended.
+    A header that is malformed anywhere is denied: otherwise a stray quote at the left could swallow the element that
+    our own proxy appended.
     """
     if sum(map(len, lines)) > MAX_CHARS:
         raise _denied(f"Forwarded is longer than {MAX_CHARS} characters", lines[-1])
@@ -124,7 +126,7 @@ def _forwarded(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _address(entry: str) -> Address:
-    """The address in one entry: ``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``, a v6 with or without a zone.
+    """Parse one entry: ``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``, a v6 with or without a zone.
 
     The patterns are ASCII only, and ``ip_address`` refuses octal-looking octets, short forms (``127.1``) and integers.
     """
@@ -144,20 +146,20 @@ def _address(entry: str) -> Address:
 
 
 def _denied(reason: str, entry: str) -> ClientAddressDenied:
-    """The error, with a note for the log that is safe against line breaks and control characters of any kind."""
+    """Return the error with a note for the log, in which line breaks and control characters are escaped."""
     error = ClientAddressDenied("The client's address could not be established.")
     error.add_note(f"{reason}: {entry[:_SHOWN]!a}")
     return error
 
 
 def peer_of(request: web.Request) -> str | None:
-    """The peer's host as the socket (or a PROXY header, ``PEER``) shows it, None for a unix socket.
+    """Return the peer's host from a PROXY header (``PEER``) or the socket; None for a unix socket.
 
-    "No peername" alone must not read as "unix socket": a TCP connection that is already gone may have none, and would
-    pass for a local one.
+    A missing peername alone does not mean a unix socket: a TCP connection that is already closed may have none, and
+    would be taken for a local one.
 
     Raises:
-        ClientAddressDenied: the connection is neither a unix socket nor has a peer's host.
+        ClientAddressDenied: the connection is not a unix socket and has no peer address.
     """
     told: str | None = request.get(PEER)
     if told is not None:
@@ -173,18 +175,18 @@ def peer_of(request: web.Request) -> str | None:
 
 
 def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix: bool = False) -> Middleware:
-    """Middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT`` and ``PEER``, or raises and logs ClientAddressDenied.
+    """Return the middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT`` and ``PEER``, or raises ClientAddressDenied.
 
-    Args: as for :func:`resolve`.
+    The arguments are those of ``resolve``. Denied requests are logged.
 
     Raises:
-        ValueError: ``source`` is none of SOURCES.
+        ValueError: ``source`` is not in ``SOURCES``.
     """
     if source not in SOURCES:
         raise ValueError(f"the client address source is one of {', '.join(SOURCES)}, not {source!r}")
     known = NetworkSet(trusted)
 
-    @lru_cache(_REMEMBERED)  # the same few proxies and clients, request after request; who is denied is not kept
+    @lru_cache(_REMEMBERED)  # the same few proxies and clients recur; denials raise and are not cached
     def remembered(peer: str, line: str | None) -> tuple[Address, str]:
         client = resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
         return client, str(client)

@@ -1,4 +1,4 @@
-"""Renders an error as an aiohttp response in the shape of the route that was asked for, and counts it."""
+"""Renders an error as an aiohttp response, in OpenAI's or RFC 9457's format depending on the path, and counts it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runtime.errors import ServiceError
 
 
 def render(request: web.Request, error: ServiceError, allow: Sequence[str] = ()) -> web.Response:
-    """The error as a response; its code becomes the request's ``REASON``.
+    """Return the error as a response, and store its code as the request's ``REASON``.
 
     Args:
-        request: its path decides the shape, see ``SPEAKS_OPENAI``.
+        request: the failed request; its path decides the format, see ``SPEAKS_OPENAI``.
         error: the error.
-        allow: see ``runtime.error_response.error_response``.
+        allow: the allowed methods, for the ``Allow`` header of a 405.
     """
     request[REASON] = error.code
     if (refusals := request.app.get(REFUSALS)) is not None:

@@ -1,4 +1,4 @@
-"""Renders every error, once, in the shape its route speaks: OpenAI's, or RFC 9457 problem details."""
+"""The middleware that turns every raised error into a response: OpenAI's format, or RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _log = logging.getLogger("warmstart.errors")
 
 @web.middleware
 async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns whatever was raised into an answer. What is not ours is logged whole and answered without a word of it."""
+    """Render raised errors as responses. Unexpected errors are logged with a traceback and answered without details."""
     try:
         return await handler(request)
     except Exception as error:
-        # A second answer inside one that has begun would be read as part of it: the connection is cut instead.
+        # A second response inside one that has begun would be read as part of it: the connection is closed instead.
         if request.writer.output_size > 0 or (isinstance(error, ConnectionError) and _client_gone(request)):
             raise
         if isinstance(error, ServiceError):

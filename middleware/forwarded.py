@@ -1,12 +1,12 @@
-"""Under which scheme and authority did the client call? The one place that decides it.
+"""Determines the scheme and authority that the client used in its request; no other module does.
 
-* The authority is the ``Host`` header (RFC 9112 section 3.2), which must be there once and be a host with or without a
-  port. Only HTTP/1.0 may leave it out; the authority is then "".
-* With FORWARDED_ORIGIN, and from a trusted peer only, ``X-Forwarded-Proto`` and ``X-Forwarded-Host`` go before it, or
-  ``proto`` and ``host`` of ``Forwarded`` (RFC 7239 sections 5.3 and 5.4) where CLIENT_IP_HEADER says ``forwarded``.
-  From anybody else they are not read. Of several values the rightmost counts, because the peer wrote it; what stands
-  left of it may be a client's. So a proxy behind another must pass the outer one's values on, or set them itself.
-* What must be read and is no such thing is refused with 400, never skipped: the next best guess could be a forged one.
+* The authority is the ``Host`` header (RFC 9112 section 3.2), which must occur once and be a host with or without a
+  port. Only HTTP/1.0 requests may omit it; the authority is then "".
+* With FORWARDED_ORIGIN, and from a trusted peer only, ``X-Forwarded-Proto`` and ``X-Forwarded-Host`` override it, or
+  ``proto`` and ``host`` of ``Forwarded`` (RFC 7239 sections 5.3 and 5.4) if CLIENT_IP_HEADER is ``forwarded``. They are
+  not read from other peers. Of several values the rightmost counts, because the peer wrote it; values left of it may
+  come from a client. So a proxy behind another must pass on the outer one's values, or set them itself.
+* A value that must be read and is malformed is refused with 400, never skipped: the next value could be forged.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from runtime.networks import Network, NetworkSet, unmap
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?")
 _PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
-_NONE: Final[Sequence[str | None]] = (None,)  # what a header field that is not there says
+_NONE: Final[Sequence[str | None]] = (None,)  # stands for the values of a missing header field
 _SCHEMES = ("http", "https")
-_PEERS = 1024  # whose standing is remembered
-_HOSTS = 1024  # that are remembered as good ones, with what stands beside them; of ...
-_SHORT = 300  # ... so many characters at most
+_PEERS = 1024  # peers for which the trust decision is cached
+_HOSTS = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
+_SHORT = 300  # ... this many characters
 
 
 def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:
-    """The scheme and the authority that the client used, by the rules at the top of this file.
+    """Return the scheme and the authority that the client used, by the rules at the top of this file.
 
     Args:
-        peer_trusted: whether the peer is believed on them.
-        scheme: of the connection.
-        host: the Host header, as ``host_of`` gives it.
-        headers: the request's.
-        source: the header that proxies name the client in.
+        peer_trusted: whether the peer's forwarding headers are used.
+        scheme: the connection's scheme, ``http`` or ``https``.
+        host: the Host header, as ``host_of`` returns it.
+        headers: the request's headers.
+        source: the setting CLIENT_IP_HEADER, which decides between ``Forwarded`` and ``X-Forwarded-*``.
 
     Raises:
         InvalidRequest: names the header at fault.
@@ -64,10 +64,10 @@ def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source:
 
 
 def host_of(lines: Sequence[str], *, required: bool) -> str:
-    """The one Host header; "" where it may be missing and is.
+    """Return the only Host header; "" if it is missing and may be.
 
     Raises:
-        InvalidRequest: there are several, or an empty one, or none where one is required.
+        InvalidRequest: there are several, or an empty one, or none although one is required.
     """
     if len(lines) == 1 and lines[0]:
         return lines[0]
@@ -78,7 +78,7 @@ def host_of(lines: Sequence[str], *, required: bool) -> str:
 
 @lru_cache(_HOSTS)
 def _authority(text: str, name: str) -> str:
-    """A host and port in lower case, without the colon of an empty port."""
+    """Validate a host and optional port; return them in lower case, without the colon of an empty port."""
     match = _HOST.fullmatch(text)
     if match is None or int(match["port"] or 0) > 65_535:
         raise InvalidRequest(f"{name}: this is not a host with or without a port")
@@ -91,14 +91,14 @@ def _authority(text: str, name: str) -> str:
 
 
 def _last(lines: Sequence[str]) -> str | None:
-    """The rightmost value of a list; None if there is no line, or a blank one alone (as client_ip has it)."""
+    """Return the rightmost value of a list; None if there is no line or a single blank one (as in ``client_ip``)."""
     if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
         return None
     return lines[-1].rpartition(",")[2].strip(" \t")
 
 
 def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
-    """``proto`` and ``host`` of the rightmost element."""
+    """Return ``proto`` and ``host`` of the rightmost ``Forwarded`` element; None for each that is missing."""
     if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
         return None, None
     if len(lines[-1]) > MAX_CHARS:
@@ -113,13 +113,13 @@ def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
 def forwarded_middleware(
     trusted: Sequence[Network], source: Source, trust_unix: bool = False, *, enabled: bool = False
 ) -> Middleware:
-    """Middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It comes after client_ip.
+    """Return the middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It needs ``PEER`` (``client_ip``).
 
     Args:
-        trusted: the proxies that are believed.
-        source: see ``origin``.
-        trust_unix: believe a unix-socket peer.
-        enabled: believe anybody at all.
+        trusted: the trusted proxies.
+        source: the setting CLIENT_IP_HEADER, as for ``origin``.
+        trust_unix: treat a unix-socket peer as a trusted proxy.
+        enabled: the setting FORWARDED_ORIGIN; if False, no forwarding header is read.
     """
     known = NetworkSet(trusted)
 
@@ -127,7 +127,7 @@ def forwarded_middleware(
     def believed(peer: str | None) -> bool:
         return unmap(ip_address(peer.partition("%")[0])) in known if peer else trust_unix
 
-    @lru_cache(_HOSTS)  # the same few names, request after request; who is refused is not kept
+    @lru_cache(_HOSTS)  # the same few hosts recur; refusals raise and are not cached
     def remembered(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
         lines = ((_PROTO, proto), (_FORWARDED_HOST, named))
         told = CIMultiDict([(name, line) for name, line in lines if line is not None])

@@ -13,12 +13,12 @@ SOURCES: Final[tuple[Source, ...]] = get_args(Source)
 
 
 MAX_CHARS: Final = 65_536
-"""Characters of a request's ``Forwarded`` lines that are parsed at most, because they are parsed whole."""
+"""The longest ``Forwarded`` value of a request in characters; it is limited because it is parsed whole."""
 
 
 # One parameter of a Forwarded element and the separator after it (RFC 7239 section 4; tokens, quoted strings and their
-# escapes are RFC 9110 section 5.6). Unquoted ":", "[" and "]" are no token characters, but many proxies send them, and
-# they separate nothing, so reading them is not ambiguous. Blanks around ";" are tolerated for the same reason.
+# escapes are RFC 9110 section 5.6). Unquoted ":", "[" and "]" are not token characters, but many proxies send them, and
+# they are not separators, so accepting them is not ambiguous. Blanks around ";" are tolerated for the same reason.
 _PAIR = re.compile(
     r"""[ \t]*(?:
           (?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)
@@ -31,10 +31,10 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 class Headers(Protocol):
-    """What is asked of the headers; ``CIMultiDict`` and its proxy offer it."""
+    """The part of the headers' interface that is used here; ``CIMultiDict`` and ``CIMultiDictProxy`` implement it."""
 
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
-        """All lines of one field, in order."""
+        """Return all values of one field, in order."""
         ...
 
 
@@ -42,8 +42,8 @@ class MalformedForwarded(ValueError):
     """A ``Forwarded`` line that does not follow the grammar.
 
     Args:
-        reason: what is wrong, in words.
-        rest: the line from the fault on.
+        reason: the fault, as a phrase.
+        rest: the part of the line that starts at the fault.
     """
 
     def __init__(self, reason: str, rest: str) -> None:
@@ -53,16 +53,16 @@ class MalformedForwarded(ValueError):
 
 
 def elements(line: str) -> list[dict[str, str]]:
-    """The elements of one line, from the left: each parameter's name in lower case and its value without quotes.
+    """Parse one line into its elements, from the left: lower-case parameter name -> value without quotes.
 
-    A comma inside quotes separates nothing, and whether a place is inside quotes can only be told from the left, so a
-    line is parsed whole.
+    The line is parsed whole, because a comma inside quotes is not a separator, and whether a position is inside quotes
+    can only be decided from the left.
 
     Args:
         line: the field's value; one line, because a quoted string never spans two.
 
     Raises:
-        MalformedForwarded: the line breaks the grammar, or a parameter stands twice in one element (section 4).
+        MalformedForwarded: the line breaks the grammar, or a parameter occurs twice in one element (section 4).
     """
     parsed: list[dict[str, str]] = [{}]
     position, separator = 0, ";"

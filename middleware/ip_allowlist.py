@@ -1,7 +1,7 @@
-"""Lets in only the addresses that are allowed. Every route is gated, those that answer 404 too; no path is exempt.
+"""Restricts access to the client addresses in ALLOWED_IPS, on every route, including unknown paths; none is exempt.
 
-A path can be written in many ways and a URL can be rebuilt from the Host header; an address cannot, so there is nothing
-here to get around. Whoever must reach ``/livez`` from elsewhere is added to the allowlist.
+Exempting paths would invite bypasses, because a path can be written in many ways and a URL can be rebuilt from the Host
+header. A prober that must reach ``/livez`` from another network is added to the allowlist.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from runtime.networks import Network, NetworkSet
 
 _log = logging.getLogger("warmstart.edge")
 
-_REMEMBERED = 4096  # clients
+_REMEMBERED = 4096  # client addresses for which the decision is cached
 
 
 def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) -> Middleware:
-    """Middleware that raises ClientAddressDenied for a client outside ``allowed``. It comes after client_ip.
+    """Return the middleware that raises ClientAddressDenied for other clients. It needs ``CLIENT_IP`` (``client_ip``).
 
     Args:
-        allowed: the networks let in; none at all means nobody.
-        disabled: let everybody in.
+        allowed: the allowed networks; an empty list denies every client.
+        disabled: allow every client.
     """
     inside = lru_cache(_REMEMBERED)(NetworkSet(allowed).__contains__)
 
@@ -35,7 +35,7 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
     async def ip_allowlist(request: web.Request, handler: Handler) -> web.StreamResponse:
         if disabled:
             return await handler(request)
-        # Without the client address middleware nobody has an address, and nobody gets in.
+        # If the client address middleware is missing, every request is denied.
         client = request.get(CLIENT_IP)
         if client is None or not inside(client):
             _log.warning("address not allowed: peer %a, client %s", request.remote, client)

@@ -1,11 +1,11 @@
-"""Limits how much each client may use: requests and tokens in any minute, and requests at the same time.
+"""Rate limits per client: requests and tokens in any minute, and concurrent requests.
 
-A client is its key, or where no key is asked for its address (an IPv6 address stands for its /64). A request is charged
-when it comes. Tokens are charged by whoever computes: the most that a generation can cost is held before it starts, and
-what it did cost is charged in place of that when it ends, however it ends.
+A client is identified by its key or, if no key is required, by its address (IPv6 addresses by their /64). A request is
+counted on arrival. Tokens are counted by the operations: the maximum that a generation can cost is reserved before it
+starts, and its actual cost is committed in place of the reservation when it ends, however it ends.
 
-Answers tell how much is left, as draft-ietf-httpapi-ratelimit-headers-10 says (sections 3 and 4); RFC 6585 section 4
-has 429, and RFC 9110 section 10.2.3 ``Retry-After``.
+Responses carry the remaining quota (draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4). RFC 6585 section 4
+defines 429, and RFC 9110 section 10.2.3 ``Retry-After``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _LEGACY_LIMIT: Final = istr("X-RateLimit-Limit")
 _LEGACY_REMAINING: Final = istr("X-RateLimit-Remaining")
 _LEGACY_RESET: Final = istr("X-RateLimit-Reset")
 
-_KINDS = 1024  # of limits that keys have of their own; more are put together anew each time
+_KINDS = 1024  # cached combinations of per-key limits; others are computed on each request
 
 
 class _Terms(NamedTuple):
-    """What holds for a client, and how ``RateLimit-Policy`` says it; a unit that is no request has to be named."""
+    """A client's quotas (None for no limit) and their ``RateLimit-Policy`` value, which names units except requests."""
 
     requests: Quota | None
     tokens: Quota | None
@@ -51,7 +51,7 @@ class _Terms(NamedTuple):
 
 @dataclass(slots=True)
 class _Left:
-    """What a client has left, as far as the request knows."""
+    """A client's quotas and remaining units, as of the request's last rate limit decision; None for no limit."""
 
     terms: _Terms
     requests: Decision | None
@@ -59,20 +59,20 @@ class _Left:
 
 
 async def _free(used: int) -> None:
-    """Settles what is not held anywhere."""
+    """Do nothing: commits tokens that were not reserved because the rate limits were unavailable."""
 
 
 _LEFT: Final = web.RequestKey[_Left]("rate_limit")
 
 
 class RateLimit:
-    """The middleware (``rate_limit``); it comes behind whatever finds out who the client is.
+    """Holds the rate limit middleware (``rate_limit``), which comes after the middlewares that identify the client.
 
     Args:
-        settings: the limits.
-        access: which handlers are open, and so not limited.
-        limits: what clients have used.
-        count_away: called each time that cannot be looked up.
+        settings: the settings with the limits.
+        access: the access rules; open handlers are not limited.
+        limits: the store of used quotas.
+        count_away: called each time the store is unavailable.
     """
 
     def __init__(
@@ -93,7 +93,12 @@ class RateLimit:
 
     @web.middleware
     async def rate_limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Raises RateLimited, or RateLimitUnavailable if nobody may pass then."""
+        """Run the handler if the client is within its limits.
+
+        Raises:
+            RateLimited: the client is above a limit.
+            RateLimitUnavailable: the store is unavailable, and RATE_LIMIT_FAIL is ``closed``.
+        """
         if self._access.is_open(request):
             return await handler(request)
         caller: Caller | None = request.get(CALLER)
@@ -113,7 +118,8 @@ class RateLimit:
         self._running[client] = running + 1
         try:
             response = await self._admitted(request, handler, client, terms)
-            # Sent here, because aiohttp would do so after all middlewares; who takes its answer slowly still runs.
+            # aiohttp would send the response after all middlewares. It is sent here so that a request counts as running
+            # until its client has received the response, however slowly.
             await response.prepare(request)
             await response.write_eof()
             return response
@@ -124,7 +130,7 @@ class RateLimit:
                 del self._running[client]
 
     def set_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """For ``header_signal``: every answer to a request that was counted says what is left."""
+        """Set the ``RateLimit`` headers of the response to a counted request (for ``header_signal``)."""
         if (left := request.get(_LEFT)) is None:
             return
         terms, requests, tokens = left.terms, left.requests, left.tokens
@@ -202,7 +208,7 @@ class RateLimit:
         _log.warning("what clients used can be looked up again")
 
     def _put_together(self, requests: int | None, tokens: int | None) -> _Terms:
-        """The terms of a key with limits of its own: None for the settings', 0 for none."""
+        """Return the quotas and policy for a key's own limits: None means the settings' limit, 0 means no limit."""
         requests = self._requests if requests is None else requests
         tokens = self._tokens if tokens is None else tokens
         quotas = [Quota.share(limit, self._burst) if limit else None for limit in (requests, tokens)]

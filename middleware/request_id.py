@@ -1,7 +1,8 @@
-"""Names each request: every log line it causes and its answer carry the name.
+"""Assigns each request an id, which its log lines and its response carry.
 
-A caller's ``X-Request-Id`` is kept if it is harmless (128 characters of ``A-Za-z0-9._-``), else a new one is made. A
-valid W3C ``traceparent`` (Trace Context, version 00 and later) gives the log lines its trace id and is spans' parent.
+A client's ``X-Request-Id`` is used if it is safe (up to 128 characters of ``A-Za-z0-9._-``); otherwise a new one is
+generated. A valid W3C ``traceparent`` (Trace Context, version 00 and later) adds its trace id to the log lines and
+becomes the parent of the request's spans.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 
 @web.middleware
 async def request_id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Outermost: it only names, so it can refuse nothing."""
+    """Set the request's id and trace context. It is the outermost middleware, and never refuses a request."""
     headers = request.headers
     given = headers.get(HEADER)
     request_id = given if given is not None and SAFE_REQUEST_ID.fullmatch(given) else _new()
@@ -36,7 +37,7 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
         facts["trace_id"], facts["parent_id"] = trace
         caller_trace.set({name: ",".join(headers.getall(name, ())) for name in _TRACE_HEADERS})
     else:
-        caller_trace.set(None)  # the connection's last request may have had one
+        caller_trace.set(None)  # the previous request on this connection may have set one
     token = request_facts.set(facts)
     try:
         return await handler(request)
@@ -45,11 +46,11 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
 
 
 def _new() -> str:
-    """A name and no secret: the system's randomness would take 6 us."""
+    """Return a random id. It is not a secret, so it avoids the system's random source, which takes 6 us."""
     return f"{random.getrandbits(128):032x}"
 
 
 def set_request_id_header(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """For ``header_signal``: streams and errors carry the id too."""
+    """Set ``X-Request-Id`` on a response (for ``header_signal``), streams and errors included."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers[HEADER] = request_id

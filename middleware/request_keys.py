@@ -1,5 +1,6 @@
-"""The keys under which middlewares store what they learned about a request (``aiohttp.web.RequestKey``) or the
-application.
+"""The typed keys under which middlewares share data on a request (``web.RequestKey``) or application (``web.AppKey``).
+
+A middleware passes its results to the later ones and to the handlers through these keys.
 """
 
 from __future__ import annotations
@@ -15,34 +16,34 @@ from runtime.networks import Address
 from runtime.types import Caller
 
 REFUSALS: Final = web.AppKey("refusals", Counter)
-"""Counts by code what is answered with an error."""
+"""The counter of error responses, by error code."""
 
 
 PAYLOAD: Final = web.RequestKey[Any]("payload")
-"""The request's JSON, as the handler gets it."""
+"""The request's payload, as the operation's handler receives it."""
 
 
 AUDIT: Final = web.AppKey[tuple[AuditLog, bytes]]("audit", tuple)
-"""The application's audit log, and the key of its prompt hashes: for what comes another way."""
+"""The application's audit log and the key for its prompt hashes, for events that do not come through HTTP."""
 
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 
 CONTINUE: Final = web.RequestKey[bool]("continue")
-"""The client waits for 100 Continue before it sends the body."""
+"""Whether the client waits for ``100 Continue`` before it sends the body."""
 
 
 LAST: Final = web.RequestKey[bool]("last")
-"""The connection ends with the answer to this request."""
+"""Whether the connection is closed after the response to this request."""
 
 
 class Origin(NamedTuple):
-    """Where the client sent its request.
+    """The scheme and authority that the client used.
 
     Args:
         scheme: ``http`` or ``https``.
-        authority: host and port as the client named them, in lower case.
+        authority: the host and optional port as the client sent them, in lower case.
     """
 
     scheme: str
@@ -56,23 +57,23 @@ CLIENT_IP: Final = web.RequestKey[Address]("client_ip")
 
 
 CLIENT_TEXT: Final = web.RequestKey[str]("client_text")
-"""The same as text, for logs."""
+"""The client's address as text, for logs."""
 
 
 PEER: Final = web.RequestKey["str | None"]("peer")
-"""Who opened the connection; where a PROXY header said so, from the start. None for a unix socket."""
+"""The address of the connection's peer: the one from a PROXY header if there was one; None for a unix socket."""
 
 
 CALLER: Final = web.RequestKey[Caller]("caller")
-"""Who sent it; absent where no credential was asked for or shown."""
+"""The authenticated caller; absent if no credential was required or sent."""
 
 
 REASON: Final = web.RequestKey[str]("reason")
-"""The code of the error that it was answered with."""
+"""The code of the error in the response."""
 
 
 CLIENT_CERTIFICATE: Final = web.RequestKey[str]("client_certificate")
-"""The subject of the client's certificate (RFC 4514), where TLS_CLIENT_CA_FILE asks for one."""
+"""The subject of the client's certificate (RFC 4514), if TLS_CLIENT_CA_FILE requires one."""
 
 SPEAKS_OPENAI: Final = web.AppKey[Callable[[str], bool]]("speaks_openai")
-"""Whether errors on a path have OpenAI's shape (``handlers.api.routes.speaks_openai``); without it none have."""
+"""Returns whether errors on a path have OpenAI's format (``handlers.api.routes.speaks_openai``); if unset, none do."""

@@ -1,12 +1,12 @@
-"""Checks request signatures: RFC 9421 with ``hmac-sha256``, and RFC 9530 for the body (see ``runtime/signatures``).
+"""Verifies request signatures: RFC 9421 with ``hmac-sha256``, and RFC 9530 for the body (see ``runtime/signatures``).
 
-A signature covers ``"@method" "@authority" "@path" "@query"``, and ``"content-digest"`` where there is a body; other
-header fields if the client likes. ``created``, ``expires``, ``nonce``, ``keyid`` and ``tag="warmstart"`` are all there.
-It is good for ``SIGNING_WINDOW_SECONDS`` at most, once, for the authority that it names: behind a proxy that changes
-``Host``, set ``SIGNING_AUTHORITY``.
+A signature covers ``"@method" "@authority" "@path" "@query"``, ``"content-digest"`` if there is a body, and optionally
+other header fields. The parameters ``created``, ``expires``, ``nonce``, ``keyid`` and ``tag="warmstart"`` are required.
+A signature is valid once, for ``SIGNING_WINDOW_SECONDS`` at most, and for the authority that it covers: behind a proxy
+that changes ``Host``, set ``SIGNING_AUTHORITY``.
 
-What is wrong is told, for whoever writes a client; but not whether it is the key or the signature. Failures count like
-wrong keys: past the limit a wrong signature gets 429, a good one works all the same.
+The error message says what is wrong, to help client authors, but not whether the key or the signature is. Failures
+count like invalid keys: above the limit an invalid signature gets 429, while a valid one still works.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _INPUT: Final = istr("Signature-Input")
 _SIGNATURE: Final = istr("Signature")
 
 _CHALLENGE = 'Signature realm="warmstart"'
-# RFC 9421 section 5.1: what a client that knows how would have to do.
+# The value of Accept-Signature (RFC 9421 section 5.1): the components and parameters that a signature must have.
 _ACCEPTED = (
     "sig=(" + " ".join(f'"{name}"' for name in (*COVERED, "content-digest")) + ")"
     f';created;expires;nonce;keyid;alg="{ALGORITHM}";tag="{TAG}"'
@@ -53,21 +53,21 @@ def signing_middleware(
     failures: Failures,
     read_body: Callable[[web.Request], Awaitable[bytes]],
 ) -> Middleware:
-    """Middleware that raises InvalidSignature, InsufficientScope, RateLimited or NoncesUnavailable.
+    """Return the middleware that verifies signatures and sets ``CALLER`` unless an API key has.
 
-    It sets ``CALLER`` where no API key has. Its place is in front of what reads bodies: it reads one itself, as soon as
-    it knows whose it is.
+    It raises InvalidSignature, InsufficientScope, RateLimited or NoncesUnavailable. It comes before the middleware that
+    reads bodies, because it reads a body itself, and only once the signature is valid.
 
     Args:
-        app: at its end the connections to Redis are closed.
-        settings: those of signing.
-        keys: those that are good.
-        access: which routes need which scope.
-        failures: of each address, shared with what checks keys.
-        read_body: gives a request's body, or raises what is answered to one that is late or too large.
+        app: the application; its cleanup closes the connections to Redis.
+        settings: the settings of signing.
+        keys: the valid keys.
+        access: the access rules: which routes are open, and which need which scope.
+        failures: the failure counts per address, shared with the API key check.
+        read_body: reads a request's body, or raises the error for one that is late or too large.
 
     Raises:
-        SettingsError: the URL of Redis is none.
+        SettingsError: ``REDIS_URL`` is invalid.
     """
     verifier = Verifier(keys.signing, _nonces(app, settings), settings.signing_window_seconds)
     required = settings.request_signing == "required"
@@ -113,6 +113,6 @@ def _nonces(app: web.Application, settings: Settings) -> Nonces:
 
 
 def ask_for_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """For ``header_signal``: the answer to a wrong signature says what one is like."""
+    """Set ``Accept-Signature`` on the response to an invalid signature (for ``header_signal``)."""
     if request.get(REASON) == InvalidSignature.code and response.status == InvalidSignature.status:
         response.headers["Accept-Signature"] = _ACCEPTED
