@@ -1,1 +1,1 @@
-"""What stands below HTTP semantics: framing, limits on connections, TLS and the PROXY protocol."""
+"""The connection layer below the middlewares: request framing, connection limits, TLS and the PROXY protocol."""

@@ -1,8 +1,8 @@
-"""What the HTTP parser lets pass and this service does not: requests that another server might read differently.
+"""Refuses requests that the HTTP parser accepts but that another server might read differently (request smuggling).
 
-A proxy in front and this service must agree where one request ends and the next begins, and for whom each is (RFC 9112
-sections 3, 6 and 11.2). aiohttp's parser (llhttp, strict) refuses nearly everything ambiguous; ``fault`` refuses what
-it still accepted when it was tried, and ``tests/middleware/connection/test_framing.py`` holds both.
+A proxy in front and this service must agree where one request ends and the next begins, and for which host each is (RFC
+9112 sections 3, 6 and 11.2). aiohttp's parser (llhttp, strict) refuses nearly everything ambiguous; ``fault`` refuses
+the requests that it was found to accept. ``tests/middleware/connection/test_framing.py`` tests both.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from yarl import URL
 from runtime.errors import InvalidRequest, RequestHeaderFieldsTooLarge, ServiceError, UriTooLong
 
 LINE_ROUND_TARGET = len("OPTIONS  HTTP/1.1")
-"""Bytes of a request line beside its target; the parser's limit holds for the target alone."""
+"""Bytes of a request line without its target; the parser's limit applies to the target alone."""
 
 HEAD_FIELDS = 4
-"""All header fields together may have so many times the bytes of the longest (as nginx's large_client_header_buffers):
-else one connection could hold MAX_HEADERS times as much before its first request is complete."""
+"""The limit on all header fields together, in multiples of MAX_HEADER_BYTES (as nginx's large_client_header_buffers);
+without it one connection could hold MAX_HEADERS times that much before its first request is complete."""
 
-_LENGTH_DIGITS = 15  # a petabyte; the parser takes lengths at the end of 64 bits for none at all
+_LENGTH_DIGITS = 15  # a petabyte; the parser treats lengths near 2^64 as if there were none
 _TOO_LARGE = "the header fields are larger than {} bytes together ({} times MAX_HEADER_BYTES)"
 
 
 def fault(message: RawRequestMessage, max_header_bytes: int) -> ServiceError | None:
-    """Why a request that the parser accepted must not be served; its connection is then closed.
+    """Return the error for an ambiguous request that the parser accepted; None if the request may be served.
+
+    The connection of a refused request is closed.
 
     Args:
-        message: as it was parsed.
-        max_header_bytes: of the longest field.
+        message: the parsed request line and headers.
+        max_header_bytes: the setting MAX_HEADER_BYTES, the limit of one field.
     """
     headers, path = message.headers, message.path
     if message.version != HttpVersion11 and message.version != HttpVersion10:
         return InvalidRequest("this service speaks HTTP/1.1 and HTTP/1.0")
     coding = headers.get(hdrs.TRANSFER_ENCODING)
     if coding is not None and (coding.lower() != "chunked" or message.version != HttpVersion11):
-        # RFC 9112 section 6.1: with HTTP/1.0 it is a faulty framing; other codings than chunked are not undone here
+        # RFC 9112 section 6.1: with HTTP/1.0 the framing is faulty; codings other than chunked are not supported
         return InvalidRequest("Transfer-Encoding can only be chunked, and only with HTTP/1.1")
     length = headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and len(length) > _LENGTH_DIGITS:
@@ -55,10 +57,10 @@ def fault(message: RawRequestMessage, max_header_bytes: int) -> ServiceError | N
 
 
 def origin_form(message: RawRequestMessage) -> RawRequestMessage:
-    """The same request with a path for its target, where the target repeats what Host says (RFC 9112 section 3.2.2).
+    """Replace an absolute target by its path if its authority equals the Host header (RFC 9112 section 3.2.2).
 
-    Servers must take the absolute form, and must then ignore Host: where the two differ, who reads which would decide.
-    Such a target stays as it is, and ``fault`` refuses it.
+    Servers must accept the absolute form, and must then ignore Host: if the two differ, servers may disagree on the
+    host. Such a target is returned unchanged, and ``fault`` refuses it.
     """
     if message.path.startswith("/") or message.method == hdrs.METH_CONNECT:
         return message
@@ -75,17 +77,17 @@ def origin_form(message: RawRequestMessage) -> RawRequestMessage:
 
 
 def too_large(max_header_bytes: int) -> ServiceError:
-    """The error for header fields that are too large together."""
+    """Return the error for header fields whose total size is too large."""
     return RequestHeaderFieldsTooLarge(_TOO_LARGE.format(HEAD_FIELDS * max_header_bytes, HEAD_FIELDS))
 
 
 def unreadable(error: BaseException | None, max_header_bytes: int, max_headers: int) -> ServiceError:
-    """What the parser refused, told apart by its exceptions: a limit is named, anything else is not HTTP/1.1.
+    """Return the error for a request that the parser refused: the limit that was exceeded, or invalid HTTP/1.1.
 
     Args:
-        error: as the parser raised it. Its text repeats bytes of the request, and is not used.
-        max_header_bytes: of the request line and of the longest field.
-        max_headers: number of fields.
+        error: the parser's exception. Its text repeats bytes of the request, and is not used.
+        max_header_bytes: the limit of the request line and of each field, in bytes.
+        max_headers: the largest number of fields.
     """
     if isinstance(error, LineTooLong):
         limit: Any = error.args[1]

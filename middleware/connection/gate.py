@@ -1,15 +1,15 @@
-"""A connection's first moments: is there room for it, who opened it, and is it TLS?
+"""Accepts connections: applies the connection limits, reads the PROXY header and does the TLS handshake.
 
 ``ConnectionGate`` is the first protocol of each connection. It counts the connection, reads the PROXY header, does the
-TLS handshake, and hands over to HTTP; all of it within one deadline each, so that a connection that never gets anywhere
-holds its place no longer than one that never sends a request. Whatever ends a connection frees its place.
+TLS handshake, and hands over to HTTP. The header and the handshake each have a deadline, so that an unfinished
+connection counts no longer than one that never sends a request. Any end of a connection releases its slot.
 
-* MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS: who comes above them is closed at once, without an answer. Unix
-  sockets and trusted proxies, which bring many clients, are counted in the total only; IPv6 addresses by their /64.
-* PROXY_PROTOCOL: only trusted peers may connect, each connection starts with a header, and the source it names is the
-  peer for everything behind (so ``X-Forwarded-For`` is believed only if that source is a trusted proxy itself), and is
-  counted. A header that names nobody (UNKNOWN, UNSPEC, a unix socket) leaves the proxy as the peer, but then no
-  forwarding header is believed: it would be the client's. LOCAL is the proxy itself.
+* MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS: connections above the limits are closed at once, without a response.
+  Unix sockets and trusted proxies, which bring many clients, count in the total only; IPv6 addresses count by /64.
+* PROXY_PROTOCOL: only trusted peers may connect, and each connection starts with a header. The source in the header
+  counts as the peer from then on, for the limits too (so ``X-Forwarded-For`` is used only if that source is a trusted
+  proxy itself). With a header without a source (UNKNOWN, UNSPEC, a unix socket) the proxy stays the peer, but no
+  forwarding header is used, because it would be the client's. LOCAL means that the proxy itself is the client.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from runtime.networks import Address, NetworkSet, unmap
 
 _log = logging.getLogger("warmstart.edge")
 
-_FLUSH_SECONDS = 30.0  # at the end of a TLS connection, for what is still to be sent and for the client's last word
+_FLUSH_SECONDS = 30.0  # at the end of a TLS connection: to send the rest and get the client's close_notify
 
 
 class Secured(Protocol):
-    """Where the TLS context for the next handshake is; a renewed certificate comes as another context."""
+    """Provides the TLS context of the next handshake; after a certificate renewal it is a new context."""
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For the next connection."""
+        """The context for the next connection."""
         ...
 
 
 @dataclass(slots=True)
 class ConnectionInfo:
-    """What is known of a connection before its first request.
+    """The data of a connection that is known before its first request.
 
     Args:
-        free: gives its place back; more calls than one do nothing.
-        peer: who opened it, if a PROXY header said so.
-        vouched: False where forwarding headers must not be believed.
-        certificate: the subject of the client's certificate.
+        free: releases the connection's slot; further calls do nothing.
+        peer: the source address from the PROXY header, if it had one.
+        vouched: False if forwarding headers must be ignored.
+        certificate: the subject of the client's certificate, if it sent one.
     """
 
     free: Callable[[], None]
@@ -59,14 +59,15 @@ class ConnectionInfo:
 
 @dataclass(slots=True)
 class ListenerConfig:
-    """How connections come in.
+    """The configuration of new connections, and the set of those that are not yet handed over to HTTP.
 
     Args:
-        places: to count them.
-        seconds: deadline of a PROXY header, and of a TLS handshake.
-        tls: for HTTPS.
-        proxies: whose PROXY headers are believed; None if there are none.
+        places: the connection limiter.
+        seconds: the deadline of the PROXY header, and that of the TLS handshake.
+        tls: the TLS contexts for HTTPS; None for plain HTTP.
+        proxies: the trusted proxies, which must send PROXY headers; None if the PROXY protocol is off.
         unix_proxies: whether unix-socket peers are such proxies.
+        waiting: the connections that have not completed the PROXY header or TLS handshake.
     """
 
     places: ConnectionLimiter
@@ -77,17 +78,17 @@ class ListenerConfig:
     waiting: set[ConnectionGate] = field(default_factory=set)
 
     def close(self) -> None:
-        """Close all connections that have not got to HTTP."""
+        """Abort all connections that are not yet handed over to HTTP."""
         for gate in list(self.waiting):
             gate.abort()
 
 
 class ConnectionGate(asyncio.Protocol):
-    """See the top of this file.
+    """The first protocol of a connection: counts it, reads the PROXY header, does TLS, and hands over to HTTP.
 
     Args:
-        entrance: what holds for all connections.
-        http: makes the protocol that takes over.
+        entrance: the configuration that all connections share.
+        http: creates the HTTP protocol that takes over.
     """
 
     def __init__(self, entrance: ListenerConfig, http: Callable[[ConnectionInfo], asyncio.Protocol]) -> None:
@@ -101,10 +102,10 @@ class ConnectionGate(asyncio.Protocol):
         self._visit = ConnectionInfo(self._free)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See ``asyncio.BaseProtocol``."""
+        """Take a connection slot, then wait for the PROXY header or go on to TLS or HTTP."""
         entrance = self._entrance
         self._transport = cast(asyncio.Transport, transport)
-        # Any byte that the client does not take is then told to the protocol: it has a deadline (receiving.py).
+        # asyncio then calls pause_writing for any unsent byte, which starts the write deadline (protocol.py).
         self._transport.set_write_buffer_limits(high=0)
         self._taken = entrance.places.take()
         if not self._taken:
@@ -122,7 +123,7 @@ class ConnectionGate(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:
-        """See ``asyncio.Protocol``: a PROXY header, or what came right behind a TLS handshake."""
+        """Buffer received bytes and parse the PROXY header; bytes after it or after the TLS handshake are passed on."""
         self._data += data
         if self._timer is None or self._transport is None:
             return
@@ -142,7 +143,7 @@ class ConnectionGate(asyncio.Protocol):
         self._enter(header.source)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """See ``asyncio.BaseProtocol``."""
+        """Release the connection's slot."""
         self._free()
 
     def abort(self) -> None:
@@ -176,7 +177,7 @@ class ConnectionGate(asyncio.Protocol):
                 ssl_handshake_timeout=seconds,
                 ssl_shutdown_timeout=_FLUSH_SECONDS,
             )
-        except OSError as error:  # SSLError is one, and what the deadline raises
+        except OSError as error:  # includes SSLError and the error that the deadline raises
             _log.debug("no TLS handshake: %s", type(error).__name__)
             self._free()
             return
@@ -186,7 +187,8 @@ class ConnectionGate(asyncio.Protocol):
         if secured is None or secured.is_closing() or not self._taken:
             self._free()
             return
-        secured.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS pauses at the mark already, so 0 would flutter
+        # asyncio's TLS already pauses when the buffer reaches the high mark, so 0 would pause and resume all the time.
+        secured.set_write_buffer_limits(high=1, low=0)
         self._visit.certificate = subject(secured.get_extra_info("peercert"))
         self._hand_over(secured)
 
@@ -209,10 +211,13 @@ class ConnectionGate(asyncio.Protocol):
 
 
 def subject(certificate: dict[str, object] | None) -> str | None:
-    """A certificate's subject as ``CN=name,O=organisation``, most specific first (RFC 4514); None without one.
+    """Return a certificate's subject as ``CN=name,O=organisation``, most specific first (RFC 4514).
 
     Args:
-        certificate: as ``ssl.SSLSocket.getpeercert`` gives it.
+        certificate: the result of ``ssl.SSLSocket.getpeercert``.
+
+    Returns:
+        None without a certificate.
     """
     if not certificate:
         return None

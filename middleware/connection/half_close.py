@@ -1,13 +1,13 @@
-"""Half-closed connections: the client has sent its request and a FIN, and still reads (``nc -N``, socat, scripts).
+"""Detects whether a client that sent a FIN still reads (half-closed: ``nc -N``, socat, scripts) or has disconnected.
 
-A client that has closed its connection for good sends the same FIN, and must free the engine at once; TCP lets nobody
-tell the two apart by listening. But a socket that is closed answers any byte with RST (RFC 9293 section 3.10.7.1),
-while one that is half-closed takes it. So the answer is begun early: the first bytes of its status line, which are the
-same for every answer, are sent one by one, with growing pauses, until the answer is there. They need no interim
-response (RFC 9110 section 15.2), which HTTP/1.0 does not know and simple clients take for the answer.
+A client that has closed its connection for good sends the same FIN, and its request must be cancelled at once to free
+the engine. TCP gives no way to tell the two apart by listening. But a closed socket answers any byte with RST (RFC 9293
+section 3.10.7.1), while a half-closed one accepts it. So the response is begun early: the first bytes of its status
+line, which are the same for every response, are sent one by one, with growing pauses, until the response is ready. An
+interim response (RFC 9110 section 15.2) would not do: HTTP/1.0 has none, and simple clients take it for the final one.
 
-Once an answer has begun, what it is made of does the same. TLS has no half-close that asyncio supports: there the
-connection ends, as it does for a request that is not complete.
+Once a response has begun, its own bytes have the same effect. asyncio supports no half-close with TLS: there a FIN ends
+the connection, as it does when a request is incomplete.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Iterable
 from typing import Any
 
 _FIRST_PAUSE = 0.05  # seconds: most networks return the RST within it
-_GROWTH = 3  # nine bytes then reach over 160 s
+_GROWTH = 3  # so the nine bytes cover over 160 s
 
 
 class HalfClosed:
-    """Watches one half-closed connection until it is lost.
+    """Probes one half-closed connection until it is lost, and aborts it if the client has disconnected.
 
     Args:
-        protocol: aiohttp's connection; ``transport`` is where its answers are written.
+        protocol: aiohttp's connection, which writes responses to its ``transport``.
         wire: the socket's transport.
     """
 
@@ -37,7 +37,7 @@ class HalfClosed:
         self._timer = self._loop.call_soon(self._probe, _FIRST_PAUSE)
 
     def stop(self) -> None:
-        """The connection is lost."""
+        """Stop probing, because the connection is lost."""
         self._timer.cancel()
 
     def _probe(self, pause: float) -> None:
@@ -50,7 +50,7 @@ class HalfClosed:
         self._timer = self._loop.call_later(pause, self._probe, pause * _GROWTH)
 
     def _begin(self, status_line: bytes) -> None:
-        """Send one more byte of the answer's beginning, if one is left."""
+        """Send one more byte of the status line, if one is left."""
         begun = self._protocol.transport
         if not isinstance(begun, _Begun):
             begun = self._protocol.transport = _Begun(self._protocol, self._wire)
@@ -60,19 +60,19 @@ class HalfClosed:
 
 
 class _Begun:
-    """Stands for the transport until the answer's first bytes are written, and leaves out those that are sent."""
+    """Wraps the transport until the response's first write, from which it removes the bytes that are already sent."""
 
     def __init__(self, protocol: Any, wire: asyncio.Transport) -> None:
         self._protocol, self._wire = protocol, wire
         self.sent = 0
 
     def write(self, data: bytes) -> None:
-        """Write the answer's head; see ``asyncio.WriteTransport``."""
+        """Write the response's head without the bytes already sent, and restore the original transport."""
         self._protocol.transport = self._wire
         self._wire.write(memoryview(data)[self.sent :])
 
     def writelines(self, chunks: Iterable[bytes]) -> None:
-        """Write the answer's head and more; see ``asyncio.WriteTransport``."""
+        """Write the response's head and the first part of its body, as ``write`` does."""
         self.write(b"".join(chunks))
 
     def __getattr__(self, name: str) -> Any:

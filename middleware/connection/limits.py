@@ -1,4 +1,4 @@
-"""How many connections are open, in all and per address, and how many the system allows."""
+"""Limits the number of open connections, in total and per address, and raises the limit of open files to match."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from runtime.networks import Address, Network, NetworkSet, client_group
 
 _log = logging.getLogger("warmstart.edge")
 
-_OTHER_FILES = 256  # beside connections: models, stores, logs, sockets of our own
+_OTHER_FILES = 256  # file descriptors besides connections: models, stores, logs, own sockets
 
 
 class ConnectionLimiter:
-    """Counts open connections, in all and per address.
+    """Counts and limits open connections, in total and per address.
 
     Args:
-        total: most of them.
-        per_address: most of one address.
-        uncounted: addresses without a limit of their own.
-        clock: seconds; says when to log again.
+        total: the largest number of open connections.
+        per_address: the largest number per address; IPv6 addresses count by /64.
+        uncounted: networks whose addresses count in the total only.
+        clock: monotonic time in seconds, which limits refusals in the log to one line a second.
     """
 
     def __init__(
@@ -34,20 +34,23 @@ class ConnectionLimiter:
         self._total, self._per_address = total, per_address
         self._uncounted = NetworkSet(uncounted)
         self._clock = clock
-        self._logged = (-1.0, 0)  # when, and how many had been refused by then
+        self._logged = (-1.0, 0)  # time of the last log line, and the number refused by then
 
     def take(self) -> bool:
-        """One place of all; False if there is none."""
+        """Take a slot from the total; return False if none is free."""
         if self.open >= self._total:
             return self._refuse("MAX_CONNECTIONS")
         self.open += 1
         return True
 
     def assign(self, address: Address | None) -> str | None:
-        """Say whose a taken place is.
+        """Assign a taken slot to an address.
+
+        Args:
+            address: the peer's address; None for a unix socket.
 
         Returns:
-            What to give to ``free``; None if the address has had its share.
+            The group to pass to ``free``; None if the address is at its limit.
         """
         if address is None or address in self._uncounted:
             return ""
@@ -59,7 +62,11 @@ class ConnectionLimiter:
         return group
 
     def free(self, group: str) -> None:
-        """Give a place back."""
+        """Release a slot.
+
+        Args:
+            group: the result of ``assign``; "" if that was not called or refused.
+        """
         self.open -= 1
         if group:
             self.by_address[group] -= 1
@@ -76,7 +83,7 @@ class ConnectionLimiter:
 
 
 def raise_fd_limit(connections: int) -> None:
-    """Let this process open so many sockets, as far as the system lets it; many start with room for 1024 files."""
+    """Raise RLIMIT_NOFILE for so many connections, up to the hard limit; the usual soft limit is 1024 files."""
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -1,4 +1,4 @@
-"""One connection as ``receiving.py`` wants it: its deadlines, and the answer to what never becomes a request."""
+"""aiohttp's HTTP protocol with header and write deadlines, half-close support and rendered errors for invalid input."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ _log = logging.getLogger("warmstart.edge")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What one connection may do.
+    """The limits of one connection.
 
     Args:
-        header_timeout: seconds from a connection's first moment, or from the first byte after it was idle.
-        write_timeout: seconds that a client may take nothing of its answer.
-        max_header_bytes: of the request line, and of each header field; all fields: ``framing.HEAD_FIELDS`` times that.
-        max_headers: number of header fields.
-        keepalive_requests: after so many a connection is closed.
+        header_timeout: seconds until a request's headers must be complete, from the start of the connection or from
+            the first byte after it was idle.
+        write_timeout: seconds in which the client must receive at least one byte of a waiting response.
+        max_header_bytes: the limit of the request line and of each header field; for all fields together it is
+            ``HEAD_FIELDS`` times that.
+        max_headers: the largest number of header fields.
+        keepalive_requests: requests after which the connection is closed.
     """
 
     header_timeout: float
@@ -42,17 +44,24 @@ class ConnectionLimits:
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection, with our date put into its idle timer, and our answer to what is no HTTP.
+    """aiohttp's connection with deadlines for headers and writing, and with rendered errors for invalid HTTP.
 
-    That timer's callback closes a connection only while it waits for a request, and is set anew after each answer.
+    The header deadline is put into aiohttp's keep-alive timer, whose callback closes a connection only while it waits
+    for a request, and which is set again after each response.
+
+    Args:
+        manager: the aiohttp server.
+        visit: the connection's data from the ``ConnectionGate``.
+        limits: the connection's limits.
+        kwargs: arguments of ``web.RequestHandler``.
     """
 
     def __init__(self, manager: web.Server, visit: ConnectionInfo, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.visit = visit
         self.requests = 0
-        self.fault: ServiceError | None = None  # of the request that is about to be handled
-        self._request: web.BaseRequest | None = None  # the last one that was read
+        self.fault: ServiceError | None = None  # why the next request must be refused
+        self._request: web.BaseRequest | None = None  # the last request that was read
         self._half_closed: HalfClosed | None = None
         self._limits = limits
         self._head = 0  # bytes of a request whose headers are incomplete
@@ -60,20 +69,20 @@ class Connection(web.RequestHandler):
         self._stalled: asyncio.TimerHandle | None = None
 
     @property
-    def peername(self) -> Any:  # what request.remote says, in logs and in the audit log
-        """The peer's address; the one that a PROXY header named, where there was one."""
+    def peername(self) -> Any:  # request.remote, which the log and the audit log show
+        """The peer's address: the source in the PROXY header if there was one, else the socket's."""
         if self.visit.peer is not None:
             return (self.visit.peer, 0)
         return self.transport.get_extra_info("peername") if self.transport is not None else None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See ``asyncio.BaseProtocol``."""
+        """Start the header deadline."""
         super().connection_made(transport)
         self._wire = cast(asyncio.Transport, transport)
-        self._limit()  # a connection that has never sent a request has not earned the long idle time
+        self._limit()  # the long idle time is only for connections that have sent a request
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """See ``asyncio.BaseProtocol``."""
+        """Stop the timers and release the connection's slot."""
         if self._stalled is not None:
             self._stalled.cancel()
         if self._half_closed is not None:
@@ -83,11 +92,11 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See ``asyncio.Protocol``."""
+        """Parse received bytes; while headers are incomplete, apply the header deadline and the size limit."""
         super().data_received(data)
         if self._waiter is None or self._waiter.done():
             self._head = 0
-        elif data:  # bytes came in and aiohttp still waits: a request has begun and its headers are incomplete
+        elif data:  # aiohttp still waits: a request has begun and its headers are incomplete
             self._limit()
             self._head += len(data)
             if self._head > HEAD_FIELDS * self._limits.max_header_bytes:
@@ -96,18 +105,19 @@ class Connection(web.RequestHandler):
                 self._waiter.set_result(None)
 
     def begin(self, request: web.BaseRequest) -> None:
-        """A request is about to be handled."""
+        """Note the request that is about to be handled; after a FIN, close the connection behind the last one."""
         self._request = request
         if self._half_closed is not None and not self._messages:
             self._end_with(request)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp leaves out
-        """See ``asyncio.Protocol``: the client sends no more.
+        """Handle the client's FIN.
 
         Returns:
-            Whether the connection stays open: there are requests to be answered, and all of them are complete.
+            Whether the connection stays open (half-closed): requests are unanswered, all of them are complete, and the
+            connection does not use TLS.
         """
-        if self._half_closed is not None:  # told once more, because reading was resumed
+        if self._half_closed is not None:  # called again, because reading was resumed
             return True
         request = self._request if self._waiter is None else None
         bodies = [body for _, body in self._messages] + ([request._payload] if request is not None else [])
@@ -121,23 +131,23 @@ class Connection(web.RequestHandler):
         return True
 
     def _end_with(self, request: web.BaseRequest) -> None:
-        """Close the connection behind the answer to this request, and say so if the answer has not begun."""
+        """Close the connection after the response to this request, with ``Connection: close`` if it has not begun."""
         request[LAST] = True
         self.close()
 
     def pause_writing(self) -> None:
-        """The client does not take what was written; from here it must take something now and then."""
+        """Start the write deadline, because the client is not receiving what was written."""
         super().pause_writing()
         self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, self._sent())
 
     def resume_writing(self) -> None:
-        """It has taken all."""
+        """Stop the write deadline, because everything was sent."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
 
     def _sent(self) -> int:
-        """A number that grows with every byte that the client takes."""
+        """Return a number that grows with every byte that is sent to the client."""
         written = self._current_request.writer.output_size if self._current_request is not None else 0
         return written - (self._wire.get_write_buffer_size() if self._wire is not None else 0)
 
@@ -157,9 +167,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What never became a request (no middleware sees it), or failed outside all middlewares.
+        """Answer input that is not valid HTTP (no middleware sees it), and errors raised outside all middlewares.
 
-        aiohttp would answer plain text that repeats the bytes sent, and log them with a traceback, credentials and all.
+        aiohttp's own answer is plain text that repeats the bytes received, and it logs them with a traceback,
+        credentials included.
         """
         error: ServiceError = InternalError("something went wrong here")
         if isinstance(exc, ServiceError):
@@ -183,7 +194,7 @@ class Connection(web.RequestHandler):
 
     def _limit(self) -> None:
         close_at = self._loop.time() + self._limits.header_timeout
-        # The next drip must not move the date: a date that is nearer stays.
+        # Further bytes must not extend the deadline: an earlier one is kept.
         if self._keepalive_handle is None or close_at < self._next_keepalive_close_time:
             self.keep_alive(True)  # cancels the timer
             self._next_keepalive_close_time = close_at

@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: how a proxy that only passes bytes on says who opened the connection.
+"""Parses the PROXY protocol, versions 1 and 2, with which a TCP proxy sends the client's address.
 
-Source: haproxy's ``doc/proxy-protocol.txt``, sections 2.1, 2.2 and 2.3. Pure and free of I/O. Where that text leaves a
-choice, the stricter one is taken: datagram families, unknown families, broken or wrongly summed TLVs are refused.
+Source: haproxy's ``doc/proxy-protocol.txt``, sections 2.1, 2.2 and 2.3. Free of I/O. Where that text leaves a choice,
+the stricter one is taken: datagram families, unknown families, malformed TLVs and wrong checksums are refused.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from runtime.networks import Address, unmap
 
 MAX_BYTES = 4096
-"""Of a version 2 header: a few hundred for the addresses, the rest for TLVs such as a client certificate's name."""
+"""The longest version 2 header in bytes: a few hundred for addresses, the rest for TLVs such as certificate names."""
 
-_LINE_BYTES = 107  # section 2.1: the longest version 1 line, its CRLF included
+_LINE_BYTES = 107  # section 2.1: the longest version 1 line, with its CRLF
 _TEXT = b"PROXY "
 _BINARY = b"\r\n\r\n\x00\r\nQUIT\n"
 _FIXED = 16  # signature, version and command, family, length
@@ -28,17 +28,17 @@ _CRC32C = 0x03
 
 
 class NotProxied(ValueError):
-    """These bytes are no header of this protocol. The message is fixed text, safe for a log."""
+    """The received bytes are not a valid PROXY header. The message is fixed text, safe for a log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One header.
+    """A parsed PROXY header.
 
     Args:
-        length: its bytes; what follows is the client's.
-        source: who opened the connection to the proxy; None if that was not said.
-        local: the proxy opened this connection on its own behalf, as for a health check.
+        length: the header's length in bytes; the bytes after it are the client's.
+        source: the address of the client that connected to the proxy; None if the header has none.
+        local: whether the proxy opened this connection on its own behalf, as for a health check.
     """
 
     length: int
@@ -47,10 +47,16 @@ class Header:
 
 
 def parse(data: bytes) -> Header | None:
-    """The header at the start of what a connection has brought so far; None while more must come.
+    """Parse the header at the start of a connection.
+
+    Args:
+        data: all bytes received so far.
+
+    Returns:
+        None while the header is incomplete.
 
     Raises:
-        NotProxied: it can no longer become one.
+        NotProxied: the bytes are not the start of a valid header.
     """
     if data.startswith(_BINARY):
         return _binary(data)
@@ -82,7 +88,7 @@ def _text(data: bytes) -> Header | None:
 def _address(text: bytes, version: bytes) -> Address:
     try:
         address = ip_address(text.decode("ascii"))
-    except ValueError:  # UnicodeDecodeError is one
+    except ValueError:  # includes UnicodeDecodeError
         raise NotProxied("a malformed address") from None
     if address.version != int(version) or getattr(address, "scope_id", None):
         raise NotProxied("an address of another family, or with a zone")
@@ -100,12 +106,12 @@ def _binary(data: bytes) -> Header | None:
     end = _FIXED + length
     if len(data) < end:
         return None
-    if command == 0x20:  # LOCAL: whatever follows is to be skipped
+    if command == 0x20:  # LOCAL: the address block must be skipped
         return Header(end, local=True)
     size = _FAMILIES.get(family)
     if size is None or length < 2 * size + (4 if size in (4, 16) else 0):
         raise NotProxied("an unknown family, or a block too short for it")
-    if family == 0x00:  # UNSPEC: its block is to be skipped unread
+    if family == 0x00:  # UNSPEC: the address block must be skipped
         return Header(end)
     _check(data[:end], _FIXED + 2 * size + (4 if size < 108 else 0))
     raw = data[_FIXED : _FIXED + size]
@@ -131,7 +137,7 @@ def _check(header: bytes, position: int) -> None:
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli; RFC 9260 appendix A), byte by byte: some headers a second, of some hundred bytes."""
+    """Return the CRC-32C (Castagnoli; RFC 9260 appendix A), byte by byte: headers are few and a few hundred bytes."""
     table, value = _table(), 0xFFFF_FFFF
     for byte in data:
         value = table[(value ^ byte) & 0xFF] ^ value >> 8

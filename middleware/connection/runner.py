@@ -1,28 +1,28 @@
-"""Receiving requests: deadlines and limits of a connection, what is no HTTP, no answer before the middlewares ran.
+"""The aiohttp runner and server, with deadlines and limits for connections, headers and writes.
 
-A client that drips bytes must not hold a connection or a handler for ever, nor may one that stops reading.
+A client that sends very slowly or stops reading must not hold a connection or a handler for ever.
 
-What aiohttp 3.14.5 does by itself (measured; ``tests/middleware/connection/test_runner.py`` holds it):
+The behaviour of aiohttp 3.14.5 (measured; ``tests/middleware/connection/test_runner.py`` tests it):
 
-* Headers: ``keepalive_timeout`` is an absolute limit from a connection's start, or from when it fell idle, until the
-  next request's headers are complete. But it must outlast the idle time of a proxy in front (default 3630 s), and 0
-  means no limit at all for a first request.
-* Body: a handler that reads waits for ever; only a body left unread is cut, ``lingering_time`` after the answer.
+* Headers: ``keepalive_timeout`` is an absolute limit from the start of a connection, or from when it became idle, until
+  the next request's headers are complete. But it must be longer than the idle time of a proxy in front (default 3630
+  s), and 0 means no limit at all for a first request.
+* Body: a handler that reads waits for ever; only an unread body is cut off, ``lingering_time`` after the response.
 
 ``DeadlineRunner`` gives headers a shorter limit of their own, ``body_deadline_middleware`` limits the body. Neither can
-touch a handler at work or a stream: the first closes only connections on which aiohttp waits for a request, the second
-is over before the handler starts (``middleware/body.py``).
+interrupt a running handler or a stream: the first closes only connections on which aiohttp waits for a request, the
+second is over before the handler starts (``middleware/body.py``).
 
-A client that does not *take* its answer would hold its handler, its connection and what aiohttp lets a handler write
-ahead (64 KiB) for ever, after a close too. ``ConnectionGate`` has the transport tell of every byte that waits; a
-connection on which none of them moves for ``write_timeout`` is cut.
+A client that does not receive its response would hold its handler, its connection and aiohttp's write buffer (64 KiB)
+for ever, even after a close. ``ConnectionGate`` sets the transport's buffer limits so that asyncio reports every unsent
+byte; a connection on which no byte is sent for ``write_timeout`` is aborted.
 
-Bodies are never decompressed (``auto_decompress=False``): 415, so there is no bomb. What the parser lets pass but
-others might read differently is refused by ``middleware/connection/framing.py``, before any middleware, and its
-connection closed.
+Bodies are never decompressed (``auto_decompress=False``) but refused with 415, which rules out decompression bombs.
+Requests that the parser accepts but other servers might read differently are refused by
+``middleware/connection/framing.py``, before any middleware, and their connections closed.
 
-aiohttp answers ``Expect`` (RFC 9110 section 10.1.1) before any middleware, so that an address that is not allowed would
-be told to go on. Here the header is put aside, and ``100 Continue`` is sent when a body is about to be read.
+aiohttp answers ``Expect`` (RFC 9110 section 10.1.1) before any middleware, so that clients with a denied address would
+get ``100 Continue``. Here the header is removed, and ``100 Continue`` is sent when a body is about to be read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Server(web.Server):
         super().__init__(*args, **kwargs)
         self.limits, self.entrance = limits, entrance
 
-    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio asks for no more than a protocol
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio needs only a protocol
         if self.entrance is None:
             return self._connect(ConnectionInfo(_nothing))
         return ConnectionGate(self.entrance, self._connect)
@@ -70,7 +70,7 @@ class _Server(web.Server):
     def make_request(
         self, factory: Callable[..., web.BaseRequest], message: RawRequestMessage, *rest: Any
     ) -> web.BaseRequest:
-        """A request of the application, from what was parsed and what is known of its connection."""
+        """Create the application's request from the parsed message and the connection's data."""
         connection: Connection = rest[1]
         if message is ERROR:
             request = factory(message, *rest)
@@ -87,17 +87,17 @@ class _Server(web.Server):
                 headers.popall(name, None)
             message = message._replace(headers=CIMultiDictProxy(headers))
         connection.fault = fault(message, self.limits.max_header_bytes)
-        if connection.fault is not None:  # an answer never claims a version that is not spoken (RFC 9110 section 2.5)
+        if connection.fault is not None:  # a response never has an unsupported version (RFC 9110 section 2.5)
             message = message._replace(version=HttpVersion11)
         request = factory(message, *rest)
         store = request._state
-        # aiohttp's own takes four calls, and an exception where there is nothing; a request is asked a dozen times.
+        # aiohttp's ``get`` takes four calls, and an exception for a missing key; each request calls it a dozen times.
         request.get = store.get  # type: ignore[method-assign]
         store[CONTINUE] = (
             expected is not None and expected.lower() == "100-continue" and message.version == HttpVersion11
         )
-        # Behind an upgrade that it does not know (h2c), aiohttp loses what came in the same packet, and so might read
-        # the rest of a body as a request. Nothing here upgrades; the request is answered as it is, and is the last.
+        # After an unknown upgrade (h2c), aiohttp loses the bytes that came in the same packet, and so might read the
+        # rest of a body as a request. Upgrades are ignored here: the request is answered, and is the connection's last.
         store[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
         store[PEER] = visit.peer
         if visit.certificate is not None:
@@ -111,12 +111,15 @@ def _nothing() -> None:
 
 
 class DeadlineRunner(web.AppRunner):
-    """``web.AppRunner`` that closes connections whose request headers are not complete in time, without an answer.
+    """A ``web.AppRunner`` that enforces ``ConnectionLimits`` and a ``ListenerConfig``.
+
+    A connection whose request headers are not complete in time is closed without a response.
 
     Args:
-        header_timeout: see ``ConnectionLimits``, as for the next four.
-        entrance: limits of connections, TLS and PROXY protocol; None for none of them.
-        kwargs: as for ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests.
+        app: the application to serve.
+        header_timeout: as in ``ConnectionLimits``, like the next four arguments.
+        entrance: the connection limits, TLS and PROXY protocol; None for none of them.
+        kwargs: arguments of ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests in seconds.
     """
 
     def __init__(
@@ -144,7 +147,14 @@ class DeadlineRunner(web.AppRunner):
 
     @classmethod
     def of(cls, app: web.Application, settings: Settings, tls: Secured | None = None, **kwargs: Any) -> DeadlineRunner:
-        """The runner that the settings describe; arguments as for the class."""
+        """Create the runner from the settings.
+
+        Args:
+            app: the application to serve.
+            settings: the settings with the limits.
+            tls: the TLS contexts for HTTPS; None for plain HTTP.
+            kwargs: further arguments of ``web.AppRunner``.
+        """
         places = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
         )

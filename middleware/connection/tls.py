@@ -1,4 +1,4 @@
-"""TLS contexts from files: checked at start, made anew when the files change, never worse than before."""
+"""TLS contexts from certificate files: validated at startup, reloaded when the files change, kept if a reload fails."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The files of one TLS setting.
+    """The certificate files, and how to load them.
 
     Args:
-        certificate: TLS_CERT_FILE, the chain, leaf first; may hold the key too.
-        key: TLS_KEY_FILE.
-        client_authorities: TLS_CLIENT_CA_FILE; with it, clients must show a certificate (mutual TLS).
+        certificate: TLS_CERT_FILE, the chain, leaf first; may contain the key too.
+        key: TLS_KEY_FILE; None if the key is in ``certificate``.
+        client_authorities: TLS_CLIENT_CA_FILE; with it, clients must send a certificate (mutual TLS).
     """
 
     certificate: Path
@@ -34,14 +34,14 @@ class TlsFiles:
     client_authorities: Path | None = None
 
     def load(self) -> ssl.SSLContext:
-        """A server's context: TLS 1.2 or later, OpenSSL's default ciphers in its order, HTTP/1.1 by ALPN.
+        """Create a server context: TLS 1.2 or later, OpenSSL's default ciphers and order, HTTP/1.1 by ALPN.
 
         Raises:
-            SettingsError: names the setting and the file, never anything that is in it.
+            SettingsError: a file is unreadable or invalid; the message names the setting and file, never its contents.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_RENEGOTIATION  # which costs the server more than the client
+        context.options |= ssl.OP_NO_RENEGOTIATION  # renegotiation costs the server more than the client
         context.set_alpn_protocols(["http/1.1"])
         key_setting, key = ("TLS_KEY_FILE", self.key) if self.key else ("TLS_CERT_FILE", self.certificate)
         _hold("TLS_CERT_FILE", self.certificate, b"CERTIFICATE", "certificate")
@@ -68,30 +68,30 @@ class TlsFiles:
         return context
 
     def stamps(self) -> tuple[_Stamp | None, ...]:
-        """What tells the files from renewed ones."""
+        """Return modification time, inode and size of each file, to detect changes; None for a missing file."""
         return tuple(_stamp(path) for path in (self.certificate, self.key, self.client_authorities))
 
 
 class Tls:
-    """The context for the next connection. Open connections keep the one they began with.
+    """Holds the TLS context for new connections and reloads it; open connections keep their context.
 
     Args:
-        files: where it comes from.
+        files: the certificate files.
 
     Raises:
-        SettingsError: see ``TlsFiles.load``.
+        SettingsError: the files are unreadable or invalid, see ``TlsFiles.load``.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._stamps = files.stamps()  # before loading: what changes meanwhile is then seen as changed
+        self._stamps = files.stamps()  # before loading, so that changes meanwhile are noticed later
         self.context = files.load()
 
     def renew(self) -> bool:
-        """Load the files again if they have changed; what cannot be used is logged, and the old context kept.
+        """Load the files again if they have changed; if that fails, log the error and keep the old context.
 
         Returns:
-            Whether there is a new context.
+            Whether the context was replaced.
         """
         stamps = self._files.stamps()
         if stamps == self._stamps:
@@ -99,24 +99,24 @@ class Tls:
         self._stamps = stamps
         try:
             self.context = self._files.load()
-        except SettingsError as error:  # also between the renewal of the certificate and that of its key
+        except SettingsError as error:  # also happens between replacing the certificate and its key
             _log.warning("the renewed certificate cannot be used, the old one stays: %s", error)
             return False
         _log.info("the certificate was renewed")
         return True
 
     async def watch(self, seconds: float = _WATCH_SECONDS) -> NoReturn:
-        """Renew for ever, looking every few seconds. In a thread, because files may be far away."""
+        """Call ``renew`` every few seconds until cancelled, in a thread because the files may be on a network disk."""
         while True:
             await asyncio.sleep(seconds)
             await asyncio.to_thread(self.renew)
 
 
 def tls_of(settings: Settings) -> Tls | None:
-    """What the settings say; None for plain HTTP.
+    """Load the TLS context that the settings describe; None for plain HTTP.
 
     Raises:
-        SettingsError: see ``TlsFiles.load``.
+        SettingsError: the files are unreadable or invalid, see ``TlsFiles.load``.
     """
     if settings.tls_cert_file is None:
         return None
@@ -128,7 +128,7 @@ class _Encrypted(Exception):
 
 
 def _ask() -> NoReturn:
-    """Instead of OpenSSL's question on the terminal, which would hold up the start for ever."""
+    """Raise ``_Encrypted``; replaces OpenSSL's password prompt on the terminal, which would block the start."""
     raise _Encrypted
 
 
