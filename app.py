@@ -1,4 +1,4 @@
-"""The composition root: settings in, an aiohttp application out. The only place where handlers meet HTTP."""
+"""The composition root: builds the aiohttp application, and the queue worker, from the settings."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from views.operations import caller_of, charge, operation_handler
 from views.probes import exposition, livez, readyz
 
 _PRELOAD_SECONDS = 0.03
-_EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # to pages
+_EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # for CORS
 
 
 def create_app(
     settings: Settings, ctx: Context | None = None, metrics: Metrics | None = None, *, full_api: bool = True
 ) -> web.Application:
-    """Wire everything together. Nothing is loaded until the application starts.
+    """Build the application. No model is loaded until it starts.
 
     Args:
         settings: validated settings.
-        ctx: another context than the real one (tests).
-        metrics: those that the context's models feed; new ones if left out.
-        full_api: all operations and pages; else probes, health and metrics only, for a process that works on other
-            things.
+        ctx: a context that replaces the real one, for tests.
+        metrics: the metrics that the context's models update; new ones if left out.
+        full_api: serve all operations and pages; otherwise only probes, health and metrics, for a process with another
+            main task.
 
     Raises:
-        ModelUnavailable: ``MODEL_NAME`` is not a name of any kind.
-        SettingsError: the keys' records are wrong, or EVENTS_OPERATIONS is.
+        ModelUnavailable: ``MODEL_NAME`` is not a valid model name.
+        SettingsError: the API key records, ``REDIS_URL`` or EVENTS_OPERATIONS are invalid.
     """
     metrics = metrics or Metrics()
     ctx = replace(ctx or build_context(settings, metrics), observe=note_usage, caller=request_caller.get, charge=charge)
@@ -96,19 +96,19 @@ def create_app(
         if settings.open_pages:
             access.open |= page_handlers
     _allow_origins(app, settings)
-    # Ended in reverse: what the last requests leave is kept, and their spans are sent.
+    # Cleaned up in reverse order: the cache can still store the last responses, and the last spans are sent at the end.
     app.cleanup_ctx.extend([_tracing, _response_cache, _models])
     return app
 
 
 @dataclass(frozen=True, slots=True)
 class EventWorker:
-    """A consumer of a queue, beside the application that shows how it does.
+    """A queue consumer and the HTTP application that runs beside it.
 
     Args:
-        app: serves probes and metrics, or all of HTTP.
-        consumer: not running yet.
-        records: of events that were handled; to be closed at the end.
+        app: the application, which serves probes and metrics, or the whole API.
+        consumer: the consumer, not yet running.
+        records: the idempotency records of handled events, to be closed at the end; None if there are none.
     """
 
     app: web.Application
@@ -117,16 +117,16 @@ class EventWorker:
 
 
 def create_worker(settings: Settings, queue: QueueOptions, *, full_api: bool) -> EventWorker:
-    """Wire a worker for a queue together. Nothing is loaded or connected until it runs.
+    """Build a queue worker. Nothing is loaded or connected until it runs.
 
     Args:
         settings: validated settings.
-        queue: the queue to read.
-        full_api: serve all of HTTP beside it, else probes, health and metrics.
+        queue: the queue to consume.
+        full_api: serve the whole API beside it; otherwise probes, health and metrics.
 
     Raises:
-        ModelUnavailable: see ``create_app``.
-        SettingsError: see ``create_app``; the broker's URL is wrong or its library is not installed.
+        ModelUnavailable: ``MODEL_NAME`` is not a valid model name.
+        SettingsError: as for ``create_app``; or the broker's URL is invalid or its library is not installed.
     """
     source = open_source(queue)
     app = create_app(settings, full_api=full_api)
@@ -139,7 +139,7 @@ def create_worker(settings: Settings, queue: QueueOptions, *, full_api: bool) ->
 
     def state() -> str:
         found = model_state()
-        # A broker that is away is no reason to send interactive requests to another replica.
+        # With the full API, an unavailable broker must not make this replica unready for interactive requests.
         return found if found != "ready" or (full_api and consumer.state == "connecting") else consumer.state
 
     app[STATE] = state
@@ -147,7 +147,7 @@ def create_worker(settings: Settings, queue: QueueOptions, *, full_api: bool) ->
 
 
 def _allow_origins(app: web.Application, settings: Settings) -> None:
-    """CORS on the operations for the configured origins; the docs need none, and probes are for no page."""
+    """Enable CORS for the configured origins on the operations' routes; the docs and probes need none."""
     if not settings.cors_origins:
         return
     options = aiohttp_cors.ResourceOptions(allow_headers="*", expose_headers=_EXPOSED, max_age=600)
@@ -159,14 +159,14 @@ def _allow_origins(app: web.Application, settings: Settings) -> None:
 
 
 async def _tracing(app: web.Application) -> AsyncIterator[None]:
-    """Send the last spans at the end."""
+    """Cleanup context: send the last spans at shutdown."""
     yield
     if (tracing := app[CONTEXT].tracing) is not None:
         await asyncio.to_thread(tracing.close)
 
 
 async def _models(app: web.Application) -> AsyncIterator[None]:
-    """Start loading at start if asked to; free everything at the end."""
+    """Cleanup context: preload the model after startup if PRELOAD is set, and unload all models at shutdown."""
     models = app[CONTEXT].models
     if not isinstance(models, Registry):
         yield
@@ -176,7 +176,7 @@ async def _models(app: web.Application) -> AsyncIterator[None]:
         if app[SETTINGS].preload and not models.draining:
             models.preload()
 
-    # A moment later, when the service listens: the load's imports would hold that up.
+    # Delayed until the service listens, because the imports of the load would hold that up.
     timer = asyncio.get_running_loop().call_later(_PRELOAD_SECONDS, preload)
     yield
     timer.cancel()
@@ -184,7 +184,7 @@ async def _models(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _response_cache(app: web.Application) -> AsyncIterator[None]:
-    """Let go of the kept answers' store at the end."""
+    """Cleanup context: close the response cache at shutdown."""
     yield
     if isinstance(cache := app[CONTEXT].cache, ResponseCache):
         await asyncio.to_thread(cache.close)

@@ -42,22 +42,23 @@ _log = logging.getLogger("warmstart.server")
 
 _UNIX = "unix:"
 _OF_THE_PORT = {errno.EADDRINUSE, errno.EACCES}
-# Of Python's garbage collector. A full collection looks at every object with the interpreter's lock held: a tenth of a
-# second beside a large answer, and by default several times while that is made. Young objects are looked at as ever.
+# Thresholds of Python's garbage collector: fewer full collections. A full one visits every object with the GIL held,
+# which takes 0.1 s with a large response in memory, and by default happens several times while that is built. Young
+# objects are collected as often as by default.
 _COLLECT = (700, 10, 1000)
-_CLOSING_SECONDS = 2  # for handlers to write their last words once the engine has ended them
+_CLOSING_SECONDS = 2  # for handlers to finish their responses after the engine has ended their requests
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: probes say so, running requests finish, new ones get 503.
+    """Serve until SIGTERM or SIGINT, then drain: ``/readyz`` reports it, running requests finish, new ones get 503.
 
-    A second signal ends at once.
+    A second signal ends the process at once.
 
     Args:
         settings: validated settings.
 
     Raises:
-        SettingsError: the files of the certificate or of the keys are wrong, or HOST and PORT cannot be listened on.
+        SettingsError: the certificate or key files are invalid, or listening on HOST and PORT is not possible.
     """
     app = create_app(settings)
     async with _listening(app, settings) as stop:
@@ -68,16 +69,16 @@ async def serve(settings: Settings) -> None:
 
 
 async def consume(settings: Settings, queue: QueueOptions, *, full_api: bool) -> None:
-    """Work on a queue until SIGTERM or SIGINT, then drain: take no more, finish what runs, then HTTP's requests.
+    """Consume a queue until SIGTERM or SIGINT, then drain: fetch no more, finish running events, then HTTP requests.
 
     Args:
         settings: validated settings.
-        queue: to work on.
-        full_api: serve all of HTTP beside it, else probes and metrics.
+        queue: the queue to consume.
+        full_api: serve the whole API beside it; otherwise probes, health and metrics.
 
     Raises:
-        SettingsError: as for ``serve``; EVENTS_OPERATIONS or the broker's URL is wrong, or the broker refuses what is
-            asked for.
+        SettingsError: as for ``serve``; or EVENTS_OPERATIONS or the broker's URL is invalid, or the broker refuses the
+            queue's configuration.
     """
     worker = create_worker(settings, queue, full_api=full_api)
     loop = asyncio.get_running_loop()
@@ -105,15 +106,15 @@ async def _close_models(app: web.Application, seconds: float) -> None:
 
 @asynccontextmanager
 async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
-    """Serve an application inside the block; what it gets is set by SIGTERM and SIGINT. A second one ends at once."""
+    """Serve an application inside the block; yields an event that SIGTERM and SIGINT set. A second signal exits."""
     gc.set_threshold(*_COLLECT)
     tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,
         settings,
         tls,
-        handler_cancellation=True,  # a client that goes away cancels its handler, which frees the engine
-        lingering_time=_CLOSING_SECONDS,  # for what a refused client still sends
+        handler_cancellation=True,  # a client that disconnects cancels its handler, which frees the engine
+        lingering_time=_CLOSING_SECONDS,  # to discard what a refused client still sends
         access_log=None,  # middleware/access_log.py writes it
         shutdown_timeout=_CLOSING_SECONDS,
     )
@@ -146,10 +147,10 @@ async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> None:
-    """Open the socket.
+    """Open the listening socket.
 
     Raises:
-        SettingsError: that cannot be done; HOST or PORT, whichever is to blame, is named.
+        SettingsError: the socket cannot be opened; the message names HOST or PORT, whichever is at fault.
     """
     host, port = settings.host, settings.port
     try:
@@ -157,7 +158,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
             await web.UnixSite(runner, host.removeprefix(_UNIX)).start()
         else:
             await web.TCPSite(runner, host, port).start()
-    except (socket.gaierror, UnicodeError) as error:  # names that IDNA cannot encode are a UnicodeError
+    except (socket.gaierror, UnicodeError) as error:  # names that IDNA cannot encode raise UnicodeError
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise SettingsError(f"HOST: {host!r} cannot be resolved: {reason}") from None
     except OSError as error:
@@ -172,10 +173,10 @@ def _address(host: str, port: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Ctrl-C ends every command without a traceback.
+    """Run the command line. Ctrl-C ends every command without a traceback.
 
     Args:
-        arguments: without the program's name; those of the process if left out.
+        arguments: the arguments without the program's name; the process's own if left out.
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _accept_any_text()
     status = _run(build_parser(_serve, _consume).parse_args(arguments))
     if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
-        # A load nobody waits for any more. Python cannot stop it, and torch aborts if the interpreter ends beneath it.
+        # An abandoned load still runs. Python cannot stop it, and torch aborts if the interpreter exits meanwhile.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)
@@ -191,8 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _accept_any_text() -> None:
-    """Let the standard streams take text that the terminal's encoding lacks, such as latin-1's: nobody's answer ends in
-    a UnicodeError. What cannot be read becomes surrogates, which requests refuse.
+    """Make stdin and stdout accept text outside the terminal's encoding (such as latin-1) without a UnicodeError.
+
+    Undecodable input becomes surrogates, which requests refuse; unencodable output is written with backslash escapes.
     """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
@@ -208,7 +210,7 @@ def _run(options: argparse.Namespace) -> int:
         return _fail(error.message, 1)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone; Python would complain once more at exit
+    except BrokenPipeError:  # the reader of stdout has closed it; Python would report that again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

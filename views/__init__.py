@@ -1,1 +1,1 @@
-"""Routes and pages of the aiohttp application."""
+"""The aiohttp route handlers and the web pages."""

@@ -1,4 +1,4 @@
-"""The keys under which the application holds what its routes need (``aiohttp.web.AppKey``)."""
+"""The typed keys of the application data that route handlers use (``aiohttp.web.AppKey``)."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 
 
 STATE = web.AppKey[Callable[[], str]]("state")
-"""What ``/readyz`` says; all is well if that is ``ready``."""
+"""Returns the state that ``/readyz`` reports; ``ready`` gives 200, any other state 503."""

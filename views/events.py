@@ -1,4 +1,4 @@
-"""``POST /events``: CloudEvents over HTTP; see ``runtime.events.cloudevents.http``."""
+"""``POST /events``: the aiohttp handler for CloudEvents over HTTP (``runtime.events.cloudevents.http``)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _log = logging.getLogger("warmstart.app")
 
 
 class Events:
-    """The route's handler, and what it keeps from the first event on.
+    """The handler of ``POST /events``; opens the processor and the idempotency records on the first event.
 
     Args:
-        settings: of the application.
-        open_processor: makes what does the work, and its records.
-        reporter: told of each event.
-        caller: tells senders apart.
+        settings: the application's settings.
+        open_processor: creates the event processor, and its idempotency records or None.
+        reporter: the reporter that logs and counts each event.
+        caller: returns an id of the request's sender.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Events:
         self._records: Records | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer a request.
+        """Process the events in a request, and return their results.
 
         Raises:
-            ServiceError: it is no event, or must be sent again.
+            ServiceError: the request is not a valid event, or must be sent again later.
         """
         payloads: list[dict[str, Any]] = []
 
@@ -69,14 +69,14 @@ class Events:
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     async def close(self, app: web.Application) -> None:
-        """``on_cleanup`` signal: let go of the records."""
+        """``on_cleanup`` signal: close the idempotency records."""
         if self._records is not None:
             await self._records.close()
 
     @cached_property
     def _service(self) -> CloudEventsService:
         from runtime.events.cloudevents.http import (
-            CloudEventsService,  # the format takes 50 ms that no start has to wait for
+            CloudEventsService,  # imported late: the import takes 50 ms, which would delay the start
         )
 
         processor, self._records = self._open_processor()

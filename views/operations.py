@@ -1,4 +1,4 @@
-"""aiohttp handlers over operations: a request becomes a payload, the result a JSON response or server-sent events."""
+"""aiohttp handlers for operations: build the payload from the request, answer with JSON or server-sent events."""
 
 from __future__ import annotations
 
@@ -31,12 +31,25 @@ _log = logging.getLogger("warmstart.app")
 
 
 async def charge(most: int) -> Settle:
-    """Reserve tokens of the request's rate limit; free where there is none. See ``Context.charge``."""
+    """Reserve tokens of the request's rate limit, if it has one (``Context.charge``).
+
+    Args:
+        most: the largest number of tokens that the request may use.
+
+    Returns:
+        The function that commits the number of tokens used.
+    """
     return await (request_charge.get() or free)(most)
 
 
 def operation_handler(operation: Operation, route: Route, settings: Settings) -> Handler:
-    """An aiohttp handler that calls an operation."""
+    """Return an aiohttp handler that calls an operation.
+
+    Args:
+        operation: the operation.
+        route: the route, which says how the payload is built.
+        settings: the application's settings.
+    """
 
     async def adapter(request: web.Request) -> web.StreamResponse:
         request_caller.set(caller_of(request))
@@ -56,7 +69,7 @@ def operation_handler(operation: Operation, route: Route, settings: Settings) ->
 
 
 def caller_of(request: web.Request) -> str:
-    """Tells callers apart: by the key, or where none is asked for by the credentials sent; "" without any."""
+    """Return an id of the caller: the key's id, or a hash of the credentials sent if none is required, or ""."""
     caller: Caller | None = request.get(CALLER)
     if caller is not None:
         return caller.id
@@ -82,9 +95,9 @@ async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[s
 
 
 async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
-    """Server-sent events (HTML Living Standard section 9.2), the way OpenAI uses them: data lines, ``[DONE]`` last."""
+    """Send server-sent events (HTML Living Standard section 9.2) as OpenAI does: data lines, ``[DONE]`` last."""
     async with aclosing(events):
-        # Whatever can be wrong is known by the first event, while a plain error can still be answered.
+        # Errors of the request are raised by the first event, while an error status can still be sent.
         first = await anext(events, None)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}

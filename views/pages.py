@@ -1,6 +1,6 @@
-"""The page, the API description, and two readers of it (Swagger UI and ReDoc), from files in this folder alone.
+"""Serves the web page, the OpenAPI document, Swagger UI and ReDoc, from files in this folder only.
 
-Pages run under a content security policy that lets them fetch nothing from anywhere else and run no inline script.
+The pages' content security policies forbid requests to other origins and inline scripts.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
     "style-src": "'self'",
-    "img-src": "'self' data:",  # icons are data: addresses
+    "img-src": "'self' data:",  # icons are data: URLs
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
 _POLICIES = {
-    # What a model says reaches the document as text, or through DOMPurify: the browser refuses any other HTML.
+    # Model output is inserted as text or through DOMPurify; the browser refuses any other HTML.
     "page/index": _POLICY | {"require-trusted-types-for": "'script'", "trusted-types": "dompurify"},
     "docs": _POLICY,
     "redoc": _POLICY
     | {
-        # The bundle makes two <style> elements; inline styles other than these stay forbidden. styled-components adds
-        # an empty one (the first hash is the empty string's) and fills it rule by rule through the DOM, which no policy
-        # governs. perfect-scrollbar adds its fixed style sheet (the second hash goes with the bundle's version).
+        # The bundle creates two <style> elements; other inline styles stay forbidden. styled-components adds an empty
+        # one (the first hash is the empty string's) and adds rules through the DOM, which the policy does not govern.
+        # perfect-scrollbar adds its fixed style sheet (the second hash depends on the bundle's version).
         "style-src": "'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
         "'sha256-QMIg+bpjm3JdElJ388KYke01izlUW0UoNOeKjpMxdgc='",
         "worker-src": "blob:",  # the search index is built in a worker whose source is a string in the bundle
@@ -52,14 +52,14 @@ _TYPES = {
 
 
 def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> set[Handler]:
-    """Add ``/``, ``/openapi.json``, ``/docs``, ``/redoc`` and their files, each file as a route of its own.
+    """Add ``/``, ``/openapi.json``, ``/docs``, ``/redoc`` and their files, each file as its own route.
 
     Args:
-        app: where the routes go.
-        describe: makes the OpenAPI document, which takes a tenth of a second: called when it is first asked for.
+        app: the application.
+        describe: builds the OpenAPI document; takes 0.1 s, so it is called on the first request for it.
 
     Returns:
-        Their handlers.
+        The handlers of the added routes.
     """
     handlers = set[Handler]()
 
@@ -74,7 +74,7 @@ def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> 
     assets = _assets()
     for path, (file, digest) in assets.items():
         add(f"/static/{path}", _file(file, digest))
-    # Modules name each other by bare file names, so their version is in the folder that they all are in.
+    # Modules import each other by bare file names, so the version is in the name of their common folder.
     modules = {path.name: path for path in sorted(_PAGE.iterdir()) if path.suffix in (".js", ".css")}
     version = _digest(b"".join(name.encode() + path.read_bytes() for name, path in modules.items()))
     for name, module in modules.items():
@@ -92,9 +92,9 @@ def add_routes(app: web.Application, describe: Callable[[], dict[str, Any]]) -> 
 
 
 def _assets() -> dict[str, tuple[Path, str]]:
-    """Path below ``/static/`` -> the file and a digest of its content."""
+    """Return the mapping: path below ``/static/`` -> the file and a digest of its content."""
     own = {path.name: (path, _digest(path.read_bytes())) for path in _HERE.glob("*.js")}
-    # Hashes of the vendored files are on record (and tested), so that no start reads megabytes.
+    # Hashes of the vendored files are recorded (and tested), so that startup need not read megabytes.
     libraries = json.loads((_HERE / "vendor" / "VENDOR.json").read_text(encoding="utf-8"))
     return own | {
         f"{library['folder']}/{name}": (_HERE / "vendor" / library["folder"] / name, digest[:16])
@@ -108,7 +108,13 @@ def _digest(content: bytes) -> str:
 
 
 def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Handler:
-    """A handler for content made when it is first wanted: always asked for again, rarely sent again."""
+    """Return a handler for content that is built on the first request, and revalidated by ETag on later ones.
+
+    Args:
+        make: builds the body.
+        suffix: the file suffix that decides the content type.
+        headers: further response headers.
+    """
 
     @functools.cache
     def made() -> tuple[bytes, str]:
@@ -126,11 +132,11 @@ def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Ha
 
 
 def _file(path: Path, digest: str | None) -> Handler:
-    """A handler for one file, to be kept for a year by whoever asked for this very content.
+    """Return a handler for one file, which clients may cache for a year if the URL identifies this content.
 
     Args:
         path: the file.
-        digest: what the address says of the content (``?v=``); None if the address could be no other content's.
+        digest: the digest that ``?v=`` must have for that; None if the path alone identifies the content.
     """
     headers = {"Content-Type": _TYPES.get(path.suffix, "text/plain; charset=utf-8")}
 
@@ -143,11 +149,14 @@ def _file(path: Path, digest: str | None) -> Handler:
 
 
 class BoundedFile(web.FileResponse):
-    """A file whose sending has an end: the kernel sends it, past the buffers that ``middleware/connection/runner.py``
-    watches.
+    """A file response with a time limit.
+
+    The kernel sends files without the write buffers that the write deadline in ``middleware/connection`` relies on.
 
     Args:
-        seconds: until the connection is cut; for the largest file here the default is some 5 kB a second.
+        path: the file.
+        seconds: the time until the connection is aborted; for the largest file the default means some 5 kB a second.
+        kwargs: arguments of ``web.FileResponse``.
     """
 
     def __init__(self, path: Path, *, seconds: float = 300, **kwargs: Any) -> None:
@@ -155,10 +164,10 @@ class BoundedFile(web.FileResponse):
         self._seconds = seconds
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """See ``web.StreamResponse``.
+        """Send the file.
 
         Raises:
-            ConnectionError: the time is up, or the client has gone.
+            ConnectionError: the time limit is exceeded, or the client has disconnected.
         """
         try:
             async with asyncio.timeout(self._seconds):

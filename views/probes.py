@@ -1,4 +1,4 @@
-"""Probes for orchestrators and the exposition for Prometheus."""
+"""The handlers of the liveness and readiness probes and of the Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from views.app_keys import CONTEXT, METRICS, STATE
 
 
 async def livez(request: web.Request) -> web.Response:
-    """``/livez``: 503 once only a new process would help."""
+    """``/livez``: 200, or 503 when only a restart of the process would help."""
     alive = request.app[CONTEXT].models.alive
     return web.json_response({"status": "alive" if alive else "dead"}, status=200 if alive else 503)
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """``/readyz``: 200 only when requests will be answered."""
+    """``/readyz``: 200 if the service can answer requests, else 503; the body names the state."""
     state = request.app[STATE]()
     return web.json_response({"status": state}, status=200 if state == "ready" else 503)
 
 
 async def exposition(request: web.Request) -> web.Response:
-    """``/metrics``: Prometheus' text format, or OpenMetrics where ``Accept`` prefers it."""
+    """``/metrics``: the metrics in Prometheus' text format, or in OpenMetrics if ``Accept`` prefers it."""
     ctx = request.app[CONTEXT]
     cache = CacheStats() if ctx.cache is None else await ctx.cache.stats()
     service = ServiceStats(ctx.models.status(), ctx.models.ready, ctx.memory(), cache)
