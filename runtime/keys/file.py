@@ -1,4 +1,4 @@
-"""Changes a file of keys' records so that nothing is lost: one writer at a time, and whole or not at all."""
+"""Reads and edits a file of key records; an edit is atomic, and writers exclude each other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from runtime.storage.files import replace_durably
 
 
 def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> None:
-    """Replace a file's records, or make the file. Its owner and mode stay; a new one is for its owner only.
+    """Replace a file's records, or create the file. Owner and mode are kept; a new file is for its owner only.
 
-    Writers wait for each other at a lock file beside it, which stays, because who waits for it must not be left with a
-    name that nobody else locks. Readers never see half a file: the new one takes the old one's place, on disk already.
+    Writers exclude each other with a lock file beside it. The lock file is never deleted, because a waiting writer
+    would then lock a file that others no longer use. Readers never see a partial file: the new one is written and
+    synced, then renamed over the old one.
 
     Args:
-        path: of the file; where it is a link, what it leads to is changed.
-        change: old records to new ones; called with the lock held. What it raises leaves the file as it was.
+        path: the file's path; if it is a link, its target is changed.
+        change: a function from the old records to the new ones, called with the lock held. If it raises, the file is
+            unchanged.
 
     Raises:
-        ValueError: what is in the file, or what would be, is wrong; the message names the record and field.
-        OSError: it cannot be read or written; the file is as it was.
+        ValueError: the old or new records are invalid; the message names the record and field.
+        OSError: the file cannot be read or written; it is unchanged.
     """
     path = path.resolve()
     lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -36,15 +38,15 @@ def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> No
             raise ValueError(f"{path} would be larger than {MOST_BYTES} bytes; revoke keys that have expired")
         replace_durably(str(path), data)
     finally:
-        os.close(lock)  # which unlocks
+        os.close(lock)  # also unlocks
 
 
 def read(path: Path) -> list[KeyRecord]:
-    """A file's records.
+    """Read the records in a file.
 
     Raises:
-        ValueError: they are wrong; the message names the file, the record and the field.
-        OSError: it cannot be read.
+        ValueError: the records are invalid; the message names the file, the record and the field.
+        OSError: the file cannot be read.
     """
     try:
         return parse_records(path.read_bytes().decode())

@@ -1,12 +1,12 @@
-"""API keys, and the records that are kept of them.
+"""Generates keys, and parses and writes their records.
 
-A key is ``wsk_``, 27 random characters (160 bits) and 6 of checksum, all base62. The prefix and the CRC-32 let a secret
-scanner recognise a key, and anybody tell a mistyped one, without asking the service (GitHub's tokens do likewise). Of a
-key only its SHA-256 is kept. A slow hash would add nothing: those are for passwords, which can be guessed; nobody tries
-2^160 keys, at any speed, and each request would pay for it. A signing key is kept whole, because both sides compute
-with it (RFC 2104).
+An API key is ``wsk_``, 27 random characters (160 bits) and 6 of checksum, all base62. With the prefix and the CRC-32 a
+secret scanner can recognise a key, and a client a mistyped one, without calling the service (as with GitHub's tokens).
+Only the SHA-256 of an API key is stored. A slow hash would add nothing: slow hashes are for passwords, which can be
+guessed; trying 2^160 keys is infeasible at any speed, and each request would pay for it. Of a signing key the secret
+itself is stored, because both sides compute with it (RFC 2104).
 
-The records are JSON objects with blanks or line breaks between them. Pure and free of I/O; no fault repeats a value,
+The records are JSON objects with blanks or line breaks between them. Free of I/O; no error message repeats a value,
 because it may be a secret.
 """
 
@@ -26,31 +26,31 @@ from runtime.types import Caller
 
 PREFIX: Final = "wsk_"
 MOST_BYTES: Final = 1_048_576
-"""Of a file of records: some 5000 keys, which take a tenth of a second to read."""
+"""The largest file of records in bytes: some 5000 keys, which take 0.1 s to read."""
 
-_SHA256 = sha256()  # copied, because OpenSSL 3 looks the algorithm up at each start: a microsecond
+_SHA256 = sha256()  # copied for each use, because OpenSSL 3 looks up the algorithm for each new object: 1 us
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 27, 6  # characters: 62^27 > 2^160, 62^6 > 2^32
-_SECRET_BYTES = 32  # as long as the hash is wide (RFC 2104 section 3)
+_SECRET_BYTES = 32  # the length of the hash's output (RFC 2104 section 3)
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCOPE = re.compile(r"[a-z0-9_]{1,64}|\*")
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
 _HARMLESS = re.compile(r"[a-z0-9_]{1,32}")  # field names that an error may repeat; no key looks like this
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_LAST_SECOND = 253_402_300_799  # of the year 9999, the last that dates can show
+_LAST_SECOND = 253_402_300_799  # of the year 9999, the last that ``datetime`` supports
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What is kept of a key.
+    """The stored record of a key.
 
     Args:
-        caller: who shows it.
-        created: unix time in seconds.
-        expires: likewise, from when on it is not good; None for never.
-        digest: SHA-256 of an API key; b"" for a signing key.
-        secret: of a signing key; b"" for an API key.
+        caller: the caller that the key authenticates: id, name, scopes and limits.
+        created: the creation time, Unix time in seconds.
+        expires: the Unix time in seconds from which the key is invalid; None for never.
+        digest: the SHA-256 of an API key; b"" for a signing key.
+        secret: the secret of a signing key; b"" for an API key.
     """
 
     caller: Caller
@@ -60,11 +60,11 @@ class KeyRecord:
     secret: bytes = field(default=b"", repr=False)
 
     def expired(self, now: float) -> bool:
-        """Whether it is no longer good at that unix time."""
+        """Return whether the key is expired at that Unix time."""
         return self.expires is not None and now >= self.expires
 
     def line(self) -> str:
-        """The record as ``parse_records`` reads it, on one line."""
+        """Return the record as one line of JSON, as ``parse_records`` reads it."""
         caller = self.caller
         limits = {name: getattr(caller, name) for name in _LIMITS if getattr(caller, name) is not None}
         kept = {"hmac_secret": base64.b64encode(self.secret).decode()} if self.secret else {"sha256": self.digest.hex()}
@@ -73,30 +73,30 @@ class KeyRecord:
 
 
 def new_key() -> str:
-    """A fresh API key."""
+    """Generate an API key."""
     body = PREFIX + _base62(secrets.randbelow(62**_RANDOM), _RANDOM)
     return body + _checksum(body)
 
 
 def new_secret() -> bytes:
-    """A fresh signing key's secret."""
+    """Generate the secret of a signing key (32 bytes)."""
     return secrets.token_bytes(_SECRET_BYTES)
 
 
 def new_id() -> str:
-    """A fresh key's id."""
+    """Generate a key id."""
     return f"k_{secrets.token_hex(8)}"
 
 
 def digest(key: str) -> bytes:
-    """What is kept of an API key; takes any text, also what no header can hold."""
+    """Return the SHA-256 of an API key; accepts any text, even one that no header can carry."""
     made = _SHA256.copy()
     made.update(key.encode("utf-8", "surrogatepass"))
     return made.digest()
 
 
 def well_formed(key: str) -> bool:
-    """Whether a text has an API key's form and its checksum is right."""
+    """Return whether a text has the form of an API key and a correct checksum."""
     whole = len(key) == len(PREFIX) + _RANDOM + _CHECK and key.isascii() and key.startswith(PREFIX)
     return whole and key[-_CHECK:] == _checksum(key[:-_CHECK])
 
@@ -114,14 +114,14 @@ def _base62(number: int, width: int) -> str:
 
 
 def parse_records(text: str, scopes: Collection[str] = ()) -> list[KeyRecord]:
-    """The records in a text, in their order.
+    """Parse the records in a text, in order.
 
     Args:
-        text: see the module.
-        scopes: all there are; without any, every name is one.
+        text: JSON objects with blanks or line breaks between them.
+        scopes: all known scopes; if empty, every name is accepted.
 
     Raises:
-        ValueError: a record is wrong; the message says which one, counted from 1, and which field.
+        ValueError: a record is invalid; the message gives its number, counted from 1, and the field.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)
     records: list[KeyRecord] = []
@@ -145,10 +145,10 @@ def parse_records(text: str, scopes: Collection[str] = ()) -> list[KeyRecord]:
 
 
 def check_distinct(records: Sequence[KeyRecord]) -> None:
-    """Two records of one id or of one key would make it chance which of them holds.
+    """Check that no two records have the same id or the same key, because the order would then decide between them.
 
     Raises:
-        ValueError: there are such; the message holds their ids.
+        ValueError: two records collide; the message gives their ids.
     """
     ids, digests = set[str](), dict[bytes, str]()
     for record in records:
@@ -230,7 +230,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
 
 
 def _secret(value: Any) -> bytes | None:
-    """The bytes of a signing key, None if they are none or too few."""
+    """Decode the base64 secret of a signing key; None if it is invalid or not 32 to 1024 bytes long."""
     try:
         secret = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
     except ValueError:

@@ -1,4 +1,4 @@
-"""The keys that are good now: those of a setting, and those of a file that is read again when it changes."""
+"""Looks up valid keys, from the setting API_KEYS and from a file that is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.keys")
 
-_LOOK_SECONDS = 1.0  # between two looks at the file: a revoked key is good for so long at most
+_LOOK_SECONDS = 1.0  # between two checks of the file: a revoked key stays valid for so long at most
 
 
 class KeyRing:
-    """For one event loop. The file is looked at once a second at most, when a key is asked for.
+    """The valid keys of the service. For use from one event loop.
 
-    A file that is broken, half-written or gone leaves the keys as they were, and one line in the log for each change.
-    An empty file is none of these: it holds no key.
+    A lookup checks the file for changes, at most once a second. If the file is invalid, half-written or missing, the
+    keys stay as they were, and each such change logs one line. An empty file is valid and holds no key.
 
     Args:
-        text: records, see ``runtime.keys.records``.
+        text: the setting API_KEYS: records as ``runtime.keys.records.parse_records`` reads them.
         path: a file of more records; None for none.
-        clock: unix time in seconds.
-        scopes: all that records may name; without any, every name is one.
+        clock: Unix time in seconds.
+        scopes: all scopes that records may have; if empty, every name is accepted.
 
     Raises:
-        SettingsError: a record is wrong, or the file cannot be read.
+        SettingsError: a record is invalid, or the file cannot be read.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class KeyRing:
     ) -> None:
         self._path = path
         self.on_change: Callable[[Set[str], Set[str]], None] = lambda new, gone: None
-        """Told the ids that are new, and those that are gone, whenever the file was read again."""
+        """Called with the ids of added and of removed keys whenever the file was reloaded."""
         self._clock = clock
         self._scopes = scopes
         self._seen: object = None
         self._warned = False
-        # What stands for every key that is not there, so that looking one up goes the same way. Nobody has this key.
+        # Stands for every unknown key, so that its lookup takes the same path. No key has this digest.
         self._nobody = KeyRecord(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
         try:
             self._own = parse_records(text, scopes)
@@ -66,10 +66,10 @@ class KeyRing:
             _log.warning("there is no key yet, so that nobody may call; warmstart keys create makes one")
 
     def bearer(self, key: str) -> Caller | None:
-        """Who shows an API key; None if it is not good.
+        """Return the caller that an API key authenticates; None if the key is invalid.
 
-        Which key it is follows from its SHA-256, of which nobody can choose as much as the first bytes without trying
-        keys: how long the search takes tells nothing of the keys that are there.
+        The lookup is by SHA-256, of which not even the first bytes can be chosen without trying keys: its duration
+        reveals nothing about the existing keys.
         """
         now = self._look()
         asked = digest(key)
@@ -79,13 +79,13 @@ class KeyRing:
         return record.caller
 
     def signing(self, key_id: str) -> tuple[Caller, bytes] | None:
-        """Who signs with a signing key, and its secret; None if there is no such key, or it is no longer good."""
+        """Return the caller and the secret of a signing key; None if the key is unknown or expired."""
         now = self._look()
         record = self._signers.get(key_id)
         return None if record is None or record.expired(now) else (record.caller, record.secret)
 
     def why_not(self, key: str) -> str:
-        """Why an API key is not good: for the log, never for who shows it."""
+        """Return why an API key is invalid, for the log; never send it to the client."""
         record = self._bearers.get(digest(key))
         if record is not None:
             return f"expired key {record.caller.id}"
@@ -93,7 +93,7 @@ class KeyRing:
 
     def _look(self) -> float:
         now = self._clock()
-        if self._path is not None and not 0 <= now - self._looked < _LOOK_SECONDS:  # below 0 the clock was set back
+        if self._path is not None and not 0 <= now - self._looked < _LOOK_SECONDS:  # negative if the clock was set back
             self._looked = now
             self._read_again(self._path)
         return now
@@ -116,8 +116,8 @@ class KeyRing:
             self.on_change(self._ids() - before, before - self._ids())
 
     def _read(self, path: Path) -> list[KeyRecord]:
-        """The file's records; whatever comes of it, this version of the file has been seen."""
-        # Not waiting: opening a pipe would block for ever.
+        """Read the file's records, and note its version even if they are invalid."""
+        # O_NONBLOCK, because opening a pipe would block for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             self._seen = _version(status)
@@ -147,5 +147,5 @@ class KeyRing:
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    """Differs whenever a file's content may; the change time also tells that its mode was mended."""
+    """Return a value that differs whenever a file's content may; the change time also detects a fixed mode."""
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

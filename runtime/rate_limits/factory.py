@@ -1,4 +1,4 @@
-"""Opens the rate limits that the settings ask for."""
+"""Creates the rate limit store that the settings select."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from runtime.settings import Settings
 
 
 def open_limits(settings: Settings) -> UsageLimiter:
-    """Where the settings say that what clients used is kept.
+    """Create the store of used quotas that RATE_LIMIT_STORE selects: memory or Redis.
 
     Raises:
-        SettingsError: ``REDIS_URL`` is no such thing.
+        SettingsError: ``REDIS_URL`` is invalid.
     """
     if settings.rate_limit_store == "redis":
-        from runtime.rate_limits.redis import RedisLimits  # the client's import is a tenth of a second
+        from runtime.rate_limits.redis import RedisLimits  # importing the client takes 0.1 s
         from runtime.storage.redis import SharedRedis
 
         hold_seconds = settings.request_timeout_seconds + WINDOW_SECONDS
         return RedisLimits(SharedRedis(settings.redis_url.get_secret_value()), hold_seconds)
-    from runtime.rate_limits.memory import MemoryLimits  # which needs this file
+    from runtime.rate_limits.memory import MemoryLimits  # imported late, because it imports this package
 
     return MemoryLimits(settings.rate_limit_clients)

@@ -1,19 +1,20 @@
-"""How much a client may use: quotas, and the generic cell rate algorithm (GCRA) that holds them.
+"""Quotas, the generic cell rate algorithm (GCRA) that enforces them, and the protocol of the stores of used quotas.
 
-GCRA (ITU-T I.371 annex A, in its form as a continuous-state leaky bucket) keeps one number per client and quota: the
-level, which is the units that were used and are not paid off yet. Time pays them off at an even pace, one each
-``interval`` seconds; a request is admitted while it does not lift the level above ``burst``.
+GCRA (ITU-T I.371 annex A, as a continuous-state leaky bucket) stores one number per client and quota: the level, in
+units. It rises by the cost of each admitted request and drains at a constant rate, one unit every ``interval`` seconds;
+a request is admitted if it does not raise the level above ``burst``.
 
-With ``interval = window / (limit - burst)`` no window, wherever it begins, ever sees more than ``limit`` units: at most
-``burst`` at its start, and ``limit - burst`` at the even pace after it.
+With ``interval = window / (limit - burst)`` no window, wherever it begins, ever contains more than ``limit`` units: at
+most ``burst`` at its start, and ``limit - burst`` at the constant rate after it.
 
-What something costs may be known only when it is over, as with generated tokens. Then the most that it can cost is held
-first, and later what it did cost is charged in place of that. Held units are not paid off by time, or else giving them
-back would give twice what the pace gives once: level and held units together never exceed the burst. So no window sees
-more than ``limit`` whenever between the two moments a unit is thought to be used.
+The cost of an operation may be known only at its end, as with generated tokens. Then its maximum cost is reserved
+first, and later its actual cost is committed in place of the reservation. Reserved units do not drain, because
+releasing them would otherwise return units that had drained already: level and reserved units together never exceed the
+burst. So no window contains more than ``limit``, at whatever moment between reservation and commit a unit is considered
+used.
 
-The level is kept, and not the theoretical arrival time that the same algorithm is often told with, because that is a
-sum of a clock's large reading and a unit's tiny time, from which the last digits are lost at every step.
+The level is stored instead of the theoretical arrival time of the usual formulation, because that is the sum of a large
+clock reading and a tiny interval, which loses precision at every step.
 """
 
 from __future__ import annotations
@@ -24,22 +25,27 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 WINDOW_SECONDS = 60.0
-_ROUNDING = 1e-6  # units: must not turn away the last one, and does not let one more through, because units are whole
+_ROUNDING = 1e-6  # units: a rounding error must not refuse the last one; admits no extra, as units are whole
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """At most ``limit`` units in any ``window`` seconds, ``burst`` of them at once.
+    """A quota: at most ``limit`` units in any ``window`` seconds, at most ``burst`` of them at once.
+
+    Args:
+        limit: the largest number of units in a window, at least 1.
+        burst: the largest number of units at once.
+        window: the window's length in seconds.
 
     Raises:
-        ValueError: it does not hold that 1 <= burst < limit. (A limit of 1 has a burst of 1.)
+        ValueError: unless 1 <= burst < limit. (A limit of 1 has a burst of 1.)
     """
 
     limit: int
     burst: int
     window: float = WINDOW_SECONDS
     interval: float = field(init=False)
-    """Seconds in which one unit is paid off."""
+    """Seconds in which one unit drains."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.burst <= max(1, self.limit - 1) or self.limit < 1:
@@ -48,19 +54,19 @@ class Quota:
 
     @classmethod
     def share(cls, limit: int, share: float, window: float = WINDOW_SECONDS) -> Quota:
-        """A quota of which a share may be used at once."""
+        """Create a quota whose burst is a share (0 to 1) of its limit, rounded down, but at least 1."""
         return cls(limit, min(max(1, limit - 1), max(1, math.floor(limit * share))), window)
 
 
 class Decision(NamedTuple):
-    """What became of a request for units.
+    """The result of a request for units.
 
     Args:
-        admitted: whether it may go on; if not, nothing was charged.
-        remaining: units that could be had at once now.
-        reset: seconds until the whole burst is there again, but for what is held.
-        retry_after: seconds until so many units could be had; 0 if admitted, infinite if they never can. Where others'
-            held units are in the way, nobody knows when those end: then the seconds after which only they are.
+        admitted: whether the units were granted; if not, nothing was counted.
+        remaining: the units that are available at once now.
+        reset: seconds until the whole burst is available again, except for reserved units.
+        retry_after: seconds until the requested units are available; 0 if admitted, infinite if they never can be. If
+            units reserved by other requests are in the way, whose end is unknown: seconds until only those are.
     """
 
     admitted: bool
@@ -70,55 +76,71 @@ class Decision(NamedTuple):
 
 
 Settle = Callable[[int], Awaitable[Decision | None]]
-"""Charges the units that were used in place of those held; to be called once. Answers what there is now, if known."""
+"""Commits the units used in place of those reserved; call it once. Returns the state after it, or None if unknown."""
 
 
 class LimitsUnavailable(Exception):
-    """What clients have used cannot be looked up now."""
+    """The store of used quotas is unavailable."""
 
 
 class UsageLimiter(Protocol):
-    """What clients have used of their quotas, wherever that is kept."""
+    """The store of the quotas that clients have used, in memory or in Redis."""
 
     async def admit(
         self, client: str, requests: Quota | None, tokens: Quota | None
     ) -> tuple[Decision | None, Decision | None]:
-        """Charge one request, and look at the tokens.
+        """Count one request, and read the token quota without changing it.
+
+        Args:
+            client: the client's id.
+            requests: the client's request quota; None for none.
+            tokens: the client's token quota; None for none.
+
+        Returns:
+            The decisions on requests and on tokens; None for a quota that is None.
 
         Raises:
-            LimitsAway: see there; nobody knows whether it was charged.
+            LimitsUnavailable: the store is unavailable; the request may or may not have been counted.
         """
         ...
 
     async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
-        """Hold tokens until their settlement; there is none if they are not admitted.
+        """Reserve tokens until they are committed.
+
+        Args:
+            client: the client's id.
+            quota: the client's token quota.
+            tokens: the number of tokens.
+
+        Returns:
+            The decision, and the function that commits the tokens; None instead of it if they were not admitted.
 
         Raises:
-            LimitsAway: see there. A settlement never raises it.
+            LimitsUnavailable: the store is unavailable. The commit function never raises it.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of whatever there is to let go of."""
+        """Close the store."""
         ...
 
     def __len__(self) -> int:
-        """Clients remembered in this process."""
+        """Return the number of clients that this process stores."""
         ...
 
 
 def take(level: float, elapsed: float, quota: Quota, cost: int = 1, held: int = 0) -> tuple[float, Decision]:
-    """One step of the algorithm.
+    """Do one step of the algorithm: drain the level, then add the cost if it is admitted.
 
     Args:
-        level: units that were not paid off yet at the last step; 0 if there was none.
+        level: the level after the last step, in units; 0 if there was none.
         elapsed: seconds since then, by a monotonic clock.
-        quota: what holds.
-        cost: units asked for; 0 only looks.
-        held: units that are held.
+        quota: the quota.
+        cost: the units requested; 0 only reads the state.
+        held: the units that are reserved.
 
     Returns:
-        The level now, and what became of it.
+        The new level, and the decision.
     """
     interval, burst = quota.interval, quota.burst
     level -= elapsed / interval

@@ -1,4 +1,4 @@
-"""Used quotas in this process's memory, of a bounded number of clients."""
+"""Stores used quotas in this process's memory, for a bounded number of clients."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from runtime.rate_limits.gcra import Decision, Quota, Settle, take
 
 
 class MemoryLimiter:
-    """One kind of quota. For one thread, or one event loop.
+    """Stores the levels and reservations of one kind of quota. For use from one thread, or one event loop.
 
     Args:
-        clients: most names remembered; who was seen least recently is forgotten first. Held units are not.
+        clients: the largest number of names stored; the least recently used is evicted first. Reservations are kept.
         clock: monotonic time in seconds.
     """
 
     def __init__(self, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clients = clients
         self._clock = clock
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # the level, and when it was so
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # name -> level, and the time it was stored
         self._held: dict[str, int] = {}
 
     def take(self, name: str, quota: Quota, cost: int = 1) -> Decision:
-        """See ``runtime.rate_limits.gcra.take``."""
+        """Request units for a name, see ``runtime.rate_limits.gcra.take``; a cost of 0 only reads the state."""
         known, held = self._levels.get(name), self._held.get(name, 0)
-        if known is None and not cost and not held:  # who has used nothing has the whole burst
+        if known is None and not cost and not held:  # nothing used: the whole burst is available
             return Decision(True, quota.burst, 0.0)
         now = self._clock()
         level, at = known or (0.0, now)
@@ -35,7 +35,7 @@ class MemoryLimiter:
         return decision
 
     def hold(self, name: str, quota: Quota, units: int) -> Decision:
-        """Hold units until ``settle``, if they are to be had."""
+        """Reserve units until ``settle``, if they are available."""
         now = self._clock()
         level, at = self._levels.get(name, (0.0, now))
         held = self._held.get(name, 0)
@@ -45,7 +45,14 @@ class MemoryLimiter:
         return decision
 
     def settle(self, name: str, quota: Quota, held: int, used: int) -> Decision:
-        """Charge what was used, never more than was held, in place of what was held."""
+        """Commit the units used, at most those reserved, in place of the reservation.
+
+        Args:
+            name: the client's id.
+            quota: the quota.
+            held: the units that were reserved.
+            used: the units that were used.
+        """
         left = self._held.pop(name, 0) - held
         if left > 0:
             self._held[name] = left
@@ -62,7 +69,7 @@ class MemoryLimiter:
             levels.move_to_end(name)
             if len(levels) > self._clients:
                 levels.popitem(last=False)
-        else:  # as if it had never been seen
+        else:  # the same as a name that was never stored
             self._levels.pop(name, None)
 
     def __len__(self) -> int:
@@ -70,10 +77,10 @@ class MemoryLimiter:
 
 
 class MemoryLimits:
-    """See ``runtime.rate_limits.gcra.UsageLimiter``.
+    """A ``UsageLimiter`` that stores used quotas in memory.
 
     Args:
-        clients: most clients remembered.
+        clients: the largest number of clients stored.
         clock: monotonic time in seconds.
     """
 
@@ -84,14 +91,14 @@ class MemoryLimits:
     async def admit(
         self, client: str, requests: Quota | None, tokens: Quota | None
     ) -> tuple[Decision | None, Decision | None]:
-        """See ``Limits``."""
+        """Count one request, and read the token quota."""
         return (
             None if requests is None else self._requests.take(client, requests),
             None if tokens is None else self._tokens.take(client, tokens, 0),
         )
 
     async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
-        """See ``Limits``."""
+        """Reserve tokens until they are committed."""
         decision = self._tokens.hold(client, quota, tokens)
 
         async def settle(used: int) -> Decision:
@@ -100,7 +107,7 @@ class MemoryLimits:
         return decision, settle if decision.admitted else None
 
     async def close(self) -> None:
-        """See ``Limits``."""
+        """Do nothing: there is nothing to close."""
 
     def __len__(self) -> int:
         return max(len(self._requests), len(self._tokens))

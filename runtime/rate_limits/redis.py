@@ -1,4 +1,4 @@
-"""Used quotas in Redis, which replicas share. A script runs as one step (Redis's "Scripting with Lua")."""
+"""Stores used quotas in Redis, shared by all replicas, with Lua scripts, which Redis runs atomically."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, Settle
 from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 PREFIX = "warmstart:limits:1"
-"""How the names of its keys begin. The number is the format's; behind it braces keep a client on one cluster node."""
+"""The prefix of keys in Redis, with the format's version. Braces after it keep a client's keys on one cluster node."""
 
-# One hash per client and quota: the units that were used and are not paid off yet (level), when that was so (at, in
-# microseconds of Redis's own clock, so that replicas need not agree on theirs), and by its id each hold: its units, and
-# when it ends at the latest. A hold that nobody has settled by then belongs to a replica that died, and is charged
-# whole. While Redis's clock goes back, nothing is paid off.
+# One hash per client and quota: the level in units (level), the time it was stored (at, in microseconds of Redis's own
+# clock, so that replicas' clocks need not agree), and for each reservation a field named by its id, with its units and
+# its expiry. A reservation that is not committed by then belongs to a replica that died, and is counted in full. While
+# Redis's clock runs backwards, nothing drains.
 _COMMON = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -57,7 +57,7 @@ local function answer(state, burst, interval, admitted, cost)
     string.format('%.0f', state.level * interval), string.format('%.0f', wait)}
 end
 """
-# Arguments for each key: burst, interval in microseconds, cost. All costs are charged, or none.
+# Arguments for each key: burst, interval in microseconds, cost. Either all costs are counted, or none.
 _TAKE = (
     _COMMON
     + """
@@ -82,7 +82,7 @@ end
 return answers
 """
 )
-# Arguments: burst, interval in microseconds, units, the hold's id, seconds after which it ends at the latest.
+# Arguments: burst, interval in microseconds, units, the reservation's id, seconds until it expires.
 _HOLD = (
     _COMMON
     + """
@@ -101,7 +101,7 @@ if state.changed then write(key, state, interval) end
 return answer(state, burst, interval, admitted, units)
 """
 )
-# Arguments: burst, interval in microseconds, the hold's id, units used. One that has ended was charged already.
+# Arguments: burst, interval in microseconds, the reservation's id, units used. An expired one was counted already.
 _SETTLE = (
     _COMMON
     + """
@@ -118,12 +118,12 @@ return answer(state, burst, interval, true, 0)
 
 
 class RedisLimits:
-    """See ``runtime.rate_limits.gcra.UsageLimiter``.
+    """A ``UsageLimiter`` that stores used quotas in Redis.
 
     Args:
-        redis: is closed with this.
-        hold_seconds: how long a hold lasts at most; longer than any request.
-        prefix: of the names in Redis.
+        redis: the connection, which ``close`` closes.
+        hold_seconds: the lifetime of a reservation in seconds; longer than any request.
+        prefix: the prefix of the keys in Redis.
     """
 
     def __init__(self, redis: SharedRedis, hold_seconds: float, prefix: str = PREFIX) -> None:
@@ -135,7 +135,7 @@ class RedisLimits:
     async def admit(
         self, client: str, requests: Quota | None, tokens: Quota | None
     ) -> tuple[Decision | None, Decision | None]:
-        """See ``Limits``."""
+        """Count one request, and read the token quota."""
         kinds = (("requests", requests, 1), ("tokens", tokens, 0))
         asked = [(name, quota, cost) for name, quota, cost in kinds if quota is not None]
         found = await self._run(
@@ -147,11 +147,11 @@ class RedisLimits:
         return decisions.get("requests"), decisions.get("tokens")
 
     async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
-        """See ``Limits``. Whoever is cancelled while it waits holds nothing."""
+        """Reserve tokens until they are committed. If the call is cancelled, the reservation is released."""
         hold = secrets.token_hex(8)
 
         async def settle(used: int) -> Decision | None:
-            # It goes on though the request be cancelled: what is not settled is charged whole in the end.
+            # Shielded from the request's cancellation: tokens that are not committed would be counted in full.
             task = asyncio.create_task(self._settle(client, quota, hold, used))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
@@ -167,7 +167,7 @@ class RedisLimits:
         return decision, settle if decision.admitted else None
 
     async def close(self) -> None:
-        """Let the last settlements end, and close the connections."""
+        """Wait for running commits, then close the connections."""
         if self._settling:
             await asyncio.wait(self._settling)
         await self._redis.close()
