@@ -1,2 +1,2 @@
-"""The audit log: an append-only file of JSON lines, chained by MACs (``chain``), written (``log``) and checked
+"""The audit log: an append-only file of JSON lines, chained by MACs (``chain``), its writer (``log``) and its verifier
 (``verify``)."""

@@ -1,18 +1,19 @@
-"""The audit log's chain: each line ends with a MAC over the MAC of the line before it and over itself.
+"""The MAC chain of the audit log: each line ends with a MAC over the previous line's MAC and the line itself.
 
 ``mac[n] = BLAKE2b(mac[n - 1] || line n up to its mac)``, keyed with the chain key and 32 bytes long (RFC 7693), and
 ``mac[0]`` is all zeros. The keys are derived from AUDIT_KEY with HKDF-SHA-256 (RFC 5869), one for each purpose. A line
-is JSON in ASCII, ``seq`` first and ``mac`` last; the first line of each file, and of each start, also names the MAC
-that it follows (``prev``), so that a file can be checked without the ones before it.
+is JSON in ASCII, ``seq`` first and ``mac`` last; the first line of each file, and of each start, also contains the MAC
+of the previous line (``prev``), so that a file can be verified without the ones before it.
 
-Whoever lacks AUDIT_KEY cannot change, add, remove, repeat or move a line without ``Checker`` finding it. What no chain
-can find by itself:
+Without AUDIT_KEY nobody can change, add, remove, repeat or move a line without ``Checker`` detecting it. A chain alone
+cannot detect:
 
-* Lines missing at the end. ``FILE.head`` (``seal_head``) tells the last line of a second ago; whoever saved an older
-  pair of log and head can put both back, which only a sequence number and MAC kept elsewhere show (``--expect``).
-* What happened in the last second before a crash, and requests that were running then: they have no line.
-* The work of somebody who holds AUDIT_KEY: all of it can be written anew, save what was anchored elsewhere.
-* Requests that a service under somebody's control does not record.
+* Lines missing at the end. ``FILE.head`` (``seal_head``) stores the last line as of a second ago. An attacker who saved
+  an older pair of log and head can restore both, which only a sequence number and MAC stored elsewhere reveal
+  (``--expect``).
+* Events of the last second before a crash, and requests that were running then: they have no line.
+* Changes by somebody who has AUDIT_KEY: the whole log can be rewritten, except for anchors stored elsewhere.
+* Requests that a compromised service does not record.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 ZERO: Final = bytes(32)
-"""What the first record follows."""
+"""The MAC before the first record."""
 
 _MARK = b',"mac":"'
 _SUFFIX = len(_MARK) + 64 + len(b'"}\n')
@@ -34,12 +35,12 @@ _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 class Broken(Exception):
-    """The chain does not hold; the message says why."""
+    """The chain is broken; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditKeys:
-    """What AUDIT_KEY becomes: keys of 32 bytes for lines, prompt hashes and the head."""
+    """The keys derived from AUDIT_KEY, 32 bytes each: for lines, for prompt hashes and for the head file."""
 
     chain: bytes
     prompt: bytes
@@ -47,7 +48,7 @@ class AuditKeys:
 
     @classmethod
     def derive(cls, secret: str) -> AuditKeys:
-        """HKDF-SHA-256 (RFC 5869) without a salt; the labels are ``warmstart audit chain`` and so on."""
+        """Derive the keys with HKDF-SHA-256 (RFC 5869) without a salt; labels: ``warmstart audit chain`` and so on."""
         extracted = hmac.digest(ZERO, secret.encode(), "sha256")
         chain, prompt, head = (
             hmac.digest(extracted, b"warmstart audit " + label + b"\x01", "sha256")
@@ -57,7 +58,7 @@ class AuditKeys:
 
 
 def _mac(key: bytes, data: bytes) -> blake2b:
-    # Not HMAC-SHA-256: among all else that a request does, OpenSSL takes 20 us for one, and this takes 6.
+    # Not HMAC-SHA-256: within a request, OpenSSL takes 20 us for one, and this takes 6.
     made = _keyed(key).copy()
     made.update(data)
     return made
@@ -65,20 +66,20 @@ def _mac(key: bytes, data: bytes) -> blake2b:
 
 @lru_cache(8)
 def _keyed(key: bytes) -> blake2b:
-    """Copied, because its key takes a third of the time."""
+    """Return a keyed BLAKE2b to copy for each MAC, because keying takes a third of the time."""
     return blake2b(digest_size=len(ZERO), key=key)
 
 
 def seal(key: bytes, previous: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """A record as a line of the log.
+    """Turn a record into a line of the log.
 
     Args:
-        key: of the chain.
-        previous: MAC of the line before.
-        body: the record as JSON, an object of ASCII characters that is not empty.
+        key: the chain key.
+        previous: the MAC of the previous line.
+        body: the record as a JSON object in ASCII with at least one member.
 
     Returns:
-        The line, and its MAC.
+        The line with its line break, and its MAC.
     """
     body = body[:-1]
     mac = _mac(key, previous + body).digest()
@@ -86,16 +87,22 @@ def seal(key: bytes, previous: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def opened(key: bytes, previous: bytes, line: bytes) -> bytes | None:
-    """The MAC of a line that follows ``previous``; None if it does not, or is none."""
+    """Verify a line, and return its MAC; None if its MAC is wrong.
+
+    Args:
+        key: the chain key.
+        previous: the MAC of the previous line.
+        line: the line with its line break.
+    """
     mac = _mac(key, previous + line[:-_SUFFIX]).digest()
     return mac if hmac.compare_digest(line[-_SUFFIX:], b'%b%b"}\n' % (_MARK, mac.hex().encode())) else None
 
 
 def shown_mac(line: bytes) -> bytes:
-    """The MAC that a line shows, right or not.
+    """Return the MAC in a line without verifying it.
 
     Raises:
-        Broken: it shows none.
+        Broken: the line has no MAC.
     """
     try:
         return bytes.fromhex(line[-_SUFFIX:].removeprefix(_MARK)[:64].decode())
@@ -104,10 +111,10 @@ def shown_mac(line: bytes) -> bytes:
 
 
 def read(line: bytes) -> dict[str, Any]:
-    """The record in a line; its ``seq`` is a number, and ``prev``, if there is one, as hexadecimal as a MAC.
+    """Parse a line into its record, and check that ``seq`` is an integer and ``prev``, if present, a hexadecimal MAC.
 
     Raises:
-        Broken: there is none.
+        Broken: the line is not a valid record.
     """
     try:
         record = json.loads(line)
@@ -119,16 +126,22 @@ def read(line: bytes) -> dict[str, Any]:
 
 
 def seal_head(key: bytes, sequence: int, mac: bytes) -> bytes:
-    """The content of ``FILE.head``: the last record's number and MAC, with a MAC of its own."""
+    """Return the content of ``FILE.head``: the last record's sequence number and MAC, authenticated by another MAC.
+
+    Args:
+        key: the head key.
+        sequence: the last record's sequence number.
+        mac: the last record's MAC.
+    """
     tag = _mac(key, b"%d:%b" % (sequence, mac))
     return json.dumps({"seq": sequence, "mac": mac.hex(), "tag": tag.hexdigest()}).encode() + b"\n"
 
 
 def open_head(key: bytes, content: bytes) -> tuple[int, bytes]:
-    """The number and the MAC in a head.
+    """Verify the content of ``FILE.head``, and return its sequence number and MAC.
 
     Raises:
-        Broken: it was changed, or made with another key.
+        Broken: the content was changed, or made with another key.
     """
     try:
         head = json.loads(content)
@@ -141,17 +154,17 @@ def open_head(key: bytes, content: bytes) -> tuple[int, bytes]:
 
 
 def prompt_hash(key: bytes, payload: dict[str, Any]) -> str | None:
-    """Tells a prompt from others and says nothing else of it: keyed BLAKE2b of its canonical JSON, in hexadecimal.
+    """Return the keyed BLAKE2b of a prompt's canonical JSON in hexadecimal, which does not reveal the prompt.
 
     Args:
-        key: for prompt hashes.
-        payload: a request; hashed are its ``prompt`` and ``messages``, as JSON in ASCII, names sorted, no blanks.
+        key: the key for prompt hashes.
+        payload: the request; its ``prompt`` and ``messages`` are hashed, as ASCII JSON with sorted names and no blanks.
 
     Returns:
-        None if it has neither.
+        None if the request has neither.
     """
     prompt = payload.get("prompt")
-    if prompt.__class__ is str and "messages" not in payload:  # most are; an encoder takes 8 us longer
+    if prompt.__class__ is str and "messages" not in payload:  # the usual case; an encoder takes 8 us longer
         text = f'{{"prompt":{encode_basestring_ascii(prompt)}}}'
     elif asked := {name: payload[name] for name in ("messages", "prompt") if name in payload}:
         text = _canonical(asked)
@@ -161,11 +174,11 @@ def prompt_hash(key: bytes, payload: dict[str, Any]) -> str | None:
 
 
 class Checker:
-    """Follows a chain line by line.
+    """Verifies a chain line by line.
 
     Args:
-        key: of the chain.
-        first: number that the first record must have; the ones before it are known to be elsewhere.
+        key: the chain key.
+        first: the sequence number that the first record must have; earlier records are stored elsewhere.
     """
 
     def __init__(self, key: bytes, first: int = 1) -> None:
@@ -173,14 +186,14 @@ class Checker:
         self._first = first
         self.count = 0
         self.sequence = first - 1
-        """Of the last record."""
+        """The last record's sequence number."""
         self.mac = ZERO
 
     def follow(self, line: bytes) -> dict[str, Any]:
-        """Check the next line, with its line break, and return its record.
+        """Verify the next line, with its line break, and return its record.
 
         Raises:
-            Broken: says what is wrong here. The checker is of no more use then.
+            Broken: the line is invalid; the message says why. The checker cannot be used any further.
         """
         previous = self.mac
         if self.count == 0 and self._first > 1:

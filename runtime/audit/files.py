@@ -1,4 +1,4 @@
-"""The files of an audit log: how they are opened, what they end with, which there are."""
+"""File operations of the audit log: open the log, find its rotated files, read the last record, cut a partial one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _TAIL_BYTES = 65_536  # longer than any two records
 
 
 def open_log(path: Path) -> tuple[int, os.stat_result]:
-    """Open a log for appending, or make it.
+    """Open a log for appending, or create it.
 
     Returns:
-        The descriptor, and what the file is like.
+        The descriptor and its ``os.fstat`` result.
 
     Raises:
-        OSError: that is not possible, or it is a link or no regular file.
+        OSError: the file cannot be opened, or is a link or not a regular file.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, MODE)
@@ -32,21 +32,22 @@ def open_log(path: Path) -> tuple[int, os.stat_result]:
 
 
 def predecessors(path: Path) -> list[Path]:
-    """The files that a log was rotated into, oldest first."""
+    """Return the files that a log was rotated into, oldest first."""
     name = re.compile(re.escape(path.name) + r"\.[0-9]{6,}", re.ASCII)
     found = [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
     return sorted(found, key=lambda other: int(other.suffix[1:]))
 
 
 def last_record(path: Path, key: bytes) -> tuple[int, bytes] | None:
-    """Number and MAC of a file's last record; None if it has none.
+    """Verify a file's last record, and return its sequence number and MAC; None if the file is empty.
 
     Args:
-        key: of the chain.
+        path: the file.
+        key: the chain key.
 
     Raises:
         Broken: the last line was changed, or not written with this key.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         lines = _tail(file.fileno(), os.fstat(file.fileno()).st_size, breaks=2).splitlines(keepends=True)
@@ -64,11 +65,12 @@ def cut_half(descriptor: int, size: int, aside: str) -> int:
     """Move a half-written record from the end of a log to another file.
 
     Args:
-        descriptor: of the log, which is ``size`` bytes long.
-        aside: path of the file to add it to.
+        descriptor: the log's file descriptor.
+        size: the log's size in bytes.
+        aside: the path of the file to which the partial record is appended.
 
     Returns:
-        Its length in bytes.
+        The length of the partial record in bytes; 0 if there is none.
     """
     tail = _tail(descriptor, size, breaks=1)
     half = tail[tail.rfind(b"\n") + 1 :]
@@ -80,7 +82,7 @@ def cut_half(descriptor: int, size: int, aside: str) -> int:
 
 
 def _tail(descriptor: int, size: int, breaks: int) -> bytes:
-    """The end of a file, from behind a line break on, with so many more of them at least if it has them."""
+    """Return the end of a file from the start of a line, with at least ``breaks`` line breaks if the file has them."""
     length = _TAIL_BYTES
     while True:
         data = os.pread(descriptor, length, max(0, size - length))

@@ -1,12 +1,12 @@
-"""Writing the audit log: one ``os.write`` per record, from the event loop.
+"""Writes the audit log: one ``os.write`` per record, from the event loop.
 
-A record costs microseconds, because it goes to the page cache (where a disk falls seconds behind, the kernel makes
-writers wait); once a second a thread brings it to the disk and then writes ``FILE.head``. One process writes a file
-(``FILE.lock``), rotated ones are ``FILE.000001`` and so on, and what a crash left of a half-written record is moved to
-``FILE.cut`` at the next start.
+A record costs microseconds, because it goes to the page cache (if the disk falls seconds behind, the kernel makes
+writers wait); once a second a thread syncs the file to disk and then writes ``FILE.head``. Only one process may write a
+file (``FILE.lock``). Rotated files are ``FILE.000001`` and so on, and a record that a crash left half-written is moved
+to ``FILE.cut`` at the next start.
 
-Nothing that happens to the file ends the service. Records that cannot be written are counted, the next one that can
-says how many were ``lost``, and whatever is done to the file from outside becomes a record (``disturbed``).
+No problem with the file stops the service. Records that cannot be written are counted, and the next successful one
+contains their number (``lost``). Changes made to the file by other processes are recorded too (``disturbed``).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 class AuditLog:
-    """One audit log, opened by ``open``. All but ``close`` belongs to the event loop's thread.
+    """An audit log, opened by ``open``. All methods except ``close`` must run on the event loop's thread.
 
     Args:
         path: the file.
-        keys: see ``runtime.audit.chain``.
-        max_bytes: size at which it goes on in a new file.
-        on_error: called for each record that could not be written, and for each failure to bring them to the disk.
-        clock: wall clock in seconds.
+        keys: the keys derived from AUDIT_KEY.
+        max_bytes: the size in bytes at which the file is rotated.
+        on_error: called for each record that could not be written, and for each failed sync to disk.
+        clock: wall clock time in seconds.
     """
 
     def __init__(
@@ -60,25 +60,26 @@ class AuditLog:
         self._clock = clock
         self._fd = self._lock = -1
         self._inode = self._size = 0
-        self._limit = max_bytes  # size at which it is rotated next
+        self._limit = max_bytes  # size at which the file is rotated next
         self._sequence, self._mac, self._lost = 0, ZERO, 0
         self._unwritable = self._unsynced = self._astray = False
         self._second, self._stamp = -1, ""
-        self._told = set[str]()  # what is failing and was logged
+        self._told = set[str]()  # the failing actions that were logged already
         self._synced = 0  # sequence number in the head
-        self._retired: list[int] = []  # files that are done with, save for the disk
+        self._retired: list[int] = []  # descriptors of rotated files to sync and close
         self._syncing = threading.Lock()
 
     @property
     def failing(self) -> bool:
-        """Whether the last records could not be written or brought to the disk, or the file is out of reach."""
+        """Whether the last write or sync failed, or the file could not be found and reopened."""
         return self._unwritable or self._unsynced or self._astray
 
     def open(self) -> None:
-        """Take the file, go on with its chain, and record the start.
+        """Lock and open the file, continue its chain, and record the start.
 
         Raises:
-            SettingsError: names AUDIT_LOG; another process writes it, or it is no audit log of this AUDIT_KEY.
+            SettingsError: another process writes the file, the file cannot be opened, or it was not written with this
+                AUDIT_KEY; the message names AUDIT_LOG.
         """
         try:
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
@@ -96,20 +97,20 @@ class AuditLog:
             raise
 
     def write(self, event: str, fields: Mapping[str, Any]) -> bool:
-        """Append one record; whether that worked. Never raises an OSError.
+        """Append one record, and return whether that succeeded. Never raises an OSError.
 
         Args:
-            event: what kind of record it is.
-            fields: what it says; any text in them ends up as printable ASCII.
+            event: the kind of record.
+            fields: the record's fields; text in them is written as printable ASCII.
         """
         return self.append(event, f",{_encode(fields)[1:-1]}" if fields else "")
 
     def append(self, event: str, members: str) -> bool:
-        """``write`` for fields that are JSON already.
+        """Append one record like ``write``, with fields that are JSON already.
 
         Args:
-            event: what kind of record it is.
-            members: of the record's object, in ASCII, each behind a comma: ``,"status":200,"path":"/"``.
+            event: the kind of record.
+            members: the record's JSON members in ASCII, each after a comma: ``,"status":200,"path":"/"``.
         """
         if self._size >= self._limit:
             self._rotate()
@@ -121,14 +122,14 @@ class AuditLog:
         line, mac = seal(self._keys.chain, self._mac, body.encode("ascii"))
         try:
             if self._unwritable:
-                self._cut_off()  # if that could not be done then
+                self._cut_off()  # in case that failed then
             if os.write(self._fd, line) != len(line):
                 raise OSError("no room for a whole record")
         except OSError as error:
             with suppress(OSError):
                 self._cut_off()
             self._unwritable = True
-            if event != "recovered":  # that was only tried
+            if event != "recovered":  # a ``recovered`` record is only an attempt
                 self._lost += 1
                 self._failed("write", error)
             return False
@@ -141,7 +142,7 @@ class AuditLog:
         return True
 
     async def keep(self) -> None:
-        """Once a second, until cancelled: look after the file, and bring new records to the disk."""
+        """Once a second, until cancelled: check the file (``look``), and sync new records to disk in a thread."""
         while True:
             await asyncio.sleep(_SYNC_SECONDS)
             self.look()
@@ -149,7 +150,7 @@ class AuditLog:
                 await asyncio.to_thread(self._sync, *self._pending())
 
     def look(self) -> None:
-        """Record what was done to the file from outside, open it anew if it is gone, and see if an outage is over."""
+        """Record changes made to the file by other processes, reopen it if gone, and retry after a failed write."""
         if self._unwritable:
             self.write("recovered", {})
         try:
@@ -164,24 +165,24 @@ class AuditLog:
             self._failed("find", error)
 
     def close(self) -> None:
-        """Record the end, bring all to the disk, and let go of the file. Records that come later are lost."""
+        """Record the end, sync to disk, and close the file. Later records are lost."""
         if self._fd >= 0:
             self.write("stop", {})
             self._sync(*self._pending())
             self._let_go()
 
     def _pending(self) -> tuple[list[int], int, int, bytes]:
-        """What ``_sync`` is to do, as of now: files done with, the file, the last record's number and MAC."""
+        """Return the arguments for ``_sync``: rotated files, the current file, the last record's number and MAC."""
         retired, self._retired = self._retired, []
         return retired, self._fd, self._sequence, self._mac
 
     def _sync(self, retired: list[int], current: int, sequence: int, mac: bytes) -> None:
-        """Bring all records to the disk, then the head. In any thread."""
+        """Sync all records to disk, then write the head. May run on any thread."""
         with self._syncing:
             try:
                 for descriptor in (*retired, current):
                     os.fsync(descriptor)
-                if sequence > self._synced:  # else closing has overtaken it, or nothing could be written at all
+                if sequence > self._synced:  # else ``close`` has synced more already, or nothing could be written
                     replace_durably(f"{self._path}.head", seal_head(self._keys.head, sequence, mac))
                     self._synced = sequence
                 self._unsynced = False
@@ -194,12 +195,12 @@ class AuditLog:
                     os.close(descriptor)
 
     def _take(self) -> None:
-        """Open the file, or make it; OSError as for ``open_log``."""
+        """Open or create the file; OSError as for ``open_log``."""
         self._fd, status = open_log(self._path)
         self._inode, self._size, self._limit = status.st_ino, status.st_size, self._max_bytes
 
     def _resume(self) -> None:
-        """Go on where the file ends, or its latest predecessor, or where the head says that it ended."""
+        """Continue the chain at the end of the file or of its latest predecessor, or at the head if that is later."""
         start: dict[str, Any] = {"pid": os.getpid()}
         if cut := cut_half(self._fd, self._size, f"{self._path}.cut"):
             self._size -= cut
@@ -217,7 +218,7 @@ class AuditLog:
                 ) from None
         try:
             sequence, mac = open_head(self._keys.head, Path(f"{self._path}.head").read_bytes())
-            # Records that the head tells of and that are not there: the gap stays in the chain, for verify to find.
+            # Records that the head refers to are missing: the gap stays in the chain, for ``verify`` to find.
             if sequence > self._sequence:
                 start["missing"] = sequence - self._sequence
                 self._sequence, self._mac = sequence, mac
@@ -231,7 +232,7 @@ class AuditLog:
         self.write("start", start)
 
     def _moment(self) -> str:
-        """The time as RFC 3339 has it, in UTC; the second's part is written once a second."""
+        """Return the time in UTC by RFC 3339; the part down to seconds is formatted once a second."""
         microseconds = int(self._clock() * 1e6)
         second = microseconds // 1_000_000
         if second != self._second:
@@ -239,7 +240,7 @@ class AuditLog:
         return f"{self._stamp}.{microseconds % 1_000_000:06}Z"
 
     def _disturbance(self) -> str | None:
-        """What was done to the file by somebody else."""
+        """Return how another process changed the file; None if it did not."""
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except FileNotFoundError:
@@ -251,7 +252,7 @@ class AuditLog:
     def _mend(self, what: str) -> None:
         if what in ("cut", "added to"):
             self._size = os.fstat(self._fd).st_size
-            if what == "added to":  # perhaps a part of a line: ours begin on their own
+            if what == "added to":  # perhaps a partial line: the next record starts on a new one
                 self._size += os.write(self._fd, b"\n")
         else:
             old = self._fd
@@ -259,7 +260,7 @@ class AuditLog:
             self._retired.append(old)
 
     def _cut_off(self) -> None:
-        """Remove what there is of a record that could not be written whole."""
+        """Truncate a partly written record."""
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
 
@@ -270,7 +271,7 @@ class AuditLog:
             target = Path(f"{self._path}.{number:06}")
             self._path.rename(target)
             self._take()
-        except OSError as error:  # it goes on in the file that it has
+        except OSError as error:  # keep writing to the current file
             self._limit = self._size + self._max_bytes // 8
             return self._failed("rotate", error)
         self._retired.append(old)

@@ -1,4 +1,4 @@
-"""Checking an audit log: its files in their order, line by line, in constant memory."""
+"""Verifies an audit log: its files in order, line by line, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LONGEST_LINE = 1_048_576
 
 @dataclass(slots=True)
 class VerifyResult:
-    """What was found.
+    """The result of a verification.
 
     Args:
-        count: records that are whole and in their places, up to the first that is not.
-        sequence: number of the last of them.
-        mac: its MAC; both together are an anchor to keep elsewhere.
-        problem: what is wrong first, and where; None if nothing is.
-        notes: what is no tampering and worth knowing: crashes, outages, starts.
+        count: the number of valid records, up to the first invalid one.
+        sequence: the sequence number of the last valid record.
+        mac: the MAC of that record in hexadecimal; both together are an anchor to store elsewhere.
+        problem: the first problem and its position; None if there is none.
+        notes: notes on events that are not tampering: crashes, outages, starts.
     """
 
     count: int = 0
@@ -33,20 +33,20 @@ class VerifyResult:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Each log behind the files that it was rotated into; none twice."""
+    """Return each log after the files that it was rotated into, without duplicates."""
     return list(dict.fromkeys(file for path in paths for file in (*predecessors(path), path)))
 
 
 def verify(
     files: Sequence[Path], keys: AuditKeys, *, since: int = 1, anchors: Sequence[tuple[int, str]] = ()
 ) -> VerifyResult:
-    """Check the chain through some files, and that it reaches as far as the last one's head says.
+    """Verify the chain across files, and that it reaches the record in the last file's head.
 
     Args:
-        files: in their order, see ``files_of``.
-        keys: see ``runtime.audit.chain``.
-        since: number of the first record; the ones before it are known to be elsewhere.
-        anchors: numbers and MACs in hexadecimal of records that must be there.
+        files: the files in order, as ``files_of`` returns them.
+        keys: the keys derived from AUDIT_KEY.
+        since: the sequence number of the first record; earlier records are stored elsewhere.
+        anchors: sequence numbers and hexadecimal MACs of records that must be in the files.
 
     Raises:
         OSError: a file cannot be read.
@@ -57,7 +57,7 @@ def verify(
     for sequence, mac in anchors:
         wanted.setdefault(sequence, []).append((mac.lower(), "--expect"))
     try:
-        if head := _head(files[-1], keys, report):  # read first, because a service may go on writing
+        if head := _head(files[-1], keys, report):  # read first, because a service may be writing meanwhile
             wanted.setdefault(head[0], []).append((head[1].hex(), f"{files[-1]}.head"))
         stopped = True
         for file in files:
@@ -103,7 +103,7 @@ def _head(file: Path, keys: AuditKeys, report: VerifyResult) -> tuple[int, bytes
 
 
 def _check_end(wanted: dict[int, list[tuple[str, str]]], checker: Checker) -> None:
-    """Complain of what must be there and was not reached."""
+    """Raise Broken if a record that must be there was not reached."""
     if not wanted:
         return
     sequence = max(wanted)
@@ -116,7 +116,7 @@ def _check_end(wanted: dict[int, list[tuple[str, str]]], checker: Checker) -> No
 
 
 def _note(record: dict[str, Any], place: str, stopped: bool, report: VerifyResult) -> bool:
-    """Note what a record says of the log itself; whether the service has stopped with it."""
+    """Add notes on a record about the log itself; return whether the service has stopped as of this record."""
     event = record.get("event")
     if lost := record.get("lost"):
         report.notes.append(f"{place}: {lost} records before this one could not be written")
