@@ -1,8 +1,8 @@
 """HTTP Message Signatures (RFC 9421) with a shared secret, over requests whose bodies Content-Digest (RFC 9530) covers.
 
-``client`` signs and needs the standard library only; ``verifier`` holds what a service demands of a signature.
+``client`` signs requests and needs the standard library only; ``verifier`` verifies them by the service's rules.
 """
 
 
 class SignatureError(ValueError):
-    """What is wrong with a message or its signature, in words that its sender may read."""
+    """A message or its signature is invalid; the message says why and may be sent to the client."""

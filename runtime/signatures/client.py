@@ -5,10 +5,10 @@ With httpx or requests a ``Signer`` is the ``auth``::
     httpx.post(url, json=payload, auth=Signer("k_...", secret))
     requests.post(url, json=payload, auth=Signer("k_...", secret))
 
-With anything else, ``Signer.headers`` gives the header fields to send. A signature is good once: a request that is sent
-again, by a retry or after a redirect, must be signed again.
+For other clients, ``Signer.headers`` returns the header fields to send. A signature is valid once: a request that is
+sent again, by a retry or after a redirect, must be signed again.
 
-It needs the standard library only. Sources: RFC 9421, RFC 9530.
+This module needs the standard library only. Sources: RFC 9421, RFC 9530.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Request = TypeVar("Request", bound=Any)
 
 
 class Signer:
-    """See the module. It may be used by many threads.
+    """Signs requests with a signing key; an ``auth`` object for httpx and requests. Thread-safe.
 
     Args:
-        key_id: of a signing key, as ``warmstart keys create --signing`` prints it.
+        key_id: the id of a signing key, as ``warmstart keys create --signing`` prints it.
         secret: that key's secret: bytes, or the base64 text that is printed.
-        seconds: how long a signature is good for; not more than the service's SIGNING_WINDOW_SECONDS.
-        cover: names of header fields to sign besides what must be.
+        seconds: the lifetime of a signature in seconds; at most the service's SIGNING_WINDOW_SECONDS.
+        cover: names of header fields to sign besides the required components.
         clock: Unix time in seconds.
 
     Raises:
@@ -64,10 +64,10 @@ class Signer:
         self._clock = clock
 
     def __call__(self, request: Request) -> Request:
-        """Sign a request of httpx or requests in its place.
+        """Sign a request of httpx or requests in place, and return it.
 
         Raises:
-            SignatureError: its body is a stream, or something in it cannot be signed.
+            SignatureError: the body is a stream, or a part of the request cannot be signed.
         """
         headers = request.headers
         signed = self.headers(request.method, str(request.url), _body(request), headers)
@@ -77,20 +77,20 @@ class Signer:
     def headers(
         self, method: str, url: str, body: bytes | str | None = None, headers: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """Header fields to send with a request, beside those it has.
+        """Return the header fields to add to a request: ``Signature-Input``, ``Signature``, perhaps ``Content-Digest``.
 
         Args:
-            method: as it will be sent.
-            url: whole, with everything percent-encoded that must be; a fragment is left out.
-            body: as it will be sent; text is sent as UTF-8.
-            headers: of the request, as far as they are to be signed; ``Host`` if it is not the URL's.
+            method: the method, as it will be sent.
+            url: the full URL, percent-encoded; a fragment is ignored.
+            body: the body, as it will be sent; text is encoded as UTF-8.
+            headers: the request's header fields that are to be signed, and ``Host`` if it differs from the URL's.
 
         Raises:
-            SignatureError: the URL is none that can be sent, or a header field to sign is not there.
+            SignatureError: the URL is invalid, or a header field to sign is missing.
         """
         content = body.encode() if isinstance(body, str) else body or b""
         fields = {
-            name.lower(): value if isinstance(value, str) else value.decode()  # requests takes both
+            name.lower(): value if isinstance(value, str) else value.decode()  # requests accepts both
             for name, value in (headers or {}).items()
         }
         added = {"Content-Digest": content_digest(content)} if content or "content-digest" in fields else {}
@@ -137,7 +137,7 @@ def _secret(secret: bytes | str) -> bytes:
 
 
 def _body(request: Any) -> bytes | str | None:
-    """What will be sent: ``content`` in httpx, ``body`` in requests."""
+    """Return the body that will be sent: ``content`` in httpx, ``body`` in requests."""
     try:
         body = request.body if hasattr(request, "body") else request.content
     except RuntimeError:  # httpx.RequestNotRead

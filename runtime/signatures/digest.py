@@ -1,4 +1,4 @@
-"""``Content-Digest`` (RFC 9530 section 2): what a body's digest is, and whether one belongs to a body."""
+"""Computes and verifies ``Content-Digest`` (RFC 9530 section 2)."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Final
 from runtime.signatures import SignatureError
 from runtime.signatures.structured_fields import Item, parse_dictionary
 
-_SHA256 = hashlib.sha256()  # copied, because OpenSSL 3 looks the algorithm up at each start: a microsecond
+_SHA256 = hashlib.sha256()  # copied for each use, because OpenSSL 3 looks up the algorithm for each new object: 1 us
 
-# Section 5: the two that are active. What else is registered is insecure or not of cryptography.
+# Section 5: the two active algorithms. All others that are registered are insecure or not cryptographic.
 _ALGORITHMS: Final = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 
 def content_digest(body: bytes) -> str:
-    """The field's value for a body, by SHA-256."""
+    """Return the ``Content-Digest`` value of a body, with SHA-256."""
     digest = _SHA256.copy()
     digest.update(body)
     return f"sha-256=:{b2a_base64(digest.digest(), newline=False).decode()}:"
 
 
 def verify_digest(value: str, body: bytes) -> None:
-    """Check a body against the field.
+    """Verify a body against ``Content-Digest``.
 
     Args:
-        value: of ``Content-Digest``; several lines are joined with ``", "``.
-        body: as it was sent, with its content coding, without its transfer coding.
+        value: the field's value; several lines are joined with ``", "``.
+        body: the body as sent, with its content coding, without its transfer coding.
 
     Raises:
-        SignatureError: the field is malformed, has no algorithm that is known, or one of those that are known differs.
+        SignatureError: the field is malformed, has no supported algorithm, or a supported one has another digest.
     """
-    if value == content_digest(body):  # as nearly everybody writes it
+    if value == content_digest(body):  # the usual form
         return
     known = 0
     for algorithm, member in parse_dictionary("Content-Digest", value).items():

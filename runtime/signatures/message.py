@@ -1,4 +1,4 @@
-"""The text that a signature is made over (RFC 9421 section 2), and the ``hmac-sha256`` over it (section 3.3.3)."""
+"""Builds signature bases (RFC 9421 section 2), computes ``hmac-sha256`` (section 3.3.3) and parses signatures."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from runtime.signatures.structured_fields import (
 ALGORITHM: Final = "hmac-sha256"
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-_BLOCK = 64  # bytes of SHA-256's
+_BLOCK = 64  # block size of SHA-256 in bytes
 _SHOWN = 60  # characters of a component's name that an error repeats
 
-# RFC 9112 section 3.2.2. Anything else than this, "/..." and "*" is for CONNECT, or for nobody.
+# Absolute form (RFC 9112 section 3.2.2). Targets other than this, "/..." and "*" are for CONNECT, or invalid.
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?")
 
 USUAL: Final = ("@method", "@authority", "@path", "@query")
 USUAL_WITH_BODY: Final = (*USUAL, "content-digest")
-"""The components that clients cover unless told otherwise, in their order."""
+"""The components that clients cover by default in a request with a body, in this order."""
 
 
 class SignedMessage(NamedTuple):
-    """What of a request may be signed.
+    """The parts of a request that can be signed.
 
     Args:
-        method: as sent.
+        method: the method as sent.
         target: the request target as sent, before any decoding (RFC 9112 section 3.2).
         scheme: ``http`` or ``https``.
-        authority: host and port that it was sent to, as ``normalised`` gives them.
-        fields: lower-case name of a header field -> its lines, in order; empty if there is none.
+        authority: the host and port to which the request was sent, as ``normalised`` returns them.
+        fields: a function from the lower-case name of a header field to its lines, in order; empty if there is none.
     """
 
     method: str
@@ -50,13 +50,13 @@ class SignedMessage(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """A signature as a message carries it.
+    """A parsed signature.
 
     Args:
-        components: names of what it covers, in its order.
-        params: when and by whom it was made (section 2.3).
-        text: the two above, canonically: the value of ``@signature-params``.
-        mac: the signature itself.
+        components: the names of the covered components, in order.
+        params: the signature parameters, such as ``created`` and ``keyid`` (section 2.3).
+        text: the canonical text of the two above: the value of ``@signature-params``.
+        mac: the signature's bytes.
     """
 
     components: tuple[str, ...]
@@ -66,26 +66,26 @@ class Signature(NamedTuple):
 
 
 def normalised(authority: str, scheme: str) -> str:
-    """Host and port in small letters, without the scheme's own port (RFC 9421 section 2.2.3)."""
+    """Return host and port in lower case, without the scheme's default port (RFC 9421 section 2.2.3)."""
     return authority.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ":")).removesuffix(":")
 
 
 def signature_text(components: Sequence[str], params: Parameters) -> str:
-    """The value of ``@signature-params`` (section 2.3), which is also what stands in ``Signature-Input``."""
+    """Return the value of ``@signature-params`` (section 2.3), which is also the value in ``Signature-Input``."""
     return serialise(InnerList(tuple([Item(name, {}) for name in components]), params))
 
 
 def signature_base(message: SignedMessage, components: Sequence[str], text: str) -> bytes:
-    """The signature base (section 2.5).
+    """Build the signature base (section 2.5).
 
     Args:
-        message: what is signed.
-        components: names of what is covered. Header fields and the derived components of requests are known,
-            ``@query-param`` aside; parameters of components are not.
-        text: see ``Signature``.
+        message: the request.
+        components: the names of the covered components. Header fields and the derived components of requests are
+            supported, except for ``@query-param``; parameters of components are not.
+        text: the value of ``@signature-params``, as in ``Signature``.
 
     Raises:
-        SignatureError: a component is unknown, or not in the message, or can't be signed as it is.
+        SignatureError: a component is unknown, missing in the message, or contains characters that cannot be signed.
     """
     path, query, rest = _split(message)
     if components in (USUAL, USUAL_WITH_BODY):  # in one go: half the time
@@ -97,21 +97,22 @@ def signature_base(message: SignedMessage, components: Sequence[str], text: str)
         base = "".join(
             [f'"{name}": {derived[name] if name in derived else _other(name, message, rest)}\n' for name in components]
         )
-    # A value with a line of its own could speak for another component (section 7.5.7).
+    # A value with a line break could forge the line of another component (section 7.5.7).
     if base.count("\n") != len(components) or "\r" in base or not base.isascii():
         raise SignatureError("what is signed has line breaks or characters that are not ASCII")
     return f'{base}"@signature-params": {text}'.encode()
 
 
 def mac_of(base: bytes, secret: bytes) -> bytes:
-    """HMAC with SHA-256 (RFC 2104)."""
+    """Return the HMAC with SHA-256 (RFC 2104) of a signature base."""
     return hmac.digest(secret, base, "sha256")
 
 
 def prepared_mac(secret: bytes) -> Callable[[bytes], bytes]:
-    """``mac_of`` for one secret that is used often: OpenSSL 3 looks its algorithms up at each start, and not at copies.
+    """Return ``mac_of`` for one secret, faster for repeated use.
 
-    That saves three quarters, some 10 microseconds between other work.
+    OpenSSL 3 looks up the algorithm for each new hash object, but not for copies. That saves three quarters of the
+    time, some 10 microseconds within a request.
     """
     key = (secret if len(secret) <= _BLOCK else sha256(secret).digest()).ljust(_BLOCK, b"\0")  # RFC 2104 section 2
     inner, outer = sha256(bytes([byte ^ 0x36 for byte in key])), sha256(bytes([byte ^ 0x5C for byte in key]))
@@ -126,15 +127,15 @@ def prepared_mac(secret: bytes) -> Callable[[bytes], bytes]:
 
 
 def read_signature(inputs: Sequence[str], signatures: Sequence[str]) -> Signature:
-    """The one signature of a message (section 4).
+    """Parse the only signature of a message (section 4).
 
     Args:
-        inputs: lines of ``Signature-Input``.
-        signatures: lines of ``Signature``.
+        inputs: the lines of ``Signature-Input``.
+        signatures: the lines of ``Signature``.
 
     Raises:
-        SignatureError: one is missing or malformed, they do not belong together, there are several, or components have
-            parameters or are covered twice.
+        SignatureError: a field is missing or malformed, their labels differ, there are several signatures, or a
+            component has parameters or is covered twice.
     """
     if not inputs or not signatures:
         raise SignatureError("a signature needs both Signature-Input and Signature (RFC 9421 section 4)")
@@ -150,7 +151,7 @@ def read_signature(inputs: Sequence[str], signatures: Sequence[str]) -> Signatur
         raise SignatureError("Signature must be base64 between colons")
     names = []
     for item in covered.items:
-        # By type: a token is a string in Python, and no component's name.
+        # Compared by type, because ``SfToken`` is a subclass of str, and a token is not a valid component name.
         if type(item.value) is not str:
             raise SignatureError("covered components are named in double quotes")
         if item.params:
@@ -162,9 +163,9 @@ def read_signature(inputs: Sequence[str], signatures: Sequence[str]) -> Signatur
 
 
 def _split(message: SignedMessage) -> tuple[str, str, str]:
-    """``@path``, ``@query`` (sections 2.2.6 and 2.2.7), and what stands behind the authority in ``@target-uri``."""
+    """Return ``@path``, ``@query`` (sections 2.2.6 and 2.2.7), and the part of ``@target-uri`` after the authority."""
     target = message.target
-    if "#" in target:  # nothing after it would be read as path or query, nor be signed by anybody
+    if "#" in target:  # the part after it would be neither path nor query, and so not be signed
         raise SignatureError("a request target has no fragment")
     if target.startswith("/"):
         path, _, query = target.partition("?")
@@ -174,7 +175,7 @@ def _split(message: SignedMessage) -> tuple[str, str, str]:
     found = _ABSOLUTE.fullmatch(target)
     if found is None:
         raise SignatureError("a request target of this form cannot be signed")
-    if normalised(found["authority"], message.scheme) != message.authority:  # RFC 9112 section 3.2.2: it goes first
+    if normalised(found["authority"], message.scheme) != message.authority:  # RFC 9112, 3.2.2: target before Host
         raise SignatureError("the request target and the Host header name different authorities")
     path, query = found["path"] or "/", found["query"]
     return path, f"?{query or ''}", path if query is None else f"{path}?{query}"

@@ -1,8 +1,8 @@
-"""Nonces that were used, so that no signature is good twice (RFC 9421 section 7.2.2).
+"""Stores used nonces, so that no signature is accepted twice (RFC 9421 section 7.2.2).
 
-A nonce is remembered until the signature it came with has expired. Wall clocks that are set back must not bring expired
-signatures to life again: memory turns down whatever would have expired before something that it has forgotten, Redis
-remembers for longer.
+A nonce is stored until its signature has expired. A wall clock that is set back must not make expired signatures valid
+again: the memory store refuses signatures that expire no later than one it has deleted, and the Redis store keeps
+nonces for longer.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from runtime.errors import NoncesUnavailable
 from runtime.signatures import SignatureError
 from runtime.storage.redis import RedisUnavailable, SharedRedis
 
-# Of some 250 bytes, 400 where a client names the longest; 8,300 a second of the client's signatures, which are good for
-# a minute.
+# Some 250 bytes each, or 400 with the longest that clients may choose. Enough for 8,300 requests a second with
+# signatures that are valid for a minute, as ``Signer`` makes them.
 _MOST = 500_000
 _PREFIX = "warmstart:nonce:"
 
-# A second run of the same call, which the client makes after a broken connection, finds its own mark.
+# The Redis client repeats a call after a broken connection; the second run then finds its own value and succeeds.
 _USE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return redis.call('GET', KEYS[1]) == ARGV[1] and 1 or 0
@@ -31,29 +31,29 @@ return redis.call('GET', KEYS[1]) == ARGV[1] and 1 or 0
 
 
 class Nonces(Protocol):
-    """Where used nonces are remembered."""
+    """The store of used nonces."""
 
     async def use(self, key_id: str, nonce: str, created: int, until: int) -> None:
-        """Use a nonce.
+        """Mark a nonce as used.
 
         Args:
-            key_id: whose it is; two keys may use the same.
-            nonce: it.
-            created: Unix time at which its signature was made.
-            until: Unix time from which on that signature is good no more.
+            key_id: the signing key's id; two keys may use the same nonce.
+            nonce: the nonce.
+            created: the Unix time in seconds at which the signature was made.
+            until: the Unix time in seconds at which the signature expires.
 
         Raises:
-            SignatureError: it was used before, or may have been.
-            NoncesUnavailable: that cannot be told.
+            SignatureError: the nonce was used before, or may have been.
+            NoncesUnavailable: the store is unavailable or full.
         """
         ...
 
 
 class MemoryNonces:
-    """Of one process, which forgets them when it ends: what was signed before it started is not let in.
+    """Stores the nonces of one process, in memory; it refuses requests that were signed before the process started.
 
     Args:
-        most: nonces remembered; with more, nobody gets in until some have expired.
+        most: the largest number of nonces; when it is reached, requests are refused until some have expired.
         clock: Unix time in seconds.
     """
 
@@ -61,13 +61,13 @@ class MemoryNonces:
         self._most = most
         self._clock = clock
         self._started = int(clock())
-        self._used: set[str] = set()  # a hash of each would save 40 bytes, and cost 2 microseconds
-        # In the order of use. One that expires before those in front of it waits for them, for a window at most.
+        self._used: set[str] = set()  # storing hashes would save 40 bytes each, and cost 2 microseconds
+        # In order of use. One that expires before earlier entries is deleted after them, a window later at most.
         self._queue: deque[tuple[int, str]] = deque()
-        self._forgotten = 0  # no signature that expires later has been forgotten
+        self._forgotten = 0  # the latest expiry of all deleted nonces
 
     async def use(self, key_id: str, nonce: str, created: int, until: int) -> None:
-        """See ``Nonces.use``."""
+        """Mark a nonce as used, see ``Nonces.use``."""
         now = self._clock()
         while self._queue and self._queue[0][0] <= now:
             expired, name = self._queue.popleft()
@@ -75,7 +75,7 @@ class MemoryNonces:
             self._forgotten = max(self._forgotten, expired)
         if created < self._started or until <= self._forgotten:
             raise SignatureError("the service has started, or its clock was set, since this was signed; sign it anew")
-        name = f"{key_id}\n{nonce}"  # neither has line breaks
+        name = f"{key_id}\n{nonce}"  # neither contains line breaks
         if name in self._used:
             raise _replayed()
         if len(self._used) >= self._most:
@@ -90,12 +90,12 @@ class MemoryNonces:
 
 
 class RedisNonces:
-    """Of all replicas with one Redis.
+    """Stores the nonces of all replicas that share a Redis.
 
     Args:
-        redis: that Redis. Losing its data is what a restart is for ``MemoryNonces``, but nobody would notice.
-        window: seconds longer than needed that they are remembered, which is how far apart clocks may be.
-        prefix: of the names there.
+        redis: the connection. If Redis loses its data, signatures that are still valid can be replayed unnoticed.
+        window: extra seconds for which nonces are stored, which is how far clocks may differ.
+        prefix: the prefix of the keys in Redis.
         clock: Unix time in seconds.
     """
 
@@ -108,7 +108,7 @@ class RedisNonces:
         self._clock = clock
 
     async def use(self, key_id: str, nonce: str, created: int, until: int) -> None:
-        """See ``Nonces.use``."""
+        """Mark a nonce as used, see ``Nonces.use``."""
         milliseconds = max(1, int(1000 * (until - self._clock() + self._window)))
         name = self._prefix + blake2b(f"{key_id}\n{nonce}".encode(), digest_size=16).hexdigest()
         try:

@@ -1,8 +1,8 @@
-"""Structured fields (RFC 9651), as far as signatures and digests need them: dictionaries, inner lists, parameters.
+"""Parses and serialises structured fields (RFC 9651): the dictionaries, inner lists and parameters of signatures.
 
-Strict, and linear in the text's length. What the RFC would let pass and nobody sends on purpose is refused: a key given
-twice (of which the last would count, section 3.2), and bare items of the kinds that no field here has: decimals, dates
-and display strings.
+The parser is strict, and linear in the text's length. It refuses some input that the RFC allows but no client sends on
+purpose: duplicate keys (of which the last would count, section 3.2), and the types that no field here uses: decimals,
+dates and display strings.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from runtime.signatures import SignatureError
 
 MAX_CHARS = 8192
 MAX_MEMBERS = 32
-"""Of a dictionary, of an inner list, and parameters of each."""
+"""The largest number of members of a dictionary or inner list, and of parameters of each item."""
 _SHOWN = 60  # characters of a key that an error repeats
 
 
 class SfToken(str):
-    """A word without quotes (section 3.3.4)."""
+    """A token: a word without quotes (section 3.3.4)."""
 
     __slots__ = ()
 
@@ -32,20 +32,20 @@ Parameters = Mapping[str, BareItem]
 
 
 class Item(NamedTuple):
-    """A value with its parameters (section 3.3)."""
+    """An item: a value with its parameters (section 3.3)."""
 
     value: BareItem
     params: Parameters
 
 
 class InnerList(NamedTuple):
-    """Items in parentheses, with parameters of the list itself (section 3.1.1)."""
+    """An inner list: items in parentheses, with parameters of the list itself (section 3.1.1)."""
 
     items: tuple[Item, ...]
     params: Parameters
 
 
-# Possessive, so that no text is read twice. Of the groups exactly one matches, whose name tells the kind.
+# Possessive quantifiers, so that no text is scanned twice. Exactly one group matches; its name is the item's type.
 _KEY = r"[a-z*][a-z0-9_.*-]*+"
 _BARE = r"""(?:
       "(?P<string> [\ !#-\[\]-~]*+ (?: \\["\\] [\ !#-\[\]-~]*+ )*+ )"
@@ -62,14 +62,14 @@ _end = re.compile(r"[ \t]*+\Z").match
 
 
 def parse_dictionary(name: str, text: str) -> dict[str, Item | InnerList]:
-    """A dictionary (section 4.2.2).
+    """Parse a dictionary (section 4.2.2).
 
     Args:
-        name: of the field, for errors.
-        text: its value; several lines are joined with ``", "`` (RFC 9110 section 5.3).
+        name: the field's name, for error messages.
+        text: the field's value; several lines are joined with ``", "`` (RFC 9110 section 5.3).
 
     Raises:
-        SignatureError: it is none, is too large, or says something twice.
+        SignatureError: the value is malformed, too large, or has a duplicate key.
     """
     if len(text) > MAX_CHARS:
         raise SignatureError(f"{name} is longer than {MAX_CHARS} characters")
@@ -102,7 +102,7 @@ def parse_dictionary(name: str, text: str) -> dict[str, Item | InnerList]:
 
 
 def serialise(member: Item | InnerList) -> str:
-    """The one canonical text of a value (section 4.1).
+    """Return the canonical text of an item or inner list (section 4.1).
 
     Raises:
         SignatureError: a string has characters that are not printable ASCII.

@@ -1,4 +1,4 @@
-"""What this service demands of a signature, beyond that it is one: coverage, time, and that it is used once."""
+"""Verifies request signatures by this service's rules: covered components, lifetime, and single use."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from runtime.types import Caller
 
 TAG: Final = "warmstart"
 COVERED: Final = USUAL
-"""At least; ``content-digest`` too where there is a body."""
+"""The components that every signature must cover; with a body also ``content-digest``."""
 
 _DIGEST = "content-digest"
 _KNOWN = frozenset({"created", "expires", "nonce", "keyid", "tag", "alg"})
 _NONCE_CHARS = range(16, 129)
 _SHOWN = 60  # characters of a wrong name that an error repeats
-_SKEW_SECONDS = 5  # that a client's clock may be ahead
-_SECRETS = 1024  # for which the HMAC is prepared
+_SKEW_SECONDS = 5  # how far a client's clock may be ahead
+_SECRETS = 1024  # secrets for which the prepared HMAC is cached
 
-# Both fields with a line break between them, as clients write them: all parameters that are needed, in any order, and
-# nothing else. No value has a semicolon, so that counting those finds what is there twice.
+# Both fields joined by a line break, in the usual form: all required parameters, in any order, and no others except
+# ``alg``. No value contains a semicolon, so counting semicolons detects duplicates.
 _usual = re.compile(
     r"""([a-z][a-z0-9_-]{0,63})=(\("@method"\ "@authority"\ "@path"\ "@query"(\ "content-digest")?\)
     (?:;(?:created=([1-9][0-9]{0,14})|expires=([1-9][0-9]{0,14})|nonce="([A-Za-z0-9+/=_-]{16,128})"
@@ -50,16 +50,16 @@ _usual = re.compile(
 
 
 Claim = tuple[tuple[str, ...], str, bytes, int, int, str, str]
-"""Components, text and MAC as in ``Signature``; ``created``, ``expires``, ``nonce`` and ``keyid``."""
+"""A parsed signature: components, text and MAC as in ``Signature``; ``created``, ``expires``, ``nonce``, ``keyid``."""
 
 
 class Verifier:
     """Verifies requests (RFC 9421 section 3.2).
 
     Args:
-        find: key id -> whose it is and the secret; None for a key that there is not, or no more.
-        nonces: those that were used.
-        window: seconds after ``created`` in which a signature is good.
+        find: a function from a key id to its caller and secret; None for an unknown or expired key.
+        nonces: the store of used nonces.
+        window: the longest lifetime of a signature, ``created`` to ``expires``, in seconds.
         clock: Unix time in seconds.
     """
 
@@ -78,17 +78,17 @@ class Verifier:
         self._prepared_mac = lru_cache(_SECRETS)(prepared_mac)
 
     async def verify(self, message: SignedMessage, read: Callable[[], Awaitable[bytes]] | None) -> Caller:
-        """Who has signed a request.
+        """Verify a request's signature, and return the caller that signed it.
 
         Args:
             message: the request.
-            read: gives its body as it was sent; None if it has none. Not called before the signature has been found to
-                be good, so that nobody unknown is waited for.
+            read: reads the body as sent; None if there is none. Called only after the signature proved valid, so that
+                unauthenticated clients cannot make the service wait.
 
         Raises:
-            SignatureError: it is not signed as it must be. What is said is the same for a key that is unknown as for
-                one that is wrong.
-            NoncesUnavailable: whether it was used before cannot be told.
+            SignatureError: the signature is missing or invalid. The message is the same for an unknown key and for a
+                wrong signature.
+            NoncesUnavailable: the store of used nonces is unavailable or full.
         """
         digests = message.fields(_DIGEST)
         components, text, claimed, created, expires, nonce, key_id = read_claim(
@@ -107,20 +107,20 @@ class Verifier:
             raise SignatureError("the key is unknown, or the signature is not one of this request with that key")
         if digests:
             verify_digest(", ".join(digests), b"" if read is None else await read())
-        await self._nonces.use(key_id, nonce, created, expires)  # last: only who has the key can fill them
+        await self._nonces.use(key_id, nonce, created, expires)  # last: only a client with the key can fill the store
         return caller
 
 
 def read_claim(inputs: Sequence[str], signatures: Sequence[str], with_body: bool) -> Claim:
-    """What the one signature of a message says, where its form is what is demanded here.
+    """Parse the only signature of a message, and check its coverage and parameters.
 
     Args:
-        inputs: lines of ``Signature-Input``.
-        signatures: lines of ``Signature``.
-        with_body: whether the body's digest must be covered.
+        inputs: the lines of ``Signature-Input``.
+        signatures: the lines of ``Signature``.
+        with_body: whether ``content-digest`` must be covered.
 
     Raises:
-        SignatureError: see ``Verifier.verify``.
+        SignatureError: the signature is missing or malformed, or lacks a required component or parameter.
     """
     if len(inputs) == len(signatures) == 1 and (usual := _usual(f"{inputs[0]}\n{signatures[0]}")):
         _, text, digest, created, expires, nonce, key_id, tag, alg, mac = usual.groups()
@@ -128,7 +128,7 @@ def read_claim(inputs: Sequence[str], signatures: Sequence[str], with_body: bool
         if created and expires and nonce and key_id and tag and once and (digest or not with_body):
             components = USUAL_WITH_BODY if digest else USUAL
             return components, text, a2b_base64(mac), int(created), int(expires), nonce, key_id
-    # Whatever else it may be takes four times as long.
+    # The general parser takes four times as long.
     signature = read_signature(inputs, signatures)
     _check_coverage(signature, with_body)
     params = signature.params
@@ -146,7 +146,7 @@ def _check_coverage(signature: Signature, with_body: bool) -> None:
 
 
 def _names(params: Parameters) -> tuple[str, str]:
-    """``keyid`` and ``nonce``, where all parameters are what they must be."""
+    """Check the parameters other than times, and return ``keyid`` and ``nonce``."""
     if unknown := params.keys() - _KNOWN:
         raise SignatureError(f"a signature has no parameter {min(unknown)[:_SHOWN]!a} here")
     key_id, nonce = params.get("keyid"), params.get("nonce")
@@ -163,6 +163,6 @@ def _names(params: Parameters) -> tuple[str, str]:
 
 def _time(params: Parameters, name: str) -> int:
     value = params.get(name)
-    if type(value) is not int:  # a boolean is one, too
+    if type(value) is not int:  # by type, because bool is a subclass of int
         raise SignatureError(f"{name} is missing, or no integer")
     return value
