@@ -1,4 +1,4 @@
-"""Entry point: ``python server.py`` serves; ``warmstart COMMAND`` is the command line over the same handlers."""
+"""Entry point: ``python server.py`` runs the HTTP server, ``warmstart COMMAND`` a command on the same handlers."""
 
 from __future__ import annotations
 

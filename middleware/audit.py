@@ -45,9 +45,9 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
         log: the audit log; it must be open while the application runs.
         prompt_key: the key for prompt hashes.
         access: the access rules, which name each request's operation.
-        required: answer 503 (AuditUnavailable) without running the handler while the log fails. The request whose
-            record fails first has already run: its response is replaced by the 503, unless it is a stream that has
-            begun.
+        required: answer 503 (AuditUnavailable) without running the handler while the log fails, except on open
+            routes. The request whose record fails first has already run: its response is replaced by the 503, unless
+            it is a stream that has begun.
     """
 
     def unavailable(request: web.Request) -> web.Response:
@@ -121,7 +121,7 @@ def _who_and_what(
     path: str,
     operation: str | None,
 ) -> str:
-    """Return the JSON members that repeat from record to record, cached. Methods come from the HTTP parser."""
+    """Return the JSON members that repeat from record to record, cached. The HTTP parser limits the methods."""
     return (
         f',"key":{_text(key)},"key_name":{_text(key_name)},"client":{_text(client)},"peer":{_text(peer)}'
         f',"method":{_text(method)},"path":{_text(path)},"operation":{_text(operation)}'

@@ -41,7 +41,7 @@ _REMEMBERED = 4096  # cached pairs of peer and header value, for values of at mo
 _SHORT = 100  # ... this many characters
 _SHOWN = 100  # characters of a denied entry that the log repeats
 
-_OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() alone would also eat \x0b, \x85, \xa0 ...
+_OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() would also strip \x0b, \x85, \xa0 ...
 _PORT = r"(?P<port>[0-9]{1,5})"
 _V6 = r"(?P<address>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)(?:%[A-Za-z0-9._~-]{1,64})?"  # the zone is dropped (RFC 4007)
 _NODES = (

@@ -138,7 +138,7 @@ def forwarded_middleware(
         headers = request.headers
         lines = headers.getall(hdrs.HOST, ())
         host = lines[0] if len(lines) == 1 else ""
-        if not host:  # hardly ever
+        if not host:  # rare
             host = host_of(lines, required=request.version != HttpVersion10)
         trusted, scheme = enabled and believed(request[PEER]), request.scheme
         protos = headers.getall(_PROTO, _NONE) if trusted else _NONE

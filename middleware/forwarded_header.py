@@ -1,4 +1,4 @@
-"""The ``Forwarded`` header field (RFC 7239) and the names of the other forwarding headers."""
+"""Parses the ``Forwarded`` header field (RFC 7239), and defines the names of all forwarding headers."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class HalfClosed:
 
     def _probe(self, pause: float) -> None:
         if self._poll.poll(0):
-            self._wire.abort()  # which cancels the request's handler
+            self._wire.abort()  # this also cancels the request's handler
             return
         request = self._protocol._current_request
         if request is not None and request.writer.output_size == 0:

@@ -105,12 +105,12 @@ class Connection(web.RequestHandler):
                 self._waiter.set_result(None)
 
     def begin(self, request: web.BaseRequest) -> None:
-        """Note the request that is about to be handled; after a FIN, close the connection behind the last one."""
+        """Record the request that is about to be handled; after a FIN, close the connection after the last one."""
         self._request = request
         if self._half_closed is not None and not self._messages:
             self._end_with(request)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp leaves out
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio uses the result; aiohttp declares none
         """Handle the client's FIN.
 
         Returns:
@@ -196,6 +196,6 @@ class Connection(web.RequestHandler):
         close_at = self._loop.time() + self._limits.header_timeout
         # Further bytes must not extend the deadline: an earlier one is kept.
         if self._keepalive_handle is None or close_at < self._next_keepalive_close_time:
-            self.keep_alive(True)  # cancels the timer
+            self.keep_alive(True)  # cancels aiohttp's timer
             self._next_keepalive_close_time = close_at
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)

@@ -1,2 +1,4 @@
-"""The audit log: an append-only file of JSON lines, chained by MACs (``chain``), its writer (``log``) and its verifier
-(``verify``)."""
+"""The audit log: an append-only file of JSON lines.
+
+``chain`` links the lines by MACs, ``log`` writes them, ``verify`` checks them, and ``files`` has the file operations.
+"""

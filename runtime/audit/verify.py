@@ -129,4 +129,4 @@ def _note(record: dict[str, Any], place: str, stopped: bool, report: VerifyResul
             report.notes.append(f"{place}: at this start the .head file was {head}")
     elif event == "disturbed":
         report.notes.append(f"{place}: the file was {record.get('what')} from outside while the service ran")
-    return stopped if event == "rotated" else event == "stop"  # a start may have to rotate first
+    return stopped if event == "rotated" else event == "stop"  # rotation may precede the start record

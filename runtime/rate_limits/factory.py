@@ -18,6 +18,6 @@ def open_limits(settings: Settings) -> UsageLimiter:
 
         hold_seconds = settings.request_timeout_seconds + WINDOW_SECONDS
         return RedisLimits(SharedRedis(settings.redis_url.get_secret_value()), hold_seconds)
-    from runtime.rate_limits.memory import MemoryLimits  # imported late, because it imports this package
+    from runtime.rate_limits.memory import MemoryLimits
 
     return MemoryLimits(settings.rate_limit_clients)
