@@ -1,4 +1,4 @@
-"""Plain data that crosses rooms: no torch, no pydantic, no behaviour beyond what the data itself says."""
+"""Plain data types shared by all packages. This module imports neither torch nor pydantic."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 Role = Literal["system", "user", "assistant"]
 
-_OUTWEIGHING = 1e30  # added to a logit, in float32, nothing is left of what was there, nor of any other's chance
+# A logit bias that forces a token: in float32 the sum keeps nothing of the original logit, and the softmax gives every
+# other token probability 0.
+_OUTWEIGHING = 1e30
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One message of a chat."""
 
     role: Role
     content: str
@@ -21,27 +23,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one prompt are chosen.
+    """Sampling parameters for one prompt.
 
     Args:
-        max_new_tokens: tokens to generate at most, per sequence.
+        max_new_tokens: maximum number of tokens to generate per sequence.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
-        min_p: drop tokens less likely than this times the likeliest one (arXiv:2407.01082); 0 keeps all.
+        min_p: drop tokens less likely than this times the most likely one (arXiv:2407.01082); 0 keeps all.
         repetition_penalty: CTRL's penalty on tokens already seen (arXiv:1909.05858 section 4.1); 1 is off.
-        presence_penalty: subtracted once from the logit of each token generated already (OpenAI's formula).
+        presence_penalty: subtracted once from the logit of each token already generated (OpenAI's formula).
         frequency_penalty: subtracted from a token's logit once per time it was generated (OpenAI's formula).
-        logit_bias: (token id, number added to its logit).
-        min_new_tokens: neither an end token nor a stop string ends a sequence before it has this many tokens.
-        logprobs: None for none, else how many of the likeliest tokens to report beside the chosen one's own. They are
-            the log-softmax of the logits as the model gave them, in natural logarithms.
+        logit_bias: pairs of (token id, number added to its logit).
+        min_new_tokens: minimum length; before it, neither an end token nor a stop string ends a sequence.
+        logprobs: number of most likely tokens to report in addition to the chosen one; None reports nothing. The values
+            are natural-log softmax values of the model's unmodified logits.
         stop: strings that end a sequence; they are not part of its text.
-        seed: makes the sampled tokens repeatable; None draws a fresh one.
-        forced: ids of the sequence's first tokens, chosen whatever the model would choose. No end token or stop string
-            among them ends it. With ``max_new_tokens`` of them this scores a given text: their log-probabilities are
-            the model's own.
-        n: sequences per prompt.
+        seed: seed that makes sampling reproducible; None draws a random one.
+        forced: ids of the first generated tokens, used instead of sampled ones. No end token or stop string among them
+            ends the sequence. With ``max_new_tokens`` forced tokens the model scores a given text: their
+            log-probabilities are the model's own.
+        n: number of sequences per prompt.
     """
 
     max_new_tokens: int
@@ -61,20 +63,20 @@ class SamplingParams:
     forced: tuple[int, ...] = ()
 
     def bias(self, place: int) -> tuple[tuple[int, float], ...]:
-        """(token id, number added to its logit) for the sequence's token of that number, counted from 0."""
+        """The logit bias of the sequence's generated token number ``place`` (from 0): (token id, number to add)."""
         return ((self.forced[place], _OUTWEIGHING),) if place < len(self.forced) else self.logit_bias
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One tokenized prompt and what to do with it.
+    """One tokenized prompt with its sampling parameters.
 
     Args:
-        token_ids: of the prompt.
-        params: how its tokens are chosen.
-        queued: whether nobody waits for the answer right now. Others then go before it and may interrupt it, which
-            changes nothing about its answer.
-        field: the request's field that the prompt comes from, for messages of errors.
+        token_ids: the prompt's token ids.
+        params: the sampling parameters.
+        queued: whether this is a background job. Interactive jobs are admitted before it and may preempt it; preemption
+            does not change its result.
+        field: the request's field that holds the prompt, for error messages.
     """
 
     token_ids: tuple[int, ...]
@@ -88,13 +90,13 @@ class Token:
     """One generated token of one sequence.
 
     Args:
-        sequence: the row: job number x n + number within the job.
+        sequence: index of the sequence in the request: job number x n + number within the job.
         id: the token's id.
         text: the text this token releases; often empty (half a character, or a possible stop string held back).
-        finish_reason: set on the sequence's last token only.
-        logprob: of this token, if asked for.
-        top_logprobs: (token id, logprob) of the likeliest tokens, best first, if asked for.
-        cached_tokens: on a prompt's first token: how many of the prompt's tokens were in the prefix cache.
+        finish_reason: why the sequence ended; set on its last token only.
+        logprob: the token's log-probability, if requested.
+        top_logprobs: (token id, logprob) of the most likely tokens, best first, if requested.
+        cached_tokens: number of prompt tokens found in the prefix cache; set on a prompt's first token only.
     """
 
     sequence: int
@@ -108,10 +110,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model. Times in seconds, memory in bytes.
+    """Metadata of a loaded model. Times are in seconds, memory is in bytes.
 
-    ``kv_bytes`` is what its keys and values may take up. ``fingerprint`` names all that decides the bits of an answer:
-    the weights, the tokenizer and its template, the number types, and the code that computes.
+    ``kv_bytes`` is the maximum size of the KV cache. ``fingerprint`` identifies everything that determines the bits of
+    a result: the weights, the tokenizer and its chat template, the dtypes, and the code that computes.
     """
 
     name: str
@@ -138,23 +140,24 @@ ModelState = Literal["unloaded", "loading", "ready", "draining", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """Where one served model stands.
+    """State and counters of one served model.
 
     Args:
         id: the name that requests use.
-        source: what it is loaded from.
-        state: see ``ModelState``.
-        default: whether it answers requests that name no model.
-        stage: what a load is doing now, and ``progress`` how far that stage is (0 to 1), if known.
+        source: the repository, folder or file that it is loaded from.
+        state: one of ``ModelState``.
+        default: whether it serves requests that name no model.
+        created: Unix time at which the model was registered.
+        stage: the current stage of a load in progress, and ``progress`` its completed fraction (0 to 1), if known.
         error: why the last load failed.
-        info: known once loaded.
-        pinned: whether it stays loaded when others need the room.
-        memory_bytes: what it holds now: weights, and keys and values written so far.
-        reserved_bytes: what it may come to hold (keys and values in full) and takes of the budget, if that is known.
-        last_used: wall clock at which a request last began or ended on it.
-        running: requests that hold it now.
-        loads: times it was loaded, ``load_failures`` times it could not be, since the process began.
-        unloads: times it was unloaded, of which ``evictions`` were to make room for another model.
+        info: the model's metadata; None before it is loaded.
+        pinned: whether it is exempt from eviction.
+        memory_bytes: memory in use: weights, and keys and values written so far.
+        reserved_bytes: memory reserved in the budget (weights and a full KV cache), if known.
+        last_used: wall-clock time at which a request last began or ended on it.
+        running: requests that use it now.
+        loads: number of loads since the process began; ``load_failures`` counts those that failed.
+        unloads: number of unloads, of which ``evictions`` made room for another model.
     """
 
     id: str
@@ -179,7 +182,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """The middle of many figures and nearly the worst of them."""
+    """Median and 95th percentile of a distribution."""
 
     p50: float
     p95: float
@@ -187,22 +190,22 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """What one model does now and has done since the process began.
+    """Statistics of one model: current load, and counters since the process began.
 
     Args:
         running: requests in the batch.
-        waiting: requests that wait for a place in it, those aside that are ``queued``: see ``Job``.
-        queued: requests of that kind that wait for a place, those that were interrupted among them.
-        kv_usage: share of the memory for keys and values that running requests hold, 0 to 1.
-        finished: requests that ended by themselves.
+        waiting: interactive requests that wait for admission to the batch.
+        queued: background requests (see ``Job``) that wait for admission, including preempted ones.
+        kv_usage: fraction of the KV cache that running requests hold, 0 to 1.
+        finished: requests that completed.
         failed: requests that were admitted and ended with an error.
-        cancelled: requests whose caller went away.
+        cancelled: requests whose caller disconnected.
         rejected: requests that were not admitted.
-        prompt_tokens: tokens read, of which ``cached_tokens`` were in the prefix cache.
-        generated_tokens: tokens handed out.
-        tokens_per_second: generated, over the last ten seconds.
-        time_to_first_token: in seconds, of the last requests; None if there were none in the last five minutes.
-        inter_token_latency: in seconds, of the last requests' means, likewise.
+        prompt_tokens: prompt tokens processed, of which ``cached_tokens`` were in the prefix cache.
+        generated_tokens: tokens returned to callers.
+        tokens_per_second: generation rate over the last ten seconds.
+        time_to_first_token: seconds, over recent requests; None without a request in the last five minutes.
+        inter_token_latency: seconds, over the means of recent requests; None likewise.
     """
 
     running: int = 0
@@ -223,7 +226,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: what the process holds, what its container lets it have, and what all its models may hold together."""
+    """Memory in bytes: used by the process, allowed by its container, and budgeted for all models together."""
 
     process_bytes: int = 0
     limit_bytes: int = 0
@@ -232,13 +235,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """What the response cache had to do with an answer.
+    """How the response cache was used for one response.
 
     Args:
-        status: ``hit``: it was kept; ``miss``: it was computed, and is kept; ``shared``: it is another's, who asked the
-            same a moment before; ``bypass``: it was computed whatever was kept.
-        key: that it is kept under; None where it is not.
-        age_seconds: of a kept answer.
+        status: ``hit``: read from the cache; ``miss``: computed and stored; ``shared``: taken from an identical request
+            in flight; ``bypass``: computed without a cache lookup.
+        key: the cache key; None if the response is not cached.
+        age_seconds: age of a cached response.
     """
 
     status: Literal["hit", "miss", "shared", "bypass"]
@@ -248,21 +251,21 @@ class CacheUse:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What the response cache holds and has done. Counts are this process's, since it began.
+    """Statistics of the response cache. Counters cover this process since it began.
 
     Args:
-        store: where answers are kept: off, memory, sqlite or redis.
-        entries: answers kept now, of ``bytes`` in all and ``limit_bytes`` at most.
+        store: the kind of store: off, memory, sqlite or redis.
+        entries: cached responses, ``bytes`` in total and ``limit_bytes`` at most.
         hits: requests answered from the store.
-        shared: requests that joined an identical one under way.
-        misses: requests that could have been answered from it and were computed.
-        bypassed: requests that may have another answer each time, or asked not to be answered from it.
-        evictions: answers dropped for want of room.
-        expired: answers dropped for their age.
-        errors: times the store failed, and the request was computed instead.
+        shared: requests that joined an identical one in flight.
+        misses: cacheable requests that were computed because the store had no response.
+        bypassed: requests whose result may differ each time, or that asked to bypass the cache.
+        evictions: responses dropped to stay within the size limit.
+        expired: responses dropped because of their age.
+        errors: store failures; the request was computed instead.
         saved_tokens: generated tokens that did not have to be computed.
-        saved_seconds: time that computing them had taken the first time.
-        ttl_seconds: how long an answer is good for.
+        saved_seconds: time that the original computation of those tokens took.
+        ttl_seconds: lifetime of a cached response.
     """
 
     store: str = "off"
@@ -283,13 +286,13 @@ class CacheStats:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, as its credential shows.
+    """The authenticated caller of a request.
 
     Args:
-        id: of the key; stable, harmless in logs.
-        name: for people.
-        scopes: the operations it may call; ``*`` stands for all that are not an admin's, ``admin`` for those.
-        requests_per_minute: its own limit; None for everybody's, 0 for none.
+        id: the API key's id; stable and safe to log.
+        name: display name.
+        scopes: operations the caller may use; ``*`` stands for all non-admin operations, ``admin`` for the admin ones.
+        requests_per_minute: the caller's own limit; None for the default limit, 0 for no limit.
         tokens_per_minute: likewise.
     """
 

@@ -1,1 +1,1 @@
-"""Engines that turn token ids into token streams, behind the ``Engine`` protocol of ``handlers.context``."""
+"""Inference engines that turn token ids into token streams. They implement ``handlers.protocols.Engine``."""

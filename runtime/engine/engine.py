@@ -1,4 +1,4 @@
-"""The fast engine: one thread that steps all requests together, replaced when it dies, and streams for callers."""
+"""The fast engine: continuous batching on a supervised engine thread, and a token stream per request."""
 
 from __future__ import annotations
 
@@ -33,35 +33,37 @@ from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
-_MOST_DEATHS = 4  # three restarts, and then no more
+_MOST_DEATHS = 4  # three restarts; the fourth crash within ``_WITHIN_SECONDS`` is final
 _WITHIN_SECONDS = 60.0
-_STALE_SECONDS = 10.0  # a step takes tens of milliseconds; seconds only for long prompts on slow machines
+_STALE_SECONDS = 10.0  # a step takes tens of milliseconds; only long prompts on slow machines take seconds
 
 
 class TokenizerLike(Decoding, Protocol):
-    """What the engine needs of a tokenizer. All of it is thread-safe."""
+    """The tokenizer interface that the engine needs. All methods are thread-safe."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a raw text."""
+        """Return the token ids of a raw text."""
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """See ``runtime.model.tokenizer.TokenizerLike``."""
+        """Return the token ids of a prompt to continue, at least one; see ``runtime.model.tokenizer.Tokenizer``."""
         ...
 
 
 class FastEngine:
-    """See the module. Implements ``handlers.protocols.Engine``.
+    """Engine that batches all requests on one engine thread. Implements ``handlers.protocols.Engine``.
+
+    A crashed engine thread is replaced; after four crashes within a minute the engine stays down.
 
     Args:
-        runner: runs the steps; closed with the engine.
-        scheduler: over the runner's blocks, with nothing in it.
-        tokenizer: of the model.
-        chat: turns chats into token ids.
-        info: what is known of the model.
-        metrics: of the model.
-        max_queue: requests of either kind that may wait, see ``Job.queued``.
-        timeout: seconds a request may take, queue included.
+        runner: the model runner; closed with the engine.
+        scheduler: an empty scheduler over the runner's KV blocks.
+        tokenizer: the model's tokenizer.
+        chat: encoder of chat messages to token ids.
+        info: the model's metadata.
+        metrics: the model's metrics.
+        max_queue: maximum number of waiting requests, for interactive and background requests (``Job.queued``) each.
+        timeout: maximum seconds per request, including the time in the queue.
     """
 
     def __init__(
@@ -91,48 +93,48 @@ class FastEngine:
         self._worker = self._start()
         self._watch = threading.Thread(target=self._supervise, name=f"engine-watch-{info.name}", daemon=True)
         self._watch.start()
-        atexit.register(self.close)  # the runner's memory must not go while a step runs
+        atexit.register(self.close)  # the runner's memory must not be freed while a step runs
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, or will again in a moment. Once dead or closed it stays so."""
+        """Whether the engine thread runs or is being restarted. False for good once the engine is dead or closed."""
         return self._watch.is_alive()
 
     @property
     def beating(self) -> bool:
-        """Whether it gets on: alive, and no step takes unreasonably long."""
+        """Whether the engine makes progress: it is alive and its last heartbeat is less than 10 s old."""
         return self.alive and time.monotonic() - self._worker.beat < _STALE_SECONDS
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.protocols.Engine``. A CPU's memory is taken up as it is written, another device's at once."""
+        """Memory in use, in bytes: a CPU's KV cache counts as far as it was written, another device's in full."""
         lazily = self.info.device == "cpu"
         return self.info.weights_bytes + (
             self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
         )
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """Tokenize a raw prompt. Raises at once if the engine accepts no requests now."""
         return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
 
     async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """Tokenize a chat. Raises at once if the engine accepts no requests now."""
         return await self._off_loop(lambda: self._chat.encode(messages), queued)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``. Refuses at once what ``stream`` would refuse."""
+        """Tokenize a text without control tokens. Raises at once if the engine accepts no requests now."""
         return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.protocols.Engine``."""
+        """Return the bytes of a token, which may be part of a UTF-8 character."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.protocols.Engine``."""
+        """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
         left = set(range(len(sequences)))
-        texts: dict[int, IncrementalDetokenizer] = {}  # of those that have begun
-        firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # of each prompt
+        texts: dict[int, IncrementalDetokenizer] = {}  # by index, of started sequences
+        firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # per prompt
         loop = asyncio.get_running_loop()
         request = Request(sequences, loop)
         record = self._metrics.request(len(sequences))
@@ -145,7 +147,7 @@ class FastEngine:
                     record.failed(item.code)
                     raise item
                 for index, sampled, reason in item.tokens:
-                    if index not in left:  # came after its stop string
+                    if index not in left:  # generated after its stop string
                         continue
                     if (text := texts.get(index)) is None:
                         text = texts[index] = self._text(sequences[index])
@@ -175,7 +177,7 @@ class FastEngine:
             worker.leave(request)
 
     def warm_up(self) -> None:
-        """One short generation on the calling thread, before any request, which leaves nothing in the cache."""
+        """Run one short generation on the calling thread, before any request. The prefix cache stays empty."""
         prompt = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (0,)
         sequence = Sequence(prompt, SamplingParams(max_new_tokens=3, temperature=0), seed=0)
         sequence.blocks = list(range(-(-sequence.capacity // self._runner.block_tokens)))
@@ -188,10 +190,10 @@ class FastEngine:
             sequence.tokens.append(result[0].id)
 
     def close(self, grace: float = 0) -> None:
-        """Admit nothing more, finish what was admitted, then free the model's memory.
+        """Stop admitting requests, finish the admitted ones, then free the model's memory.
 
         Args:
-            grace: seconds after which unfinished requests end with ``Draining`` instead.
+            grace: seconds after which unfinished requests fail with ``Draining``.
         """
         atexit.unregister(self.close)
         with self._lock:
@@ -213,7 +215,7 @@ class FastEngine:
         )
 
     def _supervise(self) -> None:
-        """Wait for the thread's end, and start a new one if it was not asked for."""
+        """Wait for the engine thread to end; start a new one unless the engine is closing or crashes too often."""
         while True:
             worker = self._worker
             worker.thread.join()
@@ -233,7 +235,7 @@ class FastEngine:
                 self._metrics.restarts.inc()
 
     async def _off_loop(self, tokenize: Callable[[], tuple[int, ...]], queued: bool) -> tuple[int, ...]:
-        """Tokenize on a thread, unless the queue is full, now or when the thread comes to it."""
+        """Tokenize in the thread pool; check the queue limit before the submission and again before the work."""
 
         def checked() -> tuple[int, ...]:
             self._admit(lambda worker: worker.check(queued))
@@ -243,7 +245,7 @@ class FastEngine:
         return await asyncio.to_thread(checked)
 
     def _admit(self, call: Callable[[EngineThread], None]) -> EngineThread:
-        """Ask the thread of the moment; count what it refuses."""
+        """Call ``check`` or ``submit`` of the current engine thread, and count rejections in the metrics."""
         worker = self._worker
         try:
             if self._dead:
@@ -278,7 +280,7 @@ class FastEngine:
         return [first, *(Sequence(prompt, params, seed, number, first, job.queued) for number in others)]
 
     def _text(self, sequence: Sequence) -> IncrementalDetokenizer:
-        # A stop string ends a sequence no earlier than with so many tokens.
+        # Minimum number of tokens before a stop string may end the sequence.
         least = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
         return IncrementalDetokenizer(self._tokenizer, sequence.prompt, sequence.params.stop, least)
 

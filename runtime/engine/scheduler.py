@@ -1,7 +1,7 @@
-"""Which tokens of which sequences the next step computes: continuous batching with a token budget.
+"""The scheduler: chooses the tokens of each step by continuous batching with a token budget.
 
-Sequences join and leave between any two steps (iteration-level scheduling, Orca, OSDI 2022), and a long prompt is
-computed in chunks beside the running ones (Sarathi-Serve, arXiv:2403.02310).
+Sequences join and leave the batch between any two steps (iteration-level scheduling, Orca, OSDI 2022), and a long
+prompt is computed in chunks alongside running sequences (chunked prefill, Sarathi-Serve, arXiv:2403.02310).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from runtime.types import FinishReason
 
 @dataclass(slots=True)
 class StepPlan(SchedulingChanges):
-    """One step.
+    """The scheduler's output for one step.
 
     Args:
-        rows: what to compute; may be empty, and then there is nothing to run.
+        rows: the rows to compute; empty if there is nothing to run.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -30,13 +30,13 @@ class StepPlan(SchedulingChanges):
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step gave one sequence.
+    """The result of one step for one sequence.
 
     Args:
-        sequence: whose; its tokens have been extended already.
-        kept: its new tokens, at least one unless it failed.
-        reason: why it ended, if it did. Stop strings are found elsewhere.
-        error: why it failed, if it did. It has left the scheduler then, as it has with a reason.
+        sequence: the sequence, already extended by the new tokens.
+        kept: the new tokens, at least one unless the sequence failed.
+        reason: the finish reason, or None. Stop strings are detected by the engine, not here.
+        error: the failure, or None. With a reason or an error the sequence has been removed from the scheduler.
     """
 
     sequence: Sequence
@@ -46,21 +46,21 @@ class StepResult:
 
 
 class Scheduler:
-    """Steps for the sequences in the batch, see ``Admission``. One thread calls it, ``cancel`` aside.
+    """Plans steps for the running sequences and applies their results. Only ``cancel`` is thread-safe.
 
-    Every running sequence that awaits its next token is in every step. What is left of the budget goes to prompts, in
-    the order of their arrival, those of queued sequences last, and then to forced tokens. However many others there
-    are, a prompt of either kind that is half computed gets a token of every step.
+    Every decoding sequence is in every step. The rest of the token budget goes to prefills in order of arrival,
+    interactive ones before background ones, and then to forced tokens. A partially computed prompt of either kind gets
+    at least one token of every step, regardless of the load. ``Admission`` decides which sequences run.
 
     Args:
-        pool: the KV blocks.
-        max_rows: sequences that run at once, at most ``max_tokens``.
-        max_tokens: most tokens of a step.
-        token_budget: tokens of a step in which some sequence awaits its next token, so that a long prompt does not
-            keep it waiting.
-        eos: ids that end a sequence.
-        speculate: tokens to guess at most, per sequence and step; 0 for none.
-        speculate_rows: guess only while no more sequences run than these, because only then are guesses cheap.
+        pool: the KV block pool.
+        max_rows: maximum number of running sequences, at most ``max_tokens``.
+        max_tokens: maximum tokens per step.
+        token_budget: maximum tokens of a step that contains a decoding sequence; limits the latency that a long prefill
+            adds to decoding.
+        eos: token ids that end a sequence.
+        speculate: maximum draft tokens per sequence and step; 0 turns speculation off.
+        speculate_rows: draft only while at most this many sequences run, because only then are drafts cheap.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Scheduler:
         if not 1 <= max_rows <= max_tokens:
             raise ValueError(f"{max_rows} rows do not fit a step of {max_tokens} tokens")
         self.speculation = Speculation(speculate, speculate_rows)
-        self.preemptions = 0  # times that a sequence was interrupted
+        self.preemptions = 0  # number of preemptions
         self._pool = pool
         self._admission = Admission(pool, max_rows)
         self.max_rows = max_rows
@@ -85,67 +85,67 @@ class Scheduler:
         self._token_budget = min(token_budget, max_tokens)
         self._eos = eos
         self._banned = tuple(sorted(eos))
-        self._cancelled = False  # whether some sequence was
+        self._cancelled = False  # whether a sequence was cancelled since the last step
 
     def reset(self) -> None:
-        """Forget every sequence and everything cached, after the runner was started anew."""
+        """Drop all sequences and the prefix cache, after the engine thread was restarted. The counters are kept."""
         self._admission.reset()
         self.speculation.reset()
 
     @property
     def running(self) -> int:
-        """Sequences admitted."""
+        """Number of running sequences."""
         return len(self._admission.running)
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait, of both kinds."""
+        """Number of waiting sequences, interactive and background."""
         return len(self._admission.waiting)
 
     @property
     def kv_usage(self) -> float:
-        """Share of the KV blocks that running sequences hold, 0 to 1."""
+        """Fraction of the KV blocks that running sequences hold, 0 to 1."""
         return self._pool.used / self._pool.blocks
 
     @property
     def kv_touched(self) -> int:
-        """KV blocks whose memory has been taken up."""
+        """Number of KV blocks that were ever allocated, whose memory is therefore resident."""
         return self._pool.touched
 
     @property
     def busy(self) -> bool:
-        """Whether ``schedule`` has anything to do."""
+        """Whether any sequence runs or waits."""
         return bool(self.running or self.waiting)
 
     def fits(self, sequence: Sequence) -> bool:
-        """Whether a sequence could run if it were alone."""
+        """Whether a sequence fits the KV cache when it runs alone."""
         return self._pool.needed(sequence) <= self._pool.blocks
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. A leader comes before its followers; it may have ended when they come.
+        """Queue a sequence. Add a leader before its followers; it may have ended when they are added.
 
         Raises:
-            ValueError: it does not fit, and would block the queue for ever.
+            ValueError: the sequence does not fit the KV cache and would block the queue forever.
         """
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
         self._admission.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """End a sequence, wherever it is: the next ``schedule`` takes its blocks back. Any thread may call this."""
+        """Cancel a running or waiting sequence; the next ``schedule`` frees its blocks. Any thread may call this."""
         sequence.cancelled = True
         self._cancelled = True
 
     def schedule(self) -> StepPlan:
-        """Choose the next step. Every plan is run and committed before the next one is made."""
+        """Plan the next step. Every plan must be run and committed before the next call."""
         admission = self._admission
         if self._cancelled:
-            self._cancelled = False  # before the look, so that a later call is seen next time
+            self._cancelled = False  # reset before the scan, so that a concurrent ``cancel`` is seen by the next step
             self._end([s for s in (*admission.running, *admission.waiting) if s.cancelled])
         plan = StepPlan()
         rows = plan.rows
-        prompt: Sequence | None = None  # half computed: it took all the room, so that none of its kind came behind it
-        queued: Sequence | None = None  # the same
+        prompt: Sequence | None = None  # partly computed interactive prompt; at most one, since it used up its step
+        queued: Sequence | None = None  # the same for background prompts
         for sequence in admission.running:
             if len(sequence.tokens) - sequence.computed == 1:
                 rows.append(self._row(sequence, 1))
@@ -157,7 +157,7 @@ class Scheduler:
         room = self._max_tokens - decoding
         if decoding:
             room = min(room, self._token_budget - decoding)
-        # However many decode, a prompt of either kind gets on: there are no more rows than tokens of a step.
+        # A prompt of either kind gets a token however many sequences decode: rows never outnumber tokens of a step.
         held = int(queued is not None or admission.waiting.first(queued=True) is not None)
         room -= self._prefill(prompt, plan, max(1, room - held), queued=False)
         for sequence in plan.preempted:
@@ -173,14 +173,14 @@ class Scheduler:
         return plan
 
     def commit(self, rows: Items[Row], results: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
-        """Take over what a step gave.
+        """Apply the results of a step.
 
         Args:
-            rows: of the plan.
-            results: of the runner, one per row.
+            rows: the plan's rows.
+            results: the runner's results, one per row.
 
         Returns:
-            For each sequence that has new tokens or failed, and was not cancelled meanwhile, what it got.
+            One result per sequence that has new tokens or failed, without those cancelled in the meantime.
         """
         outcomes: list[StepResult] = []
         ended: list[Sequence] = []
@@ -211,12 +211,12 @@ class Scheduler:
         return outcomes
 
     def _keep(self, row: Row, choices: list[Sampled]) -> StepResult:
-        """Extend a sequence by the choices that hold: up to the first draft that is wrong, or its end."""
+        """Append the sampled tokens that are valid: up to the first rejected draft or the end of the sequence."""
         sequence, params = row.sequence, row.sequence.params
         tokens, limit = sequence.tokens, len(sequence.prompt) + params.max_new_tokens
         drafts = row.token_ids[len(row.token_ids) - row.drafts :]
         outcome = StepResult(sequence, [])
-        for choice, draft in zip(choices, (*drafts, None), strict=False):  # none behind one that failed
+        for choice, draft in zip(choices, (*drafts, None), strict=False):  # no choices after a failed one
             tokens.append(choice.id)
             outcome.kept.append(choice)
             if choice.id in self._eos and sequence.generated > len(params.forced):
@@ -231,10 +231,16 @@ class Scheduler:
         return outcome
 
     def _prefill(self, prompt: Sequence | None, plan: StepPlan, room: int, *, queued: bool) -> int:
-        """Give prompts of one kind a share of the step: the one that is half computed, and then those that wait.
+        """Schedule prefills of one kind: first the partly computed prompt, then newly admitted ones.
+
+        Args:
+            prompt: the partly computed prompt, if any.
+            plan: the plan to add rows to.
+            room: maximum number of tokens.
+            queued: whether to admit background sequences or interactive ones.
 
         Returns:
-            How many tokens of it.
+            The number of tokens used.
         """
         left = room
         if prompt is not None:
@@ -246,7 +252,7 @@ class Scheduler:
         return room - left
 
     def _row(self, sequence: Sequence, room: int) -> Row:
-        """As many of a sequence's tokens that are not computed yet as there is room for."""
+        """Make a row of a sequence's next uncomputed tokens, at most ``room`` of them."""
         start, tokens, params = sequence.computed, sequence.tokens, sequence.params
         chunk = tokens[start : start + room]
         if start + len(chunk) < len(tokens):
@@ -260,9 +266,9 @@ class Scheduler:
             self.speculation.forget(sequence)
 
     def _force(self, rows: list[Row], room: int) -> None:
-        """Append forced tokens to rows that await them, without waiting for each: the model has no say in them.
+        """Append forced tokens to decoding rows as drafts, several per step, since the model does not choose them.
 
-        The last one is not fed but chosen, so that a row's choices are all forced or all free.
+        The last forced token is sampled instead of fed, so that a row's choices are either all forced or all free.
         """
         for row in rows:
             if not (row.samples and row.sequence.params.forced):

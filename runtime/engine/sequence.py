@@ -1,4 +1,4 @@
-"""The nouns that scheduler, engine thread and runner share: a sequence, its share of a step, what a step gave."""
+"""Data types shared by scheduler, engine thread and runner, and the ``Runner`` protocol."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from runtime.types import SamplingParams
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One text in the making.
+    """One sequence: a prompt and its generated tokens, with the sequence's state in the scheduler.
 
     Args:
         prompt: token ids, at least one.
-        params: how its tokens are chosen.
-        seed: of its random numbers, never None.
-        number: its index among the sequences of its prompt; with the seed it fixes the random numbers.
+        params: the sampling parameters.
+        seed: seed of the random numbers, never None.
+        number: index among the sequences of the same prompt; together with the seed it determines the random numbers.
         leader: the first sequence of the same prompt, whose prefill this one shares; None for the first itself.
-        queued: see ``Job``.
+        queued: whether this is a background sequence, see ``Job``.
     """
 
     prompt: tuple[int, ...]
@@ -33,40 +33,40 @@ class Sequence:
     queued: bool = False
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
-    counts: Counter[int] = field(default_factory=Counter)  # of generated tokens; kept only where a penalty reads it
+    counts: Counter[int] = field(default_factory=Counter)  # generated tokens by id; kept only if a penalty needs it
     computed: int = 0  # tokens whose keys and values are in the cache
-    cached: int = 0  # of those, tokens that came from the prefix cache
+    cached: int = 0  # of those, tokens found in the prefix cache
     blocks: list[int] = field(default_factory=list)  # KV blocks in order of position; replaced, never changed in place
     shareable: int = 0  # of those, leading blocks that are in the prefix cache
     cancelled: bool = False
-    preempted: bool = False  # whether it ever was: what it finds in the prefix cache may then be its own
+    preempted: bool = False  # ever preempted: its later prefix cache hits may be its own blocks and do not count
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
 
     @property
     def generated(self) -> int:
-        """Tokens generated so far."""
+        """Number of tokens generated so far."""
         return len(self.tokens) - len(self.prompt)
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """The tokens that come next whatever the model would choose."""
+        """The forced tokens that are still to be generated."""
         return self.params.forced[self.generated :]
 
     @property
     def penalized(self) -> bool:
-        """Whether a penalty reads the tokens so far, which rules drafts out."""
+        """Whether a penalty depends on the previous tokens, which rules out drafts."""
         params = self.params
         return bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
 
     def random(self, ahead: int = 0) -> float:
-        """The random number in [0, 1) of the token so many places behind those generated; greedy ones need none."""
+        """The random number in [0, 1) for the token ``ahead`` positions after the next one; 0 for greedy sampling."""
         return uniform(self.seed, self.number, self.generated + ahead) if self.params.temperature else 0.0
 
     @property
     def capacity(self) -> int:
-        """Positions it may need: the whole prompt and all it may generate but the last token, which is never read."""
+        """Maximum KV positions: the prompt and all generated tokens but the last, which is never fed to the model."""
         return len(self.prompt) + self.params.max_new_tokens - 1
 
 
@@ -75,13 +75,13 @@ class Row:
     """One sequence's share of a step: tokens at consecutive positions ``start, start + 1, ...``.
 
     Args:
-        sequence: whose.
-        start: position of the first token; everything before it is in the cache.
-        token_ids: what is fed; known tokens, then drafts.
-        drafts: how many of ``token_ids`` are guesses, or forced tokens, which are right for certain.
-        samples: tokens to choose, one behind each of the last ``samples`` fed tokens: 0 for a part of a prompt that
-            is not its end, 1 + drafts otherwise.
-        banned: token ids that may not be chosen now (end tokens, before ``min_new_tokens``).
+        sequence: the sequence.
+        start: position of the first token; all earlier positions are in the KV cache.
+        token_ids: tokens to feed: known tokens, then drafts.
+        drafts: number of trailing ``token_ids`` that are draft tokens, or forced tokens, which are always accepted.
+        samples: number of tokens to sample, one after each of the last ``samples`` fed tokens: 0 for a prompt chunk
+            that is not the last, 1 + drafts otherwise.
+        banned: token ids that must not be sampled now (end tokens, before ``min_new_tokens``).
     """
 
     sequence: Sequence
@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(slots=True)
 class Sampled:
-    """One chosen token. ``logprob`` and ``top`` (token id, logprob; best first) are there if asked for."""
+    """One sampled token. ``logprob`` and ``top`` (token id, logprob; best first) are set if requested."""
 
     id: int
     logprob: float | None = None
@@ -102,44 +102,44 @@ class Sampled:
 
 
 class Runner(Protocol):
-    """What runs a step on a device. One thread at a time calls it.
+    """A model runner: executes steps on a device. It is not thread-safe.
 
     A position of a sequence is stored at ``blocks[position // block_tokens]``, offset ``position % block_tokens``.
     """
 
     @property
     def block_tokens(self) -> int:
-        """Positions in a KV block."""
+        """Positions per KV block."""
         ...
 
     @property
     def blocks(self) -> int:
-        """KV blocks there are, numbered from 0."""
+        """Number of KV blocks, numbered from 0."""
         ...
 
     @property
     def block_bytes(self) -> int:
-        """Memory of one KV block, all layers together."""
+        """Size of one KV block in bytes, over all layers."""
         ...
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of one step, all rows together."""
+        """Maximum tokens per step, over all rows."""
         ...
 
     def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
-        """Write the rows' keys and values, and choose tokens.
+        """Write the rows' keys and values to the KV cache, and sample tokens.
 
         The j-th choice of a row (from 0) uses the random number of position ``generated + j`` and assumes that the
-        first j drafts are right; the caller keeps those for which that turns out true.
+        first j drafts are right; the caller keeps only the choices for which that is true.
 
         Returns:
-            For each row its choices, or why this row alone failed.
+            For each row its sampled tokens, or the error if this row alone failed.
         """
         ...
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copy all layers' keys and values of a block onto another."""
+        """Copy a KV block onto another, in all layers."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The engine's thread: it takes requests, runs steps, and hands the tokens to the event loops that wait for them."""
+"""The engine thread: takes requests from a queue, runs scheduler steps, and posts the tokens to the event loops."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from runtime.types import FinishReason
 
 _log = logging.getLogger("warmstart.engine")
 
-_TICK_SECONDS = 1.0  # an idle thread shows that often that it is there
+_TICK_SECONDS = 1.0  # interval at which an idle thread updates its heartbeat
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step gave a request.
+    """The tokens that one step produced for one request.
 
     Args:
-        now: monotonic time at which the tokens were there.
-        tokens: (the sequence's index within the request, its token, why it ended if it did), in order.
+        now: monotonic time at which the step finished.
+        tokens: (index of the sequence within the request, token, finish reason or None), in order.
     """
 
     now: float
@@ -37,23 +37,23 @@ class StepOutput:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Sequences that were asked for together, and where their tokens go.
+    """The sequences of one request and the queue that receives their tokens.
 
     Args:
-        sequences: in the order in which the caller numbers them, all queued or none (see ``Job``).
+        sequences: the sequences in the caller's order; all are background (see ``Job``) or none is.
         loop: the caller's event loop.
-        outbox: read on that loop; an error ends it.
-        started: monotonic time at which its first step began, 0 before that.
-        backlog: of the sequences, those that the scheduler has not been given yet, in order.
+        outbox: queue of step outputs, read on that loop; an error ends the stream.
+        started: monotonic time at which the first step began; 0 before that.
+        backlog: sequences not yet added to the scheduler, in order.
     """
 
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[StepOutput | ServiceError] = field(default_factory=asyncio.Queue)
     started: float = 0.0
-    left: int = 0  # sequences that have not ended
+    left: int = 0  # unfinished sequences
     backlog: deque[Sequence] = field(default_factory=deque)
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # for the request id in log lines
 
     def __post_init__(self) -> None:
         self.left = len(self.sequences)
@@ -61,11 +61,11 @@ class Request:
 
     @property
     def queued(self) -> bool:
-        """See ``Job``."""
+        """Whether this is a background request, see ``Job``."""
         return any(sequence.queued for sequence in self.sequences)
 
     def fail(self, error: ServiceError) -> None:
-        """End it, from any thread. A loop that is gone has nobody left to tell."""
+        """End the request with an error. Any thread may call this; a closed event loop is ignored."""
         try:
             self.loop.call_soon_threadsafe(self.outbox.put_nowait, error)
         except RuntimeError:
@@ -73,14 +73,14 @@ class Request:
 
 
 class EngineThread:
-    """One life of the engine's thread, with a scheduler of its own. Starts at once.
+    """Runs scheduler steps on a thread of its own, which starts at once. After a crash, ``FastEngine`` makes a new one.
 
     Args:
-        name: of the thread.
-        runner: nobody else calls it while this lives.
-        scheduler: it has no sequences.
-        max_queue: requests of either kind that may wait for a place in the batch.
-        metrics: of the model.
+        name: the thread's name.
+        runner: the model runner; only this thread may call it.
+        scheduler: an empty scheduler; only this thread may call it.
+        max_queue: maximum number of waiting requests, for interactive and background requests separately.
+        metrics: the model's metrics.
     """
 
     def __init__(
@@ -93,32 +93,32 @@ class EngineThread:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._inbox: deque[Request | Sequence] = deque()  # new ones, and what nobody wants any more, in order
-        self._live: set[Request] = set()
-        self._online: set[Request] = set()  # those of the live that were in no step yet
-        self._queued: set[Request] = set()  # likewise, and those that were put back
-        self._owners: dict[Sequence, tuple[Request, int]] = {}
-        self._feeding: list[Request] = []  # those that have a backlog
-        self._share = max(1, scheduler.max_rows // 2)  # sequences of one request in the scheduler
+        self._inbox: deque[Request | Sequence] = deque()  # new requests and cancelled sequences, in order
+        self._live: set[Request] = set()  # unfinished requests
+        self._online: set[Request] = set()  # live interactive requests that have not been scheduled yet
+        self._queued: set[Request] = set()  # likewise for background requests, and preempted ones
+        self._owners: dict[Sequence, tuple[Request, int]] = {}  # unfinished sequence -> its request, its index there
+        self._feeding: list[Request] = []  # requests with a backlog
+        self._share = max(1, scheduler.max_rows // 2)  # maximum sequences of one request in the scheduler
         self._closing = self._aborting = self._ended = False
-        self._told = self._counts()  # to the metrics
-        self._interval = 1.0  # seconds between two requests that end, while there is work
-        self._since = self.beat  # the last end, or the beginning of work after a rest
+        self._told = self._counts()  # counter values last reported to the metrics
+        self._interval = 1.0  # moving average of seconds between two finished requests while busy, for Retry-After
+        self._since = self.beat  # time of the last finished request, or of the first one after an idle period
         self.thread = threading.Thread(target=self._main, name=name, daemon=True)
         self.thread.start()
 
-    # For the event loops' threads
+    # Called from event loop threads
 
     def check(self, queued: bool) -> None:
-        """Refuse what could not be admitted now.
+        """Raise an error if a request could not be admitted now.
 
         Args:
-            queued: its kind; a backlog of one does not keep the other out.
+            queued: whether it is a background request; the two kinds have separate queue limits.
 
         Raises:
             EngineRestarting: the thread died.
-            Draining: it is closing.
-            TooManyRequests: ``max_queue`` requests of its kind wait already.
+            Draining: the engine is closing.
+            TooManyRequests: ``max_queue`` requests of this kind wait already.
         """
         if self._closing:
             raise Draining("the model is being unloaded", retry_after=1)
@@ -131,10 +131,10 @@ class EngineThread:
             )
 
     def submit(self, request: Request) -> None:
-        """Admit a request.
+        """Queue a request for the thread.
 
         Raises:
-            ServiceError: see ``check``.
+            ServiceError: it cannot be admitted, see ``check``.
         """
         with self._lock:
             self.check(request.queued)
@@ -144,24 +144,24 @@ class EngineThread:
         self._wake.set()
 
     def leave(self, request: Request) -> None:
-        """Nobody reads this request any more: end what is left of it."""
-        self._places(request.queued).discard(request)  # its place in the queue is free at once
+        """Cancel the unfinished sequences of a request whose stream was closed."""
+        self._places(request.queued).discard(request)  # frees its queue position at once
         self.cancel(request.sequences)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
-        """End these; those that have ended are left alone."""
+        """Cancel sequences; finished ones are ignored."""
         self._inbox.extend(sequences)
         self._wake.set()
 
     def close(self, *, abort: bool = False) -> None:
-        """Admit nothing more; end after what was admitted, or with the step under way if ``abort``."""
+        """Stop admitting requests; the thread ends after the admitted ones, or after the current step if ``abort``."""
         with self._lock:
             self._closing = True
             self._aborting = self._aborting or abort
         self._wake.set()
 
     def bury(self, error: Callable[[], ServiceError]) -> None:
-        """After the thread's end: refuse whatever comes, and end what was left over."""
+        """Fail all pending requests and refuse new ones. Called after the thread has ended."""
         with self._lock:
             self._ended = True
             left, self._live = self._live, set()
@@ -174,7 +174,7 @@ class EngineThread:
     def _places(self, queued: bool) -> set[Request]:
         return self._queued if queued else self._online
 
-    # The thread
+    # Called on the engine thread
 
     def _main(self) -> None:
         try:
@@ -218,8 +218,8 @@ class EngineThread:
                 self._forget(item)
 
     def _feed(self) -> None:
-        """Give the scheduler sequences up to each request's share: a request with thousands of them takes turns with
-        the others, whose sequences come between, and leaves them rows.
+        """Add sequences to the scheduler up to each request's share, so that a request with thousands of sequences
+        leaves rows to the others, whose sequences are queued in between.
         """
         for request in [*self._feeding]:
             while request.backlog and request.left - len(request.backlog) < self._share:
@@ -235,7 +235,7 @@ class EngineThread:
         deliveries: dict[Request, StepOutput] = {}
         for outcome in outcomes:
             owner = self._owners.get(outcome.sequence)
-            if owner is None:  # its request has failed within this very step
+            if owner is None:  # another sequence of its request failed in this step
                 continue
             request, index = owner
             if outcome.error is not None:
@@ -276,7 +276,7 @@ class EngineThread:
         request, _ = self._owners.pop(sequence)
         request.left -= 1
         if not request.left:
-            request.backlog.clear()  # of one that was cancelled
+            request.backlog.clear()  # not empty if the request was cancelled
             self._live.discard(request)
             self._places(request.queued).discard(request)
             now = time.monotonic()
@@ -284,14 +284,14 @@ class EngineThread:
             self._since = now
 
     def _deliver(self, deliveries: dict[Request, StepOutput]) -> None:
-        """One call per event loop: waking one costs more than all it is told."""
+        """Post the step's outputs with one call per event loop, since waking a loop costs more than the outputs do."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, StepOutput]]] = {}
         for request, delivery in deliveries.items():
             by_loop.setdefault(request.loop, []).append((request, delivery))
         for loop, items in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_hand_out, items)
-            except RuntimeError:  # the loop is closed, and nobody is left to close the streams that ran on it
+            except RuntimeError:  # the loop is closed, so nothing else will cancel the streams that ran on it
                 for request, _ in items:
                     self.leave(request)
 
@@ -307,7 +307,7 @@ class EngineThread:
             self._told = counts
 
     def _counts(self) -> tuple[int, int, int]:
-        """Of the scheduler, whose counters outlive this thread: guessed, right, preempted."""
+        """The scheduler's counters, which outlive this thread: tokens drafted and accepted, and preemptions."""
         speculation = self._scheduler.speculation
         return speculation.drafted, speculation.accepted, self._scheduler.preemptions
 
