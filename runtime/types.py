@@ -144,7 +144,7 @@ class ModelStatus:
 
     Args:
         id: the name that requests use.
-        source: the repository, folder or file that it is loaded from.
+        source: the kind of source that it is loaded from.
         state: one of ``ModelState``.
         default: whether it serves requests that name no model.
         created: Unix time at which the model was registered.

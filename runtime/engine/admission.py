@@ -1,4 +1,4 @@
-"""Which sequences have a place in the batch: who is let in when, and who gives way."""
+"""Admission of waiting sequences to the batch, and preemption of background sequences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runtime.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class SchedulingChanges:
-    """What changed before a step.
+    """Changes to the batch before a step.
 
     Args:
-        copies: (source, target) blocks to copy before it, in this order.
-        preempted: sequences that went back to the queue.
-        admitted: sequences that left the queue, after those had gone there.
+        copies: (source, target) KV blocks to copy before the step, in this order.
+        preempted: sequences that were moved back to the queue.
+        admitted: sequences that were taken from the queue, after the preemptions.
     """
 
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -26,20 +26,20 @@ class SchedulingChanges:
 
 
 class Admission:
-    """The queue and the running sequences.
+    """The waiting queue and the running sequences.
 
-    A sequence is admitted when there is a row for it and the pool has all blocks that it may ever need. The first in
-    the queue waits for that and the others of its kind wait behind it, so nobody starves.
+    A sequence is admitted when a row is free and the pool has all blocks that it may ever need. The queue is first in,
+    first out within each kind: the others wait behind the first, so none starves.
 
-    Queued sequences (see ``Job``) are admitted when no online one waits, and an online one that lacks a row or blocks
-    takes those of queued ones, youngest first: they go back to the head of their queue with the tokens they have, and
-    what they had computed stays in the prefix cache while there is room. They get on even so: while none of them runs,
-    the first is overdue after ``waiting.PATIENCE`` online ones, and then nobody is admitted before it; and the oldest
-    that runs is never interrupted.
+    Background sequences (see ``Job``) are admitted when no interactive one waits. An interactive sequence that lacks a
+    row or blocks preempts background ones, youngest first: they return to the head of their queue with their tokens,
+    and their computed blocks stay in the prefix cache while there is room. Background sequences do not starve: while
+    none of them runs, the first is overdue after ``request_queue.MAX_BYPASSES`` interactive admissions and is then
+    admitted before all others; and the oldest running one is never preempted.
 
     Args:
-        pool: the KV blocks.
-        max_rows: sequences that run at once.
+        pool: the KV block pool.
+        max_rows: maximum number of running sequences.
     """
 
     def __init__(self, pool: BlockPool, max_rows: int) -> None:
@@ -48,37 +48,41 @@ class Admission:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every sequence and everything cached."""
+        """Drop all sequences and the prefix cache."""
         self.waiting = RequestQueue[Sequence]()
-        self.running: list[Sequence] = []  # each kind in order of arrival
-        self._stuck: Sequence | None = None  # it lacks a row or blocks, and will until somebody ends
+        self.running: list[Sequence] = []  # in order of arrival within each kind
+        self._stuck: Sequence | None = None  # lacks a row or blocks until a running sequence ends
         self._pool.reset()
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. One whose leader has left the batch does without."""
+        """Queue a sequence. It is detached from a leader that has already left the batch."""
         leader = sequence.leader
         if leader is not None and (leader.cancelled or (leader.generated and not leader.blocks)):
             sequence.leader = None
         self.waiting.add(sequence, queued=sequence.queued)
 
     def admit(self, moves: SchedulingChanges, *, queued: bool) -> Sequence | None:
-        """Let in the first of a kind, if it is that kind's turn and there is a place.
+        """Admit the first waiting sequence of a kind, if that kind is next and a row and blocks are available.
 
         Args:
-            moves: told of it.
-            queued: the kind.
+            moves: receives the changes.
+            queued: True for background sequences, False for interactive ones.
+
+        Returns:
+            The admitted sequence, or None.
         """
         sequence = self.waiting.first(queued=queued)
         if sequence is None or sequence is self._stuck:
             return None
         leader = sequence.leader
         if leader is not None and not leader.generated:
-            return None  # their prompt is being computed
+            return None  # wait until the leader has computed the shared prompt
         if not self._place(sequence, moves):
             self._stuck = sequence
             return None
         if leader is not None and sequence.computed < len(sequence.prompt) - 1:
-            # All but the prompt's last token is in the cache; behind a part of a block the two go on differently.
+            # The leader's blocks hold the whole prompt. The partly filled last block is copied, since the two sequences
+            # continue differently in it; the prompt's last token is computed again.
             index = sequence.computed // self._pool.block_tokens
             moves.copies.append((leader.blocks[index], sequence.blocks[index]))
             sequence.computed = len(sequence.prompt) - 1
@@ -88,11 +92,11 @@ class Admission:
         return sequence
 
     def end(self, ended: Items[Sequence], *, keep: bool = True) -> None:
-        """Take sequences out, wherever they are, and their blocks back.
+        """Remove running or waiting sequences and release their blocks.
 
         Args:
-            ended: whatever became of them.
-            keep: whether what they computed stays cached.
+            ended: finished, failed or cancelled sequences.
+            keep: whether their computed blocks stay in the prefix cache.
         """
         gone = set(ended)
         self.running = [s for s in self.running if s not in gone]
@@ -103,7 +107,7 @@ class Admission:
         self._stuck = None
 
     def _place(self, sequence: Sequence, moves: SchedulingChanges) -> bool:
-        """Give a sequence a row and its blocks, if there are such or queued ones have them; whether that worked."""
+        """Allocate a row and blocks, preempting background sequences if needed. Returns whether that succeeded."""
         if len(self.running) < self._max_rows and self._pool.reserve(sequence):
             return True
         victims = [] if sequence.queued else [s for s in self.running if s.queued][1:]
@@ -114,9 +118,9 @@ class Admission:
         return True
 
     def _preempt(self, sequence: Sequence, moves: SchedulingChanges) -> None:
-        """Put a queued sequence back, to go on with the tokens that it has."""
+        """Preempt a background sequence: release its blocks and requeue it with the tokens that it has."""
         self.running.remove(sequence)
-        if sequence.generated:  # else followers wait behind it, as they did
+        if sequence.generated:  # otherwise its followers keep waiting for it
             self._succeed(sequence)
         self._pool.release(sequence)
         sequence.leader, sequence.computed, sequence.preempted = None, 0, True
@@ -124,8 +128,8 @@ class Admission:
         moves.preempted.append(sequence)
 
     def _succeed(self, leader: Sequence) -> None:
-        """Let the followers in the queue do without a leader. If it has not computed their prompt, the next of them
-        leads the others; else they find it in the prefix cache.
+        """Detach the waiting followers of a leader that leaves the batch. If it has not computed the shared prompt, the
+        first follower becomes the leader of the others; otherwise they find the prompt in the prefix cache.
         """
         if leader.params.n == 1:
             return

@@ -1,7 +1,7 @@
-"""Where keys and values live: blocks of positions, handed out whole to sequences and shared between equal prefixes.
+"""KV block allocation with reference counts and automatic prefix caching.
 
-Paged KV memory as in PagedAttention (arXiv:2309.06180), with a prefix cache over it. A cached block is found by its
-parent in the chain and its exact tokens, so what is found is equal for certain; a hash alone decides nothing.
+Paged KV memory as in PagedAttention (arXiv:2309.06180). The prefix cache looks a block up by its parent chain and its
+exact token ids rather than by a hash alone, so a hit is always an equal prefix.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from itertools import count
 
 from runtime.engine.sequence import Sequence
 
-_Key = tuple[int, tuple[int, ...]]  # (the chain before the block, the block's tokens)
+_Key = tuple[int, tuple[int, ...]]  # (id of the chain before the block, the block's token ids)
 _ROOT = 0  # the empty chain
 
 
 class BlockPool:
-    """The KV blocks of one runner and who holds them.
+    """Allocates the KV blocks of one runner to sequences, and keeps the prefix cache.
 
-    A sequence gets all its blocks at once, so that it never has to wait for memory in the middle. Blocks full of
-    computed tokens enter the prefix cache while their sequence still runs, and stay there when it ends, until the
-    memory is needed or newer ones push them out. A sequence that holds a cached block holds the chain before it too,
-    so a parent is never left idle for longer than its children and the oldest idle block is always a leaf.
+    A sequence gets all its blocks at once, so that it never waits for memory while it runs. Full blocks enter the
+    prefix cache while their sequence still runs, and stay there after it ends, until their memory is needed or newer
+    blocks evict them (LRU). A sequence that references a cached block references the chain before it too, so a parent
+    is never unreferenced for longer than its children, and the least recently used idle block is always a leaf.
 
     Args:
-        blocks: how many there are, numbered from 0.
-        block_tokens: positions in one.
-        cache_blocks: cached blocks to keep at most beyond those that sequences hold.
+        blocks: number of blocks, numbered from 0.
+        block_tokens: positions per block.
+        cache_blocks: maximum number of cached blocks that no sequence references.
     """
 
     def __init__(self, blocks: int, block_tokens: int, *, cache_blocks: int) -> None:
@@ -35,44 +35,45 @@ class BlockPool:
         self.block_tokens = block_tokens
         self.cache_blocks = cache_blocks
         self.queries = 0  # prompt tokens looked up
-        self.hits = 0  # of those, tokens found
-        self.touched = 0  # blocks, from the first, that somebody has ever held: the memory that was taken up
-        self._chains = count(_ROOT + 1)  # names are never used twice: a dropped chain cannot come back as another
+        self.hits = 0  # of those, tokens found in the prefix cache
+        self.touched = 0  # highest block ever allocated + 1: the memory that may be resident
+        self._chains = count(_ROOT + 1)  # ids are never reused, so an evicted chain cannot be mistaken for a new one
         self.reset()
 
     def reset(self) -> None:
-        """Forget every holder and everything cached; the counters go on."""
-        self._free = list(range(self.blocks - 1, -1, -1))  # a stack: memory touched before is touched again first
+        """Free all blocks and clear the prefix cache; the counters are kept."""
+        self._free = list(range(self.blocks - 1, -1, -1))  # a stack, so that already resident memory is reused first
         self._holders = [0] * self.blocks
         self._cached: dict[_Key, int] = {}
         self._keys: list[_Key | None] = [None] * self.blocks
-        self._chain = [_ROOT] * self.blocks  # name of the chain that ends with a cached block
-        self._idle: OrderedDict[int, None] = OrderedDict()  # cached and held by nobody, longest idle first
+        self._chain = [_ROOT] * self.blocks  # id of the chain that ends with a cached block
+        self._idle: OrderedDict[int, None] = OrderedDict()  # cached and unreferenced, least recently used first
 
     @property
     def available(self) -> int:
-        """Blocks that could be handed out now."""
+        """Number of blocks that can be allocated now, free or idle in the prefix cache."""
         return len(self._free) + len(self._idle)
 
     @property
     def used(self) -> int:
-        """Blocks that sequences hold."""
+        """Number of blocks that sequences reference."""
         return self.blocks - self.available
 
     def needed(self, sequence: Sequence) -> int:
-        """Blocks for all positions of a sequence."""
+        """Return the number of blocks for all positions of a sequence."""
         return -(-sequence.capacity // self.block_tokens)
 
     def reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence all its blocks, those before its last token from its leader or the prefix cache.
+        """Allocate all blocks of a sequence, reusing blocks of its leader or of the prefix cache.
 
-        The last token is never taken from there: what follows it must be computed.
+        The block of the last token is never reused: that token must be computed to get the logits of the next one.
 
         Args:
-            sequence: it holds none; its leader, if it has one, has computed their prompt, which is all it has itself.
+            sequence: a sequence without blocks. If it has a leader, the leader has computed their shared prompt, and
+                the sequence has no tokens beyond that prompt.
 
         Returns:
-            Whether there were enough; if not, nothing has changed.
+            Whether there were enough blocks; if not, nothing has changed.
         """
         shared = self._shared(sequence)
         fresh = self.needed(sequence) - len(shared)
@@ -92,7 +93,7 @@ class BlockPool:
         return True
 
     def within_reach(self, sequence: Sequence, others: Items[Sequence]) -> bool:
-        """Whether ``reserve`` would succeed if these others were released first."""
+        """Whether ``reserve`` would succeed after the release of the other sequences."""
         shared = set(self._shared(sequence))
         held = Counter(block for other in others for block in other.blocks)
         freed = sum(self._holders[block] == count for block, count in held.items() if block not in shared)
@@ -100,9 +101,9 @@ class BlockPool:
         return fresh <= self.available - sum(block in self._idle for block in shared) + freed
 
     def publish(self, sequence: Sequence) -> None:
-        """Make the blocks that a sequence has filled since the last call findable.
+        """Add the blocks that a sequence has filled since the last call to the prefix cache.
 
-        Where another sequence has published an equal block meanwhile, that one is held instead and the own is freed.
+        If another sequence has published an equal block in the meantime, that one is used and the own block is freed.
         """
         size = self.block_tokens
         for index in range(sequence.shareable, sequence.computed // size):
@@ -122,13 +123,13 @@ class BlockPool:
             sequence.shareable = index + 1
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Take all blocks back.
+        """Release all blocks of a sequence.
 
         Args:
-            sequence: it holds none afterwards.
-            keep: whether the published ones stay cached; not when what was computed is in doubt.
+            sequence: the sequence; it has no blocks afterwards.
+            keep: whether published blocks stay cached; False if their content may be wrong.
         """
-        for block in reversed(sequence.blocks):  # the end of a chain first, so that it also goes first
+        for block in reversed(sequence.blocks):  # the end of a chain first, so that it is also evicted first
             self._drop(block, keep=keep)
         sequence.blocks = []
         sequence.shareable = 0
@@ -136,9 +137,9 @@ class BlockPool:
             self._free.append(self._evict())
 
     def _shared(self, sequence: Sequence) -> list[int]:
-        """The blocks before a sequence's last token that are computed already."""
+        """Return the already computed blocks before a sequence's last token, of its leader or of the prefix cache."""
         size, tokens = self.block_tokens, sequence.tokens
-        whole = (len(tokens) - 1) // size  # blocks
+        whole = (len(tokens) - 1) // size  # full blocks
         if sequence.leader is not None:
             return sequence.leader.blocks[:whole]
         found: list[int] = []

@@ -1,4 +1,4 @@
-"""From token ids to text, token by token: whole characters only, and never past a stop string."""
+"""Incremental detokenization: returns whole characters only and stops before a stop string."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Protocol
 
 # Enough of the prompt's end for a decoder to know whether the next token starts a word.
 _CONTEXT_TOKENS = 8
-_WINDOW_TOKENS = 4  # decoded anew with each token: the text's end, so that a token's cost does not grow with the text
+_WINDOW_TOKENS = 4  # last tokens, decoded again with each new one, so that the cost per token does not grow
 
 
 class Decoding(Protocol):
-    """What a text needs of a tokenizer, see ``runtime.model.tokenizer.Tokenizer``."""
+    """The tokenizer interface that detokenization needs, see ``runtime.model.tokenizer.Tokenizer``."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """The text of ids, half a character as U+FFFD."""
+        """Return the text of token ids; an incomplete character becomes U+FFFD."""
         ...
 
     def has_text(self, token_id: int) -> bool:
-        """Whether a token is seen in a text: control tokens are not."""
+        """Whether a token is visible in text, which control tokens are not."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text, which may be a part of a character."""
+        """Return the bytes that a token adds to the text, possibly part of a UTF-8 character."""
         ...
 
 
 class IncrementalDetokenizer:
-    """The text of one sequence.
+    """Detokenizes one sequence token by token.
 
-    The pieces, joined, are what ``decode`` makes of all tokens at once, up to a stop string or to a character that the
-    last tokens leave incomplete. Whether one is incomplete is told by the bytes of the tokens, not by a U+FFFD at the
-    end of the text, which a model may also have written.
+    The concatenated pieces equal ``decode`` of all tokens at once, up to a stop string or a character that the last
+    tokens leave incomplete. Incomplete characters are detected by the tokens' bytes, not by a U+FFFD at the end of the
+    text, which the model may also have generated.
 
     Args:
-        tokenizer: of the model.
-        prompt: the prompt's ids: some decoders drop a leading space unless they see what came before.
+        tokenizer: the model's tokenizer.
+        prompt: the prompt's token ids; some decoders drop a leading space unless they see the preceding tokens.
         stop: strings that end the sequence.
-        min_new_tokens: a stop string counts only if it is complete no earlier than with this many tokens.
+        min_new_tokens: a stop string that is complete before this many tokens is ignored.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class IncrementalDetokenizer:
         self._to_come = min_new_tokens
         self._ids: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pending = 0  # the last of ``_ids``, from the one in which an incomplete character begins
+        self._pending = 0  # number of last ``_ids`` from the one in which an incomplete character begins
         for token_id in prompt[-_CONTEXT_TOKENS:]:
             self._append(token_id)
         self._before = self._text()
@@ -57,15 +57,15 @@ class IncrementalDetokenizer:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """Take one more token.
+        """Append a token and return the text that is now final. Sets ``stopped`` once a stop string is complete.
 
         Returns:
-            The text it releases: nothing while a character is half there or a stop string may be beginning. Sets
-            ``stopped`` once a stop string is complete; the text then ends right before it.
+            The new text: empty while a character is incomplete or a stop string may have begun. At a stop string it
+            ends right before that string.
         """
         self._to_come -= 1
         if not self._tokenizer.has_text(token_id):
-            return ""  # and no context for what follows
+            return ""  # control tokens are not part of the decoding context either
         self._append(token_id)
         text = self._text()
         new = text[len(self._before) :]
@@ -76,7 +76,7 @@ class IncrementalDetokenizer:
         return self._release(new)
 
     def flush(self) -> str:
-        """The text still held back, when the sequence ended for another reason than a stop string."""
+        """Return the text still held back, after the sequence ended for another reason than a stop string."""
         text, self._held = self._held, ""
         return text
 
@@ -90,7 +90,7 @@ class IncrementalDetokenizer:
             self._pending = self._pending + 1 if incomplete > len(raw) else 1
 
     def _text(self) -> str:
-        """Of ``_ids``, without a character that is incomplete."""
+        """Decode ``_ids`` without an incomplete last character."""
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return text[:-1] if self._pending else text
 
@@ -99,7 +99,7 @@ class IncrementalDetokenizer:
             return new
         text = self._held + new
         if self._to_come <= 0:
-            # What is held back may contain a stop string that came too early: one that counts ends in the new text.
+            # The held text may contain a stop string that was completed too early; a valid one ends in the new text.
             found = [at for at in (text.find(s, max(0, len(self._held) - len(s) + 1)) for s in self._stop) if at >= 0]
             if found:
                 self.stopped, self._held = True, ""
@@ -110,7 +110,7 @@ class IncrementalDetokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -1,4 +1,4 @@
-"""What waits for a model: online work, whose caller waits for the answer, and queued work, for which nobody does."""
+"""Two-level request queues: interactive ("online") requests first, background ("queued") ones without starvation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
 T = TypeVar("T")
 
 MAX_BYPASSES = 16
-"""Online ones that may go before queued work that starves; then one of that goes, whoever else waits."""
+"""Interactive items that may be admitted before starving background work; after them one background item is next."""
 
 
 class RequestQueue(Generic[T]):
-    """Two queues, each in order of arrival. Online work goes first, until queued work is overdue.
+    """Two FIFO queues. Interactive items are admitted first, until background items are overdue.
 
-    No clock has a say in that: all that counts is who goes.
+    The order depends on the number of admissions only, never on time.
     """
 
     def __init__(self) -> None:
         self.online: deque[T] = deque()
         self.queued: deque[T] = deque()
-        self._passed = 0  # online ones that went while queued ones starved
+        self._passed = 0  # interactive items admitted while background items starved
 
     def __len__(self) -> int:
         return len(self.online) + len(self.queued)
@@ -35,29 +35,29 @@ class RequestQueue(Generic[T]):
 
     @property
     def overdue(self) -> bool:
-        """Whether a queued one goes next, whoever else waits."""
+        """Whether a background item is next even if interactive ones wait."""
         return self._passed >= MAX_BYPASSES and bool(self.queued)
 
     def add(self, item: T, *, queued: bool) -> None:
-        """Put one at the end of its queue."""
+        """Append an item to the background queue if ``queued``, else to the interactive one."""
         (self.queued if queued else self.online).append(item)
 
     def put_back(self, item: T) -> None:
-        """Put a queued one before all others of its kind."""
+        """Insert a preempted item at the head of the background queue."""
         self.queued.appendleft(item)
 
     def first(self, *, queued: bool) -> T | None:
-        """The first of a kind, if it is that kind's turn."""
+        """Return the first item of a kind, or None if the other kind is next or the queue is empty."""
         if queued:
             return self.queued[0] if self.queued and (not self.online or self.overdue) else None
         return self.online[0] if self.online and not self.overdue else None
 
     def admitted(self, *, queued: bool, starving: bool) -> None:
-        """Take out what ``first`` gave.
+        """Remove the item that ``first`` returned.
 
         Args:
-            queued: its kind.
-            starving: whether nothing queued is being worked on.
+            queued: whether it is a background item.
+            starving: whether no background item is being processed.
         """
         if queued:
             self.queued.popleft()
@@ -68,7 +68,7 @@ class RequestQueue(Generic[T]):
             self._passed += 1
 
     def drop(self, gone: set[T]) -> None:
-        """Take these out, wherever they are."""
+        """Remove items from both queues."""
         if any(item in gone for item in self.online):
             self.online = deque(item for item in self.online if item not in gone)
         if any(item in gone for item in self.queued):
@@ -76,7 +76,7 @@ class RequestQueue(Generic[T]):
 
 
 class BlockingRequestQueue(Generic[T]):
-    """``RequestQueue`` between threads: any of them puts in, and one takes out and works on one at a time."""
+    """Thread-safe ``RequestQueue`` with any number of producers and one consumer that processes one item at a time."""
 
     def __init__(self) -> None:
         self._waiting = RequestQueue[T]()
@@ -85,22 +85,22 @@ class BlockingRequestQueue(Generic[T]):
 
     @property
     def online(self) -> int:
-        """Online ones that wait."""
+        """Number of waiting interactive items."""
         return len(self._waiting.online)
 
     @property
     def queued(self) -> int:
-        """Queued ones that wait."""
+        """Number of waiting background items."""
         return len(self._waiting.queued)
 
     def put(self, item: T, *, queued: bool) -> None:
-        """Add one."""
+        """Add an item and wake the consumer."""
         with self._changed:
             self._waiting.add(item, queued=queued)
             self._changed.notify()
 
     def take(self) -> T | None:
-        """Wait for the next one; None when it is closed and nothing is left."""
+        """Remove and return the next item, waiting for one; None when the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._waiting))
             for queued in (False, True):
@@ -111,30 +111,35 @@ class BlockingRequestQueue(Generic[T]):
             return None
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the queue: ``take`` returns the remaining items and then None."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
 
 class Startable(Protocol):
-    """A request, by what is known of its beginning."""
+    """A request whose kind and start time are known."""
 
     @property
     def queued(self) -> bool:
-        """See ``Job``."""
+        """Whether it is a background request, see ``Job``."""
         ...
 
     @property
     def started(self) -> float:
-        """Monotonic time at which its first step began, 0 before that."""
+        """Monotonic time at which its first step began; 0 before that."""
         ...
 
 
 def timeout_error(seconds: float, request: Startable) -> ServiceError:
-    """Why a request ends that was not finished in so many seconds.
+    """Return the error for a request that did not finish in time.
 
-    Queued work that had no turn yet is not to blame: it may come again as often as it likes.
+    A background request that never started gets ``TooManyRequests``, so that it may be retried without limit; all
+    others get ``DeadlineExceeded``.
+
+    Args:
+        seconds: the timeout.
+        request: the request.
     """
     if request.queued and not request.started:
         return TooManyRequests(f"others went before it for {seconds:g} s (REQUEST_TIMEOUT_SECONDS)", retry_after=1)

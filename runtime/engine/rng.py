@@ -1,7 +1,7 @@
-"""Random numbers for sampling: counter-based, so that a seed gives the same tokens in any batch.
+"""Counter-based random numbers for sampling, so that a seed gives the same tokens in any batch.
 
-The number drawn for a token depends on the request's seed, the sequence's index within its prompt and the token's
-position alone, never on what else runs.
+The number for a token depends only on the request's seed, the sequence's index within its prompt and the token's
+position, never on other requests.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import struct
 
 
 def uniform(seed: int, sequence: int, position: int) -> float:
-    """A number in [0, 1) fixed by its arguments (53 bits of BLAKE2b, RFC 7693).
+    """Return a number in [0, 1) that is determined by the arguments (53 bits of BLAKE2b, RFC 7693).
 
     Args:
-        seed: any integer of 64 bits, signed or not.
+        seed: any 64-bit integer, signed or unsigned.
         sequence: index of the sequence within its prompt.
-        position: index of the token within the sequence's new tokens.
+        position: index of the token among the sequence's generated tokens.
     """
     packed = struct.pack("<QQQ", seed & (2**64 - 1), sequence, position)
     return (int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 11) * 2.0**-53

@@ -1,7 +1,7 @@
-"""Guesses of what comes next, taken from the text itself: what followed the same few tokens last time.
+"""Speculative decoding by n-gram prompt lookup: drafts the tokens that followed the last occurrence of the same n-gram.
 
-Prompt lookup, also known as LLMA (arXiv:2304.04487). The runner checks all guesses in one step and only right ones are
-kept, so guessing changes how fast a text comes, never which.
+Prompt lookup is also known as LLMA (arXiv:2304.04487). The runner verifies all drafts in one step and only right ones
+are kept, so speculation changes the speed of generation, never its result.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ from collections.abc import Sequence as Items
 
 from runtime.engine.sequence import Row, Sequence
 
-_LONGEST, _SHORTEST = 4, 2  # tokens that must have occurred before
-_AT_ONCE = 1000  # positions to index per call, so that a long prompt does not hold a step up
-_MAX_MISSES = 7  # a text that is never guessed right is tried every 2 ** 7 tokens
+_LONGEST, _SHORTEST = 4, 2  # n-gram sizes to look up
+_AT_ONCE = 1000  # positions to index per call, so that a long prompt does not delay a step
+_MAX_MISSES = 7  # bounds the backoff: a sequence whose drafts are never right is tried every 2 ** 7 tokens
 
 
 class Drafter:
-    """Guesses for one sequence. It guesses less while guesses are wrong, and more again once they are right.
+    """Drafts tokens for one sequence: fewer while drafts are rejected, more again once they are accepted.
 
     Args:
-        limit: tokens to guess at most.
+        limit: maximum draft tokens per call.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._size = limit  # tokens to guess next time
-        self._misses = 0  # guesses in a row of which not even the first token was right
-        self._resume = 0  # length of the text before which nothing is guessed
-        self._next: dict[tuple[int, ...], int] = {}  # a few tokens -> the position behind their last occurrence
-        self._indexed = 0  # positions that have been looked at as such
-        self._length = 0  # of the text at the last guess
+        self._size = limit  # tokens to draft next time
+        self._misses = 0  # consecutive drafts of which not even the first token was accepted
+        self._resume = 0  # length in tokens below which nothing is drafted (backoff)
+        self._next: dict[tuple[int, ...], int] = {}  # n-gram -> the position after its last occurrence
+        self._indexed = 0  # number of positions already in ``_next``
+        self._length = 0  # length in tokens at the last draft
 
     def draft(self, tokens: list[int], limit: int) -> list[int]:
-        """Guess on.
+        """Draft the next tokens.
 
         Args:
-            tokens: the text so far: that of the last call, or a continuation of it.
-            limit: tokens that are of use now, at least 1.
+            tokens: the sequence's tokens: those of the last call, or a continuation of them.
+            limit: maximum number of tokens, at least 1.
 
         Returns:
-            What probably follows, often nothing.
+            The draft tokens, often none.
         """
         end = len(tokens)
         if end < self._resume:
@@ -54,16 +54,16 @@ class Drafter:
             found = following.get(tuple(tokens[end - size :]))
             if found is not None:
                 count = min(self._size, limit)
-                period = end - found  # what follows may run into the end; a text that repeats itself goes round
+                period = end - found  # a draft that reaches the end of the tokens continues the repetition
                 return [tokens[found + i % period] for i in range(count)]
         return []
 
     def learn(self, drafted: int, accepted: int) -> None:
-        """Take how many of the tokens last guessed were right.
+        """Adapt the draft length to the result of the last draft.
 
         Args:
-            drafted: tokens guessed, at least 1.
-            accepted: how many of them were right before the first wrong one.
+            drafted: number of drafted tokens, at least 1.
+            accepted: number of them before the first wrong one.
         """
         if accepted:
             self._misses = 0
@@ -75,37 +75,42 @@ class Drafter:
 
 
 class Speculation:
-    """Guesses for all sequences of a scheduler.
+    """Drafts tokens for all sequences of a scheduler.
 
     Args:
-        limit: tokens to guess at most, per sequence and step; 0 for none.
-        rows: guess only while no more sequences run than these, because only then are guesses cheap.
+        limit: maximum draft tokens per sequence and step; 0 turns speculation off.
+        rows: draft only while at most this many sequences run, because only then are drafts cheap.
     """
 
     def __init__(self, limit: int, rows: int) -> None:
-        self.drafted = 0  # tokens guessed
-        self.accepted = 0  # of those, tokens that were right, each of which saved a step
+        self.drafted = 0  # draft tokens
+        self.accepted = 0  # of those, accepted tokens, each of which saved a step
         self._limit = limit
         self._rows = rows
         self._drafters: dict[Sequence, Drafter] = {}
 
     def reset(self) -> None:
-        """Forget every sequence; the counters go on."""
+        """Drop the state of all sequences; the counters are kept."""
         self._drafters.clear()
 
     def forget(self, sequence: Sequence) -> None:
-        """Forget a sequence, if it is known."""
+        """Drop the state of a sequence, if there is any."""
         self._drafters.pop(sequence, None)
 
     def draft(self, rows: Items[Row], most: int) -> None:
-        """Append guesses to rows, all of which await their next token, up to so many tokens in all."""
+        """Append drafts to rows.
+
+        Args:
+            rows: rows of decoding sequences only.
+            most: maximum tokens of the step, over all rows.
+        """
         if not self._limit or len(rows) > self._rows:
             return
         room = most - sum(len(row.token_ids) for row in rows)
         for row in rows:
             sequence, params = row.sequence, row.sequence.params
             left = params.max_new_tokens - sequence.generated
-            if row.banned:  # for all choices of a row or for none
+            if row.banned:  # bans apply to all choices of a row, so drafts must not reach beyond ``min_new_tokens``
                 left = min(left, params.min_new_tokens - sequence.generated)
             limit = min(left - 1, self._limit, room)
             if sequence.penalized or sequence.forced or limit < 1:
@@ -120,9 +125,14 @@ class Speculation:
             room -= len(drafts)
 
     def learn(self, row: Row, kept: int) -> None:
-        """Take how many tokens a step that is over gave a row."""
+        """Update the draft length and the counters from a finished step.
+
+        Args:
+            row: the row of the step.
+            kept: number of tokens that the step added to the sequence.
+        """
         drafter = self._drafters.get(row.sequence)
-        if row.drafts and drafter is not None:  # else they were forced, and no guesses
+        if row.drafts and drafter is not None:  # without a drafter the drafts were forced tokens
             accepted = kept - 1
             self.drafted += row.drafts
             self.accepted += accepted

@@ -1,4 +1,4 @@
-"""The check of every token id that a job brings in, the same for every engine."""
+"""Validation of the token ids in a job, shared by all engines."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from runtime.errors import InvalidRequest
 from runtime.types import Job
 
-_SHOWN_CHARACTERS = 40  # of a token's text, in a message
+_SHOWN_CHARACTERS = 40  # maximum length of a token's text in an error message
 
 
 def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
-    """Refuse a job that names a token for which the model has no embedding or no logit.
+    """Reject a job with a token id for which the model has no embedding or no logit.
 
-    Tokenizers may know such tokens: a padding token that was added without resizing the model, for example.
+    Tokenizers may produce such ids, for example for a padding token that was added without resizing the model.
 
     Args:
-        job: its prompt, its forced tokens and the tokens of its logit bias are checked.
-        vocabulary_size: rows of the model's embedding and of its head.
-        token_bytes: the text of a token in UTF-8, for the message.
+        job: the job; its prompt, forced tokens and logit bias are checked.
+        vocabulary_size: number of rows of the model's embedding and output head.
+        token_bytes: function that returns a token's text in UTF-8, for the error message.
 
     Raises:
-        InvalidRequest: names the request's field, the id, the token's text if it prints, and the vocabulary's size.
+        InvalidRequest: a token id is out of range; the message names the request's field, the id, the token's text if
+            it is printable, and the vocabulary size.
     """
     _check(job.token_ids, job.field, vocabulary_size, token_bytes)
     _check(job.params.forced, job.field, vocabulary_size, token_bytes)
@@ -29,7 +30,7 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
 
 
 def known_ids(ids: Iterable[int], vocabulary_size: int) -> tuple[int, ...]:
-    """Those of some token ids that the model has an embedding and a logit for."""
+    """Return the token ids for which the model has an embedding and a logit."""
     return tuple(token for token in ids if 0 <= token < vocabulary_size)
 
 
