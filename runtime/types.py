@@ -144,7 +144,7 @@ class ModelStatus:
 
     Args:
         id: the name that requests use.
-        source: the kind of source that it is loaded from.
+        source: the kind of source: wheel, hub, folder or gguf.
         state: one of ``ModelState``.
         default: whether it serves requests that name no model.
         created: Unix time at which the model was registered.

@@ -1,9 +1,9 @@
-"""The reference engine: transformers' own ``generate`` on a worker thread.
+"""The reference engine: runs transformers' own ``generate`` on an engine thread, one request at a time.
 
-It serves every causal language model that transformers loads, one request at a time, and is the oracle that a faster
-engine is tested against. The rows of a request run as one batch where that changes none of their answers, see
-``runtime.engine.pytorch.padding``. Tokens are chosen by ``runtime.engine.pytorch.sampling`` inside the generation
-loop, so seeds, per-row limits, stop strings, streaming and cancellation work row by row.
+It supports every causal language model that transformers loads, and is the reference that the fast engine is tested
+against. The rows of a request run as one batch if that does not change their results, see
+``runtime.engine.pytorch.padding``. Tokens are sampled by ``runtime.engine.pytorch.sampling`` inside the generation
+loop, so seeds, per-row limits, stop strings, streaming and cancellation work per row.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams,
 
 _log = logging.getLogger("warmstart.engine")
 
-_MOST_ROWS = 16  # of a request that run as one batch; what it has more of takes turns with other requests
+_MOST_ROWS = 16  # maximum rows per batch; a request with more is requeued after each batch, so that others run between
 _PROBE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun as if nothing had happened."
 
 
 @dataclass(frozen=True, slots=True)
 class _StepOutput:
-    """What one step gave a request, and the monotonic time at which it was there."""
+    """The tokens that one step produced for a request, and the monotonic time at which the step finished."""
 
     now: float
     tokens: list[Token]
 
 
 _Item = _StepOutput | ServiceError | None  # None ends a stream
-_Deliverer = Callable[[list[Token]], bool]  # takes one step's tokens; whether more are wanted
+_Deliverer = Callable[[list[Token]], bool]  # called with one step's tokens; returns whether to continue
 
 
 @dataclass(slots=True)
@@ -75,11 +75,11 @@ class _Row:
     place: int  # within its request
     text: IncrementalDetokenizer
     ids: list[int] = field(default_factory=list)
-    reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # of the last id, see Token
+    reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # logprob, top_logprobs of the last id
     done: bool = False
 
     def draw(self, end_tokens: frozenset[int]) -> Draw:
-        """What its next token depends on beside the logits."""
+        """Return the sampling inputs of the row's next token, except the logits."""
         params = self.params
         return Draw(
             params,
@@ -98,12 +98,12 @@ class _Task:
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
     started: float = 0.0  # monotonic time at which its generation began, 0 before that
-    finished: int = 0  # rows, from the first
+    finished: int = 0  # number of leading rows that are done
     cancelled: threading.Event = field(default_factory=threading.Event)
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # log lines know their request
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # for the request id in log lines
 
     def put(self, item: _Item) -> None:
-        """From the worker thread. A loop that is gone has nobody left to tell."""
+        """Post an item to the caller's event loop, from the engine thread. A closed loop cancels the task."""
         try:
             self.loop.call_soon_threadsafe(self.outbox.put_nowait, item)
         except RuntimeError:
@@ -111,15 +111,16 @@ class _Task:
 
 
 class ReferenceEngine:
-    """See the module. Implements ``handlers.protocols.Engine``.
+    """Engine that runs transformers' ``generate``. Implements ``handlers.protocols.Engine``.
 
     Args:
-        loaded: the model, its tokenizer and where it is.
-        info: what is known of it; the warm-up time is filled in by ``warm_up``.
-        metrics: of the model.
-        max_queue: requests of either kind that may wait, see ``Job.queued``. Here what has begun is not interrupted.
-        timeout: seconds a request may take, queue included.
-        num_threads: CPU threads; 0 takes the cores this process may use.
+        loaded: the model, its tokenizer and its device.
+        info: the model's metadata.
+        metrics: the model's metrics.
+        max_queue: maximum number of waiting requests, for interactive and background requests (``Job.queued``) each.
+            This engine does not preempt a running batch.
+        timeout: maximum seconds per request, including the time in the queue.
+        num_threads: number of CPU threads; 0 uses all cores available to the process.
     """
 
     def __init__(
@@ -142,56 +143,56 @@ class ReferenceEngine:
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
         self._eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
-        # Rows that ended are fed some token until the others end; nothing reads what follows.
+        # Finished rows are fed this token until the others finish; the output is not used.
         self._pad = min(self._eos, default=0)
-        self._model.generation_config = GenerationConfig()  # the model's own defaults would leak into every call
+        self._model.generation_config = GenerationConfig()  # otherwise the model's own defaults apply to every call
         self._head_bytes = widen_head(self._model)
         self._rotary = RotaryState(self._model)
         self._inbox = BlockingRequestQueue[_Task]()
         self._max_queue = max_queue
-        self._closing = threading.Event()  # admits nothing new
-        self._aborting = threading.Event()  # ends what is admitted
-        self._busy = 0  # requests that run
+        self._closing = threading.Event()  # set: no new requests are admitted
+        self._aborting = threading.Event()  # set: admitted requests are ended
+        self._busy = 0  # number of running requests
         self._gauging = threading.Lock()
-        self._seconds = 1.0  # how long a request took of late, for Retry-After
+        self._seconds = 1.0  # moving average of seconds per batch, for Retry-After
         torch.set_num_threads(num_threads or usable_cores())
         self._thread = threading.Thread(target=self._work, name=f"engine-{info.name}", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # torch aborts the process if the interpreter ends beneath a generation
+        atexit.register(self.close)  # torch aborts the process if the interpreter exits during a generation
 
     @property
     def alive(self) -> bool:
-        """Whether the worker thread runs."""
+        """Whether the engine thread runs."""
         return self._thread.is_alive()
 
     @property
     def beating(self) -> bool:
-        """The same: a generation here may take any time."""
+        """The same as ``alive``, since a step of ``generate`` has no time limit."""
         return self.alive
 
     @property
     def memory_bytes(self) -> int:
-        """See ``handlers.protocols.Engine``. What its requests take comes and goes with them."""
+        """Memory of the weights in bytes. Keys and values are not counted: each batch allocates and frees its own."""
         return self.info.weights_bytes + self._head_bytes
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``."""
+        """Tokenize a raw prompt in the thread pool."""
         return tuple(await asyncio.to_thread(self._tokenizer.encode_prompt, text))
 
     async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``."""
+        """Tokenize a chat in the thread pool."""
         return await asyncio.to_thread(self._chat.encode, messages)
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """See ``handlers.protocols.Engine``."""
+        """Tokenize a text without control tokens, in the thread pool."""
         return await asyncio.to_thread(self._chat.encode_plain, text)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See ``handlers.protocols.Engine``."""
+        """Return the bytes of a token, which may be part of a UTF-8 character."""
         return self._tokenizer.token_bytes(token_id)
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
-        """See ``handlers.protocols.Engine``."""
+        """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         queued = any(job.queued for job in jobs)
         try:
             for job in jobs:
@@ -225,16 +226,16 @@ class ReferenceEngine:
             task.cancelled.set()
 
     def warm_up(self) -> None:
-        """One short generation on the calling thread, so that the first request does not pay for first times."""
+        """Run one short generation on the calling thread, so that the first request does not pay for initialization."""
         ids = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (self._pad,)
         params = SamplingParams(max_new_tokens=2, temperature=0)
         self._generate([_Row(ids, params, 0, 0, 0, self._text(ids, params))], lambda tokens: True)
 
     def close(self, grace: float = 0) -> None:
-        """Admit nothing more, finish what was admitted, then free the model's memory.
+        """Stop admitting requests, finish the admitted ones, then free the model's memory.
 
         Args:
-            grace: seconds after which unfinished requests end with ``Draining`` instead.
+            grace: seconds after which unfinished requests fail with ``Draining``.
         """
         atexit.unregister(self.close)
         self._closing.set()
@@ -246,7 +247,7 @@ class ReferenceEngine:
         release_memory(self._device)
 
     def _gauge(self) -> None:
-        with self._gauging:  # else of two threads the one that looked first might tell last
+        with self._gauging:  # otherwise the thread with the older values might report last
             self._metrics.figures.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
 
     def _admit(self, queued: bool) -> None:
@@ -297,7 +298,7 @@ class ReferenceEngine:
             self._gauge()
 
     def _run(self, task: _Task, rows: list[_Row]) -> ServiceError | None:
-        """Generate some rows of a request; how it failed, if it did."""
+        """Generate some rows of a request. Returns the error if that failed, else None."""
 
         def deliver(tokens: list[Token]) -> bool:
             task.put(_StepOutput(time.monotonic(), tokens))
@@ -319,11 +320,11 @@ class ReferenceEngine:
         for group in self._groups(rows):
             self._rotary.restore()
             self._generate_together(group, deliver)
-            if not all(row.done for row in group):  # nobody wants more
+            if not all(row.done for row in group):  # cancelled or aborted
                 return
 
     def _groups(self, rows: list[_Row]) -> list[list[_Row]]:
-        """The batches in which rows may run."""
+        """Split rows into batches that do not change each other's results."""
         if len(rows) == 1 or self._batching == "padded":
             return [rows]
         if self._batching == "alone":
@@ -333,7 +334,7 @@ class ReferenceEngine:
 
     @functools.cached_property
     def _batching(self) -> Batching:
-        """Tried with the first request that has more than one row, so that a start does not take longer."""
+        """How rows may be batched; determined by the first request with several rows, so that startup is not slower."""
         self._rotary.restore()
         return batching(self._model, self._tokenizer.encode(_PROBE) or [self._pad], self._pad)
 
@@ -354,7 +355,7 @@ class ReferenceEngine:
 
 
 class _Choose(LogitsProcessor):
-    """Samples each row and leaves its choice as the only possible token, which the greedy loop then takes."""
+    """Samples each row and masks all other tokens, so that the greedy loop takes the sampled one."""
 
     def __init__(self, rows: list[_Row], eos: frozenset[int]) -> None:
         self._rows = rows
@@ -377,7 +378,7 @@ class _Choose(LogitsProcessor):
 
 
 class _Deliver(StoppingCriteria):
-    """Sees each new token: hands its text out, and says which rows are done."""
+    """Detokenizes and delivers each step's tokens, and reports which rows are done."""
 
     def __init__(self, rows: list[_Row], eos: frozenset[int], deliver: _Deliverer) -> None:
         self._rows = rows

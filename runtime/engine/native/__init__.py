@@ -1,1 +1,1 @@
-"""The decoder's native half: a few C++ files, compiled at install time where a compiler is found."""
+"""C++ decoder kernels for CPUs and their Python bindings. They are compiled at install time if a compiler is found."""

@@ -1,8 +1,8 @@
-"""Compile the kernels: ``python -m runtime.engine.native.build``.
+"""Compiles the C++ kernels: ``python -m runtime.engine.native.build``.
 
-One library for each level of the processor's instructions is made, so that an image built here runs well elsewhere;
-``runtime.engine.native.library`` takes the best that the machine knows. The files' names hold a digest of the sources:
-a library of other sources is never loaded.
+One library is built per instruction set level, so that an image built on this machine also runs well on others;
+``runtime.engine.native.library`` loads the best one that the processor supports. The file names contain a digest of
+the sources, so that a library built from other sources is never loaded.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fP
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A set of instructions.
+    """An instruction set level that a library is compiled for.
 
     Args:
-        name: of the library.
-        flags: what /proc/cpuinfo must list.
-        options: for the compiler.
+        name: the level's name, part of the library's file name.
+        flags: flags that /proc/cpuinfo must list.
+        options: compiler options.
     """
 
     name: str
@@ -50,13 +50,13 @@ _ANY = (Level("generic", frozenset(), ()),)
 
 
 def levels() -> tuple[Level, ...]:
-    """What can be built for this architecture, best first."""
+    """Return the levels that can be built for this architecture, best first."""
     return (_X86 if platform.machine() in ("x86_64", "AMD64") else ()) + _ANY
 
 
 @cache
 def digest() -> str:
-    """Of the sources and the way they are compiled."""
+    """Return the first 16 hexadecimal digits of SHA-256 over the sources and the compiler options."""
     found = hashlib.sha256(repr((OPTIONS, [level.options for level in levels()])).encode())
     for file in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")]):
         found.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -64,17 +64,17 @@ def digest() -> str:
 
 
 def path_of(level: Level, folder: Path | None = None) -> Path:
-    """Where a level's library lies.
+    """Return the path of a level's library.
 
     Args:
         level: the level.
-        folder: of the libraries; the one beside the sources if left out.
+        folder: the libraries' folder; by default ``FOLDER``, next to the sources.
     """
     return (folder or FOLDER) / f"{level.name}-{digest()}.so"
 
 
 def compiler() -> str | None:
-    """The C++ compiler: ``CXX``, or the first that is found."""
+    """Return the path of the C++ compiler: ``CXX``, or the first of c++, g++ and clang++; None if there is none."""
     return next(
         (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))),
         None,
@@ -82,13 +82,13 @@ def compiler() -> str | None:
 
 
 def build() -> bool:
-    """Compile every level that is missing beside the sources, and delete what other sources left there.
+    """Compile all missing libraries into ``FOLDER``, and delete every other file there, such as outdated libraries.
 
     Returns:
         Whether there is a compiler.
 
     Raises:
-        subprocess.CalledProcessError: it refused; what it said is on stderr.
+        subprocess.CalledProcessError: the compiler failed; its messages are on stderr.
     """
     if compiler() is None:
         return False
@@ -101,15 +101,15 @@ def build() -> bool:
 
 
 def compile_levels(wanted: Sequence[Level], folder: Path) -> None:
-    """Compile libraries, at the same time.
+    """Compile libraries in parallel.
 
     Args:
-        wanted: their levels.
-        folder: where they go; a library is there whole or not at all.
+        wanted: the levels to compile.
+        folder: the output folder; each library is moved there atomically.
 
     Raises:
         FileNotFoundError: there is no compiler.
-        subprocess.CalledProcessError: the compiler refused; what it said is on stderr.
+        subprocess.CalledProcessError: the compiler failed; its messages are on stderr.
     """
     program = compiler()
     if program is None:
@@ -127,7 +127,7 @@ def compile_levels(wanted: Sequence[Level], folder: Path) -> None:
 
 
 def main() -> int:
-    """Build, and say how it went. A missing compiler is no failure: the torch decoder then serves."""
+    """Build the libraries. A missing compiler is reported but is no failure: the torch decoder is used then."""
     if not build():
         sys.stderr.write(
             "no C++ compiler (c++, g++, clang++ or CXX): kernels are not built, models run through torch, more slowly\n"

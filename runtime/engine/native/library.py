@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: finding the library for this processor, and the structures it shares."""
+"""ctypes bindings of the compiled kernels: loads the library for this processor and mirrors its structures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.engine.native.build import levels, path_of
 from runtime.host import cpu_flags
 
 MOST_LOGPROBS = 32
-_NO_MEMORY = 1  # see check.h
+_NO_MEMORY = 1  # ``kNoMemory`` of check.h
 
 
 class Tensor(Structure):
-    """A matrix or vector, its scales and its bias: where they lie, and how much there is."""
+    """Pointers to a matrix or vector, its int8 scales and its bias, with their sizes."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("data", "scales", "bias")),
@@ -28,13 +28,13 @@ class Tensor(Structure):
 
 
 class Layer(Structure):
-    """One block's tensors."""
+    """The tensors of one transformer layer."""
 
     _fields_ = tuple((name, Tensor) for name in ("attention_norm", "qkv", "attention_out", "mlp_norm", "up", "down"))
 
 
 class Config(Structure):
-    """What a decoder is made of; see layout.h."""
+    """A decoder's configuration and weights, the counterpart of ``Config`` in layout.h."""
 
     _fields_ = (
         *((name, c_int32) for name in ("family", "activation", "kind", "half_kv")),
@@ -54,7 +54,7 @@ class Config(Structure):
 
 
 class Step(Structure):
-    """One step's input and output; see layout.h."""
+    """Input and output of one step, the counterpart of ``Step`` in layout.h."""
 
     _fields_ = (
         *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
@@ -86,7 +86,7 @@ CHOSEN = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """A loaded library and the instruction set it is for."""
+    """A loaded library and the name of the instruction set level that it was compiled for."""
 
     level: str
     functions: ctypes.CDLL
@@ -94,13 +94,13 @@ class Kernels:
 
 @cache
 def usable(folder: Path | None = None) -> tuple[Kernels, ...]:
-    """The libraries that were built and that this processor can run, best first.
+    """Load the compiled libraries that this processor can run, best first.
 
     Args:
-        folder: of the libraries; the one beside the sources if left out.
+        folder: the libraries' folder; by default the one next to the sources.
 
     Raises:
-        RuntimeError: one lays its structures out in another way.
+        RuntimeError: a library's structures have another memory layout than the ones here.
     """
     flags = cpu_flags()
     paths = {level.name: path_of(level, folder) for level in levels() if level.flags <= flags}
@@ -108,11 +108,15 @@ def usable(folder: Path | None = None) -> tuple[Kernels, ...]:
 
 
 def check(functions: ctypes.CDLL, status: int) -> None:
-    """Turn what a function of the library returned into an exception.
+    """Raise an exception if a library function returned an error status.
+
+    Args:
+        functions: the library.
+        status: the returned status; 0 is success.
 
     Raises:
-        MemoryError: there was no memory.
-        RuntimeError: an argument was refused; the text says which kind.
+        MemoryError: an allocation failed.
+        RuntimeError: an argument was rejected; the message says which kind.
     """
     if status == _NO_MEMORY:
         raise MemoryError("no memory for the kernels")
@@ -121,7 +125,7 @@ def check(functions: ctypes.CDLL, status: int) -> None:
 
 
 def layout() -> list[int]:
-    """Each shared structure's size and its fields' offsets in bytes, in the order of ``kLayout`` in layout.h."""
+    """Return each shared structure's size and field offsets in bytes, in the order of ``kLayout`` in layout.h."""
     structures = [np.dtype(shared) for shared in (Tensor, Layer, Config)] + [CHOICE, CHOSEN, np.dtype(Step)]
     return [number for dtype in structures for number in (dtype.itemsize, *_offsets(dtype))]
 

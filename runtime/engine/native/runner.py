@@ -1,4 +1,4 @@
-"""A runner on the compiled kernels: packed weights where they lie, a whole step in one call without Python."""
+"""Model runner on the compiled kernels: reads packed weights in place and runs a whole step in one native call."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _FAMILIES = {"gpt2": 0, "llama": 1}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 _BLOCK_TOKENS = 16
-_MOST_BLOCKS = 1 << 26  # see check.h; a model with longer texts than these hold does not exist
+_MOST_BLOCKS = 1 << 26  # ``kMostBlocks`` of check.h; no model has a context that needs more
 
 
 def available() -> str | None:
-    """Which kernels there are for this processor (the name of their instruction set); None if none."""
+    """Return the instruction set level of the best kernels for this processor; None if there are none."""
     return next((kernels.level for kernels in library.usable()), None)
 
 
 def supports(config: DecoderConfig) -> bool:
-    """Whether the kernels, which compute in sixteens, can run a model of this shape."""
+    """Whether the kernels can run a model: all its widths must be multiples of ``PANEL_ROWS``."""
     widths = (config.hidden, config.intermediate, config.head_dim)
     return not any(width % PANEL_ROWS for width in widths)
 
 
 class NativeRunner:
-    """See ``runtime.engine.sequence.Runner``.
+    """Runs steps with the compiled CPU kernels. Implements ``runtime.engine.sequence.Runner``.
 
     Args:
         snapshot: the model; its arrays are read in place and kept.
-        kv_bytes: memory for keys and values at most; it is taken up as it is written.
-        max_tokens: most tokens of one step.
-        threads: that compute, the caller's among them.
-        kernels: others than the best for this processor.
+        kv_bytes: maximum bytes of the KV cache; memory becomes resident only when it is written.
+        max_tokens: maximum tokens per step.
+        threads: number of compute threads, including the caller's.
+        kernels: the library to use; by default the best for this processor.
 
     Raises:
         RuntimeError: there are no kernels, or they cannot run this model (see ``available`` and ``supports``), or a
-            tensor has another size than the configuration demands.
-        MemoryError: not even one block fits ``kv_bytes``, or the system has no memory.
+            tensor has another size than the configuration requires.
+        MemoryError: ``kv_bytes`` is less than one block, or an allocation failed.
     """
 
     block_tokens = _BLOCK_TOKENS
@@ -65,9 +65,9 @@ class NativeRunner:
         kernels = kernels or next(iter(library.usable()), None)
         if kernels is None or not supports(config):
             raise RuntimeError("there are no kernels for this processor or model")
-        self.level = kernels.level  # the name of the instruction set
+        self.level = kernels.level  # the name of the instruction set level
         self._library = kernels.functions
-        self._keep: list[Any] = []  # what the kernels hold addresses of
+        self._keep: list[Any] = []  # keeps arrays alive whose addresses the kernels hold
         half = kind != "float32"
         self.block_bytes = config.layers * config.kv_heads * config.head_dim * _BLOCK_TOKENS * 2 * (2 if half else 4)
         self.blocks = min(kv_bytes // self.block_bytes, _MOST_BLOCKS)
@@ -112,14 +112,14 @@ class NativeRunner:
         self._chosen = np.zeros(max_tokens, library.CHOSEN)
 
     def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
-        """See ``Runner``."""
+        """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
         return self._step(rows, None)
 
     def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
-        """Take a step and look at it.
+        """Run a step and return its logits.
 
         Returns:
-            [samples of all rows, vocabulary] the logits as the model gives them.
+            [samples of all rows, vocabulary] the model's unmodified float32 logits.
         """
         found = np.empty((sum(row.samples for row in rows), self._vocabulary), np.float32)
         self._step(rows, found)
@@ -177,17 +177,17 @@ class NativeRunner:
         return results
 
     def copy_block(self, source: int, target: int) -> None:
-        """See ``Runner``."""
+        """Copy a KV block onto another, in all layers."""
         library.check(self._library, self._library.warmstart_copy_block(self._handle, source, target))
 
     def read(self, data: NDArray[Any]) -> None:
-        """Read an array once with all threads: what measures the memory's bandwidth."""
+        """Read an array once with all threads, to measure memory bandwidth."""
         total = ctypes.c_float()
         status = self._library.warmstart_read(self._handle, data.ctypes.data, data.nbytes, total)
         library.check(self._library, status)
 
     def close(self) -> None:
-        """See ``Runner``."""
+        """Close the native decoder and free its memory."""
         handle, self._handle = self._handle, ctypes.c_void_p()
         self._library.warmstart_close(handle)
         self._keep.clear()
@@ -225,7 +225,13 @@ class NativeRunner:
 
 
 def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
-    """The fields of ``library.CHOICE`` for a row's choice; arrays they point to are added to ``keep``."""
+    """Return the fields of ``library.CHOICE`` for one sampled token of a row.
+
+    Args:
+        row: the row.
+        index: index of the sampled token within the row, from 0.
+        keep: receives the arrays that the fields point to; they must live until the step is done.
+    """
     sequence = row.sequence
     params = sequence.params
 
