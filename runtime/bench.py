@@ -1,7 +1,7 @@
-"""What a model does on this machine: prefill and decode rates, bandwidth, cold start, and quality on a text.
+"""Benchmark of a model on this machine: prefill and decode rates, memory bandwidth, cold start time and perplexity.
 
-Steps are timed at the runner, so that the figures are those of the kernels; loads over HTTP are measured by
-``loadtests``. Medians throughout.
+Steps are timed at the runner, so that the results are those of the kernels; ``loadtests`` measures load over HTTP. All
+times are medians.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from runtime.types import SamplingParams
 
 _DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
 _PREFILL_TOKENS = (16, 64, 256, 1024)
-_CONTEXT = 128  # tokens before the ones that are decoded
+_CONTEXT = 128  # context length in tokens before the decoded ones
 _STEPS = 30
-_READ_BYTES = 256 << 20  # far more than caches hold
-_WINDOW = 512  # tokens that a text's perplexity is computed over at a time
-_PIECE = 64  # tokens whose logits are held at a time
+_READ_BYTES = 256 << 20  # far larger than the CPU caches
+_WINDOW = 512  # tokens per perplexity window
+_PIECE = 64  # tokens whose logits are in memory at a time
 
 
 def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> dict[str, Any]:
-    """Measure the current model on this machine.
+    """Load a model and measure it on this machine.
 
     Args:
         spec: the model.
-        settings: device, number type, threads and so on.
-        text: to compute the perplexity of.
+        settings: the service's settings, such as device, dtype and threads.
+        text: a text to compute the perplexity of; None skips that.
 
     Returns:
         Plain data for ``table`` or JSON: rates in tokens per second, times in seconds, bandwidth in bytes per second.
 
     Raises:
-        ModelUnavailable: it cannot be loaded, or only the reference engine can run it.
+        ModelUnavailable: the model cannot be loaded, or only the reference engine can run it.
     """
     phases = Phases()
     phases.imports()
@@ -85,7 +85,7 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
         for batch in _DECODE_BATCHES:
             if batch * (context + _STEPS + runner.block_tokens) <= runner.blocks * runner.block_tokens:
                 found["decode"][batch] = batch / _median(decode_step(runner, batch, context, vocabulary), _STEPS)
-        # What one decoded token must read: every weight, and the keys and values before it.
+        # Bytes read per decoded token: all weights, and the keys and values before it.
         read = snapshot.nbytes + runner.block_bytes * context // runner.block_tokens
         found["bandwidth"] = {"achieved": read * found["decode"][1], "measured": _read_bandwidth(runner)}
         if text is not None:
@@ -97,7 +97,7 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Format the results of ``bench`` as Markdown."""
     bandwidth = found["bandwidth"]
     machine = found["machine"]
     lines = [
@@ -140,20 +140,23 @@ def _median(step: Callable[[], object], count: int) -> float:
 
 
 def _prefill(runner: Runner, tokens: int, vocabulary: int) -> float:
-    dice = random.Random(tokens)  # noqa: S311 - drawn alike each time
+    dice = random.Random(tokens)  # noqa: S311 - the same numbers each time
     sequence = _sequence(dice.choices(range(vocabulary), k=tokens), 0, runner)
     rows = [Row(sequence, 0, sequence.tokens)]
     return tokens / _median(lambda: runner.step(rows), 7)
 
 
 def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Callable[[], object]:
-    """A step that decodes one token of each of some sequences, up to thirty times.
+    """Prefill a batch of sequences and return a function that decodes one more token of each.
 
     Args:
-        runner: with room for them.
-        batch: sequences.
-        context: tokens that each has before, computed now.
-        vocabulary: ids to take tokens from.
+        runner: a runner with enough KV blocks.
+        batch: number of sequences.
+        context: context length in tokens of each sequence, prefilled by this call.
+        vocabulary: vocabulary size; token ids are drawn from it.
+
+    Returns:
+        The decode step, which may be called up to thirty times.
     """
     dice = random.Random(batch)  # noqa: S311
     each = -(-(context + _STEPS) // runner.block_tokens)
@@ -171,7 +174,7 @@ def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Ca
 
 
 def _read_bandwidth(runner: Runner) -> float:
-    """Bytes per second at which all threads together read memory that no cache holds."""
+    """Measure the memory bandwidth of all threads together, in bytes per second, on an array larger than the caches."""
     data = np.ones(_READ_BYTES // 4, np.float32)
     read = getattr(runner, "read", None)
     if read is None:
@@ -183,19 +186,20 @@ def _read_bandwidth(runner: Runner) -> float:
 
 
 def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np.float32]]]) -> float:
-    """exp of the mean negative log-probability of each token of a text after the first of its window.
+    """Compute a text's perplexity: exp of the mean negative log-probability of all tokens but each window's first.
 
     Args:
-        ids: the text's tokens.
-        logits: from some tokens to the logits behind each, [tokens, V] all together, in pieces.
+        ids: the text's token ids.
+        logits: function from the tokens of a window to the logits after each of them, [tokens, V] in total, yielded
+            in pieces.
 
     Raises:
-        InvalidRequest: there are less than two tokens.
+        InvalidRequest: the text has fewer than two tokens.
     """
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, _WINDOW):
         window = ids[start : start + _WINDOW]
-        targets = iter(window[1:])  # one less than there are logits
+        targets = iter(window[1:])  # one fewer than there are logits
         for piece in logits(window):
             found = piece.astype(np.float64)
             found -= found.max(axis=1, keepdims=True)
@@ -209,7 +213,7 @@ def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np
 
 
 def logits_of(runner: Any, window: list[int]) -> Iterator[NDArray[np.float32]]:
-    """A native or torch runner's logits as ``perplexity`` takes them."""
+    """Yield the logits of a native or torch runner in the form that ``perplexity`` takes."""
     sequence = _sequence(window, 0, runner)
     for at in range(0, len(window), _PIECE):
         piece = window[at : at + _PIECE]

@@ -1,1 +1,1 @@
-"""The decoder and the reference engine on PyTorch."""
+"""PyTorch implementation of the decoder: model runner, paged attention, KV cache and sampling."""

@@ -1,8 +1,8 @@
-"""Attention of packed tokens over a paged cache.
+"""Paged attention for the packed tokens of a step.
 
-The tokens of a step are cut into tiles of consecutive tokens of one sequence. Tiles of the same width run together,
-each with its own copy of the sequence's keys and values, gathered as far as the longest of them reaches. The query
-heads that share a key head stand beside the tokens of the tile, as more queries.
+The tokens of a step are split into tiles of consecutive tokens of one sequence. Tiles of the same width run as one
+batch; each has its own copy of its sequence's keys and values, gathered to the length of the longest tile. Query heads
+that share a key head (grouped-query attention) are folded into the query dimension of the tile.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
 
-PIECE = 128  # keys that one product takes
+PIECE = 128  # keys per product
 PIECE_BLOCKS = PIECE // BLOCK_TOKENS
-# The first takes any mask, and each of its blocks of queries goes through the keys in order by itself: which other rows
-# there are, and how many masked keys follow, changes no bit. The other is for shapes that it does not take.
+# The first kernel supports any mask, and each of its query blocks iterates over the keys in order independently: other
+# rows and the number of trailing masked keys change no bit. The second is the fallback for unsupported shapes.
 _GPU_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_WIDTHS = (1, 2, 4, 16, 64)  # of tiles that are tried where bits matter
-_SLICE_BYTES = 32 * 2**20  # of gathered keys and values at a time
+_WIDTHS = (1, 2, 4, 16, 64)  # candidate tile widths for exact attention
+_SLICE_BYTES = 32 * 2**20  # maximum bytes of keys and values gathered at a time
 
 
 @dataclass(slots=True)
 class Tiles:
-    """Tiles of one width.
+    """A batch of tiles of one width. B: tiles, W: tokens per tile, N: blocks per table, G: query heads per key head.
 
     Args:
-        tokens: [B, W] index of each query among the packed tokens; any where a tile is not full.
-        tables: [B, N] blocks of each tile's sequence in order of position, N a multiple of ``PIECE_BLOCKS``; any block
-            behind the sequence's own.
-        pages: of the tables, see ``PagedKV.pages``.
-        bias: [B, 1, W * G, N * BLOCK_TOKENS] 0 where a query may look, else -inf.
+        tokens: [B, W] index of each query among the packed tokens; arbitrary where a tile is padded.
+        tables: [B, N] block table of each tile's sequence, N a multiple of ``PIECE_BLOCKS``; padded with any block.
+        pages: index into the cache that ``PagedKV.pages`` returned for the tables.
+        bias: [B, 1, W * G, N * BLOCK_TOKENS] attention mask: 0 where a query may attend, else -inf.
     """
 
     tokens: Tensor
@@ -45,15 +44,15 @@ class Tiles:
 
 
 def tiles(kv: PagedKV, tokens: Tensor, tables: Tensor, positions: Tensor, group: int, dtype: torch.dtype) -> Tiles:
-    """Prepare tiles once for all layers.
+    """Build the tiles and their mask once for all layers.
 
     Args:
-        kv: the cache.
-        tokens: see ``Tiles``.
-        tables: see ``Tiles``.
-        positions: [M] of the packed tokens.
+        kv: the KV cache.
+        tokens: [B, W] indices of the queries, see ``Tiles``.
+        tables: [B, N] block tables, see ``Tiles``.
+        positions: [M] positions of the packed tokens in their sequences.
         group: query heads per key head.
-        dtype: of the scores: the queries' own, or float32 where ``attend`` is exact.
+        dtype: dtype of the attention scores: that of the queries, or float32 for exact attention.
     """
     keys = torch.arange(tables.shape[1] * BLOCK_TOKENS, device=tables.device)
     hidden = keys > positions[tokens].repeat_interleave(group, dim=1)[:, None, :, None]  # [B, 1, W * G, L]
@@ -62,18 +61,18 @@ def tiles(kv: PagedKV, tokens: Tensor, tables: Tensor, positions: Tensor, group:
 
 
 def attend(queries: Tensor, kv: PagedKV, layer: int, tile: Tiles, *, exact: bool) -> Tensor:
-    """Attention of one group of tiles.
+    """Compute attention for tiles of one width.
 
     Args:
-        queries: [M, heads, D] of all packed tokens.
-        kv: the cache, with these tokens' own keys and values.
-        layer: whose.
+        queries: [M, heads, D] queries of all packed tokens.
+        kv: the KV cache, which already contains these tokens' own keys and values.
+        layer: the layer's index.
         tile: the tiles.
-        exact: whether to see to it that no bit of a query's answer depends on the other tiles or on how far they
-            reach; what runs on a GPU is so by itself.
+        exact: whether to use fixed product shapes, so that no bit of a query's result depends on the other tiles or
+            their length. Not needed on a GPU, whose kernels have that property.
 
     Returns:
-        [B * W, heads * D].
+        [B * W, heads * D] attention outputs, padding included.
     """
     (rows, width), (_, heads, size) = tile.tokens.shape, queries.shape
     kv_heads = kv.data.shape[2] // 2
@@ -89,10 +88,10 @@ def attend(queries: Tensor, kv: PagedKV, layer: int, tile: Tiles, *, exact: bool
 
 
 def _in_pieces(q: Tensor, kv: PagedKV, layer: int, tile: Tiles) -> Tensor:
-    """Attention out of products of few fixed shapes: W * G queries with ``PIECE`` keys, in float32.
+    """Compute attention in float32 with products of few fixed shapes: W * G queries with ``PIECE`` keys.
 
-    A library may sum in another order when a shape changes, so all that are summed over stay the same, for widths that
-    ``agreeing_widths`` names. What a piece of masked keys adds is exactly 0.
+    A library may sum in another order when a shape changes, so the summed dimensions are fixed, and W is one of
+    ``agreeing_widths``. A piece of masked keys adds exactly 0.
     """
     rows, kv_heads, _, size = q.shape
     step = max(1, _SLICE_BYTES // (8 * kv_heads * size * tile.tables.shape[1] * BLOCK_TOKENS))
@@ -120,11 +119,11 @@ def _pieces(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def agreeing_widths(group: int, size: int) -> tuple[int, ...]:
-    """The widths of tiles for which this machine's products give the same bits, found by trying.
+    """Return the tile widths for which this machine's products give identical bits, determined by a trial.
 
     Args:
         group: query heads per key head.
-        size: of a head.
+        size: head dimension.
     """
     rows, heads, tokens, length = 2, 2, _WIDTHS[-1], 2 * PIECE
     random = torch.Generator().manual_seed(0)
@@ -134,7 +133,7 @@ def agreeing_widths(group: int, size: int) -> tuple[int, ...]:
     bias = torch.zeros(rows, 1, *hidden.shape).masked_fill_(hidden, float("-inf"))
 
     def outcome(width: int, rows: int, keys: int) -> Tensor:
-        """Of the first row, [heads, tokens * G, D], beside so many rows and as far as so many keys."""
+        """Return the first row's output [heads, tokens * G, D], computed with ``rows`` rows and ``keys`` keys."""
         count = tokens // width
         parts = q[:rows].view(rows, heads, count, -1, size).transpose(1, 2).flatten(0, 1)
         biases = bias[:rows, :, :, :keys].reshape(rows * count, 1, -1, keys)

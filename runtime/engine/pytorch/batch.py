@@ -1,4 +1,4 @@
-"""From the rows of a step to the arrays that describe it: plain Python and one array of integers."""
+"""Packs the rows of a step into one integer array and a padded shape, in plain Python and numpy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runtime.engine.sequence import Row
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a step, filled up; what is captured for one shape serves every step of it.
+    """The padded sizes of a step. A CUDA graph captured for one shape is used for every step of that shape.
 
     Args:
-        tokens: M.
-        samples: S.
-        groups: (tiles B, tokens of a tile W, blocks of a table N) of each width, narrow ones first.
+        tokens: number of packed tokens M.
+        samples: number of sampled tokens S.
+        groups: (tiles B, tokens per tile W, blocks per table N) for each tile width, in ascending order of width.
     """
 
     tokens: int
@@ -28,29 +28,28 @@ class Shape:
 
     @property
     def sizes(self) -> list[int]:
-        """Of the parts of a packed step: ids, positions, slots, outputs, samples; each group's tokens and tables."""
+        """Lengths of the packed parts: ids, positions, slots, outputs, samples, then each group's tokens and tables."""
         groups = [size for rows, width, blocks in self.groups for size in (rows * width, rows * blocks)]
         return [self.tokens] * 4 + [self.samples, *groups]
 
     @property
     def decoding(self) -> bool:
-        """Whether every sequence has one token."""
+        """Whether the step is a pure decode step, with one token per sequence."""
         return len(self.groups) == 1 and self.groups[0][1] == 1
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPacker:
-    """Packs steps.
+    """Packs the rows of a step and pads them to a ``Shape``.
 
     Args:
-        block_tokens: positions of a block.
-        spare: the block where what fills up is written.
-        widths: of tiles, ascending; a row's tokens are cut into tiles of the narrowest that takes them all, or of the
-            widest.
-        tile: products take a multiple of so many rows.
-        piece: tables have a multiple of so many blocks.
-        buckets: whether to fill steps in which every sequence has one token up to powers of two, so that few shapes
-            occur.
+        block_tokens: positions per KV block.
+        spare: the block that padding tokens are written to.
+        widths: tile widths in ascending order; a row's tokens are split into tiles of the narrowest width that takes
+            all of them, or else of the widest.
+        tile: numbers of tokens and samples are padded to a multiple of this; 0 for no padding.
+        piece: block tables are padded to a multiple of this many blocks.
+        buckets: whether to pad decode steps to powers of two, so that few shapes occur.
     """
 
     block_tokens: int
@@ -61,12 +60,12 @@ class BatchPacker:
     buckets: bool
 
     def pack(self, rows: Items[Row]) -> tuple[Shape, NDArray[np.int64]]:
-        """The step's shape, and its parts in the order of ``Shape.sizes``, one behind another."""
+        """Return the step's shape, and its parts concatenated in the order of ``Shape.sizes``."""
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         samples: list[int] = []
-        tiles: dict[int, list[tuple[int, int, list[int]]]] = {}  # width -> (first token, tokens, blocks in reach)
+        tiles: dict[int, list[tuple[int, int, list[int]]]] = {}  # width -> (first token, tokens, blocks up to the last)
         size = self.block_tokens
         for row in rows:
             first, count, blocks = len(ids), len(row.token_ids), row.sequence.blocks
@@ -84,7 +83,7 @@ class BatchPacker:
         parts: list[list[int]] = []
         groups: list[tuple[int, int, int]] = []
         decoding = self.buckets and list(tiles) == [1]
-        done = 0  # outputs of groups before
+        done = 0  # number of outputs of the previous groups
         for width in sorted(tiles):
             group = tiles[width]
             count = _power(len(group)) if decoding else len(group)

@@ -1,4 +1,4 @@
-"""``runtime.engine.pytorch.sampling`` for all rows of a step in one pass on the device, which is waited for once."""
+"""Batched sampling: the results of ``runtime.engine.pytorch.sampling`` with one device synchronization for all rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from runtime.engine.pytorch.sampling import Draw
 from runtime.engine.sequence import Sampled
 from runtime.errors import InternalError
 
-# So many of a row's likeliest tokens are looked at. Only where the draw falls behind them, which a flat distribution
-# makes possible, is the whole vocabulary sorted, and the device waited for once more.
+# Number of each row's most likely tokens to consider. Only if the sampled token is not among them, which a flat
+# distribution makes possible, is the whole vocabulary sorted, with a second device synchronization.
 _CANDIDATES = 256
 
 
 @dataclass(slots=True)
 class _Inputs:
-    """What the rows ask for, as lists that travel to the device together. Places are row * V + id."""
+    """The rows' sampling parameters as flat lists, sent to the device in one copy. Logit indices are row * V + id."""
 
     sampled: list[float] = field(default_factory=list)  # rows that are not greedy
-    numbers: list[float] = field(default_factory=list)  # of each of those: temperature, top_k, top_p, min_p, u
-    reported: list[float] = field(default_factory=list)  # rows whose log-probabilities are asked for
+    numbers: list[float] = field(default_factory=list)  # for each of those: temperature, top_k, top_p, min_p, u
+    reported: list[float] = field(default_factory=list)  # rows whose log-probabilities are requested
     biased: list[float] = field(default_factory=list)
     biases: list[float] = field(default_factory=list)
     repeated: list[float] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Inputs:
         return inputs
 
     def upload(self, device: torch.device) -> list[Tensor]:
-        """The lists in order, as float64, which holds every place exactly, in one copy."""
+        """Copy the lists to the device, in order, as float64, which represents every logit index exactly."""
         lists = [getattr(self, name) for name in self.__slots__]
         flat = torch.tensor([value for values in lists for value in values], dtype=torch.float64)
         if device.type == "cuda":
@@ -68,16 +68,16 @@ class _Inputs:
 
 
 def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | InternalError]:
-    """Choose for every row what ``adjust``, ``sample`` and ``log_probabilities`` would.
+    """Sample one token per row, with the results of ``adjust``, ``sample`` and ``log_probabilities``.
 
     Args:
-        logits: [B, V] as the model gave them, left as they are.
-        draws: one per row.
+        logits: [B, V] the model's unmodified logits; not changed.
+        draws: the sampling inputs, one per row.
 
     Returns:
-        For each row its choice, or an error if its logits are not numbers.
+        For each row the sampled token, or an error if its logits are not finite.
     """
-    if logits.device.type == "mps":  # which has no float64
+    if logits.device.type == "mps":  # MPS has no float64
         logits = logits.cpu()
     logits = logits.float()
     results, unsure = _choose(logits, draws, _CANDIDATES)
@@ -89,7 +89,7 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Interna
 
 
 def _choose(logits: Tensor, draws: Sequence[Draw], candidates: int) -> tuple[list[Sampled | InternalError], list[int]]:
-    """The choices as far as so many of each row's likeliest tokens tell them, and the rows for which they do not."""
+    """Sample from each row's ``candidates`` most likely tokens; also return the rows for which those do not suffice."""
     vocabulary = logits.shape[1]
     candidates = min(candidates, vocabulary)
     inputs = _Inputs.of(draws, vocabulary)
@@ -98,7 +98,7 @@ def _choose(logits: Tensor, draws: Sequence[Draw], candidates: int) -> tuple[lis
     finite = torch.isfinite(logits.amax(dim=1))  # [B]; the maximum of a row with a NaN is NaN
     sure = torch.ones_like(finite)
     edited = _edit(logits.clone(), edits) if any(map(len, edits)) else logits
-    choice = edited.argmax(dim=1)  # [B]; of equal ones the first
+    choice = edited.argmax(dim=1)  # [B]; the first of equal logits
     if inputs.sampled:
         everything = vocabulary in inputs.numbers[1::5]
         choice[sampled], sure[sampled] = _draw(edited[sampled], numbers.view(-1, 5), candidates, everything)
@@ -110,13 +110,13 @@ def _choose(logits: Tensor, draws: Sequence[Draw], candidates: int) -> tuple[lis
         tops = tops[:, : max(draws[int(row)].params.logprobs or 0 for row in inputs.reported)]  # [R, N]
         sure[reported] &= known.squeeze(1) >= tops.shape[1]
         parts += [natural.gather(1, choice[reported, None]), tops, natural.gather(1, tops)]
-    answers = torch.cat([part.double().flatten() for part in parts]).tolist()  # the one wait
+    answers = torch.cat([part.double().flatten() for part in parts]).tolist()  # the only synchronization
     rows = len(draws)
     return _results(answers, draws, inputs), [row for row in range(rows) if not answers[2 * rows + row]]
 
 
 def _edit(logits: Tensor, edits: list[Tensor]) -> Tensor:
-    """Bias, penalties and bans of all rows, in place. Each row has an id at most once in each list."""
+    """Apply bias, penalties and bans of all rows in place. An id occurs at most once per row in each list."""
     flat = logits.view(-1)
     biased, biases, repeated, repetition, penalized, penalties, banned = edits
     flat.index_put_((biased.long(),), biases.float(), accumulate=True)
@@ -129,15 +129,15 @@ def _edit(logits: Tensor, edits: list[Tensor]) -> Tensor:
 
 
 def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest logits, best first, ties in id order.
+    """Return the ids of the highest logits of each row, best first, ties in id order.
 
     Args:
         logits: [S, V].
-        count: how many, of at most V.
+        count: number of ids per row, at most V.
 
     Returns:
-        [S, count] ids, and [S, 1] how many of them, from the first, are right: of equal ones at the end, ``topk`` takes
-        any.
+        [S, count] ids, and [S, 1] how many of the first ids are certain: among equal logits at the end, ``topk`` may
+        return any.
     """
     if count == logits.shape[1]:
         ids = torch.sort(logits, dim=1, descending=True, stable=True).indices
@@ -148,22 +148,22 @@ def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _draw(logits: Tensor, numbers: Tensor, candidates: int, everything: bool) -> tuple[Tensor, Tensor]:
-    """``sample`` for all rows, as far as the candidates reach.
+    """Do what ``sample`` does for all non-greedy rows, from each row's most likely candidates only.
 
     Args:
-        logits: [S, V], edited.
-        numbers: [S, 5] float64, see ``_Inputs``.
-        candidates: tokens to look at; with V, every choice is right.
-        everything: whether a row has no top-k.
+        logits: [S, V] logits after ``_edit``.
+        numbers: [S, 5] float64: temperature, top_k, top_p, min_p, u of each row.
+        candidates: number of tokens to consider; with V, every result is certain.
+        everything: whether any row has no top-k.
 
     Returns:
-        [S] ids, and [S] whether the id is right.
+        [S] ids, and [S] whether the id is certain to equal that of ``sample``.
     """
     vocabulary = logits.shape[1]
     temperature, top_k, top_p, min_p, u = numbers[:, :, None].unbind(1)  # [S, 1] each
     ids, known = _likeliest(logits, candidates)  # [S, C], [S, 1]
     values = logits.gather(1, ids).double()
-    weights = torch.exp((values - values[:, :1]) / temperature)  # of the likeliest: 1
+    weights = torch.exp((values - values[:, :1]) / temperature)  # 1 for the most likely token
     weights = weights.masked_fill(torch.arange(candidates, device=logits.device) >= torch.minimum(top_k, known), 0)
     cumulative = weights.cumsum(1)
     total = cumulative[:, -1:]
@@ -174,10 +174,10 @@ def _draw(logits: Tensor, numbers: Tensor, candidates: int, everything: bool) ->
     def count(kept: Tensor) -> Tensor:
         return kept.sum(1, keepdim=True)
 
-    # Each cut leaves the first so many. A token stays while the probability before it has not yet reached p.
+    # Each filter keeps a prefix of the tokens. A token is kept if the probability before it has not yet reached p.
     kept = torch.where(top_p < 1, torch.minimum(top_k, count(cumulative - weights < top_p * total)), top_k)
     kept = torch.where(min_p > 0, torch.minimum(kept, count(weights >= min_p)), kept)
-    # A cut among the known tokens is where it seems to be; of one behind them only that is known.
+    # A cut within the certain tokens is exact; otherwise it is only known to lie behind them.
     cut = kept < known
     last = torch.minimum(kept, known).clamp(min=1).long() - 1
     target = u * torch.where(cut, cumulative.gather(1, last), total)

@@ -1,6 +1,6 @@
-"""The decoders of the GPT-2 and Llama families as functions of packed tokens.
+"""Decoder models of the GPT-2 and Llama families on packed tokens.
 
-M tokens of all rows of a step stand one behind another; only attention knows which belong together.
+The M tokens of all rows of a step are concatenated without padding; only attention distinguishes sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime.model.config import DecoderConfig
 from runtime.model.packing import PANEL_ROWS, unpack
 from runtime.model.snapshot import Snapshot
 
-Weights = Mapping[str, Tensor]  # named as ``runtime.loading.convert`` says
+Weights = Mapping[str, Tensor]  # tensor names are those of ``runtime.loading.convert``
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -31,15 +31,15 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(slots=True)
 class Batch:
-    """What one pass works on.
+    """The inputs of one forward pass. M: packed tokens, S: sampled tokens.
 
     Args:
-        ids: [M] tokens.
-        positions: [M] in their sequences.
-        slots: [M] where their keys and values belong, see ``PagedKV.places``.
-        outputs: [M] which row each token is among all tiles' outputs, one group behind another.
-        samples: [S] tokens behind which one is to be chosen.
-        tiles: for attention.
+        ids: [M] token ids.
+        positions: [M] positions of the tokens in their sequences.
+        slots: [M] KV cache slots (block x ``BLOCK_TOKENS`` + offset) to write the tokens' keys and values to.
+        outputs: [M] index of each token in the concatenated attention outputs of all tile groups.
+        samples: [S] indices of the tokens whose logits are needed.
+        tiles: attention tiles, one entry per tile width.
     """
 
     ids: Tensor
@@ -51,13 +51,13 @@ class Batch:
 
 
 class Decoder:
-    """A model on a device.
+    """A decoder model (GPT-2 or Llama family) on one device. Calling it runs a forward pass.
 
     Args:
-        config: its shape.
-        weights: its tensors, all of one dtype on one device.
-        tile: see ``BatchInvariantLinear``.
-        exact: see ``attention.attend``.
+        config: the model's configuration.
+        weights: the model's tensors, all of one dtype on one device.
+        tile: smallest number of rows per product, 0 for products of any size; see ``BatchInvariantLinear``.
+        exact: whether attention uses fixed product shapes, see ``attention.attend``.
     """
 
     def __init__(self, config: DecoderConfig, weights: Weights, *, tile: int = 0, exact: bool = False) -> None:
@@ -81,18 +81,18 @@ class Decoder:
         self._frequencies = torch.tensor(config.inverse_frequencies, device=self._embed.device)  # [D / 2]
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:
-        """One pass.
+        """Run a forward pass and write the tokens' keys and values to the cache.
 
         Args:
             batch: the tokens.
-            kv: the cache, which gets their keys and values.
+            kv: the KV cache.
 
         Returns:
-            [S, V] float32 logits, and [M] whether the numbers of each token stayed finite on their way.
+            [S, V] float32 logits, and [M] whether the last layer's output of each token is finite.
         """
         config = self._config
-        # What the layers add up stays in float32, as in the compiled kernels: rounded to bfloat16 after each layer, the
-        # sums shift the logits by 0.05 to 0.1, which is enough to change answers.
+        # The residual stream stays in float32, as in the compiled kernels: rounding it to bfloat16 after each layer
+        # shifts the logits by 0.05 to 0.1, which is enough to change results.
         x = F.embedding(batch.ids, self._embed).float()  # [M, H]
         turn = None
         if self._positions is not None:
@@ -136,12 +136,12 @@ class Decoder:
 
 
 def rotations(positions: Tensor, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (arXiv:2104.09864).
+    """Compute the cosines and sines of rotary position embeddings (arXiv:2104.09864).
 
     Args:
-        positions: [M].
+        positions: [M] positions of the tokens.
         frequencies: [D / 2] radians per position.
-        factor: what they are multiplied by.
+        factor: factor that cosines and sines are multiplied by (attention scaling).
 
     Returns:
         [M, 1, D / 2] each, float32.
@@ -151,30 +151,30 @@ def rotations(positions: Tensor, frequencies: Tensor, factor: float) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of a head's first and second half.
+    """Apply rotary embeddings to the pairs formed by a head's first and second half.
 
     Args:
-        x: [M, N, D].
-        cos: [M, 1, D / 2].
-        sin: [M, 1, D / 2].
+        x: [M, N, D] queries or keys of N heads.
+        cos: [M, 1, D / 2] cosines from ``rotations``.
+        sin: [M, 1, D / 2] sines from ``rotations``.
     """
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _halves(interleaved: Tensor, rows: int) -> Tensor:
-    """All rows of the gate, then all of what it gates, out of panels of both in turn, their filling left out."""
+    """Deinterleave alternating panels of gate and up projection: all gate rows, then all up rows, without padding."""
     panels = interleaved.view(-1, 2, PANEL_ROWS, *interleaved.shape[1:])
     return torch.cat([panels[:, 0].flatten(0, 1)[:rows], panels[:, 1].flatten(0, 1)[:rows]])
 
 
 def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """A snapshot's tensors, out of their panels.
+    """Unpack a snapshot's weight matrices and convert all its tensors to one dtype.
 
     Args:
-        snapshot: an open one; int8 weights become numbers of the dtype.
-        dtype: of all tensors.
-        device: where they shall be.
+        snapshot: an open snapshot; int8 weights are dequantized.
+        dtype: dtype of the returned tensors.
+        device: device of the returned tensors.
     """
     weights = {}
     for name in snapshot:

@@ -1,4 +1,4 @@
-"""Keys and values of all sequences, in blocks of one pool on the device."""
+"""The paged KV cache: the keys and values of all sequences, in the blocks of one pool on the device."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ BLOCK_TOKENS = 16
 
 
 class PagedKV:
-    """The pool. A block holds, for each layer, keys and values of ``BLOCK_TOKENS`` positions, each head's together.
+    """A pool of KV blocks. A block holds, per layer and head, the keys and values of ``BLOCK_TOKENS`` positions.
 
-    There is one block more than asked for, behind the others: what fills a batch up to its shape writes there.
+    The pool has one extra block at the end, number ``blocks``, which padding tokens are written to.
 
     Args:
-        config: the decoder's shape.
-        nbytes: memory to fill with blocks.
-        dtype: of keys and values.
-        device: where they are.
+        config: the decoder's configuration.
+        nbytes: memory for the blocks in bytes.
+        dtype: dtype of keys and values.
+        device: device of the pool.
 
     Raises:
-        ValueError: not even one block fits.
+        ValueError: ``nbytes`` is less than one block.
     """
 
     def __init__(self, config: DecoderConfig, nbytes: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,50 +39,50 @@ class PagedKV:
         self._head = torch.arange(self._heads, device=device)
 
     def places(self, slots: Tensor) -> Tensor:
-        """Where tokens' keys and values belong.
+        """Convert tokens' slots to the indices that ``write`` takes.
 
         Args:
-            slots: [M] block x ``BLOCK_TOKENS`` + offset in it.
+            slots: [M] block x ``BLOCK_TOKENS`` + offset in the block.
 
         Returns:
-            [M * 2 kv_heads] for ``write``.
+            [M * 2 kv_heads] indices, one per token and head, keys first.
         """
         block, offset = slots[:, None] // BLOCK_TOKENS, slots[:, None] % BLOCK_TOKENS
         return ((block * self._heads + self._head) * BLOCK_TOKENS + offset).flatten()
 
     def write(self, layer: int, places: Tensor, keys_values: Tensor) -> None:
-        """Store tokens' keys and values.
+        """Write tokens' keys and values to a layer of the cache.
 
-        Numbers that are none become 0: attention multiplies what it must not see with 0, and 0 x NaN is NaN, so that
-        they would spoil whichever sequence gets the block next.
+        Values that are not finite become 0: attention multiplies masked values with 0, and 0 x NaN is NaN, so they
+        would corrupt the next sequence that gets the block.
 
         Args:
-            layer: whose.
-            places: [M * 2 kv_heads] from ``places``.
+            layer: the layer's index.
+            places: [M * 2 kv_heads] indices from ``places``.
             keys_values: [M, 2 kv_heads, D], keys first.
         """
         finite = torch.nan_to_num(keys_values, nan=0.0, posinf=0.0, neginf=0.0)
         self.data[layer].view(-1, finite.shape[-1]).index_copy_(0, places, finite.flatten(0, 1))
 
     def pages(self, tables: Tensor) -> Tensor:
-        """Where rows' keys and values are.
+        """Convert block tables to the indices that ``read`` takes.
 
         Args:
             tables: [B, N] blocks in order of position.
 
         Returns:
-            [2 * B * kv_heads * N] for ``read``.
+            [2 * B * kv_heads * N] indices, keys first.
         """
         heads = self._head.view(2, 1, -1, 1)
         return (tables[None, :, None, :] * self._heads + heads).flatten()
 
     def read(self, layer: int, pages: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Copy rows' keys and values together.
+        """Gather the keys and values of block tables into contiguous tensors.
 
         Args:
-            layer: whose.
-            pages: from ``pages``.
-            rows: how many.
+            layer: the layer's index.
+            pages: [2 * B * kv_heads * N] indices from ``pages``.
+            rows: number of block tables B.
 
         Returns:
             Keys and values, [B, kv_heads, N * BLOCK_TOKENS, D] each.
@@ -93,12 +93,12 @@ class PagedKV:
         return keys, values
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copy all layers' keys and values of a block onto another."""
+        """Copy a block onto another, in all layers."""
         self.data[:, target].copy_(self.data[:, source])
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU the system's zero pages: memory that is taken up when it is written, not when it is asked for."""
+    """Allocate zeros. On a CPU they are the system's zero pages, which become resident only when they are written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

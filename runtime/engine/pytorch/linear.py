@@ -1,4 +1,4 @@
-"""Products with the weight matrices, which is where nearly all time goes."""
+"""Linear layers whose results do not depend on the batch size. They take nearly all of the computing time."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_DOUBLINGS = 3  # of the tile that are tried
+_DOUBLINGS = 3  # candidate product sizes are the tile and this many doublings of it
 
 
 class BatchInvariantLinear:
-    """The matrices of a model, ready for one device.
+    """Batch-invariant products with the weight matrices of a model.
 
-    A library picks another kernel for another number of rows, and that one may add in another order. So all products
-    are made of products of a few fixed numbers of rows, and at the start each of those is held against the smallest
-    with these very matrices: only what gives the same bits is used.
+    A library may choose another kernel for another number of rows, which may sum in another order. So every product is
+    composed of products with a few fixed numbers of rows. At construction each of these sizes is compared with the
+    smallest one on the model's own matrices, and only sizes with bit-identical results are used.
 
     Args:
-        matrices: name -> [N, K], all of one dtype on one device.
-        biases: name -> [N], for those that have one.
-        tile: the smallest number of rows; 0 takes all rows at once, whatever the bits.
+        matrices: name -> [N, K] weights, all of one dtype on one device.
+        biases: name -> [N] bias, for matrices that have one.
+        tile: the smallest number of rows; 0 multiplies all rows at once, without batch invariance.
         wide: names of the matrices whose products are float32. On CUDA a 16-bit matrix is used as it is, since cuBLAS
-            writes its float32 sums; oneDNN through torch rounds them to 16 bits, so elsewhere the matrix is kept in
-            float32.
+            can output its float32 sums; oneDNN through torch rounds them to 16 bits, so elsewhere the matrix is kept
+            in float32.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class BatchInvariantLinear:
             for name, weight in matrices.items()
         }
         self._packed = {name for name, weight in plain.items() if _packs(weight)}
-        reorder = torch.ops.mkldnn._reorder_linear_weight  # once for oneDNN instead of at every call
+        reorder = torch.ops.mkldnn._reorder_linear_weight  # converts to oneDNN's layout once instead of at every call
         self._matrices = {
             name: reorder(weight, tile or None) if name in self._packed else weight for name, weight in plain.items()
         }
         self._sizes = self._agreeing(plain, tile) if tile else []  # largest first
 
     def __call__(self, x: Tensor, name: str) -> Tensor:
-        """Multiply.
+        """Multiply by a weight matrix and add its bias.
 
         Args:
-            x: [M, K], M a multiple of the tile.
-            name: of the matrix [N, K].
+            x: [M, K] inputs, M a multiple of the tile.
+            name: name of the matrix [N, K].
 
         Returns:
-            [M, N], the bias added; float32 if the matrix is one of ``wide``, else of the matrices' dtype.
+            [M, N] outputs; float32 if the matrix is one of ``wide``, else of the matrices' dtype.
         """
         x = x.to(self._matrices[name].dtype)
         if not self._sizes or len(x) in self._sizes:
@@ -84,16 +84,17 @@ class BatchInvariantLinear:
 
 
 def widen_head(model: Any) -> int:
-    """Have a model of transformers give float32 logits.
+    """Make a transformers model compute its logits in float32.
 
-    Its output embedding, if that is a plain linear layer in 16 bits, is computed as one of
-    ``BatchInvariantLinear.wide``. What the model does behind it (a scale, a soft cap) is then done in float32, too.
+    If its output embedding is a plain 16-bit linear layer, the layer's forward is replaced by a
+    ``BatchInvariantLinear`` product in float32 (``wide``). Later operations on the logits (a scale, a soft cap) then
+    run in float32, too.
 
     Args:
-        model: on its device; changed in place.
+        model: the model on its device; changed in place.
 
     Returns:
-        Bytes of memory that this takes.
+        Additional memory in bytes.
     """
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.weight.itemsize != 2:
@@ -111,7 +112,7 @@ def widen_head(model: Any) -> int:
         return 0
     added = 2 * weight.nbytes
     tied = sum(parameter is head.weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
-    if not tied:  # nobody reads it any more
+    if not tied:  # the 16-bit weight is not used any more
         added -= weight.nbytes
         head.weight.data = weight.new_empty(0)
     return added

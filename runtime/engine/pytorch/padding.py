@@ -1,8 +1,8 @@
-"""Which rows may be one batch of a model of transformers without changing each other's answers.
+"""Determines which rows a transformers model can batch without changing their results, and pads them.
 
 In most models a mask hides the padding of shorter rows from attention, and positions are counted from the mask. Some
-have no such mask, or one that does not reach every layer; in others the frequencies of the rotary positions depend on
-the longest row of the batch; and some are wrong with more than one row (RWKV of transformers 5.23 when decoding).
+models have no such mask, or one that does not reach every layer; in others the rotary frequencies depend on the longest
+row of the batch; and some are wrong with more than one row (RWKV of transformers 5.23 when decoding).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 Batching = Literal["padded", "equal", "alone"]
-"""Rows of any length together, padded on the left; only those of equal length; or each row by itself."""
+"""``padded``: rows of any length, padded on the left; ``equal``: rows of equal length; ``alone``: one row per batch."""
 
-# Of the logits' standard deviation. Two orders of the same sums differ by less; a position too many, or a token of
-# padding that is seen, makes more of a difference.
+# Allowed difference as a fraction of the logits' standard deviation. Another summation order makes a smaller
+# difference; a shifted position or an unmasked padding token makes a larger one.
 _TOLERANCE = {torch.float32: 1e-3}
-_COARSE_TOLERANCE = 0.1  # of 16-bit numbers
-_STEPS = 3  # of decoding, since a mask may be used for the prompt only
+_COARSE_TOLERANCE = 0.1  # for 16-bit dtypes
+_STEPS = 3  # decoding steps of a trial, since a model may use the mask for the prompt only
 
 
 def left_padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch in which every row's next token is its last column.
+    """Pad prompts on the left, so that every row's last token is in the last column.
 
     Args:
-        prompts: token ids of each.
-        filler: id of the padding; any will do where a mask hides it, so a model needs no padding token of its own.
+        prompts: the token ids of each prompt.
+        filler: id of the padding; any id works if the mask hides it, so the model needs no padding token.
 
     Returns:
-        Ids and mask, [B, T] each; the mask is 1 where a row has a token.
+        Token ids and attention mask, [B, T] each; the mask is 1 for tokens and 0 for padding.
     """
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), filler)
@@ -45,17 +45,17 @@ def left_padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, 
 
 
 def batching(model: Any, prompt: Sequence[int], filler: int) -> Batching:
-    """How a model's rows may be batched so that each gets the logits that it gets alone.
+    """Determine how a model's rows may be batched so that each gets the same logits as alone.
 
-    It is tried: the beginning of the prompt is run alone, beside another row of its length, and beside the whole
-    prompt, through ``generate`` as all requests are. What a short trial cannot prove for every length is told from the
-    model: padding is not used without an ``attention_mask``, with a recurrent state (``_is_stateful``), or with rotary
-    frequencies that depend on the length.
+    This is a trial: the beginning of the prompt runs alone, with another row of equal length, and with the whole
+    prompt, through ``generate`` like all requests. A short trial cannot prove the result for every length, so the model
+    is inspected too: rows are not padded if it takes no ``attention_mask``, has a recurrent state (``_is_stateful``),
+    or has rotary frequencies that depend on the length.
 
     Args:
-        model: of transformers.
-        prompt: some tokens of a text.
-        filler: as of ``left_padded``.
+        model: a transformers model.
+        prompt: the token ids of any text.
+        filler: id of the padding, see ``left_padded``.
     """
     size = max(1, len(prompt) // 4)
     short, other = prompt[:size], prompt[-size:]
@@ -78,8 +78,9 @@ def batching(model: Any, prompt: Sequence[int], filler: int) -> Batching:
 
 
 def depends_on_length(module: Any) -> bool:
-    """Whether a module computes rotary frequencies by the longest row of a batch (dynamic NTK scaling, and LongRoPE of
-    arXiv:2402.13753 with its two sets of factors).
+    """Whether a module's rotary frequencies depend on the longest row of a batch.
+
+    Dynamic NTK scaling does that, and LongRoPE (arXiv:2402.13753) with its two sets of factors.
     """
     kinds = getattr(module, "rope_type", None)
     named = kinds.values() if isinstance(kinds, dict) else [kinds]
@@ -87,13 +88,13 @@ def depends_on_length(module: Any) -> bool:
 
 
 class RotaryState:
-    """The rotary frequencies that a new model has.
+    """Saves the initial rotary frequencies of a model and restores them before each batch.
 
-    With dynamic scaling a module keeps those of the longest text that it has seen, so that a later text in which it
-    should compute others would depend on an earlier one.
+    With dynamic scaling a module keeps the frequencies of the longest text so far, so that the result for a later text
+    would depend on earlier ones.
 
     Args:
-        model: of transformers, which has not run yet.
+        model: a transformers model that has not run yet.
     """
 
     def __init__(self, model: Any) -> None:
@@ -101,7 +102,7 @@ class RotaryState:
         self._saved = [(module, dict(vars(module)), dict(module.named_buffers(recurse=False))) for module in modules]
 
     def restore(self) -> None:
-        """Have the model forget every text."""
+        """Reset the model's rotary frequencies to their initial values."""
         for module, attributes, buffers in self._saved:
             vars(module).update(attributes)
             for name, buffer in buffers.items():
@@ -109,7 +110,7 @@ class RotaryState:
 
 
 class _Always(LogitsProcessor):
-    """Makes one token the only possible one."""
+    """Masks all tokens but one."""
 
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id
@@ -122,7 +123,7 @@ class _Always(LogitsProcessor):
 
 @torch.inference_mode()
 def _logits(model: Any, prompts: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """[steps, V] float32 logits of the first row, which goes on with its first token, repeated."""
+    """Return the float32 logits [steps, V] of the first row; generated tokens are forced to that row's first token."""
     ids, mask = left_padded(prompts, filler)
     made = model.generate(
         input_ids=ids.to(model.device),

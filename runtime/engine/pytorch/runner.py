@@ -1,4 +1,4 @@
-"""The runner on torch: for GPUs, and for CPUs without compiled kernels."""
+"""Model runner on PyTorch, for GPUs and for CPUs without compiled kernels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
 from runtime.model.config import DecoderConfig
 
-# Rows of the smallest product. Below about this many a GPU waits for the weights, not for the arithmetic.
+# Rows of the smallest product. Below about this many rows a GPU is limited by memory bandwidth, not by arithmetic.
 _TILE = {"cpu": 8, "cuda": 128}
 _WIDTHS = (1, 16, 128)
 
 
 @dataclass(slots=True)
 class _Graph:
-    """A captured pass: what it reads, and what it leaves."""
+    """A captured CUDA graph of one forward pass, with its input and output tensors."""
 
     graph: torch.cuda.CUDAGraph
     packed: Tensor
@@ -38,18 +38,19 @@ class _Graph:
 
 
 class TorchRunner:
-    """Runs steps of a decoder. Implements ``Runner``.
+    """Runs steps with the PyTorch decoder. Implements ``runtime.engine.sequence.Runner``.
 
     Args:
-        config: the decoder's shape.
-        weights: named as ``runtime.loading.convert`` says, all of one dtype on one device, which are the runner's too.
-        kv_bytes: memory for keys and values.
-        max_tokens: most tokens of one step.
-        deterministic: whether a row's answer must not depend, in any bit, on what else is in the step.
-        graphs: whether decode steps are filled up to few shapes, and captured on CUDA; by default on CUDA only.
+        config: the decoder's configuration.
+        weights: tensors named as in ``runtime.loading.convert``, all of one dtype on one device; the runner uses both.
+        kv_bytes: size of the KV cache in bytes.
+        max_tokens: maximum tokens per step.
+        deterministic: whether results are batch-invariant: no bit of a row's result depends on the other rows.
+        graphs: whether decode steps are padded to few shapes, and captured as CUDA graphs on CUDA; by default on CUDA
+            only.
 
     Raises:
-        ValueError: not even one KV block fits in ``kv_bytes``.
+        ValueError: ``kv_bytes`` is less than one KV block.
     """
 
     def __init__(
@@ -87,31 +88,31 @@ class TorchRunner:
 
     @property
     def block_tokens(self) -> int:
-        """See ``Runner``."""
+        """Positions per KV block."""
         return BLOCK_TOKENS
 
     @property
     def blocks(self) -> int:
-        """See ``Runner``."""
+        """Number of KV blocks, numbered from 0."""
         return self._kv.blocks
 
     @property
     def block_bytes(self) -> int:
-        """See ``Runner``."""
+        """Size of one KV block in bytes, over all layers."""
         return self._kv.block_bytes
 
     @property
     def max_tokens(self) -> int:
-        """See ``Runner``."""
+        """Maximum tokens per step, over all rows."""
         return self._max_tokens
 
     @torch.inference_mode()
     def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
-        """See ``Runner``."""
+        """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
         logits, finite = self.forward(rows)
         chosen = iter(sample_rows(logits, [draw for row in rows for draw in _draws(row)]) if len(logits) else [])
         results: list[list[Sampled] | ServiceError] = []
-        # Where a row has one token, its logits tell whether its numbers are good.
+        # If every row has one token, its logits show whether its values are finite.
         single = all(len(row.token_ids) == 1 for row in rows)
         good = None if single else finite.cpu()
         first = 0
@@ -124,34 +125,34 @@ class TorchRunner:
 
     @torch.inference_mode()
     def forward(self, rows: Items[Row]) -> tuple[Tensor, Tensor]:
-        """Write the rows' keys and values.
+        """Run a forward pass and write the rows' keys and values to the KV cache.
 
         Returns:
-            Logits [S, V] behind each token behind which one is chosen, and [M] whether each token's numbers stayed
-            finite; in the order of the rows. Valid until the next call.
+            [S, V] logits for the tokens to sample, and [M] whether each fed token's values are finite, both in the
+            order of the rows. Valid until the next call.
         """
         shape, flat = self._packer.pack(rows)
-        # A capture goes to the current device, which is a thread's own.
+        # A graph is captured on the current device, which is set per thread.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             logits, finite = self._replay(shape, flat) if self._captures(shape) else self._pass(shape, self._send(flat))
         return logits[: sum(row.samples for row in rows)], finite[: sum(len(row.token_ids) for row in rows)]
 
     @torch.inference_mode()
     def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
-        """Take a step and look at it.
+        """Run a step and return its logits.
 
         Returns:
-            [samples of all rows, vocabulary] the logits as the model gives them.
+            [samples of all rows, vocabulary] the model's unmodified float32 logits.
         """
         found: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
         return found
 
     def copy_block(self, source: int, target: int) -> None:
-        """See ``Runner``."""
+        """Copy a KV block onto another, in all layers."""
         self._kv.copy_block(source, target)
 
     def close(self) -> None:
-        """See ``Runner``."""
+        """Free the device's memory."""
         self._graphs.clear()
         del self._decoder, self._kv
         release_memory(self._device)
@@ -161,12 +162,12 @@ class TorchRunner:
 
     def _send(self, flat: NDArray[np.int64]) -> Tensor:
         packed = torch.from_numpy(flat)
-        if self._device.type == "cuda":  # from pinned memory the copy does not hold up this thread
+        if self._device.type == "cuda":  # a copy from pinned memory does not block this thread
             packed = packed.pin_memory()
         return packed.to(self._device, non_blocking=True)
 
     def _pass(self, shape: Shape, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over a packed step on the device; what a graph captures."""
+        """Run one forward pass over a packed step on the device. This is the part that a CUDA graph captures."""
         ids, positions, slots, outputs, samples, *parts = torch.split(packed, shape.sizes)
         groups = [
             tiles(self._kv, tokens.view(rows, width), tables.view(rows, blocks), positions, self._group, self._scores)
@@ -184,22 +185,22 @@ class TorchRunner:
         return captured.logits, captured.finite
 
     def _capture(self, shape: Shape, packed: Tensor) -> _Graph:
-        """Capture a pass of this shape. It reads ``packed``, which stays where it is."""
+        """Capture a forward pass of this shape as a CUDA graph. ``packed`` becomes its fixed input buffer."""
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):  # libraries set themselves up in a first call, which cannot be captured
+        with torch.cuda.stream(side):  # warm-up: libraries initialize in the first call, which cannot be captured
             self._pass(shape, packed)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in self._graphs.values()), None)
-        # Other threads of the process may use the device meanwhile, for another model.
+        # Other threads of the process may use the device at the same time, for another model.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits, finite = self._pass(shape, packed)
         return _Graph(graph, packed, logits, finite)
 
 
 def _draws(row: Row) -> list[Draw]:
-    """What the row's choices depend on."""
+    """Return the sampling inputs of each token to sample for a row."""
     sequence, params = row.sequence, row.sequence.params
     return [
         Draw(
@@ -215,7 +216,7 @@ def _draws(row: Row) -> list[Draw]:
 
 
 def _result(choices: list[Sampled | InternalError], failed: bool) -> list[Sampled] | ServiceError:
-    """A row's answer: its choices up to the first that could not be made."""
+    """Return a row's result: its sampled tokens before the first failed one, or an error if there are none."""
     if failed:
         return InternalError("the model produced numbers that are not finite")
     good: list[Sampled] = []

@@ -1,10 +1,10 @@
-"""Choosing the next token: pure functions over logits, the same for every engine.
+"""Reference implementation of sampling: pure functions over the logits of one row, the same for every engine.
 
-They work on one row and define what is right; ``runtime.engine.pytorch.batch_sampling`` gives the same answers for all
-rows of a step in one pass on the device.
+``runtime.engine.pytorch.batch_sampling`` gives the same results for all rows of a step in one pass on the device.
 
 A row's logits are changed in this order: logit bias, repetition penalty, presence and frequency penalties, banned ids.
-Then temperature, top-k, top-p, min-p (the order of transformers), then the inverse CDF from the likeliest token down.
+Then temperature, top-k, top-p and min-p apply (the order of transformers), and the token is drawn by inverse CDF from
+the most likely token down.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from runtime.types import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one row's choice depends on beside its logits.
+    """The inputs for sampling one token, except its logits.
 
     Args:
-        params: how to choose.
-        u: the row's random number in [0, 1).
-        tokens: ids of the prompt and of what was generated; read by the repetition penalty only.
-        counts: how often each id was generated; read by the presence and frequency penalties only.
-        banned: ids that may not be chosen.
-        place: number of the token within its sequence, from 0; read by forced tokens only.
+        params: the sampling parameters.
+        u: the token's random number in [0, 1).
+        tokens: prompt and generated token ids; used by the repetition penalty only.
+        counts: number of times each id was generated; used by the presence and frequency penalties only.
+        banned: ids that must not be sampled.
+        place: index of the token among the sequence's generated tokens, from 0; used by forced tokens only.
     """
 
     params: SamplingParams
@@ -43,9 +43,12 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Divide positive and multiply negative logits of tokens already seen (arXiv:1909.05858 section 4.1).
 
     Args:
-        logits: [V], changed in place.
-        seen: [N] token ids of the prompt and what was generated, without padding.
-        penalty: 1 changes nothing, above 1 discourages repetition.
+        logits: [V] logits, changed in place.
+        seen: [N] prompt and generated token ids, without padding.
+        penalty: repetition penalty; 1 changes nothing, above 1 discourages repetition.
+
+    Returns:
+        The same ``logits``.
     """
     if penalty != 1.0:
         values = logits[seen]
@@ -54,14 +57,14 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def adjust(logits: Tensor, draw: Draw) -> Tensor:
-    """One row's logits with bias, penalties and bans applied.
+    """Apply bias, penalties and bans to one row's logits.
 
     Args:
-        logits: [V] as the model gave them, left as they are.
-        draw: the row's.
+        logits: [V] the model's unmodified logits; not changed.
+        draw: the row's sampling inputs.
 
     Returns:
-        [V] float32.
+        [V] float32 logits.
     """
     params, logits = draw.params, logits.float().clone()
     for token, bias in params.bias(draw.place):
@@ -76,14 +79,14 @@ def adjust(logits: Tensor, draw: Draw) -> Tensor:
 
 
 def sample(logits: Tensor, params: SamplingParams, u: float) -> int:
-    """The next token of one sequence: the first, from the likeliest down, at which the kept probability passes ``u``.
+    """Sample a token: the first, from the most likely down, at which the cumulative kept probability exceeds ``u``.
 
-    Ties in the logits are in id order, so that the answer does not depend on the sort.
+    Equal logits are in id order, so that the result does not depend on the sort.
 
     Args:
-        logits: [V].
-        params: temperature, top_k, top_p and min_p (relative to the likeliest token) are read.
-        u: a number in [0, 1).
+        logits: [V] logits after ``adjust``.
+        params: sampling parameters; temperature, top_k, top_p and min_p (relative to the most likely token) are used.
+        u: a random number in [0, 1).
 
     Returns:
         A token id.
@@ -92,11 +95,11 @@ def sample(logits: Tensor, params: SamplingParams, u: float) -> int:
         return int(logits.argmax())
     values, order = torch.sort(logits.float(), descending=True, stable=True)
     values = values[: params.top_k or None].double()
-    weights = torch.exp((values - values[0]) / params.temperature)  # of the likeliest: 1
+    weights = torch.exp((values - values[0]) / params.temperature)  # 1 for the most likely token
     cumulative = torch.cumsum(weights, dim=-1)
     kept = len(weights)
     if params.top_p < 1:
-        # A token stays while the probability before it has not yet reached p: at least one always does.
+        # A token is kept if the probability before it has not yet reached p, so at least one is kept.
         kept = min(kept, int((cumulative - weights < params.top_p * cumulative[-1]).sum()))
     if params.min_p > 0:
         kept = min(kept, int((weights >= params.min_p).sum()))
@@ -106,16 +109,16 @@ def sample(logits: Tensor, params: SamplingParams, u: float) -> int:
 
 
 def log_probabilities(logits: Tensor, token: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """What the model itself gave a token and the likeliest ones.
+    """Return the model's own log-probabilities of the sampled token and of the most likely ones.
 
     Args:
-        logits: [V] as the model gave them, before ``adjust``.
-        token: the chosen id.
-        top: how many of the likeliest tokens to report.
+        logits: [V] the model's unmodified logits, before ``adjust``.
+        token: the sampled token's id.
+        top: number of most likely tokens to report.
 
     Returns:
-        The token's log-probability in natural logarithms, and (id, log-probability) of the likeliest, best first, ties
-        in id order.
+        The token's log-probability (natural logarithm), and (id, log-probability) of the most likely tokens, best
+        first, ties in id order.
     """
     values = torch.log_softmax(logits.float(), dim=-1)
     order = torch.sort(logits.float(), descending=True, stable=True).indices[:top]
