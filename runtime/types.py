@@ -92,7 +92,7 @@ class Token:
     Args:
         sequence: index of the sequence in the request: job number x n + number within the job.
         id: the token's id.
-        text: the text this token releases; often empty (half a character, or a possible stop string held back).
+        text: the text that is final with this token; empty while a character or a possible stop string is incomplete.
         finish_reason: why the sequence ended; set on its last token only.
         logprob: the token's log-probability, if requested.
         top_logprobs: (token id, logprob) of the most likely tokens, best first, if requested.

@@ -257,6 +257,7 @@ class FastEngine:
         return worker
 
     def _sequences(self, job: Job) -> list[Sequence]:
+        """Validate a job and make its ``n`` sequences; the first one is the leader of the others."""
         prompt, params = job.token_ids, job.params
         seed = secrets.randbits(63) if params.seed is None else params.seed
         first = Sequence(prompt, params, seed, queued=job.queued)

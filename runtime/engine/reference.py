@@ -68,11 +68,13 @@ _Deliverer = Callable[[list[Token]], bool]  # called with one step's tokens; ret
 
 @dataclass(slots=True)
 class _Row:
+    """The state of one sequence of a request."""
+
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
-    index: int  # within its prompt
-    place: int  # within its request
+    index: int  # index within its prompt
+    place: int  # index within its request
     text: IncrementalDetokenizer
     ids: list[int] = field(default_factory=list)
     reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # logprob, top_logprobs of the last id
@@ -93,6 +95,8 @@ class _Row:
 
 @dataclass(slots=True, eq=False)
 class _Task:
+    """A request in the engine's queue, with the outbox that its stream reads."""
+
     rows: list[_Row]
     queued: bool
     loop: asyncio.AbstractEventLoop
@@ -172,7 +176,7 @@ class ReferenceEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of the weights in bytes. Keys and values are not counted: each batch allocates and frees its own."""
+        """Memory of the weights and the float32 head in bytes, without the keys and values of running batches."""
         return self.info.weights_bytes + self._head_bytes
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
@@ -251,6 +255,7 @@ class ReferenceEngine:
             self._metrics.figures.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
 
     def _admit(self, queued: bool) -> None:
+        """Raise an error if the engine is closing or the queue is full."""
         if self._closing.is_set():
             raise Draining("the model is being unloaded", retry_after=1)
         if (self._inbox.queued if queued else self._inbox.online) >= self._max_queue:
@@ -260,10 +265,11 @@ class ReferenceEngine:
             )
 
     def _check(self, job: Job) -> None:
+        """Raise an error if a job's prompt is empty or exceeds the context length."""
         prompt, new = len(job.token_ids), job.params.max_new_tokens
         if not prompt:
             raise InvalidRequest("the prompt has no tokens", param="prompt")
-        if prompt + new - 1 > self.info.context_length:  # the last token is never read
+        if prompt + new - 1 > self.info.context_length:  # the last token is never fed to the model
             raise ContextLengthExceeded.of(self.info.context_length, prompt, new)
 
     def _rows(self, jobs: Sequence[Job]) -> list[_Row]:
@@ -280,6 +286,7 @@ class ReferenceEngine:
         return IncrementalDetokenizer(self._tokenizer, prompt, params.stop, least)
 
     def _work(self) -> None:
+        """Run queued requests one batch of rows at a time until the queue is closed and empty (engine thread)."""
         while (task := self._inbox.take()) is not None:
             if not task.cancelled.is_set():
                 begun = time.monotonic()
@@ -317,6 +324,7 @@ class ReferenceEngine:
         return Draining("the service is shutting down", retry_after=1)
 
     def _generate(self, rows: list[_Row], deliver: _Deliverer) -> None:
+        """Generate rows in batches, and stop after a batch that was cancelled or aborted."""
         for group in self._groups(rows):
             self._rotary.restore()
             self._generate_together(group, deliver)

@@ -12,7 +12,7 @@ from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
 T = TypeVar("T")
 
 MAX_BYPASSES = 16
-"""Interactive items that may be admitted before starving background work; after them one background item is next."""
+"""Maximum number of interactive items admitted before starving background work; then one background item is next."""
 
 
 class RequestQueue(Generic[T]):

@@ -109,7 +109,7 @@ class Scheduler:
 
     @property
     def kv_touched(self) -> int:
-        """Number of KV blocks that were ever allocated, whose memory is therefore resident."""
+        """Number of KV blocks whose memory may be resident, see ``BlockPool``."""
         return self._pool.touched
 
     @property
@@ -266,7 +266,7 @@ class Scheduler:
             self.speculation.forget(sequence)
 
     def _force(self, rows: list[Row], room: int) -> None:
-        """Append forced tokens to decoding rows as drafts, several per step, since the model does not choose them.
+        """Append forced tokens as drafts to rows that sample, several per step, since the model does not choose them.
 
         The last forced token is sampled instead of fed, so that a row's choices are either all forced or all free.
         """

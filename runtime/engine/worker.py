@@ -172,6 +172,7 @@ class EngineThread:
         self._metrics.figures.busy(0, 0, 0, 0)
 
     def _places(self, queued: bool) -> set[Request]:
+        """Return the set of waiting background or interactive requests."""
         return self._queued if queued else self._online
 
     # Called on the engine thread
@@ -183,6 +184,7 @@ class EngineThread:
             _log.critical("the engine's thread died", exc_info=True)
 
     def _run(self) -> None:
+        """Run steps until the engine is closed and no request is left, or until the abort flag is set."""
         while not self._aborting:
             self.beat = time.monotonic()
             self._wake.clear()
@@ -205,6 +207,7 @@ class EngineThread:
             self._wake.wait(_TICK_SECONDS)
 
     def _take(self) -> None:
+        """Register new requests from the inbox and cancel the sequences in it."""
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Request):
@@ -228,6 +231,7 @@ class EngineThread:
                 self._feeding.remove(request)
 
     def _step(self, plan: StepPlan) -> None:
+        """Run a planned step, apply its results and deliver the tokens."""
         for source, target in plan.copies:
             self._runner.copy_block(source, target)
         outcomes = self._scheduler.commit(plan.rows, self._run_rows(plan.rows))
@@ -250,6 +254,7 @@ class EngineThread:
         self._deliver(deliveries)
 
     def _run_rows(self, rows: list[Row]) -> list[list[Sampled] | ServiceError]:
+        """Run a step. If it raises, run each row alone, so that only the faulty rows fail."""
         try:
             return self._runner.step(rows)
         except Exception:
@@ -265,6 +270,7 @@ class EngineThread:
             return InternalError("the generation failed; the log has the details")
 
     def _fail(self, request: Request, error: ServiceError) -> None:
+        """End a request with an error and cancel its other sequences."""
         request.context.run(_log.error, "a generation ends: %s", error)
         for sequence in request.sequences:
             if sequence in self._owners:
@@ -273,6 +279,7 @@ class EngineThread:
         request.fail(error)
 
     def _forget(self, sequence: Sequence) -> None:
+        """Unregister a finished sequence, and its request with the last one."""
         request, _ = self._owners.pop(sequence)
         request.left -= 1
         if not request.left:
@@ -284,7 +291,7 @@ class EngineThread:
             self._since = now
 
     def _deliver(self, deliveries: dict[Request, StepOutput]) -> None:
-        """Post the step's outputs with one call per event loop, since waking a loop costs more than the outputs do."""
+        """Post the step's outputs with one call per event loop: waking a loop costs more than passing the outputs."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, StepOutput]]] = {}
         for request, delivery in deliveries.items():
             by_loop.setdefault(request.loop, []).append((request, delivery))
@@ -296,6 +303,7 @@ class EngineThread:
                     self.leave(request)
 
     def _gauge(self) -> None:
+        """Update the metrics' gauges and counters."""
         metrics, online, queued = self._metrics, len(self._online), len(self._queued)
         metrics.figures.busy(len(self._live) - online - queued, online, queued, self._scheduler.kv_usage)
         counts = self._counts()

@@ -35,6 +35,7 @@ class _Inputs:
 
     @classmethod
     def of(cls, draws: Sequence[Draw], vocabulary: int) -> _Inputs:
+        """Collect the parameters of all rows."""
         inputs = cls()
         for row, draw in enumerate(draws):
             params, start = draw.params, row * vocabulary
@@ -189,6 +190,7 @@ def _draw(logits: Tensor, numbers: Tensor, candidates: int, everything: bool) ->
 
 
 def _results(answers: list[float], draws: Sequence[Draw], inputs: _Inputs) -> list[Sampled | InternalError]:
+    """Split the flat list that came from the device into one result per row."""
     rows, reports = len(draws), len(inputs.reported)
     results: list[Sampled | InternalError] = [
         Sampled(int(answers[row]))

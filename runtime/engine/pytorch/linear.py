@@ -73,6 +73,7 @@ class BatchInvariantLinear:
         return F.linear(x, weight, bias)
 
     def _agreeing(self, matrices: Mapping[str, Tensor], tile: int) -> list[int]:
+        """Return the numbers of rows whose products are bit-identical to those of ``tile`` rows, largest first."""
         sizes = [tile << i for i in range(_DOUBLINGS, -1, -1)]
         shapes = {weight.shape: (name, weight) for name, weight in matrices.items()}
         generator = torch.Generator().manual_seed(0)
@@ -119,6 +120,7 @@ def widen_head(model: Any) -> int:
 
 
 def _packs(weight: Tensor) -> bool:
+    """Whether oneDNN can keep a weight in its own layout on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or (

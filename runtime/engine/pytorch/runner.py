@@ -158,6 +158,7 @@ class TorchRunner:
         release_memory(self._device)
 
     def _captures(self, shape: Shape) -> bool:
+        """Whether steps of a shape run as CUDA graphs."""
         return self._device.type == "cuda" and self._packer.buckets and shape.decoding
 
     def _send(self, flat: NDArray[np.int64]) -> Tensor:
@@ -176,6 +177,7 @@ class TorchRunner:
         return self._decoder(Batch(ids, positions, slots, outputs, samples, groups), self._kv)
 
     def _replay(self, shape: Shape, flat: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Run a packed step by replaying the CUDA graph of its shape, capturing it first if needed."""
         captured = self._graphs.get(shape)
         if captured is None:
             captured = self._graphs[shape] = self._capture(shape, self._send(flat))
