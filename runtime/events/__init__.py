@@ -1,1 +1,1 @@
-"""Work that comes as events: one envelope and one outcome for every source, and a small adapter for each."""
+"""Event-driven work: one envelope and one outcome type for all sources, and an adapter per broker or platform."""

@@ -1,7 +1,7 @@
-"""One record per delivery in the audit log: who asked for what, how it ended and what it cost.
+"""Writes one audit record per delivery: who asked for what, how it ended and what it cost.
 
-As for requests (``middleware.audit``), of an event's text only a keyed hash is kept, and nothing of its headers but its
-id and its trace. ``result`` is ``ok``, ``retried``, ``refused`` (the sender's fault) or ``failed`` (ours).
+As for HTTP requests (``middleware.audit``), only a keyed hash of the prompt is stored, and of the headers only the id
+and the trace. ``result`` is ``ok``, ``retried``, ``refused`` (a 4xx error) or ``failed`` (a 5xx error).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from runtime.audit.log import AuditLog
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Retry
 
-_LONGEST = 512  # characters of what a stranger may make as long as they like
+_LONGEST = 512  # characters; senders choose the length of the model's name
 
 
 class EventAudit:
-    """See the module.
+    """Writes the audit records of deliveries.
 
     Args:
-        log: open while there are events.
-        prompt_key: for prompt hashes.
-        required: whether nothing may be done unrecorded.
+        log: the audit log, open as long as events are processed.
+        prompt_key: the key of the prompt hashes.
+        required: whether events must not be processed unless they can be recorded.
     """
 
     def __init__(self, log: AuditLog, prompt_key: bytes, *, required: bool) -> None:
@@ -33,7 +33,7 @@ class EventAudit:
 
     @property
     def prevents(self) -> bool:
-        """Whether nothing may be done now, because it could not be recorded."""
+        """Whether events must not be processed now because they could not be recorded."""
         return self.required and self._log.failing
 
     def record(
@@ -46,16 +46,16 @@ class EventAudit:
         trace_id: str | None,
         seconds: float,
     ) -> bool:
-        """Write a delivery's record; whether that worked.
+        """Write a delivery's record, and return whether that succeeded.
 
         Args:
-            source: that the delivery is from.
-            envelope: None of a message that held none.
-            attempt: how often it was delivered.
-            outcome: of the work.
-            usage: tokens, see ``runtime.telemetry.request_scope.request_usage``.
-            trace_id: of the caller's trace, if it sent one.
-            seconds: that it took.
+            source: the name of the delivery's source.
+            envelope: the delivery's envelope; None if the message could not be parsed.
+            attempt: the number of deliveries so far, including this one.
+            outcome: the outcome of the processing.
+            usage: the token counts, see ``runtime.telemetry.request_scope.request_usage``.
+            trace_id: the id of the caller's trace; None for none.
+            seconds: the delivery's duration.
         """
         payload = {} if envelope is None else envelope.data
         model = payload.get("model")

@@ -1,4 +1,4 @@
-"""The worker: takes messages from a queue, as many as it can work on, and settles each once it is dealt with."""
+"""The consumer: fetches messages from a queue up to its concurrency limit, processes them and settles each one."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from runtime.events.queues.base import BrokerUnavailable, Delivery, Source
 
 _log = logging.getLogger("warmstart.events")
 
-_FETCH_SECONDS = 1.0  # a stop may have to wait for so long: a fetch is not cut off, for it may have messages in hand
+_FETCH_SECONDS = 1.0  # a shutdown waits for it: a fetch is not cancelled, because it may have received messages
 _LAG_SECONDS = 5.0
 _GIVE_BACK_SECONDS = 5.0
 _SETTLE_PAUSES = (0.1, 0.5, 2.0)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # before a broker that is away is tried again
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # of the backoff before reconnecting to an unavailable broker
 
 
 class Consumer:
-    """See the module. One task per delivery; a message that nothing can be done with holds up no other.
+    """Consumes messages from one source, with one task per delivery, so that a failing message does not block others.
 
     Args:
-        source: of the messages; not open yet.
-        processor: does the work.
-        reporter: told of everything.
-        concurrency: deliveries held at once, at most.
-        ready: returns when work can be done; asked before each fetch, so that nobody takes what it cannot start.
-        most: deliveries of one message, at most; None where the processor's records tell which messages bring their
-            workers down, and busy times may go on for longer than that.
-        drain_seconds: that running work has to end in once ``stop`` is called.
-        draw: a number from 0 to 1, evenly.
+        source: the source of the messages, not opened yet.
+        processor: processes the messages.
+        reporter: reports deliveries to log, metrics and audit log.
+        concurrency: the maximum number of deliveries in progress.
+        ready: returns once messages can be processed. It is awaited before each fetch, so that the consumer takes no
+            message that it cannot start.
+        most: the maximum number of deliveries of a message. None if the processor's idempotency records count the
+            crashes that a message causes, so that retries while the service is busy are not limited.
+        drain_seconds: how long running deliveries may take after ``stop``.
+        draw: returns a uniformly distributed random number from 0 to 1.
     """
 
     def __init__(
@@ -70,20 +71,20 @@ class Consumer:
 
     @property
     def state(self) -> Literal["ready", "connecting", "draining"]:
-        """Whether it takes messages, waits for the broker, or takes no more."""
+        """``ready`` when connected, ``connecting`` while the broker is unavailable, ``draining`` after ``stop``."""
         if self._stopping.is_set():
             return "draining"
         return "ready" if self._connected else "connecting"
 
     def stop(self) -> None:
-        """Take no more messages; ``run`` returns once those at hand are settled."""
+        """Fetch no more messages; ``run`` returns once the deliveries in progress are settled."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Work until ``stop``. What does not end in time then is given back, for others to take it at once.
+        """Consume messages until ``stop``; work that is not done by the drain timeout goes back to the queue at once.
 
         Raises:
-            SettingsError: the broker refuses what the source asks for.
+            SettingsError: the broker refuses the source's options.
         """
         taking = asyncio.create_task(self._take())
         others = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._watch_lag())]
@@ -132,7 +133,7 @@ class Consumer:
             self._fetching = False
 
     async def _away(self, error: BrokerUnavailable) -> None:
-        """Tell of it once, and wait a while that doubles each time ("full jitter", as in ``outcome``)."""
+        """Log an unavailable broker once, and wait with exponential backoff ("full jitter", as in ``outcome``)."""
         self._reporter.broker_away()
         self._connected = False
         if not self._told:
@@ -188,7 +189,10 @@ class Consumer:
             return envelope, _given_back()
 
     async def _settle(self, delivery: Delivery, envelope: Envelope | None, outcome: Outcome) -> bool:
-        """Whether the broker knows; if not, the message comes again, and what was done is not done again."""
+        """Settle the delivery with retries, and return whether the broker confirmed it.
+
+        If it did not, the message is redelivered, and the idempotency record prevents it from being processed twice.
+        """
         for pause in (*_SETTLE_PAUSES, None):
             try:
                 await delivery.settle(envelope, outcome)
@@ -214,7 +218,7 @@ class Consumer:
         while True:
             try:
                 self._reporter.lag(await self._source.lag() if self._connected else None)
-            except BrokerUnavailable:  # whoever fetches finds out as well
+            except BrokerUnavailable:  # the fetch loop handles it
                 self._reporter.lag(None)
             await asyncio.sleep(_LAG_SECONDS)
 

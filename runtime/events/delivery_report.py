@@ -1,4 +1,4 @@
-"""What is told of each delivery: a line in the log, the metrics, and a record in the audit log."""
+"""Reports each delivery as a log line, as metrics and as a record in the audit log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.events")
 
-_OTHER = "other"  # label of what is no operation, of which strangers can think up any number
+_OTHER = "other"  # metrics label of all unknown operations: senders could create any number of labels
 
 
 class DeliveryReporter:
-    """Of one source.
+    """Reports the deliveries of one source.
 
     Args:
-        source: its name, as the log and the metrics show it.
-        operations: that there are.
-        metrics: of the process.
+        source: the source's name in the log and the metrics.
+        operations: the names of the operations, as labels of the metrics.
+        metrics: the process's event metrics.
         audit: the audit log; None for none.
     """
 
@@ -42,22 +42,22 @@ class DeliveryReporter:
         self.in_flight = metrics.in_flight.labels(source)
 
     def broker_away(self) -> None:
-        """The broker did not answer as it should."""
+        """Count a broker error."""
         self._broker_errors.inc()
 
     def lag(self, messages: int | None) -> None:
-        """So many messages wait; None if nobody knows."""
+        """Set the number of waiting messages; None if it is unknown."""
         if messages is None:
             self._metrics.lag.clear()
         else:
             self._metrics.lag.labels(self.source).set(messages)
 
     def begin(self, attempt: int) -> DeliveryReport:
-        """A delivery came. What is logged and generated from here on, in this task, belongs to it."""
+        """Start a delivery's report; the current task's log lines and token usage are attributed to it from here on."""
         return DeliveryReport(self, attempt)
 
     def count(self, operation: str | None, outcome: Outcome, seconds: float, *, settled: bool) -> str:
-        """Count a delivery's end; how it is called."""
+        """Count a delivery's end in the metrics, and return the outcome's name."""
         label = operation if operation in self._operations else _OTHER
         name = _name(outcome) if settled else "unsettled"
         self._metrics.events.labels(self.source, label, name).inc()
@@ -70,11 +70,11 @@ class DeliveryReporter:
 
 
 class DeliveryReport:
-    """Of one delivery.
+    """The report of one delivery.
 
     Args:
-        reporter: of its source.
-        attempt: how often it was delivered.
+        reporter: the source's reporter.
+        attempt: the number of deliveries so far, including this one.
     """
 
     def __init__(self, reporter: DeliveryReporter, attempt: int) -> None:
@@ -83,13 +83,13 @@ class DeliveryReport:
         self._started = time.perf_counter()
         self._envelope: Envelope | None = None
         self._usage: dict[str, Any] = {}
-        self._facts: dict[str, Any] = {}  # also told the trace that is begun here
+        self._facts: dict[str, Any] = {}  # ``request_facts`` holds this object; the tracer adds the trace's ids to it
         request_usage.set(self._usage)
         request_caller.set(f"events:{reporter.source}")
         reporter.in_flight.inc()
 
     def name(self, envelope: Envelope) -> None:
-        """What came is this: its id and its trace go into all lines and spans from now on."""
+        """Add the envelope's id and trace to all following log lines and spans."""
         self._envelope = envelope
         self._facts["request_id"] = envelope.id
         parent = envelope.traceparent
@@ -99,7 +99,7 @@ class DeliveryReport:
         request_facts.set(self._facts)
 
     def recorded(self, outcome: Outcome, policy: Policy) -> Outcome:
-        """The outcome, once the audit log has it; where it must have it and cannot, the delivery is tried again."""
+        """Write the audit record, and return the outcome: a retry if the record is required and cannot be written."""
         audit = self._reporter.audit
         if audit is None:
             return outcome
@@ -109,11 +109,11 @@ class DeliveryReport:
         return outcome if written or not audit.required else unrecorded(policy, self._attempt)
 
     def end(self, outcome: Outcome, *, settled: bool) -> None:
-        """It is over.
+        """Report the end of the delivery.
 
         Args:
-            outcome: of the work.
-            settled: whether the broker took that; else the message comes again.
+            outcome: the outcome of the processing.
+            settled: whether the broker confirmed the outcome; if not, the message is redelivered.
         """
         reporter, envelope = self._reporter, self._envelope
         seconds = time.perf_counter() - self._started
@@ -136,7 +136,7 @@ class DeliveryReport:
 
 
 def unrecorded(policy: Policy, attempt: int) -> Outcome:
-    """Of a delivery that cannot be recorded."""
+    """Return the outcome of a delivery that cannot be recorded in the audit log."""
     return policy.outcome(AuditUnavailable("events cannot be recorded at the moment", retry_after=1), attempt)
 
 

@@ -1,4 +1,4 @@
-"""What every source makes of its messages, and what becomes of an answer on its way back."""
+"""The envelope that every source makes of a message, and the names of the headers of messages and answers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ DEADLINE = "Warmstart-Deadline"
 REPLY_TO = "Warmstart-Reply-To"
 STREAM = "Warmstart-Stream"
 TRACEPARENT = "traceparent"
-"""Headers of a message: its id (where the broker has no field for that), the operation, the Unix time in seconds after
-which nobody wants the answer, where that is to go, ``true`` for its tokens as they come, and W3C Trace Context."""
+"""Headers of a message.
+
+They hold its id (for brokers that have no field for it), the operation, the deadline as Unix time in seconds, the reply
+address, ``true`` to stream tokens, and the W3C Trace Context.
+"""
 
 KIND = "Warmstart-Kind"
 CHUNK = "Warmstart-Chunk"
 ATTEMPT = "Warmstart-Attempt"
 REASON = "Warmstart-Reason"
-"""Headers of an answer: ``result``, ``error`` or ``chunk``; the chunk's number, from 0, within the attempt of that
-number, from 1; and of a dead letter, why it is one."""
+"""Headers of an answer.
+
+They hold its kind (``result``, ``error`` or ``chunk``), the chunk's number from 0 within the attempt, the attempt's
+number from 1, and the reason for a dead letter.
+"""
 
 TYPE_PREFIX = "warmstart."
-"""An event of type ``warmstart.generate`` asks for ``generate``, and ``warmstart.generate.result`` answers it."""
+"""Prefix of event types: ``warmstart.generate`` requests ``generate``, ``warmstart.generate.result`` is the answer."""
 
 LONGEST_ID = 256
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
@@ -33,19 +39,19 @@ _ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One piece of work.
+    """One event to process, in the same form for all sources.
 
     Args:
-        id: tells it from all others of its source; the same work comes with the same id however often it comes.
-        source: where it is from, in any form that is stable.
-        type: of the event, ``warmstart.generate``.
-        operation: to call.
-        data: its payload, checked by nobody yet.
-        traceparent: of the trace it belongs to (W3C Trace Context), None for none.
-        attempt: how often it was delivered, this time included.
-        deadline: Unix time in seconds after which nobody wants the answer; None for any time.
-        reply_to: where its sender wants the answer, in the broker's own terms; None for wherever answers go.
-        stream: whether the sender wants the tokens as they come, too.
+        id: the event's id, unique within its source and the same in every redelivery.
+        source: the event's origin, in any stable form.
+        type: the event's type, for example ``warmstart.generate``.
+        operation: the name of the operation to call.
+        data: the operation's payload, not validated yet.
+        traceparent: the W3C Trace Context of the caller's trace; None for none.
+        attempt: the number of deliveries so far, including this one.
+        deadline: the Unix time in seconds after which the answer is of no use; None for no deadline.
+        reply_to: the reply address in the broker's own format; None for the default results queue only.
+        stream: whether the sender also wants the tokens as they are generated.
     """
 
     id: str
@@ -61,7 +67,7 @@ class Envelope:
 
 
 def headers(envelope: Envelope) -> dict[str, str]:
-    """What ``read`` finds again; for whoever submits."""
+    """Return the message headers of an envelope, for submitters; ``runtime.events.message.read`` parses them."""
     found = {
         ID: envelope.id,
         OPERATION: envelope.operation,
@@ -74,10 +80,10 @@ def headers(envelope: Envelope) -> dict[str, str]:
 
 
 def encode(answer: Mapping[str, Any]) -> bytes:
-    """An answer as it goes out, byte for byte what the HTTP service sends."""
+    """Encode an answer as JSON, byte for byte as the HTTP service sends it."""
     return json.dumps(answer).encode()
 
 
 def is_id(text: str) -> bool:
-    """Whether a message may have this for its id."""
+    """Return whether the text is a valid message id: 1 to 256 printable ASCII characters without blanks."""
     return _ID.fullmatch(text) is not None

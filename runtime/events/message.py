@@ -1,4 +1,4 @@
-"""Reads a queue's message, with or without a CloudEvents envelope, as an ``Envelope``."""
+"""Parses a broker's message, with or without a CloudEvents envelope, into an ``Envelope``."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def read(
     reply_to: str | None = None,
     reply_prefixes: tuple[str, ...] | None = None,
 ) -> Envelope:
-    """An envelope from a message: a JSON object that is the operation's payload, and the headers above.
+    """Parse a message into an envelope. The body is the operation's payload as a JSON object, or a CloudEvent.
 
-    Or a CloudEvent, whose source and id together become the envelope's id: ``/orders#17``.
+    A CloudEvent's source and id together become the envelope's id: ``/orders#17``.
 
     Args:
-        body: of the message.
-        headers: in any case.
-        id: unless a header says otherwise.
-        source: of the message.
-        operation: unless a header says otherwise.
-        attempt: how often it was delivered.
-        reply_to: unless a header says otherwise.
-        reply_prefixes: one of which ``reply_to`` must begin with, so that no message makes a worker write anywhere it
-            likes; None for those that nobody writes to.
+        body: the message's body.
+        headers: the message's headers, with names in any case; see ``runtime.events.envelope``.
+        id: the id, unless a header gives one.
+        source: the envelope's source.
+        operation: the operation, unless a header or the CloudEvent names one.
+        attempt: the number of deliveries so far, including this one.
+        reply_to: the reply address, unless a header gives one.
+        reply_prefixes: the allowed prefixes of ``reply_to``, so that a message cannot make a worker write to any
+            address it likes. None skips the check, for sources that send no replies or check the address themselves.
 
     Raises:
-        InvalidRequest: the body is no JSON object, a header is wrong, or nothing names the operation.
-        UnsupportedMediaType: an event in another format than JSON, or about other data.
+        InvalidRequest: the body is no JSON object, a header is invalid, or no operation is named.
+        UnsupportedMediaType: the event is in another format than JSON, or its data is not JSON.
     """
     found = {name.lower(): value for name, value in headers.items()}
     answer_to = found.get(REPLY_TO.lower(), reply_to) or None
@@ -68,7 +68,7 @@ def read(
         raise InvalidRequest("reply_to: answers may not be sent there (EVENTS_REPLY_PREFIXES)", param="reply_to")
     stream = found.get(STREAM.lower(), "").lower() == "true"
     if _CLOUD_EVENT.search(" ".join((found.get("content-type", "").lower(), *found))):
-        from runtime.events.cloudevents.parse import from_message  # for those who have such only
+        from runtime.events.cloudevents.parse import from_message  # imported only when a CloudEvent arrives
 
         event = from_message(body, headers, operation=operation, attempt=attempt, reply_to=answer_to, stream=stream)
         if event is not None:
@@ -102,7 +102,7 @@ def read(
 
 
 def _event_id(event: Envelope) -> str:
-    """One text of an event's source and id, which no other pair gives."""
+    """Join an event's source and id to one id that no other pair has."""
     id = f"{quote(event.source, safe='/:')}#{event.id}"
     return id if is_id(id) else sha256(id.encode()).hexdigest()
 

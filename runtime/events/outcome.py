@@ -1,4 +1,4 @@
-"""How an event's work ended, and the one table that says which errors are worth another delivery."""
+"""Outcomes of event processing (ack, retry or reject), and the table that says which errors are retried."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from runtime.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """It is done.
+    """The event was processed successfully.
 
     Args:
         result: the operation's answer.
-        repeated: whether that is the kept answer of an earlier delivery.
+        repeated: whether the answer is the cached response of an earlier delivery.
     """
 
     result: Mapping[str, Any]
@@ -33,11 +33,11 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """It is to be delivered once more.
+    """The message is to be redelivered.
 
     Args:
-        delay: seconds to wait before that.
-        error: what stood in the way.
+        delay: the delay before the redelivery in seconds.
+        error: the error that caused the retry.
     """
 
     delay: float
@@ -46,17 +46,17 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """It is not to be delivered any more: its sender hears of the error, and it becomes a dead letter.
+    """The message is not redelivered: its sender receives the error, and the message becomes a dead letter.
 
     Args:
-        error: why.
+        error: the error that caused the rejection.
     """
 
     error: ServiceError
 
     @property
     def reason(self) -> str:
-        """For people and for the dead letter's header: one line of printable ASCII."""
+        """The reason for logs and the dead letter's header: one line of at most 1000 printable ASCII characters."""
         text = f"{self.error.code}: {self.error.message}".encode("ascii", "backslashreplace").decode()
         return "".join(c if c.isprintable() else " " for c in text)[:1000]
 
@@ -64,22 +64,25 @@ class Reject:
 Outcome = Ack | Retry | Reject
 
 Fate = Literal["busy", "fault", "reject"]
-"""``busy`` passes by itself, ``fault`` may pass, ``reject`` never does."""
+"""How an error is handled: ``busy`` is always retried, ``fault`` up to ``Policy.most`` deliveries, ``reject`` never."""
 
 FATES: Mapping[type[ServiceError], Fate] = MappingProxyType(
     {
-        DeadlineExceeded: "fault",  # the engine's own: it may have been busy, and may be hopeless
+        DeadlineExceeded: "fault",  # the engine's own limit: it may have been busy, or the request never ends
         DeliveryLimit: "reject",
-        EngineRestarting: "fault",  # the message itself may have brought it down
+        EngineRestarting: "fault",  # the message itself may have crashed the engine
         ModelUnavailable: "fault",
         ModelTooLarge: "reject",
     }
 )
-"""Of those errors that do not go by their class attributes: retryable ones are busy, other 5xx faults, 4xx rejected."""
+"""Errors that the general rule does not fit.
+
+By that rule, retryable errors are busy, other 5xx errors are faults, and 4xx errors are rejected.
+"""
 
 
 def fate(error: ServiceError) -> Fate:
-    """What an error means for its message."""
+    """Return how an error is handled, from ``FATES`` or else from its ``retryable`` and ``status`` attributes."""
     for kind in type(error).__mro__:
         if kind in FATES:
             return FATES[kind]
@@ -88,14 +91,14 @@ def fate(error: ServiceError) -> Fate:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When to try again.
+    """The retry policy: the maximum number of deliveries, and exponential backoff with full jitter.
 
     Args:
-        most: deliveries of one message, after which a fault makes it a dead letter.
-        busy_seconds: longest pause after the first delivery if the service was busy; it doubles with each one.
+        most: the maximum number of deliveries; a fault in the last one makes the message a dead letter.
+        busy_seconds: the maximum delay after the first delivery if the service was busy; it doubles with each delivery.
         fault_seconds: the same after a fault.
-        longest_seconds: pause at most.
-        draw: a number from 0 to 1, evenly.
+        longest_seconds: the upper bound of the delay, without the error's own ``retry_after``.
+        draw: returns a uniformly distributed random number from 0 to 1.
     """
 
     most: int = 5
@@ -105,16 +108,16 @@ class Policy:
     draw: Callable[[], float] = random.random
 
     def outcome(self, error: ServiceError, attempt: int) -> Retry | Reject:
-        """Of a delivery that ended with an error.
+        """Return the outcome of a delivery that ended with an error.
 
         Args:
-            error: it ended with.
-            attempt: how often the message was delivered, this time included.
+            error: the error that ended the delivery.
+            attempt: the number of deliveries so far, including this one.
         """
         kind = fate(error)
         if kind == "reject" or (kind == "fault" and attempt >= self.most):
             return Reject(error)
-        # "Full jitter" (Brooker, Exponential Backoff And Jitter, AWS 2015), above what the error asks for.
+        # "Full jitter" (Brooker, Exponential Backoff And Jitter, AWS 2015), added to the error's own ``retry_after``.
         ceiling = self.busy_seconds if kind == "busy" else self.fault_seconds
         ceiling = min(self.longest_seconds, ceiling * 2.0 ** min(attempt - 1, 30))
         return Retry((error.retry_after or 0.0) + self.draw() * ceiling, error)

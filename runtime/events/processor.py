@@ -1,4 +1,4 @@
-"""One delivery, from its envelope to its outcome. Never raises but for cancellation."""
+"""Processes one delivery, from its envelope to its outcome, once per message id."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from runtime.json_answer import encoded
 
 _log = logging.getLogger("warmstart.events")
 
-_TAKEN_SECONDS = 1.0  # at least, before work that another does is looked at again; it may end long before its lease
+# Upper bound of ``retry_after`` while another worker has the lease: it may finish long before its lease expires.
+_TAKEN_SECONDS = 1.0
 _TAKEN_OVER = "another worker has taken it up meanwhile"
 
 Chunk = Mapping[str, Any]
@@ -37,31 +38,32 @@ Extend = Callable[[], Awaitable[None]]
 
 
 class Dispatch(Protocol):
-    """What calls the operations; injected, because nothing here knows them."""
+    """Calls an operation by name. It is injected, so that this package does not depend on the operations."""
 
     def __call__(self, envelope: Envelope, send_chunk: SendChunk | None = None) -> Awaitable[Mapping[str, Any]]:
-        """Call an operation.
+        """Call the operation that the envelope names, and return its answer.
 
         Args:
-            envelope: names it.
-            send_chunk: told the number and the content of each piece of the answer, where the operation has such.
+            envelope: the event to process.
+            send_chunk: called with the number and the content of each chunk, if the operation streams its answer.
 
         Raises:
-            ServiceError: as the operation does.
+            ServiceError: the operation failed.
         """
         ...
 
 
 class Processor:
-    """See the module.
+    """Processes deliveries idempotently, and turns errors into retries and rejections.
 
     Args:
         dispatch: calls the operations.
-        records: of what is done; None does everything as often as it is delivered.
-        policy: when to try again.
-        lease_seconds: for which work stays taken, when whoever took it up is gone; it is renewed three times in that.
-        keep_seconds: how long a result is kept.
-        clock: Unix time in seconds, for deadlines.
+        records: the idempotency records; None to process every delivery.
+        policy: the retry policy.
+        lease_seconds: how long an idempotency record stays leased to a worker that has died. A live worker renews its
+            lease three times in that period.
+        keep_seconds: how long a result is cached.
+        clock: returns the Unix time in seconds, to check deadlines.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class Processor:
     async def __call__(
         self, envelope: Envelope, *, send_chunk: SendChunk | None = None, extend: Extend | None = None
     ) -> Outcome:
-        """Do the work, unless it is done.
+        """Process the event, or return the cached response. Raises nothing but ``asyncio.CancelledError``.
 
         Args:
-            envelope: of the delivery.
-            send_chunk: see ``Dispatch``; asked for only where the envelope says so.
-            extend: called about three times in ``lease_seconds`` while it lasts. What it raises is logged.
+            envelope: the delivery's envelope.
+            send_chunk: see ``Dispatch``; used only if the envelope has ``stream`` set.
+            extend: extends the delivery; called about three times per ``lease_seconds``. Its exceptions are only
+                logged.
         """
         if not envelope.stream:
             send_chunk = None
@@ -106,9 +109,9 @@ class Processor:
     async def _once(
         self, records: Records, envelope: Envelope, send_chunk: SendChunk | None, extend: Extend | None
     ) -> Ack:
-        """Take the work up, do it and record it; or answer what is recorded."""
+        """Lease the idempotency record, process the event and store the result; or return the cached response."""
         name, holder = key(envelope), secrets.token_hex(16)
-        held = True  # or it may be, as long as nobody has said otherwise: then it is to be given back
+        held = True  # also while ``begin`` has not answered: if it fails, the lease may exist and must be released
         try:
             try:
                 found = await records.begin(
@@ -127,7 +130,7 @@ class Processor:
                 held = False
                 raise IdempotencyMismatch("id: it came with another payload before", param="id")
             if found.lapsed >= self.policy.most:
-                held = False  # the record stays as it is: nobody is to begin as if nothing had happened
+                held = False  # keeps the record, so that no other worker starts with a fresh count
                 raise DeliveryLimit(f"{found.lapsed} workers took it up and were not heard of again")
             result = await self._work(
                 envelope, send_chunk, extend, lambda: records.renew(name, holder, self._lease_seconds)
@@ -135,7 +138,7 @@ class Processor:
             try:
                 completed = await records.complete(name, holder, await encoded(result), self._keep_seconds)
             except RecordsUnavailable as error:
-                # The answer is there; without a record it may be computed twice, but never lost.
+                # Return the answer anyway: without a record it may be computed twice, but it is not lost.
                 _log.warning("cannot record what is done: %s", error)
                 completed = True
             held = False
@@ -149,7 +152,7 @@ class Processor:
     async def _release(self, records: Records, name: str, holder: str) -> None:
         try:
             await asyncio.shield(records.release(name, holder))
-        except RecordsUnavailable as error:  # it lapses by itself
+        except RecordsUnavailable as error:  # the lease expires by itself
             _log.warning("cannot give work back: %s", error)
 
     async def _work(
@@ -159,7 +162,7 @@ class Processor:
         extend: Extend | None,
         renew: Callable[[], Awaitable[bool]],
     ) -> Mapping[str, Any]:
-        """Call the operation, for as long as its sender waits and nobody else has it."""
+        """Call the operation, and stop it at the sender's deadline or when another worker takes the lease over."""
         left = None if envelope.deadline is None else envelope.deadline - self._clock()
         if left is not None and left <= 0:
             raise DeadlinePassed("it came after its sender's deadline")
@@ -178,14 +181,14 @@ class Processor:
     async def _beating(
         self, limit: asyncio.Timeout, lost: asyncio.Event, extend: Extend | None, renew: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[None]:
-        """Extend the delivery and renew the record inside the block; ``limit`` ends it when the record is lost."""
+        """Extend the delivery and renew the lease while the block runs; expire ``limit`` if the lease is lost."""
 
         async def beat() -> None:
             while not lost.is_set():
                 await asyncio.sleep(self._lease_seconds / 3)
                 beats = [renew()] if extend is None else [renew(), extend()]
                 for found in await asyncio.gather(*beats, return_exceptions=True):
-                    if isinstance(found, BaseException):  # the next one may get through, and the end finds out
+                    if isinstance(found, BaseException):  # a later call may succeed; if not, settling fails
                         _log.warning("cannot extend a delivery: %s", found)
                     elif found is False:
                         lost.set()

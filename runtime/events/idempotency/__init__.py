@@ -1,1 +1,1 @@
-"""Records of events that were handled, so that each is handled once."""
+"""Idempotency records of processed events, so that each event is processed once."""

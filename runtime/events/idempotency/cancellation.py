@@ -1,4 +1,4 @@
-"""Beginning a record of work so that a cancellation in the middle releases it."""
+"""Begins an idempotency record so that a cancellation during the call releases the lease."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 async def begin_or_release(begin: Coroutine[Any, Any, T], release: Callable[[], Awaitable[None]]) -> T:
-    """What ``begin`` answers. If the caller is cancelled meanwhile, whatever was begun is given back."""
+    """Return the result of ``begin``; if the caller is cancelled meanwhile, wait for it and release the lease."""
     task = asyncio.create_task(begin)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
         if task.exception() is None:
-            with suppress(RecordsUnavailable):  # it lapses by itself
+            with suppress(RecordsUnavailable):  # the lease expires by itself
                 await release()
         raise

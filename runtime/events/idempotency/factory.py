@@ -1,4 +1,4 @@
-"""Where it is kept which events are done; see ``runtime.events.idempotency.records``."""
+"""Opens the idempotency store that the settings name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from runtime.settings import Settings
 
 
 def open_records(settings: Settings) -> Records | None:
-    """What ``IDEMPOTENCY`` names, None for ``off``; nothing is opened before the first use.
+    """Create the store that ``IDEMPOTENCY`` names; None for ``off``. Nothing is opened before the first use.
 
     Raises:
-        SettingsError: ``REDIS_URL`` is not one.
+        SettingsError: ``REDIS_URL`` is invalid.
     """
     if settings.idempotency == "off":
         return None
@@ -19,7 +19,7 @@ def open_records(settings: Settings) -> Records | None:
 
         return SqliteRecords(settings.cache_dir / "events.sqlite")
     if settings.idempotency == "redis":
-        from runtime.events.idempotency.redis import RedisRecords  # the client's import is a tenth of a second
+        from runtime.events.idempotency.redis import RedisRecords  # importing the client takes 0.1 s
         from runtime.storage.redis import SharedRedis
 
         return RedisRecords(SharedRedis(settings.redis_url.get_secret_value()))

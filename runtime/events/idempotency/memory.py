@@ -1,4 +1,4 @@
-"""Records in the process's own memory: they go when it ends, so that only a redelivery to the same worker is known."""
+"""An idempotency store in the process's memory, which recognizes only redeliveries to the same process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from runtime.events.idempotency.transitions import WorkRecord
 
 
 class MemoryRecords:
-    """See ``Records``. For one event loop.
+    """An idempotency store (``Records``) in memory, for one event loop.
 
-    Where there is no room, results go first, those done longest ago before others, then what was let lapse. What is
-    being worked on never goes; where that alone is too much, nothing more can be begun.
+    When it is full, it evicts results, the oldest first, and then records with an expired lease. Records in progress
+    are never evicted: if they alone fill the store, no more can be begun.
 
     Args:
-        most: records.
-        most_bytes: of all results together. One that is larger even alone is not kept.
-        clock: monotonic time in seconds.
+        most: the maximum number of records.
+        most_bytes: the maximum size of all results together. A single result that is larger is not cached.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class MemoryRecords:
         self._most = most
         self._most_bytes = most_bytes
         self._clock = clock
-        # Oldest first. One that ends before those in front of it waits for them.
+        # Oldest first. A record that expires before an older one is removed only after it.
         self._running: OrderedDict[str, WorkRecord] = OrderedDict()
         self._done: OrderedDict[str, WorkRecord] = OrderedDict()
         self._bytes = 0
@@ -37,7 +37,7 @@ class MemoryRecords:
     async def begin(
         self, key: str, fingerprint: str, holder: str, seconds: float
     ) -> Started | Done | InProgress | Mismatch:
-        """See ``Records``."""
+        """Lease a record if no other worker has the lease (``Records.begin``)."""
         now, found = self._find(key)
         if found is None:
             self._make_room(now)
@@ -46,14 +46,14 @@ class MemoryRecords:
         return answer
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
-        """See ``Records``."""
+        """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""
         now, found = self._find(key)
         left, answer = record.renew(found, holder, seconds, now)
         self._keep(key, found, left)
         return answer
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
-        """See ``Records``."""
+        """Store the result, and return whether the record still was the holder's (``Records.complete``)."""
         now, found = self._find(key)
         left, answer = record.complete(found, holder, result, seconds, now)
         self._keep(key, found, left)
@@ -62,13 +62,13 @@ class MemoryRecords:
         return answer
 
     async def release(self, key: str, holder: str) -> None:
-        """See ``Records``."""
+        """Release the lease without a result (``Records.release``)."""
         now, found = self._find(key)
         left, _ = record.release(found, holder, now)
         self._keep(key, found, left)
 
     async def close(self) -> None:
-        """See ``Records``."""
+        """Remove all records."""
         self._running.clear()
         self._done.clear()
         self._bytes = 0

@@ -1,9 +1,9 @@
-"""Which work is being done and which is done: the same message, delivered again, is not worked on again.
+"""The idempotency store's protocol: a redelivered message is not processed again.
 
-A record is *in progress* while its holder keeps renewing it, and *done* once it has a result, for as long as that is
-kept. Who comes back too late to a record that has passed to another finds out when it renews or completes it: of those
-who did the same work, one completes it. Expiry goes by the store's own clock, so that workers' clocks need not agree;
-should that clock be set, work is done twice at worst, and never shut out for longer than the lease it was begun with.
+A record is *in progress* while its holder keeps renewing the lease, and *done* once it has a result, until that
+expires. A holder whose lease has passed to another finds out when it renews or completes the record: of several workers
+that did the same work, only one completes it. Expiry goes by the store's own clock, so that the workers' clocks need
+not agree. If that clock is set, work is done twice at worst, and is never blocked for longer than its lease.
 
 The states are those of AWS Lambda Powertools' idempotency utility (INPROGRESS with expiry, COMPLETE); the errors are
 those of draft-ietf-httpapi-idempotency-key-header.
@@ -21,15 +21,15 @@ from runtime.events.envelope import Envelope
 
 
 class RecordsUnavailable(Exception):
-    """The store cannot be reached, read or written now. The message is for the log."""
+    """The store cannot be reached, read or written now. The exception's text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """It is the caller's to do.
+    """The caller has the lease and is to do the work.
 
     Args:
-        lapsed: how many before it took it up and were not heard of again.
+        lapsed: the number of earlier holders whose lease expired.
     """
 
     lapsed: int = 0
@@ -37,77 +37,80 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is done; ``result`` is what came of it."""
+    """The work is done; ``result`` is the cached response."""
 
     result: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """Somebody else is at it, and has ``seconds`` left to say so again."""
+    """Another worker has the lease, which expires in ``seconds`` unless renewed."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The same id came with another payload."""
+    """The same id came with another payload before."""
 
 
 class Records(Protocol):
-    """Records by key. Every method is one step, and all but ``close`` may raise ``RecordsUnavailable``; what was done
-    is then unknown, and may be asked for again.
+    """An idempotency store. Each method is atomic, and all but ``close`` may raise ``RecordsUnavailable``.
 
-    Whatever has had its time is removed as others are begun: results, and after a day what was let lapse.
+    Whether the store has executed a call that raised ``RecordsUnavailable`` is unknown; the call may be repeated.
+
+    Expired records are removed as others are begun: results when they expire, and records whose lease expired after one
+    day.
     """
 
     async def begin(
         self, key: str, fingerprint: str, holder: str, seconds: float
     ) -> Started | Done | InProgress | Mismatch:
-        """Take work up if nobody else has it.
+        """Lease a record if no other worker has the lease.
 
-        A record that its holder has let lapse goes to the caller. The same holder asking again begins again. Whoever is
-        cancelled while it waits holds nothing.
+        A record whose lease has expired goes to the caller. The same holder may begin again. If the caller is cancelled
+        during the call, it holds no lease.
 
         Args:
-            key: of the record, see ``key``.
-            fingerprint: of the payload, see ``fingerprint``.
-            holder: names this attempt and no other.
-            seconds: for which it is the caller's, unless renewed.
+            key: the record's key, see the function ``key``.
+            fingerprint: the payload's hash, see the function ``fingerprint``.
+            holder: an id that is unique to this attempt.
+            seconds: the lease's duration, unless renewed.
         """
         ...
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
-        """Keep work for another while, from now; whether it still was the holder's to do.
+        """Extend the lease to so many seconds from now, and return whether it still was the holder's.
 
-        One that has lapsed is still the holder's as long as nobody has asked for it.
+        An expired lease is still the holder's as long as no other worker has begun the record.
         """
         ...
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
-        """Keep the result for so long; whether it still was the holder's, else nothing is changed.
+        """Store the result for so many seconds, and return whether the record still was the holder's.
 
-        For a holder that has completed it already nothing is changed either, and it is told so again.
+        If it was not, nothing changes. If the same holder has completed the record before, nothing changes either, and
+        the answer is True again.
         """
         ...
 
     async def release(self, key: str, holder: str) -> None:
-        """Give work back undone, as if it had never been begun: who let it lapse before still counts.
+        """Release the lease without a result; the number of expired leases is kept.
 
-        Of no effect on a record of another, or a done one.
+        Has no effect on a record that is done or that another worker holds.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of files and connections."""
+        """Close the store."""
         ...
 
 
 def key(envelope: Envelope) -> str:
-    """Names an envelope's work: source and id, as CloudEvents 1.0 has it."""
+    """Return the key of an envelope's record: a hash of source and id, which identify an event in CloudEvents 1.0."""
     return sha256(json.dumps([envelope.source, envelope.id]).encode()).hexdigest()
 
 
 def fingerprint(operation: str, data: Mapping[str, Any]) -> str:
-    """Of a payload; the order of its members does not count."""
+    """Return the hash of an operation and its payload; the order of the payload's members does not matter."""
     return sha256(json.dumps([operation, data], sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""Records in Redis, which workers of many machines share. A script runs as one step (Redis's "Scripting with Lua")."""
+"""An idempotency store in Redis, shared by workers on many machines.
+
+Scripts are atomic (Redis's "Scripting with Lua").
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from runtime.events.idempotency.transitions import LAPSED_SECONDS
 from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 PREFIX = "warmstart:records:1:"
-"""How the names of its keys begin. The number is the format's."""
+"""The prefix of the store's keys in Redis. The number is the format's version."""
 
-# One hash per record, with the fields of ``record.Record``, times in milliseconds of Redis's own clock. The key's own
-# expiry is ``Record.forget``. The client may run a script twice after a broken connection: the second time the holder
-# finds its own mark.
+# One hash per record, with the fields of ``WorkRecord``; times are in milliseconds of Redis's own clock. The key's
+# expiry is ``WorkRecord.forget``. After a broken connection the client may run a script twice: the second run finds
+# the same holder in the record.
 _COMMON = f"""
 local key, holder = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
@@ -86,11 +89,11 @@ end
 
 
 class RedisRecords:
-    """See ``Records``.
+    """An idempotency store (``Records``) in Redis.
 
     Args:
-        redis: is closed with this.
-        prefix: of the names in Redis.
+        redis: the Redis client, closed together with the store.
+        prefix: the prefix of the keys in Redis.
     """
 
     def __init__(self, redis: SharedRedis, prefix: str = PREFIX) -> None:
@@ -100,7 +103,7 @@ class RedisRecords:
     async def begin(
         self, key: str, fingerprint: str, holder: str, seconds: float
     ) -> Started | Done | InProgress | Mismatch:
-        """See ``Records``."""
+        """Lease a record if no other worker has the lease (``Records.begin``)."""
         begin = self._run(_BEGIN, key, holder, _milliseconds(seconds), fingerprint)
         state, *rest = await begin_or_release(begin, lambda: self.release(key, holder))
         if state == b"begun":
@@ -110,19 +113,19 @@ class RedisRecords:
         return InProgress(int(rest[0]) / 1000) if state == b"taken" else Mismatch()
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
-        """See ``Records``."""
+        """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""
         return bool(await self._run(_RENEW, key, holder, _milliseconds(seconds)))
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
-        """See ``Records``."""
+        """Store the result, and return whether the record still was the holder's (``Records.complete``)."""
         return bool(await self._run(_COMPLETE, key, holder, _milliseconds(seconds), result))
 
     async def release(self, key: str, holder: str) -> None:
-        """See ``Records``."""
+        """Release the lease without a result (``Records.release``)."""
         await self._run(_RELEASE, key, holder)
 
     async def close(self) -> None:
-        """See ``Records``."""
+        """Close the Redis client."""
         await self._redis.close()
 
     async def _run(self, script: str, key: str, *values: str | int | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Records in an SQLite file, which workers of one machine share."""
+"""An idempotency store in an SQLite file, shared by the workers of one machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
 
-_BUSY_SECONDS = 5.0  # SQLite lets those that wait go in no order
+_BUSY_SECONDS = 5.0  # SQLite grants the lock to waiting processes in no order
 _FORMAT = 1
 _SWEPT = 100
-"""Forgotten records removed when one is begun, so that there are never more than twice as many as are known."""
+"""The number of expired records removed when a record is begun, so that at most half of all records are expired."""
 _SCHEMA = (
     """CREATE TABLE records (
         key TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, holder TEXT NOT NULL, lapsed INTEGER NOT NULL,
@@ -36,13 +36,13 @@ _SCHEMA = (
 
 
 class Moment(NamedTuple):
-    """Now.
+    """The current time by the machine's clocks.
 
     Args:
-        boot: names the machine's boot; empty where the system does not tell.
-        seconds: since then, also while the machine sleeps. Nothing sets this clock, and all processes see the same.
-            Where the system does not tell, it is Unix time.
-        wall: Unix time in seconds; people and time servers set it, forth and back.
+        boot: the id of the machine's current boot; empty where the system has none.
+        seconds: the time since boot in seconds, including sleep. This clock is never set, and is the same in all
+            processes. Without a boot id it is Unix time.
+        wall: the Unix time in seconds, which people and time servers may set forward and back.
     """
 
     boot: str
@@ -51,7 +51,7 @@ class Moment(NamedTuple):
 
 
 def moment() -> Moment:
-    """Now, by this machine's clocks."""
+    """Return the current time by this machine's clocks."""
     wall, boot = time.time(), _boot()
     return Moment(boot, time.clock_gettime(time.CLOCK_BOOTTIME) if boot else wall, wall)
 
@@ -65,14 +65,14 @@ def _boot() -> str:
 
 
 class SqliteRecords:
-    """See ``Records``. A file that is damaged is removed and begun anew.
+    """An idempotency store (``Records``) in an SQLite file. A damaged file is deleted and created anew.
 
-    Its clock goes on from boot to boot: within one it is the machine's own, which nothing sets; after another the wall
-    clock says how much time has passed, if any.
+    The store's clock continues across boots: within one boot it is the machine's own clock, which is never set; after a
+    reboot the wall clock gives the time that has passed, if any.
 
     Args:
-        path: of the file; it is made on first use, for its owner's eyes only.
-        clock: see ``Moment``.
+        path: the file's path. The file is created on first use, readable by its owner only.
+        clock: returns the current time, see ``Moment``.
     """
 
     def __init__(self, path: Path, clock: Callable[[], Moment] = moment) -> None:
@@ -83,7 +83,7 @@ class SqliteRecords:
     async def begin(
         self, key: str, fingerprint: str, holder: str, seconds: float
     ) -> Started | Done | InProgress | Mismatch:
-        """See ``Records``."""
+        """Lease a record if no other worker has the lease (``Records.begin``)."""
 
         def work(found: WorkRecord | None, now: float) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
             return record.begin(found, fingerprint, holder, seconds, now)
@@ -91,26 +91,26 @@ class SqliteRecords:
         return await begin_or_release(self._do(key, work, sweep=True), lambda: self.release(key, holder))
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
-        """See ``Records``."""
+        """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""
         return await self._do(key, lambda found, now: record.renew(found, holder, seconds, now))
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
-        """See ``Records``."""
+        """Store the result, and return whether the record still was the holder's (``Records.complete``)."""
         return await self._do(key, lambda found, now: record.complete(found, holder, result, seconds, now))
 
     async def release(self, key: str, holder: str) -> None:
-        """See ``Records``."""
+        """Release the lease without a result (``Records.release``)."""
         await self._do(key, lambda found, now: record.release(found, holder, now))
 
     async def close(self) -> None:
-        """See ``Records``."""
+        """Stop the thread and close the file."""
         await asyncio.to_thread(self._thread.shutdown)
         self._file.close()
 
     async def _do(
         self, key: str, work: Callable[[WorkRecord | None, float], tuple[WorkRecord | None, T]], *, sweep: bool = False
     ) -> T:
-        """One transaction: what is known of a key becomes what ``work`` makes of it."""
+        """Run one transaction that replaces the key's record by the one that ``work`` returns (None deletes it)."""
 
         def transact(database: sqlite3.Connection) -> T:
             database.execute("BEGIN IMMEDIATE")
@@ -140,7 +140,7 @@ class SqliteRecords:
             except (sqlite3.Error, OSError) as error:
                 raise RecordsUnavailable(f"{self._file.path.name}: {error}") from error
 
-        # One after the other anyway, so one thread will do, and what waits for the disk starves nothing else.
+        # SQLite serializes writers anyway, so one thread suffices, and waiting for the disk blocks no shared thread.
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _now(self, database: sqlite3.Connection) -> float:

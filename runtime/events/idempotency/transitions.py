@@ -1,6 +1,6 @@
-"""One record, and what each operation makes of it: pure functions, for the stores that compute in this process.
+"""The state transitions of one idempotency record, as pure functions for the stores that compute in this process.
 
-Should the clock go back, a lease ends as long after that as it was to last, and not later.
+If the clock goes back, a lease ends one lease duration after that at the latest.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from dataclasses import dataclass, replace
 from runtime.events.idempotency.records import Done, InProgress, Mismatch, Started
 
 LAPSED_SECONDS = 86_400.0
-"""How long it is known that work was taken up and let lapse: longer than it takes to start whoever died of it anew."""
+"""How long an expired lease is counted, in seconds: longer than a worker that the work crashed takes to restart."""
 
 NOBODY = ""
-"""Holds work that was given back, and that others had let lapse before."""
+"""The holder of a released record that has expired leases to count."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkRecord:
-    """What is known of a key.
+    """An idempotency record.
 
     Args:
-        fingerprint: of the payload.
-        holder: who does it, or did it.
-        lapsed: holders that were not heard of again.
-        since: when it was begun, renewed or completed, by the store's clock, in seconds.
-        until: when the lease ends, or the result is no longer kept.
-        result: once it is done.
+        fingerprint: the payload's hash.
+        holder: the id of the attempt that has the lease, or that completed the work.
+        lapsed: the number of holders whose lease expired.
+        since: the time at which it was begun, renewed or completed, by the store's clock in seconds.
+        until: the time at which the lease or the result expires.
+        result: the cached response; None until it is done.
     """
 
     fingerprint: str
@@ -38,18 +38,18 @@ class WorkRecord:
 
     @property
     def forget(self) -> float:
-        """When nothing is known of it any more."""
+        """The time at which the record is removed."""
         return self.until + (LAPSED_SECONDS if self.result is None else 0)
 
     def is_of(self, holder: str) -> bool:
-        """Whether this holder is to do it."""
+        """Return whether this holder has the lease and the work is not done."""
         return self.holder == holder and self.result is None
 
 
 def begin(
     found: WorkRecord | None, fingerprint: str, holder: str, seconds: float, now: float
 ) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
-    """See ``Records.begin``; the record as it is then (``found`` itself if nothing changes), and the answer."""
+    """Apply ``Records.begin``; return the new record (``found`` itself if nothing changes) and the answer."""
     lapsed = 0
     if found is not None:
         if found.fingerprint != fingerprint:
@@ -67,7 +67,7 @@ def begin(
 
 
 def renew(found: WorkRecord | None, holder: str, seconds: float, now: float) -> tuple[WorkRecord | None, bool]:
-    """See ``Records.renew``; the record as it is then, and the answer."""
+    """Apply ``Records.renew``; return the new record and the answer."""
     if found is None or not found.is_of(holder):
         return found, False
     return replace(found, since=now, until=now + seconds), True
@@ -76,7 +76,7 @@ def renew(found: WorkRecord | None, holder: str, seconds: float, now: float) -> 
 def complete(
     found: WorkRecord | None, holder: str, result: bytes, seconds: float, now: float
 ) -> tuple[WorkRecord | None, bool]:
-    """See ``Records.complete``; the record as it is then, and the answer."""
+    """Apply ``Records.complete``; return the new record and the answer."""
     if found is None or found.holder != holder:
         return found, False
     if found.result is not None:
@@ -85,7 +85,7 @@ def complete(
 
 
 def release(found: WorkRecord | None, holder: str, now: float) -> tuple[WorkRecord | None, None]:
-    """See ``Records.release``; the record as it is then."""
+    """Apply ``Records.release``; return the new record, None to remove it."""
     if found is None or not found.is_of(holder):
         return found, None
     return (replace(found, holder=NOBODY, since=now, until=now) if found.lapsed else None), None

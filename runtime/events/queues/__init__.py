@@ -1,1 +1,1 @@
-"""Sources of events that are message brokers."""
+"""Message brokers as sources of events: the adapter protocols, and an adapter for each broker."""

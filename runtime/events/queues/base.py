@@ -1,4 +1,4 @@
-"""What a broker's adapter offers to those who work and to those who submit work."""
+"""The protocols that a broker's adapter implements: ``Source`` for workers and ``Submitter`` for clients."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from runtime.events.outcome import Outcome
 
 
 class BrokerUnavailable(Exception):
-    """The broker does not answer, or not as it should. Nothing is lost by it; the message is for the log."""
+    """The broker does not answer, or answers with an error. No message is lost; the exception's text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """A queue, its group of workers, and where its answers go.
+    """The options of a queue: the broker's URL, the names, the timeouts and the limits.
 
     Args:
-        url: of the broker; may hold a password.
-        stream: name of the stream, queue or topic that work comes in on.
-        group: workers of one name share the work.
-        results: stream, queue or topic for answers.
-        dead: the same for dead letters.
-        operation: of messages that name none.
-        ack_seconds: a delivery that nobody has extended for so long is given to another worker.
-        most: deliveries of one message at most, where the broker counts them itself.
-        results_seconds: how long the broker keeps an answer, and knows that it was sent.
-        reply_prefixes: what a message's own reply address must begin with; others are refused.
-        create: make what is missing of streams, queues and groups.
+        url: the broker's URL; may hold a password.
+        stream: the name of the stream, queue or topic of requests.
+        group: the consumer group; workers with the same group share the messages.
+        results: the name of the stream, queue or topic of answers.
+        dead: the name of the stream, queue or topic of dead letters.
+        operation: the operation of messages that name none.
+        ack_seconds: the visibility timeout: a delivery that is not extended for so long goes to another worker.
+        most: the maximum number of deliveries of one message, for brokers that count them.
+        results_seconds: how long the broker keeps an answer, and recognizes a duplicate of it.
+        reply_prefixes: the allowed prefixes of a message's reply address; other addresses are refused.
+        create: whether to create missing streams, queues, topics and groups.
     """
 
     url: str
@@ -46,109 +46,110 @@ class QueueOptions:
 
 
 class Delivery(Protocol):
-    """One message, given to this worker for ``ack_seconds``."""
+    """One message, delivered to this worker for ``ack_seconds``."""
 
     @property
     def attempt(self) -> int:
-        """How often it was delivered, this time included."""
+        """The number of deliveries of the message so far, including this one."""
         ...
 
     def envelope(self) -> Envelope:
-        """What is in it.
+        """Parse the message.
 
         Raises:
-            InvalidRequest: nothing that can be worked on.
+            InvalidRequest: the message is not a valid request.
         """
         ...
 
     async def extend(self) -> None:
-        """Ask for another ``ack_seconds``.
+        """Extend the delivery by another ``ack_seconds``.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: the delivery could not be extended, or now belongs to another worker.
         """
         ...
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """Tell the sender a piece of the answer; at most once, for what it is worth.
+        """Send a chunk of the answer to the message's reply address, at most once and unconfirmed.
 
         Args:
-            envelope: of this delivery.
-            number: of the chunk within this attempt, from 0.
-            chunk: what the operation's stream gave.
+            envelope: the delivery's envelope.
+            number: the chunk's number within this attempt, from 0.
+            chunk: the chunk, as the operation streams it.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: the chunk could not be sent.
         """
         ...
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """Send the answer where one is due and then let the message go; in this order, so that none is ever lost.
+        """Send the answer, if there is one, and then acknowledge the message; in this order, so that no answer is lost.
 
-        Sending it twice must have no effect on who reads the answers: another worker may have done so before it died.
+        Sending the same answer twice must not affect the readers of answers: another worker may have sent it before it
+        died.
 
         Args:
-            envelope: None of a message that held none.
-            outcome: of the work.
+            envelope: the delivery's envelope; None if the message could not be parsed.
+            outcome: the outcome of the processing.
 
         Raises:
-            BrokerAway: see there; the message will be delivered again.
+            BrokerUnavailable: the broker did not confirm; the message will be redelivered.
         """
         ...
 
 
 class Source(Protocol):
-    """A queue, from the side of those who work on it.
+    """A queue as its workers use it.
 
-    Fetches come one after the other; ``lag`` and deliveries' own methods may be called meanwhile.
+    Calls of ``fetch`` do not overlap; ``lag`` and the methods of deliveries may be called during one.
     """
 
     name: str
-    """For logs; no password in it."""
+    """The source's name in logs, without a password."""
 
     async def open(self) -> None:
-        """Connect. Also after ``BrokerUnavailable``, where the adapter does not mend its connection by itself.
+        """Connect. Also called after ``BrokerUnavailable``, for adapters that do not reconnect by themselves.
 
         Raises:
-            BrokerAway: see there.
-            SettingsError: the broker refuses what the options ask for; it would do so again.
+            BrokerUnavailable: there is no connection to the broker.
+            SettingsError: the broker refuses the options, and would do so again.
         """
         ...
 
     async def fetch(self, most: int, seconds: float) -> Sequence[Delivery]:
-        """Messages that wait, those that other workers left behind among them.
+        """Fetch waiting messages, including those that other workers have abandoned.
 
         Args:
-            most: there is room for no more.
-            seconds: to wait if there is none.
+            most: the maximum number of messages.
+            seconds: how long to wait if there are none.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: the broker does not answer.
         """
         ...
 
     async def lag(self) -> int | None:
-        """Messages that no worker of the group has taken yet, or None where the broker cannot tell.
+        """Return the number of messages that no worker of the group has received yet; None if the broker cannot tell.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: the broker does not answer.
         """
         ...
 
     async def close(self) -> None:
-        """Disconnect, once everything is settled. Never raises."""
+        """Disconnect; called once all deliveries are settled. Never raises."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A piece of an answer, or all of it.
+    """A chunk of an answer, or the whole answer.
 
     Args:
-        kind: ``result`` and ``error`` are the last.
-        body: what the operation answered, or OpenAI's error object.
-        chunk: its number within the attempt, from 0.
-        attempt: the delivery that it is of. A new one begins anew.
+        kind: ``chunk``, or for the last reply ``result`` or ``error``.
+        body: the operation's answer, or OpenAI's error object.
+        chunk: the chunk's number within the attempt, from 0.
+        attempt: the number of the delivery that it belongs to. A new delivery streams its answer from the start.
     """
 
     kind: Literal["chunk", "result", "error"]
@@ -158,30 +159,30 @@ class Reply:
 
 
 class Submitter(Protocol):
-    """A queue, from the side of those who submit work."""
+    """A queue as its clients use it."""
 
     async def open(self) -> None:
-        """Connect, and make the queue where it is missing and the options say so.
+        """Connect, and create the queue if it is missing and the options say so.
 
         Raises:
-            BrokerAway: see ``Source``.
-            SettingsError: see ``Source``.
+            BrokerUnavailable: there is no connection to the broker.
+            SettingsError: the broker refuses the options, and would do so again.
         """
         ...
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
-        """Send work.
+        """Send a request.
 
         Args:
-            envelope: its ``reply_to`` is of no effect; the adapter has one of its own where it needs one.
-            wait: for the answer.
+            envelope: the request. Its ``reply_to`` is ignored; the adapter uses its own reply address if it needs one.
+            wait: whether to wait for the answer.
 
         Returns:
-            Once the broker has the message: the answer, after its chunks if ``envelope.stream``. Nothing without
-            ``wait``.
+            Once the broker has accepted the message: the replies, with chunks before the answer if ``envelope.stream``;
+                none without ``wait``.
 
         Raises:
-            BrokerAway: see there; with the same id it may be sent again.
+            BrokerUnavailable: the broker did not confirm; the request may be sent again with the same id.
         """
         ...
 
@@ -192,13 +193,13 @@ class Submitter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BrokerAdapter:
-    """What a broker's ``source`` module offers to ``factory``, under the name ``ADAPTER``.
+    """An adapter's constructors and defaults; each broker's ``source`` module has one as ``ADAPTER`` for ``factory``.
 
     Args:
-        source: opens a ``Source``; connects to nothing yet.
-        submitter: opens a ``Submitter``; connects to nothing yet.
-        names: of the stream, its results and its dead letters, where the settings name none.
-        reply_prefixes: what a message's own reply address must begin with, where the settings say nothing else.
+        source: creates a ``Source``, without connecting.
+        submitter: creates a ``Submitter``, without connecting.
+        names: the default names of the streams of requests, results and dead letters.
+        reply_prefixes: the default prefixes that reply addresses must have.
     """
 
     source: Callable[[QueueOptions], Source]

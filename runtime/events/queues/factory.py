@@ -1,4 +1,4 @@
-"""Which adapter a broker's URL asks for, and what is to be installed for it."""
+"""Chooses the adapter for a broker's URL, and names the package extra to install if its library is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from runtime.errors import SettingsError
 from runtime.events.queues.base import BrokerAdapter, QueueOptions, Source, Submitter
 
-# scheme -> (module, extra to install); imported when wanted, because each brings a client library
+# scheme -> (module, extra to install); imported on demand, because each needs a client library
 _ADAPTERS = {
     "nats": ("runtime.events.queues.nats.source", "nats"),
     "tls": ("runtime.events.queues.nats.source", "nats"),
@@ -22,16 +22,16 @@ _ADAPTERS = {
 
 
 def open_source(options: QueueOptions) -> Source:
-    """The adapter's ``Source``; nothing is connected yet.
+    """Create the ``Source`` for the URL, without connecting.
 
     Raises:
-        SettingsError: no adapter takes such a URL, the URL is wrong, or a library is not installed.
+        SettingsError: no adapter supports the URL's scheme, the URL is invalid, or a library is not installed.
     """
     return _adapter(options.url).source(options)
 
 
 def open_submitter(options: QueueOptions) -> Submitter:
-    """The adapter's ``Submitter``; nothing is connected yet.
+    """Create the ``Submitter`` for the URL, without connecting.
 
     Raises:
         SettingsError: see ``open_source``.
@@ -40,7 +40,7 @@ def open_submitter(options: QueueOptions) -> Submitter:
 
 
 def names(url: str) -> tuple[str, str, str]:
-    """Stream, results and dead letters, where nobody names them; each broker has customs of its own.
+    """Return the broker's default names of the streams of requests, results and dead letters.
 
     Raises:
         SettingsError: see ``open_source``.
@@ -49,7 +49,7 @@ def names(url: str) -> tuple[str, str, str]:
 
 
 def reply_prefixes(url: str) -> tuple[str, ...]:
-    """What a message's own reply address must begin with, where nobody says otherwise.
+    """Return the broker's default prefixes that reply addresses must have.
 
     Raises:
         SettingsError: see ``open_source``.

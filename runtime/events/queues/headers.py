@@ -1,6 +1,7 @@
-"""Headers of the messages that adapters write, for brokers that neither delay a message nor count its deliveries.
+"""Headers of the messages that adapters write, for brokers that neither delay messages nor count deliveries.
 
-There a message that is to come again is sent once more, with the number of its deliveries so far, and let go.
+On these brokers a retry sends a copy of the message, with the number of deliveries so far, and acknowledges the
+original.
 """
 
 from __future__ import annotations
@@ -17,45 +18,56 @@ _COUNT = re.compile(r"[0-9]{1,9}")
 
 
 def earlier(headers: Mapping[str, str]) -> int:
-    """Deliveries of a message before it was sent again; a dead letter that was put back begins anew."""
+    """Return the deliveries of a message before it was sent again; 0 for a dead letter put back in the queue."""
     found = {name.lower(): value for name, value in headers.items()}
     count = found.get(ATTEMPT.lower(), "")
     return int(count) if REASON.lower() not in found and _COUNT.fullmatch(count) else 0
 
 
 def given_id(headers: Mapping[str, str], otherwise: str) -> str:
-    """What the sender of a message, even of one that cannot be read, may look for its answer under."""
+    """Return the id under which the sender expects the answer, also for messages that cannot be parsed.
+
+    Args:
+        headers: the message's headers.
+        otherwise: the id if no header gives one.
+
+    Returns:
+        The id; empty if it is invalid.
+    """
     given = {name.lower(): value for name, value in headers.items()}.get(ID.lower(), otherwise)
     return given if is_id(given) else ""
 
 
 def again(id: str, attempt: int) -> dict[str, str | None]:
-    """What is other about a message sent once more. None: no such header."""
+    """Return the header changes for a message sent again; None removes a header."""
     return {ID: id or None, ATTEMPT: str(attempt), REASON: None}
 
 
 def dead(id: str, attempt: int, reason: str) -> dict[str, str | None]:
-    """What is other about a dead letter."""
+    """Return the header changes for a dead letter; None removes a header."""
     return {ID: id or None, ATTEMPT: str(attempt), REASON: reason}
 
 
 def about(id: str, kind: str, attempt: int) -> dict[str, str]:
-    """Headers of an answer, or a piece of one."""
+    """Return the headers of an answer or of a chunk."""
     return {ID: id, KIND: kind, ATTEMPT: str(attempt)}
 
 
 def answer(outcome: Ack | Reject) -> tuple[str, bytes]:
-    """The kind and the body of the answer."""
+    """Return the kind and the body of the answer."""
     if isinstance(outcome, Ack):
         return "result", encode(outcome.result)
     return "error", encode(outcome.error.openai())
 
 
 def answer_to(envelope: Envelope, options: QueueOptions) -> Envelope:
-    """The envelope, if its answer may go where it says. Never among our own queues, from where it would be work again.
+    """Return the envelope if its reply address is allowed.
+
+    Addresses that begin with the name of one of the worker's own queues are refused: an answer there would become a new
+    request.
 
     Raises:
-        InvalidRequest: it may not.
+        InvalidRequest: the reply address is not allowed.
     """
     ours = (options.stream, options.results, options.dead)
     to = envelope.reply_to

@@ -1,1 +1,1 @@
-"""Events from Kafka."""
+"""The Kafka adapter."""

@@ -1,1 +1,1 @@
-"""Events from NATS JetStream."""
+"""The NATS JetStream adapter."""

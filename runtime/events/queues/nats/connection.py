@@ -1,6 +1,6 @@
-"""One connection to NATS. It mends itself when it is next used, keeps nothing back while it is broken, and never hangs.
+"""A NATS connection that reconnects on the next use, buffers nothing while it is broken, and has timeouts on all calls.
 
-The client library's own reconnecting is off: it would take messages meanwhile that may never arrive.
+The client library's own reconnecting is off: while disconnected it would accept messages that may never be sent.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _log = logging.getLogger("warmstart.events")
 
 REQUEST_SECONDS = 5.0
 _CONNECT_SECONDS, _CLOSE_SECONDS, _PAUSE_SECONDS = 5.0, 2.0, 1.0
-_PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server is taken for gone
+_PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server counts as unreachable
 
 
 class NatsConnection:
-    """See the module.
+    """A NATS connection that reconnects when it is next used.
 
     Args:
-        url: ``nats://`` or ``tls://``, with ``user:password@`` or ``token@`` where the server asks for that; further
-            servers of the same cluster after commas.
+        url: ``nats://`` or ``tls://``, with ``user:password@`` or ``token@`` if the server requires credentials;
+            further servers of the same cluster follow after commas.
 
     Raises:
-        SettingsError: the URL is not one.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, url: str) -> None:
         parts = [_parse(one) for one in url.split(",")]
         self._servers = [f"{part.scheme}://{part.netloc.rpartition('@')[2]}" for part in parts]
         self._tls = any(part.scheme == "tls" for part in parts)
-        # Apart from the servers' addresses, which the library puts in its errors and does not decode.
+        # Not in the servers' addresses, which the library quotes in its errors and does not percent-decode.
         self._credentials = _credentials(parts)
         self._client: Client | None = None
         self._ended = False
@@ -53,22 +53,22 @@ class NatsConnection:
         self._away_until = 0.0
 
     async def client(self) -> Client:
-        """The connected client.
+        """Return the connected client; connect if necessary.
 
         Raises:
-            BrokerAway: there is no connection, and none to be had now.
+            BrokerUnavailable: there is no connection, and none can be opened now.
         """
         try:
             return await self._connected()
-        except SettingsError as error:  # what was right when we started may be so again
+        except SettingsError as error:  # the settings were valid at the start and may be again
             raise BrokerUnavailable(str(error)) from None
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            BrokerAway: see ``client``.
-            SettingsError: the server refuses the credentials, or has no TLS where the URL asks for it.
+            BrokerUnavailable: see ``client``.
+            SettingsError: the server refuses the credentials, or has no TLS although the URL requires it.
         """
         self._ended = False
         await self._connected()
@@ -78,7 +78,7 @@ class NatsConnection:
             if self._ended:
                 raise BrokerUnavailable("the connection to NATS is closed")
             if self._client is None or self._client.is_closed:
-                if time.monotonic() < self._away_until:  # those before us found out
+                if time.monotonic() < self._away_until:  # an earlier caller failed to connect
                     raise BrokerUnavailable("NATS did not answer a moment ago")
                 try:
                     self._client = await self._connect()
@@ -88,54 +88,54 @@ class NatsConnection:
             return self._client
 
     async def room(self, headers: Mapping[str, str]) -> int:
-        """Bytes that a message with these headers may still hold.
+        """Return the bytes that are left for the body of a message with these headers.
 
         Raises:
-            BrokerAway: see ``client``.
+            BrokerUnavailable: see ``client``.
         """
         lines = sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
         return (await self.client()).max_payload - lines - len("NATS/1.0\r\n\r\n")
 
     async def jetstream(self) -> JetStreamContext:
-        """Streams and consumers; within ``broker_errors``.
+        """Return the JetStream context, for streams and consumers; use it within ``broker_errors``.
 
         Raises:
-            BrokerAway: see ``client``.
+            BrokerUnavailable: see ``client``.
         """
         return (await self.client()).jetstream(timeout=REQUEST_SECONDS)
 
     async def request(self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
-        """Send a message that is answered.
+        """Send a message and return its reply.
 
         Raises:
-            BrokerAway: no answer came, in time or at all; what became of the message is unknown.
+            BrokerUnavailable: there was no reply in time; whether the server received the message is unknown.
         """
         client = await self.client()
         with broker_errors():
             return await client.request(subject, body, timeout=REQUEST_SECONDS, headers=headers)
 
     async def publish(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        """Send a message that nobody confirms.
+        """Send a message without confirmation.
 
         Raises:
-            BrokerAway: it was certainly not sent.
+            BrokerUnavailable: the message was not sent.
         """
         client = await self.client()
         with broker_errors():
             await client.publish(subject, body, headers=headers)
 
     async def subscribe(self, subject: str, took: Callable[[Msg], Awaitable[None]] | None = None) -> Subscription:
-        """Listen, for as long as this connection lasts.
+        """Subscribe to a subject, for as long as this connection lasts.
 
         Raises:
-            BrokerAway: see ``client``.
+            BrokerUnavailable: see ``client``.
         """
         client = await self.client()
         with broker_errors():
             return await client.subscribe(subject, cb=took)
 
     async def close(self) -> None:
-        """Disconnect, until ``open``. Never raises."""
+        """Disconnect, until the next ``open``. Never raises."""
         self._ended = True
         if self._client is not None:
             await _close(self._client)
@@ -178,7 +178,7 @@ class NatsConnection:
 
 
 class _Client(Client):
-    """The library's, less what it does not notice: no TLS where the URL asks for it, and connections that are gone."""
+    """The library's client, which also refuses servers without TLS for ``tls://`` and notices closed connections."""
 
     def __init__(self, tls: bool) -> None:
         super().__init__()
@@ -186,11 +186,11 @@ class _Client(Client):
         self._gone = asyncio.Event()
 
     async def gone(self) -> None:
-        """The connection is closed."""
+        """Note that the connection is closed."""
         self._gone.set()
 
     async def request(self, *args: Any, **options: Any) -> Msg:
-        """The library's, which waits for an answer on a connection that is closed."""
+        """Send a request; unlike the library's method, fail when the connection closes while waiting for the reply."""
         call = asyncio.create_task(super().request(*args, **options))
         gone = asyncio.create_task(self._gone.wait())
         try:
@@ -199,14 +199,14 @@ class _Client(Client):
                 raise nats.errors.ConnectionClosedError
             return call.result()
         except nats.errors.TimeoutError:
-            # On its own: a flush that is cancelled breaks the library's reading of later answers.
+            # In a task of its own: a cancelled flush breaks the library's reading of later replies.
             await asyncio.shield(asyncio.create_task(_check(self)))
             raise
         finally:
             call.cancel()
             gone.cancel()
 
-    def _connect_command(self) -> bytes:  # the moment before the credentials are sent
+    def _connect_command(self) -> bytes:  # called just before the credentials are sent
         if self._tls_wanted and not self._server_info.get("tls_required"):
             raise SettingsError("EVENTS_URL: tls:// asks for TLS, and the NATS server has none")
         return super()._connect_command()
@@ -214,7 +214,7 @@ class _Client(Client):
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the library raises, as ``BrokerUnavailable``."""
+    """Raise the library's errors as ``BrokerUnavailable``."""
     try:
         with reraise_cancellation():
             yield
@@ -223,10 +223,10 @@ def broker_errors() -> Iterator[None]:
 
 
 async def _check(client: Client) -> None:
-    """Leave a connection that carries nothing any more; a slow stream on a good one is no reason to."""
+    """Close the connection if it does not answer a ping; a slow stream on a working connection is no reason to."""
     try:
         await client.flush(timeout=int(_CLOSE_SECONDS))
-    except Exception:  # the library has many, where it is about to close
+    except Exception:  # the library raises many types while it closes
         await _close(client)
 
 

@@ -1,6 +1,6 @@
-"""NATS JetStream: work from a durable consumer, answers to a stream that takes one for each id.
+"""The NATS JetStream source: requests from a durable consumer, answers to a stream that stores one per id.
 
-An answer is stored before its message is let go. Who dies in between has the message delivered once more, and the
+An answer is stored before its message is acknowledged. If a worker dies in between, the message is redelivered, and the
 stream refuses the second answer, however late it comes.
 """
 
@@ -40,19 +40,19 @@ NAMES = ("WARMSTART", "WARMSTART_RESULTS", "WARMSTART_DEAD")
 REPLY_PREFIXES = ("_INBOX.", "warmstart.")
 
 _PULL_SECONDS = 1.0
-"""A request for messages cannot be taken back. It is short, so that nobody who stops waits long for its end."""
+"""The expiry of a pull request. It cannot be cancelled, so it is short: a stopping worker has to wait for its end."""
 
 _BUSY_SECONDS = 0.1
-_ENDED = ("404", "408")  # of a request for messages: there are none, or none came in time
-_HEADER = re.compile(r"(?!nats-)[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE)  # the server acts on its own
+_ENDED = ("404", "408")  # statuses of a pull request: there are no messages, or none came in time
+_HEADER = re.compile(r"(?!nats-)[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE)  # the server would act on Nats- headers
 _REPLY_TO = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class NatsSource:
-    """See ``source.Source``. Names are those of streams; a stream takes the subjects that begin with its name.
+    """The ``Source`` for NATS JetStream. The options name streams; a stream has the subjects that begin with its name.
 
     Raises:
-        SettingsError: the URL or a name is wrong.
+        SettingsError: the URL or a name is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -63,7 +63,7 @@ class NatsSource:
         self._returning: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """See ``Source``."""
+        """Connect, and create the streams and the consumer if they are missing (``Source.open``)."""
         options = self.options
         await self.link.open()
         await ensure_stream(self.link, requests_config(options.stream), options.create)
@@ -72,7 +72,10 @@ class NatsSource:
         await ensure_consumer(self.link, options)
 
     async def fetch(self, most: int, seconds: float) -> Sequence[NatsDelivery]:
-        """See ``Source``. What comes after it was cancelled goes back to the queue at once."""
+        """Pull messages from the consumer (``Source.fetch``).
+
+        Messages that arrive after a cancellation are returned to the queue at once.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while True:
@@ -88,9 +91,9 @@ class NatsSource:
                 return found
 
     async def _pull(self, most: int, seconds: float) -> list[NatsDelivery]:
-        """One request, until the server says that it has ended; nothing is sent to it after that.
+        """Send one pull request, and receive until the server says that it has ended, so that no message comes later.
 
-        "No wait" with an expiry waits for the first message and takes no more than are there then (NATS ADR-13).
+        "No wait" with an expiry waits for the first message, and then takes only those that are there (NATS ADR-13).
         """
         client = await self.link.client()
         inbox = client.new_inbox()
@@ -109,7 +112,7 @@ class NatsSource:
                         found.append(NatsDelivery(self, message))
                     elif status in _ENDED:
                         if not found and asyncio.get_running_loop().time() < end:
-                            await asyncio.sleep(_BUSY_SECONDS)  # others ask for more than there is
+                            await asyncio.sleep(_BUSY_SECONDS)  # other workers' requests take all messages
                         break
                     else:
                         raise nats.errors.Error(f"no messages: {dict(message.headers or {})}")
@@ -122,21 +125,21 @@ class NatsSource:
         return found
 
     async def lag(self) -> int | None:
-        """See ``Source``."""
+        """Return the number of messages not delivered to the consumer yet (``Source.lag``)."""
         js = await self.link.jetstream()
         with broker_errors():
             pending = (await js.consumer_info(self.options.stream, self.options.group)).num_pending
         return None if pending is None else int(pending)
 
     async def close(self) -> None:
-        """See ``Source``."""
+        """Return the messages of cancelled fetches, and disconnect (``Source.close``)."""
         if self._returning:
             await asyncio.wait(self._returning, timeout=_PULL_SECONDS + REQUEST_SECONDS)
         await self.link.close()
 
 
 class NatsDelivery:
-    """See ``source.Delivery``."""
+    """The ``Delivery`` of a JetStream message."""
 
     def __init__(self, source: NatsSource, message: Msg) -> None:
         self._source = source
@@ -147,7 +150,7 @@ class NatsDelivery:
 
     @property
     def attempt(self) -> int:
-        """See ``Delivery``."""
+        """The number of deliveries so far, including this one, as the server counts them."""
         return self._message.metadata.num_delivered
 
     @property
@@ -155,7 +158,10 @@ class NatsDelivery:
         return f"{self._options.stream}:{self._message.metadata.sequence.stream}"
 
     def envelope(self) -> Envelope:
-        """See ``Delivery``. What names no operation gets the subject's, ``<stream>.<operation>``, or the worker's."""
+        """Parse the message (``Delivery.envelope``).
+
+        Without a header, the operation is that of the subject ``<stream>.<operation>``, or else the one in the options.
+        """
         options = self._options
         root, _, named = self._message.subject.partition(".")
         envelope = read(
@@ -176,17 +182,17 @@ class NatsDelivery:
         return envelope
 
     async def extend(self) -> None:
-        """See ``Delivery``."""
+        """Restart the acknowledgement timeout (``+WPI``, ``Delivery.extend``)."""
         await self._say(b"+WPI")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """See ``Delivery``."""
+        """Publish a chunk to the reply subject, if there is one (``Delivery.send_chunk``)."""
         if envelope.reply_to is not None:
             headers = self._about(envelope) | {names.KIND: "chunk", names.CHUNK: str(number)}
             await self._link.publish(envelope.reply_to, encode(chunk), headers)
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """See ``Delivery``."""
+        """Store the answer and acknowledge the message, or send a NAK with the retry's delay (``Delivery.settle``)."""
         if isinstance(outcome, Retry):
             await self._say(b"-NAK " + json.dumps({"delay": int(outcome.delay * 1e9)}).encode())
             return
@@ -207,17 +213,18 @@ class NatsDelivery:
         headers = self._about(envelope) | {names.KIND: kind}
         await send_once(self._link, self._options.results, headers[names.ID], body, headers)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerUnavailable):  # it is in the stream; this is for those who wait
+            with suppress(BrokerUnavailable):  # the answer is in the stream; this copy is for a waiting client
                 await self._link.publish(envelope.reply_to, body, headers)
 
     async def _bury(self, envelope: Envelope | None, outcome: Reject) -> None:
+        """Store the message as a dead letter, without its own headers or cut off if it is too large."""
         ours = self._about(envelope) | {names.REASON: outcome.reason}
         theirs = {name: value for name, value in self._headers.items() if _HEADER.fullmatch(name)}
         replaced = {name.lower() for name in ours}
         headers = {name: value for name, value in theirs.items() if name.lower() not in replaced} | ours
         body = self._message.data
         if await room(self._link, headers) < len(body):
-            headers = ours  # it was about as large as messages may be
+            headers = ours  # the message is near the maximum size
         body = body[: await room(self._link, headers)]
         await send_once(self._link, self._options.dead, headers[names.ID], body, headers)
 
@@ -226,23 +233,23 @@ class NatsDelivery:
         return headers if envelope is None else {**headers, names.OPERATION: envelope.operation}
 
     def _id(self, envelope: Envelope | None) -> str:
-        """Where there is no envelope: what its sender may look for the answer under."""
+        """Return the answer's id: the envelope's, else the sender's, else the message's position in the stream."""
         if envelope is not None:
             return envelope.id
         return given_id(self._headers, self._headers.get(MSG_ID, "")) or self._place
 
     async def _say(self, word: bytes) -> None:
-        """Tell the server what became of the message, and hear that it knows.
+        """Send an acknowledgement of this type, and wait for the server's confirmation.
 
         Raises:
-            BrokerAway: it may not know.
+            BrokerUnavailable: the server may not have received it.
         """
         await self._link.request(self._message.reply, word)
 
 
 async def _give_back(pull: asyncio.Task[list[NatsDelivery]]) -> None:
-    """What came to somebody who is gone."""
-    with suppress(BrokerUnavailable):  # then it comes again after ``ack_seconds``
+    """Give back (NAK) the messages that a cancelled pull had fetched."""
+    with suppress(BrokerUnavailable):  # then the server redelivers them after ``ack_seconds``
         for delivery in await pull:
             await delivery._say(b"-NAK")
 

@@ -1,4 +1,4 @@
-"""The streams on a NATS server: what they must be like, and messages in them that are there once only."""
+"""Streams on a NATS server: creates and checks them, and stores each answer once per id."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from runtime.events.queues.nats.connection import NatsConnection, broker_errors
 MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _DUPLICATES_SECONDS = 120.0
-_MARKS_BYTES = 512  # the headers that ``send`` adds, at most
+_MARKS_BYTES = 512  # maximum size of the headers that ``send`` adds
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_JETSTREAM = (10039, 10076)
 _NAME_IN_USE, _STORE_FAILED = 10058, 10077
 
 
 def check_names(options: QueueOptions) -> None:
-    """Whether streams and consumers may be called so.
+    """Check the names of streams and consumers.
 
     Raises:
-        SettingsError: one may not, or two are the same.
+        SettingsError: a name is invalid, or two streams have the same name.
     """
     named = {"stream": options.stream, "results": options.results, "dead": options.dead, "group": options.group}
     for what, name in named.items():
@@ -38,7 +38,11 @@ def check_names(options: QueueOptions) -> None:
 
 
 def requests_config(name: str) -> StreamConfig:
-    """For work: a message is gone once it is done, and refused rather than another dropped where a limit is reached."""
+    """Return the configuration of the request stream.
+
+    It is a work queue: a message is removed once acknowledged. At a limit, new messages are refused and no old ones
+    dropped.
+    """
     return StreamConfig(
         name=name,
         subjects=[f"{name}.>"],
@@ -49,13 +53,14 @@ def requests_config(name: str) -> StreamConfig:
 
 
 def answers_config(name: str, seconds: float) -> StreamConfig:
-    """For what is sent once: a subject for each id, which takes one message and refuses others while that is kept.
+    """Return the configuration of a stream that stores one message per id.
 
-    The server's memory of message ids alone would not do: it ends with the duplicate window.
+    Each id has its own subject, which takes one message and refuses others while that one is kept. The server's
+    deduplication of message ids is not enough: it ends with the duplicate window.
 
     Args:
-        name: of the stream.
-        seconds: for which a message is kept; 0 for ever.
+        name: the stream's name.
+        seconds: how long a message is kept; 0 for ever.
     """
     return StreamConfig(
         name=name,
@@ -69,11 +74,11 @@ def answers_config(name: str, seconds: float) -> StreamConfig:
 
 
 async def ensure_stream(link: NatsConnection, wanted: StreamConfig, create: bool) -> None:
-    """See that there is such a stream.
+    """Create the stream if it is missing, and check an existing one.
 
     Raises:
-        BrokerAway: see there.
-        SettingsError: there is none, or one that will not do; or the server has no streams.
+        BrokerUnavailable: the server does not answer.
+        SettingsError: the stream is missing or unsuitable, or the server has no JetStream.
     """
     name = str(wanted.name)
     js = await link.jetstream()
@@ -86,7 +91,7 @@ async def ensure_stream(link: NatsConnection, wanted: StreamConfig, create: bool
             try:
                 found = (await js.add_stream(wanted)).config
             except APIError as error:
-                if error.err_code != _NAME_IN_USE:  # else somebody made it this moment
+                if error.err_code != _NAME_IN_USE:  # else another worker has just created it
                     raise SettingsError(f"NATS refuses to make the stream {name}: {error.description}") from None
                 found = (await js.stream_info(name)).config
         except ServiceUnavailableError as error:
@@ -112,18 +117,18 @@ def _not_once(found: StreamConfig, wanted: StreamConfig) -> str | None:
 
 
 async def ensure_consumer(link: NatsConnection, options: QueueOptions) -> None:
-    """See that the stream of work has the group's durable consumer.
+    """Create the group's durable consumer on the request stream if it is missing, and check an existing one.
 
     Raises:
-        BrokerAway: see there.
-        SettingsError: there is none, or one that will not do.
+        BrokerUnavailable: the server does not answer.
+        SettingsError: the consumer is missing or unsuitable.
     """
     wanted = ConsumerConfig(
         durable_name=options.group,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=options.ack_seconds,
-        max_deliver=-1,  # a message that the server gave up would be nobody's
-        max_ack_pending=-1,  # those that wait for another try must not hold up the others
+        max_deliver=-1,  # a message that the server gives up would be lost
+        max_ack_pending=-1,  # messages that wait for a retry must not block the others
     )
     js = await link.jetstream()
     with broker_errors():
@@ -160,15 +165,15 @@ def _cannot_work(found: ConsumerConfig, ack_seconds: float) -> str | None:
 
 
 def token(id: str) -> str:
-    """An id as one token of a subject: what means something in a subject is written as in URLs, and so is the ``%``."""
+    """Encode an id as one token of a subject: characters with a meaning in subjects, and ``%``, become ``%XX``."""
     return re.sub(r"[.*>%]", lambda found: f"%{ord(found[0]):02X}", id)
 
 
 async def room(link: NatsConnection, headers: Mapping[str, str]) -> int:
-    """Bytes that a message to a stream may hold beside these headers.
+    """Return the bytes that are left for the body of a message with these headers in a stream.
 
     Raises:
-        BrokerAway: see there.
+        BrokerUnavailable: there is no connection.
     """
     return await link.room(headers) - _MARKS_BYTES
 
@@ -176,13 +181,13 @@ async def room(link: NatsConnection, headers: Mapping[str, str]) -> int:
 async def send(
     link: NatsConnection, stream: str, subject: str, id: str, body: bytes, headers: Mapping[str, str]
 ) -> Any:
-    """Put a message in a stream.
+    """Store a message in a stream.
 
     Returns:
-        The server's error, a mapping, or None.
+        The server's error, a mapping; None if the message is stored.
 
     Raises:
-        BrokerAway: whether it is there is unknown.
+        BrokerUnavailable: whether the message is stored is unknown.
     """
     answer = await link.request(subject, body, {**headers, MSG_ID: id, _EXPECTED_STREAM: stream})
     try:
@@ -192,25 +197,25 @@ async def send(
 
 
 async def send_once(link: NatsConnection, stream: str, id: str, body: bytes, headers: Mapping[str, str]) -> None:
-    """Put a message in a stream of answers, unless it has one of that id.
+    """Store a message in a stream of answers, unless the stream has one with that id.
 
     Raises:
-        BrokerAway: it may not be there.
+        BrokerUnavailable: the message may not be stored.
     """
     error = await send(link, stream, f"{stream}.{token(id)}", id, body, headers)
     if error is None:
         return
-    # One code for all limits: is it the one that we set?
+    # The server has one code for all limits; check that the one message per id is the reason.
     if error.get("err_code") == _STORE_FAILED and await stored(link, stream, id) is not None:
         return
     raise BrokerUnavailable(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
 
 
 async def stored(link: NatsConnection, stream: str, id: str) -> RawStreamMsg | None:
-    """The message of that id in a stream of answers, if it has one.
+    """Return the message with that id from a stream of answers; None if there is none.
 
     Raises:
-        BrokerAway: see there.
+        BrokerUnavailable: the server does not answer.
     """
     js = await link.jetstream()
     with broker_errors():

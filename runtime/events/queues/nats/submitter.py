@@ -1,4 +1,4 @@
-"""NATS JetStream, from the side of those who submit work."""
+"""The NATS JetStream submitter: sends requests and waits for their answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ from runtime.events.queues.nats.streams import (
 )
 
 _LOOK_SECONDS, _SOON_SECONDS = 1.0, 0.01
-"""How often the answer is looked for where nothing tells of it: it may be old, or have come while we were cut off."""
+"""Maximum and minimum interval for polling the results stream.
+
+The answer may be an old one or may have come while disconnected, so that no notification arrives.
+"""
 
 
 class NatsSubmitter:
-    """See ``source.Submitter``.
+    """The ``Submitter`` for NATS JetStream.
 
     Raises:
-        SettingsError: the URL or a name is wrong.
+        SettingsError: the URL or a name is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -47,23 +50,23 @@ class NatsSubmitter:
         self._link = NatsConnection(options.url)
 
     async def open(self) -> None:
-        """See ``Submitter``."""
+        """Connect, and create the streams if they are missing (``Submitter.open``)."""
         options = self._options
         await self._link.open()
         await ensure_stream(self._link, requests_config(options.stream), options.create)
         await ensure_stream(self._link, answers_config(options.results, options.results_seconds), options.create)
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
-        """See ``Submitter``.
+        """Store the request in its stream, and return its replies (``Submitter.submit``).
 
         Raises:
-            BrokerAway: see there.
-            PayloadTooLarge: the server takes no messages of that size.
+            BrokerUnavailable: the request may not be stored; it may be sent again with the same id.
+            PayloadTooLarge: the message exceeds the server's maximum size.
         """
         heard: asyncio.Queue[Msg] = asyncio.Queue()
         subscription = inbox = None
         if wait:
-            # Whoever streams hears of the answer behind its chunks.
+            # With streaming, the answer comes to the same inbox as the chunks, after them.
             inbox = (await self._link.client()).new_inbox() if envelope.stream else None
             told = inbox or f"{self._options.results}.{token(envelope.id)}"
             subscription = await self._link.subscribe(told, _into(heard))
@@ -100,7 +103,7 @@ class NatsSubmitter:
                 try:
                     while (reply := _reply(await _next(heard, pause))).kind == "chunk":
                         yield reply
-                    # The answer is taken from the stream, this moment or the next: what was heard may be refused there.
+                    # Return the answer stored in the stream: the stream may refuse the one received here.
                     pause = _SOON_SECONDS
                 except TimeoutError:
                     pause = min(2 * pause, _LOOK_SECONDS)
@@ -108,7 +111,7 @@ class NatsSubmitter:
             await _end(subscription)
 
     async def close(self) -> None:
-        """See ``Submitter``."""
+        """Disconnect (``Submitter.close``)."""
         await self._link.close()
 
 
@@ -136,5 +139,5 @@ def _reply(message: Msg | RawStreamMsg) -> Reply:
 
 async def _end(subscription: Subscription | None) -> None:
     if subscription is not None:
-        with suppress(nats.errors.Error, OSError):  # with its connection
+        with suppress(nats.errors.Error, OSError):  # the subscription ended with its connection
             await subscription.unsubscribe()

@@ -1,1 +1,1 @@
-"""Events from RabbitMQ."""
+"""The RabbitMQ adapter."""

@@ -1,1 +1,1 @@
-"""Events from Redis Streams."""
+"""The Redis Streams adapter."""

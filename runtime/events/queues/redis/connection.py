@@ -1,4 +1,4 @@
-"""One asyncio client of the Redis that is the broker: a call ends in time, and what fails is ``BrokerUnavailable``."""
+"""An asyncio Redis client for the broker: calls have timeouts, and failures are raised as ``BrokerUnavailable``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 from runtime.storage.redis import UNREADABLE
 
 _SECONDS = 5.0
-"""That a call may take besides the time it is to wait at the server."""
+"""The timeout of a call, added to the time that the server itself is asked to wait."""
 
 
 class RedisConnection:
-    """See the module. It mends itself: a call after a failure connects anew.
+    """A Redis client with timeouts. It reconnects by itself: the call after a failure opens a new connection.
 
     Args:
-        options: of the queue.
+        options: the queue's options.
 
     Raises:
-        SettingsError: the URL is not one, or two of the streams are the same.
+        SettingsError: the URL is invalid, or two of the streams have the same name.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -38,10 +38,10 @@ class RedisConnection:
         try:
             self.client: Any = redis.asyncio.Redis.from_url(
                 options.url,
-                # ``call`` has a limit. The client's own would lose cancellations, see ``runtime.cancellation``.
+                # ``call`` has a timeout. The client's own would lose cancellations, see ``runtime.cancellation``.
                 socket_timeout=None,
                 socket_connect_timeout=None,
-                # Once more where Redis has closed an idle connection, at once; never after a timeout.
+                # Retry once, at once, in case Redis has closed an idle connection; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
         except ValueError as error:
@@ -49,14 +49,17 @@ class RedisConnection:
         self._scripts: dict[str, Any] = {}
 
     async def call(self, asked: Awaitable[Any], wait_seconds: float = 0.0) -> Any:
-        """What Redis answers.
+        """Await a call of the client, with a timeout.
 
         Args:
-            asked: of ``client``.
-            wait_seconds: for which the server itself waits before it answers.
+            asked: the awaitable of a call of ``client``.
+            wait_seconds: how long the server itself waits before it answers.
+
+        Returns:
+            Redis's answer.
 
         Raises:
-            BrokerAway: nothing in time, or an error. What was done is unknown.
+            BrokerUnavailable: there was no answer in time, or an error. Whether the command was executed is unknown.
         """
         try:
             with reraise_cancellation():
@@ -68,10 +71,10 @@ class RedisConnection:
             raise BrokerUnavailable(f"Redis: {error}") from error
 
     async def run(self, script: str, keys: Sequence[str], values: Sequence[str | bytes | int]) -> Any:
-        """Run a Lua script, as one step (Redis's "Scripting with Lua").
+        """Run a Lua script atomically (Redis's "Scripting with Lua").
 
         Raises:
-            BrokerAway: see ``call``.
+            BrokerUnavailable: see ``call``.
         """
         registered = self._scripts.get(script)
         if registered is None:
@@ -79,12 +82,7 @@ class RedisConnection:
         return await self.call(registered(keys=list(keys), args=list(values)))
 
     async def check(self) -> None:
-        """See that Redis is there and lets us in, and that nothing else has the streams' names.
-
-        Raises:
-            BrokerAway: it is not there.
-            SettingsError: one of the others.
-        """
+        """Check that Redis is reachable, accepts the credentials, and has no other keys with the streams' names."""
         try:
             for name in (self._options.stream, self._options.results, self._options.dead):
                 kind = (await self.call(self.client.type(name))).decode()
@@ -96,8 +94,8 @@ class RedisConnection:
             raise
 
     async def close(self) -> None:
-        """Close its connections. Never raises."""
+        """Close the connections. Never raises."""
         try:
             await self.call(self.client.aclose())
-        except BrokerUnavailable:  # they are as good as closed
+        except BrokerUnavailable:  # the connections are unusable anyway
             return

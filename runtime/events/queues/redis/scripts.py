@@ -1,38 +1,39 @@
-"""Lua scripts of the Redis Streams adapter. Each runs as one step (Redis's "Scripting with Lua"), and nobody who dies
-can leave half of one behind.
+"""Lua scripts of the Redis Streams adapter. Each runs atomically, so that a worker's death leaves none half done.
 
-A script that fails midway keeps what it has done. So whatever may fail comes first, and the message goes last.
+A script that fails midway keeps what it has written (Redis's "Scripting with Lua"). So the commands that may fail come
+first, and the message is removed last.
 
-The group's pending entries list has what was delivered and is not settled, with its consumer, its idle time and how
-often it was delivered. What is to be delivered again after a pause stays in that list, under the name of a consumer
-that is nobody's, and a sorted set (``later``) has the time at which that is due.
+The group's pending entries list has the messages that are delivered and not settled, with their consumer, idle time and
+delivery count. Messages to be redelivered after a delay stay in that list, under the name of a consumer that no worker
+uses, and a sorted set (``later``) has the time at which each is due.
 """
 
 from __future__ import annotations
 
 WAITING = "waiting"
-"""The consumer that has what waits for its next delivery."""
+"""The consumer name of messages that wait for their redelivery."""
 
 LONGEST_REPLY = 10_000
-"""Entries, roughly, of a reply stream: of one that nobody reads the first are lost."""
+"""The approximate maximum number of entries in a reply stream; the oldest are removed if nobody reads it."""
 
 MOST_DEAD = 100_000
-"""Dead letters kept, roughly; then the oldest go."""
+"""The approximate maximum number of dead letters; the oldest are removed."""
 
 _NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# Whether a delivery is still the caller's: nobody has taken it up since, not even the caller.
+# Returns 0 unless the delivery is still the caller's: it was not delivered again since, not even to the caller.
 _MINE = """
 local stream, group, consumer, id, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
 if not pending or pending[2] ~= consumer or pending[4] ~= count then return 0 end
 """
 
-# Keys: stream, later. Arguments: group, consumer, most, milliseconds after which work is abandoned, and where to go on
-# looking for it. Answers where to go on next time, milliseconds until the next is due (-1: nothing waits), and of each
-# message its id, how often it was delivered, and its fields.
+# Claims messages that are due and abandoned ones. Keys: stream, later. Arguments: group, consumer, maximum number of
+# messages, idle time in milliseconds after which a message is abandoned, and the cursor of XAUTOCLAIM. Returns the next
+# cursor, milliseconds until the next message is due (-1 if none waits), and each message's id, delivery count and
+# fields.
 TAKE = (
     _NOW
     + f"""
@@ -65,10 +66,12 @@ return {{cursor, due and math.max(1, due - now) or -1, found}}
 """
 )
 
-# Keys: stream. Arguments: group, consumer, id, deliveries. Answers whether it still was the caller's.
+# Resets a delivery's idle time. Keys: stream. Arguments: group, consumer, id, delivery count. Returns whether the
+# delivery still was the caller's.
 EXTEND = _MINE + "return #redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')"
 
-# Keys: stream, later. Arguments: group, consumer, id, deliveries, milliseconds. Of no effect on another's.
+# Schedules a redelivery. Keys: stream, later. Arguments: group, consumer, id, delivery count, delay in milliseconds.
+# Has no effect if the delivery is no longer the caller's.
 POSTPONE = (
     _NOW
     + _MINE
@@ -79,9 +82,10 @@ return 1
 """
 )
 
-# Keys: stream, later, results, the answer's own stream, dead letters, and a reply stream if one is wanted. Arguments:
-# group, id, milliseconds for which answers are kept, number of the answer's names and values, these, and then the dead
-# letter's, if it is one. Of no effect on what is settled.
+# Writes the answer and the dead letter, and removes the message. Keys: stream, later, results, the answer's own stream,
+# dead letters, and optionally the reply stream. Arguments: group, id, milliseconds for which answers are kept, the
+# count of the answer's names and values, these, and the names and values of the dead letter, if there is one. Has no
+# effect on a settled message.
 SETTLE = (
     _NOW
     + f"""
@@ -106,14 +110,14 @@ return 1
 """
 )
 
-# Keys: reply stream. Arguments: milliseconds, names and values.
+# Writes a chunk. Keys: reply stream. Arguments: the stream's expiry in milliseconds, the chunk's names and values.
 CHUNK = f"""
 redis.call('XADD', KEYS[1], 'MAXLEN', '~', {LONGEST_REPLY}, '*', unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """
 
-# Keys: stream, later. Arguments: group, consumer, and the ids that it works on. What else was delivered to it came when
-# it did not listen: it goes to others at once, and does not count as delivered.
+# Returns messages that the consumer did not receive. Keys: stream, later. Arguments: group, consumer, and the ids that
+# it works on. Other messages delivered to it are due for redelivery at once, and this delivery of them does not count.
 RETURN = (
     _NOW
     + f"""
@@ -129,8 +133,8 @@ end
 """
 )
 
-# Keys: stream. Arguments: group, milliseconds, and a consumer that is gone. Of those that have nothing and that nobody
-# has heard of for so long, and of this one, the names are forgotten.
+# Deletes consumers without pending messages. Keys: stream. Arguments: group, idle time in milliseconds, and the name of
+# a closed consumer. Deletes the closed consumer, and those that were idle for longer.
 FORGET = """
 local stream, group, longest, gone = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do

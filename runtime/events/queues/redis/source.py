@@ -1,10 +1,10 @@
-"""Redis Streams: work from a consumer group, answers to a stream and to one of their own for each id.
+"""The Redis Streams source: requests from a consumer group, answers to a results stream and to one stream per id.
 
-A message is answered and let go in one step of the server. Who dies before that has the message delivered to another;
-of two who do the same work, the first answers.
+Writing the answer and removing the message is one atomic step of the server. If a worker dies before it, the message is
+redelivered; if two workers do the same work, the first one's answer counts.
 
-Needs Redis 7.0, whose XAUTOCLAIM drops deleted entries. Not for Redis Cluster, whose nodes would have to share a
-script's keys.
+Needs Redis 7.0, whose XAUTOCLAIM drops deleted entries. Redis Cluster is not supported: a script's keys would have to
+be on the same node.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ NAMES = ("warmstart:requests", "warmstart:results", "warmstart:dead")
 REPLY_PREFIXES = (REPLIES,)
 
 _TURN_SECONDS = 1.0
-"""New work is waited for that long at a time; what others have abandoned or given back is looked for in between."""
+"""How long one call waits for new messages; in between, abandoned and due messages are claimed."""
 
 _MOST_FIELDS = 1000
-"""Of a message that become part of its dead letter; a script has room for some thousand values."""
+"""The maximum number of a message's fields that are copied to its dead letter; a script takes some thousand values."""
 
 _FORGOTTEN_SECONDS = 3600.0
-"""After which an idle consumer's name goes; a worker that waits is heard of each second."""
+"""How long a consumer may be idle before its name is deleted; a waiting worker calls Redis every second."""
 
 
 class RedisSource:
-    """See ``source.Source``. Fetch one at a time.
+    """The ``Source`` for Redis Streams. Calls of ``fetch`` must not overlap.
 
     Raises:
-        SettingsError: the URL or the names are wrong.
+        SettingsError: the URL or the names are invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -60,7 +60,7 @@ class RedisSource:
         self._cursor = b"0-0"
 
     async def open(self) -> None:
-        """See ``Source``."""
+        """Connect, and create the stream and its group if they are missing (``Source.open``)."""
         stream, group = self.options.stream, self.options.group
         await self.link.check()
         try:
@@ -78,7 +78,10 @@ class RedisSource:
         await self._return_unseen()
 
     async def fetch(self, most: int, seconds: float) -> Sequence[RedisDelivery]:
-        """See ``Source``. What came to one that was cancelled meanwhile goes back at once."""
+        """Fetch messages that are due, abandoned or new (``Source.fetch``).
+
+        Messages that arrive while the call is cancelled are returned to the queue at once.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         try:
@@ -89,24 +92,24 @@ class RedisSource:
                 if found or loop.time() >= end:
                     return found
         except asyncio.CancelledError:
-            with suppress(BrokerUnavailable):  # then it is abandoned, and found in time
+            with suppress(BrokerUnavailable):  # then other workers claim the messages as abandoned
                 await self._return_unseen()
             raise
 
     async def lag(self) -> int | None:
-        """See ``Source``."""
+        """Return the number of messages not delivered to the group yet (``Source.lag``)."""
         groups = await self.link.call(self.link.client.xinfo_groups(self.options.stream))
         for group in groups:
             if group["name"] == self.options.group.encode():
                 if group.get("lag") is not None:
                     return int(group["lag"])
-                # Redis cannot tell once entries were deleted. What is settled is deleted, so the others are all there.
+                # Redis reports no lag once entries were deleted. Settled messages are deleted, so count the others.
                 length = await self.link.call(self.link.client.xlen(self.options.stream))
                 return max(0, int(length) - int(group["pending"]))
         return None
 
     async def close(self) -> None:
-        """See ``Source``. What is not settled goes to others at once."""
+        """Disconnect; messages that are not settled go to other workers at once (``Source.close``)."""
         with suppress(BrokerUnavailable):
             self._held.clear()
             await self._return_unseen()
@@ -114,7 +117,7 @@ class RedisSource:
         await self.link.close()
 
     async def _take(self, most: int) -> tuple[list[RedisDelivery], float]:
-        """What is due, then what is abandoned; and the seconds until the next is due."""
+        """Claim messages that are due and then abandoned ones; also return the seconds until the next is due."""
         abandoned = int(self.options.ack_seconds * 1000)
         values = (self.options.group, self.consumer, most, abandoned, self._cursor)
         self._cursor, due, found = await self._run(TAKE, *values)
@@ -124,8 +127,8 @@ class RedisSource:
         return taken, _TURN_SECONDS if due < 0 else due / 1000
 
     async def _read(self, most: int, seconds: float) -> list[RedisDelivery]:
-        """What nobody has had yet."""
-        block = int(seconds * 1000) if seconds > 0.001 else None  # 0 is for ever
+        """Read messages that were not delivered yet."""
+        block = int(seconds * 1000) if seconds > 0.001 else None  # 0 would block for ever
         streams = {self.options.stream: ">"}
         asked = self.link.client.xreadgroup(self.options.group, self.consumer, streams, count=most, block=block)
         found = await self.link.call(asked, seconds)
@@ -143,13 +146,13 @@ class RedisSource:
 
 
 class RedisDelivery:
-    """See ``source.Delivery``.
+    """The ``Delivery`` of a Redis stream's entry.
 
     Args:
-        source: that it is from.
-        id: of the stream's entry.
-        count: how often it was delivered, this time included.
-        fields: of the entry.
+        source: the delivery's source.
+        id: the stream entry's id.
+        count: the number of deliveries so far, including this one.
+        fields: the entry's fields.
     """
 
     def __init__(self, source: RedisSource, id: bytes, count: int, fields: Mapping[bytes, bytes]) -> None:
@@ -166,11 +169,11 @@ class RedisDelivery:
 
     @property
     def attempt(self) -> int:
-        """See ``Delivery``."""
+        """The number of deliveries so far, including this one, as Redis counts them."""
         return self._count
 
     def envelope(self) -> Envelope:
-        """See ``Delivery``."""
+        """Parse the entry: its payload is the field ``data``, the other fields are headers (``Delivery.envelope``)."""
         if DATA not in self._fields:
             raise InvalidRequest("data: a message has its JSON payload in the field of this name", param="data")
         return read(
@@ -184,19 +187,19 @@ class RedisDelivery:
         )
 
     async def extend(self) -> None:
-        """See ``Delivery``."""
+        """Reset the entry's idle time, unless it was delivered again (``Delivery.extend``)."""
         if not await self._run(EXTEND, self._source.consumer, self._id, self._count):
             raise BrokerUnavailable(f"{self._id.decode()} was given to another worker, or deleted")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """See ``Delivery``."""
+        """Append a chunk to the reply stream, if there is one (``Delivery.send_chunk``)."""
         if envelope.reply_to is None:
             return
         fields = self._answer(envelope, "chunk", encode(chunk)) | {names.CHUNK.encode(): str(number).encode()}
         await self._source.link.run(CHUNK, [envelope.reply_to], [self._keep(), *_flat(fields)])
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """See ``Delivery``."""
+        """Write the answer and remove the entry in one script, or schedule a redelivery (``Delivery.settle``)."""
         if isinstance(outcome, Retry):
             await self._run(POSTPONE, self._source.consumer, self._id, self._count, int(outcome.delay * 1000))
             return
@@ -220,7 +223,7 @@ class RedisDelivery:
         )
 
     def _name(self, envelope: Envelope | None) -> str:
-        """Of the answer: the message's id, as far as it has one that can be told."""
+        """Return the answer's id: the envelope's, else a valid one from the headers, else the entry's."""
         if envelope is not None:
             return envelope.id
         given = self._headers.get(names.ID.lower(), "")

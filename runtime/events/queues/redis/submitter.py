@@ -1,4 +1,4 @@
-"""Redis Streams, from the side of those who submit work."""
+"""The Redis Streams submitter: sends requests and reads their reply streams."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.redis.connection import RedisConnection
 
 DATA = b"data"
-"""The field of a message that has its body; the others are its headers."""
+"""The field that has a message's body; the other fields are its headers."""
 
 REPLIES = "warmstart:reply:"
-"""How the names of reply streams begin."""
+"""The prefix of the names of reply streams."""
 
 _TURN_SECONDS = 1.0
 _MOST_READERS = 64
-"""Connections that wait for answers at once; with more to wait for, they take turns."""
+"""The maximum number of connections that wait for answers at once; further readers take turns."""
 
 
 class RedisSubmitter:
-    """See ``source.Submitter``. Each piece of work has a reply stream of its own, for its chunks and its answer.
+    """The ``Submitter`` for Redis Streams. Each request has its own reply stream, for its chunks and its answer.
 
     Raises:
-        SettingsError: the URL or the names are wrong.
+        SettingsError: the URL or the names are invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -39,13 +39,13 @@ class RedisSubmitter:
         self._turn = asyncio.Semaphore(_MOST_READERS)
 
     async def open(self) -> None:
-        """See ``Submitter``."""
+        """Connect, and check that the stream exists if it is not to be created (``Submitter.open``)."""
         await self._link.check()
         if not self._options.create and not await self._link.call(self._link.client.exists(self._options.stream)):
             raise SettingsError(f"Redis has no stream {self._options.stream}; make it first")
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
-        """See ``Submitter``."""
+        """Add the request to the stream, and return its replies (``Submitter.submit``)."""
         reply_to = REPLIES + secrets.token_hex(16) if wait else None
         fields: dict[str, str | bytes] = {**headers(replace(envelope, reply_to=reply_to))}
         fields[DATA.decode()] = encode(envelope.data)
@@ -53,7 +53,7 @@ class RedisSubmitter:
         return self._answer(reply_to)
 
     async def close(self) -> None:
-        """See ``Submitter``."""
+        """Disconnect (``Submitter.close``)."""
         await self._link.close()
 
     async def _answer(self, reply_to: str | None) -> AsyncGenerator[Reply, None]:
@@ -71,7 +71,7 @@ class RedisSubmitter:
                     if reply.kind != "chunk":
                         return
         finally:
-            with suppress(BrokerUnavailable):  # it expires
+            with suppress(BrokerUnavailable):  # the reply stream expires by itself
                 await self._link.call(self._link.client.unlink(reply_to))
 
 
