@@ -1,1 +1,1 @@
-"""Events that AWS Lambda hands over."""
+"""AWS Lambda events as sources: parses and answers them."""

@@ -1,9 +1,9 @@
-"""AWS Lambda's events that are HTTP requests, and what an answer to each looks like.
+"""Parses AWS Lambda events that are HTTP requests, and builds the responses in the matching form.
 
-Three forms: ``v1`` (REST APIs of API Gateway, and its HTTP APIs where they are told to use format 1.0), ``v2`` (HTTP
-APIs of API Gateway, and Function URLs) and ``alb`` (Application Load Balancers). Sources: AWS's API Gateway developer
-guide, "Lambda proxy integrations" and "payload format version"; Lambda developer guide, "Function URLs"; Application
-Load Balancer guide, "Lambda functions as targets".
+There are three forms: ``v1`` (REST APIs of API Gateway, and HTTP APIs with payload format 1.0), ``v2`` (HTTP APIs of
+API Gateway, and Function URLs) and ``alb`` (Application Load Balancers). Sources: AWS's API Gateway developer guide,
+"Lambda proxy integrations" and "payload format version"; Lambda developer guide, "Function URLs"; Application Load
+Balancer guide, "Lambda functions as targets".
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _FIELD = re.compile(r"\{(\w+)\+?\}")
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request, whichever form it came in.
+    """An HTTP request, in the same shape for all three forms.
 
     Args:
-        form: of the event.
-        method: in capitals.
-        path: decoded, as the service knows it: without the stage, and without what a domain's mapping puts before it.
-        query: decoded.
-        headers: by their names in small letters; several lines of one name are joined.
-        content: the body as it stands in the event: text, or what an event that was written by hand has in its place;
-            None if there is none.
-        base64: whether it is base64 there.
-        many: whether the load balancer wants lists of header values back, because it sent such.
+        form: the event's form.
+        method: the method in upper case.
+        path: the decoded path as the service's routes have it, without the stage and the prefix of a custom domain's
+            mapping.
+        query: the decoded query parameters.
+        headers: the headers with lower-case names; several values of one name are joined.
+        content: the body as the event has it: text, or a JSON value in a handwritten event; None if there is none.
+        base64: whether ``content`` is base64.
+        many: whether the load balancer expects lists of header values in the response, as it sent lists.
     """
 
     form: Form
@@ -53,7 +53,7 @@ class HttpRequest:
 
     @property
     def content_type(self) -> tuple[str, str | None]:
-        """The body's type without parameters, and its charset."""
+        """The body's media type without parameters, and its charset."""
         line = self.headers.get("content-type", "")
         message = Message()
         message["content-type"] = line
@@ -62,10 +62,10 @@ class HttpRequest:
         return named if named.count("/") == 1 else _UNKNOWN, charset if isinstance(charset, str) else None
 
     def body(self) -> bytes | None:
-        """The body; None if there is none. An object or array, as in test events, stands for its JSON.
+        """Return the decoded body; None if there is none. An object or array, as in test events, is encoded as JSON.
 
         Raises:
-            InvalidRequest: it is said to be base64 and is not, or it is neither text, object nor array.
+            InvalidRequest: the body is marked as base64 and is not, or is neither text, object nor array.
         """
         if self.content is None or self.content == "":
             return None
@@ -82,10 +82,10 @@ class HttpRequest:
 
 
 def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
-    """The request in an event.
+    """Parse an event's HTTP request.
 
     Raises:
-        LookupError, TypeError, AttributeError: the event is not what it looks like.
+        LookupError, TypeError, AttributeError: the event does not have the documented shape.
     """
     context = event["requestContext"]
     if form == "v2":
@@ -100,7 +100,7 @@ def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
         headers = _many(event, "headers", "multiValueHeaders")
         if form == "v1":
             path = _path(path, event.get("resource"), event)
-        else:  # a load balancer leaves them as they came
+        else:  # a load balancer does not decode them
             path = unquote(path)
             query = {unquote_plus(name): list(map(unquote_plus, found)) for name, found in query.items()}
     return HttpRequest(
@@ -116,13 +116,13 @@ def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
 
 
 def write_response(request: HttpRequest, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-    """An answer as whoever sent the event wants it.
+    """Build the response in the form that the request's sender expects.
 
     Args:
-        request: answered.
-        status: of the answer.
-        headers: one value each.
-        body: UTF-8.
+        request: the request.
+        status: the HTTP status.
+        headers: the headers, with one value each.
+        body: the body, in UTF-8.
     """
     answer: dict[str, Any] = {
         "statusCode": status,
@@ -140,10 +140,11 @@ def write_response(request: HttpRequest, status: int, headers: Mapping[str, str]
 
 
 def _path(path: str, route: str | None, event: Mapping[str, Any]) -> str:
-    """The path within the API.
+    """Return the path within the API.
 
-    ``path`` itself may begin with the stage, or with what a custom domain maps to this API; the route that matched does
-    not. A catch-all ``$default`` has no path, so there only the stage can go, which the default domain asks for.
+    ``path`` itself may begin with the stage, or with a custom domain's mapping to this API; the matched route does not.
+    The catch-all route ``$default`` has no path, so there only the stage is removed, which URLs of the default domain
+    contain.
     """
     template = (route or "").rpartition(" ")[2]  # "POST /generate" in format 2.0
     fields = event.get("pathParameters") or {}
@@ -157,7 +158,7 @@ def _path(path: str, route: str | None, event: Mapping[str, Any]) -> str:
 
 
 def _many(event: Mapping[str, Any], single: str, many: str) -> dict[str, list[str]]:
-    """Members that come with one value each, or with all of them, or in both ways."""
+    """Return members that come with one value each, with lists of values, or in both ways."""
     if (found := event.get(many)) is not None:
         return {name: list(values) for name, values in found.items() if values}
     return {name: [value] for name, value in (event.get(single) or {}).items()}

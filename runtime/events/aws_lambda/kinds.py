@@ -1,6 +1,6 @@
-"""AWS Lambda: which kind of event a function was invoked with, and what it ends with when there is no answer.
+"""AWS Lambda: detects the kind of an event, and builds the error of an invocation that fails.
 
-The kinds are told by the members that AWS documents for each, never by what is missing.
+Kinds are recognized by the members that AWS documents for each, never by the absence of a member.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _EXPECTED = (
 
 
 class FunctionError(Exception):
-    """What a function ends with that has no answer; Lambda shows the class's name as ``errorType``."""
+    """The error of a failed invocation; Lambda reports the class's name as ``errorType``."""
 
 
 def function_error(error: ServiceError) -> FunctionError:
-    """An error as those see it who invoke the function, or who get the record of its failure.
+    """Return the exception that reports an error to the invoker, or to the function's failure destination.
 
-    ``errorType`` is the name of the error's class, by which a state machine can retry or catch it, and ``errorMessage``
-    is OpenAI's error object, byte for byte what a queue would answer.
+    ``errorType`` is the name of the error's class, which a state machine can retry or catch, and ``errorMessage`` is
+    OpenAI's error object, byte for byte as a queue's answer has it.
     """
     kind: type[FunctionError] = type(type(error).__name__, (FunctionError,), {"__module__": __name__})
     return kind(encode(error.openai()).decode())
 
 
 def kind_of(event: Any) -> Kind:
-    """The kind of an event.
+    """Return the kind of an event.
 
     Raises:
-        InvalidRequest: none of those that are known.
+        InvalidRequest: the event is of no known kind.
     """
     if not isinstance(event, Mapping):
         raise InvalidRequest(_EXPECTED)
@@ -52,7 +52,7 @@ def kind_of(event: Any) -> Kind:
     if isinstance(records, list) and records and all(isinstance(record, Mapping) for record in records):
         if all(record.get("eventSource") == "aws:sqs" for record in records):
             return "sqs"
-        if len(records) == 1 and records[0].get("EventSource") == "aws:sns":  # never more, says AWS
+        if len(records) == 1 and records[0].get("EventSource") == "aws:sns":  # AWS documents exactly one
             return "sns"
     if is_eventbridge(event):
         return "eventbridge"
@@ -62,5 +62,5 @@ def kind_of(event: Any) -> Kind:
 
 
 def is_eventbridge(event: Mapping[str, Any]) -> bool:
-    """Whether it is an event of EventBridge, as it comes from there or through a queue."""
+    """Return whether it is an EventBridge event, received directly or through a queue."""
     return {"detail-type", "source", "detail", "id"} <= event.keys()

@@ -1,7 +1,7 @@
-"""Envelopes from AWS Lambda's events that are messages: SQS, SNS, EventBridge, and direct invocations.
+"""Envelopes from AWS Lambda events that are messages: SQS, SNS, EventBridge and direct invocations.
 
 Sources: Lambda developer guide, "Using Lambda with Amazon SQS" and "... Amazon SNS"; EventBridge user guide, "Event
-structure"; SNS developer guide, "Message and JSON formats", for what SNS puts into SQS.
+structure"; SNS developer guide, "Message and JSON formats", for the messages that SNS sends to SQS.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _DIRECT = {"id": ID, "deadline": DEADLINE, "traceparent": TRACEPARENT}
 
 
 def from_sqs(record: Mapping[str, Any]) -> Envelope:
-    """The envelope of a queue's record. A message of SNS or EventBridge that came through the queue is unwrapped.
+    """Parse an SQS record; a message of SNS or EventBridge that came through the queue is unwrapped.
 
-    Its id is SQS's own, which is the same at each delivery, unless the sender gives one. A FIFO queue's deduplication
-    id would not do: it may be the body's digest, and so the same for what is asked anew on another day.
+    Unless the sender gives an id, it is SQS's message id, which is the same in each delivery. A FIFO queue's
+    deduplication id is not suitable: it may be the body's hash, and so the same for an equal request on another day.
 
     Raises:
-        InvalidRequest: see ``envelope.read``.
+        InvalidRequest: see ``runtime.events.message.read``.
     """
     attempt = int(record["attributes"]["ApproximateReceiveCount"])
     body = loads(record["body"])
@@ -47,13 +47,13 @@ def from_sqs(record: Mapping[str, Any]) -> Envelope:
 
 
 def from_sns(message: Mapping[str, Any]) -> Envelope:
-    """The envelope of a topic's message.
+    """Parse an SNS message.
 
     Args:
-        message: the member ``Sns`` of the event's record, or what SNS put into a queue.
+        message: the member ``Sns`` of the event's record, or the message that SNS sent to a queue.
 
     Raises:
-        InvalidRequest: see ``envelope.read``.
+        InvalidRequest: see ``runtime.events.message.read``.
     """
     return read(
         message["Message"].encode(),
@@ -65,10 +65,10 @@ def from_sns(message: Mapping[str, Any]) -> Envelope:
 
 
 def from_eventbridge(event: Mapping[str, Any]) -> Envelope:
-    """The envelope of an event whose ``detail-type`` names the operation and whose ``detail`` is the payload.
+    """Parse an EventBridge event: its ``detail-type`` names the operation, its ``detail`` is the payload.
 
     Raises:
-        InvalidRequest: it is another, or a member is wrong.
+        InvalidRequest: the ``detail-type`` names no operation, or a member is invalid.
     """
     named, detail = event["detail-type"], event["detail"]
     if not isinstance(named, str) or not named.startswith(TYPE_PREFIX):
@@ -78,14 +78,16 @@ def from_eventbridge(event: Mapping[str, Any]) -> Envelope:
 
 
 def from_direct(event: Mapping[str, Any], request_id: str) -> Envelope:
-    """The envelope of ``{"operation": ..., "payload": {...}}``, perhaps with ``id``, ``deadline``, ``traceparent``.
+    """Parse a direct invocation: ``{"operation": ..., "payload": {...}}``.
+
+    ``id``, ``deadline`` and ``traceparent`` are optional members.
 
     Args:
-        event: as the function got it.
-        request_id: of the invocation; the same when Lambda repeats one that nobody waits for.
+        event: the event that the function received.
+        request_id: the invocation's request id; the same when Lambda retries an asynchronous invocation.
 
     Raises:
-        InvalidRequest: a member is wrong, or not known.
+        InvalidRequest: a member is invalid or unknown.
     """
     if unknown := sorted(event.keys() - {"operation", "payload", *_DIRECT}):
         raise InvalidRequest(f"{unknown[0]}: unknown; there are operation, payload, {', '.join(_DIRECT)}")
@@ -95,5 +97,5 @@ def from_direct(event: Mapping[str, Any], request_id: str) -> Envelope:
 
 
 def _attributes(found: Mapping[str, Any] | None, value: str) -> dict[str, str]:
-    """Attributes that are text; what is bytes is nothing of ours."""
+    """Return the text attributes of a message; binary ones are ignored."""
     return {name: given[value] for name, given in (found or {}).items() if isinstance(given.get(value), str)}

@@ -1,8 +1,9 @@
-"""Works on AWS Lambda's events that are messages, and tells Lambda which of them are to come again.
+"""Processes AWS Lambda events that are messages, and reports which of them Lambda is to redeliver.
 
-Nothing is lost: Lambda deletes what a function does not call failed, so a message that is rejected is called failed
-too, until the queue's redrive policy (or the function's failure destination) makes it a dead letter; unless ``send``
-takes the error, as it takes the answers. Source: Lambda developer guide, "Handling errors for an SQS event source".
+No message is lost: Lambda deletes a message that is not reported as failed, so a rejected one is reported as failed
+too, until the queue's redrive policy (or the function's failure destination) makes it a dead letter. The exception is a
+``send`` function that stores errors as well as answers. Source: Lambda developer guide, "Handling errors for an SQS
+event source".
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LambdaReply:
-    """What came of a message.
+    """The answer to a message.
 
     Args:
-        kind: whether it is the operation's answer, or an error because of which the message is not tried again.
-        body: byte for byte what HTTP answers, or OpenAI's error object.
-        headers: as the answers of other queues have them: id, operation, attempt, kind, and an error's reason.
+        kind: ``result`` for the operation's answer, ``error`` if the message was rejected.
+        body: the answer byte for byte as HTTP sends it, or OpenAI's error object.
+        headers: the headers as in the answers of other queues: id, operation, attempt, kind, and an error's reason.
     """
 
     kind: Literal["result", "error"]
@@ -42,18 +43,20 @@ class LambdaReply:
 
 
 Send = Callable[[Mapping[str, Any], LambdaReply], None]
-"""Takes a message as Lambda brought it, and its answer, and puts that somewhere; called on a thread, and again if it
-raises: readers tell answers apart by their id."""
+"""Stores the answer to a message, given the message as Lambda passed it.
+
+It is called on a thread. If it raises, it is called again on redelivery; readers recognize duplicates by the id.
+"""
 
 
 class LambdaWorker:
-    """See the module.
+    """Processes the messages of Lambda events.
 
     Args:
-        processor: does the work.
-        reporter: tells of it; by the kind of event.
-        most: messages worked on at the same time.
-        send: takes answers to messages of SQS, SNS and EventBridge; None where nobody wants any.
+        processor: processes the messages.
+        reporter: returns the reporter for a kind of event.
+        most: the maximum number of messages processed concurrently.
+        send: stores the answers to messages of SQS, SNS and EventBridge; None to discard them.
     """
 
     def __init__(
@@ -65,23 +68,23 @@ class LambdaWorker:
         self._send = send
 
     async def batch(self, records: Sequence[Mapping[str, Any]], until: float | None) -> dict[str, Any]:
-        """Work on messages of SQS.
+        """Process a batch of SQS messages.
 
         Args:
-            records: as they came. Those of a FIFO queue are worked on in their order, and the first that fails is the
-                last, as the others may depend on it; those of another queue all at once.
-            until: the loop's time by which to be through.
+            records: the event's records. Those of a FIFO queue are processed in order up to the first failure, because
+                later ones may depend on it; others concurrently.
+            until: the event loop's time by which to finish; None for no limit.
 
         Returns:
-            Lambda's partial batch response: which ones to deliver again.
+            Lambda's partial batch response, which lists the messages to redeliver.
 
         Raises:
-            InvalidRequest: a record is not shaped as SQS has it; nothing was begun.
+            InvalidRequest: a record does not have the shape of SQS; nothing was processed.
         """
         messages = _shaped(lambda: [*map(_Message.of, records)], "sqs")
         if any(message.ordered for message in messages):
             done = 0
-            # Each on a task of its own, which the lines it logs belong to.
+            # Each in a task of its own, so that log lines carry the right message's id.
             while done < len(messages) and await asyncio.create_task(self._done(messages[done], until)):
                 done += 1
             failed = messages[done:]
@@ -97,20 +100,21 @@ class LambdaWorker:
         return {"batchItemFailures": [{"itemIdentifier": message.id} for message in failed]}
 
     async def single(self, kind: Kind, event: Mapping[str, Any], request_id: str, until: float | None) -> Any:
-        """Work on what a function is invoked with for its own sake.
+        """Process an event that is one message.
 
         Args:
             kind: ``sns``, ``eventbridge`` or ``direct``.
-            event: as it came.
-            request_id: of the invocation.
-            until: the loop's time by which to be through.
+            event: the event.
+            request_id: the invocation's request id.
+            until: the event loop's time by which to finish; None for no limit.
 
         Returns:
-            The answer: for who waits, or for the function's destination.
+            The answer, for a synchronous caller or the function's destination; the error object if ``send`` stored an
+                error.
 
         Raises:
-            ServiceError: there is none. Lambda tries again where nobody waits, and then keeps the event where the
-                function's failure destination says.
+            ServiceError: processing failed. Lambda retries an asynchronous invocation, and then sends the event to the
+                function's failure destination.
         """
         send = None if kind == "direct" else self._send
 
@@ -127,7 +131,7 @@ class LambdaWorker:
         raise outcome.error
 
     async def _done(self, message: _Message, until: float | None) -> bool:
-        """Whether a message of SQS need not come again."""
+        """Process an SQS message, and return whether it need not be redelivered."""
         record = message.record
         outcome = await self._deliver("sqs", record, lambda: from_sqs(record), message.attempt, until, self._send)
         return isinstance(outcome, Ack) or (isinstance(outcome, Reject) and self._send is not None)
@@ -141,9 +145,9 @@ class LambdaWorker:
         until: float | None,
         send: Send | None,
     ) -> Outcome:
-        """A message's outcome, after its answer was sent. Never raises but for cancellation."""
+        """Process a message and send its answer. Raises nothing but ``asyncio.CancelledError``."""
         report = self._reporter(kind).begin(attempt)
-        outcome: Outcome = Retry(0, Draining("the work was cut short"))  # by whoever cancels this
+        outcome: Outcome = Retry(0, Draining("the work was cut short"))  # if this task is cancelled
         try:
             async with asyncio.timeout_at(until) as limit:
                 envelope = None
@@ -168,7 +172,7 @@ class LambdaWorker:
 
 
 class _Message(NamedTuple):
-    """What is needed of a message of SQS whatever is in it."""
+    """The fields of an SQS message that are needed whatever its body is."""
 
     record: Mapping[str, Any]
     id: str
@@ -184,7 +188,7 @@ class _Message(NamedTuple):
 def _shaped(read: Callable[[], T], kind: Kind) -> T:
     try:
         return read()
-    except (LookupError, TypeError, AttributeError, ValueError):  # of AWS, so nobody's text: not worth a schema
+    except (LookupError, TypeError, AttributeError, ValueError):  # AWS writes the event, so no schema is needed
         raise InvalidRequest(f"the event is not shaped as {kind} has it") from None
 
 

@@ -1,1 +1,1 @@
-"""CloudEvents 1.0."""
+"""CloudEvents 1.0: parsing, validation and the HTTP binding."""

@@ -1,7 +1,7 @@
-"""CloudEvents 1.0: the attributes of an event, from text that anybody may have sent.
+"""CloudEvents 1.0: validates an event's attributes, which come from untrusted senders.
 
-The ``cloudevents`` package makes up an id where there is none, takes any value of any attribute, and leaves percent
-signs in headers as they are; so it is given what has passed here.
+The ``cloudevents`` package generates missing ids, accepts any value of any attribute, and does not decode percent signs
+in headers; so it only gets attributes that were validated here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.events.envelope import LONGEST_ID
 
 LONGEST = 1024
-"""Characters of an attribute."""
+"""The maximum length of an attribute in characters."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _STRINGS = frozenset({*_REQUIRED, "datacontenttype", "dataschema", "subject", "time"})
@@ -34,14 +34,14 @@ _IN_IDS = _PRINTABLE.replace("%", "")
 
 
 def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
-    """Attributes in their text form.
+    """Validate attributes, and return them as text.
 
     Args:
-        given: none of them None.
-        where: how the names of these begin for their sender: ``ce-`` in headers, ``3.`` in a batch.
+        given: the attributes; no value is None.
+        where: the prefix of the names in error messages: ``ce-`` in headers, ``3.`` in a batch.
 
     Raises:
-        InvalidRequest: names one that is missing, or not what the specification says.
+        InvalidRequest: an attribute is missing or violates the specification; the error names it.
     """
 
     def wrong(name: str, what: str) -> InvalidRequest:
@@ -58,7 +58,7 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
         if isinstance(value, int) and name not in _STRINGS:
             if not -(2**31) <= value < 2**31:
                 raise wrong(name, "a whole number has 32 bits")
-            value = str(value).lower()  # a boolean is one, too
+            value = str(value).lower()  # bool is a subclass of int
         if not isinstance(value, str):
             raise wrong(name, "a string" if name in _STRINGS else "a string, a boolean or a whole number")
         if not value and name in _STRINGS:
@@ -68,7 +68,7 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
         if _FORBIDDEN.search(value):
             raise wrong(name, "holds what is no character")
         attributes[name] = value
-    if attributes["specversion"] != "1.0":  # the package takes 0.3, too
+    if attributes["specversion"] != "1.0":  # the package also accepts 0.3
         raise wrong("specversion", "1.0 is read here")
     if not _MEDIA_TYPE.fullmatch(media_type(attributes.get("datacontenttype", "any/any"))):
         raise wrong("datacontenttype", "no media type")
@@ -81,7 +81,7 @@ NO_TIME = "a time as RFC 3339 has it, like 2030-01-31T12:00:00Z"
 
 
 def timestamp(text: str) -> float | None:
-    """Unix time in seconds of an RFC 3339 time; None of anything else."""
+    """Return the Unix time in seconds of an RFC 3339 time; None if the text is not one."""
     try:
         return datetime.fromisoformat(text.upper()).timestamp() if _TIME.fullmatch(text) else None
     except ValueError:
@@ -89,15 +89,15 @@ def timestamp(text: str) -> float | None:
 
 
 def media_type(text: str) -> str:
-    """Without parameters, in lower case."""
+    """Return a content type without its parameters, in lower case."""
     return text.partition(";")[0].strip().lower()
 
 
 def check_charset(text: str) -> None:
-    """See to it that a content type of JSON names no other encoding than UTF-8.
+    """Check that a JSON content type names no other encoding than UTF-8.
 
     Raises:
-        UnsupportedMediaType: it does.
+        UnsupportedMediaType: it names another encoding.
     """
     found = _CHARSET.search(text)
     if found and found[1].lower() not in ("utf-8", "utf8"):
@@ -105,19 +105,19 @@ def check_charset(text: str) -> None:
 
 
 def percent_encoded(value: str) -> str:
-    """An attribute as a header's value (HTTP binding section 3.1.3.2)."""
+    """Encode an attribute as a header's value (HTTP binding section 3.1.3.2)."""
     return quote(value, safe=_IN_HEADERS)
 
 
 def percent_decoded(name: str, value: str) -> str:
-    """An attribute from a header's value: one round of quotes, one of percent signs.
+    """Decode an attribute from a header's value: first quotes, then percent signs, once each.
 
     Args:
-        name: of the header, which begins with ``ce-``.
-        value: bytes that are not UTF-8 in it as surrogates, as HTTP servers do.
+        name: the header's name, which begins with ``ce-``.
+        value: the header's value, with bytes that are not UTF-8 as surrogates, as HTTP servers pass them.
 
     Raises:
-        InvalidRequest: it is not UTF-8.
+        InvalidRequest: the value is not UTF-8.
     """
     if quoted := _QUOTED.fullmatch(value):
         value = re.sub(r"\\(.)", r"\1", quoted[1])
@@ -128,8 +128,10 @@ def percent_decoded(name: str, value: str) -> str:
 
 
 def plain_id(text: str) -> str:
-    """An event's id as an envelope has it, short, without blanks and Unicode, and still no other's: percent signs are
-    encoded, and what gets too long is named by its hash.
+    """Return an event's id in the form of an envelope's: short, ASCII and without blanks, yet unique.
+
+    Characters outside printable ASCII and ``%`` are percent-encoded, and an id that gets too long is replaced by its
+    hash.
     """
     plain = quote(text, safe=_IN_IDS)
     return plain if len(plain) <= LONGEST_ID else f"%sha256:{sha256(text.encode()).hexdigest()}"

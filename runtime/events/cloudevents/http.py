@@ -1,11 +1,11 @@
-"""CloudEvents 1.0 over HTTP, whoever serves it: the answer to a request.
+"""CloudEvents 1.0 over HTTP, for any HTTP server: processes a request's events and builds the response.
 
-An event that is done or rejected is answered with an event, in the content mode that it came in. What must be sent
-again is answered as any error is, with ``Retry-After``, and so is what is no event. Of a batch, either all events are
-answered, or the whole is to be sent again: those that are done are then answered from their records.
+An event that is done or rejected is answered with an event, in the request's content mode. If it must be sent again,
+the response is an ordinary error with ``Retry-After``; input that is no event also gets an ordinary error. A batch is
+either answered as a whole or must be sent again as a whole: events that are done then get their cached responses.
 
-Statuses are those of Knative Eventing's data plane contract: 404, 408, 409, 429 and all 5xx are delivered again, after
-any other 4xx an event goes to the dead letter sink at once.
+Statuses follow Knative Eventing's data plane contract: 404, 408, 409, 429 and all 5xx are redelivered; after any other
+4xx an event goes to the dead letter sink at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from runtime.json_answer import dumps, is_large
 from runtime.telemetry.request_scope import request_caller, request_usage
 
 SOURCE = "/warmstart"
-"""Of all answers; their ids differ wherever they were made."""
+"""The source attribute of all answers; their ids are unique across processes."""
 
 _DELIVERED_AGAIN = frozenset({404, 408, 409, 429})
 _REJECTED = 422  # RFC 9110 section 15.5.21
@@ -41,13 +41,13 @@ _GONE = Retry(0, Draining("its sender has gone"))
 
 @dataclass(frozen=True, slots=True)
 class EventResponse:
-    """To a request.
+    """The response to a request.
 
     Args:
-        status: 200, or what says that its one event is rejected.
-        headers: their names in lower case.
-        body: one event or a batch, or the data of one.
-        rejected: why events were.
+        status: the HTTP status: 200, or a 4xx if the request's single event is rejected.
+        headers: the headers, with lower-case names.
+        body: one event, a batch, or the data of one event in binary mode.
+        rejected: the errors of the rejected events.
     """
 
     status: int
@@ -57,13 +57,13 @@ class EventResponse:
 
 
 class CloudEventsService:
-    """Works on events.
+    """Processes the events of HTTP requests.
 
     Args:
-        processor: does the work.
-        reporter: told of each event.
-        concurrency: events of one request that are worked on at once.
-        max_depth: of JSON.
+        processor: processes the events.
+        reporter: reports each event to log, metrics and audit log.
+        concurrency: the maximum number of events of one request that are processed concurrently.
+        max_depth: the maximum depth of JSON.
     """
 
     def __init__(self, processor: Processor, reporter: DeliveryReporter, *, concurrency: int, max_depth: int) -> None:
@@ -80,16 +80,19 @@ class CloudEventsService:
         caller: str = "",
         begun: Callable[[Envelope], None] = lambda envelope: None,
     ) -> EventResponse:
-        """Work on the events of a request; their tokens are added up in ``request_usage``.
+        """Process the events of a request; their tokens are added up in ``request_usage``.
 
         Args:
-            headers: of the request.
-            body: of the request.
-            caller: tells senders apart, so that none gets at what another's events were answered.
-            begun: told of each event's work.
+            headers: the request's headers.
+            body: the request's body.
+            caller: identifies the sender, so that no sender gets the cached responses of another.
+            begun: called with each event's envelope before it is processed.
+
+        Returns:
+            The response.
 
         Raises:
-            ServiceError: it is no event, or must be sent again.
+            ServiceError: the request holds no event, or must be sent again.
         """
         headers = list(headers)
         mode, events = parse(headers, body, self._max_depth)
@@ -98,7 +101,7 @@ class CloudEventsService:
 
         async def work(event: CloudEvent) -> Outcome:
             async with slots:
-                report = self._reporter.begin(1)  # senders do not tell how often they have sent it
+                report = self._reporter.begin(1)  # HTTP has no delivery count
                 request_caller.set(caller)
                 outcome: Outcome = _GONE
                 try:
@@ -144,10 +147,10 @@ def _add(total: dict[str, Any] | None, usage: dict[str, Any] | None) -> None:
 
 
 def _reply(event: CloudEvent, outcome: Ack | Reject) -> CloudEvent:
-    """The answer: an event of type ``<type>.result`` or ``<type>.error``, with what HTTP would have sent as its data.
+    """Build the answer: an event of type ``<type>.result`` or ``<type>.error``, whose data is HTTP's response body.
 
-    Its ``causationid`` (the extension Correlation) is the event's id. The answer to the same event, sent again, has the
-    same id, so that those behind can tell, too.
+    Its ``causationid`` (the extension Correlation) is the event's id. If the same event is sent again, the answer has
+    the same id, so that receivers can recognize duplicates.
     """
     kind, data = ("result", outcome.result) if isinstance(outcome, Ack) else ("error", outcome.error.openai())
     name = json.dumps([event["source"], event["id"], event["type"], kind])
@@ -165,23 +168,23 @@ def _reply(event: CloudEvent, outcome: Ack | Reject) -> CloudEvent:
 
 
 def _render(mode: Mode, replies: Sequence[CloudEvent]) -> tuple[dict[str, str], bytes]:
-    """Headers and body, in the mode of the request."""
+    """Encode the answers in the request's content mode; return headers and body."""
     if mode == "batch":
         return {"content-type": BATCH}, b"[" + b", ".join(_structured(reply)[1] for reply in replies) + b"]"
     (reply,) = replies
     if mode == "structured":
         return _structured(reply)
-    headers, body = to_binary(reply, dumps)  # which leaves values as they are
+    headers, body = to_binary(reply, dumps)  # which does not percent-encode values
     return {name: percent_encoded(text) if name.startswith("ce-") else text for name, text in headers.items()}, body
 
 
 def _structured(reply: CloudEvent) -> tuple[dict[str, str], bytes]:
-    """Headers and body in structured mode, whose data is encoded by ``dumps`` and not all at once."""
+    """Encode an event in structured mode; its data is encoded by ``dumps``, in pieces; return headers and body."""
     mark = secrets.token_hex(16)
     headers, body = to_structured(reply, lambda data: mark)
     return headers, body.replace(f'"{mark}"'.encode(), dumps(reply.data))
 
 
 def _status(error: ServiceError) -> int:
-    """Of the answer to an event that is rejected: none that has it delivered again."""
+    """Return the response status of a rejected event, one after which it is not redelivered."""
     return _REJECTED if error.status >= 500 or error.status in _DELIVERED_AGAIN else error.status

@@ -1,7 +1,7 @@
-"""CloudEvents 1.0: from a request or a message to events, and from an event to its work.
+"""CloudEvents 1.0: parses requests and messages into events, and events into envelopes.
 
-What becomes of them is in ``cloudevents_http``. Sources: CloudEvents 1.0.2 with its JSON format and its HTTP, NATS,
-Kafka and AMQP bindings; the extensions Distributed Tracing (``traceparent``) and Expiry Time (``expirytime``).
+``runtime.events.cloudevents.http`` answers the events. Sources: CloudEvents 1.0.2 with its JSON format and its HTTP,
+NATS, Kafka and AMQP bindings; the extensions Distributed Tracing (``traceparent``) and Expiry Time (``expirytime``).
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ Mode = Literal["binary", "structured", "batch"]
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 OPERATION = "warmstartoperation"
-"""Extension attribute that names the operation of an event whose type is its sender's own."""
+"""The extension attribute that names the operation if the event's type does not."""
 
 MOST_IN_BATCH = 100
 
-_PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")  # of headers in HTTP and NATS, in Kafka, and two in AMQP
+_PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")  # header prefixes of HTTP and NATS, Kafka, AMQP (two)
 
 
 def parse(headers: Iterable[tuple[str, str]], body: bytes, max_depth: int = DEPTH) -> tuple[Mode, list[CloudEvent]]:
-    """The events of an HTTP request, and how it holds them; the content type tells (HTTP binding section 3).
+    """Parse the events of an HTTP request; the content type tells the content mode (HTTP binding section 3).
 
     Args:
-        headers: names in any case, and values.
-        body: of the request.
-        max_depth: of JSON in it.
+        headers: the request's headers, with names in any case.
+        body: the request's body.
+        max_depth: the maximum depth of its JSON.
+
+    Returns:
+        The content mode and the events.
 
     Raises:
-        InvalidRequest: names the attribute that is wrong or missing.
-        PayloadTooLarge: a batch holds more than ``MOST_IN_BATCH``.
-        UnsupportedMediaType: another format of events than JSON.
+        InvalidRequest: an attribute is invalid or missing; the error names it.
+        PayloadTooLarge: a batch has more than ``MOST_IN_BATCH`` events.
+        UnsupportedMediaType: the events are in another format than JSON.
     """
     found: dict[str, str] = {}
     for name, value in headers:
@@ -83,19 +86,19 @@ def from_message(
     reply_to: str | None = None,
     stream: bool = False,
 ) -> Envelope | None:
-    """The work of a message that is a CloudEvent, structured or binary, as its broker's binding has it; else None.
+    """Parse a broker's message that is a CloudEvent in structured or binary mode; None if it is no CloudEvent.
 
     Args:
-        body: of the message.
-        headers: names in any case, and values.
-        operation: of events that name none.
-        attempt: how often it was delivered.
-        reply_to: where its sender wants the answer.
-        stream: whether it wants the tokens as they come.
+        body: the message's body.
+        headers: the message's headers, with names in any case.
+        operation: the operation of events that name none.
+        attempt: the number of deliveries so far, including this one.
+        reply_to: the sender's reply address.
+        stream: whether the sender also wants the tokens as they are generated.
 
     Raises:
-        InvalidRequest: as ``parse`` and ``envelope`` do.
-        UnsupportedMediaType: likewise.
+        InvalidRequest: see ``parse`` and ``envelope``; or the message is a batch.
+        UnsupportedMediaType: see ``parse`` and ``envelope``.
     """
     found = {name.lower(): value for name, value in headers.items()}
     kind = _format(found)
@@ -121,20 +124,20 @@ def envelope(
     stream: bool = False,
     max_depth: int = DEPTH,
 ) -> Envelope:
-    """The work that an event asks for.
+    """Return the envelope of an event.
 
     Args:
-        event: from ``parse``.
-        operation: of an event that names none.
-        traceparent: of the transport, which goes before the event's own.
-        attempt: how often it was delivered.
-        reply_to: where its sender wants the answer.
-        stream: whether it wants the tokens as they come.
-        max_depth: of JSON in it.
+        event: the event, from ``parse``.
+        operation: the operation if the event names none.
+        traceparent: the transport's trace context, which takes precedence over the event's.
+        attempt: the number of deliveries so far, including this one.
+        reply_to: the sender's reply address.
+        stream: whether the sender also wants the tokens as they are generated.
+        max_depth: the maximum depth of JSON in the event's data.
 
     Raises:
-        InvalidRequest: it names no operation, its data is no JSON object, or an attribute is not what it is here.
-        UnsupportedMediaType: its data is said not to be JSON.
+        InvalidRequest: the event names no operation, its data is no JSON object, or an attribute is invalid.
+        UnsupportedMediaType: the event's data is not declared as JSON.
     """
     kind: str = event["type"]
     named = event.get(OPERATION) or (kind.removeprefix(TYPE_PREFIX) if kind.startswith(TYPE_PREFIX) else operation)
@@ -162,7 +165,7 @@ def envelope(
 
 
 def _format(headers: Mapping[str, str]) -> str | None:
-    """The media type, if it is one of CloudEvents; None for binary mode."""
+    """Return the media type if it is one of CloudEvents; None for binary mode."""
     text = headers.get("content-type", "")
     kind = media_type(text)
     if not kind.startswith("application/cloudevents"):
@@ -185,11 +188,11 @@ def _binary(headers: Mapping[str, str], prefix: str, body: bytes) -> CloudEvent:
 
 
 def _event(value: Any, where: str = "") -> CloudEvent:
-    """One event of the JSON format.
+    """Parse one event in the JSON format.
 
     Args:
-        value: decoded.
-        where: see ``checked``.
+        value: the decoded JSON value.
+        where: the prefix of names in error messages, see ``checked``.
     """
     if not isinstance(value, dict):
         raise InvalidRequest(f"{where[:-1]}: an event is a JSON object" if where else "an event is a JSON object")
@@ -198,7 +201,7 @@ def _event(value: Any, where: str = "") -> CloudEvent:
     attributes = {name: given for name, given in value.items() if given is not None}
     data, base64 = attributes.pop("data", None), attributes.pop("data_base64", None)
     if "data" in value and data is None:
-        data = b"null"  # which is data, unlike none (JSON format section 3.1.1)
+        data = b"null"  # null is data, unlike a missing member (JSON format section 3.1.1)
     if base64 is not None:
         try:
             data = b64decode(base64, validate=True)
@@ -209,7 +212,7 @@ def _event(value: Any, where: str = "") -> CloudEvent:
 
 def _payload(event: CloudEvent, max_depth: int) -> dict[str, Any]:
     data = event.get_data()
-    if data is None:  # as operations have it that need nothing
+    if data is None:  # for operations without parameters
         return {}
     text: str = event.get("datacontenttype") or "application/json"
     kind = media_type(text)

@@ -1,4 +1,4 @@
-"""Kafka: how to connect, the topics, and messages that are sent for sure."""
+"""Kafka connections: client options from the URL, topic creation, and a producer that waits for acknowledgements."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from runtime.errors import PayloadTooLarge, SettingsError
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 
 SECONDS = 10.0
-"""That the brokers have to answer in."""
+"""The timeout of requests to the brokers."""
 
 _PARTITIONS = 16
-"""Of a topic that is made here: so many workers at most can share it."""
+"""The number of partitions of a created topic, and so the maximum number of workers that can share it."""
 
 _COPIES = 3
-_LARGEST = 64 * 2**20  # bytes of a message that the client sends; the brokers decide (message.max.bytes)
+_LARGEST = 64 * 2**20  # the client's maximum message size in bytes; the brokers' own limit is message.max.bytes
 
 _HOPELESS = (
     GroupAuthorizationFailedError,
@@ -45,7 +45,13 @@ _HOPELESS = (
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the client library raises, as ``BrokerUnavailable``, or ``SettingsError`` where it would do so again."""
+    """Raise the client library's errors as ``BrokerUnavailable``, or as ``SettingsError`` if they would occur again.
+
+    Raises:
+        BrokerUnavailable: the brokers do not answer, or answer with an error.
+        PayloadTooLarge: the message exceeds the brokers' maximum size.
+        SettingsError: the brokers refuse the settings.
+    """
     try:
         with reraise_cancellation():
             yield
@@ -62,14 +68,14 @@ def _text(error: Exception) -> str:
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """What each client of the library takes.
+    """Return the options that all clients of the library take.
 
     Args:
-        url: ``kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256``. With a user and no
-            mechanism it is PLAIN.
+        url: ``kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256``. The default mechanism with
+            a user is PLAIN.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
@@ -90,11 +96,11 @@ def client_options(url: str) -> dict[str, Any]:
 
 
 async def ensure_topics(options: QueueOptions) -> None:
-    """Look whether the topics are there, and make those that are not if the options say so.
+    """Check that the topics exist, and create the missing ones if the options say so.
 
     Raises:
-        BrokerAway: see there.
-        SettingsError: one is missing, or may not be made.
+        BrokerUnavailable: the brokers do not answer.
+        SettingsError: a topic is missing and not to be created, or the brokers refuse to create it.
     """
     keep = int(options.results_seconds * 1000)
     wanted = {options.stream: {}, options.results: {"retention.ms": str(keep)}, options.dead: {"retention.ms": "-1"}}
@@ -113,7 +119,7 @@ async def ensure_topics(options: QueueOptions) -> None:
 
 async def _make(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, str]]) -> None:
     cluster = await admin.describe_cluster()
-    if cluster["controller_id"] < 0:  # the library would fail on it
+    if cluster["controller_id"] < 0:  # the library would fail without a controller
         raise BrokerUnavailable("Kafka has no controller now, which makes topics")
     copies = min(_COPIES, len(cluster["brokers"]))
     made = await admin.create_topics(
@@ -126,13 +132,13 @@ async def _make(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, st
 
 
 class Sender:
-    """Sends messages. The library mends its connection by itself.
+    """Sends messages, and waits until the brokers have them. The library reconnects by itself.
 
-    Not the idempotent producer: it would spare readers one cause of repeated messages among others, and what it
-    cannot resolve ends it.
+    The producer is not idempotent: that would spare readers only one of several causes of duplicates, and an error that
+    the idempotent producer cannot resolve ends it.
 
     Args:
-        url: see ``client_options``.
+        url: the brokers' URL, see ``client_options``.
     """
 
     def __init__(self, url: str) -> None:
@@ -143,7 +149,7 @@ class Sender:
         """Connect.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: the brokers do not answer.
         """
         self._producer = AIOKafkaProducer(**self._options, acks="all", max_request_size=_LARGEST)
         with broker_errors():
@@ -152,11 +158,11 @@ class Sender:
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Mapping[str, str | bytes]
     ) -> None:
-        """Once all replicas that are in sync have it.
+        """Send a message, and return once all in-sync replicas have it.
 
         Raises:
-            BrokerAway: it may not be there.
-            PayloadTooLarge: the brokers take no messages of that size.
+            BrokerUnavailable: the message may not be stored.
+            PayloadTooLarge: the message exceeds the brokers' maximum size.
         """
         if self._producer is None:
             raise BrokerUnavailable("Kafka: not connected")
@@ -174,5 +180,5 @@ class Sender:
 
 
 def texts(headers: Any) -> dict[str, str]:
-    """A message's headers, as text; of several of one name the last."""
+    """Return a message's headers as text; the last one counts if a name occurs several times."""
     return {name: value.decode("utf-8", "replace") for name, value in headers or () if value is not None}

@@ -1,19 +1,18 @@
-"""Which messages of a Kafka partition are settled, where several are worked on at once."""
+"""Tracks which messages of a Kafka partition are settled while several are processed concurrently."""
 
 from __future__ import annotations
 
 
 class Offsets:
-    """Of one partition, for as long as it is this worker's.
+    """The offsets of one partition, for as long as it is assigned to this worker.
 
-    Its group keeps one number: the offset to go on from. All before it count as settled, so it must not be more than
-    that of the first message that is not.
+    A consumer group commits one offset per partition, and all messages before it count as settled. So the committed
+    offset must not be greater than that of the first unsettled message. ``lost`` is set once the partition is no longer
+    assigned to this worker, or was assigned to another in between.
 
     Args:
-        committed: what the group has; None for nothing yet.
-        next: offset of the first message to take.
-
-    ``lost`` is set once the partition is another's.
+        committed: the group's committed offset; None if there is none yet.
+        next: the offset of the first message to take.
     """
 
     def __init__(self, committed: int | None, next: int = 0) -> None:
@@ -23,18 +22,18 @@ class Offsets:
         self._open: set[int] = set()
 
     def take(self, offset: int) -> bool:
-        """Whether it is new: what was read before is being worked on, or settled."""
+        """Start a message, and return whether it is new: earlier offsets are in progress or settled."""
         if offset < self.next:
             return False
-        self.next = offset + 1  # offsets have gaps: what was compacted away, and marks of transactions
+        self.next = offset + 1  # offsets have gaps: compacted messages and transaction markers
         self._open.add(offset)
         return True
 
     def settle(self, offset: int) -> None:
-        """It need not be delivered any more."""
+        """Mark a message as settled."""
         self._open.discard(offset)
 
     @property
     def safe(self) -> int:
-        """What the group may go on from."""
+        """The offset that may be committed: that of the first unsettled message."""
         return min(self._open, default=self.next)

@@ -1,8 +1,8 @@
-"""Kafka: work from a topic, shared by a consumer group; answers to another topic, with the id as their key.
+"""The Kafka source: requests from a topic shared by a consumer group, answers to another topic, keyed by id.
 
-A group goes on from one offset in each partition. Several messages of a partition are worked on at once, and its offset
-is that of the first that is not settled; so who dies has the ones behind it delivered once more, too. Readers of
-answers keep the first of each key.
+A group commits one offset per partition. Several messages of a partition are processed concurrently, and the committed
+offset is that of the first unsettled one; so if a worker dies, the messages behind it are redelivered, too. Readers of
+answers keep the first answer of each key.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
 REPLY_PREFIXES = ("warmstart.replies",)
 
 DELAY = "Warmstart-Delay"
-"""Seconds for which whoever reads the message keeps it before working on it: by its own clock, from when it reads."""
+"""The header with a retry's delay in seconds. A worker holds the message for so long by its own clock."""
 
-_HELD = 1000  # messages kept so at most; what comes behind them waits
+_HELD = 1000  # maximum number of held messages; no more are read meanwhile
 _LONGEST_DELAY = 3600.0
 _DELAY = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 _TELL_SECONDS = 2.0
-_NEVER = 86_400_000  # ms without a fetch after which the library leaves the group: it is alive while it generates
+_NEVER = 86_400_000  # ms between fetches after which the library leaves the group: a busy worker is still alive
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
-    """See ``source.Source``.
+    """The ``Source`` for Kafka.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -61,7 +61,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         self._committing = asyncio.Lock()
 
     async def open(self) -> None:
-        """See ``Source``. What the library mends by itself stays as it is."""
+        """Create missing topics and join the consumer group; a working consumer is kept (``Source.open``)."""
         if self._consumer is not None and not self._broken:
             await self._check(self._consumer)
             return
@@ -86,7 +86,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         self._broken = False
 
     async def fetch(self, most: int, seconds: float) -> Sequence[KafkaDelivery]:
-        """See ``Source``."""
+        """Read messages, and return those whose delay is over (``Source.fetch``)."""
         consumer = self._open()
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -103,7 +103,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         return due
 
     async def _read(self, consumer: AIOKafkaConsumer, most: int, seconds: float) -> None:
-        """What comes is kept for ``_due``: who reads may be cancelled, and what was read once is not read again."""
+        """Read messages into ``_held``.
+
+        They are stored there because the caller may be cancelled, and a message that was read is not read again.
+        """
         try:
             with broker_errors():
                 found = await consumer.getmany(timeout_ms=int(seconds * 1000) + 1, max_records=most)
@@ -118,7 +121,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
             self._sort()
 
     def _sort(self) -> None:
-        """Whose partition is this worker's, and new, is kept until it is due."""
+        """Move the new messages of this worker's partitions to ``_held``, with the times at which they are due."""
         if not self._assigned.is_set():
             return
         now = asyncio.get_running_loop().time()
@@ -137,10 +140,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         return due
 
     async def commit(self) -> None:
-        """Tell the group how far each partition is settled. One who waits for another's commit is told of by it.
+        """Commit each partition's safe offset. A call that waits for another's commit may find nothing left to do.
 
         Raises:
-            BrokerAway: it may not know.
+            BrokerUnavailable: the offsets may not be committed.
         """
         async with self._committing:
             consumer = self._open()
@@ -156,18 +159,21 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
                 try:
                     await consumer.commit(wanted)
                 except (CommitFailedError, IllegalStateError):
-                    return  # partitions change hands; who has them then commits, or is answered from the record
+                    return  # rebalance: the new owner commits, or gets cached responses
             for partition, offset in wanted.items():
                 self._offsets[partition].committed = offset
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Called by the library before all partitions are shared out anew."""
+        """Commit before a rebalance; the library calls this."""
         self._assigned.clear()
         with suppress(BrokerUnavailable):
             await self.commit()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Called by the library then. Work on those that stay goes on, unless another worker had them meanwhile."""
+        """Take over the assigned partitions after a rebalance; the library calls this.
+
+        Messages of a partition that this worker keeps stay in progress, unless another worker had it in between.
+        """
         consumer, offsets = self._open(), dict[TopicPartition, Offsets]()
         for partition in assigned:
             committed = None
@@ -182,7 +188,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         self._assigned.set()
 
     async def lag(self) -> int | None:
-        """See ``Source``. Of this worker's partitions: the sum over all workers is the group's."""
+        """Return the number of unread messages in this worker's partitions (``Source.lag``).
+
+        The group's lag is the sum over all workers.
+        """
         consumer = self._open()
         mine = list(consumer.assignment())
         with broker_errors():
@@ -192,7 +201,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         return sum(max(0, messages) for messages in waiting)
 
     async def close(self) -> None:
-        """See ``Source``."""
+        """Leave the group and disconnect (``Source.close``)."""
         consumer, self._consumer = self._consumer, None
         for offsets in self._offsets.values():
             offsets.lost = True
@@ -210,14 +219,14 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         return self._consumer
 
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
-        """A fetch of nothing may be a broker that is away: the library keeps that to itself."""
+        """Raise if the brokers do not answer: the library reports no error, only an empty fetch."""
         with broker_errors():
             async with asyncio.timeout(SECONDS):
                 await consumer.topics()
 
 
 class KafkaDelivery:
-    """See ``source.Delivery``."""
+    """The ``Delivery`` of a Kafka record."""
 
     def __init__(self, source: KafkaSource, record: Any, offsets: Offsets) -> None:
         self._source = source
@@ -229,13 +238,16 @@ class KafkaDelivery:
 
     @property
     def delay(self) -> float:
-        """Seconds to keep it before it is worked on."""
+        """The seconds to hold the message before it is processed, 3600 at most; 0 for a dead letter put back."""
         asked = self._headers.get(DELAY, "")
         return min(_LONGEST_DELAY, float(asked)) if _DELAY.fullmatch(asked) and REASON not in self._headers else 0.0
 
     @property
     def attempt(self) -> int:
-        """See ``Delivery``. Kafka counts nothing: what a worker died of is new to the next one."""
+        """The number of deliveries so far, including this one, from the message's header.
+
+        Kafka does not count deliveries: a redelivery after a worker's death is not included.
+        """
         return 1 + earlier(self._headers)
 
     @property
@@ -243,7 +255,11 @@ class KafkaDelivery:
         return f"{self._record.topic}:{self._record.partition}:{self._record.offset}"
 
     def envelope(self) -> Envelope:
-        """See ``Delivery``. A key says what belongs together, so it is no id. Chunks do not go through topics."""
+        """Parse the message (``Delivery.envelope``).
+
+        The key is not the id, because keys group related messages. ``stream`` is False, because chunks are not sent
+        through topics.
+        """
         envelope = read(
             self._record.value or b"",
             self._headers,
@@ -255,16 +271,19 @@ class KafkaDelivery:
         return replace(answer_to(envelope, self._options), stream=False)
 
     async def extend(self) -> None:
-        """See ``Delivery``. A message is its worker's for as long as the partition is; the library says it is alive."""
+        """Check that the partition is still assigned to this worker (``Delivery.extend``).
+
+        There is nothing to send: the library's heartbeats keep the partition.
+        """
         if self.offsets.lost:
             raise BrokerUnavailable("Kafka: the partition is another worker's now")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """See ``Delivery``. Nobody asks for it, see ``envelope``."""
+        """Do nothing: envelopes from Kafka never have ``stream`` set (``Delivery.send_chunk``)."""
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """See ``Delivery``."""
-        await self.extend()  # else it is another's already, and the answer too
+        """Send the answer or a copy for the retry, then commit the offset (``Delivery.settle``)."""
+        await self.extend()  # raises if the message, and so its answer, is now another worker's
         if not self._answered:
             try:
                 await self._send(envelope, outcome)
@@ -286,12 +305,12 @@ class KafkaDelivery:
         headers = about(id, kind, self.attempt)
         await self._source.sender.send(self._options.results, id.encode(), body, headers)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerUnavailable, TimeoutError):  # it is in its topic; this is for those who wait
+            with suppress(BrokerUnavailable, TimeoutError):  # the results topic has it; this is for a waiting client
                 async with asyncio.timeout(_TELL_SECONDS):
                     await self._source.sender.send(envelope.reply_to, id.encode(), body, headers)
 
     async def _copy(self, topic: str, changes: Mapping[str, str | None]) -> None:
-        """Send the message once more."""
+        """Send the message to a topic with changed headers."""
         replaced = {name.lower() for name in changes}
         headers: dict[str, str | bytes] = {
             name: value

@@ -1,4 +1,4 @@
-"""Kafka, from the side of those who submit work: answers are read from their topic's end on, each by its key."""
+"""The Kafka submitter: sends requests, and reads the results topic from its end, matching answers by key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_error
 
 
 class KafkaSubmitter:
-    """See ``source.Submitter``. There are no chunks.
+    """The ``Submitter`` for Kafka. There are no chunks.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -33,7 +33,7 @@ class KafkaSubmitter:
         self._waiting: dict[bytes, list[asyncio.Queue[Reply | None]]] = {}
 
     async def open(self) -> None:
-        """See ``Submitter``."""
+        """Create missing topics, and start to read the results topic from its end (``Submitter.open``)."""
         await self.close()
         await ensure_topics(self._options)
         await self._sender.start()
@@ -44,15 +44,15 @@ class KafkaSubmitter:
             await consumer.start()
             await consumer.seek_to_end()
             for partition in consumer.assignment():
-                await consumer.position(partition)  # from here on, and not from where it is at the first read
+                await consumer.position(partition)  # fixes the position now, and not at the first read
         self._reading = asyncio.create_task(self._read(consumer))
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
-        """See ``Submitter``.
+        """Send the request, and return its replies (``Submitter.submit``).
 
         Raises:
-            BrokerAway: see there.
-            PayloadTooLarge: the brokers take no messages of that size.
+            BrokerUnavailable: the request may not be stored; it may be sent again with the same id.
+            PayloadTooLarge: the message exceeds the brokers' maximum size.
         """
         answers: asyncio.Queue[Reply | None] = asyncio.Queue()
         key = envelope.id.encode()
@@ -99,7 +99,7 @@ class KafkaSubmitter:
                     queue.put_nowait(None)
 
     async def close(self) -> None:
-        """See ``Submitter``."""
+        """Stop reading and disconnect (``Submitter.close``)."""
         reading, self._reading = self._reading, None
         if reading is not None:
             await cancel_and_wait(reading)

@@ -1,4 +1,4 @@
-"""RabbitMQ: one connection, the queues on it, and messages that are sent for sure or not at all."""
+"""A RabbitMQ connection: declares the queues, and sends messages with publisher confirms."""
 
 from __future__ import annotations
 
@@ -25,20 +25,25 @@ from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 T = TypeVar("T")
 
 SECONDS = 10.0
-"""That the server has to answer in."""
+"""The timeout of requests to the server."""
 
 WAITS = (1, 5, 15, 30, 60)
-"""Seconds of the queues that messages wait in before they come again. In each all wait equally long, because a message
-leaves a queue only once it is at the head."""
+"""The delays in seconds of the delay queues, in which messages wait for their retry.
+
+All messages of a queue have the same delay, because a message expires only at the head of its queue.
+"""
 
 _QUORUM = {"x-queue-type": "quorum"}
 _UNLIMITED = 1_000_000
-"""Deliveries after which the server drops a message: ours to decide. From RabbitMQ 4.0 on the default is 20."""
+"""The deliveries after which the server drops a message.
+
+It is high because the worker decides; from RabbitMQ 4.0 on the default is 20.
+"""
 
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """What the client library raises, as ``BrokerUnavailable``."""
+    """Raise the client library's errors as ``BrokerUnavailable``."""
     try:
         yield
     except TimeoutError:
@@ -46,7 +51,7 @@ def broker_errors() -> Iterator[None]:
     except CONNECTION_EXCEPTIONS as error:
         raise BrokerUnavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:200]}") from None
     except asyncio.CancelledError:
-        # A connection that ends cancels what waits on it; the caller's own cancellation is another thing.
+        # A connection that ends cancels the calls that wait on it; pass on only the caller's own cancellation.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
@@ -54,13 +59,14 @@ def broker_errors() -> Iterator[None]:
 
 
 class RabbitMQConnection:
-    """See the module.
+    """A connection to RabbitMQ, with one channel for confirmed and one for unconfirmed messages.
 
     Args:
-        options: of the queue. The server notices within ``ack_seconds`` that this end is gone (heartbeats).
+        options: the queue's options. ``ack_seconds`` sets the heartbeat, so that the server notices within it that this
+            end is gone.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -71,7 +77,7 @@ class RabbitMQConnection:
                 raise ValueError
         except ValueError:
             raise SettingsError("EVENTS_URL: amqp://user:password@host:5672/vhost") from None
-        heartbeat = max(1, int(options.ack_seconds / 2))  # the server waits for two
+        heartbeat = max(1, int(options.ack_seconds / 2))  # the server allows two missed heartbeats
         self._url = url.update_query({"heartbeat": str(heartbeat), "name": "warmstart", **url.query})
         self._connection: AbstractConnection | None = None
         self._sending: AbstractChannel | None = None
@@ -80,11 +86,11 @@ class RabbitMQConnection:
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def connect(self) -> AbstractConnection:
-        """Anew, whatever there was before.
+        """Close the connection, if there is one, and open a new one.
 
         Raises:
-            BrokerAway: see there.
-            SettingsError: the server does not know the user.
+            BrokerUnavailable: there is no connection to the server.
+            SettingsError: the server refuses the user or the password.
         """
         await self.close()
         return await self.call(self._connect())
@@ -95,23 +101,23 @@ class RabbitMQConnection:
                 self._connection = await aio_pika.connect(self._url)
             except (AuthenticationError, ProbableAuthenticationError):
                 raise SettingsError("EVENTS_URL: RabbitMQ refuses the user or the password") from None
-            except InvalidFrameError:  # "close" in place of "open"; why, the library keeps to itself
+            except InvalidFrameError:  # a "close" frame instead of "open"; the library hides the reason
                 why = "ends the connection: is the virtual host there, and for this user?"
                 raise BrokerUnavailable(f"RabbitMQ {why}") from None
             self._sending = await self._connection.channel(on_return_raises=True)
             return self._connection
 
     async def call(self, asked: Coroutine[Any, Any, T]) -> T:
-        """Call the client library.
+        """Await a call of the client library in a task of its own.
 
-        A caller that is cancelled leaves at once, and the call goes on to its end in a task of its own: over a request
-        that is broken off, the library closes the channel and the server may close the connection.
+        If the caller is cancelled, it returns at once, and the call runs to its end: if a request is broken off, the
+        library closes the channel, and the server may close the connection.
 
         Args:
-            asked: one call, or several that belong together; with time limits of their own.
+            asked: one library call, or several that belong together, with timeouts of their own.
 
         Raises:
-            BrokerAway: RabbitMQ does not answer in time, or refuses.
+            BrokerUnavailable: RabbitMQ does not answer in time, or refuses.
         """
         task = asyncio.create_task(asked)
         self._calls.add(task)
@@ -120,10 +126,10 @@ class RabbitMQConnection:
             return await asyncio.shield(task)
 
     async def channel(self) -> AbstractChannel:
-        """Open another channel; within ``call``.
+        """Open another channel, without publisher confirms; use it within ``call``.
 
         Raises:
-            BrokerAway: there is no connection.
+            BrokerUnavailable: there is no connection.
         """
         if self._connection is None:
             raise BrokerUnavailable("RabbitMQ: not connected")
@@ -131,24 +137,24 @@ class RabbitMQConnection:
 
     @property
     def sending(self) -> AbstractChannel:
-        """The channel that ``send`` takes.
+        """The channel that ``send`` uses.
 
         Raises:
-            BrokerAway: there is none.
+            BrokerUnavailable: there is no open channel.
         """
         if self._sending is None or self._sending.is_closed:
             raise BrokerUnavailable("RabbitMQ: not connected")
         return self._sending
 
     async def ensure(self, *, answers: bool) -> None:
-        """Look whether the queues are there, and make those that are not if the options say so.
+        """Check that the queues exist, and create the missing ones if the options say so.
 
         Args:
-            answers: those for answers, dead letters and waiting messages, too.
+            answers: whether to include the queues for answers, dead letters and delays.
 
         Raises:
-            BrokerAway: see there.
-            SettingsError: one is missing, or may not be used.
+            BrokerUnavailable: the server does not answer.
+            SettingsError: a queue is missing and not to be created, or the server refuses access.
         """
         options = self.options
         wanted: dict[str, dict[str, Any]] = {options.stream: {"x-delivery-limit": _UNLIMITED}}
@@ -163,7 +169,10 @@ class RabbitMQConnection:
                 raise SettingsError(f"RabbitMQ has no queue {name!r}, and is not to make it")
 
     async def _declare(self, name: str, arguments: dict[str, Any] | None) -> bool:
-        """Whether it is there; with arguments it is made. Each on a channel of its own: a refusal closes that."""
+        """Check that a queue exists, or create it if arguments are given; return whether it exists.
+
+        Each call has its own channel, because a refusal closes the channel.
+        """
         channel = await self.channel()
         try:
             await channel.declare_queue(
@@ -177,11 +186,13 @@ class RabbitMQConnection:
         return True
 
     async def send(self, queue: str, message: aio_pika.Message) -> None:
-        """Once the server has it in the queue, and safely so. One after the other: a message that comes back is known
-        by nothing but its id, which is the same for an answer and its dead letter.
+        """Send a persistent message, and return once the server confirms that it is in the queue.
+
+        Only one message is sent at a time: the library matches a returned message by its id alone, which is the same
+        for an answer and its dead letter.
 
         Raises:
-            BrokerAway: it may not be there.
+            BrokerUnavailable: the message may not be in the queue.
         """
         message.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
         await self.call(self._send(queue, message))
@@ -191,22 +202,22 @@ class RabbitMQConnection:
             await self.sending.default_exchange.publish(message, queue, mandatory=True, timeout=SECONDS)
 
     async def tell(self, queue: str, message: aio_pika.Message) -> None:
-        """For what it is worth: nobody knows whether it gets there. What is told first gets there first.
+        """Send a message without confirmation. Messages arrive in the order of the calls.
 
         Raises:
-            BrokerAway: see there.
+            BrokerUnavailable: there is no connection.
         """
         await self.call(self._tell(queue, message))
 
     async def _tell(self, queue: str, message: aio_pika.Message) -> None:
         async with self._one:
-            if self._telling is None or self._telling.is_closed:  # an address may be such that the server closes it
+            if self._telling is None or self._telling.is_closed:  # a bad address closes the channel
                 self._telling = await self.channel()
             await self._telling.default_exchange.publish(message, queue, mandatory=False, timeout=SECONDS)
 
     async def close(self) -> None:
-        """Disconnect. What is not acknowledged goes back to its queue."""
-        async with self._connecting:  # for a caller that was cancelled, perhaps
+        """Disconnect. Unacknowledged messages go back to their queue."""
+        async with self._connecting:  # a cancelled caller's ``_connect`` may still be running
             connection, self._connection, self._sending, self._telling = self._connection, None, None, None
         if connection is not None:
             with suppress(*CONNECTION_EXCEPTIONS):
@@ -215,12 +226,16 @@ class RabbitMQConnection:
 
 
 def waiting(stream: str, seconds: int) -> str:
-    """Name of the queue in which messages wait for so long."""
+    """Return the name of the delay queue with this delay."""
     return f"{stream}.wait.{seconds}s"
 
 
 def _wait(stream: str, seconds: int) -> dict[str, Any]:
-    """Arguments of such a queue. Out of it a message goes back to the work, and leaves it once it is safely there."""
+    """Return the arguments of a delay queue.
+
+    When a message expires, the server dead-letters it to the request queue, and removes it only once it is safely
+    there.
+    """
     return {
         "x-message-ttl": seconds * 1000,
         "x-dead-letter-exchange": "",

@@ -1,7 +1,7 @@
-"""RabbitMQ: work from a queue, answers to another.
+"""The RabbitMQ source: requests from a queue, answers to another.
 
-An answer is safely in its queue before its message is let go. RabbitMQ does not know an answer that it has had before:
-who dies in between has the message delivered once more, and the answer, with the same id, is there twice.
+An answer is confirmed to be in its queue before its message is acknowledged. RabbitMQ does not detect duplicates: if a
+worker dies in between, the message is redelivered, and the queue has two answers with the same id.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _COUNT = "x-delivery-count"
 
 
 class RabbitMQSource:
-    """See ``source.Source``. A queue is its own group of workers: the name of the group is of no effect.
+    """The ``Source`` for RabbitMQ. A queue is its own group of workers: ``QueueOptions.group`` is ignored.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -45,16 +45,18 @@ class RabbitMQSource:
         self._receiving = asyncio.Lock()
 
     async def open(self) -> None:
-        """See ``Source``."""
+        """Connect, and create the queues if they are missing (``Source.open``)."""
         await self.link.connect()
-        self._arrived.clear()  # of another connection: they come again
+        self._arrived.clear()  # from the old connection: the server redelivers them
         await self.link.ensure(answers=True)
         self._channel = await self.link.call(self.link.channel())
         self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))
 
     async def fetch(self, most: int, seconds: float) -> Sequence[RabbitMQDelivery]:
-        """See ``Source``. The server sends only while this lasts, and no more than there is room for. What comes to a
-        fetch that was cancelled is what the next one gives.
+        """Consume messages until the first one arrives or the time is over (``Source.fetch``).
+
+        The server sends messages only during the call, and at most ``most`` of them. The next call returns the messages
+        that arrive for a cancelled one.
         """
         if self._channel is None or self._queue is None or self._channel.is_closed:
             raise BrokerUnavailable("RabbitMQ: not connected")
@@ -70,16 +72,16 @@ class RabbitMQSource:
     async def _receive(
         self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float, enough: asyncio.Event
     ) -> None:
-        """Wait for messages until ``enough`` is set, which the first one does, too."""
+        """Consume messages until ``enough`` is set, also by the first message, or the time is over."""
 
         async def take(message: AbstractIncomingMessage) -> None:
             self._arrived.append(message)
             enough.set()
 
-        async with self._receiving:  # one that was cancelled may not have ended yet
+        async with self._receiving:  # a cancelled fetch may still be receiving
             if self._arrived or enough.is_set():
                 return
-            await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # counts what this consumer alone has
+            await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # per consumer, not per channel
             tag = await queue.consume(take, timeout=SECONDS)
             coming, closed = asyncio.ensure_future(enough.wait()), asyncio.ensure_future(_closed(channel))
             try:
@@ -87,10 +89,10 @@ class RabbitMQSource:
             finally:
                 coming.cancel()
                 closed.cancel()
-                await queue.cancel(tag, timeout=SECONDS)  # what was on its way is here by then
+                await queue.cancel(tag, timeout=SECONDS)  # messages in flight have arrived by then
 
     async def lag(self) -> int | None:
-        """See ``Source``. Those that wait for their next attempt do not count."""
+        """Return the number of messages in the request queue, without those in delay queues (``Source.lag``)."""
         return await self.link.call(self._lag())
 
     async def _lag(self) -> int | None:
@@ -100,12 +102,12 @@ class RabbitMQSource:
         return queue.declaration_result.message_count
 
     async def close(self) -> None:
-        """See ``Source``."""
+        """Disconnect (``Source.close``)."""
         await self.link.close()
 
 
 class RabbitMQDelivery:
-    """See ``source.Delivery``."""
+    """The ``Delivery`` of a RabbitMQ message."""
 
     def __init__(self, source: RabbitMQSource, message: AbstractIncomingMessage) -> None:
         self._source = source
@@ -117,7 +119,10 @@ class RabbitMQDelivery:
 
     @property
     def attempt(self) -> int:
-        """See ``Delivery``. Classic queues know no more than that it was delivered before."""
+        """The number of deliveries so far, including this one.
+
+        Quorum queues count deliveries; classic queues only tell whether the message was delivered before.
+        """
         count = self._message.headers.get(_COUNT)
         now = count if isinstance(count, int) else int(bool(self._message.redelivered))
         return 1 + earlier(self._headers) + max(0, now)
@@ -127,7 +132,7 @@ class RabbitMQDelivery:
         return self._message.message_id or self._message.correlation_id or ""
 
     def envelope(self) -> Envelope:
-        """See ``Delivery``. The id is the message's or, where it has none, its correlation id."""
+        """Parse the message (``Delivery.envelope``). The id is the message id or, without one, the correlation id."""
         headers = dict(self._headers)
         if self._message.content_type:
             headers["content-type"] = self._message.content_type
@@ -143,19 +148,25 @@ class RabbitMQDelivery:
         return answer_to(envelope, self._options)
 
     async def extend(self) -> None:
-        """See ``Delivery``. A message is its worker's for as long as the connection lasts."""
+        """Check that the channel is open (``Delivery.extend``).
+
+        There is nothing to send: a message stays with its worker as long as the connection lasts.
+        """
         with broker_errors():
             _ = self._message.channel
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """See ``Delivery``."""
+        """Send a chunk to the reply address, if there is one (``Delivery.send_chunk``)."""
         if envelope.reply_to is not None:
             headers = about(envelope.id, "chunk", self.attempt) | {CHUNK: str(number)}
             await self._link.tell(envelope.reply_to, self._answer(envelope.id, encode(chunk), headers))
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """See ``Delivery``."""
-        await self.extend()  # else it is another's already, and the answer too
+        """Send the answer, or a copy to a delay queue, and acknowledge the message (``Delivery.settle``).
+
+        A retry without a delay requeues the message instead.
+        """
+        await self.extend()  # raises if the message, and so its answer, is now another worker's
         if not self._answered and (not isinstance(outcome, Retry) or outcome.delay > 0):
             await self._send(envelope, outcome)
             self._answered = True
@@ -173,7 +184,7 @@ class RabbitMQDelivery:
         message = self._answer(id, body, about(id, kind, self.attempt))
         await self._link.send(self._options.results, message)
         if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerUnavailable):  # it is in its queue; this is for those who wait
+            with suppress(BrokerUnavailable):  # the results queue has it; this copy is for a waiting client
                 await self._link.tell(envelope.reply_to, message)
 
     def _answer(self, id: str, body: bytes, headers: dict[str, str]) -> Message:
@@ -186,8 +197,11 @@ class RabbitMQDelivery:
         )
 
     def _copy(self, changes: Mapping[str, str | None]) -> Message:
-        """The message, to be sent once more. Not with its time to live, which would end it, nor as its sender's, whom
-        the server would not take us for."""
+        """Copy the message with changed headers.
+
+        The time to live is left out, because the copy would expire, and so is the user id, because the server would
+        refuse another user's.
+        """
         found = self._message
         replaced = {name.lower() for name in changes} | {_COUNT}
         headers = {name: value for name, value in found.headers.items() if name.lower() not in replaced}
@@ -211,7 +225,7 @@ async def _closed(channel: AbstractChannel) -> None:
 
 
 def _text(value: Any) -> str | None:
-    """A header's value; lists and tables are nothing of ours."""
+    """Return a header's value as text; None for lists and tables, which this project does not use."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value) if isinstance(value, str | int | float) else None

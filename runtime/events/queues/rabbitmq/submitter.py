@@ -1,4 +1,4 @@
-"""RabbitMQ, from the side of those who submit work: answers come by direct reply-to, chunks first."""
+"""The RabbitMQ submitter: sends requests, and receives chunks and answers by direct reply-to."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _DIRECT = "amq.rabbitmq.reply-to"
 
 
 class RabbitMQSubmitter:
-    """See ``source.Submitter``.
+    """The ``Submitter`` for RabbitMQ.
 
     Raises:
-        SettingsError: the URL is wrong.
+        SettingsError: the URL is invalid.
     """
 
     def __init__(self, options: QueueOptions) -> None:
@@ -32,16 +32,16 @@ class RabbitMQSubmitter:
         self._waiting: dict[str, asyncio.Queue[Reply | None]] = {}
 
     async def open(self) -> None:
-        """See ``Submitter``."""
+        """Connect, create the request queue if it is missing, and consume direct replies (``Submitter.open``)."""
         await self._link.connect()
         await self._link.ensure(answers=False)
-        channel = self._link.sending  # answers come to the channel that the question was sent on
+        channel = self._link.sending  # direct replies come to the channel that sent the request
         queue = await self._link.call(channel.get_queue(_DIRECT, ensure=False))
         await self._link.call(queue.consume(self._heard, no_ack=True, timeout=SECONDS))
         channel.close_callbacks.add(self._ended)
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
-        """See ``Submitter``."""
+        """Send the request, and return its replies (``Submitter.submit``)."""
         answers: asyncio.Queue[Reply | None] = asyncio.Queue()
         token = secrets.token_hex(16)
         message = Message(
@@ -92,5 +92,5 @@ class RabbitMQSubmitter:
             answers.put_nowait(None)
 
     async def close(self) -> None:
-        """See ``Submitter``."""
+        """Disconnect (``Submitter.close``)."""
         await self._link.close()
