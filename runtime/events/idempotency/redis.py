@@ -31,7 +31,7 @@ local function lease(milliseconds)
   redis.call('PEXPIRE', key, string.format('%.0f', milliseconds + {LAPSED_SECONDS * 1000:.0f}))
 end
 """
-# Arguments: holder, milliseconds, fingerprint.
+# Arguments: holder, lease in milliseconds, fingerprint.
 _BEGIN = (
     _COMMON
     + """
@@ -52,7 +52,7 @@ lease(tonumber(ARGV[2]))
 return {'begun', lapsed}
 """
 )
-# Arguments: holder, milliseconds.
+# Arguments: holder, lease in milliseconds.
 _RENEW = (
     _COMMON
     + """
@@ -61,7 +61,7 @@ lease(tonumber(ARGV[2]))
 return 1
 """
 )
-# Arguments: holder, milliseconds, result.
+# Arguments: holder, milliseconds for which the result is kept, result.
 _COMPLETE = (
     _COMMON
     + """

@@ -35,5 +35,5 @@ class Offsets:
 
     @property
     def safe(self) -> int:
-        """The offset that may be committed: that of the first unsettled message."""
+        """The offset that may be committed: that of the first unsettled message, or else the next one."""
         return min(self._open, default=self.next)

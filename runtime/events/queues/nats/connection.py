@@ -231,7 +231,7 @@ async def _check(client: Client) -> None:
 
 
 async def _close(client: Client) -> None:
-    with suppress(Exception):  # it may be broken in any way
+    with suppress(Exception):  # closing a broken connection may raise anything
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
 
