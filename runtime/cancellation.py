@@ -1,8 +1,8 @@
-"""Cancellation that holds although a library loses it.
+"""Makes task cancellation reliable around libraries that swallow it.
 
 A library that catches ``CancelledError``, or that calls ``asyncio.wait_for`` on Python 3.11 (which returns the result
-where the cancellation comes in the same turn of the event loop, CPython issue 86296), returns as if its caller had not
-been cancelled. A loop around such a call then runs for ever, and so does everybody who waits for its end.
+if the cancellation arrives in the same iteration of the event loop, CPython issue 86296), returns as if its caller had
+not been cancelled. A loop around such a call then never ends, and neither do the tasks that wait for it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 _log = logging.getLogger("warmstart")
 
-_TRIES, _END_SECONDS = 2, 5.0  # each longer than what a cancelled task still has to do
+_TRIES, _END_SECONDS = 2, 5.0  # each longer than a cancelled task's cleanup takes
 
 
 @contextmanager
 def reraise_cancellation() -> Iterator[None]:
-    """Raise ``CancelledError`` at the end of a block in which the current task was cancelled, if the block has lost it.
+    """Raise ``CancelledError`` at the end of a block if the current task was cancelled and the block swallowed it.
 
-    The block's own time limits (``asyncio.timeout``) do not count: they take their cancellation back.
+    Time limits inside the block (``asyncio.timeout``) do not count, because they undo their own cancellation.
 
     Raises:
-        asyncio.CancelledError: the task was cancelled, and the block returned or raised something else.
+        asyncio.CancelledError: the task was cancelled, and the block returned or raised another exception.
     """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()
@@ -40,9 +40,10 @@ def reraise_cancellation() -> Iterator[None]:
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks until they have ended. Their results and errors are not raised.
+    """Cancel tasks and wait until they have ended. Their results and errors are discarded.
 
-    A task that has not ended after 5 seconds is cancelled once more, and after another 5 seconds left alone and logged.
+    A task that has not ended after 5 seconds is cancelled once more; after another 5 seconds it is logged and left
+    running.
     """
     running = {task for task in tasks if not task.done()}
     for _ in range(_TRIES):

@@ -1,7 +1,7 @@
-"""Which device a model runs on, in which number type, and the memory it holds there.
+"""Selects the device and number type that a model runs on; measures and releases the process's memory there.
 
-Devices are named as torch names them (``cpu``, ``cuda:0``, ``mps``). torch is imported only where a driver or a Mac
-says that there may be more than a CPU.
+Devices have torch's names (``cpu``, ``cuda:0``, ``mps``). torch is imported only if a CUDA driver or an Arm Mac
+indicates that there may be an accelerator.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import sys
 from runtime.errors import ModelUnavailable
 from runtime.host import cpu_flags, resident_memory, trim_memory
 
-_16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is how Arm names it
+_16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's name
 
 
 def select_device(wanted: str) -> str:
-    """``auto``: CUDA when present, else MPS, else CPU.
+    """Return the device to run on; ``auto`` selects CUDA if present, else MPS, else the CPU.
+
+    Args:
+        wanted: auto, cpu, mps, cuda or cuda:N.
 
     Raises:
-        ModelUnavailable: a device was named that is not here.
+        ModelUnavailable: the named device is not present.
     """
     if wanted == "auto":
         return _accelerator() if _may_have_cuda() or _may_have_mps() else "cpu"
@@ -48,7 +51,7 @@ def _accelerator() -> str:
 
 
 def _may_have_cuda() -> bool:
-    """Ask the driver, which takes milliseconds where importing torch takes seconds."""
+    """Ask the CUDA driver for devices, which takes milliseconds where importing torch takes seconds."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         count = ctypes.c_int()
@@ -62,15 +65,15 @@ def _may_have_mps() -> bool:
 
 
 def select_dtype(wanted: str, device: str, *, int8: bool = False) -> str:
-    """8 or 16 bits only where the device is fast at them; a named type is obeyed where the device can run it at all.
+    """Return the weights' number type; ``auto`` selects 8 or 16 bits only where the device computes fast with them.
 
     Args:
-        wanted: auto, int8, float32, bfloat16 or float16.
-        device: from ``select_device``.
-        int8: whether whoever runs the model has kernels for 8-bit weights.
+        wanted: auto, int8, float32, bfloat16 or float16; a named type is returned unless the device cannot run it.
+        device: the device, from ``select_device``.
+        int8: whether the engine has kernels for 8-bit weights on this device.
 
     Raises:
-        ModelUnavailable: float16 on a CPU, whose kernels for it are slower than float32's and in part missing.
+        ModelUnavailable: float16 on a CPU, where its kernels are slower than float32's and partly missing.
     """
     if wanted == "float16" and device == "cpu":
         raise ModelUnavailable("DTYPE=float16 does not run well on a CPU; set DTYPE=auto, bfloat16 or float32")
@@ -88,7 +91,11 @@ def select_dtype(wanted: str, device: str, *, int8: bool = False) -> str:
 
 
 def memory_in_use(device: object) -> int:
-    """Bytes the process holds on the device (torch's, or its name): its resident set on a CPU."""
+    """Return the bytes that the process uses on a device: torch's allocations on CUDA, else the resident set.
+
+    Args:
+        device: a ``torch.device`` or its name.
+    """
     if str(device).startswith("cuda"):
         import torch
 
@@ -97,7 +104,11 @@ def memory_in_use(device: object) -> int:
 
 
 def release_memory(device: object) -> None:
-    """Give freed memory back to the system: Python's, the device's (torch's, or its name), and glibc's arenas."""
+    """Return freed memory to the system: Python's, glibc's arenas and, on CUDA, torch's cache.
+
+    Args:
+        device: a ``torch.device`` or its name.
+    """
     if str(device).startswith("cuda"):
         import torch
 

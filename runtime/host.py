@@ -1,4 +1,4 @@
-"""The host as Linux and its containers report it: instruction sets, cores and memory. Imports no torch."""
+"""Reads the host's instruction sets, cores and memory, with the limits of its containers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_LIMIT = 1 << 60  # cgroup v1 writes a number above this for "none"
 
 
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets that Linux names; nothing elsewhere."""
+    """Return the CPU's instruction sets as ``/proc/cpuinfo`` names them; the empty set on systems without it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -22,17 +22,17 @@ def cpu_flags() -> frozenset[str]:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores this process may use: its affinity, cut by the CPU quotas of its containers.
+    """Return the number of cores this process may use: its CPU affinity, limited by its containers' CPU quotas.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: the directory that contains ``proc`` and ``sys``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _cgroups(root, "cpu"):
         for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
             try:
                 quota, period = (int(word) for file in files for word in (group / file).read_text().split())
-            except (OSError, ValueError):  # none here, or "max"
+            except (OSError, ValueError):  # no such file, or no limit ("max")
                 continue
             if quota > 0:
                 cores = min(cores, round(quota / period))
@@ -40,25 +40,29 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory this process may use: the least of its containers' limits, or else what the machine has.
+    """Return the bytes of memory this process may use: the least of its containers' limits and the machine's memory.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: the directory that contains ``proc`` and ``sys``.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for group in _cgroups(root, "memory"):
         for file in ("memory.max", "memory.limit_in_bytes"):
             try:
                 limits.append(int((group / file).read_text()))
-            except (OSError, ValueError):  # none here, or "max"
+            except (OSError, ValueError):  # no such file, or no limit ("max")
                 continue
     return min(limit for limit in limits if limit < _NO_LIMIT)
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The control groups this process is in and those around them, of both versions (cgroups(7)).
+    """Yield the directories of this process's control groups and of their ancestors, versions 1 and 2 (cgroups(7)).
 
-    A path may be the host's and not be there; its ancestors up to the mount, which is the container's own, still are.
+    A path may be the host's and not exist in the container; its ancestor at the mount, the container's own, does exist.
+
+    Args:
+        root: the directory that contains ``proc`` and ``sys``.
+        controller: ``cpu`` or ``memory``.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -78,7 +82,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def resident_memory() -> int:
-    """Bytes of the process's resident set; 0 where the system does not tell."""
+    """Return the bytes of the process's resident set; 0 on systems without ``/proc``."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -86,7 +90,7 @@ def resident_memory() -> int:
 
 
 def trim_memory() -> None:
-    """Give memory that was freed back to the system: Python's cycles are collected, then glibc's arenas trimmed."""
+    """Return freed memory to the system: collect Python's reference cycles, then trim glibc's arenas."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,4 +1,4 @@
-"""How the text of an environment variable becomes a setting's value, and how the value is shown."""
+"""Parses the text of environment variables into setting values, and formats the values for display."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SEPARATORS = re.compile(r"[\s,]+")
 
 
 def words(value: Any) -> Any:
-    """``"a, b c"`` -> ``["a", "b", "c"]``, and so ``'["a", "b c"]'`` for words that hold blanks or commas.
+    """Split a list setting: ``"a, b c"`` -> ``["a", "b", "c"]``; items with blanks or commas need a JSON array.
 
     Args:
-        value: anything that is not a string passes.
+        value: the text; a value that is not a string is returned unchanged.
 
     Raises:
-        ValueError: it begins like a JSON array and is not one of strings.
+        ValueError: the text begins with ``[`` and is not a JSON array of strings.
     """
     if not isinstance(value, str):
         return value
@@ -36,10 +36,10 @@ def words(value: Any) -> Any:
 
 
 def bare_host(value: str) -> str:
-    """``"[::1]"``, as URLs have it, -> ``"::1"``; other hosts as they are.
+    """Remove the brackets that URLs put around IPv6 addresses: ``"[::1]"`` -> ``"::1"``; other hosts are unchanged.
 
     Raises:
-        ValueError: what is in brackets is not an IPv6 address.
+        ValueError: the brackets are not closed or do not contain an IPv6 address.
     """
     if not value.startswith("["):
         return value
@@ -52,10 +52,10 @@ def bare_host(value: str) -> str:
 
 
 def expanded(path: Path) -> Path:
-    """A path with ``~`` replaced by the home directory.
+    """Replace ``~`` in a path by the home directory.
 
     Raises:
-        ValueError: there is no home directory, as for a user without an entry in the system's list.
+        ValueError: there is no home directory, as for a user without an entry in the system's user database.
     """
     try:
         return path.expanduser()
@@ -64,7 +64,7 @@ def expanded(path: Path) -> Path:
 
 
 def shown(value: object) -> str:
-    """A setting's value as it could be written in the environment; secrets masked."""
+    """Format a setting's value as it would be written in the environment, with secrets masked."""
     if isinstance(value, SecretStr):
         return "********" if value.get_secret_value() else ""
     if value is None:

@@ -1,4 +1,4 @@
-"""A model's stay in memory, and which stays must end so that another can begin."""
+"""Model instances, the served models they belong to, and the choice of instances to evict for a new one."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from runtime.types import ModelInfo
 
 
 class Loadable(Protocol):
-    """What the registry needs of an engine."""
+    """The part of an engine's interface that the registry uses."""
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of the model."""
+        """The loaded model's properties."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether its worker runs, or will again."""
+        """Whether the engine thread is running or will be restarted."""
         ...
 
     @property
     def beating(self) -> bool:
-        """Whether it is alive and gets on with its work."""
+        """Whether the engine is alive and its steps make progress."""
         ...
 
     @property
     def memory_bytes(self) -> int:
-        """What it holds now."""
+        """Bytes of memory that the engine uses now."""
         ...
 
     def close(self, grace: float = 0) -> None:
-        """Free everything; requests that still run after ``grace`` seconds end with ``Draining``."""
+        """Free the engine's memory; requests still running after ``grace`` seconds fail with ``Draining``."""
         ...
 
 
@@ -46,20 +46,20 @@ E = TypeVar("E", bound=Loadable)
 
 @dataclass(slots=True, eq=False)
 class ModelInstance(Generic[E]):
-    """One stay of a model in memory, from the start of its load until its memory is free again.
+    """One instance of a model in memory, from the start of its load until its memory is freed.
 
     Args:
         spec: the model.
-        pinned: whether it stays when others need the room.
-        loaded: done when the engine is there, or with the reason why there is none.
-        gone: done when its memory is free again; never cancelled.
-        engine: once loaded, until freed.
-        bytes: what it takes of the budget: an estimate until it is loaded, 0 before it has been given room.
-        holders: requests that run on it, or wait for its load.
-        used: monotonic time of the last end of a request on it, or of its load.
-        leaving: whether it is unloaded as soon as nobody holds it; nobody new may.
-        successor: whether it is loaded to be the default.
-        replaced: the default that gave way for it before it was loaded.
+        pinned: whether the instance is exempt from eviction.
+        loaded: completes when the engine is loaded; fails with the load's error.
+        gone: completes when the memory is freed; never cancelled.
+        engine: the engine, from the end of the load until it is freed; otherwise None.
+        bytes: its part of the memory budget: 0 until memory is reserved, then an estimate, exact once loaded.
+        holders: number of leases: requests that run on it or wait for its load.
+        used: monotonic time at which the load, or the last request on it, ended.
+        leaving: whether it is draining: it takes no new leases and is freed when the last one ends.
+        successor: whether it is being loaded to become the default model.
+        replaced: id of the default model that was evicted to load this one as the new default.
     """
 
     spec: ModelSpec
@@ -77,19 +77,19 @@ class ModelInstance(Generic[E]):
 
 @dataclass(slots=True)
 class ModelSlot(Generic[E]):
-    """A served model over all its stays.
+    """A served model: its current instance, and the status and counters kept across all its instances.
 
     Args:
         spec: the model.
-        pinned: whether it stays loaded when others need the room.
-        created: Unix time at which this process began to serve it.
-        current: the stay that takes new requests.
-        stage: what its load is doing now, and ``progress`` how far that is.
-        error: why its last load failed.
-        bytes: what it took when it was last loaded, or would take.
-        last_used: Unix time at which a request last began or ended on it.
-        loads: of the process's life, as ``ModelStatus`` counts them; so are the other counts.
-        watchers: called when its state, stage or progress changes.
+        pinned: whether its instances are exempt from eviction.
+        created: Unix time at which this process began to serve the model.
+        current: the instance that takes new requests; None if there is none.
+        stage: the current stage of its load, and ``progress`` the fraction of that stage that is done (0 to 1).
+        error: message of the last load's failure; None once another load has started.
+        bytes: its part of the memory budget as last estimated or, once loaded, measured.
+        last_used: Unix time at which a request on it last began or ended.
+        loads: loads since the process began, as in ``ModelStatus``; so are the other counters.
+        watchers: callbacks for changes of state, stage or progress.
     """
 
     spec: ModelSpec
@@ -108,26 +108,26 @@ class ModelSlot(Generic[E]):
     watchers: set[Callable[[], object]] = field(default_factory=set)
 
     def tell(self) -> None:
-        """Tell the watchers."""
+        """Call the watchers."""
         for watcher in self.watchers:
             watcher()
 
 
 def to_unload(name: str, need: int, budget: int, residents: Sequence[ModelInstance[E]]) -> list[ModelInstance[E]]:
-    """Whom to unload so that a model fits: the least recently used, those that nobody holds before the others.
+    """Choose the instances to evict so that a model fits: those without leases first, then the least recently used.
 
     Args:
-        name: the model's id.
-        need: bytes that it takes.
-        budget: bytes that all may take together.
-        residents: who takes part of it now, without the model itself.
+        name: id of the model to load.
+        need: bytes that the model needs.
+        budget: bytes that all models may use together.
+        residents: the other instances that use part of the budget.
 
     Returns:
-        Loaded residents that are not pinned; none if it fits, or will when those that leave already are gone. Fewer
-        than are needed if others still load: they can be asked once they are loaded.
+        Loaded instances that are not pinned; none if the model fits, or will fit once draining instances are freed. Too
+        few if others are still loading: call again when they are loaded.
 
     Raises:
-        ModelTooLarge: it would not fit alone beside the pinned ones.
+        ModelTooLarge: the model would not fit even if only pinned instances were left.
     """
     pinned = sum(resident.bytes for resident in residents if resident.pinned and not resident.leaving)
     if need + pinned > budget:

@@ -1,7 +1,7 @@
-"""Who is in memory: loads, the room they need, and the end of stays, each on threads of its own.
+"""Loads models on background threads and evicts idle ones to stay within the memory budget.
 
-A stay (``ModelInstance``) that is to end takes no new holders and is freed when the last one has gone; who wants the
-model in between waits for its next stay.
+An instance (``ModelInstance``) that is to be unloaded drains: it takes no new leases and is freed when the last one
+ends. Requests that arrive meanwhile wait for the model's next instance.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from runtime.model_pool.instance import E, ModelInstance, ModelSlot, to_unload
 _log = logging.getLogger("warmstart.load")
 
 LOAD_THREAD = "load-"
-"""How the names of threads that load begin."""
+"""Prefix of the names of loading threads."""
 
 Loader = Callable[[ModelSpec, Progress], E]
 Measure = Callable[[ModelSpec, Progress], int]
 
 
 class ModelPool(Generic[E]):
-    """See the module.
+    """Starts, evicts and frees model instances, each on its own thread.
 
     Args:
-        slots: the models by their ids.
-        default: id of the one that answers requests that name none.
-        load: loads one; raises ``ServiceError`` if it cannot.
-        measure: bytes that a model will take, asked before it is loaded.
-        budget: bytes that all loaded models may take, asked likewise; None for no limit.
-        idle_seconds: after how long an unused model is unloaded; 0 for never.
+        slots: the served models by id.
+        default: id of the model for requests that name none.
+        load: loads a model; raises ``ServiceError`` on failure.
+        measure: returns the bytes that a model will need; called before the model is loaded.
+        budget: returns the bytes that all loaded models may use together; called before each load. None for no limit.
+        idle_seconds: seconds without a request after which a model is unloaded; 0 for never.
 
-    ``lock`` guards this object and the slots. Its waiters are told of loads, of stays that ended and of the shutdown.
+    ``lock`` guards this object and the slots. Its waiters are notified when an instance is loaded or freed, and at
+    shutdown.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ModelPool(Generic[E]):
         self.default = default
         self.draining = False
         self.budget_bytes = 0
-        self.stays: list[ModelInstance[E]] = []  # the older one of two of one model first
+        self.stays: list[ModelInstance[E]] = []  # of two instances of one model, the older comes first
         self.lock = threading.Condition()
         self._slots = slots
         self._load = load
@@ -63,10 +64,10 @@ class ModelPool(Generic[E]):
         self._idle_timer: threading.Thread | None = None
         self._queue: deque[ModelInstance[E]] = (
             deque()
-        )  # who waits for room; only the first may take it, so none starves
+        )  # instances waiting for memory; only the first may reserve it, so none starves
 
     def start(self, slot: ModelSlot[E]) -> ModelInstance[E]:
-        """The stay that takes new requests; begun, if there is none. Call it with the lock held.
+        """Return the instance that takes new requests; start loading one if there is none. Requires the lock.
 
         Raises:
             Draining: the service is shutting down.
@@ -86,7 +87,7 @@ class ModelPool(Generic[E]):
         return slot.current
 
     def end(self, residence: ModelInstance[E]) -> None:
-        """End a stay that takes new requests, once nobody holds it. Call it with the lock held; it does not wait."""
+        """Drain a model's current instance and free it after its last lease. Requires the lock; does not wait."""
         slot = self._slots[residence.spec.id]
         residence.leaving, slot.current = True, None
         slot.unloads += 1
@@ -94,9 +95,9 @@ class ModelPool(Generic[E]):
         threading.Thread(target=self._free, args=(residence,), name=f"unload-{slot.spec.id}", daemon=True).start()
 
     def close(self, grace: float) -> None:
-        """Free everything; requests that still run after ``grace`` seconds end with ``Draining``.
+        """Free all instances; requests still running after ``grace`` seconds fail with ``Draining``.
 
-        Loads under way are abandoned with their daemon threads.
+        Loads in progress are abandoned with their daemon threads.
         """
         with self.lock:
             self.draining = True
@@ -111,7 +112,7 @@ class ModelPool(Generic[E]):
             self._forget(stay)
 
     def _run(self, slot: ModelSlot[E], residence: ModelInstance[E]) -> None:
-        """Load a model, on a thread of its own."""
+        """Load a model into an instance; the body of a loading thread."""
         reporter = LoadProgress(slot.spec.id)
 
         def progress(stage: str, fraction: float | None) -> None:
@@ -127,7 +128,9 @@ class ModelPool(Generic[E]):
             engine = self._load(slot.spec, progress)
         except Exception as error:
             if not isinstance(error, ServiceError):
-                from runtime.model.load_errors import unavailable  # of no use to a start that goes well
+                from runtime.model.load_errors import (
+                    unavailable,
+                )  # imported here because a successful start does not need it
 
                 _log.exception("loading %s failed", slot.spec.id)
                 error = unavailable(slot.spec, error)
@@ -151,15 +154,15 @@ class ModelPool(Generic[E]):
             return
         if engine is not None:
             engine.close()
-        # Forgotten before the waiters wake, so that the next call tries again.
+        # Removed before the waiters wake, so that the next call tries to load again.
         self._forget(residence, failure=failure)
         residence.loaded.set_exception(failure)
 
     def _make_room(self, slot: ModelSlot[E], residence: ModelInstance[E], progress: Progress) -> None:
-        """Wait for the end of the model's former stay, and for room; unload others for it.
+        """Wait until the model's previous instances are freed, then reserve memory, evicting other models if needed.
 
         Raises:
-            ModelTooLarge: there can be none.
+            ModelTooLarge: the model cannot fit the budget.
             Draining: the service is shutting down.
         """
         with self.lock:
@@ -184,6 +187,7 @@ class ModelPool(Generic[E]):
                 self.lock.notify_all()
 
     def _has_room(self, slot: ModelSlot[E], residence: ModelInstance[E], need: int, budget: int | None) -> bool:
+        """Return whether an instance fits the budget now; if it is first in the queue, evict others to make it fit."""
         if self.draining:
             raise Draining("the service is shutting down", retry_after=1)
         if budget is None:
@@ -194,7 +198,7 @@ class ModelPool(Generic[E]):
             return False
         for stay in leave:
             if residence.successor and stay.spec.id == self.default:
-                # The two do not fit together: requests wait for the new default from now on.
+                # The two do not fit together, so requests without a model name wait for the new default from now on.
                 residence.replaced, self.default = self.default, slot.spec.id
             _log.info("%s is unloaded to make room for %s", stay.spec.id, slot.spec.id)
             self._slots[stay.spec.id].evictions += 1
@@ -202,16 +206,16 @@ class ModelPool(Generic[E]):
         return need + sum(stay.bytes for stay in others) <= budget
 
     def _free(self, residence: ModelInstance[E]) -> None:
-        """Close the engine of a stay that is to end, once nobody holds it."""
+        """Close a draining instance's engine after its last lease; the body of an unloading thread."""
         if residence.loaded.exception() is not None:
             return
         with self.lock:
             self.lock.wait_for(lambda: self.draining or not residence.holders)
-            if self.draining:  # ``close`` does it
+            if self.draining:  # ``close`` frees it
                 return
             engine, residence.engine = residence.engine, None
         assert engine is not None
-        from runtime.host import trim_memory  # a start has no time for ctypes
+        from runtime.host import trim_memory  # imports ctypes, which would slow the start
 
         try:
             engine.close()
@@ -222,7 +226,7 @@ class ModelPool(Generic[E]):
         _log.info("%s is unloaded", residence.spec.id)
 
     def _forget(self, residence: ModelInstance[E], *, failure: ServiceError | None = None) -> None:
-        """A stay is over, or its load has failed."""
+        """Remove an instance that was freed or that failed to load, and wake the waiters."""
         slot = self._slots[residence.spec.id]
         with self.lock:
             self.stays.remove(residence)
@@ -238,7 +242,7 @@ class ModelPool(Generic[E]):
             self.lock.notify_all()
 
     def _end_idle(self) -> None:
-        """Unload what has been idle for too long, until the service shuts down."""
+        """Unload models that were idle for ``idle_seconds``, until shutdown; the body of the idle thread."""
         with self.lock:
             while not self.draining:
                 pause = self._idle_seconds

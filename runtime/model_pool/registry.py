@@ -1,9 +1,9 @@
-"""The models this process serves: each loaded on its first use, once, off the event loop, within a memory budget.
+"""The registry of served models: loads each once, on its first use, off the event loop, within a memory budget.
 
-Loads run on threads of their own and are shared through ``concurrent.futures``, so that callers may come from any event
-loop: a server's one, or the short-lived ones of a function runtime that thaws the same process again and again.
+Loads run on background threads and are shared through ``concurrent.futures``, so that callers may come from any event
+loop: a server's single one, or the short-lived ones of a function runtime that thaws the same process repeatedly.
 
-A request holds the stay in memory that it began on until it ends; see ``runtime.model_pool.pool``.
+A request keeps its lease on one model instance until it ends; see ``runtime.model_pool.pool``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from runtime.types import ModelState, ModelStatus
 
 
 class Registry(Generic[E]):
-    """See the module. Implements ``handlers.protocols.Models``.
+    """Leases, loads, unloads and lists the served models. Implements ``handlers.protocols.Models``.
 
     Args:
         specs: the models, the default first.
-        load: loads one, on a thread of its own; raises ``ServiceError`` if it cannot.
-        measure: bytes that a model will take, asked on the same thread before it is loaded.
-        budget: bytes that all loaded models may take, asked likewise; None for no limit.
-        pinned: ids of models that stay loaded when others need the room.
-        wait_seconds: how long a call waits for a load, or for the end of the requests on a model.
-        idle_seconds: after how long an unused model is unloaded; 0 for never.
+        load: loads a model, on a background thread; raises ``ServiceError`` on failure.
+        measure: returns the bytes that a model will need; called on the same thread before the load.
+        budget: returns the bytes that all loaded models may use together; called likewise. None for no limit.
+        pinned: ids of models that are exempt from eviction.
+        wait_seconds: seconds that a call waits for a load, or for a draining model's requests to end.
+        idle_seconds: seconds without a request after which a model is unloaded; 0 for never.
 
     Raises:
         SettingsError: a pinned model is not served.
@@ -65,43 +65,43 @@ class Registry(Generic[E]):
 
     @property
     def budget_bytes(self) -> int:
-        """Memory that all loaded models may take; 0 before the first load, and for no limit."""
+        """Bytes that all loaded models may use together; 0 before the first load, and for no limit."""
         return self._residents.budget_bytes
 
     @asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[E]:
-        """See ``handlers.protocols.Models``."""
+        """Lease a model's engine (None: the default's), loading it if needed. See ``handlers.protocols.Models``."""
         while True:
             with self._held(name) as residence:
                 try:
                     await self._loaded(residence)
                 except ServiceError:
                     if name is None and residence.replaced is not None and residence.spec.id != self._residents.default:
-                        continue  # it was the default for as long as its load was tried
+                        continue  # it was the default only while it was loading
                     raise
-                assert residence.engine is not None  # it is held
+                assert residence.engine is not None  # not freed while leased
                 yield residence.engine
                 return
 
     def load(self, name: str) -> ModelStatus:
-        """See ``handlers.protocols.Models``."""
+        """Start loading a model without waiting. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             self._residents.start(slot)
             return self._status(slot)
 
     def preload(self) -> Future[None]:
-        """Start loading the default model; do not wait."""
+        """Start loading the default model without waiting; the future completes with the load."""
         with self._lock:
             return self._residents.start(self._slot(None)).loaded
 
     async def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
-        """See ``handlers.protocols.Models``."""
+        """Yield a model's status now and at each change until it is not loading. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and this generator with it
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it this generator
                 loop.call_soon_threadsafe(changed.set)
 
         with self._lock:
@@ -124,7 +124,7 @@ class Registry(Generic[E]):
                 slot.watchers.discard(tell)
 
     async def unload(self, name: str) -> ModelStatus:
-        """See ``handlers.protocols.Models``."""
+        """Drain and unload a model, waiting up to ``wait_seconds``. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             if slot.current is not None:
@@ -138,7 +138,7 @@ class Registry(Generic[E]):
             return self._status(slot)
 
     async def set_default(self, name: str) -> ModelStatus:
-        """See ``handlers.protocols.Models``."""
+        """Load a model and make it the default one. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._held(name, successor=True) as residence:
             try:
@@ -151,32 +151,32 @@ class Registry(Generic[E]):
             return self._status(slot)
 
     def status(self) -> list[ModelStatus]:
-        """See ``handlers.protocols.Models``."""
+        """Return every model's status, the default first. See ``handlers.protocols.Models``."""
         with self._lock:
             return sorted(map(self._status, self._slots.values()), key=lambda status: not status.default)
 
     def find(self, name: str) -> ModelStatus:
-        """See ``handlers.protocols.Models``."""
+        """Return one model's status. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             return self._status(slot)
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is loaded, its worker beats, and the service is not draining."""
+        """Whether the default model is loaded, its engine makes progress, and the service is not shutting down."""
         engine = self._default_engine()
         return not self.draining and engine is not None and engine.beating
 
     @property
     def alive(self) -> bool:
-        """See ``handlers.protocols.Models``."""
+        """False once the default model's engine thread has stopped for good. See ``handlers.protocols.Models``."""
         engine = self._default_engine()
         return self.draining or engine is None or engine.alive
 
     def close(self, grace: float = 0) -> None:
-        """Unload everything; requests that still run after ``grace`` seconds end with ``Draining``.
+        """Unload all models; requests still running after ``grace`` seconds fail with ``Draining``.
 
-        Loads under way are abandoned with their daemon threads.
+        Loads in progress are abandoned with their daemon threads.
         """
         self._residents.close(grace)
 
@@ -192,11 +192,16 @@ class Registry(Generic[E]):
 
     @contextmanager
     def _held(self, name: str | None, *, successor: bool = False) -> Iterator[ModelInstance[E]]:
-        """Hold a model's present stay, or a new one: it does not end inside the block."""
+        """Lease a model's current instance, or a new one; it may still be loading, and is not freed inside the block.
+
+        Args:
+            name: the model's id; None for the default one.
+            successor: whether the instance is to become the default.
+        """
         with self._lock:
             slot = self._slot(name)
             engine = None if slot.current is None else slot.current.engine
-            # The default model's death is told by /livez, and the process is replaced; another's is mended here.
+            # If the default model's engine dies, /livez fails and the process is replaced; another model is reloaded.
             dead = engine is not None and not engine.alive and not self.draining
             if slot.current is not None and dead and slot.spec.id != self._residents.default:
                 self._residents.end(slot.current)
@@ -214,10 +219,16 @@ class Registry(Generic[E]):
                     self._lock.notify_all()
 
     async def _loaded(self, residence: ModelInstance[E]) -> None:
+        """Wait until an instance is loaded.
+
+        Raises:
+            ModelLoading: it is still loading after ``wait_seconds``.
+            ServiceError: the load failed.
+        """
         if residence.loaded.done():
             return residence.loaded.result()
         try:
-            # Shielded: a caller that gives up must not cancel the load that the others wait for.
+            # Shielded, because a caller that gives up must not cancel the load that others wait for.
             async with asyncio.timeout(self._wait_seconds):
                 await asyncio.shield(asyncio.wrap_future(residence.loaded))
         except TimeoutError:
@@ -227,7 +238,7 @@ class Registry(Generic[E]):
             ) from None
 
     def _status(self, slot: ModelSlot[E]) -> ModelStatus:
-        """A model's status; the lock is held."""
+        """Return a model's status. Requires the lock."""
         stays = [stay for stay in self._residents.stays if stay.spec is slot.spec]
         engine = None if slot.current is None else slot.current.engine
         error, state = slot.error, _state(slot, bool(stays))
