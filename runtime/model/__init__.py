@@ -1,1 +1,1 @@
-"""What a model is, without torch: configuration, weights, tokenizer and chat template."""
+"""Parts of a model that need no torch: source, decoder configuration, packed weights, tokenizer and chat template."""

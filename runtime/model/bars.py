@@ -1,4 +1,4 @@
-"""Other libraries' progress bars, turned into reports."""
+"""A tqdm class that turns other libraries' progress bars into progress reports."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from runtime.model.progress import Progress
 
 
 def bar_class(progress: Progress, stage: str) -> type[Any]:
-    """A tqdm that reports instead of drawing.
+    """Return a subclass of tqdm that reports progress instead of drawing a bar.
 
     Args:
-        progress: told how far it is.
-        stage: what is being done.
+        progress: called with the stage and the fraction done.
+        stage: name of the stage to report.
     """
 
     class Bar(tqdm):  # type: ignore[type-arg]
@@ -31,7 +31,7 @@ def bar_class(progress: Progress, stage: str) -> type[Any]:
                 progress(stage, min(1.0, self.n / self.total))
             return shown
 
-        def __iter__(self) -> Iterator[Any]:  # tqdm's own counts without calling update
+        def __iter__(self) -> Iterator[Any]:  # tqdm's own method counts without calling update
             for item in self.iterable:
                 yield item
                 self.update()
@@ -40,5 +40,7 @@ def bar_class(progress: Progress, stage: str) -> type[Any]:
 
 
 class _Nowhere(io.TextIOBase):
+    """A text stream that discards what is written to it."""
+
     def write(self, text: str) -> int:
         return len(text)

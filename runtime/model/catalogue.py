@@ -1,4 +1,4 @@
-"""What ``MODEL_NAME`` may say, told apart without loading anything."""
+"""Resolves model names (``MODEL_NAME``, ``MODELS``) to the source of each model, without loading anything."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SourceKind = Literal["wheel", "hub", "folder", "gguf"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model to serve.
+    """A model to serve: its id and its source.
 
     Args:
         id: the name that requests use.
-        kind: where it comes from.
+        kind: the kind of source: Python wheel, hub, local folder or GGUF file.
         location: the wheel's ``module/file``, the hub id, or the path.
-        revision: of a hub id; None takes the hub's default branch.
-        adapter: folder of the LoRA adapter that is merged into it; the id is ``model:adapter`` then.
+        revision: the branch, tag or commit of a hub model; None for the hub's default branch.
+        adapter: folder of the LoRA adapter merged into the model, whose id is ``model:adapter`` then; None for none.
     """
 
     id: str
@@ -34,7 +34,11 @@ class ModelSpec:
     adapter: str | None = None
 
     def adapted(self, folder: Path) -> ModelSpec:
-        """The same model with the LoRA adapter of a folder, which gives it its name."""
+        """Return the same model with a LoRA adapter, whose name is the folder's name.
+
+        Args:
+            folder: the adapter's folder.
+        """
         return replace(self, id=f"{self.id}:{folder.name}", adapter=str(folder.resolve()))
 
 
@@ -52,16 +56,16 @@ _REVISION = re.compile(r"^[\w][\w./-]{0,200}$", re.ASCII)
 
 
 def served_models(model_name: str, models: Sequence[str], adapters: Path | None = None) -> list[ModelSpec]:
-    """The models that two settings name, the default first.
+    """Return the models that ``MODEL_NAME`` and ``MODELS`` name, the default first.
 
     Args:
-        model_name: ``MODEL_NAME``.
-        models: ``MODELS``; a model that is named again is served once.
-        adapters: ``ADAPTERS_DIR``.
+        model_name: the value of ``MODEL_NAME``, the default model.
+        models: the value of ``MODELS``; a model that is named twice is served once.
+        adapters: the value of ``ADAPTERS_DIR``.
 
     Raises:
-        ModelUnavailable: one is no name of any kind.
-        SettingsError: two different ones have the same id.
+        ModelUnavailable: a name cannot be resolved.
+        SettingsError: two different models have the same id.
     """
     default = parse_model_name(model_name, adapters=adapters)
     specs = {default.id: default}
@@ -73,17 +77,17 @@ def served_models(model_name: str, models: Sequence[str], adapters: Path | None 
 
 
 def parse_model_name(name: str, *, setting: str = "MODEL_NAME", adapters: Path | None = None) -> ModelSpec:
-    """Catalogue name, existing folder, ``.gguf`` file, or hub id with an optional ``@revision``; or any of them with
-    ``:adapter`` behind it.
+    """Resolve a model name to its source.
 
     Args:
-        name: the text.
-        setting: where it stands, for messages.
-        adapters: ``ADAPTERS_DIR``, in whose folders adapters are looked up.
+        name: a catalogue name, an existing folder, a ``.gguf`` file, or a hub id with an optional ``@revision``; each
+            may be followed by ``:adapter``.
+        setting: name of the setting that holds the name, for error messages.
+        adapters: the value of ``ADAPTERS_DIR``, which contains the adapters' folders.
 
     Raises:
-        ModelUnavailable: it is none of them; the message says what is expected.
-        SettingsError: it begins with ``~``, and no home directory is known.
+        ModelUnavailable: the name is none of these; the message says what is expected.
+        SettingsError: the name begins with ``~``, and no home directory is known.
     """
     if name.lower() in CATALOGUE:
         return CATALOGUE[name.lower()]
@@ -111,14 +115,15 @@ def parse_model_name(name: str, *, setting: str = "MODEL_NAME", adapters: Path |
 
 
 def _gguf(file: Path) -> ModelSpec:
-    """A GGUF; of a split one any part names the whole, which the first part stands for.
+    """Return the model of a GGUF file; for any part of a split file, the location is the first part.
 
-    A link is not followed: what it points to may have another name, and parts are found by theirs.
+    A symbolic link is not resolved: its target may have another name, and parts are found by their names.
     """
     return ModelSpec(model_name(file), "gguf", str(file.parent.resolve() / parts(file)[0].name))
 
 
 def _folder(path: Path, setting: str) -> ModelSpec:
+    """Return the model of a folder: one in transformers' layout, or one with a single (possibly split) GGUF file."""
     if (path / "config.json").is_file():
         return ModelSpec(path.resolve().name, "folder", str(path.resolve()))
     files = {parts(file)[0] for file in path.glob("*.gguf")} if path.is_dir() else set()

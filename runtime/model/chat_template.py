@@ -1,6 +1,6 @@
-"""Chats as text: Jinja templates that come with models, run in jinja2's sandbox.
+"""Renders chats as text with the Jinja templates that come with models, in jinja2's sandbox.
 
-The environment is the one that transformers documents for chat templates, so that they render the same here.
+The environment is the one that transformers documents for chat templates, so that they render identically here.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.message_text import Marks
 from runtime.types import Message
 
-_MOST_RENDERED = 1 << 26  # characters; far beyond any context, and small enough for memory
+_MOST_RENDERED = 1 << 26  # characters; far more than any context, and small enough for memory
 _HIGHEST_POWER = 1000
-_MOST_SHOWN = 300  # characters of a template's own complaint
+_MOST_SHOWN = 300  # characters of a template's error message
 
 
 class ChatTemplate:
     """A model's chat template, compiled at its first use.
 
     Args:
-        source: in Jinja.
-        special_tokens: names for the template (``bos_token``, ``eos_token``, ...) and their text.
+        source: the template's Jinja source.
+        special_tokens: texts of special tokens by the names that templates use (``bos_token``, ``eos_token``, ...).
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -41,19 +41,19 @@ class ChatTemplate:
 
     @property
     def marks(self) -> Marks:
-        """Tell messages' characters in what ``render`` returns from the template's."""
+        """The stand-ins that distinguish messages' characters from the template's in the result of ``render``."""
         return self._compiled[1]
 
     def render(self, messages: Sequence[Message], *, parts: bool = False) -> str:
-        """A chat up to where the assistant speaks, the messages' text as ``marks`` writes it.
+        """Render a chat up to the start of the assistant's answer, with the stand-ins of ``marks`` for messages' text.
 
         Args:
-            messages: their text may be anything.
-            parts: whether a message's content is a list with one text part, as in OpenAI's API, or a string.
+            messages: the chat's messages; their text may be anything.
+            parts: whether to pass each content as a list with one text part, as in OpenAI's API, rather than a string.
 
         Raises:
             InvalidRequest: the template refuses the messages, or fails on them.
-            ModelUnavailable: it cannot be compiled.
+            ModelUnavailable: the template cannot be compiled.
         """
         template, marks = self._compiled
         turns = []
@@ -64,7 +64,7 @@ class ChatTemplate:
             text = template.render(
                 messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
             )
-        except Exception as error:  # a template is a program, and fails like one: TypeError, RecursionError, ...
+        except Exception as error:  # a template is a program and may raise anything: TypeError, RecursionError, ...
             reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             raise InvalidRequest(
                 f"the model's chat template does not take these messages: {marks.unmark(reason)[:_MOST_SHOWN]}",
@@ -74,13 +74,14 @@ class ChatTemplate:
 
     @functools.cached_property
     def _compiled(self) -> tuple[jinja2.Template, Marks]:
+        """The compiled template, and the stand-ins for the characters that it can write."""
         environment = _Environment()
         try:
             tree = environment.parse(self._source)
             texts = (node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
             environment.marks = Marks("".join([self._source, *texts, *map(str, self._special_tokens.values())]))
             code = environment.compile(tree)
-        except Exception as error:  # besides jinja2's errors those of Python's compiler
+        except Exception as error:  # jinja2's errors, and those of Python's compiler
             raise ModelUnavailable(
                 f"the model's chat template cannot be compiled, so that it takes prompts, but no chats: {error}"
             ) from error
@@ -89,7 +90,7 @@ class ChatTemplate:
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox, with what transformers adds and with texts of messages that stay recognizable."""
+    """A jinja2 sandbox with transformers' extensions, limits on size, and support for ``MessageText``."""
 
     marks: Marks
     intercepted_binops = frozenset({"*", "**"})
@@ -106,11 +107,15 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals.update(functions)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """An attribute; a string's methods see the true characters of messages."""
+        """Return an attribute; the methods of a string see the original characters of messages."""
         return super().getattr(self.marks.recognize(obj) if type(obj) is str else obj, attribute)
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a template, a macro or a block renders, up to a limit."""
+        """Join the pieces that a template, macro or block renders.
+
+        Raises:
+            jinja2.TemplateError: the result is longer than the limit.
+        """
         kept, size = [], 0
         for piece in pieces:
             kept.append(piece)
@@ -120,7 +125,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.marks.join(kept)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """A product or a power, unless it takes all memory."""
+        """Compute a product or a power.
+
+        Raises:
+            jinja2.TemplateError: the result could use up the memory.
+        """
         repeated = ((text, times) for text, times in ((left, right), (right, left)) if isinstance(times, int))
         if operator == "**":
             huge = isinstance(right, int) and right > _HIGHEST_POWER
@@ -131,7 +140,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _to_json(self, value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        """JSON without the escapes for HTML that jinja2's own filter makes."""
+        """Format a value as JSON, without the HTML escapes of jinja2's own filter."""
         text = json.dumps(value, ensure_ascii=False, **options)
         special = "[^\0-\x7f]" if ensure_ascii else f"[{self.marks.mark(chr(34))}{self.marks.mark(chr(92))}]"
 
@@ -143,7 +152,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what an assistant said, for training; here it only says its body."""
+    """The tag ``{% generation %}``, which marks an assistant's answer for training; here it only renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's way)
 
@@ -154,7 +163,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Refuses names with an underscore in front, which could reach into the interpreter."""
+    """A namespace that refuses names with a leading underscore, which could reach into the interpreter."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # as in jinja2, so that "self" may be a name
         own, *rest = args
@@ -174,7 +183,7 @@ def _public(name: str) -> None:
 
 
 class _Dict:
-    """``dict`` for templates, without the class's attributes."""
+    """The function ``dict`` for templates, without the attributes of Python's class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)

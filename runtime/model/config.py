@@ -1,7 +1,7 @@
-"""What the fast decoder must know of a model, told from the model's configuration.
+"""The fast decoder's configuration, read from a model's ``config.json``.
 
-What this file has no word for would be run wrongly in silence, so it is refused by name, and the model is then served
-by the reference engine.
+An option that is not supported here would silently give wrong results. So it is refused by name, and the reference
+engine serves the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 class UnsupportedDecoder(Exception):
-    """The fast decoder does not know this model; the text says what of it."""
+    """The fast decoder does not support this model; the message names the unsupported part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,20 @@ class DecoderConfig:
 
     Args:
         family: gpt2 (LayerNorm, learned positions, plain MLP) or llama (RMSNorm, rotary positions, gated MLP).
-        layers: blocks.
+        layers: number of decoder layers.
         hidden: width of the residual stream.
         intermediate: width inside the MLP.
-        heads: query heads; ``kv_heads`` key and value heads, each serving ``heads / kv_heads`` of them.
-        head_dim: width of one head; ``heads * head_dim`` need not be ``hidden``.
-        vocabulary: rows of the embedding.
-        context_length: positions the model knows.
-        norm_epsilon: added to the variance.
-        activation: of the MLP.
-        tied: whether the head is the embedding.
+        heads: number of query heads.
+        kv_heads: number of key and value heads, each shared by ``heads / kv_heads`` query heads.
+        head_dim: width of one head; ``heads * head_dim`` need not equal ``hidden``.
+        vocabulary: number of rows of the embedding.
+        context_length: maximum number of positions.
+        norm_epsilon: constant added to the variance in norms.
+        activation: activation function of the MLP.
+        tied: whether the output head shares the embedding's weights.
         inverse_frequencies: radians per position of each of ``head_dim / 2`` rotations, scaling applied (RoPE,
             arXiv:2104.09864); empty for gpt2.
-        rope_attention_factor: what cosines and sines are multiplied by.
+        rope_attention_factor: factor of the cosines and sines.
     """
 
     family: Family
@@ -68,10 +69,10 @@ class DecoderConfig:
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Read the content of a ``config.json``, of transformers 5 or older.
+        """Read the content of a ``config.json``, written by transformers 5 or older.
 
         Raises:
-            UnsupportedDecoder: it asks for something this decoder does not do.
+            UnsupportedDecoder: it is incomplete or needs something that this decoder does not support.
         """
         kind = config.get("model_type")
         classes = config.get("architectures")
@@ -85,12 +86,12 @@ class DecoderConfig:
             raise UnsupportedDecoder(f"an incomplete configuration ({error!r})") from error
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``from_json``."""
+        """Return the configuration as plain data for ``from_json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DecoderConfig:
-        """The inverse of ``to_json``, also after a way through JSON text.
+        """Build a configuration from the result of ``to_json``, also after a round trip through JSON text.
 
         Raises:
             TypeError: a field is missing or unknown.
@@ -157,7 +158,11 @@ def _activation(name: str) -> Activation:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary parameters, wherever this version of the file keeps them."""
+    """Return the rotary parameters, from where the file's version keeps them.
+
+    Raises:
+        UnsupportedDecoder: only a part of each head is rotated.
+    """
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     rope = {"rope_theta": config.get("rope_theta") or 10_000.0, **given}
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1):
@@ -168,11 +173,14 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotation(rope: Mapping[str, Any], head_dim: int, context: int) -> tuple[tuple[float, ...], float]:
-    """Radians per position, and the factor of cosines and sines.
+    """Return the rotary frequencies in radians per position, and the factor of the cosines and sines.
 
-    Frequencies are the plain ones, linearly interpolated ones, those of Llama 3.1 (its reference code), those of YaRN
-    (arXiv:2309.00071), or the plain ones over a divisor each (LongRoPE, arXiv:2402.13753) where short and long texts
+    Supported are unscaled and linearly interpolated frequencies, those of Llama 3.1 (its reference code), those of YaRN
+    (arXiv:2309.00071), and those of LongRoPE (arXiv:2402.13753: a divisor for each frequency) if short and long texts
     have the same divisors.
+
+    Raises:
+        UnsupportedDecoder: the scaling is of another type.
     """
     plain: list[float] = [rope["rope_theta"] ** (-i / head_dim) for i in range(0, head_dim, 2)]
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -195,8 +203,8 @@ def _llama3(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tu
     factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
 
     def scaled(frequency: float) -> float:
-        turns = trained * frequency / (2 * math.pi)  # over the context it was trained on
-        share = min(1.0, max(0.0, (turns - low) / (high - low)))  # of the plain frequency, the rest is interpolated
+        turns = trained * frequency / (2 * math.pi)  # full rotations over the trained context
+        share = min(1.0, max(0.0, (turns - low) / (high - low)))  # weight of the unscaled frequency
         return share * frequency + (1 - share) * frequency / factor
 
     return tuple(map(scaled, plain))
@@ -207,14 +215,14 @@ def _yarn(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tupl
     last = 2 * len(plain) - 1
 
     def pair(turns: float) -> float:
-        """The pair of values, counted in fractions, that turns so often over the trained context."""
+        """Return the fractional index of the pair of values that rotates this many times over the trained context."""
         return len(plain) * math.log(trained / (turns * 2 * math.pi)) / math.log(base)
 
     low = max(0, math.floor(pair(rope.get("beta_fast") or 32)))
     high = min(last, math.ceil(pair(rope.get("beta_slow") or 1)))
 
     def scaled(i: int, frequency: float) -> float:
-        share = 1 - min(1.0, max(0.0, (i - low) / (high - low or 0.001)))  # of the plain frequency
+        share = 1 - min(1.0, max(0.0, (i - low) / (high - low or 0.001)))  # weight of the unscaled frequency
         return share * frequency + (1 - share) * frequency / factor
 
     return tuple(scaled(i, frequency) for i, frequency in enumerate(plain))

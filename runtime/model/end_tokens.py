@@ -1,4 +1,4 @@
-"""Which tokens end an answer: those that a checkpoint names, and those that its vocabulary and chat template show."""
+"""Finds the end-of-sequence tokens of a model: in its configuration, its vocabulary and its chat template."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _TEXTS = (
     "<|file_sep|> <\uff5cend\u2581of\u2581sentence\uff5c>"
 )
 END_TEXTS = frozenset(_TEXTS.split())
-# Ends a text where it is a control token; Gemma 3 has it as the HTML tag.
+# Ends a text only if it is a control token; in Gemma 3 it is the HTML tag.
 _END_IF_SPECIAL = "</s>"
 _GGUF_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _MARK = "Hello."
 
 
 def end_ids(configured: int | Iterable[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a sequence, in order.
+    """Return the ids of all tokens that end a sequence, in ascending order.
 
     Args:
-        configured: the ids of the generation config.
-        tokenizer: its end token, its added tokens and its chat template count.
+        configured: the end ids of the generation config.
+        tokenizer: the model's tokenizer; its ``eos_token``, added tokens and chat template are searched.
     """
     ids = {configured} if isinstance(configured, int) else set(configured or ())
     if tokenizer.eos_token_id is not None:
@@ -38,26 +38,26 @@ def end_ids(configured: int | Iterable[int] | None, tokenizer: Tokenizer) -> tup
     ids.update(i for text, (i, special) in added.items() if text in END_TEXTS or (text == _END_IF_SPECIAL and special))
     if (closing := _closing_token(tokenizer, added)) is not None:
         ids.add(closing)
-    # OpenAI's Harmony and Solar Open end a message with <|end|>, of which an answer has several.
+    # In OpenAI's Harmony format and Solar Open, <|end|> ends a message, and an answer has several messages.
     if added.keys() >= {"<|return|>", "<|call|>"} or added.keys() >= {"<|calls|>", "<|flush|>"}:
         ids.discard(added.get("<|end|>", (None, True))[0])
     return tuple(sorted(ids))
 
 
 def gguf_end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a sequence by the keys of a GGUF file: ``tokenizer.ggml.eos_token_id`` and its like."""
+    """Return the end ids that a GGUF file's metadata names: ``tokenizer.ggml.eos_token_id`` and similar keys."""
     ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in _GGUF_KEYS)
     return tuple(sorted({i for i in ids if i is not None}))
 
 
 def _closing_token(tokenizer: Tokenizer, added: Mapping[str, tuple[int, bool]]) -> int | None:
-    """The control token that the chat template writes behind what an assistant said, if there is one."""
+    """Return the id of the control token that the chat template writes after an assistant's message, if any."""
     if not tokenizer.chat_template:
         return None
     template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
     try:
         text = template.marks.unmark(template.render([Message("user", "Hi."), Message("assistant", _MARK)]))
-    except ServiceError:  # a template that does not compile or takes no such chat names no token either
+    except ServiceError:  # a template that does not compile or refuses this chat shows no token
         return None
     behind = text.partition(_MARK)[2].lstrip()
     found = [token for token, (_, special) in added.items() if special and token and behind.startswith(token)]
