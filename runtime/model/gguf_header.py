@@ -1,6 +1,6 @@
-"""The header of a GGUF file: its metadata, and where its tensors are. Needs neither torch nor transformers.
+"""Reads the header of a GGUF file: its metadata and the positions of its tensors. Imports no torch or transformers.
 
-The layout is that of ``docs/gguf.md`` in ggml's repository, versions 2 and 3, little-endian.
+The layout is specified in ``docs/gguf.md`` in ggml's repository; versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _FLOATS: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor is in the file.
+    """The shape, type and position of a tensor in a GGUF file.
 
     Args:
-        shape: sizes, the fastest-moving one first, as the file states them.
-        kind: ggml's number of its type.
-        file: the file, or the part of a split one, that holds it.
-        offset: bytes from the start of that file.
+        shape: the dimensions in the file's order, the fastest-varying one first.
+        kind: ggml's number for the tensor's type.
+        file: the file, or the part of a split file, that contains the tensor.
+        offset: position of the tensor in that file, in bytes.
     """
 
     shape: tuple[int, ...]
@@ -59,11 +59,11 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file states about itself.
+    """The header of a GGUF file.
 
     Args:
-        metadata: values by key; arrays of text are lists, arrays of numbers are NumPy arrays.
-        tensors: places by name.
+        metadata: values by key; arrays of strings are lists, arrays of numbers are NumPy arrays.
+        tensors: the tensors' positions by name.
     """
 
     metadata: Mapping[str, Any]
@@ -71,10 +71,10 @@ class GGUFHeader:
 
     @property
     def architecture(self) -> str:
-        """The prefix of the keys that describe the model, such as ``llama``.
+        """The model's architecture, such as ``llama``, which is the prefix of the keys that describe the model.
 
         Raises:
-            ValueError: the file does not state it.
+            ValueError: the file has no ``general.architecture``.
         """
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str):
@@ -82,14 +82,14 @@ class GGUFHeader:
         return name
 
     def of_model(self, key: str, default: Any = None) -> Any:
-        """The value of ``{architecture}.{key}``."""
+        """Return the metadata value of ``{architecture}.{key}``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
-        """A tensor that is stored as plain floats, flat; None if the file has no tensor of that name.
+        """Read a tensor that is stored as F32 or F16, flattened; None if the file has no tensor of that name.
 
         Raises:
-            ValueError: it is stored as something else, or lies beyond the end of the file.
+            ValueError: the tensor has another type, or lies beyond the end of the file.
         """
         place = self.tensors.get(name)
         if place is None:
@@ -104,19 +104,19 @@ class GGUFHeader:
 
 
 def read_header(file: Path) -> GGUFHeader:
-    """Read a file's header; of a split file the first part's metadata, and the tensors of all parts that are there.
+    """Read a GGUF file's header; for a split file, the first part's metadata and the tensors of all parts that exist.
 
     Args:
         file: the file, or any part of a split one.
 
     Raises:
-        ValueError: it is not a GGUF file, or is cut short.
+        ValueError: it is not a GGUF file, or is truncated.
         OSError: it cannot be read.
     """
     first, *others = parts(file)
     metadata, tensors = _read(first)
     for other in others:
-        if other.exists():  # else loading the weights names it
+        if other.exists():  # a missing part is reported when the weights are loaded
             tensors |= _read(other)[1]
     return GGUFHeader(metadata, tensors)
 
@@ -148,7 +148,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, TensorPlace]]:
 
 
 class _Reader:
-    """Takes one value after the other from a buffer."""
+    """Reads the values of a GGUF file one after the other from a buffer."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
@@ -180,7 +180,7 @@ class _Reader:
         return np.frombuffer(self._take(count * layout.itemsize), layout)
 
     def _texts(self, count: int) -> list[str]:
-        """Vocabularies have hundreds of thousands of them, so this loop is kept tight."""
+        """Read an array of strings. Vocabularies have hundreds of thousands, so this loop is kept tight."""
         content, position, size_of = self._content, self.position, _SCALARS[10].unpack_from
         texts = []
         for _ in range(count):

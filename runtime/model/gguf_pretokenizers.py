@@ -1,9 +1,9 @@
-"""How the byte-level vocabularies of GGUF files cut a text into words, by the name that ``tokenizer.ggml.pre`` holds.
+"""Pre-tokenizers of GGUF vocabularies, by the names in ``tokenizer.ggml.pre``: how a text is split before BPE merges.
 
 The names are those of llama.cpp's ``llama-vocab.cpp``. The expressions are those of each family's own
 ``tokenizer.json`` where it is known. llama.cpp approximates some of them, since it has no Unicode properties finer than
 letters, digits, punctuation and symbols: upper and lower case beyond ASCII in ``tekken`` and ``gpt-4o``, for example.
-Each expression cuts the pieces that the one before left.
+Each expression splits the pieces that the previous one produced.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """How a text becomes words before merges are applied within each.
+    """Rules for splitting a text into words; BPE merges are then applied within each word.
 
     Args:
-        splits: regular expressions, in Oniguruma's syntax. Matches and what lies between them become words.
-        ignore_merges: a word that is a token of the vocabulary is that token, whatever the merges say.
-        add_bos: whether the first token is put before a text where ``tokenizer.ggml.add_bos_token`` is absent.
-        nfc: whether the text is normalized to Unicode's form C first.
-        byte_level: whether tokens are spelled in GPT-2's signs for bytes; otherwise in plain text with U+2581 for a
-            space, and bytes as ``<0xNN>``.
+        splits: regular expressions in Oniguruma's syntax; matches, and the text between them, become words.
+        ignore_merges: whether a word that is in the vocabulary is encoded as that token regardless of the merges.
+        add_bos: whether the BOS token precedes every text if ``tokenizer.ggml.add_bos_token`` is absent.
+        nfc: whether the text is first normalized to Unicode's form NFC.
+        byte_level: whether tokens are written in GPT-2's characters for bytes; otherwise they are plain text with
+            U+2581 for a space, and bytes are ``<0xNN>``.
     """
 
     splits: tuple[str, ...]
@@ -75,7 +75,7 @@ _YOUTU = (
     "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
     "\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 )
-# One expression, as in the family's own code, where && cuts Chinese characters out of the classes of letters.
+# One expression, as in the family's own code; && excludes Chinese characters from the classes of letters.
 _KIMI = (
     r"\p{Han}+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
@@ -217,5 +217,5 @@ _BY_RULE: tuple[tuple[PreTokenizer, str], ...] = (
 
 PRETOKENIZERS = {name: rule for rule, names in _BY_RULE for name in names.split()}
 
-# What llama.cpp takes where ``tokenizer.ggml.pre`` is absent or says ``default``.
+# llama.cpp's rule if ``tokenizer.ggml.pre`` is absent or ``default``.
 DEFAULT = PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))

@@ -1,7 +1,6 @@
-"""Names of the parts of a split GGUF, as llama.cpp's ``gguf-split`` gives them: ``NAME-00001-of-00003.gguf``.
+"""Names the parts of a split GGUF file as llama.cpp's ``gguf-split`` does: ``NAME-00001-of-00003.gguf``.
 
-Only names are read here. Whether the parts belong together is checked from their metadata by
-``runtime.loading.gguf_loading``.
+Only names are used here. ``runtime.loading.gguf_loading`` checks from the metadata that the parts belong together.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 
 def parts(file: Path) -> list[Path]:
-    """The files that make up a GGUF, in their order, whether they exist or not.
+    """Return the files that a GGUF model consists of, in order, whether they exist or not.
 
     Args:
-        file: a GGUF, or any part of a split one.
+        file: a GGUF file, or any part of a split one.
 
     Returns:
-        Every part of a split GGUF; the file alone if its name is not a part's.
+        All parts of a split file; the file alone if its name is not that of a part.
     """
     found = _part(file)
     if found is None:
@@ -29,7 +28,7 @@ def parts(file: Path) -> list[Path]:
 
 
 def model_name(file: Path) -> str:
-    """The file's name without its suffix, and without the number that a part has."""
+    """Return the file's name without its suffix and without a part's number."""
     found = _part(file)
     return found["name"] if found else file.stem
 

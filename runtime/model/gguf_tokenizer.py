@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file, made from the file's own metadata.
+"""Builds the tokenizer of a GGUF file from the file's metadata.
 
-Keys and their meaning are those of llama.cpp (``llama-vocab.cpp``), whose tokens these are. Where llama.cpp leaves out
-what a family's own tokenizer does, the family's own is followed: ``runtime.model.gguf_pretokenizers`` says where.
+Keys, their meaning and the resulting tokens are those of llama.cpp (``llama-vocab.cpp``). Where llama.cpp differs from
+a family's own tokenizer, the latter is followed; ``runtime.model.gguf_pretokenizers`` says where.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from runtime.model.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
 
-_SPACE = "\u2581"  # how SentencePiece writes a space
-_TEMPLATE_NAMES = {  # what transformers' templates call a token, and the key that holds its id
+_SPACE = "\u2581"  # SentencePiece's character for a space
+_TEMPLATE_NAMES = {  # names of special tokens in transformers' templates -> keys that hold the tokens' ids
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
-    "sep_token": "seperator_token_id",  # spelled so in the format
+    "sep_token": "seperator_token_id",  # the format's spelling
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
 
 
-_DEFAULT_IDS = {  # of tokens that a file need not name
+_DEFAULT_IDS = {  # of tokens whose keys a file may omit
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
     "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
 }
@@ -53,17 +53,17 @@ class _Kind(IntEnum):
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Make the tokenizer that a GGUF file describes.
+    """Build the tokenizer that a GGUF file describes.
 
-    Control and unknown tokens become special tokens and user-defined ones added tokens: both are found in a text before
-    anything else. Unused tokens are never found.
+    Control and unknown tokens become special tokens, user-defined ones become added tokens: both are matched in a text
+    before all others. Unused tokens are never matched.
 
     Args:
-        metadata: of the file, see ``runtime.model.gguf_header``.
+        metadata: the file's metadata, from ``runtime.model.gguf_header``.
 
     Raises:
-        ModelUnavailable: the file describes a tokenizer that is not known here; the message names what of it.
-        ValueError: the metadata contradicts itself.
+        ModelUnavailable: the tokenizer is not supported; the message names the unsupported part.
+        ValueError: the metadata is inconsistent.
     """
     vocabulary = _Vocabulary(metadata)
     build = _BUILDERS.get(vocabulary.model)
@@ -76,7 +76,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ModelUnavailable(f"the GGUF file has {len(suppressed)} tokenizer.ggml.suppress_tokens: not supported")
     backend = build(vocabulary)
     strips = _strips(metadata)
-    # All at once: each call builds the search for added tokens anew.
+    # In one call, because each call rebuilds the search for added tokens.
     backend.add_tokens(
         [
             AddedToken(text, normalized=False, special=kind != _Kind.USER_DEFINED, rstrip=strips(text))
@@ -90,7 +90,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 class _Vocabulary:
-    """The tokens of a file, checked.
+    """The checked vocabulary of a GGUF file: tokens, their kinds, scores, merges and special ids.
 
     Raises:
         ModelUnavailable: the file has no vocabulary.
@@ -108,7 +108,7 @@ class _Vocabulary:
         self.kinds: list[int] = [_Kind.NORMAL] * len(tokens) if kinds is None else kinds.tolist()
         if len(self.kinds) < len(tokens):
             raise ValueError("tokenizer.ggml.token_type is shorter than tokenizer.ggml.tokens")
-        # Converters have written ends of turns as plain text, which no prompt could then spell.
+        # Some converters marked end-of-turn tokens as normal text, which no prompt could then contain.
         self.kinds = [
             _Kind.CONTROL if kind == _Kind.NORMAL and text in END_TEXTS else kind
             for text, kind in zip(tokens, self.kinds, strict=False)
@@ -123,23 +123,33 @@ class _Vocabulary:
             raise ValueError("tokenizer.ggml.tokens has two tokens of the same text")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of ``tokenizer.ggml.{key}``."""
+        """Return the metadata value of ``tokenizer.ggml.{key}``."""
         return self.metadata.get(f"tokenizer.ggml.{key}", default)
 
     def scores(self) -> Any:
-        """One score per token."""
+        """Return the tokens' scores [V] or more.
+
+        Raises:
+            ValueError: they are missing or too few.
+        """
         scores = self.get("scores")
         if scores is None or len(scores) < len(self.tokens):
             raise ValueError("tokenizer.ggml.scores is missing or too short")
         return scores
 
     def named(self, key: str) -> str | None:
-        """The text of the token whose id ``tokenizer.ggml.{key}`` holds; None if it holds none that exists."""
+        """Return the text of the token whose id is in ``tokenizer.ggml.{key}``; None if there is no such token."""
         index = self.get(key, _DEFAULT_IDS.get(self.model, {}).get(key))
         return self.tokens[index] if index is not None and index < len(self.tokens) else None
 
     def merges(self) -> list[tuple[str, str]]:
-        """The pairs of ``tokenizer.ggml.merges``: the second blank of a line parts them where the first begins it."""
+        """Return the pairs of ``tokenizer.ggml.merges`` whose parts and result are in the vocabulary.
+
+        The first blank of a line that is not its first character separates the two parts.
+
+        Raises:
+            ModelUnavailable: the file has no merges.
+        """
         lines = self.get("merges")
         if lines is None:
             raise ModelUnavailable("the GGUF file has no tokenizer.ggml.merges")
@@ -160,6 +170,11 @@ def _pretokenizer_name(vocabulary: _Vocabulary) -> str:
 
 
 def _pretokenizer(vocabulary: _Vocabulary) -> PreTokenizer:
+    """Return the vocabulary's pre-tokenizer; llama.cpp's default, with a warning, if the file names none.
+
+    Raises:
+        ModelUnavailable: the file names an unknown one.
+    """
     name = _pretokenizer_name(vocabulary)
     if name in ("", "default"):
         _log.warning(
@@ -173,7 +188,10 @@ def _pretokenizer(vocabulary: _Vocabulary) -> PreTokenizer:
 
 
 def _byte_pairs(vocabulary: _Vocabulary) -> Backend:
-    """``gpt2`` and ``gemma4``: byte pair encoding with merges (arXiv:1508.07909), on bytes or on characters."""
+    """Build a ``gpt2`` or ``gemma4`` tokenizer: byte pair encoding with merges (arXiv:1508.07909).
+
+    It works on bytes or, if the pre-tokenizer is not byte-level, on characters.
+    """
     rule = _pretokenizer(vocabulary)
     splits: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
     backend = Backend(
@@ -198,7 +216,7 @@ def _byte_pairs(vocabulary: _Vocabulary) -> Backend:
 
 
 def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
-    """``llama``: SentencePiece's byte pair encoding (arXiv:1808.06226), whose merges follow from the scores."""
+    """Build a ``llama`` tokenizer: SentencePiece's byte pair encoding (arXiv:1808.06226), merged by score."""
     backend = Backend(
         models.BPE(
             vocabulary.ids,
@@ -213,7 +231,7 @@ def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
 
 
 def _unigram(vocabulary: _Vocabulary) -> Backend:
-    """``t5``: SentencePiece's unigram model (arXiv:1804.10959)."""
+    """Build a ``t5`` tokenizer: SentencePiece's unigram model (arXiv:1804.10959)."""
     scores = vocabulary.scores().tolist()
     normal = [s for s, kind in zip(scores, vocabulary.kinds, strict=False) if kind == _Kind.NORMAL]
     lowest = min(normal, default=0.0)
@@ -223,7 +241,7 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
             pieces.append((text, scores[i]))
         elif kind == _Kind.USER_DEFINED:
             pieces.append((text, 0.0))
-        else:  # the least likely of all, and no text has it, unless it is an added token
+        else:  # lowest score, and a text that occurs nowhere unless it is an added token
             pieces.append((text if vocabulary.ids.get(text) == i else f"\0{i}", lowest))
     backend = Backend(models.Unigram(pieces, vocabulary.get("unknown_token_id", 2), byte_fallback=False))
     charsmap = vocabulary.get("precompiled_charsmap")
@@ -240,7 +258,13 @@ _BUILDERS: dict[str, Callable[[_Vocabulary], Backend]] = {
 
 
 def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[Any]) -> None:
-    """Spaces as SentencePiece spells them, in both directions."""
+    """Set the normalizer and decoder that convert spaces to SentencePiece's character and back.
+
+    Args:
+        backend: the tokenizer to change.
+        vocabulary: the file's vocabulary and metadata.
+        before: normalizers to apply first.
+    """
     steps = list(before)
     if vocabulary.get("remove_extra_whitespaces", False):
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
@@ -253,7 +277,7 @@ def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[An
 
 
 def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two others; what makes a token of a higher score is merged first."""
+    """Return every pair of tokens that forms another token, ordered by the score of the result, highest first."""
     order = np.argsort(-np.asarray(vocabulary.scores()[: len(vocabulary.tokens)], np.float32), kind="stable")
     kinds = vocabulary.kinds
     known = {text for text, i in vocabulary.ids.items() if kinds[i] in (_Kind.NORMAL, _Kind.UNDEFINED)}
@@ -266,7 +290,7 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
 
 
 def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
-    """Put the first and the last token around every text where the file, or its kind, asks for them."""
+    """Add the BOS and EOS tokens around every text if the file, or the default of its tokenizer type, says so."""
     model = vocabulary.model
     rule = PRETOKENIZERS.get(_pretokenizer_name(vocabulary), DEFAULT)
     before = vocabulary.get("add_bos_token", model == "llama" or (model != "t5" and rule.add_bos))
@@ -282,7 +306,10 @@ def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
 
 
 def _strips(metadata: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether a token swallows the blanks behind it: Phi-3's do, and no key tells it, but the model's name."""
+    """Return a function that says whether a token strips the blanks after it.
+
+    Phi-3's tokens do; no metadata key says so, only the model's name.
+    """
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" in name or "phi3" in name:
         return lambda text: text not in ("<unk>", "<s>", "<|endoftext|>")

@@ -1,4 +1,4 @@
-"""What a caller is told of an error that a library raised while a model was loading."""
+"""Converts exceptions that libraries raise during a load into ``ModelUnavailable`` errors without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.model.catalogue import ModelSpec
 
 _LONGEST = 300  # characters of a library's message that are shown
 _NAMES_SHOWN = 5
-_FOLDERS = ("HOME", "HF_HOME", "HF_HUB_CACHE", "CACHE_DIR")  # settings under which models lie
+_FOLDERS = ("HOME", "HF_HOME", "HF_HUB_CACHE", "CACHE_DIR")  # environment variables that name folders with models
 
 _TRACE = re.compile(r"Exception raised from|Traceback \(most recent call last\)|\bframe #\d|C\+\+ CapturedTraceback")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"`<>]*", re.IGNORECASE)
@@ -29,11 +29,11 @@ _SECRET = re.compile(
 
 
 def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
-    """The error to answer instead of a library's: what is wrong as far as it is not secret, and what to do.
+    """Return the error that replaces a library's exception: its cause, with secrets removed, and what to do.
 
     Args:
-        spec: the model that was loading.
-        error: what was raised.
+        spec: the model that was being loaded.
+        error: the library's exception.
     """
     places = [spec.adapter, None if spec.kind == "hub" else spec.location, *map(os.environ.get, _FOLDERS)]
     shown = reason(error, [place for place in places if place and place != "/"])
@@ -41,11 +41,11 @@ def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
 
 
 def reason(error: Exception, places: Collection[str] = ()) -> str:
-    """An exception's message as far as it may be shown: no folders, URLs, credentials or stack traces, and not long.
+    """Return an exception's message, shortened and without folders, URLs, credentials or stack traces.
 
     Args:
-        error: what was raised.
-        places: paths that the message may hold. Others are told by their form, which fails where they hold blanks.
+        error: the exception.
+        places: known paths to remove. Other paths are recognized by their form, which fails if they contain blanks.
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the Python package {error.name.partition('.')[0]} is not installed"
@@ -70,14 +70,14 @@ def reason(error: Exception, places: Collection[str] = ()) -> str:
 
 
 def named(names: Collection[str]) -> str:
-    """The first few of a set of tensor names, and how many more there are."""
+    """Return the first few of a set of tensor names, and the number of the others, as text."""
     shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _file_name(path: re.Match[str]) -> str:
-    """What is shown of a path: the name of a model's file, and nothing of a folder's."""
+    """Return the replacement for a path: the file's name if it is a model's file, else ``(path)``."""
     name = re.split(r"[\\/]", (path["quoted"] or path["bare"]).rstrip(".:"))[-1]
     return name if _FILE.fullmatch(name) else "(path)"
 

@@ -1,4 +1,4 @@
-"""Where a load's time goes."""
+"""Measures the time that each phase of a model load takes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Phases:
-    """Wall-clock seconds of each phase, in the order in which they began.
+    """Wall-clock seconds of each phase of a load, in the order in which the phases began.
 
-    ``imports`` counts from the start of the process and is there only if asked for; ``convert`` and ``pack`` only if
-    there was no snapshot. ``weights`` is what checking them took longer than building the tokenizer beside it.
+    ``imports`` counts from the start of the process and is present only after a call of ``imports``; ``convert`` and
+    ``pack`` only if there was no snapshot. ``weights`` is the time by which checking the weights took longer than
+    building the tokenizer, which runs in parallel.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside; several times under one name add up."""
+        """Measure the block as a phase; times of blocks with the same name are added."""
         started = time.perf_counter()
         self.seconds.setdefault(name, 0.0)
         try:
@@ -31,14 +32,14 @@ class Phases:
             self.seconds[name] += time.perf_counter() - started
 
     def imports(self) -> None:
-        """Take all that happened in this process so far for imports: right for a process that just loads."""
+        """Record the process's age as the phase ``imports``; correct for a process that does nothing but load."""
         self.seconds["imports"] = process_age()
 
 
 def process_age() -> float:
-    """Seconds since this process began, to a hundredth; where there is no /proc, the time it computed."""
+    """Return the seconds since this process began, to a hundredth; without ``/proc``, its CPU time."""
     try:
-        # Fields 3 and up stand behind the name in brackets, which may hold anything; the 22nd is the start (proc(5)).
+        # Fields 3 and up follow the name in brackets, which may contain anything; the 22nd is the start (proc(5)).
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     except OSError:

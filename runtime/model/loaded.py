@@ -1,4 +1,4 @@
-"""A transformers model in memory."""
+"""The dataclass of a transformers model in memory, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Loaded:
     """A transformers model in memory, in evaluation mode.
 
     Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        device: where it is, as torch names it.
-        dtype: of its weights, as torch names it.
-        revision: the hub's commit.
+        model: the transformers model.
+        tokenizer: the model's tokenizer.
+        device: torch's name of the model's device.
+        dtype: torch's name of the weights' number type.
+        revision: the hub's commit; None if the model is not from the hub.
     """
 
     model: Any
