@@ -1,11 +1,11 @@
-"""Text of messages inside a chat template, which can be told from the template's own text in what it renders.
+"""Marks the characters of messages, so that they can be distinguished from the chat template's own in rendered text.
 
 Every character that a template could write itself has a stand-in, and messages enter the template with stand-ins in
-place of these characters. Whatever the template does to a text (slices, joins, replacements), each rendered character
-still says where it came from. The stand-ins are surrogates, which no valid text contains (Unicode 16, section 3.8).
+place of these characters. Whatever the template does to a text (slices, joins, replacements), the origin of each
+rendered character stays known. The stand-ins are surrogates, which no valid text contains (Unicode 16, section 3.8).
 
-A template must not notice: it compares and splits texts by their true characters. ``MessageText`` is the ``str`` for
-that, as ``markupsafe.Markup`` is one for escaped HTML.
+The template's result must not change: it must compare and split texts by their original characters. ``MessageText`` is
+a ``str`` that does so, as ``markupsafe.Markup`` is one for escaped HTML.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ STAND_INS = re.compile("[\ud800-\udfff]")
 
 
 class Marks:
-    """The stand-ins for one template.
+    """The stand-ins for messages' characters in one template.
 
     Args:
-        own: everything that the template may write itself, in any order. White space gets no stand-ins, and neither
-            do characters after the first 2,048 different ones: those count as a message's wherever they are rendered.
+        own: all characters that the template may write itself, in any order. White space has no stand-ins, and neither
+            have characters after the first 2,048 different ones, which always count as a message's.
     """
 
     def __init__(self, own: str) -> None:
@@ -34,11 +34,11 @@ class Marks:
         self._originals = {ord(stand_in): chr(code) for code, stand_in in self._stand_ins.items()}
 
     def mark(self, text: str) -> MessageText:
-        """A text as a message's."""
+        """Return a message's text with stand-ins."""
         return MessageText(_translate(text, self._stand_ins), text, self)
 
     def unmark(self, value: Any) -> Any:
-        """The true characters of a text; anything else as it is."""
+        """Return a text with its original characters; a value that is not a string is returned unchanged."""
         if isinstance(value, MessageText):
             return value._plain
         if isinstance(value, str) and not value.isascii() and STAND_INS.search(value):
@@ -46,13 +46,13 @@ class Marks:
         return value
 
     def recognize(self, text: str) -> str:
-        """Make a text a ``MessageText`` again that lost the class, but not its stand-ins, on its way."""
+        """Return a ``MessageText`` for a text with stand-ins that has become a plain ``str``; other texts unchanged."""
         if isinstance(text, MessageText) or not STAND_INS.search(text):
             return text
         return MessageText(text, self.unmark(text), self)
 
     def join(self, pieces: Iterable[str]) -> str:
-        """Pieces in a row; a ``MessageText`` if one of them is."""
+        """Concatenate pieces; the result is a ``MessageText`` if one of them is."""
         pieces = list(pieces)
         text = "".join(pieces)
         if any(isinstance(piece, MessageText) for piece in pieces):
@@ -60,19 +60,24 @@ class Marks:
         return text
 
     def first_of_message(self, rendered: str, start: int, end: int) -> int | None:
-        """Where in a part of a rendered text the first character is, white space aside, that came from a message."""
+        """Return the position of the first character from a message, white space excepted; None if there is none.
+
+        Args:
+            rendered: the rendered text, with stand-ins.
+            start, end: the part of the text to search.
+        """
         part = str.__getitem__(rendered, slice(start, end))
         return next((start + i for i, c in enumerate(part) if c not in self._own and not c.isspace()), None)
 
 
 def _translate(text: str, table: dict[int, str]) -> str:
-    """``str.translate`` in pieces, between which other threads run: it takes 70 ms for a million characters."""
+    """Call ``str.translate`` piecewise so that other threads can run: it takes 70 ms for a million characters."""
     step = 1 << 16
     return "".join(text[start : start + step].translate(table) for start in range(0, len(text), step))
 
 
 def _reads(name: str) -> Any:
-    """A method of ``str`` that looks at the true characters and returns no text."""
+    """Return a method of ``str`` that works on the original characters; for methods that do not return text."""
 
     def method(self: MessageText, *args: Any) -> Any:
         return getattr(self._plain, name)(*map(self._marks.unmark, args))
@@ -81,7 +86,7 @@ def _reads(name: str) -> Any:
 
 
 def _rewrites(name: str) -> Any:
-    """A method of ``str`` whose result is another text of the message."""
+    """Return a method of ``str`` that works on the original characters and marks its result as a message's text."""
 
     def method(self: MessageText, *args: Any) -> MessageText:
         return self._marks.mark(getattr(self._plain, name)(*args))
@@ -90,10 +95,10 @@ def _rewrites(name: str) -> Any:
 
 
 class MessageText(str):
-    """A text with stand-ins that behaves like the true one, as far as templates use strings.
+    """A text with stand-ins that behaves like the original text in the operations that templates use.
 
-    What is not overridden here (``%``, ``format``, ``join`` of the template's own strings, ...) gives a ``str`` with
-    stand-ins in it: safe, but compared with the template's strings it differs.
+    Operations that are not overridden (``%``, ``format``, ``join`` of the template's own strings, ...) return a ``str``
+    with stand-ins: safe, but different from the template's strings in comparisons.
     """
 
     __slots__ = ("_marks", "_plain")
@@ -102,7 +107,13 @@ class MessageText(str):
     _marks: Marks
 
     def __new__(cls, marked: str, plain: str, marks: Marks) -> MessageText:
-        """Args: the text with stand-ins, without them, and whose stand-ins they are."""
+        """Create a message's text.
+
+        Args:
+            marked: the text with stand-ins.
+            plain: the same text with its original characters.
+            marks: the stand-ins.
+        """
         self = super().__new__(cls, marked)
         self._plain, self._marks = plain, marks
         return self
@@ -161,57 +172,57 @@ class MessageText(str):
     upper = _rewrites("upper")
 
     def lstrip(self, chars: str | None = None, /) -> MessageText:
-        """The text without ``chars`` in front, white space by default."""
+        """Return the text without leading ``chars`` (default: white space)."""
         return self[len(self) - len(self._plain.lstrip(self._marks.unmark(chars))) :]
 
     def rstrip(self, chars: str | None = None, /) -> MessageText:
-        """The text without ``chars`` at its end, white space by default."""
+        """Return the text without trailing ``chars`` (default: white space)."""
         return self[: len(self._plain.rstrip(self._marks.unmark(chars)))]
 
     def strip(self, chars: str | None = None, /) -> MessageText:
-        """The text without ``chars`` on both sides, white space by default."""
+        """Return the text without leading and trailing ``chars`` (default: white space)."""
         return self.lstrip(chars).rstrip(chars)
 
     def removeprefix(self, prefix: str, /) -> MessageText:
-        """The text without one prefix."""
+        """Return the text without a prefix, if it begins with it."""
         return self[len(prefix) :] if self.startswith(prefix) else self
 
     def removesuffix(self, suffix: str, /) -> MessageText:
-        """The text without one suffix."""
+        """Return the text without a suffix, if it ends with it."""
         return self[: len(self) - len(suffix)] if self.endswith(suffix) else self
 
     def partition(self, sep: str, /) -> Any:
-        """What is before the first ``sep``, the separator, and what is after it."""
+        """Return the text before the first ``sep``, the separator, and the text after it."""
         return tuple(self._apart(self._plain.partition(self._marks.unmark(sep))))
 
     def rpartition(self, sep: str, /) -> Any:
-        """What is before the last ``sep``, the separator, and what is after it."""
+        """Return the text before the last ``sep``, the separator, and the text after it."""
         return tuple(self._apart(self._plain.rpartition(self._marks.unmark(sep))))
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """The pieces between separators, from the left."""
+        """Split the text at separators, from the left."""
         return self._between(sep, self._plain.split(self._marks.unmark(sep), maxsplit))
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """The pieces between separators, from the right."""
+        """Split the text at separators, from the right."""
         return self._between(sep, self._plain.rsplit(self._marks.unmark(sep), maxsplit))
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        """The lines."""
+        """Split the text into lines."""
         lines = self._apart(self._plain.splitlines(True))
         return (
             lines if keepends else [line[: len(end)] for line, end in zip(lines, self._plain.splitlines(), strict=True)]
         )
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
-        """The text with ``new`` where it has ``old``."""
+        """Replace ``old`` by ``new``, at most ``count`` times if that is not negative."""
         if not old:
             return super().replace(old, new, count)
         first, *others = self.split(old, count)
         return self._marks.join([first, *(piece for other in others for piece in (new, other))])
 
     def _apart(self, pieces: Iterable[str]) -> list[str]:
-        """Pieces of the true text that follow one another without a gap, with their stand-ins."""
+        """Return adjacent pieces of the original text with their stand-ins."""
         start, found = 0, list[str]()
         for piece in pieces:
             found.append(self[start : start + len(piece)])
@@ -219,7 +230,12 @@ class MessageText(str):
         return found
 
     def _between(self, sep: str | None, pieces: Iterable[str]) -> list[str]:
-        """Pieces of the true text with ``sep`` between them, or any amount of white space, with their stand-ins."""
+        """Return pieces of the original text with their stand-ins.
+
+        Args:
+            sep: the separator between the pieces; None for any amount of white space.
+            pieces: the pieces, without stand-ins.
+        """
         start, found = 0, list[str]()
         for piece in pieces:
             if sep is None:

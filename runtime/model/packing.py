@@ -1,6 +1,6 @@
-"""Weight matrices in the layout that the CPU kernels read: panels of 16 output rows, contiguous along the input.
+"""Packs weight matrices in the layout that the CPU kernels read: panels of 16 output rows, contiguous along the input.
 
-A panel holds, for each group of input columns, its 16 output rows side by side, so that one vector register takes one
+For each group of input columns, a panel stores its 16 output rows side by side, so that a vector register loads one
 group: ``float32 [N/16][K][16]``, ``bfloat16 [N/16][K/2][16][2]`` and ``int8 [N/16][K/4][16][4]`` (the operand layout of
 the dot-product instructions). Rows are padded with zeros to a multiple of 16, columns to a multiple of 4. An int8
 matrix has a scale for every 64 columns of a row, float32 ``[N/16][K/64][16]``.
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 WeightKind = Literal["float32", "bfloat16", "int8"]
 
 PANEL_ROWS = 16
-_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # of one group
+_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # per group
 _COLUMN_MULTIPLE = 4  # one padding for all kinds, so that activations are laid out alike
 GROUP_COLUMNS = 64
-_INT8_ZERO = 128  # stored unsigned: u8 x s8 is what the dot-product instructions multiply
+_INT8_ZERO = 128  # stored unsigned, because the dot-product instructions multiply u8 by s8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Packed:
     """A packed matrix.
 
     Args:
-        data: the panels' bytes, uint8 [...].
-        scales: float32 [...], the value of one int8 step of each row and group of columns; None for the other kinds.
+        data: the panels' bytes, uint8, flat.
+        scales: the value of one int8 step for each row and group of columns, float32, flat; None for other kinds.
     """
 
     data: NDArray[np.uint8]
@@ -37,18 +37,18 @@ class Packed:
 
 
 def padded(rows: int, columns: int) -> tuple[int, int]:
-    """The padded shape of a matrix."""
+    """Return the padded shape of a matrix."""
     return -(-rows // PANEL_ROWS) * PANEL_ROWS, -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
 def packed_bytes(rows: int, columns: int, kind: WeightKind) -> int:
-    """Size of a packed matrix, scales left out."""
+    """Return the size of a packed matrix in bytes, without its scales."""
     n, k = padded(rows, columns)
     return n * k * {"float32": 4, "bfloat16": 2, "int8": 1}[kind]
 
 
 def scale_count(rows: int, columns: int) -> int:
-    """Scales of a packed int8 matrix."""
+    """Return the number of scales of a packed int8 matrix."""
     n, k = padded(rows, columns)
     return n * -(-k // GROUP_COLUMNS)
 
@@ -57,8 +57,8 @@ def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
     """Pack one weight matrix.
 
     Args:
-        matrix: [N, K] output rows x input columns.
-        kind: float32 keeps the values, bfloat16 rounds them to nearest even, int8 quantizes each row's groups of 64
+        matrix: the matrix [N, K], output rows x input columns.
+        kind: float32 keeps the values; bfloat16 rounds them to nearest even; int8 quantizes each row's groups of 64
             columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
     """
     n, k = padded(*matrix.shape)
@@ -81,7 +81,11 @@ def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
 
 
 def unpack(packed: Packed, rows: int, columns: int, kind: WeightKind) -> NDArray[np.float32]:
-    """The matrix back as float32 [rows, columns], with the values that its kind holds."""
+    """Unpack a matrix to float32 [rows, columns], as rounded or quantized by its kind.
+
+    Raises:
+        ValueError: an int8 matrix has no scales.
+    """
     n, k = padded(rows, columns)
     group = _COLUMNS[kind]
     stored: Any = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.uint8}[kind]
@@ -98,5 +102,5 @@ def unpack(packed: Packed, rows: int, columns: int, kind: WeightKind) -> NDArray
 
 
 def _by_column(scales: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
-    """[N, groups] -> [N, columns]."""
+    """Repeat the scales of groups for each column: [N, groups] -> [N, columns]."""
     return np.repeat(scales, GROUP_COLUMNS, axis=1)[:, :columns]

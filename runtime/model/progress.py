@@ -1,4 +1,4 @@
-"""Progress of a load: a bar on a terminal, log lines elsewhere, and the last word kept for ``/models``."""
+"""Shows the progress of a load: as a bar on a terminal, as log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 Progress = Callable[[str, float | None], None]
-"""Called with what is being done and how far it is (0 to 1, None when unknown)."""
+"""Callback with the name of the current stage and the fraction of it that is done (0 to 1; None if unknown)."""
 
 _log = logging.getLogger("warmstart.load")
 _LOG_EVERY = 5.0  # seconds between two log lines of one stage
 
 
 class LoadProgress:
-    """Shows progress as it fits where the output goes.
+    """A ``Progress`` callback that draws a bar on a terminal and otherwise writes log lines.
 
     Args:
-        name: the model's.
-        stream: where a bar would go; a bar is drawn only if it is a terminal.
+        name: the model's id.
+        stream: the stream for the bar, which is drawn only if it is a terminal; standard error by default.
     """
 
     def __init__(self, name: str, stream: TextIO | None = None) -> None:
@@ -31,7 +31,7 @@ class LoadProgress:
         self._logged = 0.0
 
     def __call__(self, stage: str, fraction: float | None) -> None:
-        """See ``Progress``."""
+        """Show the progress of a stage. See ``Progress``."""
         if self._stream.isatty():
             self._draw(stage, fraction)
         elif stage != self._stage or time.monotonic() - self._logged >= _LOG_EVERY:
@@ -43,21 +43,21 @@ class LoadProgress:
     def _draw(self, stage: str, fraction: float | None) -> None:
         if stage != self._stage:
             self.close()
-            from tqdm import tqdm  # a tenth of the time to listening, and only for terminals
+            from tqdm import tqdm  # importing it takes a tenth of the start-up time, and only terminals need it
 
             self._bar = tqdm(
                 total=100,
                 desc=f"{self._name}: {stage}",
                 file=self._stream,
-                mininterval=0,  # drawn at every per cent, and only then
-                leave=False,  # a finished stage makes room for the next on the same line
+                mininterval=0,  # drawn at every per cent and at no other time
+                leave=False,  # the next stage uses the same line
                 bar_format="{desc} {bar} {percentage:3.0f}%",
             )
         if fraction is not None and (step := round(100 * fraction) - self._bar.n):
             self._bar.update(step)
 
     def close(self) -> None:
-        """End the bar's line."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,8 +1,8 @@
-"""The serving form of a model on disk: packed weights to map, the tokenizer, and what must be known of both.
+"""Opens serving snapshots: a model on disk as memory-mapped packed weights, its tokenizer and its properties.
 
-A folder ``<cache>/serving/<name>-<key>`` holds ``weights.bin`` (every tensor at a 64-byte boundary, matrices packed as
-``runtime.model.packing`` says), ``tokenizer.json`` and ``model.json`` (facts, the tensors' places, SHA-256 of the other
-two and of itself). Reading it imports neither torch nor transformers; ``runtime.loading.snapshot_writer`` makes it.
+A folder ``<cache>/serving/<name>-<key>`` contains ``weights.bin`` (every tensor at a 64-byte boundary, matrices packed
+by ``runtime.model.packing``), ``tokenizer.json`` and ``model.json`` (properties, tensor positions, SHA-256 of the other
+two and of itself). Reading imports neither torch nor transformers; ``runtime.loading.snapshot_writer`` writes it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
 class DamagedSnapshot(Exception):
-    """What lies there is not a whole snapshot of this format."""
+    """The folder does not contain a complete snapshot of this format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of the model beside its weights and its tokenizer.
+    """Properties of a snapshot's model.
 
     Args:
-        source: the file's name or the hub id, for people who look into the folder.
-        revision: the hub's commit.
-        architecture: the model class in transformers.
-        parameters: how many there are, a tied head counted once.
-        kind: how matrices are stored.
-        decoder: its shape.
-        end_ids: every token id that ends a text.
+        source: the file's name or the hub id; informative only.
+        revision: the hub's commit; None if the model is not from the hub.
+        architecture: the model's class in transformers.
+        parameters: number of parameters, a tied head counted once.
+        kind: number type of the packed matrices.
+        decoder: the decoder's configuration.
+        end_ids: ids of all tokens that end a sequence.
     """
 
     source: str
@@ -59,7 +59,7 @@ class Facts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Facts:
-        """What ``dataclasses.asdict`` made, also after a way through JSON text.
+        """Build the properties from the result of ``dataclasses.asdict``, also after a round trip through JSON text.
 
         Raises:
             KeyError, TypeError: a field is missing or unknown.
@@ -70,7 +70,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies in ``weights.bin``, in bytes. ``scales`` is where an int8 matrix's scales begin."""
+    """The position of a tensor in ``weights.bin``.
+
+    Args:
+        shape: the shape before packing.
+        matrix: whether the tensor is a packed matrix; otherwise it is float32.
+        offset: position in bytes.
+        size: size in bytes, without scales.
+        scales: position of an int8 matrix's scales in bytes; None for other tensors.
+    """
 
     shape: tuple[int, ...]
     matrix: bool
@@ -80,14 +88,14 @@ class Place:
 
 
 class Snapshot:
-    """An open snapshot. Its arrays are read-only views of the mapped file, valid as long as anyone holds one.
+    """An open snapshot. Its arrays are read-only views of the mapped file, which stays mapped while any of them exists.
 
     Args:
-        facts: of the model.
-        tokenizer: the model's.
+        facts: the model's properties.
+        tokenizer: the model's tokenizer.
         buffer: the content of ``weights.bin``.
-        places: of the tensors in it.
-        digest: SHA-256 over all of it.
+        places: the tensors' positions in ``buffer``, by name.
+        digest: SHA-256 of the whole snapshot.
     """
 
     def __init__(
@@ -102,28 +110,28 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """Size of all weights."""
+        """Size of ``weights.bin`` in bytes."""
         return self._bytes.size
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def is_matrix(self, name: str) -> bool:
-        """Whether a tensor is packed."""
+        """Return whether a tensor is a packed matrix."""
         return self._places[name].matrix
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape before packing."""
+        """Return a tensor's shape before packing."""
         return self._places[name].shape
 
     def matrix(self, name: str) -> Packed:
-        """A packed matrix, at a 64-byte boundary as are its scales.
+        """Return a packed matrix; its data and its scales begin at 64-byte boundaries.
 
         Raises:
-            KeyError: there is no tensor of that name, or it is a vector.
+            KeyError: there is no tensor of that name, or it is not packed.
         """
         place = self._places[name]
         if not place.matrix:
@@ -134,7 +142,7 @@ class Snapshot:
         return Packed(self._slice(place.offset, place.size), scales)
 
     def vector(self, name: str) -> NDArray[np.float32]:
-        """A tensor that is not packed, in its shape.
+        """Return a tensor that is not packed, float32, in its shape.
 
         Raises:
             KeyError: there is no tensor of that name, or it is a matrix.
@@ -149,28 +157,28 @@ class Snapshot:
 
 
 def folder_of(cache: Path, name: str, identity: str, kind: WeightKind) -> Path:
-    """Where a model's snapshot belongs, named by all it depends on.
+    """Return the folder of a model's snapshot; its name has a hash of everything that the snapshot depends on.
 
     Args:
         cache: the cache folder.
-        name: for people.
-        identity: of the source as it is now, see ``runtime.loading.model_files``.
-        kind: how its matrices are stored.
+        name: the readable part of the folder's name.
+        identity: the source's present identity, from ``runtime.loading.model_files``.
+        kind: number type of the packed matrices.
     """
     key = hashlib.sha256(f"{FORMAT}|{identity}|{kind}".encode()).hexdigest()[:16]
     return cache / "serving" / f"{name}-{key}"
 
 
 def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
-    """Map a snapshot and check that it is whole: every byte of it, while the tokenizer is being built.
+    """Map a snapshot and verify it completely; the weights are hashed while the tokenizer is built.
 
     Args:
-        folder: from ``folder_of``.
-        phases: takes the times.
+        folder: the snapshot's folder, from ``folder_of``.
+        phases: receives the times of the phases.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedSnapshot: there is one that must be made again.
+        FileNotFoundError: there is no snapshot.
+        DamagedSnapshot: the snapshot is damaged or of another format, and must be made again.
         OSError: it cannot be read.
     """
     phases = phases or Phases()
@@ -198,9 +206,12 @@ def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
 
 
 def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
-    """Every tensor that the decoder reads is there, in the shape that it reads, and no other.
+    """Check that the snapshot contains exactly the tensors that the decoder reads, in the expected shapes.
 
-    Whoever runs the model takes addresses and shapes from here and looks no further.
+    The engine uses these positions and shapes as addresses without further checks.
+
+    Raises:
+        DamagedSnapshot: a tensor is missing, superfluous, of another shape or out of bounds.
     """
     packed, plain = matrices(facts.decoder), vectors(facts.decoder)
     biases = {f"{name}.bias": shape[:1] for name, shape in packed.items()}
@@ -238,12 +249,12 @@ def _checked_model(document: Any) -> Any:
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of plain data, the same before and after a way through JSON text."""
+    """Return the SHA-256 of plain data; a round trip through JSON text does not change it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class _Digest:
-    """A buffer's SHA-256, taken on a thread of its own: hashing frees the interpreter."""
+    """Computes a buffer's SHA-256 on a background thread; hashing releases the GIL."""
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self._hash = hashlib.sha256()

@@ -1,6 +1,4 @@
-"""Which tensors the fast decoder reads, and in which shapes: the table of ``runtime.loading.convert``, from a
-configuration.
-"""
+"""Names and shapes of the tensors that the fast decoder reads, as in the table of ``runtime.loading.convert``."""
 
 from __future__ import annotations
 
@@ -11,12 +9,12 @@ Shape = tuple[int, ...]
 
 
 def gate_up_rows(intermediate: int) -> int:
-    """Rows of a gate and of what it gates together, each filled up to whole panels."""
+    """Return the number of rows of the gate and up projections together, each padded to whole panels."""
     return 2 * -(-intermediate // PANEL_ROWS) * PANEL_ROWS
 
 
 def matrices(config: DecoderConfig) -> dict[str, Shape]:
-    """The shape [outputs, inputs] of every matrix; each may have a ``.bias`` [outputs] beside it."""
+    """Return the shape [outputs, inputs] of every matrix by name; each may have a separate ``.bias`` [outputs]."""
     heads, inner = config.heads * config.head_dim, config.intermediate
     up = ("gate_up", gate_up_rows(inner)) if config.family == "llama" else ("up", inner)
     shapes: dict[str, Shape] = {"embed": (config.vocabulary, config.hidden)}
@@ -31,7 +29,7 @@ def matrices(config: DecoderConfig) -> dict[str, Shape]:
 
 
 def vectors(config: DecoderConfig) -> dict[str, Shape]:
-    """The shape of every tensor that is not packed, biases of matrices left out."""
+    """Return the shape of every tensor that is not packed by name, except the biases of matrices."""
     gpt2 = config.family == "gpt2"
     shapes: dict[str, Shape] = {"positions": (config.context_length, config.hidden)} if gpt2 else {}
     norms = [f"{i}.{name}" for i in range(config.layers) for name in ("attention_norm", "mlp_norm")]

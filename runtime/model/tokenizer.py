@@ -1,4 +1,4 @@
-"""A model's tokenizer without transformers, giving the same ids and texts: ids, text, and the bytes of a token."""
+"""A model's tokenizer without transformers, with the same results: token ids, text, and the bytes of a token."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import tokenizers
 
 from runtime.errors import InvalidRequest
 
-_SHORT = 4096  # characters, which take a few milliseconds
-_SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
+_SHORT = 4096  # characters; encoding them takes a few milliseconds
+_SPACE_SIGN = "\u2581"  # SentencePiece's character for a space
 
 
 class Encoding(Protocol):
-    """A text's tokens, as the tokenizers library has them."""
+    """The interface of the tokenizers library's ``Encoding``: a text's tokens and their positions."""
 
     @property
     def ids(self) -> list[int]:
-        """Token ids."""
+        """The token ids."""
 
     def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
-        """Start and end of a token in the text; None for one that the text does not contain."""
+        """Return the start and end of a token in the text; None for a token that is not from the text."""
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Args:
-        backend: a ``tokenizers.Tokenizer``, or what behaves like one.
-        chat_template: the model's own, see ``runtime.model.chat_template``.
-        special_tokens: what templates call them (``bos_token``, ``eos_token``, ...) and their text.
+        backend: a ``tokenizers.Tokenizer``, or an object with its interface.
+        chat_template: the source of the model's chat template, see ``runtime.model.chat_template``; None for none.
+        special_tokens: texts of special tokens by the names that templates use (``bos_token``, ``eos_token``, ...).
     """
 
     def __init__(self, backend: Any, chat_template: str | None, special_tokens: Mapping[str, str]) -> None:
@@ -46,10 +46,10 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, chat_template: str | None, special_tokens: Mapping[str, str]) -> Tokenizer:
-        """Build one from the content of a ``tokenizer.json``.
+        """Build a tokenizer from the content of a ``tokenizer.json``.
 
         Raises:
-            ValueError: the text is not that.
+            ValueError: the text is not a valid ``tokenizer.json``.
         """
         try:
             backend = tokenizers.Tokenizer.from_str(text)
@@ -58,13 +58,13 @@ class Tokenizer:
         return cls(backend, chat_template, special_tokens)
 
     def to_json(self) -> str:
-        """The content of a ``tokenizer.json``."""
+        """Return the tokenizer as the content of a ``tokenizer.json``."""
         text: str = self._backend.to_str()
         return text
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id of ``eos_token``, if there is one."""
+        """The id of ``eos_token``; None if there is none."""
         return self._special_id("eos_token")
 
     def _special_id(self, name: str) -> int | None:
@@ -73,35 +73,34 @@ class Tokenizer:
 
     @functools.cached_property
     def unk_token_id(self) -> int | None:
-        """The id that the model gives for text it has no tokens for, if there is one."""
+        """The id of the unknown token, which encodes text without other tokens; None if there is none."""
         model = getattr(self._backend, "model", None)
         unknown = getattr(model, "unk_token", self.special_tokens.get("unk_token"))
         return None if unknown is None else self._backend.token_to_id(unknown)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; control tokens written in the text count as such.
+        """Return a text's token ids; control tokens that are written in the text become control tokens.
 
         Args:
             text: any text.
-            add_special_tokens: whether the tokenizer adds what it puts around every text (often a first token).
+            add_special_tokens: whether the tokenizer adds its own tokens around the text (often a BOS token).
         """
         (encoding,) = self.encodings([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
     def encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
-        """Tokens of several texts, with their places; arguments as of ``encode``."""
+        """Encode several texts, with the positions of tokens; arguments as for ``encode``."""
         if sum(map(len, texts)) < _SHORT:
             return [self._backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
-        # Unlike ``encode``, this lets other Python threads run meanwhile.
+        # Unlike ``encode``, this lets other Python threads run.
         encodings: list[Encoding] = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         return encodings
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt to continue, at least one: of a text without tokens, the one that begins a text or,
-        in models without such a token, the one that ends a text.
+        """Return the token ids of a prompt, at least one; for a text without tokens, the BOS or else the EOS token.
 
         Raises:
-            InvalidRequest: the text has no tokens, and the tokenizer has neither.
+            InvalidRequest: the text has no tokens, and the tokenizer has neither of the two.
         """
         if ids := self.encode(text):
             return ids
@@ -111,11 +110,11 @@ class Tokenizer:
         raise InvalidRequest("prompt: it has no tokens, and this model has none to begin a text with", param="prompt")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids.
+        """Return the text of token ids.
 
         Bytes that are not UTF-8 become U+FFFD, one for each maximal subpart of a character (The Unicode Standard,
-        section 3.9), as byte-level decoders do it. The ``ByteFallback`` decoder by itself gives one for every byte of
-        the whole run of byte tokens, and loses the characters in it that are whole.
+        section 3.9), as in byte-level decoders. The ``ByteFallback`` decoder alone gives one for every byte of the
+        whole run of byte tokens, and loses the complete characters in it.
         """
         if self._byte_tokens.keys().isdisjoint(ids):
             text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -131,12 +130,12 @@ class Tokenizer:
         return text
 
     def has_text(self, token_id: int) -> bool:
-        """Whether a token is seen in a text: control tokens and unknown ids are not."""
+        """Return whether a token appears in decoded text; special tokens and unknown ids do not."""
         added = self.added_tokens.get(token_id)
         return self._backend.id_to_token(token_id) is not None and not (added is not None and added.special)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one token adds to a text, which may be a part of a character; nothing for an unknown id."""
+        """Return the bytes that a token adds to a text, possibly a part of a character; empty for an unknown id."""
         token: str | None = self._backend.id_to_token(token_id)
         if token is None:
             return b""
@@ -153,7 +152,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _byte_tokens(self) -> Mapping[int, int]:
-        """The byte that each token of a ``ByteFallback`` decoder stands for, by the token's id."""
+        """The bytes that the tokens of a ``ByteFallback`` decoder represent, by token id."""
         if "ByteFallback" not in self._decoders:
             return {}
         ids = {self._backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
@@ -161,7 +160,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _decoders(self) -> frozenset[str]:
-        """The types of the decoder's steps."""
+        """The type names of the decoder's steps."""
         if self._backend.decoder is None:
             return frozenset()
         state = json.loads(self._backend.decoder.__getstate__())
@@ -169,7 +168,7 @@ class Tokenizer:
 
 
 def _valid(raw: bytes) -> list[str]:
-    """Tokens for ``ByteFallback`` that give the same characters, those that are broken already replaced."""
+    """Return tokens that ``ByteFallback`` decodes to the same characters, with U+FFFD for invalid bytes."""
     tokens: list[str] = []
     for character in raw.decode("utf-8", "replace"):
         tokens += [character] if character == "\ufffd" else [f"<0x{byte:02X}>" for byte in character.encode()]
@@ -178,7 +177,7 @@ def _valid(raw: bytes) -> list[str]:
 
 @functools.cache
 def _byte_of_sign() -> dict[str, int]:
-    """GPT-2's printable sign of each byte, read backwards: bytes that print stand for themselves, the others follow."""
+    """Return the byte for each of GPT-2's byte characters: printable bytes are themselves, others are U+0100 and up."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
     others = [byte for byte in range(256) if byte not in own]
     return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}
