@@ -1,1 +1,1 @@
-"""From the name of a model to an engine."""
+"""Loads models: finds or downloads the files, converts them to a serving snapshot, plans memory, creates the engine."""

@@ -1,6 +1,6 @@
-"""LoRA adapters in a folder: which there are, which model each fits, and where its files lie. Torch is not imported.
+"""Finds the LoRA adapters in ``ADAPTERS_DIR``, the models that they fit, and their files. Imports no torch.
 
-An adapter is a folder as peft's ``save_pretrained`` writes it; its name is the folder's.
+An adapter is a folder as written by peft's ``save_pretrained``; its name is the folder's name.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _log = logging.getLogger("warmstart.load")
 
 
 def with_adapters(specs: Sequence[ModelSpec], folder: Path | None) -> list[ModelSpec]:
-    """The models, and behind them every model with every adapter that fits it, as ``model:adapter``.
+    """Return the models, followed by every combination of a model and a fitting adapter, as ``model:adapter``.
 
-    An adapter that names one of the models as its base goes with that one only, any other with each. A folder that is
-    no adapter is skipped with a warning.
+    An adapter that names one of the models as its base is combined with that model only, any other adapter with all. A
+    folder that is not an adapter is skipped with a warning.
 
     Args:
         specs: the models.
-        folder: ``ADAPTERS_DIR``.
+        folder: the value of ``ADAPTERS_DIR``; None for no adapters.
 
     Raises:
-        SettingsError: there is no such folder.
+        SettingsError: the folder does not exist.
     """
     if folder is None:
         return list(specs)
@@ -51,10 +51,10 @@ def with_adapters(specs: Sequence[ModelSpec], folder: Path | None) -> list[Model
 
 
 def adapter_files(spec: ModelSpec) -> list[Path]:
-    """The files of a model's adapter, the configuration first; none if it has no adapter.
+    """Return the files of a model's adapter, the configuration first; an empty list if it has no adapter.
 
     Raises:
-        ModelUnavailable: they are not there, or in a form that is not read.
+        ModelUnavailable: a file is missing, or the weights are a pickle, which is not read.
     """
     if spec.adapter is None:
         return []
@@ -68,10 +68,10 @@ def adapter_files(spec: ModelSpec) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration.
+    """Read an adapter's configuration.
 
     Raises:
-        ModelUnavailable: it is not a JSON object.
+        ModelUnavailable: the file cannot be read or is not a JSON object.
     """
     try:
         config = loads((folder / CONFIG).read_bytes())
@@ -83,15 +83,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def refused(folder: Path, reason: str) -> ModelUnavailable:
-    """The error that names an adapter, and says why it is not served and what to do."""
+    """Return the error for an adapter that cannot be served.
+
+    Args:
+        folder: the adapter's folder, whose name is shown.
+        reason: why it cannot be served, and what to do.
+    """
     return ModelUnavailable(f"adapter {folder.name} cannot be served: {reason}")
 
 
 def _fitting(models: Sequence[ModelSpec], adapter: Path) -> Sequence[ModelSpec]:
-    """The models that an adapter names as its base, by id or hub id, else by the name's last part; else all."""
+    """Return the models that an adapter names as its base: by id or hub id, else by the name's last part; else all."""
     try:
         base = read_config(adapter).get("base_model_name_or_path")
-    except ModelUnavailable:  # said by the load
+    except ModelUnavailable:  # reported by the load
         return models
     if not isinstance(base, str):
         return models

@@ -1,4 +1,4 @@
-"""Checkpoints read with transformers: for the reference engine, and once for each snapshot."""
+"""Reads checkpoints with transformers: for the reference engine, and to make a serving snapshot."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from runtime.model.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
 
-_READING = threading.Lock()  # what is changed in libraries while a model is read, is changed for all threads
-_MAPPED_AS = {  # architectures of GGUF files that transformers has under another name
+_READING = threading.Lock()  # libraries are patched while a model is read, which affects all threads
+_MAPPED_AS = {  # architectures of GGUF files to transformers' names for them, where they differ
     "gpt-oss": "gpt_oss",
     "minimax-m2": "minimax_m2",
     "qwen2moe": "qwen2_moe",
@@ -47,23 +47,24 @@ _MAPPED_AS = {  # architectures of GGUF files that transformers has under anothe
 
 
 def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progress) -> tuple[Any, Tokenizer]:
-    """A model in evaluation mode on its device, and its tokenizer.
+    """Load a model in evaluation mode on its device, and its tokenizer.
 
     Args:
         spec: the model.
         path: a folder in transformers' layout, or a ``.gguf`` file.
-        device, dtype: as torch names them.
-        progress: told of it.
+        device: torch's name of the device.
+        dtype: torch's name of the weights' number type.
+        progress: progress callback.
 
     Raises:
-        ModelUnavailable: the files cannot be loaded, or do not hold every weight of the model.
+        ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
     """
     with _reading(spec, progress) as tensors:
         number = getattr(torch, dtype)
         header = _header(path)
         model, tokenizer = _load(spec, path, header, _config(path, header), number, progress, tensors)
         if spec.adapter is not None:
-            for parameter in model.parameters():  # buffers keep their types, as transformers has it
+            for parameter in model.parameters():  # buffers keep their types, as in transformers
                 parameter.data = parameter.data.to(number)
         return model.to(device).eval(), tokenizer
 
@@ -71,17 +72,23 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
 def serving_form(
     spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress
 ) -> tuple[Facts, Tokenizer, list[Weight]]:
-    """What a snapshot of a model is made from. Arguments as of ``read``.
+    """Load a model's properties, tokenizer and converted weights, from which a snapshot is written.
+
+    Args:
+        spec: the model.
+        path: a folder in transformers' layout, or a ``.gguf`` file.
+        kind: number type of the snapshot's matrices.
+        progress: progress callback.
 
     Raises:
-        UnsupportedDecoder: the fast decoder does not know the model, which was then not loaded.
-        ModelUnavailable: see ``read``.
+        UnsupportedDecoder: the fast decoder does not support the model.
+        ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
     """
     with _reading(spec, progress) as tensors:
         header = _header(path)
         config = _config(path, header)
         decoder = DecoderConfig.from_transformers(config.to_dict())
-        # The file's own type loses nothing; a GGUF file has several, all of which float32 holds.
+        # The file's own type loses nothing; a GGUF file has several, all of which float32 represents.
         number = "auto" if header is None else torch.float32
         model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
         try:
@@ -104,14 +111,18 @@ def serving_form(
 
 
 def wrap(tokenizer: Any) -> Tokenizer:
-    """One of transformers' tokenizers, in Rust or in Python, as the engines see it."""
+    """Wrap one of transformers' tokenizers, implemented in Rust or in Python, as a ``Tokenizer``."""
     template = _default_template(tokenizer.chat_template)
     backend = getattr(tokenizer, "backend_tokenizer", None) or _PythonBackend(tokenizer)
     return Tokenizer(backend, template, dict(tokenizer.special_tokens_map))
 
 
 def _default_template(templates: str | Mapping[str, str] | None) -> str | None:
-    """The chat template that transformers takes for a chat without tools; None if there is none."""
+    """Return the chat template that transformers uses for a chat without tools; None if there is none.
+
+    Raises:
+        ValueError: the template is not text.
+    """
     if isinstance(templates, Mapping):
         if "default" not in templates:
             _log.warning(
@@ -124,26 +135,26 @@ def _default_template(templates: str | Mapping[str, str] | None) -> str | None:
 
 
 def _processor_template(folder: Path) -> Any:
-    """The chat template of a multimodal model's processor in the older layout, ``chat_template.json``."""
+    """Return a multimodal processor's chat template in the older layout, ``chat_template.json``; None without one."""
     file = folder / "chat_template.json"
     return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
 
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:
-    """What transformers is told of a folder or a ``.gguf`` file."""
-    always = {"local_files_only": True, "trust_remote_code": False}  # left out, a terminal is asked whether to trust
+    """Return the folder and the keyword arguments with which transformers reads a folder or a ``.gguf`` file."""
+    always = {"local_files_only": True, "trust_remote_code": False}  # if omitted, transformers asks on a terminal
     if path.suffix.lower() == ".gguf":
         return path.parent, {"gguf_file": path.name, **always}
     return path, always
 
 
 def _header(path: Path) -> GGUFHeader | None:
-    """The header of a ``.gguf`` file; None for a folder."""
+    """Read the header of a ``.gguf`` file; None for a folder."""
     return read_header(path) if path.suffix.lower() == ".gguf" else None
 
 
 def _config(path: Path, header: GGUFHeader | None) -> Any:
-    """A model's configuration in transformers' form, with all in it that a GGUF file says."""
+    """Read a model's configuration with transformers, completed with the keys of a GGUF file that it leaves out."""
     folder, source = _source(path)
     config = AutoConfig.from_pretrained(folder, **source)
     if header is not None:
@@ -162,7 +173,7 @@ def _load(
     progress: Progress,
     tensors: GgufTensors,
 ) -> tuple[Any, Tokenizer]:
-    """A model and its tokenizer; with an adapter the model is float32, whatever was asked for."""
+    """Load a model and its tokenizer, and merge its adapter if it has one; the model is then float32, not ``dtype``."""
     folder, source = _source(path)
     progress("reading tokenizer", None)
     if header is None:
@@ -174,7 +185,7 @@ def _load(
         tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
     if spec.adapter is not None:
-        from runtime.loading.lora import merge, read_adapter  # peft, for those who have adapters
+        from runtime.loading.lora import merge, read_adapter  # imports peft, which only adapters need
 
         adapter, dtype = read_adapter(spec), torch.float32
     model = load_weights(spec, folder, source, config, dtype, tensors)
@@ -187,7 +198,7 @@ def _load(
 
 
 class _PythonBackend:
-    """A tokenizer that transformers has in Python only, behaving like one of the tokenizers library."""
+    """Adapts a tokenizer that transformers implements in Python only to the interface of the tokenizers library."""
 
     decoder = None
 
@@ -195,39 +206,39 @@ class _PythonBackend:
         self._tokenizer = tokenizer
 
     def no_truncation(self) -> None:
-        """Nothing to turn off."""
+        """Do nothing: truncation and padding are never on."""
 
     no_padding = no_truncation
 
     def get_added_tokens_decoder(self) -> Mapping[int, Any]:
-        """See the tokenizers library."""
+        """Return the added tokens by id. See the tokenizers library."""
         added: Mapping[int, Any] = self._tokenizer.added_tokens_decoder
         return added
 
     def token_to_id(self, token: str) -> Any:
-        """See the tokenizers library."""
+        """Return a token's id. See the tokenizers library."""
         return self._tokenizer.convert_tokens_to_ids(token)
 
     def id_to_token(self, token_id: int) -> Any:
-        """See the tokenizers library."""
+        """Return the token of an id. See the tokenizers library."""
         return self._tokenizer.convert_ids_to_tokens(token_id)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> _PythonEncoding:
-        """See the tokenizers library."""
+        """Encode a text. See the tokenizers library."""
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return _PythonEncoding(ids, text, self.get_added_tokens_decoder())
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[_PythonEncoding]:
-        """See the tokenizers library."""
+        """Encode several texts. See the tokenizers library."""
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
-        """See the tokenizers library."""
+        """Return the text of token ids. See the tokenizers library."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
 class _PythonEncoding:
-    """Token ids, and the places of those that are added tokens, which are found in the text from left to right."""
+    """Token ids, and the positions of added tokens, which are searched in the text from left to right."""
 
     def __init__(self, ids: list[int], text: str, added: Mapping[int, Any]) -> None:
         self.ids = ids
@@ -239,13 +250,13 @@ class _PythonEncoding:
                 self._places[index] = start, end
 
     def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
-        """See the tokenizers library; None for a token that is no added one."""
+        """Return an added token's start and end in the text; None for other tokens. See the tokenizers library."""
         return self._places.get(token_index)
 
 
 @contextlib.contextmanager
 def _reading(spec: ModelSpec, progress: Progress) -> Iterator[GgufTensors]:
-    """Name what goes wrong, and report what transformers does."""
+    """Patch the libraries' GGUF readers and progress bars in a block, and convert errors to ``ModelUnavailable``."""
     try:
         with _READING, reading() as tensors, _progress_of_libraries(progress):
             yield tensors
@@ -258,12 +269,12 @@ def _reading(spec: ModelSpec, progress: Progress) -> Iterator[GgufTensors]:
 
 @contextlib.contextmanager
 def _progress_of_libraries(progress: Progress) -> Iterator[None]:
-    """Turn transformers' own bars into reports, and its chatter on stderr off."""
+    """Turn transformers' progress bars into progress reports, and its log output below errors off."""
     transformers_logging.set_verbosity_error()
     previous = transformers_logging.set_tqdm_hook(
         lambda factory, args, kwargs: bar_class(progress, "reading weights")(*args, **kwargs)
     )
-    original = vars(gguf_loading)["tqdm"]  # this module draws its bar without asking the hook
+    original = vars(gguf_loading)["tqdm"]  # this module draws its bar without the hook
     vars(gguf_loading)["tqdm"] = bar_class(progress, "converting")
     try:
         yield

@@ -1,4 +1,4 @@
-"""A transformers model's tensors under the names, in the shapes and in the order that the fast decoder reads.
+"""Converts a transformers model's tensors to the names, shapes and order that the fast decoder reads.
 
 | name | shape | |
 |---|---|---|
@@ -8,13 +8,13 @@
 | ``{i}.qkv`` | [(heads + 2 kv_heads) head_dim, H] | rows of the queries, then keys, then values |
 | ``{i}.attention_out`` | [H, heads head_dim] | |
 | ``{i}.mlp_norm.weight`` ``.bias`` | [H] | |
-| ``{i}.gate_up`` | [2 I, H] | llama; 16 rows of the gate, 16 of the other, and so on, I filled up to a multiple of 16 |
+| ``{i}.gate_up`` | [2 I, H] | llama; alternately 16 rows of the gate and 16 of up, I padded to a multiple of 16 |
 | ``{i}.up`` | [I, H] | gpt2 |
 | ``{i}.down`` | [H, I] | |
 | ``final_norm.weight`` ``.bias`` | [H] | |
-| ``head`` | [V, H] | if it is not the embedding |
+| ``head`` | [V, H] | only if it is not tied to the embedding |
 
-Matrices are [outputs, inputs]. Each may have a ``.bias`` [outputs] beside it, arranged as its rows.
+Matrices are [outputs, inputs]. Each may have a separate ``.bias`` [outputs] in the order of its rows.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _Arrange = Callable[[list[NDArray[np.float32]]], NDArray[np.float32]]
 
 
 def convert(model: Any, config: DecoderConfig) -> tuple[DecoderConfig, list[Weight]]:
-    """The tensors, to be read one at a time.
+    """Convert a model's tensors; the values are read later, one tensor at a time.
 
     Args:
-        model: of the class that the configuration names.
-        config: its shape.
+        model: a transformers model of the class that the configuration names.
+        config: the model's configuration.
 
     Returns:
-        The configuration with what only the loaded model knows: whether the head is tied in fact, and the rotary
-        frequencies to the last bit, so that late positions agree with the reference.
+        The configuration completed from the loaded model (whether the head is actually tied, and bit-exact rotary
+        frequencies, so that late positions agree with the reference), and the tensors.
 
     Raises:
-        UnsupportedDecoder: the model has tensors that the decoder has no use for, or lacks some.
+        UnsupportedDecoder: the model has tensors that the decoder does not use, or lacks some.
     """
     state = model.state_dict()
     head = model.get_output_embeddings().weight
@@ -71,20 +71,20 @@ def convert(model: Any, config: DecoderConfig) -> tuple[DecoderConfig, list[Weig
 
 
 def equalize(model: Any) -> None:
-    """Make a Llama's MLPs kinder to 8 bits, and leave what they compute as it is.
+    """Rescale a Llama's MLP weights so that they lose less in 8-bit quantization, without changing the MLPs' results.
 
-    What multiplies the gate passes linearly from a row of the up projection to a column of the down projection, so the
-    two may be scaled against each other until both are equally large (arXiv:1906.04721, section 4.1). Factors are
-    powers of two, which no floating-point type rounds.
+    The factor of the gate passes linearly from a row of the up projection to a column of the down projection, so the
+    two may be scaled inversely until their norms are equal (arXiv:1906.04721, section 4.1). The factors are powers of
+    two, which cause no rounding in any floating-point type.
 
     Args:
-        model: changed in place.
+        model: the transformers model, changed in place.
     """
     with torch.no_grad():
         for layer in model.model.layers:
             up, down = layer.mlp.up_proj, layer.mlp.down_proj
             rows, columns = up.weight.float().norm(dim=1), down.weight.float().norm(dim=0)
-            shift = (0.5 * (rows / columns).log2()).nan_to_num(0, 0, 0)  # a row or column of zeros stays
+            shift = (0.5 * (rows / columns).log2()).nan_to_num(0, 0, 0)  # a row or column of zeros is not scaled
             factors = torch.exp2((shift - shift.mean()).round()).to(up.weight.dtype)
             up.weight /= factors[:, None]
             down.weight *= factors
@@ -125,7 +125,14 @@ def _gpt2(take: _Taken, config: DecoderConfig) -> None:
 
 
 def _interleave(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Panels of two tensors in turn, so that one pass computes a gate beside what it gates."""
+    """Alternate panels of two tensors, so that one pass computes the gate and up projections side by side.
+
+    Args:
+        parts: the two tensors [I, ...].
+
+    Returns:
+        The result [2 I, ...], with I padded to a multiple of ``PANEL_ROWS``.
+    """
     rows = -(-len(parts[0]) // PANEL_ROWS) * PANEL_ROWS
     filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
     panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
@@ -133,7 +140,7 @@ def _interleave(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 class _Taken:
-    """The tensors taken from a state dict so far."""
+    """Converts tensors of a state dict and records which of them were used."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -148,14 +155,17 @@ class _Taken:
         arrange: _Arrange = np.concatenate,
         rows: int | None = None,
     ) -> None:
-        """One matrix out of several modules' weights, and its bias if they have one.
+        """Convert several modules' weights to one matrix, and their biases, if any, to its bias.
 
         Args:
-            name: the new one.
+            name: the matrix's new name.
             old: the modules' names.
-            transposed: whether they hold [inputs, outputs].
-            arrange: puts their rows together.
-            rows: how many there are then, if not their sum.
+            transposed: whether the modules' weights are [inputs, outputs].
+            arrange: combines the modules' rows.
+            rows: number of rows of the result; by default the sum of the modules' rows.
+
+        Raises:
+            KeyError: a tensor is missing.
         """
         tensors = [self._take(f"{module}.weight").T if transposed else self._take(f"{module}.weight") for module in old]
         rows = rows or sum(len(tensor) for tensor in tensors)
@@ -164,13 +174,13 @@ class _Taken:
             self._add(f"{name}.bias", (rows,), [self._take(f"{module}.bias") for module in old], arrange)
 
     def vectors(self, name: str, old: str) -> None:
-        """A norm's weight, and its bias if it has one."""
+        """Convert a norm's weight, and its bias if it has one."""
         self.vector(f"{name}.weight", f"{old}.weight")
         if f"{old}.bias" in self._state:
             self.vector(f"{name}.bias", f"{old}.bias")
 
     def vector(self, name: str, old: str) -> None:
-        """A tensor that is kept as it is."""
+        """Convert a tensor that keeps its shape and is not packed."""
         tensor = self._take(old)
         self._add(name, tuple(tensor.shape), [tensor], np.concatenate)
 

@@ -1,4 +1,4 @@
-"""Loads a model for the fast engine: its snapshot and a runner, native or PyTorch."""
+"""Creates the fast engine for a model, from its snapshot and a native or PyTorch runner."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from runtime.types import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class Fast:
-    """A model that the fast engine can run.
+    """A snapshot opened for the fast engine, with its runner.
 
     Args:
-        runner: runs its steps.
-        snapshot: its weights, tokenizer and facts.
-        dtype: of the weights.
-        optimizations: what makes it quick, in words.
+        runner: the runner of the model's steps.
+        snapshot: the model's weights, tokenizer and properties.
+        dtype: the weights' number type.
+        optimizations: descriptions of the active optimizations.
     """
 
     runner: Runner
@@ -51,19 +51,19 @@ def open_fast(
     phases: Phases,
     plan: MemoryPlan | None = None,
 ) -> Fast:
-    """Open a model's snapshot, or make it, and a runner on it.
+    """Open a model's snapshot, making it first if needed, and create a runner for it.
 
     Args:
         spec: the model.
-        settings: all of them.
-        device: from ``select_device``.
-        progress: told what is being done.
-        phases: takes the times of it.
-        plan: see ``load_engine``.
+        settings: the service's settings.
+        device: the device, from ``select_device``.
+        progress: progress callback.
+        phases: receives the times of the load's phases.
+        plan: the memory plan of all served models; None if the model is served alone.
 
     Raises:
-        ModelUnavailable: see ``load_engine``.
-        UnsupportedDecoder: the fast decoder does not know the model.
+        ModelUnavailable: the model cannot be loaded, or not with these settings; the message says what to do.
+        UnsupportedDecoder: the fast decoder does not support the model.
     """
     dtype = serving_dtype(settings, device)
     snapshot = open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
@@ -82,7 +82,11 @@ def load_fast(
     phases: Phases,
     plan: MemoryPlan | None,
 ) -> FastEngine:
-    """Load a model for the fast engine. Arguments and errors as of ``open_fast``; the engine is not warmed up."""
+    """Load a model in the fast engine, not warmed up. Arguments and errors as for ``open_fast``.
+
+    Args:
+        metrics: the model's metrics, which the engine updates.
+    """
     started = time.perf_counter()
     fast = open_fast(spec, settings, device, progress, phases, plan)
     runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
@@ -136,14 +140,17 @@ def load_fast(
 def make_runner(
     snapshot: Snapshot, device: str, dtype: str, settings: Settings, kv_bytes: int
 ) -> tuple[Runner, tuple[str, ...]]:
-    """What runs the model's steps, and what it does to be quick.
+    """Create the runner of a model's steps: native on a CPU with compiled kernels, else PyTorch.
 
     Args:
-        snapshot: the model.
-        device: from ``select_device``.
-        dtype: of the weights; int8 computes in what the device is fast at.
-        settings: threads and step sizes.
-        kv_bytes: for keys and values.
+        snapshot: the model's snapshot.
+        device: the device, from ``select_device``.
+        dtype: the weights' number type; PyTorch computes int8 weights in the type that ``auto`` selects.
+        settings: the service's settings; threads and step sizes are used.
+        kv_bytes: size of the KV cache in bytes.
+
+    Returns:
+        The runner, and descriptions of its optimizations.
     """
     config = snapshot.facts.decoder
     threads = settings.num_threads or usable_cores()
