@@ -1,6 +1,6 @@
-"""What a model takes of the memory before it is loaded, what all may take together, and each one's part for texts.
+"""Estimates the memory that a model needs before it is loaded, the budget for all models, and each one's KV cache size.
 
-Nothing here reads weights: a snapshot's size is known, and another source's is worked out from its files.
+Nothing here reads weights: the size of a snapshot is known, that of another source is estimated from its files.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from runtime.model import gguf_split
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.snapshot import MODEL, WEIGHTS
 
-_LEAST_KV = 16 << 20  # keys and values with which a model is still of use
+_LEAST_KV = 16 << 20  # smallest useful KV cache, in bytes
 _PROCESS_BYTES = 256 << 20  # Python, the libraries and the requests themselves
-_SAFE_SHARE = 0.95  # of a limit whose overstepping ends the process
-_BYTES = {"int8": 1.05, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}  # of a parameter; int8 has scales beside it
-_QUANTIZED = re.compile(r"[-_.](?:i?q(\d)|(b?f16)|f32)", re.IGNORECASE)  # as llama.cpp names its files
+_SAFE_SHARE = 0.95  # of the memory limit, beyond which the process is killed
+_BYTES = {"int8": 1.05, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}  # per parameter; int8 includes its scales
+_QUANTIZED = re.compile(r"[-_.](?:i?q(\d)|(b?f16)|f32)", re.IGNORECASE)  # llama.cpp's file names
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one model takes, in bytes.
+    """The memory that a model needs, in bytes.
 
     Args:
-        weights: as they are served.
-        texts: keys and values of all rows in full length; None if that is not known.
-        pinned: whether the model stays loaded when others need the room.
+        weights: size of the weights in their serving form.
+        texts: size of a KV cache for all sequences at full length; None if unknown.
+        pinned: whether the model is exempt from eviction.
     """
 
     weights: int
@@ -42,7 +42,7 @@ class Footprint:
 
 
 def default_budget(limit: int) -> int:
-    """What models may take of a process's memory.
+    """Return the default memory budget of all models, in bytes.
 
     Args:
         limit: bytes that the process may use.
@@ -51,19 +51,19 @@ def default_budget(limit: int) -> int:
 
 
 def kv_bytes(budget: int, own: Footprint, others: Sequence[Footprint]) -> int:
-    """A model's part for keys and values.
+    """Return the size of a model's KV cache.
 
-    Several models share what their weights leave, evenly, save that what one cannot use goes to the others; none gets
-    more than half of it, nor does a model alone. If not all of them fit at once, each counts with those that are
-    always there: the pinned ones, and for these, the largest other one that fits beside them.
+    Models share the memory that their weights leave free evenly, and the part that one cannot use goes to the others.
+    No model, even a single one, gets more than half of it. If not all models fit at once, a model shares only with the
+    pinned ones and, if it is pinned itself, with the largest unpinned one that fits with them.
 
     Args:
-        budget: bytes for all of it.
-        own: what the model itself takes.
-        others: what the others do.
+        budget: memory budget of all models, in bytes.
+        own: the model's own footprint.
+        others: the other models' footprints.
 
     Returns:
-        Bytes, not more than it could use, and not less than are of use.
+        Bytes; no more than the model can use and, unless it can use less, at least 16 MiB.
     """
     group = [own, *others]
     if not _fit(budget, group):
@@ -75,7 +75,7 @@ def kv_bytes(budget: int, own: Footprint, others: Sequence[Footprint]) -> int:
             group = [own]
     left = max(0, budget - sum(member.weights for member in group))
     most = left // 2
-    level = 0.0  # what each may have who can use so much
+    level = 0.0  # share of each model that can use as much
     for parts, use in zip(range(len(group), 0, -1), sorted(map(_most, group)), strict=True):
         level = left // parts
         if use > level:
@@ -93,16 +93,21 @@ def _fit(budget: int, group: Sequence[Footprint]) -> bool:
 
 
 def texts_bytes(config: DecoderConfig, rows: int) -> int:
-    """Keys and values of so many texts in full length, float32 at most."""
+    """Return the bytes of a KV cache for a number of sequences at full length, in float32, the largest type.
+
+    Args:
+        config: the decoder's configuration.
+        rows: number of sequences.
+    """
     return rows * config.context_length * 2 * 4 * config.layers * config.kv_heads * config.head_dim
 
 
 def snapshot_footprint(folder: Path, rows: int) -> Footprint | None:
-    """What a model takes whose serving form is on disk; None if it is not there, or not whole.
+    """Return the footprint of a model with a snapshot on disk; None if there is none or it is incomplete.
 
     Args:
-        folder: of the snapshot.
-        rows: sequences that run at once.
+        folder: the snapshot's folder.
+        rows: number of sequences that run at once.
     """
     try:
         content = json.loads((folder / MODEL).read_bytes())["content"]
@@ -113,14 +118,14 @@ def snapshot_footprint(folder: Path, rows: int) -> Footprint | None:
 
 
 def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) -> Footprint:
-    """About what a model takes, by its source's files.
+    """Estimate a model's footprint from its source's files.
 
     Args:
         path: a folder in transformers' layout, or a ``.gguf`` file.
         dtype: the weights' number type in the fast engine.
-        reference_dtype: and in the reference engine, which serves what the fast one does not know. What its requests
-            take comes and goes with them and is not counted.
-        rows: sequences that run at once.
+        reference_dtype: the weights' number type in the reference engine, which serves models that the fast one does
+            not support. It allocates keys and values per request; they are not counted.
+        rows: number of sequences that run at once.
 
     Raises:
         OSError: the files cannot be read.
@@ -138,6 +143,12 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
 
 
 def _parameters(folder: Path, dtype: str) -> float:
+    """Return the number of parameters of a checkpoint; for pickled weights, estimated from the files' size.
+
+    Args:
+        folder: a folder in transformers' layout.
+        dtype: number type of the checkpoint.
+    """
     files = sorted(folder.glob(WEIGHT_FILES[0]))
     if files:
         return sum(map(_safetensors_parameters, files))
@@ -145,18 +156,18 @@ def _parameters(folder: Path, dtype: str) -> float:
 
 
 def _safetensors_parameters(file: Path) -> int:
-    """By the header: its length in 8 bytes, and JSON with every tensor's shape (safetensors' format description)."""
+    """Count a file's parameters from its header: 8 bytes of length, then JSON with the shapes (safetensors' format)."""
     with file.open("rb") as opened:
         start = opened.read(8)
         header = opened.read(struct.unpack("<Q", start)[0]) if len(start) == 8 else b"{}"
     try:
         return sum(math.prod(tensor["shape"]) for name, tensor in json.loads(header).items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError):  # the load will say what is wrong with it
+    except (ValueError, KeyError, TypeError):  # the load will report what is wrong
         return file.stat().st_size
 
 
 def _gguf_bits(name: str) -> float:
-    """Bits of a parameter in a GGUF file, by its name; a guess for one that does not say."""
+    """Return the bits per parameter of a GGUF file, from its name; 8 if the name does not say."""
     found = _QUANTIZED.search(name)
     if found is None:
         return 8.0
@@ -166,6 +177,7 @@ def _gguf_bits(name: str) -> float:
 
 
 def _json_of(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; an empty one if the content is something else."""
     try:
         found = json.loads(file.read_bytes())
     except ValueError:

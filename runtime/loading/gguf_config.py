@@ -1,7 +1,7 @@
-"""What transformers' GGUF reader leaves out of a model's configuration: rotary scaling, widths, caps and windows.
+"""Completes a model's configuration with the GGUF keys that transformers ignores: RoPE scaling, widths, caps, windows.
 
 Every key in the model's namespace is read by transformers, read here, known not to change an answer, refused by name,
-or warned about. Keys and defaults are those of llama.cpp (``llama-arch.cpp``, ``llama-model.cpp``).
+or reported in a warning. Keys and defaults are those of llama.cpp (``llama-arch.cpp``, ``llama-model.cpp``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Keys that change nothing here: names, sizes that the tensors show, and what only other programs use.
+# Keys that change nothing here: names, sizes that the tensors show, and values that only other programs use.
 _HARMLESS = _words(
     "block_count context_length embedding_length feed_forward_length vocab_size tensor_data_layout "
     "attention.head_count attention.head_count_kv rope.scaling.finetuned pooling_type"
 )
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
-# Keys whose value goes into the configuration, under the one of these names that it has.
+# Keys whose value is set in the configuration, under the first of these names that it has.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "attention.key_length": ("head_dim",),
     "attention.sliding_window": ("sliding_window",),
@@ -43,7 +43,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "expert_used_count": ("num_experts_per_tok",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
-# Values with which a key changes nothing where the configuration has no name for it.
+# Values with which a key changes nothing if the configuration has no attribute for it.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
@@ -71,28 +71,28 @@ _ROTARY = _words(
     "rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow "
     "rope.scaling.yarn_log_multiplier attention.value_length attention.sliding_window_pattern"
 )
-# Architectures whose configuration transformers makes in full, their own rotary parameters included.
+# Architectures whose configuration transformers reads completely, including their own rotary parameters.
 _WHOLE = frozenset({"qwen35", "qwen35moe", "lfm2", "gemma4"})
 _TOKENIZER = _words(
     "model pre tokens token_type scores merges precompiled_charsmap add_bos_token add_eos_token add_space_prefix "
     "remove_extra_whitespaces suppress_tokens bos_token_id eos_token_id eot_token_id eom_token_id unknown_token_id "
     "seperator_token_id padding_token_id cls_token_id mask_token_id fim_pad_token_id fim_rep_token_id fim_sep_token_id "
-    # These change nothing: a decoder has no separator or token types, and nobody asks for filling in the middle.
+    # These change nothing: a decoder has no separator or token types, and fill-in-the-middle is not offered.
     "add_sep_token token_type_count fim_pre_token_id fim_suf_token_id fim_mid_token_id prefix_token_id "
     "suffix_token_id middle_token_id"
 )
 
 
 def complete(config: Any, header: GGUFHeader, read: Collection[str]) -> None:
-    """Put into a configuration what the file says and transformers did not read, or refuse the file.
+    """Set the values of a GGUF file that transformers did not read in a configuration, or refuse the file.
 
     Args:
         config: transformers' configuration of the file; changed in place.
-        header: of the file.
-        read: the keys of this architecture, without its name, that transformers has read.
+        header: the file's header.
+        read: the keys that transformers has read, without the architecture's prefix.
 
     Raises:
-        ModelUnavailable: a key asks for something that the model's class does not do; the message names key and value.
+        ModelUnavailable: the model's class does not support a key's value; the message names key and value.
     """
     unknown = []
     prefix = f"{header.architecture}."
@@ -114,7 +114,11 @@ def complete(config: Any, header: GGUFHeader, read: Collection[str]) -> None:
 
 
 def _set(config: Any, name: str, value: Any) -> bool:
-    """Whether a key is known; if so, its value is now in the configuration or changes nothing."""
+    """Set a key's value in a configuration, unless it changes nothing; return whether the key is known.
+
+    Raises:
+        ModelUnavailable: the model's class does not support the value.
+    """
     for attribute in _ATTRIBUTES.get(name, ()):
         if hasattr(config, attribute):
             setattr(config, attribute, value)
@@ -132,7 +136,11 @@ def _set(config: Any, name: str, value: Any) -> bool:
 
 
 def _complete_heads(config: Any, header: GGUFHeader) -> None:
-    """The width of a head, and which layers look at a window only."""
+    """Check the width of the attention heads, and set which layers use sliding-window attention.
+
+    Raises:
+        ModelUnavailable: the model's class does not support the file's values.
+    """
     width = _head_width(config)
     if width and (value := header.of_model("attention.value_length", width)) != width:
         raise _unsupported("attention.value_length", value)
@@ -147,14 +155,18 @@ def _complete_heads(config: Any, header: GGUFHeader) -> None:
 
 
 def _head_width(config: Any) -> int:
-    """Of one attention head; 0 for models without attention."""
+    """Return the width of an attention head; 0 for models without attention."""
     width = getattr(config, "head_dim", None)
     heads = getattr(config, "num_attention_heads", 0)
     return int(width or (config.hidden_size // heads if heads else 0))
 
 
 def _complete_rotary(config: Any, header: GGUFHeader) -> None:
-    """Rotary frequencies (arXiv:2104.09864) and their scaling, as transformers' ``rope_parameters``."""
+    """Set the rotary frequencies (arXiv:2104.09864) and their scaling in transformers' ``rope_parameters``.
+
+    Raises:
+        ModelUnavailable: the model's class does not support the file's values.
+    """
     rope = getattr(config, "rope_parameters", None)
     if not rope:
         for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
@@ -164,7 +176,7 @@ def _complete_rotary(config: Any, header: GGUFHeader) -> None:
     base = header.of_model("rope.freq_base", 10_000.0)
     width = _head_width(config)
     rotated = header.of_model("rope.dimension_count", width)
-    if "full_attention" in rope:  # one set for layers that see all, one for those that see a window
+    if "full_attention" in rope:  # separate parameters for layers with full and with sliding-window attention
         rope["sliding_attention"]["rope_theta"] = header.of_model("rope.freq_base_swa", 10_000.0)
         rope = rope["full_attention"]
     rope["rope_theta"] = base
@@ -173,17 +185,21 @@ def _complete_rotary(config: Any, header: GGUFHeader) -> None:
     elif rotated != width:
         raise _unsupported("rope.dimension_count", rotated)
     rope.update(_scaling(header, rotated, config.max_position_embeddings))
-    if hasattr(config, "original_max_position_embeddings"):  # Phi-3 keeps it there and prefers it
+    if hasattr(config, "original_max_position_embeddings"):  # Phi-3 has it there, where it takes precedence
         trained = header.of_model("rope.scaling.original_context_length", config.max_position_embeddings)
         config.original_max_position_embeddings = trained
 
 
 def _scaling(header: GGUFHeader, rotated: int, context: int) -> dict[str, Any]:
-    """The parameters of ``rope_parameters`` beside the base.
+    """Return the scaling parameters for ``rope_parameters``.
 
     Args:
-        rotated: how many of a head's values are rotated, in pairs.
-        context: positions the model knows.
+        header: the file's header.
+        rotated: number of a head's values that are rotated, an even number.
+        context: the model's context length in tokens.
+
+    Raises:
+        ModelUnavailable: the scaling is not supported, or its tensors are missing.
     """
     kind = header.of_model("rope.scaling.type", "linear")
     factor = float(header.of_model("rope.scaling.factor", header.of_model("rope.scale_linear", 0)) or 1)
@@ -203,7 +219,7 @@ def _scaling(header: GGUFHeader, rotated: int, context: int) -> dict[str, Any]:
     elif kind in ("linear", "none"):
         if frequencies is None and attention == 1:
             return {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
-        # Llama 3.1 and later come with a divisor for each frequency. Short and long texts have the same ones.
+        # Llama 3.1 and later have a divisor for each frequency, the same for short and long texts.
         short = long = np.ones(rotated // 2, np.float32) if frequencies is None else frequencies
     else:
         raise _unsupported("rope.scaling.type", kind)
@@ -218,7 +234,11 @@ def _scaling(header: GGUFHeader, rotated: int, context: int) -> dict[str, Any]:
 
 
 def _yarn(header: GGUFHeader, factor: float, attention: float, trained: int) -> dict[str, Any]:
-    """YaRN (arXiv:2309.00071)."""
+    """Return the scaling parameters of YaRN (arXiv:2309.00071).
+
+    Raises:
+        ModelUnavailable: the file has a variant that is not supported.
+    """
     for key, neutral in (("yarn_ext_factor", (1, -1)), ("yarn_attn_factor", (1,))):
         if (value := header.of_model(f"rope.scaling.{key}", 1)) not in neutral:
             raise _unsupported(f"rope.scaling.{key}", value)
@@ -242,7 +262,11 @@ def _yarn(header: GGUFHeader, factor: float, attention: float, trained: int) -> 
 
 
 def _factors(header: GGUFHeader, name: str, rotated: int) -> Any:
-    """A tensor of divisors of frequencies, if the file has it."""
+    """Return a tensor with a divisor for each frequency [rotated / 2]; None if the file does not have it.
+
+    Raises:
+        ModelUnavailable: the tensor has another length.
+    """
     values = header.vector(name)
     if values is not None and len(values) != rotated // 2:
         raise ModelUnavailable(f"the GGUF file has {len(values)} values in {name}, not {rotated // 2}")

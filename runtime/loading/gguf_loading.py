@@ -1,7 +1,7 @@
-"""What transformers' readers of GGUF files lack: split files, one parse of each file, a word on tensors they pass over.
+"""Patches transformers' GGUF readers to read split files, parse each file once, and report tensors that they ignore.
 
-transformers has two: one of its own for a few architectures (``transformers.integrations.gguf``), and an older one on
-the ``gguf`` package for all others. While ``reading`` is open, both read through this module.
+transformers has two readers: its own for a few architectures (``transformers.integrations.gguf``), and an older one for
+all others, based on the ``gguf`` package. Inside ``reading``, both read through this module.
 """
 
 from __future__ import annotations
@@ -26,40 +26,44 @@ _PASSED_OVER = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 
 
 class GgufTensors:
-    """What became of a file's tensors in the older reader, which says nothing of those that it has no place for.
+    """Records which tensors of a file the older reader used; the reader itself silently ignores unknown ones.
 
     Attributes:
-        unused: GGUF names of tensors that the model has no place for.
+        unused: GGUF names of tensors for which the model has no parameter.
     """
 
     def __init__(self) -> None:
         self.unused: set[str] = set()
-        self._parameters: dict[str, str] = {}  # by GGUF name, most without ".weight" where several fill one
+        self._parameters: dict[
+            str, str
+        ] = {}  # by GGUF name, mostly without ".weight" where several tensors fill one parameter
         self._present: set[str] = set()
 
     def half_filled(self) -> set[str]:
-        """GGUF names of absent tensors, of parameters that another tensor has filled in part and zeros in the rest."""
+        """Return the GGUF names of missing tensors that fill a part of a parameter, where the reader leaves zeros."""
         count = Counter(self._parameters.values())
         expected = {name for name, parameter in self._parameters.items() if count[parameter] > 1}
         return {name for name in expected if not {name, f"{name}.weight"} & self._present}
 
     def gguf_names(self, parameters: set[str]) -> set[str]:
-        """The names that parameters have in the file; of one that has none, its own."""
+        """Return the GGUF names of parameters; for a parameter without one, its own name."""
         names = {parameter: name for name, parameter in self._parameters.items()}
         return {names.get(parameter, parameter) for parameter in parameters}
 
     def read(self, reader: JoinedReader) -> JoinedReader:
-        """Note which tensors there are."""
+        """Record the names of the tensors in the file, and return the reader."""
         self._present = {tensor.name for tensor in reader.tensors}
         return reader
 
     def mapped(self, parameters: dict[str, str]) -> dict[str, str]:
-        """The table of parameters by GGUF names, which notes what it is asked for in vain."""
+        """Return the mapping of GGUF names to parameters as a dictionary that records failed look-ups in ``unused``."""
         self._parameters = parameters
         return _Noting(parameters, self.unused)
 
 
 class _Noting(dict[str, str]):
+    """A dictionary that adds the names of failed membership tests to a set."""
+
     def __init__(self, mapping: Mapping[str, str], unused: set[str]) -> None:
         super().__init__(mapping)
         self._unused = unused
@@ -72,13 +76,13 @@ class _Noting(dict[str, str]):
 
 
 class JoinedReader:
-    """The parts of a split GGUF as one ``gguf.GGUFReader``: metadata of the first part, tensors of all.
+    """Presents the parts of a split GGUF as one ``gguf.GGUFReader``: metadata of the first part, tensors of all.
 
     Args:
         path: the first part, or a file that is not split.
 
     Raises:
-        ValueError: the parts do not belong together, or the file is one of several parts under another name.
+        ValueError: the parts do not belong together, or the file is one of several parts and was renamed.
         OSError: a part cannot be read.
     """
 
@@ -103,16 +107,17 @@ _Reader = gguf.GGUFReader
 
 
 def _number(reader: Any, key: str) -> int:
+    """Return the integer value of a metadata key; 0 if the key is absent."""
     field = reader.fields.get(key)
     return int(field.parts[field.data[0]][0]) if field else 0
 
 
 @contextlib.contextmanager
 def reading() -> Iterator[GgufTensors]:
-    """Have transformers read GGUF files through this module.
+    """Make transformers read GGUF files through this module inside the block.
 
-    What the older reader makes anew at every turn is kept: the parsed file (four times), the table of tensor names
-    (once a module). That is three quarters of a conversion's time.
+    Results that the older reader computes repeatedly are cached: the parsed file (four times) and the table of tensor
+    names (once per module). Without that, they take three quarters of a conversion's time.
     """
     tensors = GgufTensors()
     joined = functools.lru_cache(maxsize=1)(JoinedReader)
@@ -136,19 +141,23 @@ def reading() -> Iterator[GgufTensors]:
         for owner, name, value in (
             (gguf, "GGUFReader", lambda path: tensors.read(joined(path))),
             (gguf, "get_tensor_name_map", functools.lru_cache(maxsize=1)(gguf.get_tensor_name_map)),
-            (older, "get_gguf_hf_weights_map", lambda *a, **k: tensors.mapped(names(*a, **k))),  # the last is the whole
+            (
+                older,
+                "get_gguf_hf_weights_map",
+                lambda *a, **k: tensors.mapped(names(*a, **k)),
+            ),  # the last call has the whole table
             (newer, "read_gguf_metadata", read_metadata),
             (GgufHeader, "from_file", header),
             (quantizer_gguf, "load_gguf_state_dict", load_tensors),
         ):
-            getattr(owner, name)  # which fills a package that loads its modules when they are asked for
+            getattr(owner, name)  # makes a package that loads its modules lazily define the name
             stack.callback(setattr, owner, name, vars(owner)[name])
             setattr(owner, name, value)
         yield tensors
 
 
 def _infos(reader: Any) -> tuple[TensorInfo, ...]:
-    """A part's tensors as the newer reader describes them, their offsets from the beginning of the file."""
+    """Return a part's tensors in the newer reader's form, with offsets from the beginning of the file."""
     return tuple(
         TensorInfo(
             tensor.name,

@@ -1,4 +1,4 @@
-"""Downloads from the hub."""
+"""Downloads models from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from runtime.model.progress import Progress
 
 
 def download(spec: ModelSpec, progress: Progress) -> Path:
-    """Bring a model's newest revision into the hub client's cache.
+    """Download a model's newest revision to the hub client's cache.
+
+    Args:
+        spec: the model; if it names a revision, that one is downloaded.
+        progress: progress callback.
 
     Returns:
         A folder in transformers' layout, named by its commit.
 
     Raises:
-        ModelUnavailable: it cannot be had; the message says what to do.
+        ModelUnavailable: the model cannot be downloaded; the message says what to do.
     """
 
     def get(weights: str) -> Path:
@@ -43,7 +47,7 @@ def download(spec: ModelSpec, progress: Progress) -> Path:
     name = f"{spec.location}@{spec.revision}" if spec.revision else spec.location
     try:
         folder = get(WEIGHT_FILES[0])
-        # Old repositories hold pickled weights only; torch reads those without running code (weights_only).
+        # Old repositories have pickled weights only; torch reads those without running code (weights_only).
         return folder if has_weights(folder) else get(WEIGHT_FILES[1])
     except GatedRepoError as error:
         raise ModelUnavailable(

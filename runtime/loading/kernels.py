@@ -1,4 +1,4 @@
-"""The compiled kernels for this processor: those that were built beside their sources, or else compiled once."""
+"""Finds the compiled kernels for this processor, or compiles them once into the cache folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _log = logging.getLogger("warmstart.load")
 
 
 def host_kernels(cache_dir: Path) -> library.Kernels | None:
-    """The best kernels that this processor can run; None where there are none and none can be compiled.
+    """Return the best kernels that this processor can run; None if there are none and none can be compiled.
 
-    ``make serve`` and the image build them beside their sources. A package from a wheel has the sources only, so the
-    first process that asks compiles them into the cache folder, in seconds and once; others wait for it.
+    ``make serve`` and the image build them next to their sources. A package from a wheel has the sources only, so the
+    first process that needs them compiles them into the cache folder once, which takes seconds; other processes wait.
 
     Args:
-        cache_dir: ``CACHE_DIR``.
+        cache_dir: the value of ``CACHE_DIR``.
     """
     folder = cache_dir / "kernels"
     found = library.usable() or library.usable(folder)
@@ -33,8 +33,9 @@ def host_kernels(cache_dir: Path) -> library.Kernels | None:
     return next(iter(found), None)
 
 
-@cache  # what cannot be done is said once
+@cache  # so that a failure is logged once
 def _compile(folder: Path) -> bool:
+    """Compile the kernels for this processor into a folder, unless another process has; return whether it succeeded."""
     level = next(level for level in build.levels() if level.flags <= cpu_flags())
     if build.compiler() is None:
         _warn("there is no C++ compiler; install one (apt-get install g++) and start again")
@@ -50,7 +51,7 @@ def _compile(folder: Path) -> bool:
                 build.compile_levels([level], folder)
                 _log.info("the kernels are compiled, in %.0f s", time.monotonic() - started)
         finally:
-            os.close(lock)  # which unlocks
+            os.close(lock)  # also releases the lock
     except (OSError, subprocess.CalledProcessError) as error:
         _warn(f"they cannot be compiled into CACHE_DIR: {error}")
         return False
