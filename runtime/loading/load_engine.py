@@ -1,6 +1,6 @@
-"""Loading as the registry wants it: the engine for a model, warmed up, with each phase timed.
+"""Loads a model into an engine for the registry: selects the engine, warms it up and times each phase.
 
-Nothing on the way from a snapshot to a first token on compiled kernels imports torch or transformers.
+Nothing between opening a snapshot and the first token on compiled kernels imports torch or transformers.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def load_engine(
     phases: Phases | None = None,
     plan: MemoryPlan | None = None,
 ) -> FastEngine | ReferenceEngine:
-    """Load a model and warm it up.
+    """Load a model into the fast engine or, if that does not support it, the reference engine, and warm it up.
 
     Args:
         spec: the model.
-        settings: all of them.
-        progress: told what is being done.
-        metrics: what the engine feeds.
-        phases: takes the times of this load.
-        plan: of all models that are served; the model is alone if left out.
+        settings: the service's settings.
+        progress: progress callback.
+        metrics: the model's metrics, which the engine updates.
+        phases: receives the times of the load's phases.
+        plan: the memory plan of all served models; None if the model is served alone.
 
     Raises:
-        ModelUnavailable: it cannot be had, or not with these settings; the message says what to do.
+        ModelUnavailable: the model cannot be loaded, or not with these settings; the message says what to do.
     """
     phases = phases or Phases()
     metrics = metrics or Metrics().model(spec.id)
@@ -77,10 +77,10 @@ def load_engine(
 
 
 def pull(spec: ModelSpec, settings: Settings) -> None:
-    """Make a model ready for a quick start: ask the hub for its newest revision, convert what needs converting.
+    """Download a model's newest revision and make its serving snapshot; without one, check that transformers loads it.
 
     Raises:
-        ModelUnavailable: see ``load_engine``.
+        ModelUnavailable: the model cannot be loaded, or not with these settings; the message says what to do.
     """
     reporter = LoadProgress(spec.id)
     try:

