@@ -43,6 +43,7 @@ def select_device(wanted: str) -> str:
 
 
 def _accelerator() -> str:
+    """Return the accelerator that torch finds, or ``cpu``."""
     import torch
 
     if torch.cuda.is_available():
@@ -61,6 +62,7 @@ def _may_have_cuda() -> bool:
 
 
 def _may_have_mps() -> bool:
+    """Return whether this is an Arm Mac."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 

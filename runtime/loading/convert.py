@@ -93,6 +93,7 @@ def equalize(model: Any) -> None:
 
 
 def _llama(take: _Taken, config: DecoderConfig) -> None:
+    """Convert the tensors of a Llama or Mistral model."""
     take.matrix("embed", "model.embed_tokens")
     for i in range(config.layers):
         old = f"model.layers.{i}."
@@ -109,6 +110,7 @@ def _llama(take: _Taken, config: DecoderConfig) -> None:
 
 
 def _gpt2(take: _Taken, config: DecoderConfig) -> None:
+    """Convert the tensors of a GPT-2 model."""
     take.matrix("embed", "transformer.wte")
     take.vector("positions", "transformer.wpe.weight")
     for i in range(config.layers):
@@ -185,6 +187,7 @@ class _Taken:
         self._add(name, tuple(tensor.shape), [tensor], np.concatenate)
 
     def _take(self, name: str) -> Tensor:
+        """Return a tensor of the state dict and record its use."""
         self.names.add(name)
         return self._state[name]
 

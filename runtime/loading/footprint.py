@@ -85,10 +85,12 @@ def kv_bytes(budget: int, own: Footprint, others: Sequence[Footprint]) -> int:
 
 
 def _most(footprint: Footprint) -> float:
+    """Return the largest KV cache that a model can use, in bytes; infinity if unknown."""
     return math.inf if footprint.texts is None else footprint.texts
 
 
 def _fit(budget: int, group: Sequence[Footprint]) -> bool:
+    """Return whether models fit a budget together, each with the smallest useful KV cache."""
     return sum(member.weights + min(_LEAST_KV, _most(member)) for member in group) <= budget
 
 

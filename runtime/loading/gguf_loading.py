@@ -21,7 +21,7 @@ from transformers.quantizers import quantizer_gguf
 
 from runtime.model.gguf_split import parts
 
-# Rotary scaling: not parameters of the model, but read into its configuration.
+# Tensors of rotary scaling, which are not parameters of the model but are read into its configuration.
 _PASSED_OVER = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 

@@ -91,6 +91,6 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
                 kind = weight_kind(serving_dtype(settings, device))
                 open_serving(spec, kind, settings.cache_dir, reporter, Phases())
                 return
-        load(spec, device, select_dtype("float32", device), reporter)  # proves that the files load
+        load(spec, device, select_dtype("float32", device), reporter)  # checks that the files can be loaded
     finally:
         reporter.close()

@@ -27,7 +27,7 @@ from runtime.model.load_errors import named
 WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
 """Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
 
-# Buffers that older versions of transformers saved and that hold no weights: causal masks and their fill value.
+# Buffers without weights that older versions of transformers saved: causal masks and their fill value.
 _MASK = re.compile(r"(?P<module>.+\.(?:attn|attention))\.(?:bias|masked_bias)")
 
 
@@ -117,7 +117,7 @@ def _refused(spec: ModelSpec, fault: str, left: set[str] | None = None) -> Model
 def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -> set[str]:
     """Return the checkpoint's tensors for which the model has no parameter and that are not known to be irrelevant."""
     left = tensors.unused | info["unexpected_keys"]
-    left -= {name for name, _ in model.named_buffers()}  # saved by an older version, computed by this one
+    left -= {name for name, _ in model.named_buffers()}  # saved by older versions of transformers, computed by this one
     left = {name for name in left if not _is_mask(model, name)}
     if left and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         left -= _known_to_whole(config, left)

@@ -25,7 +25,7 @@ PLAIN_TEMPLATE = (
 )
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 _MOST_ROUNDS = 8  # of cutting; two are enough for every known tokenizer
-_BATCH = 1024  # pieces of a prompt
+_BATCH = 1024  # pieces of a prompt that are encoded in one call
 _MOST_SHAPES = 256  # of chats for which the form of the content is cached
 _PROBE = "7301948"  # prefix of the numbers that replace messages' texts, because filters leave digits unchanged
 _SHOWN = re.compile(rf"(?<!['\"]text['\"]: ['\"]){_PROBE}\d{{9}}")  # not where a list of parts is printed verbatim
@@ -64,7 +64,7 @@ class ChatEncoder:
         for index, message in enumerate(messages):
             _check_unicode(message.content, f"messages.{index}.content")
         prompt = self._template.render(messages, parts=self._reads_parts(messages))
-        # The plain template writes no beginning-of-text token itself, so the tokenizer adds its own, as for raw text.
+        # The plain template writes no BOS token, so the tokenizer adds its own, as for a raw prompt.
         return self._ids(prompt, self._template.marks, "messages", add_special_tokens=not self.own_template)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
@@ -196,9 +196,11 @@ class ChatEncoder:
 
 
 def _forged(field: str) -> InvalidRequest:
+    """Return the error for text that cannot be distinguished from a control token."""
     return InvalidRequest("contains text that reads as a control token", param=field)
 
 
 def _check_unicode(text: str, field: str) -> None:
+    """Refuse a text with surrogates, which are not characters and serve as stand-ins here."""
     if STAND_INS.search(text):
         raise InvalidRequest("contains half a surrogate pair, which is not a character", param=field)

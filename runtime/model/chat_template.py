@@ -178,6 +178,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 def _public(name: str) -> None:
+    """Refuse a name with a leading underscore."""
     if name.startswith("_"):
         raise SecurityError(f"a chat template may not store {name!r}")
 

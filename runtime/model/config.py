@@ -100,6 +100,7 @@ class DecoderConfig:
 
 
 def _gpt2(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read the configuration of a GPT-2 model."""
     for name, wanted in {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -126,6 +127,7 @@ def _gpt2(config: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _llama(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read the configuration of a Llama or Mistral model."""
     mistral = config["model_type"] == "mistral"
     if mistral and config.get("sliding_window", "default") is not None:
         raise UnsupportedDecoder("sliding-window attention")
@@ -200,6 +202,13 @@ def _rotation(rope: Mapping[str, Any], head_dim: int, context: int) -> tuple[tup
 
 
 def _llama3(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tuple[float, ...]:
+    """Scale rotary frequencies as in Llama 3.1's reference code.
+
+    Args:
+        plain: the unscaled frequencies, radians per position.
+        rope: the rotary parameters.
+        trained: the context length before scaling, in tokens.
+    """
     factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
 
     def scaled(frequency: float) -> float:
@@ -211,6 +220,7 @@ def _llama3(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tu
 
 
 def _yarn(plain: Sequence[float], rope: Mapping[str, Any], trained: int) -> tuple[float, ...]:
+    """Scale rotary frequencies as in YaRN (arXiv:2309.00071). Arguments as for ``_llama3``."""
     factor, base = float(rope["factor"]), float(rope["rope_theta"])
     last = 2 * len(plain) - 1
 

@@ -10,7 +10,7 @@ from runtime.model.chat_template import ChatTemplate
 from runtime.model.tokenizer import Tokenizer
 from runtime.types import Message
 
-# Tokens that end a turn or a text in every family that has them: the list of llama.cpp (``llama-vocab.cpp``).
+# Tokens that end a turn or a text in all model families that have them, from llama.cpp's ``llama-vocab.cpp``.
 _TEXTS = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> <|eom_id|> "
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[ "

@@ -122,6 +122,7 @@ def read_header(file: Path) -> GGUFHeader:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, TensorPlace]]:
+    """Read the metadata and the tensors' positions of one file."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         reader = _Reader(content)
         try:
@@ -155,16 +156,19 @@ class _Reader:
         self.position = 0
 
     def scalar(self, kind: int) -> Any:
+        """Read a number or boolean of a GGUF type."""
         layout = _SCALARS[kind]
         (value,) = layout.unpack_from(self._content, self.position)
         self.position += layout.size
         return value
 
     def text(self) -> str:
+        """Read a string."""
         size = self.scalar(10)
         return self._take(size).decode()
 
     def value(self, kind: int) -> Any:
+        """Read a value of any GGUF type: a scalar, a string, or an array of either."""
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:

@@ -41,7 +41,7 @@ _DEFAULT_IDS = {  # of tokens whose keys a file may omit
 
 
 class _Kind(IntEnum):
-    """The values of ``tokenizer.ggml.token_type``."""
+    """The token types in ``tokenizer.ggml.token_type``."""
 
     UNDEFINED = 0
     NORMAL = 1

@@ -20,7 +20,7 @@ _PATH = re.compile(
     |(?<![\w.<])(?P<bare>(?:[a-z]:[\\/]|\\\\|~?/|\.\.?/)[^\s'"`,;()<>]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_FILE = re.compile(r"[\w.-]+\.(?:json|safetensors|bin|gguf|model|txt|jinja)", re.IGNORECASE)  # of a model
+_FILE = re.compile(r"[\w.-]+\.(?:json|safetensors|bin|gguf|model|txt|jinja)", re.IGNORECASE)  # names of a model's files
 _SECRET = re.compile(
     r"\b(?:hf_|sk-|wsk_|ghp_|github_pat_)[\w-]{8,}|\b(?:bearer|basic)\s+\S+|\beyJ[\w-]+\.[\w.-]+"
     r"|\b(?=(?:[A-Za-z+/_-]*\d){4})[A-Za-z0-9+/_-]{40,}={0,2}",
@@ -83,6 +83,7 @@ def _file_name(path: re.Match[str]) -> str:
 
 
 def _advice(error: Exception) -> str:
+    """Return what an operator can do about an error."""
     if isinstance(error, ImportError):
         return "install that package beside the service, or serve a checkpoint that does not need it"
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":

@@ -41,6 +41,7 @@ class LoadProgress:
         self._stage = stage
 
     def _draw(self, stage: str, fraction: float | None) -> None:
+        """Draw or update the bar of a stage."""
         if stage != self._stage:
             self.close()
             from tqdm import tqdm  # importing it takes a tenth of the start-up time, and only terminals need it

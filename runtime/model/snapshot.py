@@ -234,6 +234,7 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
 
 
 def _map(file: Path, size: int) -> mmap.mmap:
+    """Map ``weights.bin`` for reading, after checking its size in bytes."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size != size:
             raise DamagedSnapshot("weights.bin has another size")
@@ -241,6 +242,7 @@ def _map(file: Path, size: int) -> mmap.mmap:
 
 
 def _checked_model(document: Any) -> Any:
+    """Return the content of ``model.json``, after checking its digest and format."""
     if document["sha256"] != digest_of(document["content"]):
         raise DamagedSnapshot("model.json has changed")
     if document["content"]["format"] != FORMAT:
@@ -262,5 +264,6 @@ class _Digest:
         self._thread.start()
 
     def result(self) -> str:
+        """Wait for the digest and return it in hexadecimal."""
         self._thread.join()
         return self._hash.hexdigest()

@@ -181,10 +181,16 @@ class Registry(Generic[E]):
         self._residents.close(grace)
 
     def _default_engine(self) -> E | None:
+        """Return the default model's engine; None if it is not loaded."""
         current = self._slots[self._residents.default].current
         return None if current is None else current.engine
 
     def _slot(self, name: str | None) -> ModelSlot[E]:
+        """Return the slot of a served model (None: the default one).
+
+        Raises:
+            ModelNotFound: no model of that name is served.
+        """
         slot = self._slots.get(self._residents.default if name is None else name)
         if slot is None:
             raise ModelNotFound(f"no model {name!r} here; served: {', '.join(self._slots)}", param="model")
@@ -267,6 +273,7 @@ class Registry(Generic[E]):
 
 
 def _state(slot: ModelSlot[E], resident: bool) -> ModelState:
+    """Return a model's state; ``resident`` says whether any of its instances is in memory."""
     if slot.current is not None:
         return "loading" if slot.current.engine is None else "ready"
     if resident:
