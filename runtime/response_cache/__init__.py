@@ -1,1 +1,1 @@
-"""The cache of responses."""
+"""Response cache: stores whole generated answers and replays them to identical requests."""

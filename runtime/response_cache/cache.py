@@ -1,7 +1,7 @@
-"""Answers given again: those kept in a store, and those that somebody else is waiting for already.
+"""Response cache: replays stored answers and shares the computation of identical concurrent requests.
 
-Only whole answers are kept. A store that fails never fails a request: the answer is computed without it, and the store
-is left alone for a moment.
+Only complete answers are stored. A failing store never fails a request: the answer is computed without it, and the
+store is not called again for ``PAUSE_SECONDS``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _log = logging.getLogger("warmstart.cache")
 T = TypeVar("T")
 
 PAUSE_SECONDS = 5.0
-"""How long a store that failed is left alone."""
+"""Seconds without calls to a store after it failed."""
 
 MOST_LOGPROBS = 20_000
-"""Log-probabilities of a kept answer: packing and unpacking more would hold up the event loop for too long."""
+"""Most log-probabilities in a cached response: packing or unpacking more would block the event loop for too long."""
 
-_MOST_SECONDS = 1.0  # that a request waits for a store, whatever the store waits for
+_MOST_SECONDS = 1.0  # a request's limit on one store call, whatever timeouts the store itself has
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """What was done since the process began; see ``CacheStats``."""
+    """Counters of this process since it started; ``CacheStats`` describes the fields."""
 
     hits: int = 0
     shared: int = 0
@@ -46,14 +46,15 @@ class CacheCounters:
 
 
 class ResponseCache:
-    """See the module. Implements ``handlers.protocols.Cache``.
+    """Looks answers up in a store and runs identical concurrent requests once. Implements ``handlers.protocols.Cache``.
 
     Args:
-        store: where answers are kept.
-        limit_bytes: what the store is bounded by, and ``ttl_seconds`` how long it keeps; told in ``stats``.
-        per_caller: whether callers' answers are kept apart.
-        clock: Unix time in seconds.
-        monotonic: seconds that never go back.
+        store: where answers are stored.
+        limit_bytes: the store's size limit; only reported by ``stats``.
+        ttl_seconds: the store's entry lifetime; only reported by ``stats``.
+        per_caller: whether each caller has separate entries.
+        clock: returns Unix time in seconds.
+        monotonic: returns monotonic time in seconds.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ResponseCache:
         self._clock = clock
         self._monotonic = monotonic
         self._paused_until = float("-inf")
-        self._lock = threading.Lock()  # of the counts: event loops may be many
+        self._lock = threading.Lock()  # guards ``counts``: several event loops may use the cache
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], SingleFlight] = {}
 
     @asynccontextmanager
@@ -89,7 +90,10 @@ class ResponseCache:
         max_age: float,
         queued: bool = False,
     ) -> AsyncIterator[tuple[CacheUse, int, AsyncIterator[Token]]]:
-        """See ``handlers.protocols.Cache``."""
+        """Yield a cached response, an answer that another request is computing, or one computed now and then stored.
+
+        ``handlers.protocols.Cache.answer`` describes the arguments.
+        """
         place = asyncio.get_running_loop(), key
         kept = await self._find(key) if reuse and place not in self._flights else None
         age = max(self._clock() - kept.created, 0.0) if kept is not None else 0.0
@@ -98,7 +102,7 @@ class ResponseCache:
             yield CacheUse("hit", key, age), kept.prompt_tokens, _replayed(kept)
             return
         flight = self._flights.get(place) if reuse else None
-        # Who waits for an answer does not wait for one that is computed when nothing else is to be.
+        # An interactive request never joins a background one, which runs only when the engine has nothing else to do.
         if flight is not None and flight.open and (queued or not flight.queued):
             use = CacheUse("shared", key)
             self._count(shared=1)
@@ -115,11 +119,11 @@ class ResponseCache:
                     self._count(saved_tokens=len(flight.tokens), saved_seconds=flight.seconds)
 
     def bypass(self) -> None:
-        """See ``handlers.protocols.Cache``."""
+        """Count an answer that does not go through the cache."""
         self._count(bypassed=1)
 
     async def stats(self) -> CacheStats:
-        """See ``handlers.protocols.Cache``. A store that does not answer tells of no entries."""
+        """Return the store's size and this process's counters. The size is 0 if the store does not answer."""
         size = await self._try(self._store.size) or Size(0, 0)
         counts, tally = self.counts, self._store.tally
         return CacheStats(
@@ -140,10 +144,19 @@ class ResponseCache:
         )
 
     async def clear(self, *, model: str | None = None, prefix: str | None = None) -> int:
-        """See ``handlers.protocols.Cache``."""
+        """Remove entries: all, or those that match a model and a key prefix.
+
+        Answers that are being computed now and match are not stored either.
+
+        Returns:
+            The number of entries removed from the store.
+
+        Raises:
+            CacheUnavailable: the store cannot be reached.
+        """
         for (_, key), flight in list(self._flights.items()):
             if key.startswith(prefix or "") and model in (None, flight.model):
-                flight.keep = False  # it began before, and ends after
+                flight.keep = False  # it started before this call and would be stored after it
         removed = await self._try(lambda: self._store.remove(model=model, prefix=prefix or ""))
         if removed is None:
             raise CacheUnavailable(
@@ -153,7 +166,7 @@ class ResponseCache:
         return removed
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         self._store.close()
 
     async def _find(self, key: str) -> CachedAnswer | None:
@@ -169,7 +182,7 @@ class ResponseCache:
             return None
 
     async def _land(self, place: tuple[asyncio.AbstractEventLoop, str], flight: SingleFlight) -> None:
-        """Keep what a flight brought, and let nobody join it any more."""
+        """Store the answer of a finished computation, and stop further requests from joining it."""
         try:
             if flight.complete and flight.keep and _logprobs(flight.tokens) <= MOST_LOGPROBS:
                 _, key = place
@@ -181,7 +194,7 @@ class ResponseCache:
                 del self._flights[place]
 
     async def _try(self, call: Callable[[], T]) -> T | None:
-        """Call the store; None if that fails, or is not to be tried now."""
+        """Call the store; return None if the call fails or the store is paused after a failure."""
         if self._monotonic() < self._paused_until:
             return None
         try:
@@ -200,7 +213,7 @@ class ResponseCache:
             return None
 
     def _unless_paused(self, call: Callable[[], T]) -> T | None:
-        # It may have failed while this call waited for a thread.
+        # Another call may have failed, and paused the store, while this one waited for a thread.
         return None if self._monotonic() < self._paused_until else call()
 
     def _count(self, **more: float) -> None:

@@ -1,4 +1,4 @@
-"""A whole answer as bytes and back: its tokens by columns, as JSON, behind a checksum."""
+"""Encodes a whole answer as bytes and decodes it: its tokens as columns, in JSON, after a checksum."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _CHECKSUM_BYTES = 16
 
 
 class CorruptEntry(Exception):
-    """The bytes are not those that were packed under this key."""
+    """The bytes are not those that ``pack`` made for this key."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """What an answer is given from again.
+    """A complete answer, as it is stored and replayed.
 
     Args:
-        created: Unix time at which it was complete.
-        seconds: what computing it took.
-        prompt_tokens: of all prompts together.
-        tokens: of all sequences, in the order they came.
+        created: Unix time in seconds at which the answer was complete.
+        seconds: the time that computing it took.
+        prompt_tokens: the number of tokens of all prompts together.
+        tokens: the tokens of all sequences, in the order they were generated.
     """
 
     created: float
@@ -35,10 +35,11 @@ class CachedAnswer:
 
 
 def pack(key: str, answer: CachedAnswer) -> bytes:
-    """Bytes that only ``unpack`` with the same key takes.
+    """Encode an answer; only ``unpack`` with the same key accepts the result.
 
     Args:
-        key: up to 64 characters of ASCII.
+        key: the entry's key, up to 64 ASCII characters.
+        answer: the answer.
     """
     tokens = answer.tokens
     columns: dict[str, Any] = {
@@ -47,7 +48,7 @@ def pack(key: str, answer: CachedAnswer) -> bytes:
         "prompt_tokens": answer.prompt_tokens,
         "id": [token.id for token in tokens],
         "text": [token.text for token in tokens],
-        # Mostly the same all the way down: only what differs is written, with its place.
+        # Nearly all values in these columns are the default: only the others are written, with their positions.
         "sequence": _sparse([token.sequence for token in tokens], 0),
         "finish_reason": _sparse([token.finish_reason for token in tokens], None),
         "logprob": _sparse([token.logprob for token in tokens], None),
@@ -59,10 +60,10 @@ def pack(key: str, answer: CachedAnswer) -> bytes:
 
 
 def unpack(key: str, value: bytes) -> CachedAnswer:
-    """See ``pack``.
+    """Decode the bytes of ``pack``.
 
     Raises:
-        Damaged: a byte of it is another, or it was kept under another key.
+        CorruptEntry: the bytes were changed, or were stored under another key.
     """
     text = value[_CHECKSUM_BYTES:]
     if _checksum(key, text) != value[:_CHECKSUM_BYTES]:
@@ -91,7 +92,7 @@ def _checksum(key: str, text: bytes) -> bytes:
 
 
 def _sparse(column: Sequence[Any], usual: Any) -> list[Any]:
-    """Places and values of what is not as usual; or, where that is most, the column itself behind a -1."""
+    """Return positions and values of the entries that differ from ``usual``; if most differ, -1 and the whole column."""
     odd = [(place, value) for place, value in enumerate(column) if value != usual]
     if 2 * len(odd) > len(column):
         return [-1, *column]

@@ -1,4 +1,4 @@
-"""Opens the response cache's store that the settings ask for."""
+"""Creates the response cache's store that the settings name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from runtime.settings import Settings
 
 
 def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
-    """The store that ``RESPONSE_CACHE`` names; nothing is opened before the first use.
+    """Create the store that ``RESPONSE_CACHE`` names. It opens no file and no connection before its first use.
 
     Args:
-        clock: Unix time in seconds.
+        settings: the service's settings.
+        clock: returns Unix time in seconds.
 
     Raises:
-        SettingsError: ``REDIS_URL`` is not one.
+        SettingsError: ``REDIS_URL`` is not a valid Redis URL.
     """
     limit, ttl = settings.response_cache_bytes, settings.response_cache_ttl_seconds
     if settings.response_cache == "sqlite":
@@ -23,7 +24,7 @@ def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
 
         return SqliteStore(settings.cache_dir / "responses.sqlite", limit, ttl, clock)
     if settings.response_cache == "redis":
-        from runtime.response_cache.redis import RedisStore  # the client's import is a tenth of a second
+        from runtime.response_cache.redis import RedisStore  # importing the client takes 0.1 s
 
         return RedisStore(settings.redis_url.get_secret_value(), limit, ttl, clock)
     from runtime.response_cache.memory import MemoryStore

@@ -1,4 +1,4 @@
-"""Kept answers in the process's own memory."""
+"""Cached responses in this process's memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from runtime.response_cache.store import Size, StoreCounters, cost
 
 
 class MemoryStore:
-    """See ``runtime.response_cache.store.Store``.
+    """A ``Store`` in this process's memory.
 
     Args:
-        limit_bytes: what all entries may cost together.
-        ttl_seconds: how long an entry is good for.
-        clock: Unix time in seconds.
+        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them.
+        ttl_seconds: the lifetime of an entry.
+        clock: returns Unix time in seconds.
     """
 
     name = "memory"
@@ -32,7 +32,7 @@ class MemoryStore:
         self._bytes = 0
 
     def get(self, key: str) -> bytes | None:
-        """See ``Store``."""
+        """Return a value that has not expired, and mark it as most recently used."""
         with self._lock:
             self._expire()
             if key not in self._entries:
@@ -41,7 +41,7 @@ class MemoryStore:
             return self._entries[key][0]
 
     def put(self, key: str, model: str, value: bytes) -> None:
-        """See ``Store``."""
+        """Store a value, and evict the least recently used ones if it does not fit."""
         if cost(value) > self._limit:
             return
         with self._lock:
@@ -56,7 +56,7 @@ class MemoryStore:
                 self.tally.evictions += 1
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
-        """See ``Store``."""
+        """Remove the values that match, and return how many there were."""
         with self._lock:
             self._expire()
             gone = [
@@ -69,13 +69,13 @@ class MemoryStore:
             return len(gone)
 
     def size(self) -> Size:
-        """See ``Store``."""
+        """Return the number of entries and their bytes."""
         with self._lock:
             self._expire()
             return Size(len(self._entries), self._bytes)
 
     def close(self) -> None:
-        """See ``Store``."""
+        """Remove all entries."""
         with self._lock:
             self._entries.clear()
             self._created.clear()

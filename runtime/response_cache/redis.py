@@ -1,4 +1,4 @@
-"""Kept answers in Redis, which replicas share."""
+"""Cached responses in Redis, shared by all replicas."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from runtime.errors import SettingsError
 from runtime.response_cache.store import OVERHEAD, Size, StoreCounters, StoreFailed, cost
 
 PREFIX = "{warmstart:answers:1}"
-"""How the names of its keys begin. The number is the format's; the braces keep them on one node of a cluster."""
+"""Prefix of the key names. The number is the format version; the braces keep all keys on one node of a cluster."""
 
 _TIMEOUT_SECONDS = 0.25
 _PARTS = ("values", "models", "created", "used", "state")
 
-# Values and models are hashes by key, created and used sorted sets (Unix time; a number that grows with every use), and
-# state holds the sum of bytes and the last of those numbers. A script runs as one step (Redis's "Scripting with Lua").
-# Should Redis itself evict one of the five, the entries that miss a part go as they are met.
+# ``values`` and ``models`` are hashes by key; ``created`` and ``used`` are sorted sets (by Unix time, and by a counter
+# that grows with every use); ``state`` holds the sum of bytes and that counter. A script runs atomically (Redis's
+# "Scripting with Lua"). If Redis itself evicts one of the five, incomplete entries are removed when next accessed.
 _COMMON = f"""
 local values, models, created, used, state = unpack(KEYS)
 local function drop(key)
@@ -99,18 +99,17 @@ return {expired, redis.call('HLEN', values), tonumber(redis.call('HGET', state, 
 
 
 class RedisStore:
-    """See ``runtime.response_cache.store.Store``. All of it goes from Redis once nothing was put for as long as
-    entries are good.
+    """A ``Store`` in Redis. Redis expires all of it once nothing was stored for ``ttl_seconds``.
 
     Args:
-        url: as the ``redis`` client takes it.
-        limit_bytes: what all entries may cost together.
-        ttl_seconds: how long an entry is good for.
-        clock: Unix time in seconds; replicas should agree on it.
-        prefix: of the names in Redis.
+        url: the Redis URL, as the ``redis`` client accepts it.
+        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them.
+        ttl_seconds: the lifetime of an entry.
+        clock: returns Unix time in seconds; replicas should agree on it.
+        prefix: the prefix of the key names in Redis.
 
     Raises:
-        SettingsError: the URL is not one.
+        SettingsError: the URL is not valid.
     """
 
     name = "redis"
@@ -130,7 +129,7 @@ class RedisStore:
                 url,
                 socket_timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
-                # Once more where Redis has closed an idle connection, at once; never after a timeout.
+                # Retry once, without delay, where Redis has closed an idle connection; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
         except ValueError as error:
@@ -138,12 +137,12 @@ class RedisStore:
         self._scripts = {text: self._client.register_script(text) for text in (_GET, _PUT, _REMOVE, _SIZE)}
 
     def get(self, key: str) -> bytes | None:
-        """See ``Store``."""
+        """Return a value that has not expired, and mark it as most recently used."""
         value: bytes | None = self._do(_GET, key, self._clock() - self._ttl)
         return value
 
     def put(self, key: str, model: str, value: bytes) -> None:
-        """See ``Store``."""
+        """Store a value, and evict the least recently used ones if it does not fit."""
         if cost(value) > self._limit:
             return
         expired, evicted = self._do(_PUT, key, model, value, self._clock(), self._ttl, self._limit)
@@ -152,18 +151,18 @@ class RedisStore:
             self.tally.evictions += evicted
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
-        """See ``Store``."""
+        """Remove the values that match, and return how many there were."""
         return int(self._do(_REMOVE, prefix, int(model is None), model or ""))
 
     def size(self) -> Size:
-        """See ``Store``."""
+        """Return the number of entries and their bytes."""
         expired, entries, held = self._do(_SIZE, self._clock() - self._ttl)
         with self._lock:
             self.tally.expired += expired
         return Size(entries, held)
 
     def close(self) -> None:
-        """See ``Store``."""
+        """Close the connections; the entries stay in Redis."""
         self._client.close()
 
     def _do(self, script: str, *values: Any) -> Any:
@@ -173,7 +172,7 @@ class RedisStore:
             except redis.ResponseError as error:
                 if "WRONGTYPE" not in str(error):
                     raise
-                # Somebody has put another kind of thing in the place of one of the five.
+                # One of the five keys was overwritten with a value of another type.
                 self._client.unlink(*self._keys)
                 with self._lock:
                     self.tally.damaged += 1

@@ -1,4 +1,4 @@
-"""One computation that many callers wait for: each reads all of it, and it ends when the last one has gone."""
+"""Single flight: one computation whose tokens several requests read; it is cancelled when its last reader leaves."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from runtime.errors import Draining
 from runtime.types import Token
 
 Start = Callable[[], Awaitable[tuple[int, AsyncGenerator[Token, None]]]]
-"""Makes a request ready and begins it: its prompt tokens, and the tokens of its answer."""
+"""Prepares a request and starts its generation; returns the number of prompt tokens and the stream of tokens."""
 
 
 class SingleFlight:
-    """Tokens as they come, for all who have joined. It belongs to one event loop.
+    """Runs one generation on a task and gives all its tokens to every reader. It belongs to one event loop.
 
     Args:
-        model: that computes.
-        held: what must not be let go of before the last reader has gone (the model's lease).
-        start: begins the computation, on a task of its own.
-        land: called once when it is over, before the readers know; also after an error, and when it is given up.
-        queued: whether it is computed when nothing else is to be, see ``Job``.
+        model: the id of the model that generates.
+        held: the model's lease; it is released only after the last reader has left.
+        start: starts the generation; it is called on the flight's own task.
+        land: called once at the end, before the readers learn of it; also after an error and after a cancellation.
+        queued: whether the generation is background work, see ``Job``.
     """
 
     def __init__(
@@ -49,17 +49,20 @@ class SingleFlight:
         self._news = asyncio.Event()
         self._left = asyncio.Event()
         self._readers = 0
-        # Its first step runs before whoever made it can be cancelled: a loop calls in the order it was asked to.
+        # The task's first step runs before its creator can be cancelled: an event loop runs callbacks in order.
         self._task = asyncio.create_task(self._fly(held))
 
     @property
     def open(self) -> bool:
-        """Whether it can be joined: not once its last reader has left."""
+        """Whether another reader may join: True until the last reader has left."""
         return not self._left.is_set()
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[None]:
-        """Be one of its readers. The last one to leave ends it, and waits until the engine is free."""
+        """Count the caller as a reader inside the block.
+
+        When the last reader leaves, the generation is cancelled, and this waits until the engine is free.
+        """
         self._readers += 1
         try:
             yield
@@ -72,20 +75,20 @@ class SingleFlight:
                 await asyncio.wait({self._task})
 
     async def prompt_tokens(self) -> int:
-        """Tokens of all prompts, once they are known.
+        """Wait for the number of tokens of all prompts, and return it.
 
         Raises:
-            ServiceError: it failed before that.
+            ServiceError: the generation failed before that.
         """
         while self._prompt_tokens is None:
             await self._more()
         return self._prompt_tokens
 
     async def read(self) -> AsyncGenerator[Token, None]:
-        """All tokens from the first one on.
+        """Yield all tokens from the first one on.
 
         Raises:
-            ServiceError: it failed.
+            ServiceError: the generation failed.
         """
         for place in itertools.count():
             while place == len(self.tokens):
@@ -107,9 +110,9 @@ class SingleFlight:
         async with held:
             try:
                 await self._compute()
-            except Exception as error:  # whatever it is, the readers raise it
+            except Exception as error:  # the readers raise it
                 self._error = error
-            except asyncio.CancelledError:  # nobody is left, or the loop ends
+            except asyncio.CancelledError:  # no reader is left, or the event loop is closing
                 self._error = Draining("the service is shutting down", retry_after=1)
                 raise
             finally:

@@ -1,4 +1,4 @@
-"""Kept answers in an SQLite file: they survive restarts, and processes of one machine share them."""
+"""Cached responses in an SQLite file: they survive restarts, and the processes of one machine share them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _BUSY_SECONDS = 0.5
 _FORMAT = 1
-# Triggers keep the sums, so that no crash can part them from the rows.
+# Triggers update the totals, so that a crash cannot make them disagree with the rows.
 _SCHEMA = (
     """CREATE TABLE answers (
         key TEXT PRIMARY KEY, model TEXT NOT NULL, value BLOB NOT NULL, created REAL NOT NULL, used INTEGER NOT NULL
@@ -35,13 +35,13 @@ _SCHEMA = (
 
 
 class SqliteStore:
-    """See ``runtime.response_cache.store.Store``. A file that is damaged is removed and begun anew.
+    """A ``Store`` in an SQLite file. A damaged file is deleted and created anew.
 
     Args:
-        path: the file; it is made on first use, for its owner's eyes only.
-        limit_bytes: what all entries may cost together; the file holds some more.
-        ttl_seconds: how long an entry is good for.
-        clock: Unix time in seconds.
+        path: the file's path; the file is created on first use and readable by its owner only.
+        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them; the file itself is larger.
+        ttl_seconds: the lifetime of an entry.
+        clock: returns Unix time in seconds.
     """
 
     name = "sqlite"
@@ -56,7 +56,7 @@ class SqliteStore:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes | None:
-        """See ``Store``."""
+        """Return a value that has not expired, and mark it as most recently used."""
 
         def work(database: sqlite3.Connection) -> bytes | None:
             row = database.execute(
@@ -72,7 +72,7 @@ class SqliteStore:
         return self._do(work)
 
     def put(self, key: str, model: str, value: bytes) -> None:
-        """See ``Store``."""
+        """Store a value, and evict the least recently used ones if it does not fit."""
         if cost(value) > self._limit:
             return
 
@@ -96,15 +96,15 @@ class SqliteStore:
             self.tally.evictions += evicted
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
-        """See ``Store``."""
-        # "g" comes after every hexadecimal digit.
+        """Remove the values that match, and return how many there were."""
+        # "g" sorts after every hexadecimal digit.
         which = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
         values = (prefix, prefix + "g") + (() if model is None else (model,))
-        statement = f"DELETE FROM answers WHERE {which}"  # noqa: S608 - of the two lines above
+        statement = f"DELETE FROM answers WHERE {which}"  # noqa: S608 - made of the two lines above
         return self._do(lambda database: database.execute(statement, values).rowcount)
 
     def size(self) -> Size:
-        """See ``Store``."""
+        """Return the number of entries and their bytes."""
 
         def work(database: sqlite3.Connection) -> tuple[int, Size]:
             expired = self._expire(database)
@@ -116,13 +116,13 @@ class SqliteStore:
         return size
 
     def close(self) -> None:
-        """See ``Store``."""
+        """Close the file."""
         self._file.close()
 
     def _expire(self, database: sqlite3.Connection) -> int:
         oldest = (self._clock() - self._ttl,)
         if database.execute("SELECT 1 FROM answers WHERE created <= ? LIMIT 1", oldest).fetchone() is None:
-            return 0  # a DELETE would wait for other writers, if only to find nothing
+            return 0  # a DELETE would wait for other writers even if it matches no row
         return database.execute("DELETE FROM answers WHERE created <= ?", oldest).rowcount
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -1,4 +1,4 @@
-"""Where kept answers lie: one small synchronous interface, and who implements it."""
+"""The interface of the response cache's stores, which is small and synchronous, and the types it uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 OVERHEAD = 256
-"""Bytes that an entry takes up beside its value, roughly: its key, its model's name, and its places in the indexes."""
+"""Approximate bytes of an entry apart from its value: its key, its model's name and its index entries."""
 
 
 class StoreFailed(Exception):
@@ -15,12 +15,12 @@ class StoreFailed(Exception):
 
 @dataclass(slots=True)
 class StoreCounters:
-    """What a store has done by itself, in this process.
+    """What a store did on its own, in this process.
 
     Args:
-        evictions: entries dropped for want of room.
-        expired: entries dropped for their age.
-        damaged: times the store was found damaged, and begun anew.
+        evictions: the number of entries removed to stay within the size limit.
+        expired: the number of entries removed because of their age.
+        damaged: how often the store was found damaged and was created anew.
     """
 
     evictions: int = 0
@@ -30,54 +30,55 @@ class StoreCounters:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Entries held, and their bytes as ``cost`` counts them."""
+    """The number of entries and their bytes as ``cost`` counts them."""
 
     entries: int
     bytes: int
 
 
 class Store(Protocol):
-    """Values by key, bounded by bytes: least recently used ones go first, old ones go by themselves.
+    """A key-value store with a size limit: it evicts the least recently used entries and expires old ones.
 
-    Every method may be called from any thread and may raise ``StoreFailed``. What a ``put`` that failed leaves is the
-    old value, the new one or none, never a mixture.
+    Every method may be called from any thread and may raise ``StoreFailed``. After a failed ``put`` the key has its old
+    value, the new one or none, never a mixture.
     """
 
     name: str
     blocking: bool
-    """Whether its calls wait for a disk or a network, and so must stay off the event loop."""
+    """Whether calls wait for a disk or a network, and so must not run on the event loop."""
     tally: StoreCounters
 
     def get(self, key: str) -> bytes | None:
-        """A value that is not too old; it is the most recently used one from now on."""
+        """Return a value that has not expired, and mark it as most recently used."""
         ...
 
     def put(self, key: str, model: str, value: bytes) -> None:
-        """Keep a value, in place of the key's old one. A value that has no room even alone is not kept.
+        """Store a value in place of the key's old one. A value that exceeds the limit by itself is not stored.
 
         Args:
-            key: lower-case hexadecimal digits.
-            model: what ``remove`` knows it by.
+            key: the entry's key, lower-case hexadecimal digits.
+            model: the model's id, by which ``remove`` selects entries.
+            value: the bytes to store.
         """
         ...
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
-        """Drop the values of a model (None: of all) whose key begins so.
+        """Remove the values of a model (None: of all models) whose key starts with the prefix.
 
         Returns:
-            How many there were.
+            The number of values removed.
         """
         ...
 
     def size(self) -> Size:
-        """What it holds."""
+        """Return the number of entries and their bytes."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections. What is kept stays, where the store outlives the process."""
+        """Close files and connections. Entries of a store that outlives the process are not removed."""
         ...
 
 
 def cost(value: bytes) -> int:
-    """Bytes that a value counts for."""
+    """Return the bytes that a value counts against the limit."""
     return len(value) + OVERHEAD
