@@ -1,6 +1,4 @@
-"""Renders an error as the parts of an HTTP response. It needs no HTTP library, so every adapter renders errors
-alike.
-"""
+"""Renders errors as HTTP responses without an HTTP library, so that all adapters render them alike."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ class ErrorResponse:
     """An HTTP response.
 
     Args:
-        status: code of RFC 9110 section 15.
-        headers: header fields, ``Content-Type`` among them.
-        body: JSON in UTF-8.
+        status: the status code (RFC 9110 section 15).
+        headers: the header fields, with ``Content-Type``.
+        body: the body, JSON in UTF-8.
     """
 
     status: int
@@ -32,8 +30,8 @@ def error_response(error: ServiceError, *, openai: bool, allow: Sequence[str] = 
 
     Args:
         error: the error.
-        openai: whether the route's errors have OpenAI's shape.
-        allow: the methods that the path knows, for ``Allow`` (RFC 9110 section 10.2.1); empty leaves the field out.
+        openai: whether to use OpenAI's shape.
+        allow: the methods that the path supports, for ``Allow`` (RFC 9110 section 10.2.1); empty omits the field.
     """
     kind = "application/json" if openai else "application/problem+json"
     headers = {"Content-Type": f"{kind}; charset=utf-8"}

@@ -1,8 +1,8 @@
-"""The one tree of errors that a caller may see.
+"""All errors that are returned to callers, in one class hierarchy.
 
-Every error carries a stable ``code``, the HTTP ``status`` it maps to, a public message that names no path, secret or
-internal, whether trying again can help, and after how many seconds. Handlers raise them whatever the way in; each
-adapter renders them once (``middleware/errors.py`` for HTTP, the command line for a terminal).
+Every error has a stable ``code``, an HTTP ``status``, a public message that names no path, secret or internal detail,
+whether a retry can help, and after how many seconds. Handlers raise them for every entry point; each adapter renders
+them in one place (``middleware/errors.py`` for HTTP, the command line for a terminal).
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 
 class ServiceError(Exception):
-    """Base of all errors that are answered to a caller.
+    """Base class of all errors that are returned to a caller.
 
     Args:
         message: what is wrong and what to do, safe to show to anyone.
-        param: the request field at fault in dotted form (``messages.0.role``), if one is.
-        retry_after: seconds after which trying again makes sense, if known.
-        challenge: what ``WWW-Authenticate`` says (RFC 9110 section 11.6.1), where a credential would help.
+        param: the request field at fault in dotted form (``messages.0.role``), if there is one.
+        retry_after: seconds after which a retry makes sense, if known.
+        challenge: the ``WWW-Authenticate`` value (RFC 9110 section 11.6.1), where a credential would help; by default
+            ``scheme``.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -25,7 +26,7 @@ class ServiceError(Exception):
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
     scheme: ClassVar[str | None] = None
-    """Of the challenge, where none is given: 401 must have one (RFC 9110 section 15.5.2)."""
+    """The default challenge's authentication scheme: a 401 must have a challenge (RFC 9110 section 15.5.2)."""
 
     def __init__(
         self,
@@ -43,15 +44,15 @@ class ServiceError(Exception):
 
     @property
     def type(self) -> str:
-        """OpenAI's ``error.type``: whose fault it is."""
+        """OpenAI's ``error.type``, which says whether the request or the server is at fault."""
         return "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
 
     def openai(self) -> dict[str, Any]:
-        """The error as OpenAI's API shapes it."""
+        """Return the error in the shape of OpenAI's API."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def problem(self) -> dict[str, Any]:
-        """The error as RFC 9457 problem details; ``code`` and ``param`` are extension members (section 3.2)."""
+        """Return the error as RFC 9457 problem details; ``code`` and ``param`` are extension members (section 3.2)."""
         problem: dict[str, Any] = {
             "title": self.title,
             "status": self.status,
@@ -64,17 +65,17 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """A bug or a fault of ours. The cause is logged, never shown."""
+    """A bug or a fault of the service. The cause is logged, never shown."""
 
 
 class InvalidRequest(ServiceError):
-    """The request breaks a rule; ``param`` names the field."""
+    """The request is not valid; ``param`` names the field."""
 
     code, status, title = "invalid_request", 400, "Invalid request"
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt, or the prompt and the tokens asked for, cannot fit the model's context."""
+    """The prompt, or the prompt with the requested tokens, does not fit into the model's context."""
 
     code, title = "context_length_exceeded", "Context length exceeded"
 
@@ -82,14 +83,14 @@ class ContextLengthExceeded(InvalidRequest):
     def of(
         cls, limit: int, prompt: int, new: int, field: str = "prompt", *, because: str = ""
     ) -> ContextLengthExceeded:
-        """The error in the words that OpenAI's clients look for in a message (LangChain, LiteLLM).
+        """Create the error with the wording that OpenAI's clients search messages for (LangChain, LiteLLM).
 
         Args:
-            limit: most tokens.
-            prompt: tokens of the prompt.
-            new: tokens to generate.
-            field: that holds the prompt.
-            because: what sets the limit, if that is not the model.
+            limit: the most tokens allowed.
+            prompt: the number of tokens of the prompt.
+            new: the number of tokens to generate.
+            field: the request field that holds the prompt.
+            because: the reason for the limit, if it is not the model's own.
         """
         return cls(
             f"This model's maximum context length is {limit} tokens{because}. However, you requested {prompt + new} "
@@ -99,25 +100,25 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class NotFound(ServiceError):
-    """No such route, operation or thing."""
+    """There is no such route, operation or object."""
 
     code, status, title = "not_found", 404, "Not found"
 
 
 class ModelNotFound(NotFound):
-    """The ``model`` field names a model that is not served here."""
+    """The ``model`` field names a model that is not served."""
 
     code, title = "model_not_found", "Model not found"
 
 
 class MethodNotAllowed(ServiceError):
-    """The route exists, the method does not."""
+    """The route exists but does not support the method."""
 
     code, status, title = "method_not_allowed", 405, "Method not allowed"
 
 
 class RequestTimeout(ServiceError):
-    """The client did not deliver its request in time (RFC 9110 section 15.5.9)."""
+    """The client did not send its request in time (RFC 9110 section 15.5.9)."""
 
     code, status, title, retryable = "request_timeout", 408, "Request timeout", True
 
@@ -141,34 +142,34 @@ class UnsupportedMediaType(ServiceError):
 
 
 class RequestHeaderFieldsTooLarge(ServiceError):
-    """A header field, or all of them together, are over the limit (RFC 6585 section 5)."""
+    """One header field, or all of them together, exceed the limit (RFC 6585 section 5)."""
 
     code, status, title = "header_fields_too_large", 431, "Request header fields too large"
 
 
 class ClientAddressDenied(ServiceError):
-    """The client's address is not allowed, or cannot be established."""
+    """The client's address is not allowed, or cannot be determined."""
 
     code, status, title = "client_address_denied", 403, "Forbidden"
 
 
 class Unauthenticated(ServiceError):
-    """The request needs a credential, and has none that is good (RFC 9110 section 15.5.2).
+    """The request needs a valid credential and has none (RFC 9110 section 15.5.2).
 
-    The message does not tell a key that never was from one that has ended.
+    The message is the same for an unknown key and for an expired one.
     """
 
     code, status, title, scheme = "invalid_api_key", 401, "Unauthorized", "Bearer"
 
 
 class InvalidSignature(Unauthenticated):
-    """The request's signature is missing, malformed, out of its time, used before or wrong."""
+    """The request's signature is missing, malformed, outside its time window, reused or wrong."""
 
     code, scheme = "invalid_signature", "Signature"
 
 
 class InsufficientScope(ServiceError):
-    """The credential is good and not for this operation (RFC 6750 section 3.1)."""
+    """The credential is valid but does not allow this operation (RFC 6750 section 3.1)."""
 
     code, status, title, scheme = "insufficient_scope", 403, "Forbidden", "Bearer"
 
@@ -180,75 +181,75 @@ class TooManyRequests(ServiceError):
 
     @property
     def type(self) -> str:
-        """See ``ServiceError.type``."""
+        """OpenAI's ``error.type`` for a 429."""
         return "rate_limit_error"
 
 
 class RateLimited(TooManyRequests):
-    """The caller has used up what it may in a minute, or runs as many requests at once as it may."""
+    """The caller has used up its limit per minute, or runs as many concurrent requests as it may."""
 
     code = "rate_limited"
 
 
 class ExceedsRateLimit(InvalidRequest):
-    """The request alone may cost more tokens than its caller may ever use at once; waiting is of no use."""
+    """The request alone may use more tokens than its caller's limit ever allows at once; a retry cannot help."""
 
     code = "exceeds_rate_limit"
 
 
 class RateLimitUnavailable(ServiceError):
-    """What callers have used cannot be looked up, and the settings say to let nobody pass then."""
+    """The callers' usage cannot be looked up, and the settings say to reject requests in that case."""
 
     code, status, title, retryable = "rate_limit_unavailable", 503, "Rate limits unavailable", True
 
 
 class NoncesUnavailable(ServiceError):
-    """Whether a signature was used before cannot be looked up; nobody passes then."""
+    """Whether a signature was used before cannot be looked up; all signed requests are rejected then."""
 
     code, status, title, retryable = "nonces_unavailable", 503, "Nonces unavailable", True
 
 
 class AuditUnavailable(ServiceError):
-    """The audit log cannot be written, and the settings say to do nothing unrecorded."""
+    """The audit log cannot be written, and the settings require that every request is recorded."""
 
     code, status, title, retryable = "audit_unavailable", 503, "Audit log unavailable", True
 
 
 class ModelLoading(ServiceError):
-    """The model is still loading after the wait the settings allow."""
+    """The model is still loading after the longest wait that the settings allow."""
 
     code, status, title, retryable = "model_loading", 503, "Model loading", True
 
 
 class ModelUnavailable(ServiceError):
-    """The model cannot be loaded; the message says what to do. The next call tries again."""
+    """The model cannot be loaded; the message says what to do. The next request tries to load it again."""
 
     code, status, title, retryable = "model_unavailable", 503, "Model unavailable", True
 
 
 class ModelTooLarge(ModelUnavailable):
-    """The model does not fit the memory that models may hold, and so was not loaded (RFC 4918 section 11.5).
+    """The model does not fit into the memory budget of all models and was not loaded (RFC 4918 section 11.5).
 
-    Trying again is of no use before something is changed: the budget, the number type, or what is pinned.
+    A retry cannot help before the budget, the data type or the set of pinned models changes.
     """
 
     code, status, title, retryable = "model_too_large", 507, "Model too large", False
 
 
 class CacheUnavailable(ServiceError):
-    """The kept answers cannot be reached, and the request is about them."""
+    """The cached responses cannot be reached, and the request is about them."""
 
     code, status, title, retryable = "cache_unavailable", 503, "Cache unavailable", True
 
 
 class EngineRestarting(ServiceError):
-    """The engine died beneath the request. A new one starts; what was generated is lost."""
+    """The engine thread died during the request. A new one starts; the generated tokens are lost."""
 
     code, status, title, retryable = "engine_restarting", 503, "Engine restarting", True
 
 
 class IdempotencyConflict(ServiceError):
-    """The same work is being done by somebody else (draft-ietf-httpapi-idempotency-key-header section 2.6)."""
+    """The same work is in progress elsewhere (draft-ietf-httpapi-idempotency-key-header section 2.6)."""
 
     code, status, title, retryable = "idempotency_conflict", 409, "Being done", True
 
@@ -260,25 +261,25 @@ class IdempotencyMismatch(InvalidRequest):
 
 
 class IdempotencyUnavailable(ServiceError):
-    """Whether the work was done already cannot be looked up; nothing is done then."""
+    """Whether the work was done before cannot be looked up; it is not done then."""
 
     code, status, title, retryable = "idempotency_unavailable", 503, "Idempotency records unavailable", True
 
 
 class DeliveryLimit(ServiceError):
-    """Nobody who took the message up ever said what came of it: it is taken for what brought them down."""
+    """The message was delivered too often and never acknowledged, so it is assumed to crash the workers."""
 
     code, status, title = "delivery_limit", 500, "Delivered too often"
 
 
 class DeadlinePassed(ServiceError):
-    """Nobody wants the answer any more: the sender's own deadline has passed."""
+    """The sender's own deadline for the answer has passed."""
 
     code, status, title = "deadline_passed", 408, "Deadline passed"
 
 
 class Draining(ServiceError):
-    """The service is shutting down and admits nothing new."""
+    """The service is shutting down and accepts no new requests."""
 
     code, status, title, retryable = "draining", 503, "Shutting down", True
 
@@ -290,4 +291,4 @@ class DeadlineExceeded(ServiceError):
 
 
 class SettingsError(Exception):
-    """A setting is wrong; the message names it. Raised at start only, never answered to a caller."""
+    """A setting is wrong; the message names it. Raised only at startup, never returned to a caller."""

@@ -1,7 +1,7 @@
-"""Answers as JSON. A large one is encoded so that other threads run meanwhile.
+"""Encodes answers as JSON; large ones are encoded so that other threads can run meanwhile.
 
-``json.dumps`` holds the interpreter's lock until it is done, a second and more for a few thousand tokens with all their
-likeliest alternatives; the event loop, and with it every other request, would wait.
+``json.dumps`` holds the GIL until it is done, for a second and more with a few thousand tokens and all their top
+log-probabilities; the event loop, and with it every other request, would wait.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import Any
 
 _ENCODER = json.JSONEncoder()
 MANY = 2_000
-"""Arrays and objects that are encoded on the event loop, in a few milliseconds."""
-_FEW = 200  # encoded in one go, elsewhere
+"""Most arrays and objects of an answer that is encoded on the event loop, which takes a few milliseconds."""
+_FEW = 200  # most arrays and objects that ``_pieces`` encodes in one call
 
 
 async def encoded(answer: Mapping[str, Any]) -> bytes:
-    """The JSON of an answer, byte for byte that of ``json.dumps``.
+    """Return an answer as JSON, byte for byte as ``json.dumps`` encodes it; a large one is encoded on another thread.
 
     Args:
-        answer: of dictionaries with strings as keys, lists, strings, numbers, booleans and None.
+        answer: dictionaries with string keys, lists, strings, numbers, booleans and None.
     """
     return await asyncio.to_thread(dumps, answer) if is_large(answer) else dumps(answer)
 
 
 def is_large(answer: Mapping[str, Any]) -> bool:
-    """Whether encoding an answer takes long enough to be done on another thread than the event loop's."""
+    """Return whether an answer has more than ``MANY`` arrays and objects, and so is encoded off the event loop."""
     return _more_than(answer, MANY)
 
 
 def dumps(answer: Mapping[str, Any]) -> bytes:
-    """``encoded`` for a thread that may take its time; the interpreter lets others run meanwhile."""
+    """Return an answer as JSON on the calling thread; the GIL is released between pieces, so other threads can run."""
     return b"".join(piece.encode() for piece in _pieces(answer))
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """Parts of the JSON, none of which takes long: between them the interpreter lets other threads run."""
+    """Yield the JSON in short pieces, each encoded quickly: between them the interpreter lets other threads run."""
     if not _more_than(value, _FEW):
         yield _ENCODER.encode(value)
     elif isinstance(value, dict):
@@ -57,7 +57,7 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def _more_than(value: Any, most: int) -> bool:
-    """Whether a value holds more than so many arrays and objects; looks at no more of them than that."""
+    """Return whether a value contains more than ``most`` arrays and objects; stops counting there."""
     found, unseen = 0, [iter((value,))]
     while unseen:
         for member in unseen[-1]:

@@ -1,8 +1,8 @@
-"""IP networks: parsing them from settings, and asking whether an address lies in any of them.
+"""Parses IP networks from settings, and tests whether an address is in a set of them.
 
-Pure and free of I/O. An IPv4-mapped IPv6 address (``::ffff:a.b.c.d``, RFC 4291 section 2.5.5.2) is the IPv4 address it
-carries: which of the two a socket or a header shows depends on how somebody's listener was opened, so nothing here ever
-compares the mapped form.
+The functions are pure and do no I/O. An IPv4-mapped IPv6 address (``::ffff:a.b.c.d``, RFC 4291 section 2.5.5.2) is
+treated as the IPv4 address that it contains: which of the two a socket or a header shows depends on how the listener
+was opened, so mapped addresses are never compared as such.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Network = IPv4Network | IPv6Network
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _UNSPECIFIED = IPv6Address("::")
-_SHOWN = 80  # characters of a wrong entry that an error repeats
+_SHOWN = 80  # most characters of a wrong entry in an error message
 
 
 def unmap(address: Address) -> Address:
-    """The IPv4 address inside an IPv4-mapped IPv6 address, any other address unchanged."""
+    """Return the IPv4 address inside an IPv4-mapped IPv6 address, and any other address unchanged."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
 
 
 def unmap_network(network: Network) -> Network:
-    """The IPv4 network inside an IPv4-mapped one (``::ffff:188.0.0.0/104`` is ``188.0.0.0/8``), any other unchanged."""
+    """Return the IPv4 network of a mapped one (``::ffff:188.0.0.0/104`` is ``188.0.0.0/8``), and others unchanged."""
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         return IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96))
     return network
@@ -39,14 +39,14 @@ def unmap_network(network: Network) -> Network:
 
 @lru_cache(4096)
 def address_text(address: Address) -> str:
-    """An address as text. Those of late are remembered: making the text takes thrice as long as finding it."""
+    """Return an address as text. Recent ones are cached: formatting takes three times as long as a cache hit."""
     return str(address)
 
 
 def client_group(address: Address) -> str:
-    """Whose an address is, as text, for what is counted by client: an IPv4 address itself, an IPv6 address's /64.
+    """Return the client that an address belongs to, as text: an IPv4 address itself, or an IPv6 address's /64 network.
 
-    A /64 is the least that one subscriber gets (RFC 6177 section 2), so within it addresses cost nothing.
+    A /64 is the least that one subscriber gets (RFC 6177 section 2), so more addresses within it cost a client nothing.
     """
     address = unmap(address)
     if isinstance(address, IPv4Address):
@@ -55,21 +55,22 @@ def client_group(address: Address) -> str:
 
 
 def parse_networks(entries: Iterable[str], *, strict: bool, name: str) -> tuple[Network, ...]:
-    """Networks from the entries of a setting, in their order, mapped ones normalised to IPv4.
+    """Parse the entries of a setting into networks, in their order, with mapped ones normalised to IPv4.
 
     ``::/0`` and every other ``::/n`` is accepted and means IPv6 only: addresses are unmapped before they are looked up,
-    so such a network never admits an IPv4 client. What is refused is a network that was *written* inside the mapped
-    block but reaches out of it (``::ffff:10.0.0.0/80``, ``::fffe:0:0/95``): its author meant IPv4 and would get other
+    so such a network never matches an IPv4 client. A network that was *written* inside the mapped block but extends
+    beyond it (``::ffff:10.0.0.0/80``, ``::fffe:0:0/95``) is rejected: its author meant IPv4 and would get other
     addresses.
 
     Args:
-        entries: one address or network each; surrounding blanks are ignored. An empty setting is no entries, so an
-            empty entry is a slip (``10.0.0.0/8,,``) and refused.
-        strict: refuse host bits (``10.1.2.3/8``), as ``ipaddress.ip_network(strict=True)`` does; else they are cut off.
-        name: the setting's name, for the error.
+        entries: one address or network each; surrounding blanks are ignored. An empty setting has no entries, so an
+            empty entry is a mistake (``10.0.0.0/8,,``) and is rejected.
+        strict: whether to reject host bits (``10.1.2.3/8``), as ``ipaddress.ip_network(strict=True)`` does, instead of
+            clearing them.
+        name: the setting's name, for the error message.
 
     Raises:
-        ValueError: an entry is no network; the message holds ``name`` and the offending text.
+        ValueError: an entry is not a network; the message contains ``name`` and the entry.
     """
     networks = []
     for entry in entries:
@@ -88,7 +89,7 @@ def _parse(text: str, strict: bool) -> Network:
         raise ValueError("zones have no meaning in a network")
     if re.search(r"/0[0-9]", text):
         raise ValueError("the prefix length has a leading zero")
-    # ip_network itself refuses octal-looking octets, digits outside ASCII and prefixes out of range.
+    # ip_network itself rejects octal-looking octets, non-ASCII digits and prefixes out of range.
     network = ip_network(text, strict=strict)
     if isinstance(network, IPv6Network) and network.prefixlen < 96 and _MAPPED.subnet_of(network):
         written = IPv6Address(text.partition("/")[0])
@@ -101,10 +102,10 @@ class NetworkSet(Sequence[Network]):
     """An immutable set of networks with ``address in networks`` in logarithmic time.
 
     As a sequence it holds the collapsed networks (no overlaps, neighbours merged), IPv4 before IPv6, ascending. The
-    lookup is one bisection over integer ranges, so 100,000 networks cost about what ten do.
+    lookup is one bisection over integer ranges, so 100,000 networks cost about as much as ten.
 
     Args:
-        networks: in any order, overlapping or not; mapped ones are normalised.
+        networks: networks in any order, which may overlap; mapped ones are normalised.
     """
 
     __slots__ = ("_networks", "_ranges")
@@ -122,7 +123,7 @@ class NetworkSet(Sequence[Network]):
         self._ranges = {4: _bounds(narrow), 6: _bounds(wide)}
 
     def __contains__(self, item: object) -> bool:
-        """Whether an address lies in any network; for anything else, whether it is one of the collapsed networks."""
+        """Return whether an address is in any network, or whether any other object is one of the collapsed networks."""
         if not isinstance(item, (IPv4Address, IPv6Address)):
             return item in self._networks
         address = unmap(item)
@@ -149,9 +150,9 @@ class NetworkSet(Sequence[Network]):
 
 
 def _bounds(networks: Sequence[Network]) -> tuple[Sequence[int], Sequence[int]]:
-    """First and last addresses as integers, both ascending because collapsed networks are sorted and disjoint."""
+    """Return first and last addresses as integers, both ascending because collapsed networks are sorted and disjoint."""
     starts = [int(network.network_address) for network in networks]
     ends = [int(network.broadcast_address) for network in networks]
-    if networks and networks[0].version == 4:  # side by side in memory: a long list would miss the cache at every step
+    if networks and networks[0].version == 4:  # contiguous: otherwise a long list misses the cache at every step
         return array("L", starts), array("L", ends)
     return starts, ends

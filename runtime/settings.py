@@ -1,7 +1,8 @@
-"""The only reader of the environment: one frozen object, validated whole at start.
+"""Reads all settings from environment variables into one frozen object, and validates them at startup.
 
-Every setting is an environment variable of the field's name in capitals, with a default, a type, a range and one line
-of help. Blanks around a value are no part of it. A wrong value stops the service with its name (``Settings.load``).
+Every setting is the environment variable with the field's name in capitals and has a default, a type, a range and one
+line of help. Blanks around a value are ignored. A wrong value stops the service with an error that names the setting
+(``Settings.load``). No other module reads the environment.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from runtime.errors import SettingsError
 from runtime.networks import Network, parse_networks
 from runtime.setting_values import bare_host, expanded, shown, words
 
-LEAST_SECRET = 32  # characters of AUDIT_KEY: as many bytes as the hash is wide
+LEAST_SECRET = 32  # characters of AUDIT_KEY: the width of the hash in bytes
 
 
 ClientIpHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 
-# Loopback, RFC 1918 and RFC 4193 with link-local: who can reach these addresses is on the same host or network.
+# Loopback, RFC 1918, RFC 4193 and link-local: clients with these addresses are on the same host or network.
 PRIVATE_NETWORKS = parse_networks(
     ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1", "fc00::/7", "fe80::/10"],
     strict=True,
@@ -35,11 +36,11 @@ _Strings = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """All settings of the service. Durations are in seconds, sizes in bytes unless the name says otherwise."""
+    """All settings of the service. Durations are in seconds and sizes in bytes unless the name says otherwise."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_file=None)
 
-    # Where it listens
+    # Listening address
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on, or unix:PATH for a socket file.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
 
@@ -107,7 +108,7 @@ class Settings(BaseSettings):
         Path("~/.cache/warmstart"), description="Folder for converted models (hub downloads stay in the hub's own)."
     )
 
-    # What one request may ask
+    # Limits of one request
     max_prompt_chars: int = Field(
         200_000, ge=1, le=10_000_000, description="Longest prompt or chat, in characters, all messages together."
     )
@@ -126,7 +127,7 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long SIGTERM lets running requests finish.")
 
-    # Answers kept
+    # Response cache
     response_cache: Literal["off", "memory", "sqlite", "redis"] = Field(
         "memory", description="Where answers that must come out the same again are kept: off, memory, sqlite, redis."
     )
@@ -143,7 +144,7 @@ class Settings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"), description="The Redis that replicas share, where one is used."
     )
 
-    # Who may call
+    # Client addresses
     allowed_ips: _Networks = Field(PRIVATE_NETWORKS, description="Networks that may call; host bits are accepted.")
     disable_ip_restriction: bool = Field(False, description="Let every address call.")
     trusted_proxies: _Networks = Field((), description="Networks whose forwarding header is believed.")
@@ -178,7 +179,7 @@ class Settings(BaseSettings):
         "memory", description="Where used nonces are remembered; redis where replicas share the traffic."
     )
 
-    # How much
+    # Rate limits
     rate_limit_enabled: bool = Field(False, description="Limit each key, or each address where no key is asked for.")
     rate_limit_requests_per_minute: int = Field(
         120, ge=0, le=10_000_000, description="Requests of one client in any 60 seconds; 0 sets no limit."
@@ -211,7 +212,7 @@ class Settings(BaseSettings):
         False, description="Send X-RateLimit-Limit, -Remaining and -Reset beside the IETF draft's headers."
     )
 
-    # What is recorded
+    # Audit log
     audit_log: Path | None = Field(None, description="File to record every request in, hash-chained; none by default.")
     audit_key: SecretStr = Field(
         SecretStr(""), description="Secret of the audit log's chain and of its prompt hashes, 32 characters or more."
@@ -221,7 +222,7 @@ class Settings(BaseSettings):
     )
     audit_required: bool = Field(False, description="Answer 503 while the audit log cannot be written.")
 
-    # Work that comes as events
+    # Events
     events_url: SecretStr = Field(
         SecretStr(""),
         description="Broker that warmstart consume and submit use: nats://, redis://, amqp:// or kafka://.",
@@ -248,7 +249,7 @@ class Settings(BaseSettings):
         86_400, gt=0, le=31_536_000, description="How long a done event is known, and answered without working again."
     )
 
-    # The connection
+    # Connections
     tls_cert_file: Path | None = Field(
         None, description="Certificate chain (PEM) to serve HTTPS with; read again when renewed."
     )
@@ -276,7 +277,7 @@ class Settings(BaseSettings):
         description="Expect the PROXY protocol (v1 or v2) in front of each connection, from trusted proxies only.",
     )
 
-    # What is told
+    # Tracing and logs
     tracing: bool = Field(
         False, description="Send OpenTelemetry spans (warmstart[otel]); OTEL_EXPORTER_OTLP_ENDPOINT says where to."
     )
@@ -312,7 +313,7 @@ class Settings(BaseSettings):
 
     @property
     def needs_credentials(self) -> bool:
-        """Whether a request must show a key or a signature."""
+        """Whether requests need an API key or a signature."""
         return self.api_keys_file is not None or bool(self.api_keys.get_secret_value().strip())
 
     @field_validator("allowed_ips", "trusted_proxies", mode="before")
@@ -339,7 +340,7 @@ class Settings(BaseSettings):
         try:
             parts = urlsplit(value.get_secret_value())
             good = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
-        except ValueError:  # its message, and redis's, may hold a part of the password
+        except ValueError:  # its message, and the redis client's, may contain part of the password
             good = False
         if not good:
             raise ValueError("not a URL such as redis://:PASSWORD@HOST:6379/0, special characters as %2F")
@@ -376,22 +377,25 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _no_path(cls, value: Any) -> Any:
-        return None if value == "" else value  # as compose files and .env files write "none"
+        return None if value == "" else value  # compose files and .env files leave a setting out that way
 
-    @field_validator("*", mode="before")  # the last one that is defined sees a value first
+    @field_validator("*", mode="before")  # pydantic runs the "before" validator that is defined last first
     @classmethod
     def _strip(cls, value: Any) -> Any:
         return value.strip() if isinstance(value, str) else value
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
-        """Read the environment.
+        """Read and validate the settings from the environment.
 
         Args:
-            overrides: values that go before the environment (a command line's options, a test's settings).
+            overrides: values that take precedence over the environment (a command line's options, a test's settings).
+
+        Returns:
+            The settings.
 
         Raises:
-            SettingsError: a value is wrong; the message has one line per wrong setting, which begins with its name.
+            SettingsError: a value is wrong; the message has one line per wrong setting, which starts with its name.
         """
         try:
             return cls(**overrides)
@@ -406,7 +410,7 @@ class Settings(BaseSettings):
             raise SettingsError("\n".join(lines)) from None
 
     def describe(self) -> list[tuple[str, str, str, str]]:
-        """(NAME, current value, default, help) of every setting; secrets masked, save defaults, which are none."""
+        """Return (NAME, current value, default, help) of every setting; secrets other than the defaults are masked."""
         rows = []
         for name, field in type(self).model_fields.items():
             value, default = getattr(self, name), field.default

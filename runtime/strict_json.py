@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, from strangers: every fault is an ``InvalidRequest``."""
+"""Decodes JSON from untrusted clients strictly, as RFC 8259 defines it; every error is an ``InvalidRequest``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 from runtime.errors import InvalidRequest
 
 DEPTH = 100
-"""Of nesting, where no setting says otherwise: far below where Python's decoder runs out of stack."""
+"""The default nesting limit, far below the depth at which Python's decoder runs out of stack."""
 
 PARTS = 20_000
-"""Most arrays, objects and commas in one text. A megabyte holds fifty times as many, and decoding, validating and
-refusing those would hold up the event loop for a tenth of a second and more, in calls that cannot be interrupted."""
+"""Most arrays, objects and commas in one text. A megabyte can hold fifty times as many; decoding, validating and
+rejecting those would block the event loop for 0.1 s and more, in calls that cannot be interrupted."""
 
 _DROPPED = bytes(set(range(256)) - set(b'[]{},"'))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -23,12 +23,16 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
     """Decode one JSON text.
 
     Args:
-        data: UTF-8 bytes, or text. A byte order mark before it is skipped (RFC 8259 section 8.1).
-        max_depth: of arrays and objects inside each other.
+        data: UTF-8 bytes, or a string. A leading byte order mark is skipped (RFC 8259 section 8.1).
+        max_depth: the nesting limit of arrays and objects.
+
+    Returns:
+        The decoded value.
 
     Raises:
-        InvalidRequest: it is not JSON, not UTF-8, nested too deep, of more than ``PARTS`` parts, or holds NaN,
-            Infinity or an endless number, all of which Python's decoder would let pass or fail on in ways of its own.
+        InvalidRequest: it is not JSON, not UTF-8, nested too deeply, has more than ``PARTS`` parts, or contains NaN,
+            Infinity or a number with too many digits. Python's decoder accepts some of these and raises errors of
+            other types for the rest.
     """
     try:
         if isinstance(data, str):
@@ -36,7 +40,7 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
         else:
             text = data.decode("utf-8")
         text = text.removeprefix("\ufeff")
-        # Most texts have fewer brackets than they may have levels, and counting costs next to nothing.
+        # Most texts have fewer brackets than the depth limit, and counting them is cheap.
         brackets = data.count(b"[") + data.count(b"{")
         if brackets > max_depth or brackets + data.count(b",") > PARTS:
             marks = _structure(data)
@@ -49,12 +53,12 @@ def loads(data: bytes | str, max_depth: int = DEPTH) -> Any:
         raise InvalidRequest("the body is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except ValueError:  # int() refuses thousands of digits
+    except ValueError:  # int() rejects thousands of digits
         raise InvalidRequest("the body holds a number with too many digits") from None
 
 
 def depth(data: bytes) -> int:
-    """How deep a JSON text is nested; of what is no JSON, at least as deep as a decoder gets before it finds out."""
+    """Return the nesting depth of a JSON text; for other text, at least the depth a decoder reaches before it fails."""
     return _depth(_structure(data))
 
 
@@ -63,10 +67,10 @@ def _depth(marks: bytes) -> int:
 
 
 def _structure(data: bytes) -> bytes:
-    """The brackets and commas of a JSON text that are in no string.
+    """Return the brackets and commas of a JSON text that are outside its strings.
 
-    Escaped backslashes go first, then escaped quotes, so that each quote left begins or ends a string; then every other
-    part between quotes is a string and dropped. All of it is a few calls over the whole text, at the speed of C.
+    Escaped backslashes are removed first, then escaped quotes, so that each quote left begins or ends a string; then
+    every other part between quotes is a string and is dropped. These are a few calls over the whole text, at C speed.
     """
     data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     return b"".join(data.translate(None, _DROPPED).split(b'"')[::2])
@@ -76,4 +80,4 @@ def _refuse(constant: str) -> NoReturn:
     raise InvalidRequest(f"the body holds {constant}, which is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)  # json.loads would make one per call, which costs as much as a text
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # json.loads makes one per call, which takes as long as decoding

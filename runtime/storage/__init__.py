@@ -1,1 +1,1 @@
-"""Files, SQLite and Redis as other packages use them."""
+"""Durable file replacement, SQLite files and the shared Redis client, for other packages."""

@@ -1,4 +1,4 @@
-"""Durable replacement of files."""
+"""Replaces a file's content durably."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ MODE = 0o600
 
 
 def replace_durably(path: str, content: bytes) -> None:
-    """Replace a file's content: a reader sees the old content or the new one whole, even after a power cut.
+    """Replace a file's content atomically: readers see the old content or the new one whole, even after a power cut.
 
     The file keeps its owner and its mode; a new file is readable by its owner only. Writers must exclude each other.
 
     Args:
-        path: of the file; its folder must be writable.
+        path: the file's path; its folder must be writable.
         content: the new content.
 
     Raises:
@@ -37,6 +37,6 @@ def replace_durably(path: str, content: bytes) -> None:
         raise
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)  # or the new name may be lost with the power
+        os.fsync(folder)  # otherwise a power cut may lose the rename
     finally:
         os.close(folder)

@@ -1,6 +1,6 @@
-"""One asyncio client of the Redis that replicas share, which never hangs: a call ends in time or fails.
+"""An asyncio client of the Redis that replicas share; every call succeeds or fails within a time limit.
 
-After a failure Redis is left alone for a moment, so that not every request waits for it.
+After a failure, calls fail at once for a second, so that not every request waits for an unavailable Redis.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from runtime.cancellation import cancel_and_wait
 from runtime.errors import SettingsError
 
 _CONNECTIONS = 8
-_SLICES, _SLICE_SECONDS = 10, 0.05  # that a call may take
+_SLICES, _SLICE_SECONDS = 10, 0.05  # a call's time limit, split into slices
 _PAUSE_SECONDS = 1.0
 
 
 UNREADABLE = (ValueError, TypeError)
-"""What the client's parser raises of an answer that is none of Redis's."""
+"""Exceptions of the client's parser for a reply that is not valid in Redis's protocol."""
 
 
 class RedisUnavailable(Exception):
-    """Redis did not answer, in time or at all, or not as it should."""
+    """Redis did not reply in time, or its reply was an error or not valid."""
 
 
 class SharedRedis:
-    """See the module.
+    """Runs Lua scripts in Redis with a time limit and at most eight connections. It connects on the first use.
 
     Args:
-        url: as the ``redis`` client takes it.
-        clock: monotonic time in seconds.
+        url: the Redis URL, as the ``redis`` client accepts it.
+        clock: returns monotonic time in seconds.
 
     Raises:
-        SettingsError: the URL is not one.
+        SettingsError: the URL is not valid.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        import redis.asyncio  # a tenth of a second, which only those who use it shall wait
+        import redis.asyncio  # takes 0.1 s, so only processes that use Redis import it
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
         self._clock = clock
         self._away_until = 0.0
-        # Not one connection for each of a crowd: to open them all takes so long that Redis would seem to be away.
+        # Opening a connection for each of many concurrent calls takes so long that Redis would seem unavailable.
         self._turn = asyncio.Semaphore(_CONNECTIONS)
         try:
             self._client = redis.asyncio.Redis.from_url(
                 url,
-                socket_timeout=None,  # ``_in_time`` has a limit, see also ``runtime.events.queues.redis.connection``
+                socket_timeout=None,  # ``_in_time`` sets the limit; so in ``runtime.events.queues.redis.connection``
                 socket_connect_timeout=None,
-                # Once more where Redis has closed an idle connection, at once; never after a timeout.
+                # Retry once, without delay, where Redis has closed an idle connection; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
         except ValueError as error:
@@ -60,17 +60,25 @@ class SharedRedis:
         self._scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float | bytes] = ()) -> Any:
-        """Run a Lua script, as one step (Redis's "Scripting with Lua").
+        """Run a Lua script, which Redis executes atomically (Redis's "Scripting with Lua").
+
+        Args:
+            script: the script's text; it is registered on its first use.
+            keys: the script's ``KEYS``.
+            values: the script's ``ARGV``.
+
+        Returns:
+            The script's result, as the ``redis`` client decodes it.
 
         Raises:
-            RedisAway: see the module; what the script did is unknown.
+            RedisUnavailable: the call failed or was not tried; whether the script ran is unknown.
         """
         self._check()
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self._client.register_script(script)
         async with self._turn:
-            self._check()  # those before us may have found out
+            self._check()  # a call that ran while this one waited may have failed
             try:
                 return await _in_time(registered(keys=list(keys), args=list(values)))
             except self._faults as error:
@@ -78,7 +86,7 @@ class SharedRedis:
                 raise RedisUnavailable(f"Redis: {error}") from error
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     def _check(self) -> None:
@@ -87,13 +95,13 @@ class SharedRedis:
 
 
 async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:
-    """What a call answers, if it does so within some turns of the event loop that are not too short.
+    """Return a call's result if it comes within ten time slices of the event loop.
 
-    One long wait would also run out where it is the loop that is held up, with Redis's answer lying there; who can make
-    the service busy could so make Redis seem away. In each slice of it the loop has looked at what came in.
+    One long timeout would also expire where the event loop is blocked while Redis's reply is already there, so a client
+    that keeps the service busy could make Redis seem unavailable. In each slice the loop has read its input.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: there was no result in time.
     """
     task = asyncio.create_task(call)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may have been cancelled
@@ -104,7 +112,7 @@ async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:
                 return task.result()
         raise TimeoutError(f"no answer within {_SLICES * _SLICE_SECONDS:g} s")
     except asyncio.CancelledError:
-        await cancel_and_wait(task)  # nothing of it may be under way afterwards: the caller undoes what it asked for
+        await cancel_and_wait(task)  # the caller undoes the call's effect, so none of it may still be running
         raise
     finally:
         task.cancel()

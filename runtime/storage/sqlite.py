@@ -1,4 +1,4 @@
-"""An SQLite file that processes of one machine share. One that is damaged is begun anew."""
+"""An SQLite file that the processes of one machine share. A damaged file is deleted and created anew."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import TypeVar
 _log = logging.getLogger("warmstart.sqlite")
 T = TypeVar("T")
 
-# What SQLite says of a file that is not a database of ours, or no longer one.
+# SQLite's error codes for a file that is damaged or not a database with the expected schema.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
 
 
 class SqliteFile:
-    """See the module.
+    """A shared SQLite file in WAL mode, opened on first use and rebuilt if it is damaged. Thread-safe.
 
     Args:
-        path: of the file; it is made on first use, for its owner's eyes only.
-        schema: statements that make what is in it; the last one sets ``user_version`` to ``number``.
-        number: of the format; a file with another is none of ours.
-        busy_seconds: to wait for others that write.
+        path: the file's path; the file is created on first use and readable by its owner only.
+        schema: the statements that create its tables; the last one sets ``user_version`` to ``number``.
+        number: the format version; a file with another one counts as damaged.
+        busy_seconds: how long to wait for other writers.
     """
 
     def __init__(self, path: Path, schema: Sequence[str], number: int, busy_seconds: float) -> None:
         self.path = path
         self.damaged = 0
-        """Times that it was found damaged."""
+        """How often the file was found damaged."""
         self.database: sqlite3.Connection | None = None
         self._schema = schema
         self._number = number
@@ -39,12 +39,16 @@ class SqliteFile:
         self._inode = 0
 
     def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Work on it, on a new one if it is damaged; from any thread. After a failure the connection is given up, and
-        with it whatever was not committed.
+        """Run work on the connection, and once more on a new file if the file is damaged; callable from any thread.
+
+        After a failure the connection is closed, which rolls back all uncommitted changes.
+
+        Args:
+            work: takes the connection and returns a result.
 
         Raises:
-            sqlite3.Error: it cannot be read or written now.
-            OSError: it cannot be made.
+            sqlite3.Error: the file cannot be read or written now.
+            OSError: the file cannot be created.
         """
         with self._lock:
             try:
@@ -60,7 +64,7 @@ class SqliteFile:
                 raise
 
     def rebuild(self, error: sqlite3.Error) -> None:
-        """Remove the file, unless another process has begun it anew already."""
+        """Delete the file so that it is created anew, unless another process has done so already."""
         self._disconnect()
         if self._is_there():
             _log.warning("%s is damaged and begun anew: %s", self.path.name, error)
@@ -69,7 +73,7 @@ class SqliteFile:
         self.damaged += 1
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the connection."""
         with self._lock:
             self._disconnect()
 
@@ -81,7 +85,7 @@ class SqliteFile:
 
     def _connect(self) -> sqlite3.Connection:
         if self.database is not None and not self._is_there():
-            self._disconnect()  # another process has begun it anew, or somebody has removed it
+            self._disconnect()  # another process has replaced or deleted the file
         if self.database is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -95,11 +99,11 @@ class SqliteFile:
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")  # a lost power line may cost the last writes, never the file
+        database.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last writes, never damage the file
         if database.execute("PRAGMA user_version").fetchone()[0] == self._number:
             return
         database.execute("BEGIN IMMEDIATE")
-        if database.execute("PRAGMA user_version").fetchone()[0] != self._number:  # nobody else was quicker
+        if database.execute("PRAGMA user_version").fetchone()[0] != self._number:  # no other process did it meanwhile
             for statement in self._schema:
                 database.execute(statement)
         database.execute("COMMIT")

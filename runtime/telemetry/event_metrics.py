@@ -1,4 +1,4 @@
-"""What is measured of events: how many there were and how they ended, how many wait, and how the broker is."""
+"""Prometheus metrics of event processing: outcomes, retries, dead letters, lag and broker errors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class EventMetrics:
-    """Of one process. Labels are bounded: a source's name is the worker's own, operations are the known ones.
+    """The event metrics of one process. Labels are bounded: the source is the worker's name, operations are known ones.
 
     Args:
-        registry: where they are shown.
+        registry: the registry in which the metrics are registered.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

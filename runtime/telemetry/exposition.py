@@ -1,7 +1,7 @@
-"""Metric families of what is read when it is shown: tokens, models, memory, the response cache.
+"""Builds the metric families whose values are read at scrape time: tokens, models, memory and the response cache.
 
-Names and units as in ``runtime.telemetry.metrics``. Nothing here keeps anything: labels are those of the models served
-now.
+Names and units follow ``runtime.telemetry.metrics``. The functions keep no state: labels are those of the models
+served now.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _STATES: tuple[ModelState, ...] = get_args(ModelState)
 
 @dataclass(frozen=True, slots=True)
 class ServiceStats:
-    """What the service is at one moment.
+    """A snapshot of the service's state.
 
     Args:
-        models: every served model's state.
-        ready: whether requests will be answered.
-        memory: of the process and its container.
-        cache: what the response cache holds and has done.
+        models: the status of every served model.
+        ready: whether the service answers requests.
+        memory: the memory of the process and its container.
+        cache: the response cache's size and counters.
     """
 
     models: list[ModelStatus]
@@ -43,13 +43,14 @@ class ServiceStats:
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Whether a scraper is to get OpenMetrics rather than Prometheus' text format (RFC 9110 section 12.5.1).
+    """Return whether a scraper prefers OpenMetrics to Prometheus's text format (RFC 9110 section 12.5.1).
 
-    That of the higher weight is taken. Of equal ones it is OpenMetrics if it is named, else the text format, which
-    everything reads; so it is, too, if neither is acceptable. A range whose weight is malformed does not count.
+    The format with the higher weight wins. With equal weights it is OpenMetrics if the header names it, otherwise the
+    text format, which every scraper reads; that is also the result if neither is acceptable. A media range with a
+    malformed weight is ignored.
 
     Args:
-        accept: the ``Accept`` header; versions in it are of no effect.
+        accept: the ``Accept`` header; versions in it are ignored.
     """
     weights: dict[str, float] = {}  # media range -> the highest weight it is given
     for element in accept.lower().split(","):
@@ -59,7 +60,7 @@ def prefers_openmetrics(accept: str) -> bool:
             weights[media_range] = max(float(weight), weights.get(media_range, 0.0))
 
     def weight_of(media_type: str) -> float:
-        """By the most specific range that holds it."""
+        """Return a media type's weight from the most specific range that matches it."""
         ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
         return next((weights[found] for found in ranges if found in weights), 0.0)
 
@@ -68,7 +69,7 @@ def prefers_openmetrics(accept: str) -> bool:
 
 
 def figure_families(figures: Mapping[str, RollingStats]) -> list[Metric]:
-    """What ``runtime.telemetry.rolling_stats`` keeps, of each model by name."""
+    """Build the families of the models' ``RollingStats``, given by model name."""
 
     def gauge(name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"warmstart:{name}", text, labels=[_LABEL])
@@ -99,7 +100,7 @@ def figure_families(figures: Mapping[str, RollingStats]) -> list[Metric]:
 
 
 def service_families(service: ServiceStats) -> Iterator[Metric]:
-    """The states of the models, memory, and the response cache."""
+    """Yield the families of the models' states, of memory and of the response cache."""
     yield GaugeMetricFamily("warmstart:ready", "1 when requests will be answered.", float(service.ready))
     yield from _models(service.models)
     yield from _memory(service.memory)

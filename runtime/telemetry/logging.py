@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object or one console line per record, each with the id of the request it belongs to."""
+"""Structured logs: one JSON object or one console line per record, with the id of the request it belongs to."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 
 def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, Any]) -> None:
-    """Log one line as ``log.log`` does with ``extra``, in half the time where only ``setup_logging``'s handler listens.
+    """Log one line as ``log.log`` does with ``extra``; twice as fast if ``setup_logging``'s handler is the only one.
 
     Args:
-        log: is asked whether it is enabled by the caller.
-        level: of the line.
-        message: as it is, nothing is put into it.
-        facts: what ``extra`` would be.
+        log: the logger; the caller checks that it is enabled for the level.
+        level: the line's level.
+        message: the complete message; it is not formatted.
+        facts: the fields that ``extra`` would have.
     """
     lines = _only_lines(log)
-    if lines is None:  # somebody else listens, and wants records
+    if lines is None:  # other handlers or filters need log records
         log.log(level, "%s", message, extra=facts)
     else:
         lines.put(level, log.name, message, facts)
 
 
 def _only_lines(log: logging.Logger) -> _Lines | None:
-    """The handler of ``setup_logging``, if it is the only one that a logger's records come to, and nothing filters."""
+    """Return ``setup_logging``'s handler if it is the only one that gets a logger's records and nothing filters them."""
     if log.filters:
         return None
     on_the_way: logging.Logger | None = log
@@ -50,10 +50,10 @@ def _only_lines(log: logging.Logger) -> _Lines | None:
 
 
 class _Formatter(logging.Formatter, ABC):
-    """Puts what is known of the request into each line."""
+    """Base class of the formatters: adds the request's facts to each line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See ``logging.Formatter``."""
+        """Format a log record as one line, with its ``extra`` fields and its exception."""
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         trace = self.formatException(record.exc_info) if record.exc_info else None
         return self.line(record.created, record.levelname, record.name, record.getMessage(), extra, trace)
@@ -62,20 +62,20 @@ class _Formatter(logging.Formatter, ABC):
     def line(
         self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
     ) -> str:
-        """One line, without its end.
+        """Format one line, without its line break.
 
         Args:
             created: Unix time in seconds.
-            level: its name.
-            logger: its name.
-            message: whole.
-            extra: facts that go behind those of the request.
-            trace: of an exception.
+            level: the level's name.
+            logger: the logger's name.
+            message: the complete message.
+            extra: the line's own facts, which follow those of the request.
+            trace: an exception's formatted traceback.
         """
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object per line; control characters are escaped, so a line cannot be forged."""
+    """Formats one JSON object per line; control characters are escaped, so that lines cannot be forged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class JsonFormatter(_Formatter):
     def line(
         self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
     ) -> str:
-        """See ``_Formatter``."""
+        """Format one line as a JSON object."""
         second = int(created)
         if second != self._second:
             self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -94,7 +94,7 @@ class JsonFormatter(_Formatter):
             f', "logger": {encode_basestring_ascii(logger)}, "message": {encode_basestring_ascii(message)}'
         )
         for name, value in ((request_facts.get() or {}) | extra).items():
-            # Without the encoder, which takes 4 us longer for a line, for what nearly all facts are.
+            # Nearly all facts are of these types; the encoder would take 4 us longer per line.
             if value is None:
                 text = "null"
             elif isinstance(value, str):
@@ -110,12 +110,12 @@ class JsonFormatter(_Formatter):
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """A StreamHandler that takes its lock once for a line, not thrice, and lines that never were records."""
+    """A StreamHandler that takes its lock once per line instead of three times, and also writes lines without records."""
 
     formatter: _Formatter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See ``logging.Handler``."""
+        """Format a record and write its line to the stream."""
         try:
             self.stream.write(self.format(record) + self.terminator)
             self.stream.flush()
@@ -123,7 +123,7 @@ class _Lines(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def put(self, level: int, logger: str, message: str, facts: dict[str, Any]) -> None:
-        """What ``handle`` is for records; arguments as for ``log_facts``."""
+        """Write a line without a log record; the arguments are those of ``log_facts``."""
         try:
             with self.lock or nullcontext():
                 line = self.formatter.line(time.time(), logging.getLevelName(level), logger, message, facts)
@@ -134,7 +134,7 @@ class _Lines(logging.StreamHandler[TextIO]):
 
 
 class ConsoleFormatter(_Formatter):
-    """For people: time, level, message, then the facts. Control characters are escaped here too."""
+    """Formats lines for people: time, level, message, then the facts. Control characters are escaped here too."""
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class ConsoleFormatter(_Formatter):
     def line(
         self, created: float, level: str, logger: str, message: str, extra: dict[str, Any], trace: str | None = None
     ) -> str:
-        """See ``_Formatter``."""
+        """Format one line for a terminal; a traceback follows on indented lines."""
         start = _COLOURS.get(level, "") if self._colour else ""
         known = (request_facts.get() or {}) | extra
         facts = "".join(f" {key}={value}" for key, value in known.items() if value is not None)
@@ -162,10 +162,10 @@ def setup_logging(style: str, level: str, stream: TextIO | None = None) -> None:
 
     Args:
         style: ``json``, ``console``, or ``auto`` (console on a terminal).
-        level: least severe level to log.
-        stream: standard error if left out.
+        level: the name of the least severe level to log.
+        stream: the stream, by default standard error.
     """
-    # What nothing here shows need not be found out for each record (the logging HOWTO's "Optimization").
+    # No formatter shows these fields, so they are not collected for each record (logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = stream or sys.stderr
@@ -177,4 +177,4 @@ def setup_logging(style: str, level: str, stream: TextIO | None = None) -> None:
     logging.root.setLevel(level)
     for chatty in ("asyncio", "httpx", "httpcore", "filelock", "urllib3", "huggingface_hub", "aio_pika", "aiormq"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it tells is raised, too, once and not each second
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs errors every second that it also raises once

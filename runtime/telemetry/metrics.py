@@ -1,8 +1,8 @@
-"""What is measured: one registry per process, made where everything is put together, shown at ``/metrics``.
+"""All Prometheus metrics of the process, in one registry, rendered for ``/metrics``.
 
-Names end as vLLM's do (``num_requests_running``, ``time_to_first_token_seconds``, ...), behind ``warmstart:``, so that
-its dashboards need one prefix changed. What is read when it is shown, and not counted, is in
-``runtime.telemetry.exposition``.
+Names end as vLLM's do (``num_requests_running``, ``time_to_first_token_seconds``, ...), after the prefix
+``warmstart:``, so that vLLM's dashboards need only another prefix. ``runtime.telemetry.exposition`` builds the metrics
+that are read at scrape time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.telemetry.exposition import OPENMETRICS, figure_families, prefers_o
 from runtime.telemetry.model_metrics import Collectors, ModelMetrics
 from runtime.types import ModelFigures
 
-# What the encoder understands, whatever was asked for in detail. Without the last part it writes _ for : in names.
+# The version that the encoder supports, whichever was requested. Without the last part it writes _ for : in names.
 _OPENMETRICS = f"{OPENMETRICS}; version=1.0.0; escaping=allow-utf-8"
 
 
@@ -28,7 +28,7 @@ class Metrics:
     """All metrics of the process. Thread-safe.
 
     Args:
-        clock: monotonic time in seconds.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,38 +52,38 @@ class Metrics:
         self.events = EventMetrics(self._registry)
 
     def model(self, name: str) -> ModelMetrics:
-        """The metrics of one model; the same object for the same name."""
+        """Return the metrics of one model; the same object for the same name."""
         with self._lock:
             if name not in self._models:
                 self._models[name] = ModelMetrics(self._collectors, name, self._started, self._clock)
             return self._models[name]
 
     def figures(self, name: str) -> ModelFigures:
-        """What a model does and has done; zeros of one that was never loaded, whose name is not kept either."""
+        """Return a model's statistics; all zero for a model that was never loaded, for which nothing is created."""
         model = self._models.get(name)
         return ModelFigures() if model is None else model.figures.read()
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry: the families that are counted by hand, see ``runtime.telemetry.rolling_stats``."""
+        """Return the families of ``runtime.telemetry.rolling_stats``; the registry calls this at each scrape."""
         with self._lock:
             return figure_families({name: model.figures for name, model in self._models.items()})
 
     def render(self, accept: str = "", more: Iterable[Metric] = ()) -> tuple[bytes, str]:
-        """All metrics as text.
+        """Return all metrics as text.
 
         Args:
-            accept: the ``Accept`` header; OpenMetrics 1.0 if it prefers that, else Prometheus' text format 0.0.4.
-            more: families to show with them, see ``runtime.telemetry.exposition``.
+            accept: the ``Accept`` header; OpenMetrics 1.0 if it prefers that, else Prometheus's text format 0.0.4.
+            more: further families to include, see ``runtime.telemetry.exposition``.
 
         Returns:
-            The text, and its content type.
+            The text and its content type.
         """
         encode, content_type = choose_encoder(_OPENMETRICS if prefers_openmetrics(accept) else "")
         return encode(_Families([*self._registry.collect(), *more])), content_type
 
 
 class _Families:
-    """What an encoder takes for a registry."""
+    """A list of families with the part of a registry's interface that encoders use."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -93,7 +93,7 @@ class _Families:
 
 
 def _process_start(process: ProcessCollector) -> float | None:
-    """Wall clock of the process's start, where the system tells."""
+    """Return the process's start as Unix time, where the operating system reports it."""
     for family in process.collect():
         if family.name == "process_start_time_seconds" and family.samples:
             return float(family.samples[0].value)

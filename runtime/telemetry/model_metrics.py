@@ -1,4 +1,4 @@
-"""The course of one request, as the metrics, the figures and the trace are told it. Times are monotonic seconds."""
+"""Records the course of each request for the metrics, the statistics and the trace. Times are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Collectors:
         """Create the collectors in a registry.
 
         Args:
-            registry: one that has none of them yet.
+            registry: a registry that has none of them yet.
 
         Raises:
-            ValueError: it has one of them.
+            ValueError: the registry already has one of them.
         """
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -74,13 +74,13 @@ class Collectors:
 
 
 class ModelMetrics:
-    """The metrics of one model, with its label bound once: looking a label up costs more than counting.
+    """The metrics of one model, with the label bound once, because looking a label up takes longer than counting.
 
     Args:
-        collectors: of all models.
-        name: of the model.
-        started: wall clock of the process's start.
-        clock: monotonic time in seconds.
+        collectors: the collectors of all models.
+        name: the model's id, the value of the label.
+        started: the process's start as Unix time.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, collectors: Collectors, name: str, started: float, clock: Callable[[], float]) -> None:
@@ -107,32 +107,32 @@ class ModelMetrics:
         self._rejected = collectors.rejected
 
     def ready(self, load_seconds: float) -> None:
-        """The model is loaded and warm."""
+        """Record that the model is loaded and warm, and how many seconds loading took."""
         self.load.set(load_seconds)
         self.cold_start.set(max(0.0, time.time() - self._started))
 
     def rejected(self, reason: str) -> None:
-        """A request was refused; ``reason`` is the error's code."""
+        """Count a request that was not admitted; ``reason`` is the error's code."""
         self._rejected.labels(self._name, reason).inc()
         self.figures.ended("rejected")
 
     def failed(self, code: str) -> None:
-        """An admitted request ended with an error of that code."""
+        """Count an admitted request that ended with an error of this code."""
         self._failure.labels(self._name, code).inc()
         self.figures.ended("failed")
 
     def request(self, sequences: int) -> RequestRecord:
-        """A request of so many sequences came just now. If it is not admitted, its record is of no effect."""
+        """Start the record of a request that arrives now. A request that is not admitted leaves its record unused."""
         return RequestRecord(self, self._name, sequences)
 
 
 class RequestRecord:
-    """One request, token by token. Whichever engine runs it, its stream tells it here.
+    """Records one request token by token. The request's stream calls it, whichever engine runs the request.
 
     Args:
-        metrics: of its model.
-        model: its name.
-        sequences: how many the request has.
+        metrics: the model's metrics.
+        model: the model's id.
+        sequences: the number of sequences of the request.
     """
 
     __slots__ = (
@@ -164,19 +164,19 @@ class RequestRecord:
         self._ended = False
 
     def prompt(self, tokens: int, cached: int) -> None:
-        """A prompt gave its first token; so many of its tokens, looked up all, were in the prefix cache."""
+        """Count a prompt that produced its first token: all its tokens, and how many of them were in the prefix cache."""
         self._prompt += tokens
         self._cached += cached
         self._metrics.figures.prompt(tokens, cached)
 
     def token(self, sequence: int, now: float, started: float, reason: FinishReason | None) -> None:
-        """A sequence got a token.
+        """Record a token of a sequence.
 
         Args:
-            sequence: its number within the request.
-            now: when the token was there.
-            started: when the request's first step began.
-            reason: set on the sequence's last token.
+            sequence: the sequence's index within the request.
+            now: the time at which the token was generated.
+            started: the time at which the request's first step began.
+            reason: the finish reason, set on the sequence's last token only.
         """
         metrics, last = self._metrics, self._last[sequence]
         self._tokens += 1
@@ -197,15 +197,15 @@ class RequestRecord:
                 self._finish(now)
 
     def failed(self, code: str) -> None:
-        """It ended with an error."""
+        """Record that the request ended with an error of this code."""
         self._ended = True
         self._metrics.failed(code)
 
     def closed(self, started: float) -> None:
-        """Nobody reads it any more: if it has not ended, its caller went away.
+        """Record that the stream was closed; a request that has not ended counts as cancelled.
 
         Args:
-            started: when its first step began, 0 if it had none.
+            started: the time at which its first step began, 0 if there was none.
         """
         metrics = self._metrics
         if not self._ended:

@@ -1,4 +1,4 @@
-"""What a request carries along: its caller, its usage, its rate limit and the facts of its log lines."""
+"""Context variables of the request being served: its caller, its usage, its token reservation and its log fields."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from contextvars import ContextVar
 from typing import Any
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-"""A caller's own id for its request that is harmless in logs and headers."""
+"""Matches a request id from a caller that is safe in logs and headers."""
 
 
-# Facts about the request being served, copied into every record logged on its behalf: request_id, trace_id.
+# Facts about the request being served, copied into every log record that belongs to it: request_id, trace_id.
 request_facts: ContextVar[dict[str, Any] | None] = ContextVar("request_facts", default=None)
 
 
-# What the request has cost so far, for its access line; filled in by whoever generates.
+# The request's usage so far, for its access log line; generations add to it.
 request_usage: ContextVar[dict[str, Any] | None] = ContextVar("request_usage", default=None)
 
 
-# Tells the request's caller from others; "" where callers need not be told apart.
+# Identifies the request's caller; "" where callers need not be distinguished.
 request_caller: ContextVar[str] = ContextVar("request_caller", default="")
 
 
 def note_usage(usage: Mapping[str, Any]) -> None:
-    """Add to what the request being served has cost, if one is."""
+    """Add to the usage of the request being served, if there is one."""
     if (facts := request_usage.get()) is not None:
         facts.update(usage)
 
 
 Charge = Callable[[int], Awaitable[Callable[[int], Awaitable[None]]]]
-"""The most tokens that a generation can cost -> what is to be told, once, how many it did cost."""
+"""Reserves the most tokens that a generation can use; returns the function that commits, once, those it did use."""
 
 
-# Charges the request's caller for tokens before they are computed; None where nobody is charged.
+# Reserves tokens of the caller's rate limit before they are generated; None where there is no token limit.
 request_charge: ContextVar[Charge | None] = ContextVar("request_charge", default=None)

@@ -1,6 +1,7 @@
-"""What one model does now and has done: counts, and windows that slide. Read by ``/stats`` and ``/metrics``.
+"""Counters and sliding windows of one model's requests and tokens, read by ``/stats`` and ``/metrics``.
 
-All of it is kept by hand behind one lock, because a token has no time for more: a few additions, and no object made.
+They are plain attributes behind one lock, because they change at every token: an update is a few additions and
+allocates no objects.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 from runtime.types import ModelFigures, Percentiles
 
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
-"""Upper bounds, in seconds, of the groups that times between two tokens are counted in."""
+"""Upper bounds, in seconds, of the inter-token latency histogram's buckets."""
 
 _RATE_SECONDS = 10
 _RECENT_REQUESTS = 256
@@ -23,10 +24,10 @@ _RECENT_SECONDS = 300.0
 
 
 class RollingStats:
-    """See the module. Thread-safe.
+    """One model's counters, rates and recent latencies. Thread-safe.
 
     Args:
-        clock: monotonic time in seconds.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,28 +39,28 @@ class RollingStats:
         self._tokens = 0
         self._gaps = [0] * (len(GAP_BOUNDS) + 1)
         self._gap_seconds = 0.0
-        self._second = 0  # the second that tokens are counted in
+        self._second = 0  # the second whose tokens ``_in_second`` counts
         self._in_second = 0
-        self._seconds: deque[tuple[int, int]] = deque(maxlen=_RATE_SECONDS + 1)  # those before it that had tokens
+        self._seconds: deque[tuple[int, int]] = deque(maxlen=_RATE_SECONDS + 1)  # earlier ones that had tokens
         self._first_tokens = _Recent()
         self._paces = _Recent()
 
     def busy(self, running: int, waiting: int, queued: int, kv_usage: float) -> None:
-        """What the engine has to do now; see ``ModelFigures``."""
+        """Set the engine's load: running, waiting and background requests, and the KV cache's usage (0 to 1)."""
         self._busy = (running, waiting, queued, kv_usage)
 
     def prompt(self, tokens: int, cached: int) -> None:
-        """A prompt was read; so many of its tokens were in the prefix cache."""
+        """Count a prompt that was read: all its tokens, and how many of them were in the prefix cache."""
         with self._lock:
             self._prompt_tokens += tokens
             self._cached_tokens += cached
 
     def token(self, now: float, gap: float | None) -> None:
-        """A token was handed out.
+        """Count a generated token.
 
         Args:
-            now: monotonic time at which it was there.
-            gap: seconds since the one before it; None for a sequence's first.
+            now: the monotonic time at which it was generated.
+            gap: the seconds since the sequence's previous token; None for its first.
         """
         second = int(now)
         with self._lock:
@@ -73,22 +74,22 @@ class RollingStats:
                 self._gap_seconds += gap
 
     def first_token(self, seconds: float) -> None:
-        """A request got its first token so long after its arrival."""
+        """Record the seconds from a request's arrival to its first token."""
         with self._lock:
             self._first_tokens.add(self._clock(), seconds)
 
     def pace(self, gap: float) -> None:
-        """A request is over; so many seconds lay between two of its tokens on average."""
+        """Record the mean seconds between two tokens of a request that has ended."""
         with self._lock:
             self._paces.add(self._clock(), gap)
 
     def ended(self, how: Literal["finished", "failed", "cancelled", "rejected"]) -> None:
-        """A request is over, or was not admitted."""
+        """Count a request that has ended or was not admitted."""
         with self._lock:
             self._ended[how] += 1
 
     def read(self) -> ModelFigures:
-        """The figures as they are now."""
+        """Return the current statistics."""
         running, waiting, queued, kv_usage = self._busy
         with self._lock:
             now = self._clock()
@@ -107,12 +108,12 @@ class RollingStats:
             )
 
     def gaps(self) -> tuple[list[int], float]:
-        """How many times between two tokens fell into each group of ``GAP_BOUNDS`` and above, and their sum."""
+        """Return the inter-token latency histogram: the count of each bucket, and the sum in seconds."""
         with self._lock:
             return self._gaps.copy(), self._gap_seconds
 
     def _rate(self, now: float) -> float:
-        """Over the last ten whole seconds and the one that is under way."""
+        """Return tokens per second over the last ten whole seconds and the current one."""
         second = int(now)
         counts = [*self._seconds, (self._second, self._in_second)]
         recent = sum(count for at, count in counts if at >= second - _RATE_SECONDS)
@@ -120,7 +121,7 @@ class RollingStats:
 
 
 class _Recent:
-    """The last figures of a kind, for their spread."""
+    """A window of recent values and their percentiles: the last 256 values of the last five minutes."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[float, float]] = deque(maxlen=_RECENT_REQUESTS)
@@ -129,7 +130,7 @@ class _Recent:
         self._items.append((now, value))
 
     def spread(self, now: float) -> Percentiles | None:
-        """Nearest ranks; None if nothing is recent."""
+        """Return the median and the 95th percentile by nearest rank; None if no value is recent."""
         values = sorted(value for at, value in self._items if now - at <= _RECENT_SECONDS)
         if not values:
             return None

@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: a span for each request, and beneath it the engine's own times: queue, prefill, decode.
+"""OpenTelemetry traces: one span per request, with child spans for the engine's queue, prefill and decode times.
 
 Attributes follow the semantic conventions for generative AI; texts never go into spans. A thread sends spans over
-OTLP/HTTP to where the SDK's own ``OTEL_*`` variables say. opentelemetry is imported only once tracing starts.
+OTLP/HTTP to the endpoint in the SDK's own ``OTEL_*`` variables. opentelemetry is imported only once tracing starts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-# The caller's W3C headers (traceparent, tracestate), set by whoever received a valid traceparent.
+# The caller's W3C headers (traceparent, tracestate), set by the adapter that received a valid traceparent.
 caller_trace: ContextVar[Mapping[str, str] | None] = ContextVar("caller_trace", default=None)
-# What the request being served is traced in; None if it is not.
+# The trace of the request being served; None if it is not traced.
 current_trace: ContextVar[RequestTrace | None] = ContextVar("current_trace", default=None)
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
@@ -38,16 +38,18 @@ _EXPORT_LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opente
 
 @dataclass(frozen=True, slots=True)
 class GenerationTimings:
-    """How one generation went. Times are monotonic seconds, 0 for what never came.
+    """The timings and token counts of one generation. Times are monotonic seconds, 0 for events that never happened.
 
     Args:
-        model: its id.
-        arrived: when it was asked for.
-        started: when its first step began.
-        first: when its first token was there, and ``last`` its last.
-        ended: when nobody read it any more.
-        prompt_tokens: of prompts that gave a first token; ``cached_tokens`` of them were in the prefix cache.
-        tokens: generated.
+        model: the model's id.
+        arrived: the time at which the generation was requested.
+        started: the time at which its first step began.
+        first: the time of its first token.
+        last: the time of its last token.
+        ended: the time at which its stream was closed.
+        prompt_tokens: the tokens of all prompts that produced a first token.
+        cached_tokens: how many of those were in the prefix cache.
+        tokens: the number of generated tokens.
     """
 
     model: str
@@ -62,7 +64,7 @@ class GenerationTimings:
 
 
 def parse_traceparent(value: str) -> tuple[str, str] | None:
-    """(trace id, parent id), or None if it is not valid (W3C Trace Context section 3.2: then it is ignored).
+    """Return (trace id, parent id), or None if the header is not valid and is ignored (W3C Trace Context section 3.2).
 
     Version 00 has exactly four fields; a higher version may have more.
     """
@@ -73,10 +75,10 @@ def parse_traceparent(value: str) -> tuple[str, str] | None:
 
 
 def start_tracing(version: str) -> Tracer:
-    """Trace from now on, and send the spans away.
+    """Start tracing, with an exporter that sends the spans over OTLP/HTTP.
 
     Args:
-        version: of the service.
+        version: the service's version.
 
     Raises:
         SettingsError: opentelemetry is not installed, or one of its variables is wrong.
@@ -92,11 +94,11 @@ def start_tracing(version: str) -> Tracer:
 
 
 class Tracer:
-    """Makes spans of requests. Implements ``handlers.protocols.Tracing``.
+    """Creates the spans of requests. Implements ``handlers.protocols.Tracing``.
 
     Args:
-        exporter: where ended spans go, in batches, from a thread.
-        version: of the service.
+        exporter: gets the ended spans in batches, from a thread.
+        version: the service's version.
     """
 
     def __init__(self, exporter: SpanExporter, version: str) -> None:
@@ -112,7 +114,7 @@ class Tracer:
         atexit.register(self.close)
 
     def request(self, operation: str) -> RequestTrace:
-        """Begin a request's span, beneath the caller's if it sent one. Log lines of the request get its trace id."""
+        """Start a request's span, as a child of the caller's if it sent one. The request's log lines get its trace id."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -126,23 +128,23 @@ class Tracer:
         return RequestTrace(self._tracer, span)
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at most; what comes later is dropped."""
+        """Send the remaining spans, for 5 s at most; later ones are dropped."""
         atexit.unregister(self.close)
-        # On a thread, because the SDK waits far longer for a collector that does not answer.
+        # On a thread, because the SDK waits much longer for a collector that does not answer.
         thread = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         thread.start()
         thread.join(_FLUSH_SECONDS)
-        if not thread.is_alive():  # else it still has something to say
+        if not thread.is_alive():  # otherwise it still logs, and the filter stays
             for name in _EXPORT_LOGS:
                 logging.getLogger(name).removeFilter(self._quiet)
 
 
 class RequestTrace:
-    """One request's span. Implements ``handlers.protocols.Trace``.
+    """The span of one request. Implements ``handlers.protocols.Trace``.
 
     Args:
-        tracer: makes the spans beneath it.
-        span: it.
+        tracer: the OpenTelemetry tracer that creates the child spans.
+        span: the request's span.
     """
 
     def __init__(self, tracer: Any, span: Any) -> None:
@@ -153,7 +155,7 @@ class RequestTrace:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Generations that begin inside the block belong to this request."""
+        """Make this the current trace inside the block, so that generations started there belong to this request."""
         token = current_trace.set(self)
         try:
             yield
@@ -161,12 +163,12 @@ class RequestTrace:
             current_trace.reset(token)
 
     def set(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes; those that are None are left out."""
+        """Add attributes to the span; those that are None are left out."""
         if self._sampled:
             self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def generated(self, course: GenerationTimings) -> None:
-        """A generation is over: its spans, as far as it came."""
+        """Add the child spans of a generation that has ended, for the phases it reached."""
         if not self._sampled:
             return
         model = {"gen_ai.response.model": course.model}
@@ -181,12 +183,12 @@ class RequestTrace:
             self._child("decode", course.first, course.last, model | {"gen_ai.usage.output_tokens": course.tokens})
 
     def end(self, name: str, error: str | None = None, *, failed: bool = False) -> None:
-        """End it.
+        """End the span.
 
         Args:
-            name: of the span; only from a bounded set, so never anything that a caller wrote.
-            error: the code of what went wrong, if anything did.
-            failed: whether that is the service's fault.
+            name: the span's name, from a bounded set only, so never text from a caller.
+            error: the error's code, if there was one.
+            failed: whether the error is the service's fault.
         """
         from opentelemetry.trace import StatusCode
 
@@ -205,12 +207,12 @@ class RequestTrace:
         child.end(self._wall(end))
 
     def _wall(self, moment: float) -> int:
-        """Nanoseconds of the wall clock."""
+        """Convert monotonic seconds to Unix time in nanoseconds."""
         return int((moment + self._epoch) * 1e9)
 
 
 class _Rarely(logging.Filter):
-    """Lets one record a minute pass: a collector that is away is told of, and fills no log."""
+    """A filter that passes one record a minute, so that an unavailable collector is logged but does not flood the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +226,7 @@ class _Rarely(logging.Filter):
 
 
 def _resource(version: str) -> Any:
-    """What is traced: ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` go before the service's own name."""
+    """Return the traced resource; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` override the default name."""
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 
     found = Resource.create({SERVICE_VERSION: version})
