@@ -1,1 +1,1 @@
-"""Load on a running service, and what it answers under it. Nothing of the service is imported here."""
+"""Load tests and benchmarks of a running service. Most import nothing of the service."""

@@ -1,7 +1,7 @@
-"""Does a long allowlist cost more per request than a short one?
+"""Measures whether a long allowlist takes more time per request than a short one.
 
 Load tests import nothing of the service, so a child interpreter measures ``runtime.networks`` and prints JSON; this
-process prints the table. Run from the repository's root: ``python loadtests/allowlist_bench.py``.
+process prints the table. Run it from the repository's root: ``python loadtests/allowlist_bench.py``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ for size in sizes:
 
 
 def main() -> None:
-    """Run the child and print one line per size."""
+    """Run the child process and print one line per size."""
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", CHILD, json.dumps([SIZES, SCANNED])]
     answer = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,4 +1,4 @@
-"""Read an answer, whole or as it streams, into one measurement. No locust here: tests and scripts use it too."""
+"""Parses an answer, whole or streamed, into one measurement. It does not need locust, so tests use it too."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Any, NamedTuple
 
 
 class BadAnswer(Exception):
-    """The answer is an error, stops early, or has another shape than the operation's."""
+    """The answer is an error, is incomplete, or does not have the operation's shape."""
 
 
 class RecordedAnswer(NamedTuple):
-    """One complete answer. Times are seconds of ``time.perf_counter``."""
+    """One complete answer. Times are ``time.perf_counter`` seconds."""
 
     began: float
-    """When the request was sent."""
+    """The time at which the request was sent."""
     first: float | None
-    """From ``began`` to the first text; None if it was not streamed or has no text."""
+    """Seconds from ``began`` to the first text; None if it was not streamed or has no text."""
     seconds: float
-    """From ``began`` to the end."""
+    """Seconds from ``began`` to the end."""
     prompt_tokens: int
     completion_tokens: int
     text: str
 
     @property
     def tokens_per_second(self) -> float:
-        """As the caller sees it: waiting for the first token is part of the time."""
+        """Tokens per second from the caller's point of view, with the time to the first token."""
         return self.completion_tokens / self.seconds
 
     @property
     def inter_token_seconds(self) -> float | None:
-        """Mean time between tokens after the first."""
+        """Mean seconds between tokens after the first; None if unknown."""
         if self.first is None or self.completion_tokens < 2:
             return None
         return (self.seconds - self.first) / (self.completion_tokens - 1)
 
 
 def sse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The JSON events of a stream of server-sent events that ends with ``[DONE]``, as OpenAI's do.
+    """Yield the JSON events of a stream of server-sent events that ends with ``[DONE]``, as OpenAI's do.
 
     Raises:
-        BadAnswer: an event is an error or no JSON object, or ``[DONE]`` is missing.
+        BadAnswer: an event is an error or not a JSON object, or ``[DONE]`` is missing.
     """
     for line in lines:
         if not line.startswith(b"data:"):
@@ -58,15 +58,15 @@ def sse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float] = time.perf_counter) -> RecordedAnswer:
-    """Follow the stream of a text or chat operation to its end.
+    """Read the stream of a text or chat operation to its end.
 
     Args:
-        lines: the body's lines, each handed over as soon as it arrives.
-        began: when the request was sent, on ``clock``.
-        clock: seconds.
+        lines: the body's lines, each passed on as soon as it arrives.
+        began: the time at which the request was sent, on ``clock``.
+        clock: returns seconds.
 
     Raises:
-        BadAnswer: see ``sse_events``; or there is no finish reason or no usage.
+        BadAnswer: an event is not valid (see ``sse_events``), or finish reason, usage or tokens are missing.
     """
     first = usage = reason = None
     pieces: list[str] = []
@@ -83,10 +83,10 @@ def read_stream(lines: Iterable[bytes], began: float, clock: Callable[[], float]
 
 
 def read_whole(body: bytes, began: float, ended: float) -> RecordedAnswer:
-    """Check an unstreamed answer of a text or chat operation.
+    """Parse an unstreamed answer of a text or chat operation.
 
     Raises:
-        BadAnswer: it is none.
+        BadAnswer: the body is not a complete answer.
     """
     answer = json_object(body)
     try:
@@ -100,7 +100,7 @@ def read_whole(body: bytes, began: float, ended: float) -> RecordedAnswer:
 
 
 def _piece(event: dict[str, Any]) -> tuple[str, str | None]:
-    """(text, finish reason) of a chat chunk or a text event."""
+    """Return (text, finish reason) of a chat chunk or a text event."""
     try:
         if "choices" not in event:
             return event.get("text") or "", event.get("finish_reason")
@@ -122,10 +122,10 @@ def _answer(began: float, first: float | None, seconds: float, usage: Any, text:
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """Parse one.
+    """Parse a JSON object.
 
     Raises:
-        BadAnswer: it is something else.
+        BadAnswer: the data is something else.
     """
     try:
         value = json.loads(data)

@@ -1,12 +1,12 @@
-"""Answers per second from the response cache, beside bare aiohttp that answers a JSON POST with as many bytes.
+"""Compares answers per second from the response cache with bare aiohttp that answers a JSON POST with as many bytes.
 
-Every server runs at once and is asked in turn, round after round, by the same client on the same cores, so that
-whatever else the machine does falls on all alike:
+All servers run at the same time, and the same client asks them one after the other in each round, on the same cores, so
+that noise on the machine affects all of them alike:
 
     python -m loadtests.cache_bench --rounds 5
 
-Redis is left out where none answers at ``REDIS_URL``. "In the service" is the median of what the service's own access
-lines say of a hit; "beside aiohttp" the processor's time of a hit less that of a bare answer, one client asking.
+Redis is left out if none answers at ``REDIS_URL``. "In the service" is the median duration of a cache hit in the
+service's own access log; "beside aiohttp" is the time of a hit less that of a bare answer, with one client.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="Answers per second from the response cache, beside bare aiohttp.")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many are printed")
     parser.add_argument("--seconds", type=float, default=2.0, help="that each server is asked in a round")
@@ -88,13 +88,13 @@ def main() -> None:
 
 
 def prime(services: dict[str, Service]) -> tuple[dict[str, str], int]:
-    """Have the answer computed once everywhere. Services whose store does not keep it are taken out.
+    """Have every service compute the answer once. Services whose store does not keep it are removed.
 
     Returns:
-        What each keeps it under, and the bytes of an answer from the cache.
+        The cache key in each store, and the size of a cached answer in bytes.
 
     Raises:
-        BadAnswer: an answer is wrong, or not kept where it must be.
+        BadAnswer: an answer is wrong, or not cached although it must be.
     """
     keys: dict[str, str] = {}
     size = 0
@@ -119,7 +119,7 @@ def prime(services: dict[str, Service]) -> tuple[dict[str, str], int]:
 
 @contextmanager
 def bare_aiohttp(size: int) -> Iterator[int]:
-    """aiohttp and nothing else, which reads JSON and answers so many bytes of it; yields its port."""
+    """Run a bare aiohttp server that reads JSON and answers a given number of bytes of it; yield its port."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-c", AIOHTTP, str(port), str(size)], cwd=ROOT)
     try:
@@ -134,7 +134,7 @@ def bare_aiohttp(size: int) -> Iterator[int]:
 
 
 async def measure(ports: dict[str, int], rounds: int, seconds: float) -> dict[tuple[str, int], list[float]]:
-    """Answers per second of each server and number of clients, one figure a round."""
+    """Return answers per second by server and number of clients, one value per round."""
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(rounds):
         for clients in CLIENTS:
@@ -144,7 +144,7 @@ async def measure(ports: dict[str, int], rounds: int, seconds: float) -> dict[tu
 
 
 async def rate(port: int, clients: int, seconds: float) -> float:
-    """Answers per second of clients that ask again as soon as they are answered."""
+    """Return answers per second of clients that each send the next request as soon as they have an answer."""
     answered, end = 0, time.perf_counter() + seconds
 
     async def ask() -> None:
@@ -163,13 +163,13 @@ async def rate(port: int, clients: int, seconds: float) -> float:
 
 
 def service_milliseconds(service: Service) -> float:
-    """Median time of a hit from the service's first middleware to its last, by its access lines."""
+    """Return the median duration of a cache hit in the service's middlewares, from its access log."""
     lines = (json.loads(line) for line in service.log.read_text().splitlines() if '"cache": "hit"' in line)
     return float(statistics.median(line["duration_ms"] for line in lines))
 
 
 def forget(service: Service, key: str) -> None:
-    """Drop the answer, which a file or a server would keep."""
+    """Remove the answer from the cache, because a file or a server would keep it."""
     connection = service.connect()
     connection.request("DELETE", f"/cache?prefix={key}")
     connection.getresponse().read()
@@ -177,7 +177,7 @@ def forget(service: Service, key: str) -> None:
 
 
 def table(rates: dict[tuple[str, int], list[float]], inside: dict[str, float], size: int) -> str:
-    """The medians in Markdown."""
+    """Return the medians as a Markdown table."""
     middle = {place: statistics.median(found) for place, found in rates.items()}
     lines = [
         f"Answers of {NEW_TOKENS} tokens, {size} bytes.",

@@ -1,10 +1,11 @@
-"""Tokens per second with 1, 8, 16 and 32 clients that ask again as soon as they are answered (DESIGN section 4).
+"""Closed-loop Locust test: tokens per second with 1, 8, 16 and 32 clients (DESIGN section 4).
 
 Prompts of about 85 tokens, 64 new tokens, streamed. One command, about two minutes; prints a table:
 
     .venv-load/bin/locust -f loadtests/closed_loop.py --headless --only-summary --host http://127.0.0.1:8000
 
-Only what OpenAI defines is sent, so that peers can be measured with the same file (``--model`` for those that want it).
+Requests have only fields that OpenAI defines, so the same file measures other servers (``--model`` for those that
+require a name).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from loadtests.measure import ModelUser
 from loadtests.thresholds import Figures, window
 
 NEW_TOKENS = 64
-SETTLE = 0.2  # of a stage, not counted: clients start at once, and so in step
+SETTLE = 0.2  # share of a stage that is not counted, because its clients start at the same time
 PATH = "/v1/chat/completions"
-# The number comes first, so that no answer is found in a cache of prompts.
+# The number comes first, so that no prefix cache can help.
 PROMPT = (
     "Letter number {number}. Dear friend, I have moved to a small town by the sea and started to keep a garden behind "
     "the house. Please write me a long letter about the seasons, the weather, the birds and the plants that I should "
@@ -30,13 +31,13 @@ PROMPT = (
 
 
 class ClosedLoopUser(ModelUser):
-    """Asks again as soon as it has been answered."""
+    """A user that sends its next request as soon as it has the answer."""
 
     wait_time = constant(0)
 
     @task
     def chat(self) -> None:
-        """One streamed answer."""
+        """Request one streamed answer."""
         options = self.environment.parsed_options
         payload: dict[str, Any] = {
             "messages": [{"role": "user", "content": PROMPT.format(number=random.randrange(100_000, 1_000_000))}],
@@ -52,19 +53,19 @@ class ClosedLoopShape(LoadTestShape):
     """One stage per number of clients."""
 
     def tick(self) -> tuple[int, float] | None:
-        """Clients wanted now, all at once; None ends the run."""
+        """Return the number of clients now, all started at once; None ends the run."""
         options = self.runner.environment.parsed_options
         stage = int(self.get_run_time() // options.stage_seconds)
         return (options.clients[stage], options.clients[stage]) if stage < len(options.clients) else None
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted(int(number) for number in text.split(","))  # ascending: no client is ever stopped in an answer
+    return sorted(int(number) for number in text.split(","))  # ascending, so no client is stopped during an answer
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: ArgumentParser) -> None:
-    """Stages and the model's name."""
+    """Add the options for the stages and the model's name."""
     parser.add_argument("--clients", type=_numbers, default="1,8,16,32", help="clients of each stage")
     parser.add_argument("--stage-seconds", type=float, default=30.0, help="length of a stage")
     parser.add_argument("--model", default="", help="name to send; none by default")
@@ -72,7 +73,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 @events.quitting.add_listener
 def print_stages(environment: Any, **_: Any) -> None:
-    """A line per stage."""
+    """Print a table with one line per stage."""
     options, start = environment.parsed_options, environment.shape_class.start_time
     length = options.stage_seconds
     print("\n| clients | tok/s | TTFT p50 ms | TTFT p95 ms | between tokens p50 ms | prompt tokens p50 | requests |")

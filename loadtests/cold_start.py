@@ -1,9 +1,9 @@
-"""From nothing to an answer: times of a fresh start, tokens per second of one client, and memory.
+"""Measures a cold start, from process start to the first answer, and one client's tokens per second and memory.
 
     .venv/bin/python -m loadtests.cold_start [--runs 3] [--json]
 
 Run it with the service's interpreter, from the repository's root. The very first start on a machine converts the
-embedded model and takes longer. "Cold" is a new process; the files may be in the system's cache.
+embedded model and takes longer. "Cold" means a new process; the files may be in the system's page cache.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ LABELS = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="Cold start, tokens per second of one client, memory.")
     parser.add_argument("--runs", type=int, default=1, help="fresh starts; medians are printed")
     parser.add_argument("--json", action="store_true", help="print all runs as JSON instead of a table")
     options = parser.parse_args()
     runs = []
     for number in range(options.runs):
-        with running_service(RESPONSE_CACHE="off") as service:  # the same question is asked again and again
+        with running_service(RESPONSE_CACHE="off") as service:  # the same question is asked several times
             runs.append(measure(service))
         print(f"run {number + 1} of {options.runs}: {runs[-1]}", file=sys.stderr)
     middle = {key: statistics.median(run[key] for run in runs) for key in LABELS}
@@ -55,11 +55,11 @@ def main() -> None:
 
 
 def measure(service: Service) -> dict[str, float]:
-    """One fresh start, by the keys of ``LABELS``.
+    """Measure one fresh start; the keys are those of ``LABELS``.
 
     Raises:
         BadAnswer: an answer is wrong.
-        RuntimeError: the service does not come up.
+        RuntimeError: the service does not start.
     """
     livez, readyz = service.wait("/livez"), service.wait("/readyz")
     asked = time.perf_counter() - service.started
@@ -83,10 +83,10 @@ def measure(service: Service) -> dict[str, float]:
 
 
 def ask(service: Service, question: str, tokens: int) -> RecordedAnswer:
-    """One greedy streamed chat answer.
+    """Request one greedy, streamed chat answer.
 
     Raises:
-        BadAnswer: it is an error or no answer.
+        BadAnswer: it is an error or incomplete.
     """
     payload = {
         "messages": [{"role": "user", "content": question}],

@@ -1,11 +1,11 @@
-"""What each middleware costs: a handler behind none, one, two ... and all of them, beside bare FastAPI on uvicorn.
+"""Measures the cost of each middleware: a handler behind none, one, two ... and all of them, and bare FastAPI.
 
     .venv/bin/python -m loadtests.edge_bench --rounds 5
 
-Every server runs at once and is asked in turn, round after round, by ``wrk`` (Debian's package), so that whatever else
-the machine does falls on all alike; where there are two cores, servers have one and wrk the other. Every request is
-signed with a nonce of its own before the clock starts. Bare aiohttp and FastAPI get the same body without any of the
-headers that the edge asks for, which is to their advantage; "aiohttp, the same headers" gets them too.
+All servers run at the same time, and ``wrk`` (Debian's package) asks them one after the other in each round, so that
+noise on the machine affects all of them alike; where there are two cores, servers have one and wrk the other. Every
+request is signed with its own nonce before the measurement. Bare aiohttp and FastAPI (on uvicorn) get the same body
+without the headers that the middlewares require, which is an advantage; "aiohttp, the same headers" gets them too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from loadtests.service import ROOT, free_port
 from runtime.signatures.client import Signer
 
 CLIENTS = 8
-MOST = 12_000  # requests a second that are signed ahead; sent a second time one is refused, and the run fails
+MOST = 12_000  # requests signed in advance, per second; if one is sent twice, it is rejected and the run fails
 AUTHORITY = "api.example"
 BODY = json.dumps({"prompt": "Once upon a time there was a small machine", "max_new_tokens": 8}).encode()
 FASTAPI = """
@@ -51,7 +51,7 @@ app = FastAPI()
 async def answer(question: Question):
     return {"characters": len(question.prompt)}
 """
-# wrk sends what request() gives, as it is. Requests are cut at NUL bytes, which none of them holds.
+# wrk sends the string that request() returns unchanged. In the file, NUL bytes separate the requests, which have none.
 SCRIPT = """
 local requests, i = {}, 0
 function init(args)
@@ -68,12 +68,12 @@ end
 
 @dataclass(frozen=True)
 class Side:
-    """One row of the table.
+    """One server, a row of the table.
 
     Args:
-        name: as it is shown.
-        port: where it listens.
-        signed: whether it gets the headers that the edge asks for.
+        name: the name in the table.
+        port: the server's port.
+        signed: whether it gets the headers that the middlewares require.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Side:
 
 
 class Requests:
-    """Raw requests, each one whole.
+    """Creates complete raw requests.
 
     Args:
-        keys: file in which the service finds the keys that are made here.
+        keys: the key file of the service, to which new keys are added.
     """
 
     def __init__(self, keys: Path) -> None:
@@ -94,11 +94,11 @@ class Requests:
         self._signer = Signer(signing, secret, seconds=300)
 
     def plain(self) -> bytes:
-        """One without any credential."""
+        """Return a request without credentials."""
         return self._raw({})
 
     def signed(self) -> bytes:
-        """One with an API key, a signature of its own, and what a proxy adds."""
+        """Return a request with an API key, its own signature and the headers that a proxy adds."""
         url = f"http://{AUTHORITY}/generate"
         credentials = {"X-API-Key": self._key[1], "X-Forwarded-For": "192.168.7.20", "X-Forwarded-Proto": "https"}
         return self._raw(credentials | self._signer.headers("POST", url, BODY))
@@ -110,7 +110,7 @@ class Requests:
 
 
 def make_key(file: Path, field: str, *options: str) -> tuple[str, str]:
-    """A new key's id, and what it is used with."""
+    """Create a key, and return its id and its secret part."""
     program = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
     command = ["keys", "create", "--name", "edge_bench", "--json", "--file", str(file), *options]
     run = subprocess.run([sys.executable, "-c", program, *command], cwd=ROOT, check=True, capture_output=True)
@@ -119,7 +119,7 @@ def make_key(file: Path, field: str, *options: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="What each middleware costs, beside bare FastAPI on uvicorn.")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many are printed")
     parser.add_argument("--seconds", type=int, default=2, help="that each server is asked in a round")
@@ -136,7 +136,7 @@ def main() -> None:
         (folder / "wrk.lua").write_text(SCRIPT)
         (folder / "plain").write_bytes(requests.plain())
         for _ in range(options.rounds):
-            # Each server remembers nonces by itself, so one lot will do for all.
+            # Each server has its own memory of nonces, so all get the same requests.
             (folder / "signed").write_bytes(b"\0".join(requests.signed() for _ in range(MOST * options.seconds)))
             for side in sides:
                 rates[side.name].append(rate(side, folder, options.seconds))
@@ -148,7 +148,7 @@ def main() -> None:
 
 @contextmanager
 def servers(folder: Path, keys: Path) -> Iterator[list[Side]]:
-    """All servers, once they answer: FastAPI, bare aiohttp, then one for each middleware more."""
+    """Start all servers; yield them once they answer: FastAPI, bare aiohttp, then one per further middleware."""
     everything = {
         "LOG_FORMAT": "json",
         "API_KEYS_FILE": str(keys),
@@ -196,7 +196,7 @@ def servers(folder: Path, keys: Path) -> Iterator[list[Side]]:
 
 
 def middlewares(settings: dict[str, str]) -> list[str]:
-    """The names of the middlewares that these settings turn on, outermost first."""
+    """Return the names of the middlewares that these settings turn on, outermost first."""
     program = "from loadtests.edge_server import names; print(*names(), sep='\\n')"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=os.environ | settings, check=True, capture_output=True, text=True
@@ -205,7 +205,7 @@ def middlewares(settings: dict[str, str]) -> list[str]:
 
 
 def rate(side: Side, folder: Path, seconds: int) -> float:
-    """Requests per second.
+    """Return requests per second.
 
     Raises:
         BadAnswer: an answer was not 2xx, or a connection failed.
@@ -226,13 +226,13 @@ def rate(side: Side, folder: Path, seconds: int) -> float:
 
 
 def pin(core: int) -> None:
-    """Keep the process on the first or the last of the cores it may use, where that is possible."""
+    """Pin the process to the first or the last core that it may use, where the system supports that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
 
 
 def table(rates: dict[str, list[float]]) -> str:
-    """The medians in Markdown."""
+    """Return the medians as a Markdown table."""
     middle = {name: statistics.median(found) for name, found in rates.items()}
     fastapi = middle["FastAPI, uvicorn"]
     lines = [

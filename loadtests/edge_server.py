@@ -1,6 +1,7 @@
-"""The server of ``edge_bench``: a handler that validates a JSON body, behind the first N of our middlewares.
+"""The server under test in ``edge_bench``: a handler that validates a JSON body behind the first N middlewares.
 
-It looks inside: they are those that ``middleware.install`` puts together from the settings in the environment.
+Unlike other load tests it imports the service: the middlewares are those that ``middleware.install`` installs for the
+settings in the environment.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from runtime.telemetry.logging import setup_logging
 
 
 class EdgeQuestion(BaseModel):
-    """The body, as FastAPI's side has it."""
+    """The request body, the same as in the FastAPI application."""
 
     prompt: str
     max_new_tokens: int = 16
 
 
 async def answer(request: web.Request) -> web.Response:
-    """The work: read, validate, answer."""
+    """Read and validate the body, and answer."""
     question = EdgeQuestion.model_validate_json(await request.read())
     return web.json_response({"characters": len(question.prompt)})
 
 
 def full(settings: Settings) -> web.Application:
-    """The handler behind everything that the settings turn on."""
+    """Return the handler behind all middlewares that the settings turn on."""
     app = web.Application(client_max_size=settings.max_body_bytes)
     access = Access(operations={answer: "generate"})
     middleware.install(app, settings, access)
@@ -41,17 +42,18 @@ def full(settings: Settings) -> web.Application:
 
 
 def names() -> list[str]:
-    """Of the middlewares that the settings turn on, outermost first."""
+    """Return the names of the middlewares that the settings turn on, outermost first."""
     return [getattr(one, "__name__", "?").removesuffix("_middleware") for one in full(Settings.load()).middlewares]
 
 
 async def serve(port: int, count: int, *, bare: bool) -> None:
-    """Serve until killed.
+    """Serve until the process is killed.
 
     Args:
-        port: of the loopback.
-        count: of middlewares, from the outermost; more than there are gives all, and the headers of each answer.
-        bare: aiohttp's own runner and nothing of ours.
+        port: the port on the loopback.
+        count: the number of middlewares, from the outermost; a number above theirs gives all of them, and the headers
+            of each answer.
+        bare: whether to use aiohttp's own runner and nothing of the service.
     """
     settings = Settings.load()
     setup_logging(settings.log_format, settings.log_level)

@@ -1,10 +1,10 @@
-"""How long one request can hold up everybody: the longest gap between two answers of /livez during the worst requests.
+"""Measures how long one request can block the event loop: the longest gap between answers of /livez.
 
 Run from the repository's root: ``python -m loadtests.event_loop_bench [--rounds 3] [--case NAME ...] [--model NAME]``.
-It starts the service, asks /livez every few milliseconds on one connection, and meanwhile sends each case's request on
-another: bodies of the largest size that is allowed, made to be as slow to read as they can be, and answers as large as
-may be asked for. The table shows the longest gap during each, beside that without any; of several rounds the least,
-since whatever else runs on the machine only adds to it. The goal is 50 ms more than the baseline.
+It starts the service, requests /livez every few milliseconds on one connection, and meanwhile sends each case's request
+on another: bodies of the largest allowed size that are as slow to parse as possible, and the largest answers that may
+be requested. The table shows the longest gap during each, and that without any; of several rounds the least, because
+other load on the machine only adds to it. The goal is at most 50 ms above the baseline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from itertools import pairwise
 from loadtests.service import Service, running_service
 
 BODY_BYTES = 1_048_576
-"""Of the largest body, as MAX_BODY_BYTES has it by default."""
+"""The size of the largest body, the default of MAX_BODY_BYTES."""
 
 GOAL_MS = 50
 _PAUSE_SECONDS = 0.002
@@ -35,10 +35,10 @@ class Case:
     """One request.
 
     Args:
-        name: as the table shows it.
-        path: of the route.
-        body: JSON; None sends a GET.
-        headers: of the request.
+        name: the name in the table.
+        path: the route's path.
+        body: returns the JSON body; None sends a GET.
+        headers: the request's header fields.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Case:
 
 
 def filled(start: str, item: Callable[[int], str], end: str, size: int = BODY_BYTES) -> bytes:
-    """A JSON text with as many items, separated by commas, as fit into a size in bytes.
+    """Return a JSON text with as many comma-separated items as fit into a size in bytes.
 
     Args:
-        start: in front of the items.
-        item: the text of each, by its number.
-        end: behind them.
-        size: most bytes of the whole.
+        start: the text before the items.
+        item: returns the text of an item by its number.
+        end: the text after the items.
+        size: the most bytes of the whole text.
     """
     items: list[str] = []
     left = size - len((start + end).encode()) + 1
@@ -85,7 +85,7 @@ _CHAT, _COMPLETIONS, _GENERATE = "/v1/chat/completions", "/v1/completions", "/ge
 _DEEP = "[" * 28 + "]" * 28
 _BATCH = {"Content-Type": "application/cloudevents-batch+json"}
 CASES = (
-    # Bodies that are refused: parsing, validating, and saying what is wrong
+    # Bodies that are rejected: parsing, validation and error messages
     Case("prompt: numbers", _COMPLETIONS, lambda: filled('{"prompt":[', lambda i: "1", "]}")),
     Case("prompt: objects", _GENERATE, lambda: filled('{"prompt":[', lambda i: "{}", "]}")),
     Case("prompt: deep arrays", _GENERATE, lambda: filled('{"prompt":[', lambda i: _DEEP, "]}")),
@@ -130,7 +130,7 @@ CASES = (
     Case("prompt: escapes", _GENERATE, lambda: b'{"prompt":"' + b"\\u20ac" * (BODY_BYTES // 6 - 3) + b'"}'),
     Case("prompt: half surrogates", _GENERATE, lambda: b'{"prompt":"' + b"\\ud800" * (BODY_BYTES // 6 - 3) + b'"}'),
     Case("prompt: a megabyte", _GENERATE, lambda: b'{"prompt":"' + b"a" * (BODY_BYTES - 13) + b'"}'),
-    # Texts of MAX_PROMPT_CHARS: tokenizing them, and cutting forged control tokens
+    # Texts of MAX_PROMPT_CHARS: tokenizing them, and splitting forged control tokens
     Case("chat: <u", _CHAT, lambda: _chat("<u" * 99_000)),
     Case("chat: <|im_start|>", _CHAT, lambda: _chat("<|im_start|>" * 16_000)),
     Case("chat: a", _CHAT, lambda: _chat("a" * 199_000)),
@@ -166,7 +166,7 @@ CASES = (
         ),
         {"Content-Type": "application/cloudevents+json"},
     ),
-    # Heads
+    # Request lines, headers and GET routes
     Case("headers", "/health", None, {f"X-{i}": "a" * 300 for i in range(95)}),
     Case("query", "/health?" + "&".join(f"a{i}=%41" for i in range(800)), None, {}),
     Case("path", "/" + "%2e%2e/" * 1_000, None, {}),
@@ -188,10 +188,10 @@ CASES = (
 
 
 class Probe:
-    """Asks /livez all the time, on a thread of its own.
+    """Requests /livez continuously on its own thread.
 
     Args:
-        service: to ask.
+        service: the service to probe.
     """
 
     def __init__(self, service: Service) -> None:
@@ -201,7 +201,7 @@ class Probe:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ask during the block."""
+        """Probe during the block."""
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:
@@ -211,13 +211,13 @@ class Probe:
             thread.join()
 
     def wait(self) -> None:
-        """Until it has been answered twice more, so that what holds the loop up behind an answer counts, too."""
+        """Wait for two more answers, so that blocking after a case's answer counts too."""
         before = len(self._answers)
         while len(self._answers) < before + 2:
             time.sleep(_PAUSE_SECONDS)
 
     def gap_ms(self, since: float, until: float) -> float:
-        """The longest time from one answer to the next, of those that overlap an interval of ``time.perf_counter``."""
+        """Return the longest gap between answers, in ms, that overlaps an interval of ``time.perf_counter``."""
         pairs = pairwise(list(self._answers))
         return 1e3 * max((later - earlier for earlier, later in pairs if later > since and earlier < until), default=0)
 
@@ -235,7 +235,7 @@ def ask(service: Service, case: Case, body: bytes | None) -> tuple[int, int]:
     """Send a case's request on a new connection.
 
     Returns:
-        The answer's status, and its bytes.
+        The answer's status and its size in bytes.
     """
     connection = service.connect()
     try:
@@ -247,13 +247,13 @@ def ask(service: Service, case: Case, body: bytes | None) -> tuple[int, int]:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure every case and print the table."""
     parser = argparse.ArgumentParser(description="How long one request can hold up everybody.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--case", action="append", metavar="NAME", help="only cases whose names begin so")
     parser.add_argument("--model", metavar="MODEL_NAME", help="another model than the embedded one")
     options = parser.parse_args()
-    settings = {"KEEPALIVE_REQUESTS": "1000000000"}  # /livez is asked on one connection
+    settings = {"KEEPALIVE_REQUESTS": "1000000000"}  # all probes of /livez use one connection
     if options.model:
         settings["MODEL_NAME"] = options.model
     print("| case | gap ms | baseline ms | request MB | answer MB | status |\n|---|---:|---:|---:|---:|---:|")
@@ -270,13 +270,13 @@ def _row(service: Service, probe: Probe, case: Case, rounds: int) -> str:
     body = case.body() if case.body is not None else None
     gaps, baselines, status, size = [], [], 0, 0
     if case.name.startswith("kept"):
-        ask(service, case, body)  # what is measured comes from the response cache, or would if it were not too large
+        ask(service, case, body)  # the measured answer comes from the response cache, unless it is too large
         probe.wait()
     for _ in range(rounds):
         started = time.perf_counter()
         time.sleep(_BASELINE_SECONDS)
         asked = time.perf_counter()
-        with suppress(ConnectionError, http.client.HTTPException):  # refused before all of it was sent
+        with suppress(ConnectionError, http.client.HTTPException):  # rejected before all of it was sent
             status, size = ask(service, case, body)
         probe.wait()
         ended = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Tokens per second through a queue, with one worker process and with two, beside the same work over HTTP.
+"""Compares tokens per second through a queue, with one and with two workers, with the same work over HTTP.
 
     .venv/bin/python -m loadtests.events_bench --rounds 3
 
-The brokers are ``nats-server`` and ``redis-server`` (Debian's packages), started for this and ended with it. The same
-messages each time, with the seeds that make the same tokens: over HTTP by as many clients as a worker takes messages,
-through a queue by ``warmstart submit``, whose start is part of its time. All take turns, round after round, so that
-whatever else the machine does falls on all alike. Two workers share the cores that one has to itself.
+The brokers are ``nats-server`` and ``redis-server`` (Debian's packages), which this script starts and ends. All get the
+same messages with seeds that give the same tokens: over HTTP from as many clients as a worker has concurrent messages,
+through a queue from ``warmstart submit``, whose start is part of the time. They are measured one after the other in
+each round, so that noise on the machine affects all alike. Two workers share the cores that one has alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PATIENCE = 600.0
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="Tokens per second through queues, beside HTTP.")
     parser.add_argument("--messages", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32, help="new ones of each message")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(urls: list[str], bodies: list[bytes], options: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second of each way, medians."""
+    """Return the median tokens per second of each transport."""
     seconds: dict[str, list[float]] = {"HTTP, one process": []}
     tokens = options.messages * options.tokens
     for _ in range(options.rounds):
@@ -77,7 +77,7 @@ def measure(urls: list[str], bodies: list[bytes], options: argparse.Namespace) -
 
 @contextmanager
 def nats() -> Iterator[str | None]:
-    """A NATS server's URL; None where none is installed."""
+    """Start a NATS server and yield its URL; None if it is not installed."""
     port = free_port()
     with TemporaryDirectory() as folder:
         yield from broker("nats-server", "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", folder, port=port)
@@ -85,14 +85,14 @@ def nats() -> Iterator[str | None]:
 
 @contextmanager
 def redis() -> Iterator[str | None]:
-    """A Redis server's URL; None where none is installed."""
+    """Start a Redis server and yield its URL; None if it is not installed."""
     port = free_port()
     with TemporaryDirectory() as folder:
         yield from broker("redis-server", "--port", str(port), "--save", "", "--dir", folder, port=port)
 
 
 def broker(*command: str, port: int) -> Iterator[str | None]:
-    """A server's URL, once it listens."""
+    """Start a server, and yield its URL once it listens; None if it is not installed."""
     if shutil.which(command[0]) is None:
         print(f"{command[0]} is not installed, and left out", file=sys.stderr)
         yield None
@@ -110,7 +110,7 @@ def broker(*command: str, port: int) -> Iterator[str | None]:
 
 
 def over_http(service: Service, bodies: list[bytes], clients: int, tokens: int) -> float:
-    """Seconds for all bodies.
+    """Return the seconds for all bodies over HTTP.
 
     Raises:
         BadAnswer: tokens are missing.
@@ -133,7 +133,7 @@ def over_http(service: Service, bodies: list[bytes], clients: int, tokens: int) 
 
 @contextmanager
 def queue(url: str, workers: int, concurrency: int) -> Iterator[list[str]]:
-    """A queue of its own with workers that are ready; the arguments that name it."""
+    """Start workers on a new queue; once they are ready, yield the arguments of ``submit`` that name the queue."""
     own = f"bench-{uuid4().hex[:8]}"
     arguments = ["--results", f"{own}-results", "--dead", f"{own}-dead"]
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def queue(url: str, workers: int, concurrency: int) -> Iterator[list[str]]:
 
 
 def over_queue(url: str, arguments: list[str], bodies: list[bytes], tokens: int) -> float:
-    """Seconds for all bodies.
+    """Return the seconds for all bodies through the queue.
 
     Raises:
         BadAnswer: tokens are missing.
@@ -162,22 +162,22 @@ def over_queue(url: str, arguments: list[str], bodies: list[bytes], tokens: int)
 
 
 def submit(command: list[str], bodies: list[bytes]) -> list[bytes]:
-    """The answers, in the order of the bodies."""
+    """Run ``warmstart submit`` and return the answers, in the order of the bodies."""
     lines = b"\n".join(bodies)
     run = subprocess.run(command, cwd=ROOT, input=lines, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
     return run.stdout.splitlines()
 
 
 def completion_tokens(answer: bytes) -> int:
-    """Of one answer."""
+    """Return the number of generated tokens of one answer."""
     return int(json.loads(answer)["usage"]["completion_tokens"])
 
 
 def check(found: int, wanted: int) -> None:
-    """Whether all was answered.
+    """Check that all tokens were generated.
 
     Raises:
-        BadAnswer: it was not.
+        BadAnswer: tokens are missing.
     """
     if found != wanted:
         raise BadAnswer(f"{found} tokens of {wanted}")

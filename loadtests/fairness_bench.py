@@ -1,11 +1,11 @@
-"""What a backlog of queued work costs people who wait for an answer, and what is left for it beside them.
+"""Measures how a backlog of background work and interactive requests affect each other's latency and throughput.
 
     .venv/bin/python -m loadtests.fairness_bench [--clients 4] [--queued 16] [--max-batch 64] [--rounds 3] [--json FILE]
 
-Run it with the service's interpreter, from the repository's root: the engine runs in the process that asks it, with
-the embedded model and without HTTP. In each round people ask alone, then the queue has the engine alone, then both have
-it, so that all that is compared was measured within a minute. Both are closed loops: who has an answer asks again.
-Load tests import nothing of the service: a child with a program of its own calls the handlers.
+Run it with the service's interpreter, from the repository's root: the engine runs in the process that calls it, with
+the embedded model and without HTTP. In each round the interactive requests run alone, then the background work, then
+both, so that the compared values are measured within a minute. Both are closed loops: each client sends its next
+request as soon as it has an answer. Load tests import nothing of the service: a child process calls the handlers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 from loadtests.service import ROOT
 
-# Prints a line of JSON per phase: its name, people's times to the first token and tokens per second of each answer
-# after that, and tokens per second of all queued answers.
+# Prints a line of JSON per phase: its name, each interactive answer's time to first token and its tokens per second
+# after that, and tokens per second of all background answers.
 CHILD = """
 import asyncio, itertools, json, sys, time
 from dataclasses import replace
@@ -75,7 +75,7 @@ asyncio.run(main())
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="People beside a backlog of queued work.")
     parser.add_argument("--clients", type=int, default=4, help="people who wait")
     parser.add_argument("--queued", type=int, default=16, help="queued answers that a worker has under way")
@@ -100,10 +100,10 @@ def main() -> None:
 
 
 def table(phases: list[dict[str, Any]]) -> str:
-    """Markdown: medians of the rounds, and of the ratios within each.
+    """Return a Markdown table: medians of the rounds, and medians of the ratios within each round.
 
     Args:
-        phases: as the child prints them; of each round three.
+        phases: the phases as the child prints them, three of each round.
     """
     rounds = [phases[i : i + 3] for i in range(0, len(phases), 3)]
     rows = {

@@ -1,13 +1,14 @@
-"""Is the torch runner right on this GPU, and how fast is it beside transformers' own continuous batching?
+"""Checks the torch runner's correctness on this GPU and compares its speed with transformers' continuous batching.
 
     .venv/bin/python -m loadtests.gpu_check [--model NAME] [--batches 1,16,64,256] [--json FILE]
 
-Run it with the service's interpreter, from the repository's root. It checks that greedy tokens in float32 are those of
-transformers' ``generate``, that requests give the same tokens and log-probabilities alone and together, and that a
-captured decode step gives the bits of one that is not; then it prints tokens per second, prompts included. It ends with
-1 if a check fails. Of the load tests it is the one that imports the service: no server is between it and the runner.
+Run it with the service's interpreter, from the repository's root. It checks that greedy float32 tokens equal those of
+transformers' ``generate``, that requests give the same tokens and log-probabilities alone and in a batch, and that a
+decode step captured as a graph gives the same bits as an uncaptured one; then it prints tokens per second, with the
+time for prompts. The exit status is 1 if a check fails. Unlike other load tests it imports the service, because there
+is no server between it and the runner.
 
-``--device cpu --model tiny`` tries the script itself where there is no GPU.
+``--device cpu --model tiny`` tests the script itself without a GPU.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from runtime.model.config import DecoderConfig
 from runtime.types import SamplingParams
 
 PROMPT_TOKENS = 85
-NEAR_TIE = 1e-3  # two logits that close may change places between two ways to add
+NEAR_TIE = 1e-3  # two logits this close may swap ranks with another order of summation
 
 
 def main() -> None:
-    """Check, measure and print."""
+    """Check, measure and print the result."""
     parser = argparse.ArgumentParser(description="Parity, batch invariance and speed of the torch runner.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="as MODEL_NAME, or: tiny")
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --model tiny tries the script without one")
-    torch.backends.cuda.matmul.allow_tf32 = False  # float32 shall mean float32, here and there
+    torch.backends.cuda.matmul.allow_tf32 = False  # full float32 precision for both
     checks = check(options)
     for name, result in checks.items():
         print(f"{name}: {result}")
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def check(options: argparse.Namespace) -> dict[str, str]:
-    """What holds and what does not, in words; "right" is how it begins where it does."""
+    """Return each check's result as text, which starts with "right" if it passed."""
     model = _model(options, torch.float32)
     prompts = _prompts(options.prompts, model, seed=1)
     results = {"greedy tokens": _parity(model, prompts, options.new_tokens)}
@@ -77,7 +78,7 @@ def check(options: argparse.Namespace) -> dict[str, str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[int, float]]:
-    """Tokens per second of each way to generate -> of each batch."""
+    """Return tokens per second by way of generating and by batch size."""
     model = _model(options, _fast(options.device))
     speeds: dict[str, dict[int, float]] = {}
     for name, settings in {"warmstart": {}, "warmstart, DETERMINISTIC=false": {"deterministic": False}}.items():
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[int, float]]:
 
 
 def table(speeds: dict[str, dict[int, float]]) -> str:
-    """The figures as a Markdown table."""
+    """Return the speeds as a Markdown table."""
     batches = next(iter(speeds.values()))
     lines = ["| tokens per second | " + " | ".join(map(str, batches)) + " |", "|---" * (len(batches) + 1) + "|"]
     for name, row in speeds.items():
@@ -107,7 +108,7 @@ def table(speeds: dict[str, dict[int, float]]) -> str:
 def generate(
     runner: TorchRunner, prompts: Iterable[Sequence[int]], tokens: int, params: Sequence[SamplingParams] = ()
 ) -> list[list[Sampled]]:
-    """Each prompt's new tokens, greedy unless told otherwise, all at once as the engine would."""
+    """Generate each prompt's new tokens, greedily by default, all in one batch as the engine would."""
     greedy = SamplingParams(max_new_tokens=tokens, temperature=0)
     texts = [
         Text(tuple(prompt), params[i] if params else greedy, seed=params[i].seed or 0 if params else 0)
@@ -178,7 +179,7 @@ def _invariance(model: Any, prompts: list[list[int]], tokens: int) -> str:
 
 
 def _capture(model: Any, prompts: list[list[int]]) -> str:
-    """One decode step of all prompts, twice through each way, so that a graph is also replayed."""
+    """Run one decode step of all prompts twice with and twice without graphs, so that a graph is also replayed."""
     steps = []
     for graphs in (False, True):
         runner = _runner(model, graphs=graphs)
@@ -218,7 +219,7 @@ def _peer(options: argparse.Namespace, model: Any, prompts: list[list[int]]) -> 
 
 
 def _speed(options: argparse.Namespace, batch: int, once: Any) -> float:
-    """Tokens per second, the median of some runs after one that captures and allocates."""
+    """Return tokens per second, the median of some runs after one that captures graphs and allocates memory."""
     once()
     seconds = []
     for _ in range(options.runs):
@@ -251,8 +252,8 @@ def _model(options: argparse.Namespace, dtype: torch.dtype) -> Any:
 
 
 def _runner(model: Any, **settings: Any) -> TorchRunner:
-    model.generation_config.eos_token_id = None  # texts of one length
-    shape = model.config.to_dict() | {"quantization_config": None}  # of the file it came from; the model has none
+    model.generation_config.eos_token_id = None  # so that all texts have the same length
+    shape = model.config.to_dict() | {"quantization_config": None}  # of the file; the model has none
     config, weights = convert(model, DecoderConfig.from_transformers(shape))
     tensors = {weight.name: torch.tensor(weight.read()).to(model.device, model.dtype) for weight in weights}
     gigabytes = 8 if model.device.type == "cuda" else 0.5

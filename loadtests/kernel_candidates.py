@@ -1,10 +1,10 @@
-"""What torch ships for the linear layers of one decode step, beside a whole step on the compiled kernels.
+"""Compares torch's linear layers for one decode step with a whole step on the compiled kernels.
 
     .venv/bin/python -m loadtests.kernel_candidates
 
-Shapes are SmolLM2-135M's (30 layers, head included), weights random. torch's candidates run the products alone; the
-last rows are whole steps of the embedded model: products, attention, norms, rotary positions and sampling. Medians, in
-milliseconds, of all candidates by turns in one run.
+Shapes are SmolLM2-135M's (30 layers, with the head), weights random. torch's candidates run the products alone; the
+last rows are whole steps of the embedded model: products, attention, norms, rotary positions and sampling. The table
+shows medians in milliseconds; the candidates alternate within one run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Candidate = Callable[[int], Step]
 
 
 def plain(dtype: torch.dtype) -> Candidate:
-    """torch.nn.functional.linear."""
+    """Return a candidate that calls torch.nn.functional.linear."""
     weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
 
     def at(batch: int) -> Step:
@@ -43,7 +43,7 @@ def plain(dtype: torch.dtype) -> Candidate:
 
 
 def packed_onednn(dtype: torch.dtype) -> Candidate:
-    """oneDNN with weights packed once, as Inductor's freezing does it."""
+    """Return a candidate that calls oneDNN with weights packed once, as Inductor's freezing does."""
     weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
     ops: Any = torch.ops.mkldnn
     packs = {batch: [ops._reorder_linear_weight(w, batch) for w in weights] for batch in BATCHES}
@@ -57,7 +57,7 @@ def packed_onednn(dtype: torch.dtype) -> Candidate:
 
 
 def int8_weight_only() -> Candidate:
-    """torch._weight_int8pack_mm: int8 weights, bf16 activations."""
+    """Return a candidate that calls torch._weight_int8pack_mm: int8 weights, bf16 activations."""
     weights = [torch.randint(-127, 127, shape, dtype=torch.int8) for shape in SHAPES]
     scales = [torch.rand(n).bfloat16() for n, _ in SHAPES]
 
@@ -70,7 +70,7 @@ def int8_weight_only() -> Candidate:
 
 
 def int8_dynamic() -> Candidate:
-    """torch's dynamically quantized linear: int8 weights and activations."""
+    """Return a candidate that calls torch's dynamically quantized linear: int8 weights and activations."""
     engine: Any = torch.backends.quantized
     engine.engine = "onednn" if "onednn" in engine.supported_engines else "fbgemm"
     ops: Any = torch.ops.quantized
@@ -90,7 +90,7 @@ def int8_dynamic() -> Candidate:
 
 
 def compiled_step(dtype: str) -> Candidate:
-    """A whole step on the compiled kernels."""
+    """Return a candidate that runs a whole step on the compiled kernels."""
     settings = Settings.load(dtype=dtype, device="cpu")
     fast = open_fast(parse_model_name(settings.model_name), settings, "cpu", lambda stage, share: None, Phases())
     return lambda batch: decode_step(fast.runner, batch, 128, fast.snapshot.facts.decoder.vocabulary)

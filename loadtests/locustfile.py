@@ -1,8 +1,8 @@
-"""A user per operation, against a running service; every operation is used whole and, where it can, streamed.
+"""Locust users for every operation of a running service, whole and, where possible, streamed.
 
     .venv-load/bin/locust -f loadtests/locustfile.py --headless -u 6 -r 2 -t 60s --host http://127.0.0.1:8000
 
-``loadtests/smoke.py`` adds the short shape of the test-suite, ``loadtests/closed_loop.py`` measures throughput.
+``loadtests/smoke.py`` adds the short load shape of the tests, ``loadtests/closed_loop.py`` measures throughput.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROBES = {  # path: a field that its answer must have
 
 
 class _TextUser(ModelUser):
-    """Asks for a whole and for a streamed answer: in one task, so that the shortest run has both."""
+    """Requests a whole and a streamed answer in one task, so that the shortest run has both."""
 
     abstract = True
     wait_time = between(0.5, 1.5)
@@ -40,7 +40,7 @@ class _TextUser(ModelUser):
 
     @task
     def text(self) -> None:
-        """One answer of each kind."""
+        """Request one answer of each kind."""
         for stream in (False, True):
             payload = {
                 "prompt": random.choice(PROMPTS),
@@ -50,49 +50,49 @@ class _TextUser(ModelUser):
 
 
 class GenerateUser(_TextUser):
-    """Continues prompts."""
+    """Continues prompts with /generate."""
 
     path = "/generate"
 
 
 class CompleteUser(_TextUser):
-    """Completes prompts."""
+    """Completes prompts with /complete."""
 
     path = "/complete"
 
 
 class ChatUser(ModelUser):
-    """Chats and watches the answer come: what most callers do."""
+    """Chats with streamed answers, as most callers do."""
 
     weight = 2
     wait_time = between(0.5, 1.5)
 
     @task
     def chat(self) -> None:
-        """One streamed answer."""
+        """Request one streamed answer."""
         payload = _chat(self.environment.parsed_options.max_new_tokens)
         self.ask("/chat/completions", payload | {"stream": True, "stream_options": {"include_usage": True}})
 
 
 class ChatOnceUser(ModelUser):
-    """Chats over the OpenAI-compatible path and waits for whole answers."""
+    """Chats over the OpenAI-compatible path with whole answers."""
 
     wait_time = between(0.5, 1.5)
 
     @task
     def chat(self) -> None:
-        """One whole answer."""
+        """Request one whole answer."""
         self.ask("/v1/chat/completions", _chat(self.environment.parsed_options.max_new_tokens))
 
 
 class ProbeUser(FastHttpUser):
-    """Looks at everything that needs no generation, as an orchestrator and a dashboard do."""
+    """Requests the routes that need no generation, as an orchestrator and a dashboard do."""
 
     wait_time = between(1, 2)
 
     @task
     def probe(self) -> None:
-        """Every probe once."""
+        """Request each route once."""
         for path, field in PROBES.items():
             with self.client.get(path, catch_response=True) as response:
                 if not response.ok:

@@ -1,4 +1,4 @@
-"""Locust's side of measuring: a user that asks models, its extra rows, and the verdict at the end of a run.
+"""Locust extensions: a user that measures generated answers, extra rows, and pass or fail at the end of a run.
 
 Answers are kept in this process's memory, so run locust in one process (no ``--processes``, no workers).
 """
@@ -21,23 +21,23 @@ TTFT = "TTFT"
 INTER_TOKEN = "INTER-TOKEN"  # noqa: S105 - a row
 TOKENS_PER_SECOND = "TOKENS/S"
 ROWS = (TTFT, INTER_TOKEN, TOKENS_PER_SECOND)
-"""Request types of rows that are measurements; they count as no requests."""
+"""Request types of rows that are measurements; they do not count as requests."""
 
 _FINISH_SECONDS = 120
 
 
 class ModelUser(FastHttpUser):
-    """A user of an operation that generates text."""
+    """Base class of users of an operation that generates text."""
 
     abstract = True
-    network_timeout = 600.0  # a queue in front of a slow model is no failure of the network
+    network_timeout = 600.0  # a long queue of a slow model is not a network failure
 
     def ask(self, path: str, payload: dict[str, Any], name: str | None = None) -> RecordedAnswer | None:
-        """Send a request, follow its answer, and report both.
+        """Send a request, read its answer, and report both to locust.
 
         Args:
-            path: the operation's.
-            payload: streamed if it says ``stream``.
+            path: the operation's path.
+            payload: the request; the answer is streamed if ``stream`` is True in it.
             name: the rows' name; by default the path, marked if streamed.
 
         Returns:
@@ -56,7 +56,7 @@ class ModelUser(FastHttpUser):
             except (BadAnswer, *FAILURE_EXCEPTIONS) as error:
                 response.failure(error)
                 return None
-            finally:  # locust's own figure for a stream is the time to its headers
+            finally:  # locust itself measures a stream only up to its headers
                 response.request_meta["response_time"] = (time.perf_counter() - began) * 1000
         self._report(name, answer)
         return answer
@@ -77,7 +77,7 @@ class ModelUser(FastHttpUser):
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: ArgumentParser) -> None:
-    """Options of every load test here; each is an environment variable too."""
+    """Add the options of every load test here; each can also be set by an environment variable."""
     group = parser.add_argument_group("Thresholds and answers")
 
     def option(name: str, default: float | int | None, text: str) -> None:
@@ -93,14 +93,14 @@ def add_options(parser: ArgumentParser) -> None:
 
 @events.init.add_listener
 def begin(environment: Any, **_: Any) -> None:
-    """Start with no answers, and let answers under way be finished: cut ones would be work without a figure."""
+    """Start with no answers, and let running answers finish at the end, so that none is cut and not measured."""
     environment.answers = []
     environment.stop_timeout = environment.stop_timeout or _FINISH_SECONDS
 
 
 @events.quitting.add_listener
 def judge(environment: Any, **_: Any) -> None:
-    """Print the run's figures, and fail it for every limit that it broke."""
+    """Print the run's statistics, and fail it for every limit that it exceeded."""
     options = environment.parsed_options
     limits = Thresholds(options.max_failure_ratio, options.max_ttft_p95_ms, options.min_tokens_per_second)
     run = run_figures(environment)
@@ -115,7 +115,7 @@ def judge(environment: Any, **_: Any) -> None:
 
 
 def run_figures(environment: Any) -> Figures:
-    """The figures of the run so far. An exception in a user's own code counts as a failed request."""
+    """Return the statistics of the run so far. An exception in a user's own code counts as a failed request."""
     real = [entry for entry in environment.stats.entries.values() if entry.method not in ROWS]
     crashes = sum(crash["count"] for crash in environment.runner.exceptions.values())
     return figures(

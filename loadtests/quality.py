@@ -1,8 +1,8 @@
-"""Perplexity of a text and the answer to a question, through every engine and number type of this machine.
+"""Measures the perplexity of a text and the answer to a question with every engine and data type of this machine.
 
     .venv/bin/python -m loadtests.quality [--model NAME] [--text FILE]
 
-Each engine is given the same tokens in windows of 512. Prints a table in Markdown.
+Each engine gets the same tokens in windows of 512. The result is printed as a Markdown table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PATHS = (
 
 
 def main() -> None:
-    """See the module."""
+    """Measure every engine and data type, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--text", type=Path, default=Path(__file__).with_name("quality.txt"))
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _open(spec: ModelSpec, engine: str, dtype: str, settings: Settings) -> tuple[Logits, Callable[[], object]]:
-    """What gives an engine's logits, and what ends it."""
+    """Open an engine; return the function that computes its logits and the one that closes it."""
     if engine == "reference":
         model = load(spec, "cpu", dtype, _silent).model
         widen_head(model)
@@ -97,7 +97,7 @@ def _open(spec: ModelSpec, engine: str, dtype: str, settings: Settings) -> tuple
 
 
 def _answer(logits: Logits, ids: list[int], ends: Sequence[int]) -> tuple[list[int], float]:
-    """The greedy continuation, and by how much the first token's logit is above the next."""
+    """Return the greedy continuation, and how much the first token's logit exceeds the second-highest one."""
     new: list[int] = []
     margin = 0.0
     while len(new) < _NEW_TOKENS and not set(new) & set(ends):
@@ -109,7 +109,7 @@ def _answer(logits: Logits, ids: list[int], ends: Sequence[int]) -> tuple[list[i
 
 
 def _silent(stage: str, share: float | None) -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress of loading."""
 
 
 if __name__ == "__main__":

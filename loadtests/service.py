@@ -1,4 +1,4 @@
-"""The real service as a child process, for tests and measurements: it is started like anyone starts it."""
+"""Runs the real service as a child process for tests and measurements, started as users start it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _END_SECONDS = 45  # longer than the service's own drain
 
 @dataclass(frozen=True)
 class Service:
-    """A running child. ``started`` is when it was started, in ``time.perf_counter`` seconds."""
+    """A running service process. ``started`` is its start in ``time.perf_counter`` seconds."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -30,18 +30,22 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The service's base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self, timeout: float = 600) -> http.client.HTTPConnection:
-        """A new connection to it."""
+        """Return a new HTTP connection to the service."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def wait(self, path: str, seconds: float = 300) -> float:
-        """Ask until the answer is 200.
+        """Poll a path until it answers 200.
+
+        Args:
+            path: the path to request.
+            seconds: the time limit, counted from the process's start.
 
         Returns:
-            Seconds since the start.
+            Seconds since the process's start.
 
         Raises:
             RuntimeError: the process has ended, or the time is up; the message ends with its log.
@@ -61,7 +65,7 @@ class Service:
         raise RuntimeError(f"{path} is not 200 after {since:.0f} s (exit status {self.process.poll()}):\n{log}")
 
     def memory(self) -> dict[str, int]:
-        """Resident memory in MB (10^6 bytes): ``rss`` now and ``peak``. Linux only."""
+        """Return resident memory in MB (10^6 bytes): ``rss`` now and ``peak``. Linux only."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
         return {
@@ -71,11 +75,11 @@ class Service:
 
 @contextmanager
 def running_service(*command: str, **environment: str) -> Iterator[Service]:
-    """Run ``python server.py`` on a free port of the loopback; end it afterwards. It may not be ready yet.
+    """Run ``python server.py`` on a free loopback port during the block. The service may not be ready yet.
 
     Args:
-        command: of ``warmstart``, and its arguments, to run instead. It gets the port with ``--port``.
-        environment: settings, over those of this process.
+        command: a ``warmstart`` subcommand with its arguments to run instead. ``--port`` is added to it.
+        environment: settings that override those of this process.
     """
     port = free_port()
     program = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
@@ -100,6 +104,6 @@ def running_service(*command: str, **environment: str) -> Iterator[Service]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """Return a port on which nothing listens at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -1,10 +1,11 @@
-"""distilgpt2's shape (GPT-2, 6 layers, 768 wide, 50,257 tokens, random weights) against transformers' ``generate``.
+"""Compares the service with transformers' ``generate`` on distilgpt2's shape with random weights.
 
     .venv/bin/python -m loadtests.shape_bench [--repeats 3] [--json FILE]
 
-Run it with the service's interpreter, from the repository's root. All answer the same batches: N greedy prompts at
-once, 64 new tokens each, from the first prompt's arrival to the last answer's end; no prompt comes twice. Load tests
-import nothing of the service: children with programs of their own make the model and call ``generate`` and handlers.
+The shape is GPT-2 with 6 layers, 768 wide, 50,257 tokens. Run it with the service's interpreter, from the repository's
+root. All answer the same batches: N concurrent greedy prompts, 64 new tokens each, measured from the first prompt's
+arrival to the last answer's end; prompts never repeat. Load tests import nothing of the service: child processes make
+the model and call ``generate`` and the handlers.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ BATCHES = (1, 8, 16)
 WORDS = 60  # of a prompt: about 85 tokens
 TEXT = ROOT / "LICENSE"
 
-# Entries that no merge reaches fill the tokenizer up, so that every id has a text. Weights this wide make logits differ
-# clearly: narrower ones repeat one token, which would flatter a server that guesses ahead.
+# The vocabulary is filled with entries that no merge produces, so that every id has a text. Weights this wide make
+# logits differ clearly: narrower ones repeat one token, which would favour speculative decoding.
 MAKE_MODEL = """
 import json, sys
 import torch
@@ -57,7 +58,7 @@ config = GPT2Config(n_layer=6, n_embd=768, n_head=12, vocab_size=size, initializ
 GPT2LMHeadModel(config).eval().save_pretrained(folder)
 """
 
-# Reads [prompts, ...] line by line, and answers each batch with [tokens, seconds].
+# Reads a JSON list of prompts per line, and prints [tokens, seconds] for each batch.
 GENERATE = """
 import json, sys, time
 import torch
@@ -97,14 +98,14 @@ asyncio.run(main())
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description="distilgpt2's shape against transformers' generate.")
     parser.add_argument("--repeats", type=int, default=3, help="batches of each size; medians are printed")
     parser.add_argument("--batches", type=_counts, default=BATCHES, help="prompts at once: 1,8,16")
     parser.add_argument("--dtypes", type=_names, default=["auto"], help="the service's DTYPE: auto,float32,bfloat16")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service under way is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the running service is ended
     rows: dict[str, dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", MAKE_MODEL, folder, TEXT], check=True)
@@ -123,17 +124,17 @@ def main() -> None:
 
 
 def prompts(size: int, numbers: Iterator[int]) -> list[str]:
-    """A batch of prompts, each different from the first word on."""
+    """Return a batch of prompts that differ from the first word on."""
     words = TEXT.read_text().split()
     starts = [number % (len(words) - WORDS) for number in itertools.islice(numbers, size)]
     return [" ".join([str(start + 1_000), *words[start : start + WORDS]]) for start in starts]
 
 
 def over_http(folder: str, dtype: str, batches: Sequence[int]) -> list[tuple[int, int, float]]:
-    """(prompts at once, tokens, seconds) of each batch, from the service.
+    """Return (concurrent prompts, tokens, seconds) of each batch, measured over HTTP.
 
     Raises:
-        RuntimeError: the service does not come up.
+        RuntimeError: the service does not start.
         BadAnswer: an answer is wrong.
     """
     with running_service(MODEL_NAME=folder, DTYPE=dtype, RESPONSE_CACHE="off") as service:
@@ -162,10 +163,10 @@ async def _complete(client: Client, prompt: str) -> int:
 
 
 def in_child(command: Sequence[str], variables: dict[str, str], batches: Sequence[int]) -> list[tuple[int, int, float]]:
-    """(prompts at once, tokens, seconds) of each batch, from a child that reads batches and prints those figures.
+    """Return (concurrent prompts, tokens, seconds) of each batch, from a child that reads batches and prints the rest.
 
     Raises:
-        RuntimeError: it ends early.
+        RuntimeError: the child ends early.
     """
     numbers, found = _numbers(), []
     with subprocess.Popen(
@@ -183,10 +184,10 @@ def in_child(command: Sequence[str], variables: dict[str, str], batches: Sequenc
 
 
 def table(rows: dict[str, dict[int, list[float]]]) -> str:
-    """Markdown: tokens per second by batch, and Warmstart's over those of ``generate``.
+    """Return a Markdown table: tokens per second by batch size, and Warmstart's divided by those of ``generate``.
 
     Args:
-        rows: by name, then by prompts at once: tokens per second of each repetition.
+        rows: tokens per second of each repetition, by name and by number of concurrent prompts.
     """
     sizes = list(next(iter(rows.values())))
     middle = {name: [statistics.median(row[size]) for size in sizes] for name, row in rows.items()}
@@ -201,7 +202,7 @@ def table(rows: dict[str, dict[int, list[float]]]) -> str:
 
 
 def _rates(found: Sequence[tuple[int, int, float]]) -> dict[int, list[float]]:
-    """Tokens per second of each batch by its size, without the first of each size."""
+    """Return tokens per second of each batch by its size, without the first batch of each size."""
     rates: dict[int, list[float]] = {}
     for size, tokens, seconds in found:
         rates.setdefault(size, []).append(tokens / seconds)
@@ -209,7 +210,7 @@ def _rates(found: Sequence[tuple[int, int, float]]) -> dict[int, list[float]]:
 
 
 def _numbers() -> Iterator[int]:
-    return itertools.count(0, 7)  # a step that no prompt's words return to soon
+    return itertools.count(0, 7)  # with this step, prompts with the same words are far apart
 
 
 def _counts(text: str) -> tuple[int, ...]:

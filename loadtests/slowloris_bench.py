@@ -1,8 +1,8 @@
-"""What slow clients do to a quick one: hundreds of connections drip headers or bodies, or don't read their answers.
+"""Measures how slow clients affect a normal one: hundreds of connections send slowly or don't read their answers.
 
 Run from the repository's root: ``python -m loadtests.slowloris_bench [--seconds 30] [--connections 500]``. It starts
-the service, asks it with one client before and during each attack, and prints a table; the goal is a p99 at most twice
-that before. The attackers run in a process of their own and come from five addresses of the loopback network.
+the service, sends requests with one client before and during each attack, and prints a table; the goal is a p99 at
+most twice the one before. The attackers run in their own process and use five addresses of the loopback network.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from dataclasses import asdict, dataclass
 from loadtests.service import ROOT, Service, running_service
 
 KINDS = {
-    # What is sent at once, then what drips.
+    # The bytes sent at once, then those sent repeatedly.
     "headers": (b"GET /models HTTP/1.1\r\nHost: x\r\nX: ", b"a"),
     "bodies": (
         b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
         b" ",
     ),
-    # Never read: the answers fill the sockets' buffers, then the server's.
+    # These never read, so the answers fill the sockets' buffers, then the server's.
     "readers": (b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8, b""),
 }
 ADDRESSES = [f"127.0.0.{number}" for number in range(2, 7)]
 HEALTHY = "127.0.0.1"
 _DRIP_SECONDS = 0.5
-_NEW_CONNECTION_EVERY = 20  # of the healthy client's requests, so that accepting is measured too
+_NEW_CONNECTION_EVERY = 20  # requests of the normal client, so that accepting is measured too
 
 
 @dataclass
 class Outcome:
-    """What the attackers saw: connections opened, of those ended by the server, and attempts that failed."""
+    """The attackers' counts: connections opened, connections that the server closed, and failed attempts."""
 
     opened: int = 0
     ended: int = 0
@@ -49,13 +49,13 @@ class Outcome:
 
 
 async def attack(port: int, kind: str, connections: int, seconds: float) -> Outcome:
-    """Hold connections for some seconds; one that the server ends is opened again."""
+    """Hold connections open for some seconds; one that the server closes is opened again."""
     outcome = Outcome()
     start, drip = KINDS[kind]
 
     async def hold(address: str) -> None:
         while True:
-            # A small buffer, so that an answer that is not read soon stands in the server.
+            # A small buffer, so that an unread answer soon fills the server's buffers.
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.setblocking(False)
@@ -91,10 +91,10 @@ async def attack(port: int, kind: str, connections: int, seconds: float) -> Outc
 
 
 def under_attack(service: Service, kind: str, connections: int, seconds: float, call: Callable[[], None]) -> Outcome:
-    """Call again and again while another process attacks.
+    """Call a function repeatedly while another process attacks.
 
     Raises:
-        RuntimeError: the attackers failed.
+        RuntimeError: the attacking process failed.
     """
     command = [sys.executable, "-m", "loadtests.slowloris_bench", "--attack", kind, "--port", str(service.port)]
     command += ["--connections", str(connections), "--seconds", str(seconds)]
@@ -111,10 +111,10 @@ def under_attack(service: Service, kind: str, connections: int, seconds: float, 
 
 
 class Healthy:
-    """A client that asks, reads, and asks again.
+    """A normal client that sends a request, reads the answer, and sends the next one.
 
     Args:
-        port: of the service.
+        port: the service's port.
     """
 
     def __init__(self, port: int) -> None:
@@ -124,7 +124,7 @@ class Healthy:
         self._connection: http.client.HTTPConnection | None = None
 
     def ask(self) -> None:
-        """One request; ``OSError`` or ``HTTPException`` if it is not answered."""
+        """Send one request and record its duration; ``OSError`` or ``HTTPException`` if it is not answered."""
         started = time.perf_counter()
         if self._connection is None or len(self.seconds) % _NEW_CONNECTION_EVERY == 0:
             self.close()
@@ -134,16 +134,16 @@ class Healthy:
         response.read()
         self.seconds.append(time.perf_counter() - started)
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
-        time.sleep(0.002)  # a client among others, not a load of its own
+        time.sleep(0.002)  # so that this client is not a heavy load itself
 
     def close(self) -> None:
-        """Close its connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
 
 def descriptors(service: Service) -> int:
-    """Files and sockets that the service has open. Linux only."""
+    """Return the number of files and sockets that the service has open. Linux only."""
     return len(os.listdir(f"/proc/{service.process.pid}/fd"))
 
 
@@ -153,7 +153,7 @@ def _figures(healthy: Healthy) -> tuple[float, float]:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure each kind of attack and print the table."""
     parser = argparse.ArgumentParser(description="What slow clients do to a quick one.")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--connections", type=int, default=500)

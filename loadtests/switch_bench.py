@@ -1,10 +1,10 @@
-"""Sixteen clients stream while the default model is switched back and forth: no request may fail of it.
+"""Streams to sixteen clients while the default model is switched back and forth, and fails if any request fails.
 
     .venv/bin/python -m loadtests.switch_bench --seconds 60
     .venv/bin/python -m loadtests.switch_bench --seconds 60 --budget 350000000  # where only one of the two fits
 
-Runs a service of its own with the embedded model and a second one: by default the embedded model once more, under its
-file's name, so that neither a hub nor another download is needed.
+It starts a service with the embedded model and a second one, by default the embedded model again under its file's name,
+so that no hub and no download are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROMPT = "Letter number {number}. Dear friend, I have moved to a small town by 
 
 @dataclass
 class Tally:
-    """What happened, from all threads."""
+    """Counts of requests, tokens, switches and failures, shared by all threads."""
 
     ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,7 +40,7 @@ class Tally:
 
 
 def main() -> int:
-    """Run, print a table, and fail if a request or a switch did."""
+    """Run the benchmark, print a table, and return 1 if a request or a switch failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
@@ -56,7 +56,7 @@ def main() -> int:
     with running_service(**settings) as service:
         service.wait("/readyz")
         names = [str(model["id"]) for model in _call(service, "GET", "/models")["data"]]
-        for name in names:  # conversions and first loads are not what is measured
+        for name in names:  # so that conversions and first loads are not measured
             _call(service, "PUT", "/models/default", {"model": name})
         threads = [
             threading.Thread(target=_client, args=(service, options.tokens, tally)) for _ in range(options.clients)
@@ -96,10 +96,10 @@ def _client(service: Service, tokens: int, tally: Tally) -> None:
 
 
 def _stream(service: Service, body: dict[str, Any]) -> dict[str, Any]:
-    """The last event of a whole stream.
+    """Read a stream to its end and return its last event.
 
     Raises:
-        ValueError: it was refused, failed, or broke off.
+        ValueError: the request was rejected, or its stream failed or was cut off.
     """
     connection = service.connect()
     try:
@@ -115,7 +115,7 @@ def _stream(service: Service, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _switch(service: Service, names: list[str], pause: float, tally: Tally) -> None:
-    """Switch for as long as the clients run."""
+    """Switch the default model until the clients end."""
     while not tally.ended.wait(pause):
         name = names[tally.switches % len(names)]
         try:

@@ -1,4 +1,4 @@
-"""What a run amounts to, and whether that is good enough. Pure functions over answers and counts."""
+"""Computes a run's statistics and compares them with its limits. Pure functions over answers and counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtests.answers import RecordedAnswer
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What fails a run. Timings have no limit unless one is given: they belong to a machine."""
+    """The limits that fail a run. Timings have no limit unless one is given, because they depend on the machine."""
 
     max_failure_ratio: float = 0.01
     max_ttft_p95_ms: float | None = None
@@ -20,7 +20,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Figures:
-    """A run, or a window of it, in a line. None: nothing of the kind was measured."""
+    """The statistics of a run or of a time window in it. None: there was nothing to measure."""
 
     requests: int
     failures: int
@@ -35,17 +35,17 @@ class Figures:
 
 
 def figures(answers: Sequence[RecordedAnswer], requests: int, failures: int) -> Figures:
-    """Of a whole run: tokens of all users over the time from the first request to the end of the last answer."""
+    """Return a whole run's statistics, over the time from the first request to the last answer's end."""
     start = min((answer.began for answer in answers), default=0.0)
     end = max((answer.began + answer.seconds for answer in answers), default=0.0)
     return _figures(answers, start, end, sum(answer.completion_tokens for answer in answers), requests, failures)
 
 
 def window(answers: Sequence[RecordedAnswer], start: float, end: float) -> Figures:
-    """Of the time between two moments: tokens that came in it, and the waits of the requests that began in it.
+    """Return statistics between two moments: tokens generated, and latencies of the requests that started in between.
 
-    An answer's tokens are taken to come evenly from its first to its end, so that answers which straddle an edge count
-    for their part; else short windows and long answers would give too small a figure.
+    An answer's tokens are assumed to be evenly spread from its first token to its end, so that answers which cross the
+    window's boundary count in part; otherwise short windows and long answers would give too low a throughput.
     """
     tokens = sum(answer.completion_tokens * _share(answer, start, end) for answer in answers)
     begun = [answer for answer in answers if start <= answer.began < end]
@@ -53,7 +53,7 @@ def window(answers: Sequence[RecordedAnswer], start: float, end: float) -> Figur
 
 
 def broken(figures: Figures, limits: Thresholds) -> list[str]:
-    """The limits that a run broke, a sentence each; empty if it passed."""
+    """Return a sentence for each limit that a run exceeded; empty if it passed."""
     if not figures.requests:
         return ["no request was made"]
     found = []
@@ -76,7 +76,7 @@ def broken(figures: Figures, limits: Thresholds) -> list[str]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Nearest rank: the smallest value that at least ``percent`` of all do not exceed; None of nothing."""
+    """Return the nearest-rank percentile: the least value that ``percent`` of all do not exceed; None if empty."""
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 

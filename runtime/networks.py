@@ -150,7 +150,7 @@ class NetworkSet(Sequence[Network]):
 
 
 def _bounds(networks: Sequence[Network]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return first and last addresses as integers, both ascending because collapsed networks are sorted and disjoint."""
+    """Return first and last addresses as integers; both ascend because collapsed networks are sorted and disjoint."""
     starts = [int(network.network_address) for network in networks]
     ends = [int(network.broadcast_address) for network in networks]
     if networks and networks[0].version == 4:  # contiguous: otherwise a long list misses the cache at every step

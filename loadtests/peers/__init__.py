@@ -1,1 +1,1 @@
-"""The same load on Warmstart and on other servers, in turn: see README.md. Standard library only."""
+"""Runs the same load on Warmstart and on other servers and compares them; see README.md. Standard library only."""

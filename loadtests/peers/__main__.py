@@ -1,8 +1,8 @@
-"""The closed-loop streaming load of DESIGN section 4 on Warmstart and on every peer that is found, in turn.
+"""Runs the closed-loop streaming load of DESIGN section 4 on Warmstart and on every other server that is installed.
 
     python3 -m loadtests.peers --llama-server PATH --transformers PATH --out FOLDER
 
-Run it from the repository's root with any Python of 3.11 or later; see loadtests/peers/README.md.
+Run it from the repository's root with Python 3.11 or later; see loadtests/peers/README.md.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from loadtests.peers.servers import Server
 from loadtests.peers.session import QUESTION, determinism_turn, turn
 from loadtests.service import ROOT
 
-_QUIET = 0.05  # cores that others may take without a word
+_QUIET = 0.05  # cores that other processes may use without a note in the report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write.
+    """Measure the servers, print the report and write its files.
 
     Args:
-        arguments: of the command line; those of the process if left out.
+        arguments: the command line's arguments, by default those of the process.
 
     Returns:
-        0; 1 if a server failed; 2 if none is left to measure or a model could not be converted; 130 after Ctrl-C.
+        0; 1 if a server failed; 2 if there is no server to measure or a model could not be converted; 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
     try:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     made = argparse.ArgumentParser(prog="python -m loadtests.peers", description=__doc__.partition("\n")[0])
     add = made.add_argument
     add("--warmstart", type=Path, default=ROOT / ".venv/bin/python", help="the service's interpreter")
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def find(options: argparse.Namespace) -> list[Server]:
-    """The servers that are here, Warmstart first. What is missing is told on standard error."""
+    """Return the servers that are installed, Warmstart first, and print the missing ones on standard error."""
     found = [servers.warmstart(options.warmstart, options.gguf)]
     peers = {"llama-server": options.llama_server, "transformers": options.transformers, "vllm": options.vllm}
     for name, path in peers.items():
@@ -106,7 +106,7 @@ def find(options: argparse.Namespace) -> list[Server]:
 
 
 def measure(found: Sequence[Server], options: argparse.Namespace) -> int:
-    """All rounds, then the report.
+    """Run all rounds, then print and write the report.
 
     Returns:
         0, or 1 if a server failed.
@@ -114,7 +114,7 @@ def measure(found: Sequence[Server], options: argparse.Namespace) -> int:
     machine = machine_facts() | {"commit": _commit()}
     versions = {server.name: server.version() for server in found}
     runs: list[Run] = []
-    for number, server in itertools.product(range(options.rounds), found):  # interleaved: a noisy hour hits all
+    for number, server in itertools.product(range(options.rounds), found):  # interleaved: noise affects all
         _say(f"round {number + 1} of {options.rounds}: {server.name}")
         runs.append(turn(server, options.clients, options.seconds, prompt_numbers(number)))
         _tell(runs[-1])
@@ -159,7 +159,7 @@ def _report(
         "\n".join(f"- {name}: {value}" for name, value in (machine | versions).items()),
         tables(figures, servers.WARMSTART, options.clients),
     ]
-    # Near-ties fall one way or the other with the weights' precision; nonsense means that a model is served wrongly.
+    # Near-ties depend on the weights' precision; a nonsensical answer means that a model is served wrongly.
     answers = {run.name: run.answer for run in runs if run.answer}
     parts += [f"{QUESTION} Greedy:", "\n".join(f"- {name}: {answer!r}" for name, answer in answers.items())]
     if checks:
@@ -199,7 +199,7 @@ def _commit() -> str:
 
 
 def _known(variable: str, program: str | None = None) -> Path | None:
-    """What a variable names, or a program on the path."""
+    """Return the path that an environment variable names, or that of a program on ``PATH``."""
     path = os.environ.get(variable) or (program and shutil.which(program))
     return Path(path).absolute() if path else None
 
@@ -213,7 +213,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    # All as Ctrl-C, so that a server under way is ended; a shell starts background commands with SIGINT ignored.
+    # Handle all like Ctrl-C, so that a running server is ended; shells start background commands with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

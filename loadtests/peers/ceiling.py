@@ -1,8 +1,8 @@
-"""What the load's client itself can take: tokens per second of its processor time, from a server that costs nothing.
+"""Measures the load client's own limit, in tokens per second of processor time, on a server that does no work.
 
     python3 -m loadtests.peers.ceiling
 
-The client shares the cores with the server it measures, so this must be far above what any server gives.
+The client shares the cores with the server it measures, so this must be far above any server's throughput.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loadtests.service import ROOT, free_port
 CLIENTS = 16
 SECONDS = 5.0
 
-# A process of its own; each token is a write of its own, as in a server whose tokens come one by one.
+# It runs in its own process and writes each token separately, as a server does that streams token by token.
 STUB = """
 import asyncio, json, sys
 tokens = int(sys.argv[2])
@@ -55,10 +55,10 @@ asyncio.run(main())
 
 
 async def load(port: int, clients: int, seconds: float) -> tuple[int, float]:
-    """Ask the stub.
+    """Send requests to the stub server.
 
     Returns:
-        Tokens received, and processor seconds this process took for them.
+        The tokens received, and the processor seconds of this process.
     """
     taken, end, used = 0, time.perf_counter() + seconds, time.process_time()
 
@@ -77,7 +77,7 @@ async def load(port: int, clients: int, seconds: float) -> tuple[int, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = (sys.executable, "-c", STUB, str(port), str(NEW_TOKENS))

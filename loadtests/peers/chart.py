@@ -1,4 +1,4 @@
-"""Tokens per second by number of clients, as bars in an SVG that needs nothing but itself."""
+"""Draws tokens per second by number of clients as a bar chart, in a self-contained SVG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from loadtests.peers.report import Figures
 
-# Told apart without colours too: the bars stand in the order of the legend, and each has its value on top.
+# The chart is readable without colours too: the bars have the legend's order, and each shows its value.
 _COLOURS = ("#0b6e4f", "#4c78a8", "#9ecae9", "#f58518", "#b279a2", "#9d755d", "#bab0ac")
 _WIDTH, _HEIGHT = 960, 460
 _LEFT, _RIGHT, _BOTTOM = 60, 20, 50
@@ -18,11 +18,11 @@ _TEXT = "#222"
 
 
 def chart(figures: dict[str, Figures], clients: Sequence[int], subtitle: str) -> str:
-    """The picture.
+    """Return the chart as SVG.
 
     Args:
-        figures: medians by server; the first is drawn in green.
-        clients: the groups, left to right.
+        figures: the medians by server; the first server is drawn in green.
+        clients: the numbers of clients, one group of bars each, left to right.
         subtitle: the line under the title, such as the machine.
     """
     names = list(figures)
@@ -65,7 +65,7 @@ def chart(figures: dict[str, Figures], clients: Sequence[int], subtitle: str) ->
 
 
 def _step(highest: float) -> float:
-    """1, 2 or 5 times a power of ten, for 3 to 7 lines."""
+    """Return a step of 1, 2 or 5 times a power of ten that gives 3 to 7 grid lines."""
     power = 10.0 ** math.floor(math.log10(highest))
     return next(power * part for part in (0.2, 0.5, 1.0, 2.0) if highest / (power * part) <= 6.5)
 

@@ -1,6 +1,6 @@
-"""A streaming client that costs little: it runs on the cores of the server it measures.
+"""A streaming HTTP client with little overhead, because it runs on the cores of the server it measures.
 
-While an answer comes, its bytes are only cut into chunks and stamped; events are read once it has ended.
+While an answer arrives, its bytes are only split into chunks and timestamped; events are parsed after it has ended.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _Piece = tuple[float, bytes]
 
 
 class Streamed(NamedTuple):
-    """One complete streamed answer. Times are of ``time.perf_counter``."""
+    """One complete streamed answer. Times are ``time.perf_counter`` seconds."""
 
     began: float
-    """When the request was sent."""
+    """The time at which the request was sent."""
     ended: float
     times: tuple[float, ...]
-    """When each piece of text came, in order; a server may put several tokens in one."""
+    """The time at which each piece of text arrived, in order; a piece may hold several tokens."""
     prompt_tokens: int
     completion_tokens: int
     text: str
@@ -33,13 +33,13 @@ class Streamed(NamedTuple):
         return self.times[0] - self.began if self.times else None
 
     def tokens_between(self, start: float, end: float) -> float:
-        """Tokens of it that came in ``[start, end)``: all pieces of text are taken to hold equally many."""
+        """Return its tokens that arrived in ``[start, end)``, assuming that all pieces of text hold equally many."""
         times = self.times or (self.ended,)
         return self.completion_tokens * sum(start <= moment < end for moment in times) / len(times)
 
 
 class Response:
-    """One HTTP/1.1 response as its bytes come (RFC 9112): whole, chunked, or until the connection closes."""
+    """Parses one HTTP/1.1 response (RFC 9112) as it arrives: with a length, chunked, or until the close."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -48,13 +48,17 @@ class Response:
         self.keep_alive = True
         self._rest = b""
         self._chunked = False
-        self._left: int | None = None  # bytes of the body that are missing; None: as long as the connection stays
+        self._left: int | None = None  # missing bytes of the body; None: it ends with the connection
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take what has come.
+        """Parse the bytes that have arrived.
+
+        Args:
+            data: the bytes.
+            now: their arrival in ``time.perf_counter`` seconds.
 
         Raises:
-            BadAnswer: it is no HTTP.
+            BadAnswer: it is not HTTP.
         """
         self._rest += data
         if not self.status and not self._head():
@@ -69,7 +73,7 @@ class Response:
         self.done = self.done or self._left == 0
 
     def closed(self) -> None:
-        """The connection has closed.
+        """Note that the connection has closed.
 
         Raises:
             BadAnswer: the response is not complete.
@@ -79,7 +83,7 @@ class Response:
         self.done, self.keep_alive = True, False
 
     def body(self) -> bytes:
-        """All of it that has come."""
+        """Return the body that has arrived so far."""
         return b"".join(data for _, data in self.pieces)
 
     def _head(self) -> bool:
@@ -108,7 +112,7 @@ class Response:
             except ValueError:
                 raise BadAnswer(f"no chunk size: {line[:80]!r}") from None
             if size == 0:
-                self.done = rest.startswith(b"\r\n") or b"\r\n\r\n" in rest  # trailers are of no use here
+                self.done = rest.startswith(b"\r\n") or b"\r\n\r\n" in rest  # trailers are ignored
                 return
             if len(rest) < size + 2:
                 return
@@ -117,17 +121,17 @@ class Response:
 
 
 def read_streamed(pieces: Iterable[_Piece], began: float, ended: float) -> Streamed:
-    """Read the events of a streamed chat answer.
+    """Parse the events of a streamed chat answer.
 
-    More is forgiven than in ``loadtests.answers``: peers leave out ``[DONE]`` and fields that hold nothing.
+    It accepts more than ``loadtests.answers``: other servers leave out ``[DONE]`` and empty fields.
 
     Args:
-        pieces: (when it came, bytes), cut anywhere.
-        began: when the request was sent.
-        ended: when the answer's end came.
+        pieces: (arrival time, bytes), split anywhere.
+        began: the time at which the request was sent.
+        ended: the time at which the answer's end arrived.
 
     Raises:
-        BadAnswer: an event is an error or no JSON; finish reason, usage or tokens are missing.
+        BadAnswer: an event is an error or not JSON; finish reason, usage or tokens are missing.
     """
     texts: list[str] = []
     times: list[float] = []
@@ -168,7 +172,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 class _Connection(asyncio.Protocol):
-    """Carries one exchange at a time."""
+    """An asyncio protocol that carries one request and response at a time."""
 
     def __init__(self) -> None:
         self.response = Response()
@@ -206,21 +210,21 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """One client of a server on the loopback, with a connection that is kept while the server keeps it."""
+    """An HTTP client of a server on the loopback, with one connection that it keeps alive if possible."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._connection: _Connection | None = None
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[Response, float, float]:
-        """One exchange.
+        """Send one request and wait for its response.
 
         Returns:
-            The complete response, and when the request was sent and the response's end came.
+            The complete response, and the times at which the request was sent and the response ended.
 
         Raises:
-            BadAnswer: the response is cut or no HTTP.
-            OSError: no connection.
+            BadAnswer: the response is cut off or not HTTP.
+            OSError: there is no connection.
         """
         kept = self._connection
         if kept is not None and kept.transport is not None and not kept.transport.is_closing():
@@ -229,7 +233,7 @@ class Client:
             except (OSError, BadAnswer):
                 if kept.response.status:
                     raise
-                # Else the server had closed the kept connection before the request came, and has not seen it.
+                # Otherwise the server closed the idle connection before the request arrived, and has not seen it.
         _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._port)
         self._connection = connection
         return await self._exchange(connection, method, path, body)
@@ -245,7 +249,7 @@ class Client:
         connection.transport.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         try:
             ended = await connection.ended
-        except BaseException:  # cancelled too: what comes now on this connection belongs to no request
+        except BaseException:  # cancellation too: later data on this connection belongs to no request
             self.close()
             raise
         if not connection.response.keep_alive:
@@ -253,16 +257,16 @@ class Client:
         return connection.response, began, ended
 
     async def ask(self, path: str, body: bytes, seconds: float = 600) -> Streamed:
-        """Follow a streamed chat answer to its end.
+        """Send a chat request and read its streamed answer to the end.
 
         Args:
-            path: the operation's.
-            body: JSON.
-            seconds: how long to wait for the end.
+            path: the operation's path.
+            body: the request as JSON.
+            seconds: the time limit for the whole answer.
 
         Raises:
             BadAnswer: status, stream or events are wrong, or the time is up.
-            OSError: no connection.
+            OSError: there is no connection.
         """
         try:
             async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""The closed loop of DESIGN section 4: clients that ask again as soon as they have been answered."""
+"""The closed-loop load of DESIGN section 4: each client sends its next request as soon as it has its answer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from loadtests.thresholds import percentile
 
 PATH = "/v1/chat/completions"
 NEW_TOKENS = 64
-SETTLE = 0.2  # of a stage, not counted: its clients start at once, and so in step
+SETTLE = 0.2  # share of a stage that is not counted, because all its clients start at the same time
 MANY = 16  # clients of the determinism check
-_PAUSE_SECONDS = 0.2  # after a failure, so that a dead server is not hammered
-# About 85 tokens with the model's template. The number comes first, so that no answer is found in a cache of prompts.
+_PAUSE_SECONDS = 0.2  # after a failure, so that a dead server is not flooded with requests
+# About 85 tokens with the model's template. The number comes first, so that no prefix cache can help.
 PROMPT = (
     "{number} is the number of this letter. Dear friend, I have moved to a small town by the sea and keep a garden "
     "behind the house. Please write me a long letter about the seasons, the weather and the birds that I should expect."
@@ -30,7 +30,7 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One number of clients, measured. None: nothing of the kind came."""
+    """The measurements with one number of clients. None: there was nothing to measure."""
 
     clients: int
     tokens_per_second: float
@@ -41,38 +41,38 @@ class Stage:
     answers: int
     failures: int
     client_cpu: float
-    """Cores that this client took."""
+    """The number of cores that this client used."""
     others_cpu: float
-    """Cores that neither the server nor this client took: with much of it, figures are worth nothing."""
+    """The number of cores that other processes used; if it is high, the measurements are useless."""
     failure: str | None = None
     """The first failure's message."""
 
 
 class Watched(Protocol):
-    """A server's process."""
+    """The process of a server under load."""
 
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
 
     def cpu_seconds(self) -> float:
-        """Processor time that it has taken."""
+        """Return the processor time that it has used."""
 
 
 def prompt_numbers(seed: int) -> Iterator[int]:
-    """Numbers of six digits without end, none twice in the first 900,000; the same for the same seed."""
+    """Yield six-digit numbers endlessly, without repeats in the first 900,000; the same for the same seed."""
     position = random.Random(seed).randrange(900_000)
-    while True:  # the step shares no divisor with 900,000, so that all are visited before one returns
+    while True:  # the step and 900,000 are coprime, so all are visited before one repeats
         position = (position + 293_003) % 900_000
         yield 100_000 + position
 
 
 def payload(number: int, model: str | None, **more: Any) -> bytes:
-    """A streamed request as JSON.
+    """Return a streamed request as JSON.
 
     Args:
-        number: makes the prompt different from all others.
-        model: the name to send, for servers that want one.
-        more: fields in place of those below.
+        number: a number that makes the prompt different from all others.
+        model: the model name to send, for servers that require one.
+        more: fields that override the defaults.
     """
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": PROMPT.format(number=number)}],
@@ -85,14 +85,14 @@ def payload(number: int, model: str | None, **more: Any) -> bytes:
 
 
 async def run_stage(port: int, clients: int, seconds: float, body: Callable[[], bytes], server: Watched) -> Stage:
-    """Load a server and let the answers under way end.
+    """Load a server for some seconds, wait for the last answers, and return the measurements.
 
     Args:
-        port: where it listens on the loopback.
-        clients: how many ask at once; they stop if the server dies.
-        seconds: how long they ask; the first fifth is not counted.
-        body: the next request.
-        server: its process.
+        port: the server's port on the loopback.
+        clients: the number of concurrent clients; they stop if the server dies.
+        seconds: how long they send requests; the first fifth is not counted.
+        body: returns the next request.
+        server: the server's process.
     """
     began = time.perf_counter()
     start, end = began + SETTLE * seconds, began + seconds
@@ -132,7 +132,7 @@ def summary(
     client_cpu: float,
     others_cpu: float,
 ) -> Stage:
-    """The figures of a stage between two moments: tokens that came, and waits of the requests that began."""
+    """Return a stage's statistics: tokens received between two moments, and latencies of requests started then."""
     waits = [answer.first for answer in answers if start <= answer.began < end and answer.first is not None]
     p50, p95 = percentile(waits, 50), percentile(waits, 95)
     return Stage(
@@ -151,11 +151,11 @@ def summary(
 
 
 async def same_answers(port: int, bodies: Sequence[bytes]) -> int:
-    """How many requests get the same text alone as among ``MANY`` clients, in another order.
+    """Return how many requests get the same text alone and among ``MANY`` clients in another order.
 
     Raises:
-        BadAnswer: one is not answered.
-        OSError: no connection.
+        BadAnswer: a request is not answered.
+        OSError: there is no connection.
     """
 
     async def answered(clients: int, order: Sequence[int]) -> dict[int, str]:
@@ -163,7 +163,7 @@ async def same_answers(port: int, bodies: Sequence[bytes]) -> int:
 
         async def loop() -> None:
             client = Client(port)
-            for index in waiting:  # shared: each takes the next
+            for index in waiting:  # an iterator that all clients share
                 texts[index] = (await client.ask(PATH, bodies[index])).text
             client.close()
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describes the machine on which the measurements were made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-# Those that decide what a matrix product costs.
+# The CPU flags that determine the speed of matrix products.
 TELLING_FLAGS = (
     "avx2",
     "avx512f",
@@ -21,7 +21,7 @@ TELLING_FLAGS = (
 
 
 def machine_facts() -> dict[str, str]:
-    """Processor, cores, memory and system. Linux; what it does not tell is left out."""
+    """Return processor, cores, memory and system. Linux only; unknown facts are left out."""
     cpu, memory = _fields("/proc/cpuinfo"), _fields("/proc/meminfo")
     flags = cpu.get("flags", "").split()
     facts = {
@@ -37,12 +37,12 @@ def machine_facts() -> dict[str, str]:
 
 
 def _model(cpu: dict[str, str]) -> str:
-    """Some clouds hide the product's name; family and model still tell the generation."""
+    """Return the CPU's family and model numbers, because some clouds hide the product's name."""
     return f"family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}"
 
 
 def _fields(path: str) -> dict[str, str]:
-    """``name: value`` lines; the first of each name."""
+    """Parse ``name: value`` lines; the first of each name counts."""
     file, found = Path(path), dict[str, str]()
     for line in file.read_text().splitlines() if file.exists() else ():
         name, colon, value = line.partition(":")

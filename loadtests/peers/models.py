@@ -1,4 +1,4 @@
-"""The embedded model in the forms that peers want, made once."""
+"""Converts the embedded model once into the formats that other servers need."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ model.save_pretrained(folder)
 
 
 class NoModel(Exception):
-    """The model cannot be had in that form; the message says why."""
+    """The model is not available in a format; the message says why."""
 
 
 def embedded_gguf(python: Path) -> Path:
-    """The GGUF file inside the wheel that is installed for an interpreter.
+    """Return the GGUF file of the model package that is installed for an interpreter.
 
     Raises:
-        NoModel: it is not there.
+        NoModel: it is not installed.
     """
     found = subprocess.run([python, "-c", _FIND], stdout=subprocess.PIPE, text=True, check=False)
     files = [file for folder in found.stdout.split() for file in Path(folder).glob("*.gguf")]
@@ -52,15 +52,15 @@ def embedded_gguf(python: Path) -> Path:
 
 
 def q8_0(gguf: Path, quantize: Path, folder: Path) -> Path:
-    """The model in Q8_0, by ``llama-quantize``; made if it is not there yet.
+    """Return the model in Q8_0; ``llama-quantize`` makes it if it does not exist yet.
 
     Args:
-        gguf: any quantization.
+        gguf: the model in any quantization.
         quantize: the program, built with ``llama-server``.
-        folder: where made models are kept.
+        folder: the folder of converted models.
 
     Raises:
-        NoModel: it could not be made.
+        NoModel: the conversion failed.
     """
     made = folder / f"{gguf.stem.rpartition('.')[0] or gguf.stem}.Q8_0.gguf"
     if not made.exists():
@@ -71,15 +71,15 @@ def q8_0(gguf: Path, quantize: Path, folder: Path) -> Path:
 
 
 def hf_folder(gguf: Path, python: Path, folder: Path) -> Path:
-    """The model as a folder of transformers' in bfloat16; made if it is not there yet.
+    """Return the model as a transformers folder in bfloat16, which is made if it does not exist yet.
 
     Args:
-        gguf: any quantization that transformers reads.
+        gguf: the model in any quantization that transformers reads.
         python: the service's interpreter.
-        folder: where made models are kept.
+        folder: the folder of converted models.
 
     Raises:
-        NoModel: it could not be made.
+        NoModel: the conversion failed.
     """
     made = folder / f"{gguf.stem.rpartition('.')[0] or gguf.stem}-bf16"
     if not made.exists():
@@ -93,7 +93,7 @@ def hf_folder(gguf: Path, python: Path, folder: Path) -> Path:
 
 
 def _convert(command: Sequence[str | Path]) -> None:
-    """Programs that convert talk much; only what they said before they failed is of use."""
+    """Run a converter. Its output is long, so only its end is shown, and only if it fails."""
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
     )

@@ -1,4 +1,4 @@
-"""A server as a child: started, watched, and ended with all that it started, whatever it thinks of SIGTERM. Linux."""
+"""Runs a server as a child process in its own session, measures it, and ends all its processes. Linux only."""
 
 from __future__ import annotations
 
@@ -14,38 +14,43 @@ from pathlib import Path
 _POLL_SECONDS = 0.01
 _TICKS = os.sysconf("SC_CLK_TCK")
 END_SECONDS = 15.0
-"""How long a server may take to end by itself."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A running child that leads a session of its own. ``started`` is in ``time.perf_counter`` seconds."""
+    """A running child process that leads its own session. ``started`` is in ``time.perf_counter`` seconds."""
 
     process: subprocess.Popen[bytes]
     log: Path
     started: float
 
     def alive(self) -> bool:
-        """Whether the process itself still runs."""
+        """Return whether the process itself still runs."""
         return self.process.poll() is None
 
     def peak_rss(self) -> int:
-        """Bytes: the sum of the peaks of all processes of the session that run now."""
+        """Return the sum, in bytes, of the peak memory of all running processes of the session."""
         return sum(_peak(pid) for pid in session_members(self.process.pid))
 
     def cpu_seconds(self) -> float:
-        """Processor time that the processes of the session which run now have taken, with children that ended."""
+        """Return the processor time of the session's running processes and of their children that have ended."""
         return sum(_cpu_seconds(pid) for pid in session_members(self.process.pid))
 
     def said(self) -> str:
-        """The end of what it wrote."""
+        """Return the end of its output."""
         return self.log.read_text(errors="replace")[-2000:]
 
     def until(self, done: Callable[[], bool], seconds: float, what: str) -> float:
-        """Poll until ``done``.
+        """Poll until ``done`` returns True.
+
+        Args:
+            done: the condition.
+            seconds: the time limit, counted from the process's start.
+            what: the condition's name, for the error message.
 
         Returns:
-            Seconds since the start.
+            Seconds since the process's start.
 
         Raises:
             RuntimeError: the process has ended or the time is up; the message ends with its log.
@@ -61,14 +66,14 @@ class Running:
 def running(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, end_seconds: float = END_SECONDS
 ) -> Iterator[Running]:
-    """Run a command in a session of its own; when the block is left, however it is left, nothing of it stays.
+    """Run a command in its own session during the block; afterwards all processes of the session are ended.
 
     Args:
-        command: program and arguments.
-        environment: variables over those of this process.
-        folder: where it runs.
-        log: takes what it writes.
-        end_seconds: between SIGTERM and SIGKILL.
+        command: the program and its arguments.
+        environment: variables that override those of this process.
+        folder: the working directory.
+        log: the file for its output.
+        end_seconds: the time between SIGTERM and SIGKILL.
     """
     with log.open("wb") as output:
         started = time.perf_counter()
@@ -89,7 +94,7 @@ def running(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(end_seconds)
         finally:  # also when Ctrl-C is pressed once more during that wait
-            while members := session_members(process.pid):  # what it started may outlive it
+            while members := session_members(process.pid):  # its children may outlive it
                 for pid in members:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -99,7 +104,7 @@ def running(
 
 
 def session_members(session: int) -> list[int]:
-    """Ids of the processes of a session that have not ended."""
+    """Return the ids of a session's processes that have not ended."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -111,7 +116,7 @@ def session_members(session: int) -> list[int]:
 
 
 def busy_seconds() -> float:
-    """Processor time that the whole machine has taken, other virtual machines' share of its cores included."""
+    """Return the processor time that the whole machine has used, with the time stolen by other virtual machines."""
     user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
     return (user + nice + system + irq + softirq + steal) / _TICKS
 
@@ -123,7 +128,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _stat(folder: Path) -> list[str]:
-    """Fields of proc(5) after the name, which may hold anything in its parentheses: state, parent, group, session..."""
+    """Return the fields of proc(5) after the name, which may contain anything: state, parent, group, session..."""
     return (folder / "stat").read_text().rpartition(")")[2].split()
 
 

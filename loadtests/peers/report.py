@@ -1,4 +1,4 @@
-"""From runs to a table: medians, ratios, Markdown. Pure functions."""
+"""Aggregates runs into medians, ratios and Markdown tables. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from loadtests.peers.load import Stage
 
 Figures = dict[str, float | None]
-"""A server's figures by column; None: not measured, or it failed."""
+"""A server's measurements by column; None: not measured, or failed."""
 
 
 @dataclass
 class Run:
-    """One start of one server. Times in seconds since its process was started, memory in bytes."""
+    """The measurements of one start of a server: times in seconds since its process's start, memory in bytes."""
 
     key: str
     name: str
@@ -24,18 +24,18 @@ class Run:
     first_answer: float | None = None
     peak_rss: int | None = None
     answer: str = ""
-    """What it said when asked for the capital of France."""
+    """The answer to the question about the capital of France."""
     stages: list[Stage] = field(default_factory=list)
     identical: int | None = None
-    """Of the determinism check; None if it was not made."""
+    """The number of identical answers in the determinism check; None if it was not made."""
     info: dict[str, Any] | None = None
     error: str | None = None
 
 
 def middle(runs: Sequence[Run], clients: Sequence[int]) -> Figures:
-    """Medians over the runs of one server.
+    """Return the medians over the runs of one server.
 
-    A stage that failed in any run has no figures: half a server's answers are no throughput.
+    A stage that failed in any run has no values, because a throughput with failed answers would be misleading.
     """
     found: Figures = {
         "livez": _median([run.livez for run in runs]),
@@ -54,11 +54,11 @@ def middle(runs: Sequence[Run], clients: Sequence[int]) -> Figures:
 
 
 def ratios(figures: dict[str, Figures], mine: str) -> dict[str, Figures]:
-    """How many times better one server is than each other one: more tokens per second, less of all else.
+    """Return how many times better one server is than each other one: more tokens per second, less of everything else.
 
     Args:
-        figures: by server.
-        mine: the one that is compared.
+        figures: the medians by server.
+        mine: the name of the server to compare with the others.
     """
     found: dict[str, Figures] = {}
     for name, theirs in figures.items():
@@ -74,12 +74,12 @@ def ratios(figures: dict[str, Figures], mine: str) -> dict[str, Figures]:
 
 
 def tables(figures: dict[str, Figures], mine: str, clients: Sequence[int]) -> str:
-    """Markdown: figures, ratios, waits.
+    """Return Markdown tables of medians, ratios and latencies.
 
     Args:
-        figures: by server, in the order of the rows.
-        mine: whose ratios to the others are shown, if it was measured.
-        clients: numbers of clients.
+        figures: the medians by server, in the order of the rows.
+        mine: the server whose ratios to the others are shown, if it was measured.
+        clients: the numbers of clients.
     """
     at = waits_at(clients)
     columns = {f"tokens_per_second@{count}": f"{count} client{'s' * (count > 1)} tok/s" for count in clients} | {
@@ -105,7 +105,7 @@ def tables(figures: dict[str, Figures], mine: str, clients: Sequence[int]) -> st
 
 
 def waits_at(clients: Sequence[int]) -> int:
-    """The number of clients whose waits the first table shows: 16, or the nearest to it."""
+    """Return the number of clients whose latencies the first table shows: 16, or the nearest to it."""
     return min(clients, key=lambda count: abs(count - 16))
 
 

@@ -1,4 +1,4 @@
-"""The servers: how each is started, where it says that it lives, and which version it is."""
+"""The servers under comparison: their commands, their health paths and their versions."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ print(", ".join(f"{name} {version(name)}" for name in sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Server:
-    """One way to serve the model. ``{port}`` in the command and in values of variables stands for the port."""
+    """One server configuration. ``{port}`` in the command and in values of variables stands for the port."""
 
     key: str
     name: str
     command: tuple[str, ...]
     livez: str
-    """Path that answers, with whatever status, as soon as the process listens."""
+    """The path that answers, with any status, as soon as the process listens."""
     version_command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
-    """What requests must call the model."""
+    """The model name that requests must contain."""
     info: str | None = None
-    """Path of facts about the model, kept with the results."""
+    """The path of information about the model, which is stored with the results."""
     most_clients: int = 1_000_000
-    """Stages of more clients are left out."""
+    """The highest number of clients; larger stages are skipped."""
 
     def started_on(self, port: int) -> tuple[list[str], dict[str, str]]:
-        """The command and its variables for one port."""
+        """Return the command and its environment variables for a port."""
         command = [part.replace("{port}", str(port)) for part in self.command]
         return command, {name: value.replace("{port}", str(port)) for name, value in self.environment.items()}
 
     def version(self) -> str:
-        """What it says of itself, in one line."""
+        """Return the version that the server's command prints, in one line."""
         said = subprocess.run(
             self.version_command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         ).stdout
@@ -54,11 +54,11 @@ class Server:
 
 
 def warmstart(python: Path, gguf: Path | None = None) -> Server:
-    """Warmstart as its users start it, but without kept answers. Settings are taken from this process's environment.
+    """Return Warmstart without the response cache, otherwise as users start it, with this process's environment.
 
     Args:
         python: the service's interpreter.
-        gguf: another model than the embedded one.
+        gguf: a model to use instead of the embedded one.
     """
     return Server(
         key="warmstart",
@@ -73,14 +73,14 @@ def warmstart(python: Path, gguf: Path | None = None) -> Server:
 
 
 def llama_server(program: Path, gguf: Path, quantization: str, slots: int, threads: int | None = None) -> Server:
-    """llama.cpp's server.
+    """Return llama.cpp's server.
 
     Args:
         program: the ``llama-server`` binary.
         gguf: the model.
-        quantization: of that file, for the name.
-        slots: answers at once; more requests wait.
-        threads: for the model; None takes the cores this process may use.
+        quantization: the file's quantization, for the name.
+        slots: the number of concurrent answers; further requests wait.
+        threads: CPU threads for the model; None uses the cores that this process may use.
     """
     cores = str(threads or len(os.sched_getaffinity(0)))
     context = str(slots * CONTEXT_PER_SLOT)
@@ -95,12 +95,12 @@ def llama_server(program: Path, gguf: Path, quantization: str, slots: int, threa
 
 
 def transformers_serve(program: Path, folder: Path, batching: bool) -> Server:
-    """``transformers serve``.
+    """Return ``transformers serve``.
 
     Args:
         program: the ``transformers`` console script of its environment.
         folder: the model in bfloat16.
-        batching: with ``--continuous-batching``; without it, one request at a time is answered.
+        batching: whether to pass ``--continuous-batching``; without it, requests are answered one at a time.
     """
     where = ("--host", "127.0.0.1", "--port", "{port}")
     command = (str(program), "serve", str(folder), "--device", "cpu", "--dtype", "bfloat16", *where)
@@ -117,7 +117,7 @@ def transformers_serve(program: Path, folder: Path, batching: bool) -> Server:
 
 
 def vllm(program: Path, folder: Path) -> Server:
-    """vLLM's OpenAI server, its build for CPUs.
+    """Return vLLM's OpenAI-compatible server, in its build for CPUs.
 
     Args:
         program: the ``vllm`` console script of its environment.

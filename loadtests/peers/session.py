@@ -1,4 +1,4 @@
-"""One server's turn: started, asked, loaded, and ended."""
+"""Measures one server: starts it, sends it requests, loads it, and ends it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _RETRY_SECONDS = 0.01
 
 
 def turn(server: Server, clients: Sequence[int], seconds: float, numbers: Iterator[int]) -> Run:
-    """Start a server, load it stage by stage, end it.
+    """Start a server, load it stage by stage, and end it.
 
     Args:
-        server: how it is started.
-        clients: a stage for each number.
+        server: the server.
+        clients: the number of clients of each stage.
         seconds: the length of a stage.
-        numbers: of the prompts.
+        numbers: the numbers for the prompts.
 
     Returns:
-        What was measured; a failure is told in its ``error``.
+        The measurements; a failure is in ``error``.
     """
     run = Run(server.key, server.name)
     try:
@@ -52,10 +52,10 @@ def turn(server: Server, clients: Sequence[int], seconds: float, numbers: Iterat
 
 
 def determinism_turn(server: Server, requests: int, numbers: Iterator[int]) -> Run:
-    """Start a server afresh and count the seeded, sampled answers that are the same alone and among others."""
+    """Start a server anew and count the sampled, seeded answers that are identical alone and among others."""
     run = Run(server.key, server.name)
     try:
-        # Sampled from the first request on: transformers' continuous batching keeps the first one's temperature.
+        # All requests sample, because transformers' continuous batching keeps the first request's temperature.
         with _started(server, run, temperature=0.7) as (port, _):
             bodies = [payload(next(numbers), server.model, temperature=0.7, seed=index) for index in range(requests)]
             run.identical = asyncio.run(same_answers(port, bodies))
@@ -66,7 +66,7 @@ def determinism_turn(server: Server, requests: int, numbers: Iterator[int]) -> R
 
 @contextmanager
 def _started(server: Server, run: Run, temperature: float) -> Iterator[tuple[int, Running]]:
-    """Start a server on a free port, and fill in the run's times up to its first answer."""
+    """Start a server on a free port, and record the run's times up to its first answer."""
     port = free_port()
     command, environment = server.started_on(port)
     with (
@@ -93,7 +93,7 @@ def _started(server: Server, run: Run, temperature: float) -> Iterator[tuple[int
 
 
 async def _status(port: int, path: str) -> int:
-    """An HTTP status; 0 if nobody answers."""
+    """Return an HTTP status; 0 if there is no answer."""
     client = Client(port)
     try:
         async with asyncio.timeout(5):
@@ -106,7 +106,7 @@ async def _status(port: int, path: str) -> int:
 
 
 async def _first_answer(port: int, body: bytes, child: Running) -> Streamed:
-    """Ask until a question is answered.
+    """Send a question until it is answered.
 
     Raises:
         RuntimeError: the process has ended, or the time is up.

@@ -92,7 +92,7 @@ def _checksum(key: str, text: bytes) -> bytes:
 
 
 def _sparse(column: Sequence[Any], usual: Any) -> list[Any]:
-    """Return positions and values of the entries that differ from ``usual``; if most differ, -1 and the whole column."""
+    """Return positions and values that differ from ``usual``, or, if most differ, -1 and the whole column."""
     odd = [(place, value) for place, value in enumerate(column) if value != usual]
     if 2 * len(odd) > len(column):
         return [-1, *column]

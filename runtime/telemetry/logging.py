@@ -35,7 +35,7 @@ def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, An
 
 
 def _only_lines(log: logging.Logger) -> _Lines | None:
-    """Return ``setup_logging``'s handler if it is the only one that gets a logger's records and nothing filters them."""
+    """Return ``setup_logging``'s handler if it alone gets a logger's records and nothing filters them."""
     if log.filters:
         return None
     on_the_way: logging.Logger | None = log
@@ -110,7 +110,7 @@ class JsonFormatter(_Formatter):
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """A StreamHandler that takes its lock once per line instead of three times, and also writes lines without records."""
+    """A StreamHandler that takes its lock once per line instead of three times, and can write without a record."""
 
     formatter: _Formatter
 

@@ -164,7 +164,7 @@ class RequestRecord:
         self._ended = False
 
     def prompt(self, tokens: int, cached: int) -> None:
-        """Count a prompt that produced its first token: all its tokens, and how many of them were in the prefix cache."""
+        """Count a prompt that produced its first token: all its tokens, and those found in the prefix cache."""
         self._prompt += tokens
         self._cached += cached
         self._metrics.figures.prompt(tokens, cached)

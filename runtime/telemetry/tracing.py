@@ -114,7 +114,7 @@ class Tracer:
         atexit.register(self.close)
 
     def request(self, operation: str) -> RequestTrace:
-        """Start a request's span, as a child of the caller's if it sent one. The request's log lines get its trace id."""
+        """Start a request's span, as a child of the caller's if it sent one; its log lines get the trace id."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -212,7 +212,7 @@ class RequestTrace:
 
 
 class _Rarely(logging.Filter):
-    """A filter that passes one record a minute, so that an unavailable collector is logged but does not flood the log."""
+    """A filter that passes one record a minute, so that an unavailable collector does not flood the log."""
 
     def __init__(self) -> None:
         super().__init__()
