@@ -1,6 +1,6 @@
-"""Look the installed packages up in the advisory database, by pip-audit. Fails for a known vulnerability.
+"""Checks the installed packages against the advisory database with pip-audit. Fails if there is a known vulnerability.
 
-Where the database cannot be reached, nothing is known, and that is said aloud rather than passed off as a clean result.
+If the database cannot be reached, the check passes, but prints clearly that nothing was audited.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run pip-audit, print its findings, and return the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--format", "json"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

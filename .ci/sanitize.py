@@ -1,8 +1,8 @@
-"""Run the compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
+"""Runs the compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
 
-First the native tests, with every level of instructions that this processor has, on libraries that g++ instruments;
-then libFuzzer on ``tests/runtime/engine/native/fuzz_step.cpp``, which needs clang. ``SECONDS`` is the fuzzer's time for
-each level (60). As root on Debian, missing programs are installed.
+First come the native tests, with every instruction level that this processor supports, on libraries instrumented by
+g++; then libFuzzer on ``tests/runtime/engine/native/fuzz_step.cpp``, which needs clang. ``SECONDS`` is the fuzzer's
+time for each level (60). As root on Debian, missing programs are installed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PACKAGES = {"g++": "g++", "clang++": "clang libclang-rt-dev", "llvm-symbolizer":
 
 
 def main() -> int:
-    """Both parts; the exit status of the first that fails."""
+    """Run both parts, and return the exit status of the first that fails."""
     install()
-    os.environ["CXX"] = "g++"  # whose runtime is preloaded below
+    os.environ["CXX"] = "g++"  # its sanitizers' runtime is preloaded below
     build.OPTIONS = (*build.OPTIONS, *SANITIZE, "-fsanitize=address,undefined")
     build.FOLDER = FOLDER / "kernels"
     if sys.argv[1:] == ["tests"]:
         import pytest
 
-        # The test that takes memory away would take it from AddressSanitizer.
+        # The test that limits memory would limit AddressSanitizer's.
         files = [str(TESTS / name) for name in ("test_check.py", "test_runner.py")]
         return pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not no_memory", *files])
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def install() -> None:
-    """Install the Debian packages that are missing, or say which they are."""
+    """Install the missing Debian packages, or exit with a message that names them."""
     missing = " ".join(packages for program, packages in PACKAGES.items() if shutil.which(program) is None)
     if not missing:
         return
@@ -53,13 +53,13 @@ def install() -> None:
 
 
 def native_tests() -> int:
-    """The native tests, in a Python whose memory (numpy's arrays, too) is AddressSanitizer's."""
+    """Run the native tests in a Python whose memory, numpy's included, comes from AddressSanitizer's allocator."""
     preloaded = [
         subprocess.check_output([build.compiler() or "g++", f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     options = {
-        # Python frees nothing when it ends, and torch's libraries have allocators and symbols of their own.
+        # Python frees no memory when it exits, and torch's libraries have their own allocators and symbols.
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
@@ -71,11 +71,11 @@ def native_tests() -> int:
 
 
 def fuzz() -> int:
-    """The fuzz target for each level; what it found in earlier runs is where it begins."""
+    """Run the fuzz target for each level, starting with the corpus of earlier runs."""
     known = [level for level in build.levels() if level.flags <= cpu_flags()]
     corpus = FOLDER / "corpus"
     corpus.mkdir(exist_ok=True)
-    # Without F16C, clang before 15 has no half-precision type: `generic` is for other processors, and has its tests.
+    # Without F16C, clang before 15 has no half-precision type, so `generic` is fuzzed only where no other level runs.
     for level in [level for level in known if level.flags] or known:
         program = FOLDER / f"fuzz-{level.name}"
         flags = [option for option in build.OPTIONS if option not in ("-shared", "-fPIC", "-O3")]

@@ -1,4 +1,4 @@
-"""LoRA adapters made on the spot, in the form that peft saves: by hand, or by peft where its options are the matter."""
+"""Creates small LoRA adapters in peft's format: by hand, or with peft itself where its options are under test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 Tensors = dict[str, NDArray[np.float32]]
 
-SAVED = {  # as peft writes options that nobody chose
+SAVED = {  # peft's default options, as it saves them
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "auto_mapping": None,
@@ -32,7 +32,7 @@ SAVED = {  # as peft writes options that nobody chose
 
 
 def write_adapter(folder: Path, tensors: Tensors, **config: Any) -> Path:
-    """An adapter's two files."""
+    """Write an adapter's two files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(SAVED | config))
@@ -40,12 +40,12 @@ def write_adapter(folder: Path, tensors: Tensors, **config: Any) -> Path:
 
 
 def weights_of(model: Path) -> Tensors:
-    """A checkpoint's float32 tensors."""
+    """Return a checkpoint's float32 tensors."""
     return dict(load_file(model / "model.safetensors"))
 
 
 def random_lora(model: Path, targets: tuple[str, ...], rank: int, seed: int = 3) -> Tensors:
-    """Seeded A and B for every module of a checkpoint whose name ends in a target."""
+    """Return seeded A and B matrices for every module of a checkpoint whose name ends in a target."""
     dice = np.random.default_rng(seed)
     tensors = {}
     for name, weight in weights_of(model).items():
@@ -59,14 +59,20 @@ def random_lora(model: Path, targets: tuple[str, ...], rank: int, seed: int = 3)
 
 
 def save_lora(folder: Path, model: Path, *, rank: int = 4, alpha: float = 8, seed: int = 3, **config: Any) -> Path:
-    """A plain adapter of a tiny model's attention."""
+    """Save a plain adapter of a tiny model's attention."""
     targets = ("q_proj", "v_proj") if "llama" in model.name else ("c_attn",)
     tensors = random_lora(model, targets, rank, seed)
     return write_adapter(folder, tensors, **{"r": rank, "lora_alpha": alpha, "target_modules": list(targets), **config})
 
 
 def save_by_peft(folder: Path, model: Path, **options: Any) -> Path:
-    """An adapter with options of peft's, saved by it, every tensor that it trains moved by a seeded random step."""
+    """Save an adapter with peft, after a seeded random step of every trained tensor.
+
+    Args:
+        folder: the adapter's folder.
+        model: the checkpoint's folder.
+        options: options of peft's ``LoraConfig``.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

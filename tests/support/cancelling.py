@@ -1,4 +1,4 @@
-"""Tasks that are cancelled at random moments."""
+"""Cancels tasks at random moments."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from tests.support.soak import soak
 
 CANCELLATIONS = soak(2_000, 40)
-"""How many tasks each test cancels."""
+"""The number of tasks that each test cancels."""
 
-_END_SECONDS = 2.0  # a task that was cancelled and has not ended by then has lost its cancellation
+_END_SECONDS = 2.0  # a cancelled task that has not ended by then has swallowed its cancellation
 
 
 async def cancel_at_random(work: Callable[[], Awaitable[Any]], seconds: float) -> int:
@@ -20,13 +20,13 @@ async def cancel_at_random(work: Callable[[], Awaitable[Any]], seconds: float) -
 
     Args:
         work: the call under test.
-        seconds: within which a task is cancelled, at a moment that a seeded generator draws.
+        seconds: the longest time before a task is cancelled; a seeded generator draws the moment.
 
     Returns:
-        How many tasks went on after they were cancelled.
+        The number of tasks that continued after they were cancelled.
 
     Raises:
-        Exception: of a task that failed instead of being cancelled.
+        Exception: the error of a task that failed instead of being cancelled.
     """
 
     async def loop() -> None:
@@ -39,7 +39,7 @@ async def cancel_at_random(work: Callable[[], Awaitable[Any]], seconds: float) -
         task = asyncio.create_task(loop())
         if number % 2:
             await asyncio.sleep(draw.uniform(0, seconds))
-        else:  # early, turn by turn: most calls take a few turns of the event loop
+        else:  # early, counted in iterations of the event loop: most calls take a few of them
             for _ in range(draw.randrange(40)):
                 await asyncio.sleep(0)
         task.cancel()

@@ -1,11 +1,11 @@
-"""Chat templates in the style of the main families, each cut down to how it reads messages."""
+"""Chat templates in the style of the main model families, each reduced to the way it reads messages."""
 
 from __future__ import annotations
 
 from tests.support.models import CHATML
 
 _LOOP = "{% for m in messages %}"
-_THINKING = (  # Qwen 3's way to drop the thoughts of earlier turns
+_THINKING = (  # how Qwen 3 removes the reasoning of earlier turns
     "{% if m.role == 'assistant' and '</think>' in m.content %}"
     "{% set text = m.content.split('</think>')[-1].lstrip('\\n') %}{% else %}{% set text = m.content %}{% endif %}"
 )

@@ -1,4 +1,4 @@
-"""Ways in which a database file may come to harm."""
+"""Ways to damage a database file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 
 def damages(table: str) -> list[Any]:
-    """Parameters that are each a function of the file.
+    """Return pytest parameters, each a function that damages the file in one way.
 
     Args:
-        table: of its own, which one of them drops.
+        table: a table of the file, which one of the functions drops.
     """
     return [
         pytest.param(lambda path: path.write_bytes(b"no database at all, " * 500), id="another file"),

@@ -1,4 +1,4 @@
-"""Decoders without a file: transformers models with random weights, their tensors, and rows to run."""
+"""Transformers models with random weights, their tensors, and rows to run, without any file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-# What the two families may have; each is a name, a family and what is changed in its configuration.
+# Variants of the two families: name -> (family, changes to its configuration).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 100}),
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def model_of(variant: str) -> Any:
-    """A transformers model of 2 layers and 300 tokens, float32, in evaluation mode."""
+    """Return a transformers model with 2 layers and 300 tokens, in float32 and in evaluation mode."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     family, changes = VARIANTS[variant]
@@ -56,19 +56,19 @@ def model_of(variant: str) -> Any:
         }
         model = LlamaForCausalLM(LlamaConfig(**{"vocab_size": 300, "initializer_range": 0.3, **shape, **changes}))
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # they begin as zeros, which would hide one that is forgotten
+        if name.endswith("bias"):  # biases are initialised to zero, which would hide one that is ignored
             torch.nn.init.normal_(parameter)
     return model.eval()
 
 
 def decoder_of(model: Any, dtype: torch.dtype = torch.float32) -> tuple[DecoderConfig, dict[str, Tensor]]:
-    """A model's shape and tensors as the decoder takes them."""
+    """Return a model's configuration and tensors in the decoder's format."""
     config, weights = convert(model, DecoderConfig.from_transformers(model.config.to_dict()))
     return config, {weight.name: torch.tensor(weight.read()).to(dtype) for weight in weights}
 
 
 def embedded_shape(dtype: torch.dtype, layers: int = 2) -> tuple[DecoderConfig, dict[str, Tensor]]:
-    """The embedded model's shape with few layers, a small vocabulary and random weights."""
+    """Return the embedded model's shape with few layers, a small vocabulary and random weights."""
     frequencies = tuple(10_000 ** (-i / 64) for i in range(0, 64, 2))
     config = DecoderConfig("llama", layers, 576, 1536, 9, 3, 64, 512, 8192, 1e-5, "silu", True, frequencies)
     generator = torch.Generator().manual_seed(3)
@@ -86,19 +86,19 @@ def embedded_shape(dtype: torch.dtype, layers: int = 2) -> tuple[DecoderConfig, 
 
 
 def prompt(seed: int, length: int, vocabulary: int = 300) -> tuple[int, ...]:
-    """Random token ids."""
+    """Return random token ids."""
     return tuple(torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 def placed(tokens: Items[int], blocks: Items[int], params: SamplingParams = GREEDY) -> Sequence:
-    """A sequence that has its blocks."""
+    """Return a sequence that has its KV blocks."""
     sequence = Sequence(tuple(tokens), params, seed=0)
     sequence.blocks = list(blocks)
     return sequence
 
 
 def logits_of(runner: TorchRunner, sequence: Sequence, start: int = 0, chunk: int = 10**6) -> Tensor:
-    """[T - start, V] logits behind each token of a sequence, computed in chunks."""
+    """Return the [T - start, V] logits after each token of a sequence, computed in chunks."""
     tokens = sequence.tokens
     parts = []
     for first in range(start, len(tokens), chunk):

@@ -29,7 +29,7 @@ from runtime.types import Job, Message, SamplingParams, Token
 from tests.support.fakes import INFO, FakeRunner, fake_text
 
 Load = Callable[..., Any]
-"""A model's name and settings to its engine; see the fixture ``load``."""
+"""Loads an engine from a model's name and settings; see the fixture ``load``."""
 
 needs_kernels = pytest.mark.skipif(
     not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
@@ -38,18 +38,18 @@ needs_kernels = pytest.mark.skipif(
 
 @cache
 def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
-    """A folder's snapshot, in memory."""
+    """Return a folder's snapshot, held in memory."""
     from runtime.loading.checkpoint import serving_form  # torch
 
     facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
     return snapshot_writer.hold(facts, tokenizer, weights)
 
 
-FOREVER = 1000  # tokens; what has so many to come is still running
+FOREVER = 1000  # tokens; a request with so many is still running when a test looks
 
 
 class Letters:
-    """A tokenizer with a token for each of the runner's twenty letters."""
+    """A tokenizer with one token for each of the runner's twenty letters."""
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
@@ -73,7 +73,7 @@ class Letters:
 
 
 class Chat:
-    """Chats as their last message."""
+    """A chat encoder that uses only the last message."""
 
     own_template = False
 
@@ -86,7 +86,7 @@ class Chat:
 
 @dataclass
 class Runner(FakeRunner):
-    """A fake runner whose steps wait for ``gate`` once it is set, and do ``plant`` first."""
+    """A fake runner whose steps first wait for ``gate``, if it is set, and then call ``plant``."""
 
     gate: threading.Semaphore | None = None
     plant: Callable[[Sequence[Row]], None] = lambda rows: None
@@ -101,7 +101,7 @@ class Runner(FakeRunner):
 
 
 class Made:
-    """An engine and all that it stands on."""
+    """An engine with its runner, block pool, scheduler, tokenizer and metrics."""
 
     def __init__(
         self,
@@ -139,14 +139,14 @@ class Made:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left of any request."""
+        """Whether the engine holds nothing of any request."""
         worker = self.engine._worker
         return not (
             worker._live or worker._online or worker._queued or worker._owners or worker._inbox or self.scheduler.busy
         )
 
     def value(self, name: str, **labels: str) -> float:
-        """A sample of the metrics as they are shown."""
+        """Return a sample of the metrics, as the registry shows it."""
         value = self.metrics._registry.get_sample_value(f"warmstart:{name}", {"model_name": "fake", **labels})
         return 0.0 if value is None else value
 
@@ -177,7 +177,12 @@ def said(row: list[Token]) -> str:
 
 
 def mixed(number: int, seed: int = 0) -> list[Job]:
-    """Requests of one to three jobs, of all kinds."""
+    """Return seeded jobs of all kinds.
+
+    Args:
+        number: the number of jobs.
+        seed: the random seed.
+    """
     draw = random.Random(seed)
 
     def one() -> Job:
@@ -196,12 +201,12 @@ def mixed(number: int, seed: int = 0) -> list[Job]:
 
 
 class Death(BaseException):
-    """Ends a thread."""
+    """Ends a thread, because no handler of ``Exception`` catches it."""
 
 
 @contextmanager
 def planted(runner: Runner) -> Iterator[list[int]]:
-    """The next step ends its thread."""
+    """Make the next step end its thread; yield the list of row counts of such steps."""
     deaths: list[int] = []
 
     def plant(rows: Sequence[Row]) -> None:

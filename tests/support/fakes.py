@@ -1,4 +1,4 @@
-"""A model-free engine and context, for tests of everything around the model."""
+"""A fake engine and context without a model, for tests of everything around the model."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ INFO = ModelInfo(
 
 @dataclass
 class FakeEngine:
-    """Says the same words to everyone, one word a token, and remembers what it was asked.
+    """A fake engine that generates the same words for every request, one word per token, and records its requests.
 
     Args:
         words: the tokens of every sequence.
-        token_length: tokens per prompt, whatever its text, or a function of the text.
+        token_length: the tokens per prompt, whatever its text, or a function of the text.
         pause: seconds before each token.
-        fail_after: raise ``failure`` after that many tokens.
-        cached_tokens: of each prompt, how many were in the prefix cache.
+        fail_after: the number of tokens after which it raises ``failure``.
+        cached_tokens: how many tokens of each prompt were in the prefix cache.
 
-    A token's id is its word's number, its log-probability -(number + 1) / 4, and the likeliest tokens in every place
-    are the words in their order.
+    A token's id is its word's index, its log-probability -(index + 1) / 4, and the top tokens at every position are the
+    words in their order.
     """
 
     words: tuple[str, ...] = ("Hello", " there", ".")
@@ -128,7 +128,7 @@ class FakeEngine:
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> dict[str, object]:
-    """The usage of an answer."""
+    """Return an answer's usage."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -143,17 +143,19 @@ def _logprob(token_id: int) -> float:
 
 @dataclass
 class FakeModels:
-    """One fake model.
+    """Model management with one fake model.
 
     Args:
-        engine_: the engine of that model.
-        failure: raised instead of giving the engine.
+        engine_: the model's engine.
+        failure: an error that is raised instead of returning the engine.
         ready: whether requests are answered.
-        draining: whether the service shuts down.
-        alive: whether the process need not be replaced.
-        state: of the model; by default ``ready`` or ``loading`` as ``ready`` says.
-        stage: what its load is doing, ``progress`` how far that is.
-        error: why its load failed.
+        draining: whether the service is shutting down.
+        alive: whether the process is healthy.
+        state: the model's state; by default ``ready`` or ``loading``, depending on ``ready``.
+        stage: the stage of its load.
+        progress: the progress of its load.
+        error: the reason why its load failed.
+        leases: the number of leases that are held now.
     """
 
     engine_: FakeEngine = field(default_factory=FakeEngine)
@@ -219,7 +221,7 @@ class FakeModels:
 
 
 def fake_context(engine: FakeEngine | None = None, *, limits: RequestLimits | None = None, **models: object) -> Context:
-    """A context on a fake model, with a clock that stands still and ids that count."""
+    """Return a context with a fake model, a clock that stands still and ids that count up."""
     numbers = itertools.count(1)
     return Context(
         models=FakeModels(engine or FakeEngine(), **models),  # type: ignore[arg-type]
@@ -232,7 +234,13 @@ def fake_context(engine: FakeEngine | None = None, *, limits: RequestLimits | No
 
 
 def caching(ctx: Context, clock: Callable[[], float] | None = None, *, per_caller: bool = True) -> Context:
-    """The same context with answers kept in memory for an hour of ``clock``; by default the context's own."""
+    """Return the same context with a response cache in memory, whose entries live an hour.
+
+    Args:
+        ctx: the context.
+        clock: returns Unix time in seconds; by default the context's clock.
+        per_caller: whether each caller has separate entries.
+    """
     clock = clock or ctx.clock.time
     cache = ResponseCache(
         MemoryStore(2**20, 3600, clock),
@@ -247,16 +255,16 @@ def caching(ctx: Context, clock: Callable[[], float] | None = None, *, per_calle
 
 @asynccontextmanager
 async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterator[str]:
-    """The real application on a fake context, served on a real port as ``server.serve`` does it.
+    """Serve the real application with a fake context on a real port, as ``server.serve`` does.
 
     Args:
-        ctx: the context; a plain fake one if left out.
-        settings: other settings than the defaults.
+        ctx: the context; by default a plain fake one.
+        settings: settings that differ from the defaults.
 
     Yields:
         The service's base URL.
     """
-    from aiohttp import web  # here, because most users of the fakes know nothing of HTTP
+    from aiohttp import web  # imported here, because most users of the fakes need no HTTP
 
     from app import create_app
     from middleware.connection.runner import DeadlineRunner
@@ -278,16 +286,16 @@ async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterat
 
 
 async def until(condition: Callable[[], object], seconds: float = 5) -> None:
-    """Wait for something that will be true soon; ``TimeoutError`` if it is not."""
+    """Wait until a condition holds; ``TimeoutError`` if it does not in time."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition is any plain fact, nobody would set an event
+        while not condition():  # noqa: ASYNC110 - the condition is any expression, so there is no event to wait for
             await asyncio.sleep(0.005)
 
 
 def fake_choice(sequence: TextSequence, prefix: Sequence[int], banned: Sequence[int], vocabulary: int) -> Sampled:
-    """The fake model: a choice that depends on every token before it, and on what a real one would depend on.
+    """Return the fake model's next token, which depends on every token before it and on all that a real one depends on.
 
-    Mostly it says again what it said three tokens ago, so that guesses can be right.
+    It mostly repeats the token three positions back, so that speculative drafts can be right.
     """
     number = 0 if sequence.params.temperature == 0 else sequence.number + sequence.seed
     draw = zlib.crc32(array("q", [*prefix, len(prefix) - len(sequence.prompt), number]))
@@ -305,7 +313,7 @@ def fake_choice(sequence: TextSequence, prefix: Sequence[int], banned: Sequence[
 
 
 def fake_text(sequence: TextSequence, eos: frozenset[int], vocabulary: int) -> list[int]:
-    """The tokens that a sequence must get, worked out without batches, caches and guesses."""
+    """Return the tokens that a sequence must get, computed without batches, caches and drafts."""
     tokens = list(sequence.prompt)
     for generated in range(sequence.params.max_new_tokens):
         banned = sorted(eos) if len(sequence.params.forced) <= generated < sequence.params.min_new_tokens else []
@@ -319,13 +327,15 @@ def fake_text(sequence: TextSequence, eos: frozenset[int], vocabulary: int) -> l
 class FakeRunner:
     """A runner without a model (see ``fake_choice``) whose keys and values are digests of the text up to each position.
 
-    It reads what attention would read, through the sequence's blocks, and fails if that belongs to any other text or
-    position, or if a row breaks a rule of the ``Runner`` protocol.
+    It reads the positions that attention would read, through the sequence's blocks, and fails if one belongs to another
+    text or position, or if a row breaks a rule of the ``Runner`` protocol.
 
     Args:
-        blocks: see ``Runner``, and so are ``block_tokens`` and ``max_tokens``.
-        vocabulary: token ids it may choose.
-        fail: why a row fails, or None if it does not; an exception raised here fails the whole step.
+        blocks: the number of KV blocks, see ``Runner``.
+        block_tokens: the tokens of a block, see ``Runner``.
+        max_tokens: the most tokens of a step, see ``Runner``.
+        vocabulary: the number of token ids.
+        fail: returns a row's error, or None; an exception raised here fails the whole step.
         pause: seconds that a step takes.
     """
 
@@ -336,7 +346,7 @@ class FakeRunner:
     fail: Callable[[Row], ServiceError | None] = lambda row: None
     pause: float = 0
     block_bytes: int = 1
-    steps: list[int] = field(default_factory=list)  # tokens of each
+    steps: list[int] = field(default_factory=list)  # the number of tokens of each step
     closed: bool = False
     _slots: dict[int, int] = field(default_factory=dict)  # slot -> digest
 
@@ -390,7 +400,7 @@ class FakeRunner:
 
 
 def check_pool(pool: BlockPool, sequences: Sequence[TextSequence]) -> None:
-    """Fail unless the pool's books agree with each other and with what the sequences hold."""
+    """Fail unless the pool's state is consistent with itself and with the blocks of the sequences."""
     held = Counter(block for sequence in sequences for block in sequence.blocks)
     assert all(len(set(sequence.blocks)) == len(sequence.blocks) for sequence in sequences)
     assert pool._holders == [held[block] for block in range(pool.blocks)]

@@ -1,4 +1,4 @@
-"""A disk that is full, for files of this process."""
+"""Simulates a full disk for files that this process writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def full_disk(most: int | Path) -> Iterator[None]:
-    """No file of this process grows past so many bytes (or this file's): writes are cut short, then fail."""
+    """Limit the size of every file that this process writes: writes are cut short, then fail.
+
+    Args:
+        most: the limit in bytes, or a file whose size is the limit.
+    """
     size = most.stat().st_size if isinstance(most, Path) else most
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

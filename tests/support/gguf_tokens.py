@@ -1,8 +1,8 @@
-"""Small vocabularies in GGUF files, and what llama.cpp makes of 43 texts with each, and with two real ones.
+"""Small vocabularies in GGUF files, and llama.cpp's tokens of 43 texts for each of them and for two real ones.
 
-``python -m tests.support.gguf_tokens gemma-3-270m-q4_k_m.gguf`` records the tokens anew into ``gguf_tokens.json``; it
-needs ``llama-cpp-python`` (0.3.36 was used). The vocabularies are kept in that file, too: training them again might
-give others.
+``python -m tests.support.gguf_tokens gemma-3-270m-q4_k_m.gguf`` records the tokens again in ``gguf_tokens.json``; it
+needs ``llama-cpp-python`` (0.3.36 was used). That file also has the vocabularies, because training them again might
+give different ones.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _TYPES = {"normal": 1, "unknown": 2, "control": 3, "user": 4, "unused": 5, "byte
 
 
 def recorded() -> Any:
-    """The vocabularies, and llama.cpp's tokens: ids of each text for each case."""
+    """Return the vocabularies and llama.cpp's tokens: the ids of each text, by case."""
     data = json.loads(RECORDED.read_text())
     distinct = data["distinct"]
     return data | {
@@ -85,7 +85,7 @@ def recorded() -> Any:
 
 
 def cases(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The metadata of every vocabulary under test, by name."""
+    """Yield (name, GGUF metadata) of every vocabulary under test."""
     for pre in ["", "default", *PRETOKENIZERS]:
         raw = pre and not getattr(PRETOKENIZERS.get(pre), "byte_level", True)
         yield f"gpt2 {pre}", _pairs(data["pieces" if raw else "pairs"], "gpt2", pre)
@@ -137,7 +137,7 @@ def _scored(vocabulary: Mapping[str, Any], model: str, changes: Mapping[str, Any
 
 
 def write_vocabulary(file: Path, metadata: Mapping[str, Any]) -> Path:
-    """A GGUF file of a vocabulary alone, with the keys that llama.cpp insists on."""
+    """Write a GGUF file with only a vocabulary and the keys that llama.cpp requires."""
     import gguf
 
     writer = gguf.GGUFWriter(file, "llama")

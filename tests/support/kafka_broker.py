@@ -1,9 +1,9 @@
-"""The Kafka of the tests: KAFKA_URL's, or the mock cluster of librdkafka, which comes with the package confluent-kafka.
+"""The tests' Kafka: the one at KAFKA_URL, or librdkafka's mock cluster, which comes with the package confluent-kafka.
 
-The mock is a broker on a TCP port, in a process of its own, that keeps all in memory. It has topics, consumer groups
-with rebalancing, committed offsets and headers. It makes topics when they are asked about, not when told to, and has no
-TLS, no users and no limit on the size of a message; a follower that asks for its share of a group after the leader gave
-them out is refused, where Kafka answers it.
+The mock is a broker on a TCP port in its own process, with all data in memory. It has topics, consumer groups with
+rebalancing, committed offsets and headers. It creates topics when they are asked about, not on request, and has no
+TLS, no users and no limit on message size. It rejects a follower that asks for its assignment after the leader has
+distributed them, where Kafka answers it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ KAFKA_URL = os.environ.get("KAFKA_URL")
 
 
 class MockKafka:
-    """A process with a mock cluster of one broker in it."""
+    """A process that runs a mock cluster of one broker."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.url = f"kafka://{self._answer()}"
 
     def topic(self, name: str, partitions: int) -> None:
-        """Make a topic."""
+        """Create a topic."""
         self._tell(f"topic {name} {partitions}")
 
     def down(self) -> None:
-        """Every connection ends, and none is taken."""
+        """Close every connection and accept no new ones."""
         self._tell("down")
 
     def up(self) -> None:
-        """It is back, with all that it had."""
+        """Accept connections again, with all data kept."""
         self._tell("up")
 
     def _tell(self, command: str) -> None:
@@ -51,7 +51,7 @@ class MockKafka:
 
 @contextmanager
 def mock_kafka() -> Iterator[MockKafka]:
-    """One, for as long as this lasts."""
+    """Run a mock cluster during the block."""
     command = [sys.executable, str(Path(__file__))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -61,7 +61,10 @@ def mock_kafka() -> Iterator[MockKafka]:
 
 
 def _serve() -> None:
-    """See librdkafka's rdkafka_mock.h: the Python package has no names for these."""
+    """Run the mock cluster and obey commands on standard input.
+
+    The functions are those of librdkafka's rdkafka_mock.h, for which the Python package has no names.
+    """
     import confluent_kafka
 
     folder = Path(confluent_kafka.__file__).parent.with_name("confluent_kafka.libs")

@@ -1,4 +1,4 @@
-"""AWS Lambda's events for tests, and the context of an invocation."""
+"""AWS Lambda events and invocation contexts for tests."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
 def load(name: str) -> dict[str, Any]:
-    """A fixture."""
+    """Load an event fixture by name."""
     event: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     return event
 
 
 @dataclass
 class Invocation:
-    """What AWS's client passes as the context.
+    """The context object of AWS's runtime client.
 
     Args:
-        aws_request_id: of the invocation.
-        seconds: that are left, whenever it is asked.
+        aws_request_id: the invocation's id.
+        seconds: the remaining time, always the same.
     """
 
     aws_request_id: str = "9f3c2d7e-1b4a-4c5d-8e6f-7a8b9c0d1e2f"
@@ -34,7 +34,7 @@ class Invocation:
 
 
 def sqs(*records: dict[str, Any]) -> dict[str, Any]:
-    """An event of these records, each of which may leave out what it has no other value for."""
+    """Return an SQS event of these records; missing fields are those of the fixture."""
     whole = load("sqs_standard")["Records"][0]
     return {
         "Records": [
@@ -48,5 +48,5 @@ def sqs(*records: dict[str, Any]) -> dict[str, Any]:
 
 
 def attributes(**values: str) -> dict[str, Any]:
-    """Message attributes of SQS; ``_`` stands for ``-``."""
+    """Return SQS message attributes; ``_`` in a name stands for ``-``."""
     return {name.replace("_", "-"): {"stringValue": value, "dataType": "String"} for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""AWS Lambda's runtime API, as a function's process meets it: one invocation after the other, and what came of each.
+"""A server of AWS Lambda's runtime API for one function process: hands out invocations and collects their results.
 
 Source: Lambda developer guide, "Using the Lambda runtime API for custom runtimes" (2018-06-01).
 """
@@ -32,12 +32,14 @@ _FUNCTION = {
 
 @dataclass
 class RuntimeApi:
-    """The API, and the process of a function that polls it.
+    """The runtime API and the function's process that polls it.
 
     Args:
-        address: of the API.
-        process: of the function, once it is started.
-        init_errors: what was told of its start.
+        address: the API's host and port.
+        process: the function's process, once it is started.
+        init_errors: the initialisation errors that the function reported.
+        waiting: invocations that the function has not taken: (request id, event, deadline in Unix time).
+        ended: results: (request id, ``response`` or ``error``, content).
     """
 
     address: str = ""
@@ -47,11 +49,11 @@ class RuntimeApi:
     ended: queue.Queue[tuple[str, str, Any]] = field(default_factory=queue.Queue)
 
     def invoke(self, event: Any, seconds: float = 60.0) -> tuple[str, Any]:
-        """What became of an event: ``response`` or ``error``, and its content.
+        """Invoke the function and return ``response`` or ``error``, and the content.
 
         Args:
-            event: to invoke with.
-            seconds: that the function has.
+            event: the event.
+            seconds: the function's time limit.
         """
         request_id = str(uuid4())
         self.waiting.put((request_id, json.dumps(event).encode(), time.time() + seconds))
@@ -62,11 +64,11 @@ class RuntimeApi:
 
 @contextmanager
 def function(log: Path, **settings: str) -> Iterator[RuntimeApi]:
-    """A function's process, as Lambda starts it in an image.
+    """Start a function's process as Lambda does in a container image, and yield its API.
 
     Args:
-        log: file for what it writes.
-        settings: of its environment.
+        log: the file for its output.
+        settings: additional environment variables.
     """
     api = RuntimeApi()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": api}))

@@ -1,4 +1,4 @@
-"""A service with rate limits on a fake model, for tests that count what is left."""
+"""A service with rate limits on a fake model, for tests of remaining quotas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.support.fakes import FakeEngine, fake_context, serving
 
-# Of which 95 may be used at once, and the rest is paid off so slowly (12 s each) that a test does not see it.
+# 95 of these tokens may be used at once; the rest is refilled so slowly (12 s each) that it cannot affect a test.
 HUNDRED = {"rate_limit_burst": 0.95, "rate_limit_requests_per_minute": 0, "rate_limit_tokens_per_minute": 100}
 ASK: dict[str, Any] = {"prompt": "x", "max_new_tokens": 10}
 COST = 4  # the fake's prompt is one token, and its answer three
@@ -24,7 +24,7 @@ COST = 4  # the fake's prompt is one token, and its answer three
 
 @asynccontextmanager
 async def limited(ctx: Context | FakeEngine | None = None, **settings: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    """The service with limits on."""
+    """Run the service with rate limits, and yield a client session."""
     ctx = fake_context(ctx) if isinstance(ctx, FakeEngine) else ctx
     async with serving(ctx, rate_limit_enabled=True, **settings) as url, aiohttp.ClientSession(url) as session:
         yield session
@@ -32,7 +32,7 @@ async def limited(ctx: Context | FakeEngine | None = None, **settings: Any) -> A
 
 @dataclass
 class Answer:
-    """What came back; ``policy`` and ``left`` are the headers, by the name of the quota."""
+    """An HTTP response; ``policy`` and ``left`` are its rate-limit headers, by the quota's name."""
 
     status: int
     headers: Any
@@ -61,7 +61,7 @@ async def tokens_left(session: aiohttp.ClientSession) -> int:
 
 
 def key_of(name: str, **own: int) -> tuple[str, str]:
-    """A fresh API key and its record."""
+    """Return a new API key and its record."""
     key = new_key()
     caller = Caller(name, name, frozenset({"*"}), **own)
     return key, KeyRecord(caller, time.time(), None, digest(key)).line()

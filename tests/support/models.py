@@ -1,4 +1,4 @@
-"""Small real models, made on the spot: seeded random weights and a tokenizer trained on a text of this repository."""
+"""Creates small real models: seeded random weights, and a tokenizer trained on a text of this repository."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def train_tokenizer(
     template: str | None = None,
     normalizer: Any = None,
 ) -> Any:
-    """A byte-level BPE tokenizer of 600 tokens, ``first`` (and ``control``) its control tokens."""
+    """Return a byte-level BPE tokenizer of 600 tokens, with ``first`` and ``control`` as control tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,7 +44,7 @@ def train_tokenizer(
 
 
 def save_tiny_gpt2(folder: Path) -> Path:
-    """A GPT-2 of 2 layers: learned positions, no padding token, no chat template, a context of 128."""
+    """Save a GPT-2 of 2 layers: learned positions, no padding token, no chat template, a context of 128."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -66,12 +66,13 @@ def save_tiny_gpt2(folder: Path) -> Path:
 
 
 def save_tiny_llama(folder: Path, **changes: Any) -> Path:
-    """A Llama of 2 layers: rotary positions, grouped heads, ChatML control tokens and template.
+    """Save a Llama of 2 layers: rotary positions, grouped-query attention, ChatML control tokens and template.
 
     Only one of its tokens ends a text, so that greedy texts are long enough to compare.
 
     Args:
-        changes: of its configuration.
+        folder: the model's folder.
+        changes: changes to its configuration.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -99,7 +100,7 @@ def save_tiny_llama(folder: Path, **changes: Any) -> Path:
 
 
 def add_key(writer: Any, key: str, value: Any) -> None:
-    """Metadata of a GGUF file, in the type that converters give such values."""
+    """Add metadata to a GGUF file, with the value type that converters use for it."""
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     add.get(type(value), writer.add_array)(key, value)
 
@@ -107,12 +108,12 @@ def add_key(writer: Any, key: str, value: Any) -> None:
 def save_tiny_gguf(
     file: Path, llama: Path, keys: Mapping[str, Any] | None = None, tensors: Mapping[str, Any] | None = None
 ) -> Path:
-    """The tiny Llama of a folder as a GGUF file, as llama.cpp's converter lays it out (float32).
+    """Save the tiny Llama of a folder as a float32 GGUF file, in the layout of llama.cpp's converter.
 
     Args:
-        file: where to.
-        llama: the folder.
-        keys: further metadata, in place of what the file has under the same key.
+        file: the new file.
+        llama: the model's folder.
+        keys: further metadata, which replaces the file's own under the same key.
         tensors: further tensors.
     """
     import gguf
@@ -148,7 +149,7 @@ def save_tiny_gguf(
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor)
 
-    def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:  # llama.cpp rotates neighbours, not halves
+    def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:  # llama.cpp rotates adjacent pairs, not halves
         size = weight.shape[0] // heads // 2
         return weight.reshape(heads, 2, size, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
@@ -187,14 +188,14 @@ def rewrite_gguf(
     extra: Mapping[str, Any] | None = None,
     split_tensors: int = 0,
 ) -> Path:
-    """A copy of a GGUF with some of it changed.
+    """Copy a GGUF file with changes.
 
     Args:
-        source: the GGUF.
-        file: where the copy goes.
-        names: the new name of each tensor; None leaves it out.
+        source: the GGUF file.
+        file: the copy's path.
+        names: returns the new name of a tensor; None leaves the tensor out.
         extra: float32 tensors to add.
-        split_tensors: tensors of each part; 0 does not split. The parts are named as gguf-split names them.
+        split_tensors: the number of tensors of each part, named as gguf-split does; 0 does not split.
 
     Returns:
         The copy, or its first part.
@@ -222,12 +223,12 @@ def rewrite_gguf(
 
 
 def with_tensors(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
-    """A copy of a checkpoint's folder with its tensors changed.
+    """Copy a checkpoint's folder with changed tensors.
 
     Args:
         source: the folder, with one safetensors file.
-        folder: where the copy goes.
-        change: gives the new tensors for the old.
+        folder: the copy's path.
+        change: returns the new tensors for the old ones.
     """
     from safetensors.torch import load_file, save_file
 
@@ -239,12 +240,12 @@ def with_tensors(source: Path, folder: Path, change: Callable[[dict[str, Any]], 
 
 
 def save_multimodal(folder: Path, kind: str, **changes: Any) -> Path:
-    """A tiny model with a vision tower.
+    """Save a tiny model with a vision tower.
 
     Args:
-        folder: where it goes.
+        folder: the model's folder.
         kind: its ``model_type``.
-        changes: of its configuration.
+        changes: changes to its configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText

@@ -1,4 +1,4 @@
-"""The real NATS of the tests: streams of a test's own on it, servers of its own, and skips that say what to start."""
+"""The tests' real NATS: streams per test, servers per test, and skips that say how to start one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NATS_URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 
 @asynccontextmanager
 async def real_nats(url: str = NATS_URL) -> AsyncIterator[Client]:
-    """A client of it; skips the test where the shared one does not answer."""
+    """Yield a client of the server; skip the test if the shared server does not answer."""
     try:
         client = await nats.connect(url, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0)
     except (nats.errors.Error, OSError):
@@ -43,11 +43,11 @@ async def real_nats(url: str = NATS_URL) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def own_streams(url: str = NATS_URL, **changes: Any) -> AsyncIterator[QueueOptions]:
-    """Options with names of one test's own; the streams go with it.
+    """Yield options with stream names of this test only; the streams are deleted afterwards.
 
     Args:
-        url: of the server.
-        changes: to the options.
+        url: the server's URL.
+        changes: changes to the options.
     """
     own = f"test-{uuid4().hex[:12]}"
     options = QueueOptions(
@@ -74,10 +74,10 @@ async def own_streams(url: str = NATS_URL, **changes: Any) -> AsyncIterator[Queu
 
 
 class NatsServer:
-    """A nats-server with JetStream of one test's own, on one port and one folder however often it is started.
+    """A nats-server with JetStream for one test, which keeps its port and folder over restarts.
 
     Args:
-        folder: for its streams.
+        folder: the folder for its streams.
         config: lines of a configuration file.
     """
 
@@ -92,7 +92,7 @@ class NatsServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it serves."""
+        """Start the server and wait until it accepts connections."""
         self._process = subprocess.Popen(
             ["nats-server", *self.arguments, "-p", str(self.port), "-c", self._file],
             stdout=subprocess.DEVNULL,
@@ -108,7 +108,7 @@ class NatsServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill the server with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -117,7 +117,7 @@ class NatsServer:
 
 @contextmanager
 def own_nats_server(folder: Path, config: str = "") -> Iterator[NatsServer]:
-    """See ``NatsServer``; it runs. Skips the test where it is not installed."""
+    """Run a ``NatsServer`` during the block; skip the test if it is not installed."""
     if shutil.which("nats-server") is None:
         pytest.skip("nats-server is not installed: apt-get install nats-server")
     server = NatsServer(folder, config)

@@ -1,4 +1,4 @@
-"""What the tests of the NATS adapter share: a worker's side, a sender's side, and a look at the streams."""
+"""Helpers of the NATS adapter's tests: workers, senders, and the content of streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Stored = tuple[str, dict[str, str], bytes]
 
 
 async def operation(envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
-    """What the workers of these tests do."""
+    """The operation that the workers of these tests run."""
     prompt = envelope.data.get("prompt")
     if not isinstance(prompt, str):
         raise InvalidRequest("prompt: a string", param="prompt")
@@ -39,7 +39,7 @@ PROCESS = Processor(operation, None, Policy(most=3, busy_seconds=0, fault_second
 
 
 async def settle(delivery: NatsDelivery) -> None:
-    """One delivery, as a consumer does it."""
+    """Process and settle one delivery, as a consumer does."""
     try:
         envelope = delivery.envelope()
     except InvalidRequest as error:
@@ -53,7 +53,11 @@ async def settle(delivery: NatsDelivery) -> None:
 
 
 async def work(source: NatsSource, done: Callable[[], Awaitable[bool]] | None = None) -> int:
-    """Work until there is nothing left (or it is ``done``), whatever happens to the broker; how many were settled."""
+    """Process deliveries until none is left or ``done`` returns True, also through failures of the broker.
+
+    Returns:
+        The number of settled deliveries.
+    """
     settled = 0
     while True:
         try:
@@ -70,7 +74,7 @@ async def work(source: NatsSource, done: Callable[[], Awaitable[bool]] | None = 
 
 @asynccontextmanager
 async def opened(options: QueueOptions) -> AsyncIterator[NatsSource]:
-    """A worker's side, connected."""
+    """Yield a connected worker's source."""
     source = NatsSource(options)
     await source.open()
     try:
@@ -81,7 +85,7 @@ async def opened(options: QueueOptions) -> AsyncIterator[NatsSource]:
 
 @asynccontextmanager
 async def submitting(options: QueueOptions) -> AsyncIterator[NatsSubmitter]:
-    """A sender's side, connected."""
+    """Yield a connected submitter."""
     submitter = NatsSubmitter(options)
     await submitter.open()
     try:
@@ -91,7 +95,7 @@ async def submitting(options: QueueOptions) -> AsyncIterator[NatsSubmitter]:
 
 
 async def publish(options: QueueOptions, body: Any, *, name: str = "generate", **headers: str) -> None:
-    """As a plain program does it."""
+    """Publish a message without the project's own client."""
     async with real_nats(options.url) as client:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {key.replace("_", "-"): value for key, value in headers.items()}
@@ -99,7 +103,7 @@ async def publish(options: QueueOptions, body: Any, *, name: str = "generate", *
 
 
 async def read_all(options: QueueOptions, stream: str) -> list[Stored]:
-    """All messages that a stream holds: the end of their subjects, headers and bodies."""
+    """Return all messages of a stream: (last part of the subject, headers, body)."""
     async with real_nats(options.url) as client:
         js = client.jetstream()
         found: list[Stored] = []
@@ -112,19 +116,19 @@ async def read_all(options: QueueOptions, stream: str) -> list[Stored]:
 
 
 async def waiting(options: QueueOptions) -> int:
-    """Messages of the stream that nobody has done."""
+    """Return the number of messages in the stream that are not done."""
     async with real_nats(options.url) as client:
         return int((await client.jetstream().stream_info(options.stream)).state.messages)
 
 
 def envelope(id: str, prompt: str, **changes: Any) -> Envelope:
-    """Work for ``operation``."""
+    """Return an envelope for ``operation``."""
     made = Envelope(id=id, source="test", type="warmstart.generate", operation="generate", data={"prompt": prompt})
     return replace(made, **changes)
 
 
 async def submit(options: QueueOptions, what: Envelope) -> list[Reply]:
-    """Everything that a sender hears."""
+    """Submit an envelope and return all replies."""
     async with submitting(options) as submitter:
         return [reply async for reply in await submitter.submit(what, wait=True)]
 
@@ -136,20 +140,23 @@ async def settle_one(source: NatsSource) -> None:
 
 
 async def left(options: QueueOptions) -> int:
-    """Messages that the group has still to do. (After a crash the stream may hold done ones, which nobody gets.)"""
+    """Return the number of messages the group still has to process.
+
+    After a crash the stream may also hold done messages, which are not delivered.
+    """
     async with real_nats(options.url) as client:
         consumer = await client.jetstream().consumer_info(options.stream, options.group)
         return int(consumer.num_pending or 0) + int(consumer.num_ack_pending or 0)
 
 
 async def answered(options: QueueOptions) -> int:
-    """Answers so far."""
+    """Return the number of answers so far."""
     async with real_nats(options.url) as client:
         return int((await client.jetstream().stream_info(options.results)).state.messages)
 
 
 async def settled(delivery: NatsDelivery) -> bool:
-    """Whether it is now, if it could be."""
+    """Settle a delivery; return False if the broker is unavailable."""
     try:
         await delivery.settle(delivery.envelope(), Ack({"by": "cut"}))
     except BrokerUnavailable:
@@ -158,7 +165,7 @@ async def settled(delivery: NatsDelivery) -> bool:
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Wait for it."""
+    """Wait until a condition holds; ``TimeoutError`` if it does not in time."""
     async with asyncio.timeout(seconds):
         while True:
             if await holds():
@@ -167,7 +174,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30) 
 
 
 async def opens(source: NatsSource) -> bool:
-    """Whether it does now."""
+    """Open a source; return False if the broker is unavailable."""
     try:
         await source.open()
     except BrokerUnavailable:

@@ -1,4 +1,4 @@
-"""A real nginx, with whatever configuration."""
+"""Runs a real nginx with a given configuration."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is missing: apt-ge
 
 @contextmanager
 def nginx(folder: Path, configuration: str, port: int) -> Iterator[None]:
-    """Run it, from when it listens.
+    """Run nginx during the block, which starts once it listens.
 
     Args:
-        folder: its own; the configuration is written there, and what it says at the start.
-        configuration: the whole of ``nginx.conf``.
-        port: that it will listen on.
+        folder: a folder for the configuration and for its messages at startup.
+        configuration: the complete ``nginx.conf``.
+        port: the port on which it will listen.
     """
     (folder / "nginx.conf").write_text(configuration)
-    # As root its workers would become another user, who cannot enter pytest's folder.
+    # Started by root, its workers would run as another user without access to pytest's folder.
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen([str(NGINX), "-c", f"{folder}/nginx.conf", "-g", directives], stderr=stderr)

@@ -1,4 +1,4 @@
-"""What a consumer does, in a few lines, for tests of one adapter."""
+"""A minimal consumer, for tests of one queue adapter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runtime.events.queues.base import Delivery, QueueOptions, Source
 
 
 class Opened:
-    """Sources and submitters of one adapter, which are closed with a test.
+    """Opens sources and submitters of one adapter, which are closed at the end of the test.
 
     Args:
-        options: of the test's own queue.
-        source: the adapter's class.
-        submitter: likewise.
-        stack: closes them.
+        options: the options of the test's own queue.
+        source: the adapter's source class.
+        submitter: the adapter's submitter class.
+        stack: the exit stack that closes them.
     """
 
     def __init__(self, options: QueueOptions, source: Any, submitter: Any, stack: AsyncExitStack) -> None:
@@ -29,11 +29,11 @@ class Opened:
         self._stack = stack
 
     async def source(self, **changes: Any) -> Any:
-        """An open one; the options may be changed."""
+        """Return an open source; ``changes`` override options."""
         return await self._open(self._kinds[0], changes)
 
     async def submitter(self, **changes: Any) -> Any:
-        """Likewise."""
+        """Return an open submitter; ``changes`` override options."""
         return await self._open(self._kinds[1], changes)
 
     async def _open(self, kind: Any, changes: dict[str, Any]) -> Any:
@@ -44,21 +44,21 @@ class Opened:
 
 
 async def eventually(found: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
-    """What this gives once it gives something."""
+    """Call a function until its result is true, and return that; ``TimeoutError`` if it is not in time."""
     async with asyncio.timeout(seconds):
-        while not (value := await found()):  # noqa: ASYNC110 (no server tells when it is so far)
+        while not (value := await found()):  # noqa: ASYNC110 (the servers send no event to wait for)
             await asyncio.sleep(0.02)
         return value
 
 
 async def one(source: Source) -> Any:
-    """The next delivery."""
+    """Wait for the next delivery."""
     [delivery] = await eventually(lambda: source.fetch(1, 5.0), 40)
     return delivery
 
 
 async def echo(envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
-    """An operation that answers with what it was asked, in twenty pieces if there is somebody to hear them."""
+    """An operation that answers with its payload, in twenty chunks first if it is streamed."""
     if send_chunk is not None:
         for number in range(20):
             await send_chunk(number, {"text": f"{number} "})
@@ -66,7 +66,7 @@ async def echo(envelope: Envelope, send_chunk: SendChunk | None = None) -> Mappi
 
 
 async def work(source: Source, processor: Processor, seconds: float = 0.2, room: int = 4) -> int:
-    """Work until nothing comes for a while; how many deliveries that were."""
+    """Process deliveries until none comes for some seconds; return how many there were."""
 
     async def handle(delivery: Delivery) -> None:
         envelope = delivery.envelope()

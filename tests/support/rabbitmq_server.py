@@ -1,7 +1,4 @@
-"""The real RabbitMQ of the tests: where it is, queues of a test's own in it, and a skip that says how to start one.
-
-And one of a test's own, to be killed.
-"""
+"""The tests' real RabbitMQ: its URL, queues per test, a skip that says how to start one, and nodes to kill."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/")
 
 @asynccontextmanager
 async def real_rabbitmq() -> AsyncIterator[aio_pika.abc.AbstractConnection]:
-    """A connection to it; skips the test where none answers."""
+    """Yield a connection to the server; skip the test if it does not answer."""
     try:
         connection = await aio_pika.connect(AMQP_URL, timeout=5)
     except (OSError, TimeoutError):
@@ -37,7 +34,7 @@ async def real_rabbitmq() -> AsyncIterator[aio_pika.abc.AbstractConnection]:
 
 @asynccontextmanager
 async def own_queues() -> AsyncIterator[QueueOptions]:
-    """Options with names of one test's own; their queues go with it."""
+    """Yield options with queue names of this test only; the queues are deleted afterwards."""
     name = f"warmstart-test.{uuid4().hex}"
     options = QueueOptions(
         url=AMQP_URL,
@@ -55,15 +52,15 @@ async def own_queues() -> AsyncIterator[QueueOptions]:
             await channel.queue_delete(queue)
 
 
-_PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper of it changes user and folders
+_PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper changes the user and the folders
 
 
 class OwnRabbitmq:
-    """A node with its own folder.
+    """A RabbitMQ node with its own folder.
 
     Args:
-        folder: for all that it writes.
-        ports: for clients and for other nodes.
+        folder: the folder for all its files.
+        ports: the port for clients and the port for other nodes.
     """
 
     def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
@@ -84,20 +81,20 @@ class OwnRabbitmq:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Also again, on what it has written; it takes some seconds until it answers."""
+        """Start the node, on the data of an earlier run if there is one; it takes some seconds until it answers."""
         self._process = subprocess.Popen(
             [_PROGRAM], env=self._environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
     def kill(self) -> None:
-        """At once, and everything that belongs to it."""
+        """Kill the node and all its processes with SIGKILL."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     async def answers(self) -> None:
-        """Wait until it does."""
+        """Wait until the node accepts connections."""
         async with asyncio.timeout(60):
             while True:
                 try:
@@ -111,7 +108,7 @@ class OwnRabbitmq:
 
 @contextmanager
 def own_rabbitmq(folder: Path, ports: tuple[int, int]) -> Iterator[OwnRabbitmq]:
-    """A node for one test; skips it where RabbitMQ is not installed."""
+    """Run a node during the block; skip the test if RabbitMQ is not installed."""
     if not _PROGRAM.exists():
         pytest.skip("no RabbitMQ to start; install one: apt-get install rabbitmq-server")
     node = OwnRabbitmq(folder, ports)

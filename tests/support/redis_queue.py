@@ -1,4 +1,4 @@
-"""A queue in a real Redis, and who works on it, for tests."""
+"""A queue in a real Redis and its workers, for tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 20.0
 
 
 class Queue:
-    """A queue of a test's own, and what is in Redis of it."""
+    """A queue of one test, with access to its data in Redis."""
 
     def __init__(self, prefix: str, url: str = REDIS_URL) -> None:
         self.options = QueueOptions(
@@ -58,7 +58,7 @@ class Queue:
         self.server.close()
 
     def add(self, data: Any = None, **headers: str) -> str:
-        """A message of somebody who knows nothing but Redis; its id there."""
+        """Add a message as a plain Redis client would; return its id in the stream."""
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.server.xadd(self.options.stream, fields | {"data": json.dumps(data or {"n": 1})}).decode()
 
@@ -72,11 +72,11 @@ class Queue:
         return self._read(self.options.dead)
 
     def left(self) -> int:
-        """Messages that are not settled."""
+        """Return the number of unsettled messages."""
         return self.server.xlen(self.options.stream)
 
     def pending(self) -> dict[str, tuple[str, int]]:
-        """Consumer and deliveries of each message that was delivered and is not settled."""
+        """Return (consumer, number of deliveries) of each message that was delivered and is not settled, by id."""
         found = self.server.xpending_range(self.options.stream, self.options.group, "-", "+", 1000)
         return {one["message_id"].decode(): (one["consumer"].decode(), one["times_delivered"]) for one in found}
 
@@ -84,7 +84,7 @@ class Queue:
         return {one["name"].decode() for one in self.server.xinfo_consumers(self.options.stream, self.options.group)}
 
     def abandon(self, delivery: RedisDelivery, seconds: float = 31) -> None:
-        """Nobody has extended it for so long."""
+        """Make a delivery look as if nobody had extended it for some seconds."""
         id, consumer = delivery._id.decode(), delivery._source.consumer
         self.server.xclaim(
             self.options.stream, self.options.group, consumer, 0, [id], idle=int(seconds * 1000), justid=True
@@ -107,7 +107,7 @@ def asking(data: dict[str, Any], id: str | None = None, **fields: Any) -> Envelo
 
 
 class Echo:
-    """The operation of these tests: its payload, with how often it was called, in as many chunks as are asked for."""
+    """The operation of these tests: answers its payload and its number of calls, in chunks if streamed."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -127,7 +127,7 @@ def processing(echo: Echo, records: Any = None) -> Processor:
 
 
 async def handle(processor: Processor, delivery: RedisDelivery) -> Any:
-    """What a worker does with a message."""
+    """Process and settle one message, as a worker does."""
     try:
         envelope = delivery.envelope()
     except InvalidRequest as error:
@@ -144,14 +144,14 @@ async def handle(processor: Processor, delivery: RedisDelivery) -> Any:
 
 
 async def run_worker(source: RedisSource, processor: Processor, done: Callable[[], bool]) -> None:
-    """A worker's life: until it is done, or its broker is away."""
+    """Process messages until ``done`` returns True; it raises if the broker is unavailable."""
     while not done():
         for delivery in await source.fetch(4, 0.05):
             await handle(processor, delivery)
 
 
 async def fetch(source: RedisSource, count: int = 1) -> list[RedisDelivery]:
-    """So many messages, when they come."""
+    """Wait for a number of messages and return them."""
     found: list[RedisDelivery] = []
     async with asyncio.timeout(PATIENCE):
         while len(found) < count:

@@ -1,4 +1,4 @@
-"""The real Redis of the tests: where it is, names of a test's own in it, and a skip that says how to start one."""
+"""The tests' real Redis: its URL, key names per test, and a skip that says how to start one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 @contextmanager
 def real_redis(**options: Any) -> Iterator[redis.Redis]:
-    """A client of it, with these options; skips the test where none answers."""
+    """Yield a client with these options; skip the test if the server does not answer."""
     server = redis.Redis.from_url(REDIS_URL, socket_connect_timeout=1, **options)
     try:
         try:
@@ -38,10 +38,10 @@ def real_redis(**options: Any) -> Iterator[redis.Redis]:
 
 @contextmanager
 def own_names(form: str = "{}") -> Iterator[str]:
-    """How the names of one test begin; what is left under them goes with it.
+    """Yield a key prefix of this test only; keys with it are deleted afterwards.
 
     Args:
-        form: with a pair of braces where what is the test's own stands.
+        form: a template of the prefix, with a pair of braces for the unique part.
     """
     with real_redis() as server:
         prefix = form.format(f"warmstart-test:{uuid4().hex}")
@@ -52,7 +52,11 @@ def own_names(form: str = "{}") -> Iterator[str]:
 
 @asynccontextmanager
 async def proxied_redis(server: str = REDIS_URL) -> AsyncIterator[tuple[FaultProxy, str]]:
-    """A proxy before it, or before the Redis of another URL, and the URL that leads through it."""
+    """Yield a fault proxy in front of a Redis, and the URL that goes through it.
+
+    Args:
+        server: the URL of the Redis, by default the shared one.
+    """
     url = urlsplit(server)
     if server == REDIS_URL:
         with real_redis():
@@ -64,11 +68,11 @@ async def proxied_redis(server: str = REDIS_URL) -> AsyncIterator[tuple[FaultPro
 
 
 class OwnRedis:
-    """A Redis of a test's own, which keeps what it has said that it did, and can be killed and started again.
+    """A Redis for one test, which persists acknowledged writes and can be killed and restarted.
 
     Args:
-        folder: for its files.
-        password: that it wants.
+        folder: the folder for its files.
+        password: the password that it requires.
     """
 
     def __init__(self, folder: Path, password: str = "") -> None:
@@ -85,7 +89,7 @@ class OwnRedis:
         self.start()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         self._process = Popen(self._command, stdout=DEVNULL)
         with redis.Redis.from_url(self.url) as server:
             for _ in range(1000):
@@ -96,7 +100,7 @@ class OwnRedis:
         raise AssertionError("redis-server does not answer")
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the server with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""What the tests of signatures share: a key, messages with any fields, and a clock."""
+"""Helpers of the signature tests: a key, messages with any fields, and a clock."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Clock:
 
 
 def record(**fields: Any) -> str:
-    """The signing key's record, with other fields."""
+    """Return the signing key's record, with changed fields."""
     return json.dumps(RECORD | fields)
 
 
 def signer(**options: Any) -> Signer:
-    """Signs with that key."""
+    """Return a signer with the signing key."""
     return Signer(KEY_ID, SECRET, **options)
 
 
@@ -54,13 +54,13 @@ def message(
     scheme: str = "http",
     fields: Mapping[str, str] | Sequence[tuple[str, str]] = (),
 ) -> SignedMessage:
-    """A request with these header fields; several lines of one are several pairs."""
+    """Return a request with these header fields; several lines of one field are several pairs."""
     lines = CIMultiDict(fields)
     return SignedMessage(method, target, scheme, authority, lambda name: lines.getall(name, []))
 
 
 def params(**changes: BareItem | None) -> dict[str, BareItem]:
-    """Parameters of a good signature at ``NOW``; None leaves one out."""
+    """Return the parameters of a valid signature at ``NOW``; None leaves one out."""
     found: dict[str, BareItem | None] = {
         "created": NOW,
         "expires": NOW + 60,
@@ -74,7 +74,7 @@ def params(**changes: BareItem | None) -> dict[str, BareItem]:
 def with_signature(
     unsigned: SignedMessage, components: Sequence[str], text_params: Mapping[str, BareItem], secret: bytes = SECRET
 ) -> dict[str, str]:
-    """``Signature-Input`` and ``Signature`` over anything, sensible or not, made without the client."""
+    """Return ``Signature-Input`` and ``Signature`` over any components, valid or not, made without the client."""
     covered = "(" + " ".join(f'"{name}"' for name in components) + ")"
     text = covered + "".join(f";{name}={_text(value)}" for name, value in text_params.items())
     mac = mac_of(signature_base(unsigned, components, text), secret)

@@ -1,4 +1,4 @@
-"""Counts of long tests: ``make test`` runs a short form of them, ``make soak`` the full one."""
+"""Sizes of long tests: ``make test`` runs a short form of them, ``make soak`` the full one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ SOAK = os.environ.get("SOAK", "") not in ("", "0")
 
 
 def soak(full: int, short: int | None = None) -> int:
-    """A count of examples, messages or kills.
+    """Return a number of examples, messages or kills.
 
     Args:
-        full: with ``SOAK=1`` in the environment.
-        short: otherwise; a tenth if left out.
+        full: the number with ``SOAK=1`` in the environment.
+        short: the number otherwise; by default a tenth of ``full``.
     """
     return full if SOAK else short or max(1, full // 10)

@@ -1,7 +1,7 @@
-"""A time limit for every test: one that hangs fails with the stacks of all threads, and the run goes on.
+"""A pytest plugin with a time limit for every test: a hanging test fails with all stacks, and the run continues.
 
-``setup.cfg`` has the limit. pytest-timeout raises it by SIGALRM in the main thread; its other method, a thread, would
-end the whole run. Code that never comes back to the interpreter cannot be interrupted so: for that,
+``setup.cfg`` sets the limit. pytest-timeout raises it by SIGALRM in the main thread; its other method, a thread, would
+end the whole run. Code that never returns to the interpreter cannot be interrupted like that: for it,
 ``faulthandler_timeout`` dumps the stacks and ends the run.
 """
 
@@ -18,11 +18,11 @@ import pytest
 from pytest_timeout import Settings
 
 SLOW_SECONDS = 900
-"""The limit of a test with the mark ``slow``, unless it has a limit of its own."""
+"""The limit of a test with the mark ``slow``, unless it has its own limit."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the slow tests their limit."""
+    """Set the time limit of slow tests."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
@@ -30,8 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Give the teardown as much time again: pytest-timeout's limit is over with the first failure, and the tasks that a
-    test has left are cancelled and awaited in the teardown.
+    """Give the teardown the same time limit again.
+
+    pytest-timeout's limit ends with the first failure, but the teardown cancels and awaits the tasks that a test left.
     """
     marker = item.get_closest_marker("timeout")
     seconds = float(marker.args[0] if marker else item.config.getini("timeout") or 0)
@@ -43,8 +44,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show where the tasks of a test that fails wait: of an event loop, the stack of its thread shows no more than that
-    it waits.
+    """Show where the tasks of a failed test wait.
+
+    The stack of an event loop's thread shows only that the loop waits.
     """
     report = yield
     runner = getattr(item, "funcargs", {}).get("_function_scoped_runner")
@@ -55,7 +57,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _stack(coroutine: Any) -> traceback.StackSummary:
-    """The frames of a coroutine that is suspended, from the outermost to that which waits."""
+    """Return the frames of a suspended coroutine, from the outermost to the one that waits."""
     frames = []
     while coroutine is not None:
         for kind in ("cr", "ag", "gi"):
@@ -70,7 +72,7 @@ def _stack(coroutine: Any) -> traceback.StackSummary:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish() -> None:
-    """End the processes that tests have left, after those that the fixtures of the session end."""
+    """End the processes that tests have left, after the session's fixtures have ended theirs."""
     left = psutil.Process().children(recursive=True)
     for process in left:
         with suppress(psutil.NoSuchProcess):

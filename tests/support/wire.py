@@ -1,4 +1,4 @@
-"""The edge on a real port, and raw bytes in and out of it."""
+"""All middlewares on a real port, and raw bytes sent to and received from it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from middleware.connection.tls import Tls, tls_of
 from runtime.settings import Settings
 
 PATIENCE = 10.0
-"""Seconds by which anything must have happened; nothing is asserted to be that quick."""
+"""The time limit in seconds of everything that must happen; no test asserts a speed with it."""
 
 
 class Echo:
-    """An application of one handler, behind the whole edge, that remembers what reached it."""
+    """An application of one handler behind all middlewares, which records the requests that reach it."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings.load(**settings)
@@ -41,7 +41,7 @@ class Echo:
 
     @asynccontextmanager
     async def listening(self, **runner: Any) -> AsyncIterator[int]:
-        """The port, while it is served as ``server.serve`` does it."""
+        """Serve the application as ``server.serve`` does during the block, and yield its port."""
         self.tls = tls_of(self.settings)
         options: dict[str, Any] = {"lingering_time": 0.2, "access_log": None, "shutdown_timeout": 0.1}
         self.runner = DeadlineRunner.of(self.app, self.settings, self.tls, **(options | runner))
@@ -54,7 +54,7 @@ class Echo:
 
 
 async def exchange(port: int, raw: bytes, tls: ssl.SSLContext | None = None) -> bytes:
-    """Send bytes; all that is answered until the server closes the connection."""
+    """Send bytes, and return all bytes received until the server closes the connection."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port, ssl=tls, server_hostname="localhost" if tls else None
@@ -71,11 +71,11 @@ async def exchange(port: int, raw: bytes, tls: ssl.SSLContext | None = None) -> 
 
 
 def statuses(answer: bytes) -> list[int]:
-    """Of the answers in these bytes."""
+    """Return the status codes of the responses in these bytes."""
     return [int(line.split()[1]) for line in answer.split(b"\n") if line.startswith(b"HTTP/")]
 
 
 def head(answer: bytes) -> dict[str, str]:
-    """The header fields of the first answer, names in lower case."""
+    """Return the header fields of the first response, names in lower case."""
     lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
     return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
