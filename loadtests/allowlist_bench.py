@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 SIZES = (10, 1_000, 100_000)
-SCANNED = (10, 1_000)  # a linear scan of more would take minutes
+SCANNED = (10, 1_000)  # sizes with a linear scan; larger ones would take minutes
 
 CHILD = """
 import json, random, statistics, sys, time

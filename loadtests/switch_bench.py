@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def _client(service: Service, tokens: int, tally: Tally) -> None:
-    """Stream one answer after the other from whatever the default is."""
+    """Stream one answer after the other from the current default model."""
     while not tally.ended.is_set():
         body = {"prompt": _PROMPT.format(number=random.randrange(10**9)), "max_new_tokens": tokens, "stream": True}
         try:

@@ -76,7 +76,7 @@ def broken(figures: Figures, limits: Thresholds) -> list[str]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the nearest-rank percentile: the least value that ``percent`` of all do not exceed; None if empty."""
+    """Return the nearest-rank percentile: the least value that ``percent`` % do not exceed; None if empty."""
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 

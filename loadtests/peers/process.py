@@ -93,7 +93,7 @@ def running(
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(end_seconds)
-        finally:  # also when Ctrl-C is pressed once more during that wait
+        finally:  # also after a second Ctrl-C during that wait
             while members := session_members(process.pid):  # its children may outlive it
                 for pid in members:
                     with suppress(ProcessLookupError):
@@ -108,7 +108,7 @@ def session_members(session: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the process has just ended
                 state, _, _, its_session, *_ = _stat(entry)
                 if int(its_session) == session and state not in "ZX":
                     found.append(int(entry.name))

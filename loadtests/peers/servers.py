@@ -112,7 +112,7 @@ def transformers_serve(program: Path, folder: Path, batching: bool) -> Server:
         livez="/health",
         model=str(folder),
         version_command=(str(program.parent / "python"), "-c", VERSION_OF, "transformers", "torch"),
-        most_clients=1_000_000 if batching else 8,  # with more, an answer outlasts the stage
+        most_clients=1_000_000 if batching else 8,  # with more, an answer takes longer than the stage
     )
 
 

@@ -157,8 +157,8 @@ class RequestRecord:
         self._trace = current_trace.get()
         self._arrived = metrics.clock()
         self._started = self._first = 0.0
-        self._firsts = 0.0  # the sum of the moments at which sequences got their first token
-        self._last = [0.0] * sequences  # when each sequence got its last token
+        self._firsts = 0.0  # the sum of the times of all sequences' first tokens
+        self._last = [0.0] * sequences  # the time of each sequence's latest token
         self._left = sequences
         self._prompt = self._cached = self._tokens = 0
         self._ended = False

@@ -65,7 +65,7 @@ async def own_streams(url: str = NATS_URL, **changes: Any) -> AsyncIterator[Queu
     try:
         yield options
     finally:
-        with suppress(nats.errors.Error, OSError):  # a test that failed may have left its server dead
+        with suppress(nats.errors.Error, OSError):  # a failed test may have left its server stopped
             client = await nats.connect(url, allow_reconnect=False, max_reconnect_attempts=1)
             for name in (options.stream, options.results, options.dead):
                 with suppress(NotFoundError):
