@@ -1,1 +1,1 @@
-"""Operations as pure functions, and the ways in that call them: HTTP's routes, the command line, events, clouds."""
+"""Operations as pure functions, and their entry points: HTTP routes, command line, events and cloud functions."""

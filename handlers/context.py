@@ -1,4 +1,4 @@
-"""What a handler may reach besides its payload: a frozen bundle of Protocols, which tests and adapters can fill."""
+"""The dependencies of an operation besides its payload: a frozen dataclass that tests and adapters can fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.types import Memory, ModelFigures
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask, from the settings."""
+    """Limits of one request, from the settings: characters of its prompts, and sequences to generate."""
 
     max_prompt_chars: int = 200_000
     max_sequences: int = 2048
@@ -20,7 +20,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Time, so that tests can hold it."""
+    """Wall clock and monotonic clock in seconds; tests replace them."""
 
     time: Callable[[], float]
     monotonic: Callable[[], float]
@@ -30,7 +30,7 @@ Settle = Callable[[int], Awaitable[None]]
 
 
 async def free(most: int) -> Settle:
-    """Nobody is charged."""
+    """Reserve tokens where no token limit applies: accept any number."""
 
     async def settle(used: int) -> None:
         pass
@@ -40,26 +40,26 @@ async def free(most: int) -> Settle:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """All that a handler gets beside its payload.
+    """The dependencies that an operation receives beside its payload.
 
     Args:
-        models: the registry.
-        cache: answers kept; None keeps none.
-        figures: what a model does and has done.
-        memory: of the process and its container.
-        caller: tells requests of different callers apart; "" where there is only one.
+        models: the model registry.
+        cache: the response cache; None for no cache.
+        figures: returns the statistics of the model with the given id.
+        memory: returns the memory of the process and its limits, in bytes.
+        caller: returns an identifier of the request's caller; "" if there is only one.
         clock: wall clock and monotonic clock.
-        new_id: makes a short unique id for an answer.
-        queued: whether nobody waits for the answer right now: others go before it.
-        limits: bounds of one request.
-        version: of the service.
+        new_id: returns a short unique id for a response.
+        queued: whether this is background work, which yields to interactive requests, see ``Job.queued``.
+        limits: limits of one request.
+        version: the service's version.
         started: monotonic time at which the service started.
-        tracing: traces requests, see ``handlers.dispatch.lookup``; None traces none.
-        observe: told the usage of each generation when it ends, also of one cut short; and before its first token, what
-            the response cache had to do with it.
-        charge: told the most tokens that a generation may cost, prompts and new ones, before it starts; raises
-            RateLimited or ExceedsRateLimit if that is more than the caller has left. It answers whom to tell, once, how
-            many it did cost. ``handlers.generation.plan.paid`` does both.
+        tracing: traces requests, see ``handlers.dispatch.lookup``; None for no tracing.
+        observe: called with each generation's usage when it ends, also if it is cut short; and before the first token,
+            with the use of the response cache.
+        charge: reserves the greatest number of tokens that a generation can use, prompts and new tokens, before it
+            starts; raises RateLimited or ExceedsRateLimit if the caller has fewer left. Returns a function that commits
+            the number of tokens really used and is called once. ``handlers.generation.plan.paid`` calls both.
     """
 
     models: Models

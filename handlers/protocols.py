@@ -1,4 +1,4 @@
-"""What handlers need of the runtime, as Protocols that tests and other adapters can implement."""
+"""Protocols of the runtime objects that the operations use; tests and other adapters can implement them."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from runtime.types import CacheStats, CacheUse, Job, Message, ModelInfo, ModelSt
 
 
 class Engine(Protocol):
-    """A loaded model."""
+    """A loaded model: its tokenizer and its generation."""
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of the model."""
+        """The model's metadata."""
         ...
 
     @property
     def memory_bytes(self) -> int:
-        """Memory the model holds now: its weights, and the keys and values written so far."""
+        """Bytes of memory the model uses now: its weights, and the KV cache written so far."""
         ...
 
     @property
     def chat_stops(self) -> tuple[str, ...]:
-        """Strings that end an answer because the chat template gives the turn away with them."""
+        """Stop strings with which the chat template ends the assistant's turn."""
         ...
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """Token ids of a raw prompt, off the event loop. Control tokens written in it count as such, and an empty one
-        is the token that begins a text.
+        """Tokenize a raw prompt on a thread. Control tokens spelled in the text become control tokens, and an empty text
+        becomes the token that begins a text.
 
         Args:
-            text: of the prompt.
-            queued: see ``Job``; a queue that is full is told before a text is read.
+            text: the prompt.
+            queued: whether this is background work, see ``Job.queued``. A full queue is reported before the text is
+                tokenized.
 
         Raises:
-            InvalidRequest: it is empty, and the model has no token to begin a text with.
+            InvalidRequest: the text is empty, and the model has no token to begin a text with.
         """
         ...
 
     async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
-        """Token ids of a chat up to where the assistant speaks; no message's text becomes a control token.
+        """Tokenize a chat with the model's template, up to the start of the assistant's next turn. No text in a message
+        becomes a control token.
 
         Args:
-            messages: of the chat.
+            messages: the chat's messages.
             queued: see ``encode``.
 
         Raises:
@@ -53,32 +55,32 @@ class Engine(Protocol):
         ...
 
     async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """Token ids of a text as the model would write it behind another: nothing in it becomes a control token, and
-        none is added.
+        """Tokenize a text as the model would generate it after a prompt: nothing in it becomes a control token, and no
+        control token is added.
 
         Args:
-            text: to continue another.
+            text: the continuation.
             queued: see ``encode``.
 
         Raises:
-            InvalidRequest: it spells a control token in a way that cannot be told from one.
+            InvalidRequest: the text spells a control token and cannot be tokenized otherwise.
         """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for in a text, UTF-8 when joined with its neighbours'; a control token's name.
+        """Return the bytes that a token adds to a text, or a control token's name in UTF-8.
 
-        An id that the tokenizer does not know stands for none.
+        One token's bytes can be a part of a character. An id unknown to the tokenizer gives no bytes.
         """
         ...
 
     def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
-        """Generate for all jobs at once; every item is exactly one token. Closing the generator cancels the work.
+        """Generate for all jobs at once; each item is one token. Closing the generator cancels the generation.
 
         Raises:
-            InvalidRequest: the model has no token of one of the ids that a job names.
+            InvalidRequest: a job names a token id that the model does not have.
             TooManyRequests: the queue is full.
-            DeadlineExceeded: it took longer than allowed.
+            DeadlineExceeded: the generation took longer than allowed.
             Draining: the service is shutting down.
         """
         ...
@@ -88,23 +90,26 @@ class Models(Protocol):
     """The models that this process serves."""
 
     def lease(self, name: str | None) -> AbstractAsyncContextManager[Engine]:
-        """The engine of a model (None: the default one), loaded if need be, and not unloaded inside the block.
+        """Load a model if necessary and yield its engine; the model is not unloaded inside the block.
+
+        Args:
+            name: the model's id; None for the default model.
 
         Raises:
             ModelNotFound: no model of that name is served.
-            ModelLoading: it is still loading after the allowed wait.
-            ModelUnavailable: it cannot be loaded.
-            ModelTooLarge: it does not fit the memory that models may hold.
+            ModelLoading: the model is still loading after the allowed wait.
+            ModelUnavailable: the model cannot be loaded.
+            ModelTooLarge: the model does not fit the memory budget.
             Draining: the service is shutting down.
         """
         ...
 
     def status(self) -> list[ModelStatus]:
-        """Every model's state, the default first."""
+        """Return every model's status, the default model first."""
         ...
 
     def find(self, name: str) -> ModelStatus:
-        """One model's state.
+        """Return one model's status.
 
         Raises:
             ModelNotFound: no model of that name is served.
@@ -112,7 +117,7 @@ class Models(Protocol):
         ...
 
     def load(self, name: str) -> ModelStatus:
-        """Start loading a model and do not wait; of no effect on one that is loading or loaded.
+        """Start loading a model without waiting; has no effect if it is loading or loaded.
 
         Raises:
             ModelNotFound: no model of that name is served.
@@ -121,7 +126,7 @@ class Models(Protocol):
         ...
 
     def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
-        """A model's status now and whenever it changes, until no load is under way.
+        """Yield a model's status now and at each change, until the model is not loading.
 
         Raises:
             ModelNotFound: no model of that name is served.
@@ -129,10 +134,10 @@ class Models(Protocol):
         ...
 
     async def unload(self, name: str) -> ModelStatus:
-        """Unload a model once the requests that hold it have ended. New ones wait, and load it again.
+        """Unload a model once the requests that use it have ended. New requests wait, and load it again.
 
         Returns:
-            Its status when it is unloaded; or still ``draining``, if that takes longer than the allowed wait.
+            The model's status once it is unloaded; its state is still ``draining`` after the allowed wait.
 
         Raises:
             ModelNotFound: no model of that name is served.
@@ -140,24 +145,24 @@ class Models(Protocol):
         ...
 
     async def set_default(self, name: str) -> ModelStatus:
-        """Load a model, and from then on answer with it those requests that name none. None of them fails of it.
+        """Load a model, then make it the default for requests that name no model. The switch fails no request.
 
         Raises:
             ModelNotFound: no model of that name is served.
-            ModelLoading: it is still loading after the allowed wait; the default is the old one for now, unless the two
-                do not fit the memory together: then requests wait for the new one already.
-            ModelUnavailable: it cannot be loaded; the default stays as it was.
+            ModelLoading: the model is still loading after the allowed wait. The default stays the old model for now,
+                unless the two do not fit in memory together: then requests already wait for the new one.
+            ModelUnavailable: the model cannot be loaded; the default is unchanged.
         """
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is loaded, its worker beats, and the service is not draining."""
+        """Whether the default model is loaded, its engine thread has a recent heartbeat, and the service is not draining."""
         ...
 
     @property
     def alive(self) -> bool:
-        """False once the default model's worker is gone for good, so that only a new process helps."""
+        """False once the default model's engine thread is dead and not restarted, so that only a new process helps."""
         ...
 
     @property
@@ -167,11 +172,11 @@ class Models(Protocol):
 
 
 class Cache(Protocol):
-    """Answers kept, see ``runtime.response_cache.cache``."""
+    """The response cache, see ``runtime.response_cache.cache``."""
 
     @property
     def per_caller(self) -> bool:
-        """Whether the keys of different callers must differ."""
+        """Whether each caller has its own cache entries, so that keys must include the caller."""
         ...
 
     def answer(
@@ -185,40 +190,49 @@ class Cache(Protocol):
         max_age: float,
         queued: bool = False,
     ) -> AbstractAsyncContextManager[tuple[CacheUse, int, AsyncIterator[Token]]]:
-        """An answer that is kept, or that is being computed for another, or else is computed now and kept.
+        """Yield a cached response, join an identical request in flight, or compute the response and cache it.
 
-        Leaving the block early does not disturb others who wait for the same; the last one stops the computation.
+        Leaving the block early does not affect other requests that share the computation; the last one to leave stops
+        it.
 
         Args:
-            key: names all that decides the answer; hexadecimal digits.
-            model: that gives it.
-            held: the model's lease; taken over where the answer is computed, for as long as anybody reads it.
-            start: begins to compute: prompt tokens, and the tokens. Called where that is needed only.
-            reuse: whether an answer that is there already will do.
-            max_age: of a kept answer, in seconds.
-            queued: see ``Job``. Work that is not is computed anew rather than wait for such that is.
+            key: the cache key in hexadecimal digits, a hash of everything that determines the response.
+            model: the model's id.
+            held: the model's lease. If the response is computed, the computation takes it over and keeps it until the
+                last reader has left.
+            start: starts the computation and returns the number of prompt tokens and the token stream; called only if
+                the response must be computed.
+            reuse: whether a cached response or one in flight may be used.
+            max_age: the greatest age of a cached response, in seconds.
+            queued: whether this is background work, see ``Job.queued``. An interactive request does not join a
+                background computation but starts its own.
 
         Yields:
-            What was done, the prompt's tokens, and the tokens of the answer; the same whatever was done.
+            How the cache was used, the number of prompt tokens, and the response's tokens, which are the same in each
+            case.
 
         Raises:
-            ServiceError: whatever ``start`` and its tokens raise, for all who wait.
+            ServiceError: an error of ``start`` or of its token stream, raised in every request that shares it.
         """
         ...
 
     def bypass(self) -> None:
-        """Count an answer that it has nothing to do with."""
+        """Count a response that is neither read from the cache nor stored in it."""
         ...
 
     async def stats(self) -> CacheStats:
-        """What it holds and has done."""
+        """Return the cache's statistics."""
         ...
 
     async def clear(self, *, model: str | None = None, prefix: str | None = None) -> int:
-        """Drop answers: all, or a model's, or those whose key begins so; if both are given, both must hold.
+        """Remove cached responses: all of them, or those that match every filter given.
+
+        Args:
+            model: the model's id.
+            prefix: the start of the key.
 
         Returns:
-            How many there were.
+            The number of removed responses.
 
         Raises:
             CacheUnavailable: the store cannot be reached.
@@ -230,25 +244,31 @@ class Trace(Protocol):
     """One request's span, see ``runtime.telemetry.tracing``."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Generations that begin inside the block belong to this request."""
+        """Make this span the parent of the generations that start inside the block."""
         ...
 
     def set(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes; those that are None are left out."""
+        """Add attributes to the span; values of None are left out."""
         ...
 
     def end(self, name: str, error: str | None = None, *, failed: bool = False) -> None:
-        """End it, with a name, the code of what went wrong, and whether that is the service's fault."""
+        """End the span.
+
+        Args:
+            name: the span's final name.
+            error: the error's code; None for success.
+            failed: whether the error is the service's fault.
+        """
         ...
 
 
 class Tracing(Protocol):
-    """Spans of requests."""
+    """Creates a tracing span per request and exports it."""
 
     def request(self, operation: str) -> Trace:
-        """Begin a request's span."""
+        """Start a request's span."""
         ...
 
     def close(self) -> None:
-        """Send what is left; what comes later is dropped."""
+        """Export the remaining spans; spans that end later are dropped."""
         ...

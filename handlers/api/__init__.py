@@ -1,1 +1,1 @@
-"""What HTTP needs of operations: routes, payloads and the OpenAPI document."""
+"""The HTTP side of the operations: routes, payload parsing and the OpenAPI document."""

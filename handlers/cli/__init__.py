@@ -1,1 +1,1 @@
-"""The command line, one command per file."""
+"""The ``warmstart`` command line: its parser and its commands."""

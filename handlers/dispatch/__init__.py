@@ -1,1 +1,1 @@
-"""An operation by its name, for events and local calls."""
+"""Calls operations by name, for events and local calls."""

@@ -1,1 +1,1 @@
-"""What functions of clouds share: the event loop and Lambda's HTTP events."""
+"""Support for cloud functions: the shared event loop and AWS Lambda's HTTP events."""

@@ -1,1 +1,1 @@
-"""What generating operations share."""
+"""Code shared by the generating operations: checks, tokenization, response cache, usage and log-probabilities."""

@@ -1,4 +1,4 @@
-"""The operations: pure functions from a payload and a context to a dict, and the one table that names them."""
+"""The operations: functions from a payload and a context to a dict, and the table that lists them by name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ Payload = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation.
+    """One entry of the table of operations.
 
     Args:
-        summary: one line for people.
-        request: what its payload is validated with.
-        response: what it answers.
-        handle: payload and context to answer.
-        stream: the same, piece by piece, for operations that can; ``chunk`` is then what a piece looks like.
-        admin: whether it changes what others get, so that a key needs the scope ``admin``.
+        summary: one-line description for the OpenAPI document.
+        request: the model that validates the payload.
+        response: the model of the response.
+        handle: computes the whole response from payload and context.
+        stream: yields the response in chunks; None if the operation does not stream.
+        chunk: the model of one chunk; None if the operation does not stream.
+        admin: whether it changes the service for other callers, so that an API key needs the scope ``admin``.
     """
 
     summary: str
@@ -125,5 +126,5 @@ SCOPES = frozenset(name for name, operation in OPERATIONS.items() if not operati
     "*",
     "admin",
 }
-"""What an API key may be good for: operations, the metrics, what ``/events`` may call (EVENTS_OPERATIONS), ``*`` for
-all of these, and an admin's operations."""
+"""Scopes of API keys: the names of operations, ``metrics``, ``events`` for ``/events`` (which calls EVENTS_OPERATIONS),
+``*`` for all of these, and ``admin`` for the admin operations."""

@@ -1,1 +1,1 @@
-"""The shapes of operations: what they take (requests), what they answer (responses), and how a payload is checked."""
+"""Pydantic models of the operations' requests and responses, and the validation of payloads."""
