@@ -28,8 +28,8 @@ class Engine(Protocol):
         ...
 
     async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        """Tokenize a raw prompt on a thread. Control tokens spelled in the text become control tokens, and an empty text
-        becomes the token that begins a text.
+        """Tokenize a raw prompt off the event loop. Control tokens spelled in the text become control tokens, and an
+        empty text becomes the token that begins a text.
 
         Args:
             text: the prompt.
@@ -157,12 +157,12 @@ class Models(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is loaded, its engine thread has a recent heartbeat, and the service is not draining."""
+        """Whether the default model is loaded, its engine thread makes progress, and the service is not draining."""
         ...
 
     @property
     def alive(self) -> bool:
-        """False once the default model's engine thread is dead and not restarted, so that only a new process helps."""
+        """False once the default model's engine thread is dead for good, so that the process must be replaced."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""From a request to the tokens of its answer, which the response cache may have already."""
+"""Answers a generating request: from the response cache, from an identical request in flight, or by generation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from handlers.schemas.base import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
 from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
 
-_MANY = 1_000  # log-probabilities that are rendered on the event loop, in a few milliseconds
+_MANY = 1_000  # log-probabilities rendered on the event loop, which takes a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """All of a request that decides its answer, whatever the model, with defaults filled in; and nothing else.
+    """The parts of a request that determine its response apart from the model, with defaults filled in.
 
     Args:
-        kind: whether a template is put around the texts.
-        texts: prompts, or a chat's messages.
-        params: as asked for; the model may leave room for fewer tokens.
-        max_length: most tokens of prompt and new text together, if that is asked.
+        kind: ``text`` for raw prompts, ``chat`` for messages that the chat template formats.
+        texts: the prompts, or the chat's messages.
+        params: the requested sampling parameters; the model's context may leave room for fewer new tokens.
+        max_length: the most tokens of prompt and new text together; None for no such limit.
     """
 
     kind: Literal["text", "chat"]
@@ -40,26 +40,26 @@ class Question:
 
     @property
     def repeatable(self) -> bool:
-        """Whether it must be answered alike each time."""
+        """Whether the response is deterministic: greedy sampling or a fixed seed."""
         return self.params.temperature == 0 or self.params.seed is not None
 
     @property
     def sequences(self) -> int:
-        """How many there will be."""
+        """The number of sequences to generate."""
         return self.params.n * (len(self.texts) if self.kind == "text" else 1)
 
     def key(self, model: ModelInfo, caller: str) -> str:
-        """What the answer is kept under: 64 hexadecimal digits, which tell nothing of the texts.
+        """Return the cache key: 64 hexadecimal digits, a SHA-256 from which the texts cannot be read.
 
         Args:
-            model: that answers; any other, or other numbers in it, gives another key.
-            caller: keeps callers apart.
+            model: the model that answers; its name, revision, fingerprint and context length are in the key.
+            caller: the caller's identifier if each caller has its own entries, else "".
         """
         params = {field.name: getattr(self.params, field.name) for field in fields(SamplingParams)}
         params["logit_bias"] = sorted((token, bias + 0.0) for token, bias in self.params.logit_bias)
-        if self.params.temperature == 0:  # nothing is drawn, so nothing that shapes the draw matters
+        if self.params.temperature == 0:  # greedy: the parameters of random sampling have no effect
             params |= {"seed": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        values = [value + 0.0 if isinstance(value, float) else value for value in params.values()]  # there is one zero
+        values = [value + 0.0 if isinstance(value, float) else value for value in params.values()]  # -0.0 becomes 0.0
         texts = [text if isinstance(text, str) else (text.role, text.content) for text in self.texts]
         named = (model.name, model.revision, model.fingerprint, model.context_length)
         parts = [caller, *named, self.kind, texts, self.max_length, *values]
@@ -68,12 +68,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """An answer under way.
+    """A response in progress.
 
     Args:
-        engine: that gives it, or gave it when it was kept.
-        collected: what has come so far.
-        tokens: each has been added to ``collected`` when it comes out.
+        engine: the model's engine.
+        collected: the tokens yielded so far.
+        tokens: the response's tokens; each is added to ``collected`` before it is yielded.
     """
 
     engine: Engine
@@ -81,16 +81,16 @@ class Generation:
     tokens: AsyncIterator[Token]
 
     async def whole(self) -> Collected:
-        """Everything."""
+        """Read all tokens and return them collected."""
         async for _ in self.tokens:
             pass
         return self.collected
 
     async def rendered(self, render: Callable[[Collected], dict[str, Any]]) -> dict[str, Any]:
-        """Everything, as it is answered; on a thread where there is much to report, so that the event loop goes on.
+        """Read all tokens and render the response, on a thread if many log-probabilities would block the event loop.
 
         Args:
-            render: makes the answer; it may touch nothing that another thread changes.
+            render: builds the response; must not use data that another thread changes.
         """
         collected = await self.whole()
         if collected.unreported <= _MANY:
@@ -102,14 +102,16 @@ class Generation:
 async def answering(
     request: Cacheable, question: Question, plan: Callable[[Engine], Awaitable[PreparedRequest]], ctx: Context
 ) -> AsyncIterator[Generation]:
-    """Answer a question. Leaving the block, however, stops the work for it, if nobody else waits for the same.
+    """Lease the model and yield the response in progress. Leaving the block stops the generation unless it is shared.
 
     Args:
-        question: ``request``'s.
-        plan: makes the request ready, where the answer must be computed.
+        request: the validated request.
+        question: the parts of ``request`` that determine its response.
+        plan: tokenizes and checks the request; called only if the response must be generated.
+        ctx: the operation's context.
 
     Raises:
-        ServiceError: see ``handlers.context`` and ``plan``.
+        ServiceError: errors of ``plan``, ``Models.lease``, ``Context.charge`` and ``Engine.stream``.
     """
     control = CacheControl.parse(request.cache_control)
     async with AsyncExitStack() as held:
@@ -147,7 +149,7 @@ async def answering(
                     cached, prompt_tokens, stream = await reading.enter_async_context(joined)
                     break
                 except (RateLimited, ExceedsRateLimit):
-                    if began:  # else it is somebody else who may not, whose answer this was to share
+                    if began:  # else the limit is that of another caller, whose computation this request joined: retry
                         raise
             found = Collected(prompt_tokens, question.sequences, cached)
             async with collecting(found, stream, ctx) as (collected, tokens):

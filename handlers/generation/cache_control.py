@@ -1,4 +1,4 @@
-"""What a request says about kept answers (RFC 9111 section 5.2.1)."""
+"""Parses a request's Cache-Control directives (RFC 9111 section 5.2.1)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-# A name, and perhaps a value, quoted or not (section 5.2); what lies between directives is passed over. A quote that is
-# never closed holds all the rest. Nothing is read a second time, however it is quoted: the text is a stranger's.
+# A name and an optional value, quoted or not (section 5.2); text between directives is skipped. An unclosed quote takes
+# the rest of the text. The pattern never backtracks over a quote, because the text is untrusted.
 _DIRECTIVE = re.compile(
     r'([^\s,;="]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]*)))?|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL
 )
@@ -15,12 +15,12 @@ _DIRECTIVE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """The directives that are of use here.
+    """The directives that the response cache supports.
 
     Args:
-        store: whether the answer may be kept, and a kept one read at all (not with no-store).
-        reuse: whether an answer that is there already will do (not with no-cache).
-        max_age: of a kept answer, in seconds.
+        store: whether the response cache may be used at all, to read or to store; False with no-store.
+        reuse: whether a cached response may be returned; False with no-cache.
+        max_age: the greatest age of a cached response, in seconds.
     """
 
     store: bool = True
@@ -29,10 +29,10 @@ class CacheControl:
 
     @classmethod
     def parse(cls, text: str | None) -> CacheControl:
-        """Read directives. Unknown ones are ignored; of several max-age the least holds; one that is no number is 0.
+        """Parse directives. Unknown ones are ignored; the least of several max-age holds; an invalid max-age is 0.
 
         Args:
-            text: separated by commas; None for none.
+            text: the directives, separated by commas; None for none.
         """
         store, reuse, max_age = True, True, math.inf
         for name, quoted, plain in _DIRECTIVE.findall(text or ""):

@@ -1,4 +1,4 @@
-"""Checks of a generating request's fields, and their conversion to what the engine takes."""
+"""Checks of a generating request's fields, and their conversion to the engine's types."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from handlers.schemas.base import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
 from runtime.types import Message, SamplingParams
 
-_TEXTS_AT_ONCE = 16  # tokenized together
+_TEXTS_AT_ONCE = 16  # tokenized concurrently
 
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
-    """Refuse more text than the service reads.
+    """Check the total length of the texts against ``RequestLimits.max_prompt_chars``.
+
+    Args:
+        texts: all texts of the request.
+        ctx: the operation's context, with the limit.
+        field_name: the field of the texts, for the error.
 
     Raises:
-        InvalidRequest: names the limit.
+        InvalidRequest: the texts are too long; the message names the limit.
     """
     total = sum(len(text) for text in texts)
     if total > ctx.limits.max_prompt_chars:
@@ -31,16 +36,17 @@ def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> N
 
 
 def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_field: str = "prompt") -> None:
-    """Refuse more sequences than one request may ask for.
+    """Check the number of sequences against ``RequestLimits.max_sequences``.
 
     Args:
-        prompts: how many there are.
-        n: sequences of each.
-        n_field: where ``n`` is from; named where the prompts alone would not be too many.
-        prompts_field: where the prompts are from.
+        prompts: the number of prompts.
+        n: the number of sequences per prompt.
+        ctx: the operation's context, with the limit.
+        n_field: the field of ``n``; the error names it if the prompts alone are not too many.
+        prompts_field: the field of the prompts.
 
     Raises:
-        InvalidRequest: names the field and the limit.
+        InvalidRequest: there are too many; the message names the field and the limit.
     """
     most = ctx.limits.max_sequences
     if prompts > most:
@@ -56,10 +62,15 @@ def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_fi
 
 
 def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
-    """New tokens that fit behind a prompt.
+    """Return the number of new tokens that fit in the context after a prompt.
+
+    Args:
+        prompt_tokens: the prompt's length in tokens.
+        context_length: the model's context length in tokens.
+        field_name: the field of the prompt, for the error.
 
     Raises:
-        ContextLengthExceeded: none does.
+        ContextLengthExceeded: there is no room for one new token.
     """
     if prompt_tokens >= context_length:
         raise ContextLengthExceeded.of(context_length, prompt_tokens, 1, field_name)
@@ -67,13 +78,16 @@ def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
 
 
 def check_least(least: int, most: int, field_name: str, bounds: str) -> None:
-    """Refuse to promise more new tokens than there may be.
+    """Check that the least number of new tokens is not above the greatest.
 
     Args:
-        bounds: what bounds them, for the message.
+        least: the least number of new tokens.
+        most: the greatest number of new tokens.
+        field_name: the field of ``least``, for the error.
+        bounds: the fields that set ``most``, for the error.
 
     Raises:
-        InvalidRequest: names both numbers.
+        InvalidRequest: ``least`` is above ``most``; the message names both.
     """
     if least > most:
         raise InvalidRequest(
@@ -91,10 +105,10 @@ def sampling_params(
     logprobs: int | None = None,
     stop: Sequence[str] = (),
 ) -> SamplingParams:
-    """The engine's parameters from a request's fields; ``stop`` is added to the request's own stop strings."""
+    """Build the engine's sampling parameters from a request; ``stop`` is added to the request's own stop strings."""
     return SamplingParams(
         max_new_tokens=max_new_tokens,
-        temperature=request.temperature if request.top_p else 0,  # top_p 0 leaves the likeliest token only
+        temperature=request.temperature if request.top_p else 0,  # top_p 0 keeps only the likeliest token
         top_k=request.top_k,
         top_p=request.top_p,
         min_p=request.min_p,
@@ -111,7 +125,7 @@ def sampling_params(
 
 
 async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
-    """Token ids of each text. A few texts at a time, so that other requests' texts come between thousands of them."""
+    """Tokenize texts a few at a time, so that thousands of them do not delay other requests' tokenization."""
     ids: list[tuple[int, ...]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
@@ -120,7 +134,7 @@ async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list
 
 
 def chat_messages(turns: Iterator[tuple[str, Any]]) -> tuple[Message, ...]:
-    """Engine messages from (role, content) with content a string or OpenAI's text parts; developer is system."""
+    """Convert (role, content) pairs to engine messages: text parts are joined, the role developer becomes system."""
     return tuple(
         Message(
             "system" if role == "developer" else role,  # type: ignore[arg-type]  # the schema admits these roles only

@@ -1,4 +1,4 @@
-"""Collects the tokens of a generation by sequence."""
+"""Collects a generation's tokens into texts, log-probabilities and usage."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from handlers.context import Context
 from runtime.types import CacheUse, FinishReason, Token
 
-_BURST = 16  # tokens that are handed out before other requests get their turn, in a few milliseconds
+_BURST = 16  # tokens yielded before the event loop runs other tasks, which takes a few milliseconds
 
 
 @dataclass(slots=True)
 class Collected:
-    """Tokens gathered into texts. Feed it every token of a stream.
+    """Collects every token of a stream by sequence.
 
     Args:
-        prompt_tokens: of all prompts together.
-        sequences: how many there will be.
-        cache: what the response cache had to do with it; None without one.
+        prompt_tokens: the number of tokens of all prompts together.
+        sequences: the number of sequences.
+        cache: how the response cache was used; None without a cache.
+        completion_tokens: the number of tokens added.
+        cached_tokens: the number of prompt tokens found in the prefix cache.
+        reasons: each sequence's finish reason; ``length`` until it is known.
     """
 
     prompt_tokens: int
@@ -39,7 +42,7 @@ class Collected:
         self._unreported = [[] for _ in range(self.sequences)]
 
     def add(self, token: Token) -> None:
-        """Take one token."""
+        """Add one token."""
         self.completion_tokens += 1
         self.cached_tokens += token.cached_tokens
         if token.text:
@@ -56,16 +59,16 @@ class Collected:
 
     @property
     def unreported(self) -> int:
-        """Log-probabilities that ``take`` would give, alternatives counted, of all sequences."""
+        """The number of log-probabilities not yet taken, alternatives included, over all sequences."""
         return sum(1 + len(token.top_logprobs) for tokens in self._unreported for token in tokens)
 
     def take(self, sequence: int) -> list[Token]:
-        """The sequence's tokens whose log-probabilities are still to be reported; they are no longer after this."""
+        """Return and forget a sequence's tokens whose log-probabilities have not been taken yet."""
         taken, self._unreported[sequence] = self._unreported[sequence], []
         return taken
 
     def usage(self) -> dict[str, Any]:
-        """OpenAI's usage object, and what the response cache had to do with it."""
+        """Return OpenAI's usage object, plus the use of the response cache."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -74,7 +77,7 @@ class Collected:
         } | self.cache_use()
 
     def cache_use(self) -> dict[str, Any]:
-        """What the response cache had to do with it, as the usage has it; nothing without one."""
+        """Return the usage's ``cache`` member in a dict; an empty dict without a cache."""
         if self.cache is None:
             return {}
         use = self.cache
@@ -85,13 +88,19 @@ class Collected:
 async def collecting(
     collected: Collected, stream: AsyncIterator[Token], ctx: Context
 ) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
-    """Add tokens to a collection as they come out, and report its usage when the block is left."""
+    """Yield the collection and a stream that adds each token to it; report the usage to ``ctx.observe`` at the end.
+
+    Args:
+        collected: the collection to fill.
+        stream: the tokens of a generation.
+        ctx: the operation's context.
+    """
 
     async def tokens() -> AsyncIterator[Token]:
         async for token in stream:
             collected.add(token)
             yield token
-            if collected.completion_tokens % _BURST == 0:  # a kept answer is all there: its tokens never wait
+            if collected.completion_tokens % _BURST == 0:  # a cached response's tokens never wait
                 await asyncio.sleep(0)
 
     if collected.cache is not None:

@@ -1,4 +1,4 @@
-"""Log-probabilities as they are answered: OpenAI's entries, with the token's id beside its text."""
+"""Renders log-probabilities as OpenAI's entries, plus the token's id."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from handlers.protocols import Engine
 from runtime.types import Token
 
 LEAST = -9999.0
-"""OpenAI's stand-in for what is next to impossible; JSON has no minus infinity."""
+"""The lowest log-probability reported, as OpenAI does; JSON has no minus infinity."""
 
 
 def entries(engine: Engine, tokens: Iterable[Token]) -> list[dict[str, Any]]:
-    """One entry per token (``handlers.schemas.responses.TokenLogprob``).
+    """Return one entry per token (``handlers.schemas.responses.TokenLogprob``).
 
     Args:
-        engine: knows the bytes of a token.
-        tokens: generated with ``SamplingParams.logprobs``.
+        engine: the engine that gives a token's bytes.
+        tokens: tokens generated with ``SamplingParams.logprobs``.
     """
     return [
         _entry(engine, token.id, token.logprob)
@@ -28,11 +28,11 @@ def entries(engine: Engine, tokens: Iterable[Token]) -> list[dict[str, Any]]:
 
 
 def columns(found: Iterable[Mapping[str, Any]], offsets: list[int]) -> dict[str, Any]:
-    """Entries in the older form of OpenAI's completions (``handlers.schemas.responses.CompletionLogprobs``).
+    """Convert entries to the form of OpenAI's completions (``handlers.schemas.responses.CompletionLogprobs``).
 
     Args:
-        found: entries; one that follows nothing has None for its log-probability.
-        offsets: where the tokens begin in their text.
+        found: the entries; a prompt's first token has None for its log-probability.
+        offsets: each token's start in the text, in characters.
     """
     listed = list(found)
     return {
@@ -44,33 +44,35 @@ def columns(found: Iterable[Mapping[str, Any]], offsets: list[int]) -> dict[str,
 
 
 class TextOffsets:
-    """Where tokens begin in a text, in characters. A token that goes on with a character begins behind it.
+    """Computes the start of each token in a text, in characters.
+
+    A token that continues a character begun by an earlier token starts after that character.
 
     Args:
-        start: where the first one begins.
+        start: the first token's start.
     """
 
     def __init__(self, start: int = 0) -> None:
         self._whole = start
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # counts as the text is decoded
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # counts characters as the decoded text does
 
     @property
     def next(self) -> int:
-        """Where the next token begins."""
+        """The next token's start."""
         return self._whole + bool(self._utf8.getstate()[0])
 
     def add(self, raw: bytes) -> int:
-        """Take the next token's bytes; where it begins."""
+        """Add the next token's bytes and return its start."""
         begin = self.next
         self._whole += len(self._utf8.decode(raw))
         return begin
 
 
 def _likeliest(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The likeliest tokens and the one that is there, each under a name of its own.
+    """Return the log-probabilities of the likeliest tokens and the chosen one, each under a unique name.
 
-    Different tokens may have one text: a byte token and the same character's own. Then the token that is there, or else
-    the likeliest, has it as its name, and each other one is ``token_id:`` and its id.
+    Different tokens may have the same text, for example a byte token and the character's own token. Then the chosen
+    token, or else the likeliest, is named by the text, and each other one by ``token_id:`` and its id.
     """
     named: dict[str, float] = {}
     own = _spelled(entry)
@@ -83,7 +85,7 @@ def _likeliest(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _spelled(entry: Mapping[str, Any]) -> str:
-    """A token's text, or its bytes as OpenAI writes them where they are not whole characters: ``bytes:\\xe2\\x82``."""
+    """Return a token's text, or as OpenAI does ``bytes:\\xe2\\x82`` if its bytes are not whole characters."""
     raw = bytes(entry["bytes"])
     try:
         return raw.decode()

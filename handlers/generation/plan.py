@@ -1,4 +1,4 @@
-"""What the generating operations share: from a validated request to jobs, from tokens to texts and usage."""
+"""Starts a prepared request on the engine and accounts for its tokens."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from runtime.types import CacheUse, Job, Token
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request made ready: nothing can be wrong with it any more."""
+    """A request after tokenization and all checks: the model's engine and the jobs to run on it."""
 
     engine: Engine
     jobs: tuple[Job, ...]
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts together."""
+        """The number of tokens of all prompts together."""
         return sum(len(job.token_ids) for job in self.jobs)
 
     @property
     def sequences(self) -> int:
-        """How many there will be."""
+        """The number of sequences to generate."""
         return sum(job.params.n for job in self.jobs)
 
     @property
     def most_tokens(self) -> int:
-        """What it can cost: prompts and new tokens."""
+        """The greatest number of tokens it can use: prompts and new tokens."""
         return self.prompt_tokens + sum(job.params.n * job.params.max_new_tokens for job in self.jobs)
 
 
 async def paid(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
-    """Have the caller charged for a plan, and start it. The stream must be closed: then the bill is settled.
+    """Reserve a plan's tokens for the caller and start it. The stream must be closed, which commits the tokens used.
 
-    A prompt costs its tokens as soon as the engine is asked, and nothing if that fails before the first token.
+    The prompt's tokens count as used once the engine is called, unless it fails before the first token.
 
     Raises:
         RateLimited, ExceedsRateLimit: see ``Context.charge``; nothing is started then.
     """
     stream = _billed(plan, ctx)
-    await anext(stream)  # from here on closing it runs what stands behind its first yield
+    await anext(stream)  # past the first yield, so that closing the stream runs its finally block
     return stream
 
 
@@ -70,13 +70,15 @@ async def _billed(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, 
 async def generating(
     plan: PreparedRequest, ctx: Context, cache: CacheUse | None = None
 ) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
-    """Start a plan. Leaving the block, however, stops the engine's work at once and reports the usage so far.
+    """Start a plan. Leaving the block stops the generation at once and reports the usage so far.
 
     Args:
-        cache: what is reported of the response cache.
+        plan: the prepared request.
+        ctx: the operation's context.
+        cache: the use of the response cache to report; None without a cache.
 
     Yields:
-        An empty collection, and the tokens, each of which has been added to it when it comes out.
+        An empty collection, and the tokens; each is added to the collection before it is yielded.
     """
     collected = Collected(plan.prompt_tokens, plan.sequences, cache)
     async with aclosing(await paid(plan, ctx)) as stream, collecting(collected, stream, ctx) as both:

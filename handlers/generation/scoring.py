@@ -1,4 +1,4 @@
-"""What a model makes of a text that is given: the log-probability of each of its tokens behind a prompt."""
+"""Scores a given text: the log-probability of each of its tokens after a prompt."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from runtime.types import Job, SamplingParams, Token
 async def score(
     engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0, *, queued: bool = False
 ) -> list[Token]:
-    """Score a text.
+    """Return a text's tokens with their log-probabilities after a prompt.
 
     Args:
-        engine: the model.
-        prompt: token ids, at least one.
-        text: token ids; none have no scores.
-        top: likeliest tokens to report in each place.
-        queued: see ``Job``.
+        engine: the model's engine.
+        prompt: the prompt's token ids, at least one.
+        text: the text's token ids; an empty text gives an empty list.
+        top: the number of likeliest tokens to report per position.
+        queued: whether this is background work, see ``Job.queued``.
 
     Returns:
-        The text's tokens, each with its log-probability by the model alone.
+        The text's tokens; the log-probabilities are the model's own, before penalties and temperature.
 
     Raises:
-        ServiceError: see ``Engine.stream``; ``ContextLengthExceeded`` if there is no room for both.
+        ContextLengthExceeded: prompt and text together exceed the context.
+        ServiceError: other errors of ``Engine.stream``.
     """
     if not text:
         return []

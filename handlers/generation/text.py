@@ -1,4 +1,4 @@
-"""Text in, text out: what ``generate`` and ``complete`` share. They differ in whether the prompt is repeated."""
+"""The common implementation of ``generate`` and ``complete``, which differ in whether the response has the prompt."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from runtime.types import Job
 
 TextRequest = GenerateRequest | CompleteRequest
 
-_ANY_NUMBER = 10_000_000  # of new tokens: the most that the field takes
+_ANY_NUMBER = 10_000_000  # new tokens if the request sets no number: the field's greatest value
 
 
 def check(request: TextRequest, ctx: Context) -> None:
-    """Refuse what no model has to be asked for.
+    """Run the checks that need no model.
 
     Raises:
         InvalidRequest: a limit is exceeded.
@@ -41,11 +41,11 @@ def check(request: TextRequest, ctx: Context) -> None:
 
 
 async def plan(request: TextRequest, engine: Engine, ctx: Context) -> PreparedRequest:
-    """Check a request against the model, and tokenize it.
+    """Tokenize the prompts and check them against the model's limits.
 
     Raises:
         InvalidRequest: a limit is exceeded.
-        ContextLengthExceeded: a prompt does not fit.
+        ContextLengthExceeded: a prompt leaves no room for a new token in the model's context.
     """
     asked = _question(request)
     jobs = []
@@ -81,7 +81,16 @@ def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManage
 
 
 async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:
-    """The whole answer; see ``handlers.schemas.responses.TextResponse``."""
+    """Return the whole response (``handlers.schemas.responses.TextResponse``).
+
+    Args:
+        request: the validated request.
+        ctx: the operation's context.
+        echo: whether each text starts with its prompt.
+
+    Raises:
+        ServiceError: errors of ``check`` and ``answering``.
+    """
     check(request, ctx)
     async with _answering(request, ctx) as found:
 
@@ -102,7 +111,10 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
 
 
 async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as pieces (``handlers.schemas.responses.TextChunk``); joined, an index's texts are ``answer``'s."""
+    """Yield the response in pieces (``handlers.schemas.responses.TextChunk``), the last one with the usage.
+
+    The texts of one index, joined, equal the text that ``answer`` returns. Arguments and errors as in ``answer``.
+    """
     check(request, ctx)
     begun: set[int] = set()
     async with _answering(request, ctx) as found:

@@ -1,4 +1,4 @@
-"""The answers kept: what they are worth, and dropping them."""
+"""``cache_stats`` and ``clear_cache``: statistics and removal of the response cache's entries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from runtime.types import CacheStats
 
 
 async def stats(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``CacheStatsResponse``."""
+    """Return the response cache's statistics, see ``CacheStatsResponse``."""
     parse(Empty, payload)
     return await report(ctx)
 
 
 async def clear(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """Drop answers. See ``ClearCacheRequest`` and ``ClearCacheResponse``."""
+    """Remove cached responses and return their number, see ``ClearCacheRequest`` and ``ClearCacheResponse``.
+
+    Raises:
+        CacheUnavailable: the store cannot be reached.
+    """
     request = parse(ClearCacheRequest, payload)
     if ctx.cache is None:
         return {"removed": 0}
@@ -27,7 +31,7 @@ async def clear(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def report(ctx: Context) -> dict[str, Any]:
-    """The figures as ``CacheStatsResponse`` describes them."""
+    """Return the cache's statistics and its hit rate as a dict, see ``CacheStatsResponse``; zeros without a cache."""
     found = CacheStats() if ctx.cache is None else await ctx.cache.stats()
     answered = found.hits + found.shared
     asked = answered + found.misses

@@ -1,4 +1,4 @@
-"""``chat``: OpenAI's chat completions over the model's own chat template."""
+"""``chat``: OpenAI's chat completions with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ DEFAULT_MAX_TOKENS = 512
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``ChatRequest`` and ``ChatResponse`` for the fields.
+    """Return a whole chat completion; fields as in ``ChatRequest`` and ``ChatResponse``.
 
     Raises:
-        ServiceError: see ``handlers.context``; ``InvalidRequest`` if a limit is exceeded or the template refuses.
+        InvalidRequest: a limit is exceeded, or the template refuses the messages.
+        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.charge``.
     """
     request = parse(ChatRequest, payload)
     async with _answering(request, read(request, ctx), ctx) as answer:
@@ -53,7 +54,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same as OpenAI's chunks: a role chunk per answer, deltas, the finish reason, and the usage if asked for."""
+    """Yield a chat completion as OpenAI's chunks: a role chunk per choice, deltas, finish reasons, usage if asked for."""
     request = parse_stream(ChatRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     begun: set[int] = set()
@@ -81,7 +82,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
 
 
 def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
-    """The chat's messages, once what no model has to be asked for is refused.
+    """Return the chat's messages after the checks that need no model.
 
     Raises:
         InvalidRequest: a limit is exceeded.
@@ -93,11 +94,11 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
 
 
 async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
-    """Check a request against the model, and tokenize it.
+    """Tokenize a chat and check it against the model's limits.
 
     Raises:
         InvalidRequest: a limit is exceeded, or the template refuses the messages.
-        ContextLengthExceeded: the chat does not fit.
+        ContextLengthExceeded: the chat leaves no room for a new token in the model's context.
     """
     ids = await engine.encode_chat(messages, queued=ctx.queued)
     asked = _params(request, engine.chat_stops)
@@ -126,7 +127,7 @@ def _answering(
 
 
 def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:
-    """Of the tokens since the last call; None if there are none, or none were asked for."""
+    """Return the log-probabilities of the tokens since the last call; None if there are none or none were asked for."""
     tokens = answer.collected.take(index)
     return {"content": entries(answer.engine, tokens)} if tokens else None
 

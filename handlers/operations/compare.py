@@ -1,7 +1,7 @@
-"""``compare``: one prompt or chat through several models or several settings at the same time, answers side by side.
+"""``compare``: run one prompt or chat through several models or settings at the same time.
 
-Each variant has a lease of its own on its model and gives it back when it ends, and none is held while another is
-waited for: two models that do not fit the memory together take turns, and no order of arrival can block.
+Each variant holds its own lease on its model and releases it when it ends; no variant waits for a lease while it holds
+another. So two models that do not fit in memory together run one after the other, and no order of arrival can deadlock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from runtime.types import Job, Message, Token
 
 @dataclass(slots=True)
 class _Side:
-    """One variant: what is asked of which model, and what came of it."""
+    """One variant: its settings, its answer and its tokens."""
 
     settings: CompareRequest
     answer: dict[str, Any]
@@ -39,7 +39,9 @@ class _Side:
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``CompareRequest`` and ``CompareResponse`` for the fields. A variant's error stands in its answer.
+    """Return the whole comparison; fields as in ``CompareRequest`` and ``CompareResponse``.
+
+    A variant that fails has its error in its answer and does not fail the others.
 
     Raises:
         InvalidRequest: a field is wrong, or a limit is exceeded.
@@ -52,7 +54,11 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same, with all variants' pieces as they come before it (``CompareChunk``)."""
+    """Yield all variants' text as it is generated, then the whole comparison (``CompareChunk``).
+
+    Raises:
+        InvalidRequest: a field is wrong, or a limit is exceeded; raised by the call itself.
+    """
     request = parse(CompareRequest, payload)
     check_sequences(len(request.variants), 1, ctx, "variants", "variants")
     messages = chat_messages((message.role, message.content) for message in request.messages or ())
@@ -66,7 +72,7 @@ def _field(request: CompareRequest) -> str:
 
 
 def _sides(request: CompareRequest, ctx: Context) -> list[_Side]:
-    default = ctx.models.status()[0].id  # of all variants, though it be switched meanwhile
+    default = ctx.models.status()[0].id  # the same for all variants, even if the default is switched meanwhile
     sides = []
     for index, variant in enumerate(request.variants):
         settings = request.model_copy(update=variant.model_dump(exclude_none=True, exclude={"label"}))
@@ -122,7 +128,7 @@ async def _events(
 async def _run(
     side: _Side, messages: tuple[Message, ...], ctx: Context, put: Callable[[dict[str, Any]], None]
 ) -> _Side:
-    """Generate one variant's answer, and hand its pieces out."""
+    """Generate one variant's answer and pass its pieces to ``put``; a ``ServiceError`` goes into the answer."""
     settings, answer, now = side.settings, side.answer, ctx.clock.monotonic
     try:
         async with ctx.models.lease(side.model) as engine:
@@ -177,14 +183,14 @@ async def _prompt(
 
 
 async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context) -> list[dict[str, float | None]]:
-    """Each answer's mean log-probability under each model.
+    """Return the mean log-probability of each answer under each model.
 
-    Its own model has told of the tokens as it chose them. The others are asked one after the other, those that are
-    loaded first, unless none of a model's variants has got an answer.
+    Under the answer's own model it is the mean over the tokens generated. The other models score the answer's text one
+    after the other, loaded models first; a model whose variants have all failed is left out.
     """
     means: list[dict[str, float | None]] = [dict.fromkeys(side.model for side in sides) for _ in sides]
     for side, mean in zip(sides, means, strict=True):
-        ended = side.answer["finish_reason"] == "stop"  # by its last token, which is none of the text
+        ended = side.answer["finish_reason"] == "stop"  # its last token ended it and is not part of the text
         mean[side.model] = _mean(side.tokens[:-1] if ended else side.tokens) if side.answer["text"] else None
     answered = dict.fromkeys(side.model for side in sides if side.answer["error"] is None)
     loaded = {status.id for status in ctx.models.status() if status.state == "ready"}
@@ -206,7 +212,7 @@ async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Cont
     try:
         ids = await engine.encode_plain(text, queued=ctx.queued)
         return _mean(await score(engine, prompt, ids, queued=ctx.queued))
-    except ServiceError:  # no room for it, or a text that this model's tokenizer cannot take as such
+    except ServiceError:  # it exceeds the context, or this tokenizer cannot encode it as plain text
         return None
 
 
@@ -216,7 +222,7 @@ def _mean(tokens: Sequence[Token]) -> float | None:
 
 
 def _total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All variants' usage together."""
+    """Sum the variants' usage."""
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     total = {name: sum(usage[name] for usage in usages) for name in names}
     cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)

@@ -1,4 +1,4 @@
-"""``complete``: complete a prompt; only the completion comes back, unless ``echo`` asks for the prompt too."""
+"""``complete``: complete a prompt; the response has the completion only, or the prompt, too, with ``echo``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from handlers.schemas.requests import CompleteRequest
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``CompleteRequest`` and ``TextResponse`` for the fields.
+    """Return whole texts; fields as in ``CompleteRequest`` and ``TextResponse``.
 
     Raises:
-        ServiceError: see ``handlers.generation.text.plan`` and ``handlers.context``.
+        ServiceError: errors of ``handlers.generation.text.answer``.
     """
     request = parse(CompleteRequest, payload)
     return await answer(request, ctx, echo=request.echo)
 
 
 def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same, piece by piece (``TextChunk``)."""
+    """Yield the texts in pieces (``TextChunk``)."""
     request = parse(CompleteRequest, payload)
     return events(request, ctx, echo=request.echo)

@@ -1,4 +1,4 @@
-"""``completions``: OpenAI's text completions, the older of its two ways, with the log-probabilities of a prompt."""
+"""``completions``: OpenAI's older text completions, with ``echo`` and the log-probabilities of the prompt."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ DEFAULT_MAX_TOKENS = 16
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``CompletionsRequest`` and ``CompletionsResponse`` for the fields.
+    """Return whole completions; fields as in ``CompletionsRequest`` and ``CompletionsResponse``.
 
     Raises:
-        ServiceError: see ``handlers.context``; ``InvalidRequest`` if a limit is exceeded.
+        InvalidRequest: a limit is exceeded.
+        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.charge``.
     """
     request = parse(CompletionsRequest, payload)
     _check(request, ctx)
@@ -55,7 +56,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
+    """Yield completions as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
     request = parse_stream(CompletionsRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     _check(request, ctx)
@@ -75,7 +76,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
 
 
 def _check(request: CompletionsRequest, ctx: Context) -> None:
-    """Refuse what no model has to be asked for."""
+    """Run the checks that need no model."""
     check_prompt_chars(request.prompt, ctx, "prompt")
     check_sequences(len(request.prompt), request.n, ctx, "n")
     check_least(request.min_tokens, _limit(request), "min_tokens", "max_tokens (16 by default)")
@@ -96,7 +97,7 @@ def _params(request: CompletionsRequest) -> SamplingParams:
 
 
 async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> PreparedRequest:
-    """Check a request against the model, and tokenize it."""
+    """Tokenize the prompts and check them against the model's limits."""
     asked = _params(request)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):
@@ -132,7 +133,7 @@ async def _no_tokens() -> AsyncIterator[Token]:
 
 @dataclass(slots=True)
 class _Echo:
-    """A prompt as it comes before its completions."""
+    """An echoed prompt: its text, its log-probability entries, and its tokens' offsets in characters."""
 
     text: str
     entries: list[dict[str, Any]]
@@ -141,11 +142,13 @@ class _Echo:
 
 @dataclass(slots=True)
 class _Choices:
-    """The choices as they grow.
+    """Builds the choices of a response, whole or piece by piece.
 
     Args:
-        echoes: of each prompt, if asked for.
-        offsets: of each choice's tokens; None before its first piece.
+        request: the validated request.
+        answer: the generation that the choices come from.
+        echoes: one per prompt; empty without ``echo``.
+        offsets: one per choice, its token offsets; None before its first piece.
     """
 
     request: CompletionsRequest
@@ -154,7 +157,7 @@ class _Choices:
     offsets: list[TextOffsets | None]
 
     def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        """What a choice has more than at the last call."""
+        """Return a choice's text and log-probabilities since the last call; the first piece has the echo, too."""
         known, begins, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
         if offsets is None:
             start = 0
@@ -177,7 +180,7 @@ async def _choices(request: CompletionsRequest, answer: Generation, ctx: Context
 
 
 async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
-    """A prompt, and how likely its tokens are if that is asked."""
+    """Return the echo of a prompt, with its tokens' log-probabilities if asked for."""
     ids = () if request.logprobs is None else await engine.encode(text, queued=ctx.queued)
     if not ids:
         return _Echo(text, [], [])
@@ -187,13 +190,13 @@ async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Con
 
 
 def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
-    """A prompt's tokens, and where each begins in it."""
+    """Build the echo from a prompt's tokens, and find each token's offset in the text."""
     found = entries(engine, tokens)
     found[0]["logprob"] = None
     raw, at, offsets, begins = text.encode(), 0, TextOffsets(), list[int]()
     for entry in found:
         written = bytes(entry["bytes"])
-        # A token that the tokenizer adds is not in the text, nor is a blank that it puts before the first word.
+        # The text has neither the tokens nor the blank before the first word that the tokenizer adds.
         form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, at)), b"")
         at += len(form)
         begins.append(offsets.add(form))

@@ -1,4 +1,4 @@
-"""``generate``: continue a prompt; prompt and continuation come back together."""
+"""``generate``: continue a prompt; the response has the prompt and its continuation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from handlers.schemas.requests import GenerateRequest
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``GenerateRequest`` and ``TextResponse`` for the fields.
+    """Return whole texts; fields as in ``GenerateRequest`` and ``TextResponse``.
 
     Raises:
-        ServiceError: see ``handlers.generation.text.plan`` and ``handlers.context``.
+        ServiceError: errors of ``handlers.generation.text.answer``.
     """
     return await answer(parse(GenerateRequest, payload), ctx, echo=True)
 
 
 def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same, piece by piece (``TextChunk``)."""
+    """Yield the texts in pieces (``TextChunk``)."""
     return events(parse(GenerateRequest, payload), ctx, echo=True)

@@ -1,4 +1,4 @@
-"""``health``: the service's own view of itself. Never waits and never loads a model."""
+"""``health``: the state of the service and its models. Never waits and never loads a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATUS = {"ready": "ok", "loading": "loading", "unloaded": "idle", "failed": "f
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``HealthResponse``."""
+    """Return the state of the service and of each model, see ``HealthResponse``."""
     parse(Empty, payload)
     models = ctx.models.status()
     return {
@@ -27,13 +27,14 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 def default_state(models: Models) -> str:
-    """The default model's state as callers should see it.
+    """Return the default model's state as health checks report it.
 
     Args:
-        models: the registry.
+        models: the model registry.
 
     Returns:
-        ``draining`` before all else, ``failed`` also for a loaded model whose worker is gone, else its state.
+        ``draining`` if the service is shutting down; ``failed`` if the model is loaded and its engine thread does not
+        run or does not progress; otherwise the model's state.
     """
     if models.draining:
         return "draining"

@@ -1,4 +1,4 @@
-"""``model_info``: what is known of a model. Needs it loaded, and so loads it."""
+"""``model_info``: a model's metadata. Loads the model if it is not loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAPABILITIES = ["generate", "complete", "chat", "streaming", "seed", "stop", "ba
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``ModelInfoResponse``.
+    """Return a model's metadata, see ``ModelInfoResponse``.
 
     Raises:
         ServiceError: the model is unknown, still loading, or unavailable.

@@ -1,4 +1,4 @@
-"""The models that this service answers for: their state, and loading, unloading and switching them."""
+"""Operations on the served models: list, load, unload, and switch the default."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runtime.types import ModelStatus
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``ModelsResponse``."""
+    """List the served models, the default first, see ``ModelsResponse``."""
     parse(Empty, payload)
     return {"object": "list", "data": [entry(status, ctx) for status in ctx.models.status()]}
 
 
 async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """One model's state. See ``ModelName`` and ``ModelEntry``.
+    """Return one model's state, see ``ModelName`` and ``ModelEntry``.
 
     Raises:
         ModelNotFound: no model of that name is served.
@@ -29,7 +29,7 @@ async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def load(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """Start loading a model; answers at once with its state. See ``LoadRequest`` and ``ModelEntry``.
+    """Start loading a model and return its state at once, see ``LoadRequest`` and ``ModelEntry``.
 
     Raises:
         ServiceError: the model is unknown, or the service is shutting down.
@@ -38,10 +38,10 @@ async def load(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def load_stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """The same, and its state again whenever it changes, until it is ready or has failed.
+    """Start loading a model and yield its state at each change, until the load has ended.
 
     Raises:
-        ServiceError: see ``load``.
+        ServiceError: the same errors as ``load``.
     """
     name = parse(LoadRequest, payload).model
     ctx.models.load(name)
@@ -51,7 +51,7 @@ async def load_stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[d
 
 
 async def unload(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """Unload a model when the requests on it have ended. See ``ModelName`` and ``ModelEntry``.
+    """Unload a model once its requests have ended, see ``ModelName`` and ``ModelEntry``.
 
     Raises:
         ServiceError: the model is unknown.
@@ -60,16 +60,16 @@ async def unload(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """Answer with another model from now on; loads it first. See ``ModelName`` and ``ModelEntry``.
+    """Load a model and make it the default, see ``ModelName`` and ``ModelEntry``.
 
     Raises:
-        ServiceError: the model is unknown, still loading, or unavailable; the default stays as it was.
+        ServiceError: the model is unknown, still loading, or unavailable; see ``Models.set_default``.
     """
     return entry(await ctx.models.set_default(parse(ModelName, payload).model), ctx)
 
 
 def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
-    """One model as ``ModelEntry`` describes it."""
+    """Return a model's status and statistics as a dict, see ``ModelEntry``."""
     figures = ctx.figures(status.id)
     first = figures.time_to_first_token
     return {

@@ -1,4 +1,4 @@
-"""``stats``: what the service does now and has done, for people and for the page."""
+"""``stats``: statistics of the service, its models and its response cache, also shown on the web page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SUMS = (
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """See ``StatsResponse``. Never waits and never loads a model."""
+    """Return the statistics, see ``StatsResponse``. Never loads a model or waits for one."""
     parse(Empty, payload)
     models = [(status, ctx.figures(status.id)) for status in ctx.models.status()]
     return {
