@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description, built from the operations and their models. Nothing in it is written twice."""
+"""Builds the OpenAPI 3.1 document from the routes, the operations and their models."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ _EXPOSITION = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "
 
 
 def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
-    """The description of these routes.
+    """Return the OpenAPI document as a dict.
 
     Args:
-        routes: every operation's routes.
-        version: of the service.
+        routes: the routes of all operations.
+        version: the service's version.
     """
     models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
     _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
@@ -141,7 +141,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
 
 
 def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
-    """A field that stands in the path or in the query, where there is no null: it is left out instead."""
+    """Describe a path or query parameter; the schema is the field's without null, which a query cannot express."""
     (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
     return {
         "name": name,
@@ -153,7 +153,7 @@ def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:
-    """One server-sent event, the way OpenAPI 3.2 models them (section 4.14.4): 3.1 has no way of its own."""
+    """Describe one server-sent event as OpenAPI 3.2 does (section 4.14.4); OpenAPI 3.1 defines no form for it."""
     refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of ``POST /events``: CloudEvents, whose data are the operations' own models."""
+"""Describes ``POST /events`` for the OpenAPI document: CloudEvents whose data has the operations' models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STATUSES = {
 
 
 def events_schemas() -> dict[str, Any]:
-    """Components: an event that asks, and one that answers."""
+    """Return the component schemas of a request event (``Event``) and an answer event (``EventAnswer``)."""
     operations = {name: operation for name, operation in OPERATIONS.items() if not operation.admin}
     data, answers = [], [{"$ref": "#/components/schemas/OpenAIError"}]
     for name, operation in operations.items():
@@ -95,10 +95,10 @@ def events_schemas() -> dict[str, Any]:
 
 
 def events_path(errors: dict[int, str]) -> dict[str, Any]:
-    """The route.
+    """Return the path item of ``/events``.
 
     Args:
-        errors: that any route has, by status.
+        errors: descriptions of the errors that every route has, by status.
     """
     event, answer = ({"$ref": f"#/components/schemas/{name}"} for name in ("Event", "EventAnswer"))
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}

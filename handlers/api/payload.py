@@ -1,4 +1,4 @@
-"""An HTTP request's query or body as an operation's payload, and the response headers of the response cache."""
+"""Builds an operation's payload from an HTTP request's path, query or body, and the response cache's headers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from runtime.strict_json import loads
 
 
 def query_payload(route: Route, named: Mapping[str, str], query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The payload of a request without a body.
+    """Build the payload of a request without a body.
 
     Args:
-        route: of the request. OpenAI's have no fields in the query, and what its clients put there (``api-version``,
-            ``limit``) is not looked at.
-        named: fields that the path holds.
-        query: values of each name; a field given more than once is a list, which no field takes.
+        route: the request's route. On OpenAI routes the query is ignored, because its clients send parameters that are
+            no fields (``api-version``, ``limit``).
+        named: the fields in the path.
+        query: the values of each query parameter. A repeated parameter becomes a list, which every field refuses.
     """
     if route.openai:
         return dict(named)
@@ -27,18 +27,18 @@ def query_payload(route: Route, named: Mapping[str, str], query: Mapping[str, Se
 def body_payload(
     named: dict[str, str], body: bytes | None, content_type: str, charset: str | None, max_depth: int
 ) -> dict[str, Any]:
-    """The payload of a request that has a body.
+    """Build the payload of a request with a body.
 
     Args:
-        named: fields that the path holds; with these, there may be no body.
-        body: None if there is none.
-        content_type: without parameters.
-        charset: its parameter.
-        max_depth: see ``loads``.
+        named: the fields in the path; if there are any, the body is optional.
+        body: the body; None if there is none.
+        content_type: the media type without parameters.
+        charset: the media type's ``charset`` parameter; None if there is none.
+        max_depth: the greatest nesting depth of the JSON, see ``loads``.
 
     Raises:
-        UnsupportedMediaType: it is not said to be JSON.
-        InvalidRequest: it is no JSON object, or has a field that the path names already.
+        UnsupportedMediaType: the content type is not JSON in UTF-8.
+        InvalidRequest: the body is not a JSON object, or has a field that is also in the path.
     """
     if named and body is None:
         return dict[str, Any](named)
@@ -56,10 +56,10 @@ def body_payload(
 
 
 def cache_headers(usage: Mapping[str, Any]) -> dict[str, str]:
-    """What the response cache had to do with an answer (RFC 9111 section 5.1 for Age).
+    """Return the response headers X-Cache, X-Cache-Key and Age (RFC 9111 section 5.1); none without a cache.
 
     Args:
-        usage: what the context was told of it, see ``Context.observe``.
+        usage: the usage given to ``Context.observe``.
     """
     use = usage.get("cache")
     if use is None:

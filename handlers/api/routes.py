@@ -1,6 +1,4 @@
-"""Where the operations are reached over HTTP, and what is read from a request, whoever took it: aiohttp or a function
-event.
-"""
+"""The table of HTTP routes of the operations, and the matching of paths, for aiohttp and Lambda events alike."""
 
 from __future__ import annotations
 
@@ -16,15 +14,15 @@ _FIELD = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where an operation is reached over HTTP.
+    """The HTTP route of an operation.
 
     Args:
-        method: GET and DELETE operations take their fields from the query, which OpenAI's do not look at; the others
-            from a JSON body.
-        path: the route, as aiohttp writes it; a ``{field:regex}`` in it is a field of the operation, and the body may
-            then be left out.
-        operation: a name in ``OPERATIONS``.
-        openai: whether errors have OpenAI's shape.
+        method: the HTTP method. GET and DELETE take the fields from the query, which OpenAI routes ignore; the others
+            take them from a JSON body.
+        path: the path in aiohttp's syntax; ``{field:regex}`` in it is a field of the operation and makes the body
+            optional.
+        operation: the operation's name in ``OPERATIONS``.
+        openai: whether errors have OpenAI's form.
     """
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
@@ -34,12 +32,12 @@ class Route:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that the path holds."""
+        """The names of the fields in the path."""
         return tuple(field[1] for field in _FIELD.finditer(self.path))
 
     @property
     def plain_path(self) -> str:
-        """The path with bare names in its braces, as OpenAPI writes it."""
+        """The path in OpenAPI's syntax, with only names in the braces."""
         return _FIELD.sub(r"{\1}", self.path)
 
 
@@ -68,15 +66,15 @@ _OPENAI_PATHS = frozenset({"/v1", *(route.path for route in ROUTES if route.open
 
 
 def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """The route of a request, and the fields that its path holds.
+    """Return a request's route and the fields in its path.
 
     Args:
-        method: in capitals; HEAD is answered as GET.
-        path: decoded.
+        method: the HTTP method in capitals; HEAD matches GET routes.
+        path: the decoded path.
 
     Raises:
-        NotFound: there is nothing at this path.
-        MethodNotAllowed: see ``allowed``.
+        NotFound: no route has this path.
+        MethodNotAllowed: no route with this path has this method.
     """
     wanted = "GET" if method == "HEAD" else method
     found = _matching(path)
@@ -89,13 +87,13 @@ def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
 
 
 def allowed(path: str) -> list[str]:
-    """The methods that a path knows, for ``Allow``."""
+    """Return the methods of a path's routes, sorted, for the ``Allow`` header."""
     methods = {route.method for route, _ in _matching(path)}
     return sorted({*methods, "HEAD"} if "GET" in methods else methods)
 
 
 def speaks_openai(path: str) -> bool:
-    """Whether errors on this path have OpenAI's shape."""
+    """Whether errors on this path have OpenAI's form."""
     return path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX)
 
 
@@ -105,7 +103,7 @@ def _matching(path: str) -> list[tuple[Route, dict[str, str]]]:
 
 @cache
 def _pattern(path: str) -> re.Pattern[str]:
-    """A path as aiohttp writes it, as a regular expression; ``{field}`` without one is all up to the next slash."""
+    """Compile a path in aiohttp's syntax to a regular expression; ``{field}`` matches up to the next slash."""
     pattern, end = "", 0
     for field in _FIELD.finditer(path):
         pattern += re.escape(path[end : field.start()]) + f"(?P<{field[1]}>{field[2] or '[^{}/]+'})"

@@ -54,7 +54,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield a chat completion as OpenAI's chunks: a role chunk per choice, deltas, finish reasons, usage if asked for."""
+    """Yield a chat completion as OpenAI's chunks: roles, deltas and finish reasons, and the usage if asked for."""
     request = parse_stream(ChatRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     begun: set[int] = set()

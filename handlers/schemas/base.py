@@ -1,4 +1,4 @@
-"""Base classes and fields that request schemas share."""
+"""Base classes of the request models: choice of model, sampling parameters, cache control."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from handlers.schemas.strict import Strict
 
 
 class Empty(Strict):
-    """An operation that takes nothing."""
+    """A request without fields."""
 
 
 class ModelChoice(Strict):
-    """Which of the served models is meant."""
+    """A request with an optional model; the default model if it is left out."""
 
     model: Text | None = Field(None, max_length=256, description="A served model's id; the default model if left out.")
 
 
 class ModelName(Strict):
-    """Which model is meant."""
+    """A request that names a model."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m-instruct"}]})
 
@@ -38,7 +38,7 @@ class ModelName(Strict):
 
 
 class Sampling(ModelChoice):
-    """How tokens are chosen. The defaults are the same for every operation."""
+    """Sampling parameters; their defaults are the same for every operation."""
 
     temperature: Temperature = Field(
         0.7, description="0 is greedy (always the most likely token); higher is more varied."
@@ -62,7 +62,7 @@ class Sampling(ModelChoice):
 
 
 class Cacheable(Sampling):
-    """A request whose answer may be kept and given again."""
+    """A request whose response may be cached."""
 
     cache_control: str | None = Field(
         None,

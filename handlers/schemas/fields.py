@@ -1,4 +1,4 @@
-"""Types of request fields: texts, lists that may be given as one text, sampling numbers, token ids with numbers."""
+"""Types of request fields: texts, texts or lists of texts, sampling parameters, logit biases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pydantic_core import PydanticCustomError
 
 
 def _encodable(value: str) -> str:
-    # pydantic looks into a text only where it has a length to check; elsewhere half a surrogate pair would pass, and
-    # no tokenizer takes it.
+    # pydantic refuses a lone surrogate only in a string whose length it checks, and no tokenizer accepts one.
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -33,7 +32,7 @@ def _one_or_many(text: dict[str, Any], least: int, most: int) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": least, "maxItems": most}]})
 
 
-MOST_PROMPTS = 2048  # as OpenAI's completions take
+MOST_PROMPTS = 2048  # the limit of OpenAI's completions
 
 Prompts = Annotated[
     list[AnyText],
@@ -41,7 +40,7 @@ Prompts = Annotated[
     Field(min_length=1, max_length=MOST_PROMPTS),
     _one_or_many({"type": "string"}, 1, MOST_PROMPTS),
 ]
-"""A text or a list of texts, each of which may be empty; a list once validated."""
+"""A text or a list of texts, each possibly empty; validation makes it a list."""
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
@@ -49,8 +48,8 @@ Stops = Annotated[
     Field(max_length=8),
     _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 0, 8),
 ]
-"""A stop string or a list of them, which may be empty; a list once validated. An empty string is refused: it would end
-every text before it begins.
+"""A stop string or a list of them, possibly empty; validation makes it a list. An empty string is refused, because it
+would end every text at its start.
 """
 
 Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
@@ -82,4 +81,4 @@ LogitBias = Annotated[
         }
     ),
 ]
-"""Token ids and what is added to their logits; ids are texts in JSON, numbers once validated."""
+"""Token ids and the numbers added to their logits; JSON has the ids as strings, validation makes them integers."""

@@ -1,4 +1,4 @@
-"""A chat's messages, as OpenAI's clients send them."""
+"""Models of a chat's messages, as OpenAI's clients send them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from handlers.schemas.unsupported import MESSAGE
 
 
 class PromptCaching(Strict):
-    """Anthropic's mark for the end of a prompt's cached part. Prompts are cached here without it."""
+    """Anthropic's cache breakpoint, accepted for compatibility. Prefix caching is automatic here."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
 
 
 class TextPart(Strict):
-    """A text part of a message, as OpenAI's clients may send it."""
+    """A text part of a message's content, in OpenAI's form."""
 
     type: Literal["text"]
     text: AnyText
@@ -39,11 +39,11 @@ Content = Annotated[
         custom_error_message="input should be a text or a list of text parts",
     ),
 ]
-"""What a turn says."""
+"""A message's content: a text or a list of text parts."""
 
 
 class ChatMessage(Strict):
-    """One turn."""
+    """One message of a chat."""
 
     model_config = ConfigDict(
         json_schema_extra={

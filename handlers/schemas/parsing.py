@@ -1,4 +1,4 @@
-"""From a payload to a validated request, or to an error that a caller can act on."""
+"""Validates payloads, and turns pydantic's errors into ``InvalidRequest`` with messages for the caller."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runtime.errors import InvalidRequest
 M = TypeVar("M", bound=BaseModel)
 
 
-_MOST_FAULTS = 1000  # looked at; a megabyte of them would hold the event loop for longer than a token takes
+_MOST_FAULTS = 1000  # rendered; rendering a megabyte of them would block the event loop for longer than a token takes
 
 
 def parse(model: type[M], payload: object) -> M:
-    """Validate a payload.
+    """Validate a payload with a request model.
 
     Raises:
-        InvalidRequest: names the first field at fault in ``param``, and up to five in the message.
+        InvalidRequest: fields are wrong or unknown; ``param`` names the first one, the message up to five.
     """
     if not isinstance(payload, dict):
         raise InvalidRequest("the request must be a JSON object")
@@ -35,10 +35,10 @@ def parse(model: type[M], payload: object) -> M:
 
 
 def parse_stream(model: type[M], payload: object) -> M:
-    """Validate the payload of a call to ``stream``, which asks for a stream whether its field ``stream`` does or not.
+    """Validate the payload of a call to ``stream``: as ``parse``, with the field ``stream`` set to true.
 
     Raises:
-        InvalidRequest: see ``parse``.
+        InvalidRequest: fields are wrong or unknown, as in ``parse``.
     """
     if isinstance(payload, dict) and (payload.get("stream") is None or payload["stream"] is False):
         payload = payload | {"stream": True}
@@ -46,8 +46,8 @@ def parse_stream(model: type[M], payload: object) -> M:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds a union's branch to the path, behind messages.N.content, and a mark to that of a key; a caller knows
-    # fields and indexes only.
+    # pydantic adds a union's branch to the path after messages.N.content, and "[key]" to the path of a dict's key; a
+    # caller knows fields and indexes only.
     if location[:1] == ("messages",) and location[2:3] == ("content",):
         location = location[:3] + location[4:]
     if location[:1] == ("logit_bias",) and location[2:] == ("[key]",):
@@ -64,6 +64,6 @@ def _explain(kind: str, message: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Safe in any encoding and any log: no lone surrogates, no control characters, not endless."""
+    """Escape lone surrogates and unprintable characters, for any encoding and log; cut off after 200 characters."""
     clean = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in clean[:200])

@@ -1,4 +1,4 @@
-"""Response models of what the service tells of itself: its health, its models, its cache, its figures."""
+"""Response models of the reporting operations: health, models, response cache and statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.types import ModelState
 
 
 class ModelHealth(LazyModel):
-    """One model in the health report."""
+    """The state of one model in a health report."""
 
     id: str
     state: ModelState
@@ -21,7 +21,7 @@ class ModelHealth(LazyModel):
 
 
 class HealthResponse(LazyModel):
-    """The service's own view of itself."""
+    """The state of the service and its models."""
 
     status: Literal["ok", "loading", "idle", "failed", "draining"] = Field(
         description="ok: the default model answers; idle: it loads on the first call."
@@ -32,7 +32,7 @@ class HealthResponse(LazyModel):
 
 
 class ModelInfoResponse(LazyModel):
-    """What is known of a loaded model."""
+    """Metadata of a loaded model."""
 
     name: str
     revision: str | None = Field(description="The hub's commit, where it came from a hub.")
@@ -56,7 +56,7 @@ class ModelInfoResponse(LazyModel):
 
 
 class ModelEntry(LazyModel):
-    """One served model; the first four fields are OpenAI's."""
+    """One served model: its state, memory and statistics; the first four fields are OpenAI's."""
 
     id: str
     object: Literal["model"] = "model"
@@ -88,7 +88,7 @@ class ModelsResponse(LazyModel):
 
 
 class CacheStatsResponse(LazyModel):
-    """What the response cache holds and has done. Counts are this process's, since it began."""
+    """Statistics of the response cache. The counts are those of this process since it started."""
 
     store: Literal["off", "memory", "sqlite", "redis"]
     entries: int
@@ -108,20 +108,20 @@ class CacheStatsResponse(LazyModel):
 
 
 class ClearCacheResponse(LazyModel):
-    """How many answers were dropped."""
+    """The number of cached responses removed."""
 
     removed: int
 
 
 class PercentilesResponse(LazyModel):
-    """The middle of many figures and nearly the worst of them."""
+    """The median and the 95th percentile."""
 
     p50: float
     p95: float
 
 
 class MemoryStats(LazyModel):
-    """Bytes of memory."""
+    """Memory of the process and its models, in bytes."""
 
     process_bytes: int
     limit_bytes: int = Field(description="What the container, or the machine, lets the process have.")
@@ -130,7 +130,7 @@ class MemoryStats(LazyModel):
 
 
 class RequestCountsResponse(LazyModel):
-    """Requests and tokens, since the service began or now."""
+    """Counts of requests and tokens: current, or since the service started."""
 
     running: int
     waiting: int
@@ -146,7 +146,7 @@ class RequestCountsResponse(LazyModel):
 
 
 class ModelStats(RequestCountsResponse):
-    """One model's figures."""
+    """Statistics of one model."""
 
     id: str
     state: ModelState
@@ -158,7 +158,7 @@ class ModelStats(RequestCountsResponse):
 
 
 class StatsResponse(LazyModel):
-    """What the service does now and has done."""
+    """Statistics of the service, its models and its response cache."""
 
     time: float = Field(description="Unix time.")
     version: str

@@ -1,7 +1,7 @@
-"""Request models: every field with its type, range and one line of help.
+"""Request models of the operations: each field with its type, range and description.
 
-Types are strict, save that a number's own field follows pydantic's lax mode (``"0.5"`` is a number). Unknown fields are
-refused. Null means "left out" for every field that may be left out.
+Types are strict, except that numeric fields use pydantic's lax mode (``"0.5"`` is a number). Unknown fields are
+refused. Null is the same as leaving an optional field out.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from handlers.schemas.unsupported import CHAT, COMPLETIONS, STREAM_OPTIONS
 
 
 class LoadRequest(ModelName):
-    """Load a model, if it is not loaded."""
+    """Load a model; has no effect if it is loaded or loading."""
 
     stream: bool = Field(False, description="Tell of the load's progress with server-sent events until it is done.")
 
 
 class ClearCacheRequest(Strict):
-    """Drop kept answers; all of them, unless a field says which."""
+    """Remove cached responses: all of them, or those that match every field given."""
 
     model: Text | None = Field(None, max_length=256, description="Only answers of this model.")
     prefix: str | None = Field(
@@ -72,7 +72,7 @@ class _TextRequest(Cacheable):
 
 
 class GenerateRequest(_TextRequest):
-    """Continue a prompt; the answer holds prompt and continuation."""
+    """Continue a prompt; the response has the prompt and its continuation."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_new_tokens": 24, "temperature": 0}]}
@@ -80,7 +80,7 @@ class GenerateRequest(_TextRequest):
 
 
 class CompleteRequest(_TextRequest):
-    """Complete a prompt; the answer holds the continuation only."""
+    """Complete a prompt; the response has the completion only, unless ``echo`` is true."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -95,7 +95,7 @@ class CompleteRequest(_TextRequest):
 
 
 class StreamOptions(Strict):
-    """OpenAI's options of a stream."""
+    """OpenAI's stream options."""
 
     unsupported = STREAM_OPTIONS
 
@@ -116,7 +116,7 @@ class _OpenAIRequest(Cacheable):
 
 
 class ChatRequest(_OpenAIRequest):
-    """OpenAI's chat completion request, and top_k, min_p, repetition_penalty and min_tokens beside it."""
+    """OpenAI's chat completion request, plus top_k, min_p, repetition_penalty, min_tokens and cache_control."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -183,7 +183,7 @@ class ChatRequest(_OpenAIRequest):
 
 
 class CompletionsRequest(_OpenAIRequest):
-    """OpenAI's completion request, and top_k, min_p, repetition_penalty and min_tokens beside it."""
+    """OpenAI's completion request, plus top_k, min_p, repetition_penalty, min_tokens and cache_control."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -222,7 +222,7 @@ class CompletionsRequest(_OpenAIRequest):
 
 
 class Variant(ModelChoice):
-    """One side of a comparison: what differs from the request's own fields."""
+    """One variant of a comparison: the fields that replace the request's own."""
 
     label: Text | None = Field(None, max_length=64, description="A name for people; the model's id if left out.")
     temperature: Temperature | None = Field(None, description="In place of the request's own; so are all of these.")
@@ -236,7 +236,7 @@ class Variant(ModelChoice):
 
 
 class CompareRequest(Sampling):
-    """Give one prompt or chat to several models, or to one with several settings, at the same time."""
+    """Run one prompt or chat through several models or settings at the same time."""
 
     model_config = ConfigDict(
         json_schema_extra={

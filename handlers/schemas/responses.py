@@ -1,4 +1,4 @@
-"""Response models: what operations answer. Handlers build plain dicts; these describe them and tests compare."""
+"""Response models of the generating operations, for OpenAPI and tests; the operations themselves build plain dicts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class LazyModel(BaseModel):
-    """A model that is built when it is first used: no request needs these, and a start has no time for them."""
+    """Base class whose validator is built on first use: no request needs it, and building it slows the start."""
 
     model_config = ConfigDict(defer_build=True)
 
 
 class PromptTokensDetails(LazyModel):
-    """Where the prompt's tokens came from."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int = Field(description="Of the prompt tokens, those that an earlier request had left computed.")
 
 
 class CacheReport(LazyModel):
-    """What the response cache had to do with an answer. A kept answer's usage is otherwise that of its first time."""
+    """How the response cache was used. A cached response repeats the rest of its original usage."""
 
     status: Literal["hit", "miss", "shared", "bypass"] = Field(
         description="hit: it was kept; miss: it was computed, and is kept; shared: it was being computed for another; "
@@ -31,7 +31,7 @@ class CacheReport(LazyModel):
 
 
 class Usage(LazyModel):
-    """Tokens read and written."""
+    """Counts of prompt and completion tokens, and the use of the response cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -41,7 +41,7 @@ class Usage(LazyModel):
 
 
 class TopLogprob(LazyModel):
-    """A token and how likely it was; OpenAI's fields, and the id."""
+    """A token and its log-probability: OpenAI's fields, plus the token's id."""
 
     id: int = Field(description="As logit_bias takes it.")
     token: str = Field(description="Its text; a part of a character shows as a replacement mark.")
@@ -53,7 +53,7 @@ class TopLogprob(LazyModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A generated token."""
+    """A generated token, its log-probability and the likeliest alternatives."""
 
     top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens in its place, best first, if asked for.")
 
@@ -70,7 +70,7 @@ class SequenceResponse(LazyModel):
 
 
 class TextResponse(LazyModel):
-    """Generated texts."""
+    """The generated texts of a ``generate`` or ``complete`` request."""
 
     text: str = Field(description="The first sequence's text.")
     sequences: list[SequenceResponse]
@@ -79,7 +79,7 @@ class TextResponse(LazyModel):
 
 
 class TextChunk(LazyModel):
-    """One event of a stream: a piece of one sequence's text; the last event carries the usage instead."""
+    """One event of a stream: a piece of one sequence's text; the last event has the model and the usage instead."""
 
     index: int | None = None
     text: str | None = None
@@ -90,20 +90,20 @@ class TextChunk(LazyModel):
 
 
 class AnswerMessage(LazyModel):
-    """The assistant's turn."""
+    """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
 class ChatLogprobs(LazyModel):
-    """Of every generated token, those that end the answer included; in a chunk, of those up to there."""
+    """Log-probabilities of every generated token, end tokens included; in a chunk, of those since the last chunk."""
 
     content: list[TokenLogprob]
 
 
 class ChatChoice(LazyModel):
-    """One answer."""
+    """One choice of a chat completion."""
 
     index: int
     message: AnswerMessage
@@ -123,14 +123,14 @@ class ChatResponse(LazyModel):
 
 
 class Delta(LazyModel):
-    """What a chunk adds."""
+    """The part of a message that a chunk adds."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(LazyModel):
-    """One answer's part of a chunk."""
+    """One choice of a chat completion chunk."""
 
     index: int
     delta: Delta
@@ -150,7 +150,7 @@ class ChatChunk(LazyModel):
 
 
 class CompletionLogprobs(LazyModel):
-    """Log-probabilities as OpenAI's completions give them: four lists of one length, a place per token."""
+    """Log-probabilities in the form of OpenAI's completions: four lists with one item per token."""
 
     tokens: list[str] = Field(description=r"One that is not whole characters is its bytes, as `bytes:\xe2\x82`.")
     token_logprobs: list[float | None] = Field(description="None for a prompt's first token, which follows nothing.")
@@ -170,7 +170,7 @@ class CompletionsChoice(LazyModel):
 
 
 class CompletionsResponse(LazyModel):
-    """OpenAI's completion; in a stream, each chunk has this shape, and the usage comes last if asked for."""
+    """OpenAI's completion; each chunk of a stream has this form, too, and the last one has the usage if asked for."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -181,14 +181,14 @@ class CompletionsResponse(LazyModel):
 
 
 class VariantError(LazyModel):
-    """Why a variant has no answer."""
+    """The error of a variant that failed."""
 
     code: str
     message: str
 
 
 class ComparedAnswer(LazyModel):
-    """One variant's answer, or its error. Times begin with the generation: loading the model is not in them."""
+    """One variant's answer, or its error. Times start with the generation and do not include loading the model."""
 
     index: int = Field(description="Of the variant.")
     label: str
@@ -210,14 +210,14 @@ class ComparedAnswer(LazyModel):
 
 
 class CompareResponse(LazyModel):
-    """Answers side by side."""
+    """The answers of all variants."""
 
     object: Literal["comparison"] = "comparison"
     answers: list[ComparedAnswer] = Field(description="In the order of the variants.")
 
 
 class CompareChunk(LazyModel):
-    """One event: a piece of a variant's text, or a variant's answer before it is scored; last the whole comparison."""
+    """One event: a piece of a variant's text, a variant's answer before scoring, or last the whole comparison."""
 
     index: int | None = None
     text: str | None = None

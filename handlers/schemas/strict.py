@@ -1,4 +1,4 @@
-"""What all request models share: nothing unknown is taken, and null means "left out"."""
+"""The base class of all request models: unknown fields are refused, and null is the same as leaving a field out."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from handlers.schemas.unsupported import Unsupported
 
-_ABOUT = ("title", "description", "default")  # stand beside a field's types in its JSON schema
+_ABOUT = ("title", "description", "default")  # keys of a field's JSON schema that are not part of its type
 
 
 class Strict(BaseModel):
-    """A request, or an object inside one. Unknown fields are refused, and so are values of another type."""
+    """A request, or an object inside one. Unknown fields and values of the wrong type are refused."""
 
-    # Built when first used: a start has no time for all of them.
+    # Built on first use, because building all of them slows the start.
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
     unsupported: ClassVar[Mapping[str, Unsupported]] = MappingProxyType({})
-    """Fields of OpenAI's that are taken with a neutral value only."""
+    """Unsupported fields of OpenAI's API, accepted with a neutral value only."""
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, data: object) -> object:
-        """Drop null where a field may be left out, and unsupported fields whose value is neutral."""
+        """Drop optional fields that are null and unsupported ones with a neutral value; refuse the latter otherwise."""
         if not isinstance(data, dict):
             return data
         wrong = [name for name in cls.unsupported if name in data and not cls.unsupported[name].allows(data[name])]
@@ -43,7 +43,7 @@ class Strict(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The schema, with what ``_leave_out`` takes in it."""
+        """Return the JSON schema, extended by the nulls and unsupported fields that ``_leave_out`` accepts."""
         written = handler(schema)
         described = handler.resolve_ref_schema(written)
         fields: dict[str, Any] = described.get("properties", {})
@@ -64,7 +64,7 @@ def _refusal(name: str, field: Unsupported, value: object) -> InitErrorDetails:
 
 
 def _nullable(field: dict[str, Any]) -> dict[str, Any]:
-    """A field's JSON schema that takes null, too, written as pydantic writes it of an optional type."""
+    """Extend a field's JSON schema by null, in the form that pydantic gives an optional type."""
     options = field.get("anyOf", [{k: value for k, value in field.items() if k not in _ABOUT}])
     if {"type": "null"} in options:
         return field
@@ -72,7 +72,7 @@ def _nullable(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def needs(field: str, kind: str, flag: str) -> dict[str, Any]:
-    """JSON schema's way to say that a field of that type needs another one to be true."""
+    """Return a JSON schema rule: if ``field`` has the type ``kind``, then the field ``flag`` must be true."""
     return {
         "if": {"required": [field], "properties": {field: {"type": kind}}},
         "then": {"required": [flag], "properties": {flag: {"const": True}}},

@@ -1,7 +1,7 @@
-"""Fields of OpenAI's API that this server does not support.
+"""Unsupported fields of OpenAI's API, and the neutral values of them that are accepted.
 
-Clients and frameworks send many of them with a value that asks for nothing (``"tools": []``). Such a neutral value is
-taken as if the field were left out; any other would change the answer, so it is refused by the field's name.
+Clients and frameworks send many of them with a value that requests nothing (``"tools": []``). Such a neutral value is
+ignored; any other value would change the response, so it is refused with an error that names the field.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A field that is not supported.
+    """An unsupported field.
 
     Args:
-        reason: what is not supported, for error messages and the documentation.
-        neutral: JSON values that ask for nothing, beside null.
+        reason: the sentence for error messages and the OpenAPI document.
+        neutral: the accepted JSON values besides null.
     """
 
     reason: str
     neutral: tuple[object, ...] = ()
 
     def allows(self, value: object) -> bool:
-        """Whether a value asks for nothing. In JSON true is not 1, as it is in Python."""
+        """Whether a value is neutral. Unlike in Python, true is not equal to 1 here."""
         return value is None or any(
             value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.neutral
         )
 
     @property
     def message(self) -> str:
-        """What an error says, with the values that are allowed."""
+        """The error message, with the accepted values."""
         return f"{self.reason}; leave it out or send {' or '.join(map(json.dumps, (None, *self.neutral)))}"
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Its JSON schema."""
+        """The field's JSON schema."""
         return {"enum": [None, *self.neutral], "description": f"Not supported: {self.reason}."}
 
 
@@ -66,7 +66,7 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
         "prompt_cache_retention": Unsupported("how long prompts stay cached cannot be chosen"),
     }
 )
-"""Of a chat completion request."""
+"""Unsupported fields of a chat completion request."""
 
 COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
     {
@@ -74,7 +74,7 @@ COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
         "suffix": Unsupported("a text behind the completion is not supported by this server", ("",)),
     }
 )
-"""Of a completion request."""
+"""Unsupported fields of a completion request."""
 
 MESSAGE: Mapping[str, Unsupported] = MappingProxyType(
     {
@@ -85,9 +85,9 @@ MESSAGE: Mapping[str, Unsupported] = MappingProxyType(
         "annotations": Unsupported("annotations are not supported by this server", ([],)),
     }
 )
-"""Of a chat's message: the official client's ``message.model_dump()`` of an answer has all of these."""
+"""Unsupported fields of a chat message; ``message.model_dump()`` of OpenAI's client gives all of them."""
 
 STREAM_OPTIONS: Mapping[str, Unsupported] = MappingProxyType(
     {"include_obfuscation": Unsupported("streams are not padded by this server", (False,))}
 )
-"""Of the options of a stream."""
+"""Unsupported stream options."""
