@@ -1,4 +1,4 @@
-"""The commands ``warmstart pull``, ``bench`` and ``config``."""
+"""The commands ``warmstart pull``, ``bench`` and ``config``: download a model, measure it, print the settings."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from runtime.telemetry.logging import setup_logging
 
 
 def run_pull(options: argparse.Namespace) -> None:
-    """``pull``: a model made ready."""
+    """Run ``pull``: download a model and convert it if necessary."""
     settings = Settings.load()
     spec = parse_model_name(options.name, adapters=settings.adapters_dir)
     setup_logging(settings.log_format, settings.log_level)
-    from runtime.loading.load_engine import pull  # numpy and the tokenizers come with it
+    from runtime.loading.load_engine import pull  # imports numpy and tokenizers, which is slow
 
     pull(spec, settings)
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    """``bench``: what this machine does."""
+    """Run ``bench``: measure a model on this machine and print a table or JSON."""
     settings = settings_of(options)
     spec = parse_model_name(settings.model_name, adapters=settings.adapters_dir)
     setup_logging(settings.log_format, "WARNING")
-    from runtime.bench import bench, table  # numpy and the tokenizers come with it
+    from runtime.bench import bench, table  # imports numpy and tokenizers, which is slow
 
     try:
         text = Path(options.perplexity).read_text("utf-8") if options.perplexity else None
@@ -39,7 +39,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def run_config(options: argparse.Namespace) -> None:
-    """``config``: every setting."""
+    """Run ``config``: print every setting with its value, default and description."""
     rows = Settings.load().describe()
     if options.markdown:
         print("| setting | default | meaning |\n|---|---|---|")

@@ -1,4 +1,4 @@
-"""``warmstart audit verify | hash``: check an audit log; find what somebody asked in it."""
+"""``warmstart audit verify | hash``: verify an audit log; compute a request's ``prompt_hash`` to find it in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.strict_json import loads
 
 
 def add(commands: Any) -> None:
-    """Add the family to a command line's subparsers."""
+    """Add the ``audit`` commands to the command line's subparsers."""
     parser = commands.add_parser("audit", help="Check the audit log.", description="Check the audit log.")
     family = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -35,10 +35,14 @@ def add(commands: Any) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """``audit verify``: says what is there, and what is wrong first.
+    """Run ``audit verify``: print the number of intact records and the first problem.
 
     Returns:
-        1 if something is wrong.
+        1 if there is a problem, else 0.
+
+    Raises:
+        InvalidRequest: an option is wrong, or no log file is known.
+        SettingsError: the key is too short.
     """
     anchors = [_anchor(text) for text in options.expect]
     if options.since < 1:
@@ -61,7 +65,11 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_hash(options: argparse.Namespace) -> None:
-    """``audit hash``: what the log has in place of a prompt."""
+    """Run ``audit hash``: print the hash that the log has in place of the prompt read from standard input.
+
+    Raises:
+        InvalidRequest: the input is not a JSON object with a prompt or messages.
+    """
     payload = loads(sys.stdin.read())
     found = prompt_hash(_keys(options).prompt, payload) if isinstance(payload, dict) else None
     if found is None:

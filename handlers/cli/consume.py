@@ -1,4 +1,4 @@
-"""``warmstart consume``: a worker with the models in its own process. What it serves beside that is in ``server``."""
+"""The options of ``warmstart consume``: a queue worker with the models in its own process; ``server`` runs it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SIDE_PORT = 8001
 
 
 def add(commands: Any, run: Any) -> None:
-    """Add the command to a command line's subparsers.
+    """Add ``consume`` to the command line's subparsers.
 
     Args:
-        commands: they.
-        run: what it does.
+        commands: the subparsers.
+        run: the function that runs the command.
     """
     text = "Work on messages of a queue: NATS, Redis Streams, RabbitMQ or Kafka."
     sub: argparse.ArgumentParser = commands.add_parser("consume", help=text, description=text)
@@ -37,10 +37,10 @@ def add(commands: Any, run: Any) -> None:
 
 
 def worker_settings(options: argparse.Namespace) -> Settings:
-    """The environment's, with what the options say instead.
+    """Return the environment's settings, overridden by the command's options.
 
     Raises:
-        SettingsError: one is wrong.
+        SettingsError: a setting or an option is wrong.
     """
     return settings_of(
         options,

@@ -1,4 +1,4 @@
-"""The signing key that commands take, and the signer made from it."""
+"""The options for a signing key, and the request signer built from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from runtime.errors import InvalidRequest
 from runtime.signatures import SignatureError
 from runtime.signatures.client import Signer
 
-_VARIABLE = "SIGNING_SECRET"  # in the environment; an argument would be seen by everybody on the machine
+_VARIABLE = "SIGNING_SECRET"  # in the environment, because every user of the machine can see arguments
 
 
 def add_key(parser: argparse.ArgumentParser, *, required: bool = False, default: object = None) -> None:
-    """The options that ``signer`` reads.
+    """Add the options ``--key-id`` and ``--secret-file``, which ``signer`` reads.
 
     Args:
-        default: of each; ``argparse.SUPPRESS`` where a parser around this one has set it.
+        parser: the command's parser.
+        required: whether ``--key-id`` is required.
+        default: the default of both; ``argparse.SUPPRESS`` if a parent parser sets them.
     """
     text = "sign with this key, made by warmstart keys create --signing"
     parser.add_argument("--key-id", required=required, default=default, help=text)
@@ -26,10 +28,10 @@ def add_key(parser: argparse.ArgumentParser, *, required: bool = False, default:
 
 
 def signer(options: argparse.Namespace) -> Signer:
-    """Signs with the key of ``--key-id`` and the secret of ``--secret-file`` or the environment.
+    """Return a signer for the key of ``--key-id``, with the secret of ``--secret-file`` or the environment.
 
     Raises:
-        InvalidRequest: there is no secret, or it is none.
+        InvalidRequest: there is no secret, or it is invalid.
         OSError: the file cannot be read.
     """
     path: Path | None = options.secret_file

@@ -1,6 +1,6 @@
-"""The commands that work in this process: ``warmstart invoke | generate | chat | pull | bench | config``.
+"""The commands that generate in this process: ``warmstart invoke | generate | chat``.
 
-Each takes its parsed options and returns its exit status, if that is not 0.
+Each ``run_`` function takes the parsed options and returns the exit status; None is 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from runtime.telemetry.logging import setup_logging
 
 
 def json_line(value: object) -> str:
-    """JSON for standard output: escaped where its encoding might lack a character."""
+    """Return JSON for standard output; non-ASCII characters are escaped unless its encoding is UTF-8."""
     return json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
 
 
 def run_invoke(options: argparse.Namespace) -> int:
-    """``invoke``: payloads in, answers out, a line each."""
+    """Run ``invoke``: call an operation with each payload and print a JSON line per response or error.
+
+    Returns:
+        1 if a call failed, else 0.
+    """
     ctx = _context(options)
     given = [options.payload.encode("utf-8", "surrogateescape")]
     lines = (line for line in sys.stdin.buffer if line.strip()) if options.payload == "-" else given
@@ -44,7 +48,7 @@ def run_invoke(options: argparse.Namespace) -> int:
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    """``generate``: the text, whole or as it comes."""
+    """Run ``generate``: print the text when it is complete, or token by token with ``--stream``."""
     ctx = _context(options)
     payload = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens, **sampled(options)}
     if not options.stream:
@@ -61,7 +65,7 @@ def run_generate(options: argparse.Namespace) -> None:
 
 
 def run_chat(options: argparse.Namespace) -> None:
-    """``chat``: turn by turn, until the end of the input."""
+    """Run ``chat``: answer each line of input as a turn of one chat, until the end of the input."""
     ctx = _context(options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     while True:
@@ -90,15 +94,15 @@ def run_chat(options: argparse.Namespace) -> None:
         except ServiceError as error:
             print("\n" * bool(pieces), end="", flush=True)
             print(f"warmstart: {error.message}", file=sys.stderr)
-            messages.pop()  # what is refused now would be refused in each later turn
+            messages.pop()  # a refused message would be refused again in each later turn
             continue
         print()
         messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
 def _context(options: argparse.Namespace) -> Context:
-    """For one command: it waits for its model as long as that takes, and only tells of trouble."""
+    """Build a command's context, which waits up to an hour for the model; on a terminal only warnings are logged."""
     settings = settings_of(options, model_wait_seconds=3600)
-    # On a terminal a bar shows the progress; elsewhere log lines do.
+    # A terminal shows the progress as a bar; otherwise log lines show it.
     setup_logging(settings.log_format, "WARNING" if sys.stderr.isatty() else settings.log_level)
     return build_context(settings)

@@ -1,4 +1,4 @@
-"""``warmstart keys create | list | revoke``: API keys and signing keys, from the command line."""
+"""``warmstart keys create | list | revoke``: manage API keys and signing keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAST_YEAR = 9999
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``warmstart keys`` and what stands behind it."""
+    """Add the ``keys`` commands to the command line's subparsers."""
     text = "Make, list and revoke API keys."
     family = commands.add_parser("keys", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
 
@@ -52,7 +52,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run_create(options: argparse.Namespace) -> None:
-    """``create``: the key on standard output; its record goes into the file, or is printed below if there is none."""
+    """Run ``create``: print a new key, and add its record to the keys file, or print the record if there is no file."""
     path = _file(options)
     record, shown = _new_record(options)
     if path is not None:
@@ -70,7 +70,7 @@ def run_create(options: argparse.Namespace) -> None:
 
 
 def run_list(options: argparse.Namespace) -> None:
-    """``list``: of the file, or without ``--file`` of all that the settings name."""
+    """Run ``list``: print the keys of ``--file``, or without it those of API_KEYS and API_KEYS_FILE."""
     now = time.time()
     rows = [_row(record, now) for record in _all(options)]
     if options.json:
@@ -93,10 +93,10 @@ def run_list(options: argparse.Namespace) -> None:
 
 
 def run_revoke(options: argparse.Namespace) -> None:
-    """``revoke``: the record leaves the file.
+    """Run ``revoke``: remove a key's record from the keys file.
 
     Raises:
-        InvalidRequest: there is no such key in the file, or several have that name.
+        InvalidRequest: there is no keys file, it has no such key, or several keys have that name.
     """
     path = _file(options)
     if path is None:
@@ -120,10 +120,10 @@ def run_revoke(options: argparse.Namespace) -> None:
 
 
 def expiry(text: str) -> int:
-    """Unix time in seconds of ``90d`` from now, or of a day's beginning or an instant in ISO 8601, UTC unless it says.
+    """Parse an expiry to Unix time in seconds: a span from now (``90d``), or an ISO 8601 date or time, UTC by default.
 
     Raises:
-        argparse.ArgumentTypeError: it is neither, or it is past.
+        argparse.ArgumentTypeError: the text is neither, or the time is past or not before the year 9999.
     """
     now = time.time()
     if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
@@ -140,7 +140,7 @@ def expiry(text: str) -> int:
 
 
 def _new_record(options: argparse.Namespace) -> tuple[KeyRecord, str]:
-    """The record, and what is shown once: the key, or a signing key's secret in base64."""
+    """Create a key; return its record and the part shown once: the API key, or the signing key's secret in base64."""
     caller = Caller(
         new_id(),
         options.name,
@@ -156,7 +156,7 @@ def _new_record(options: argparse.Namespace) -> tuple[KeyRecord, str]:
         shown = new_key()
         record = KeyRecord(caller, created, options.expires, digest(shown))
     try:
-        parse_records(record.line(), SCOPES)  # what the service would refuse is refused here
+        parse_records(record.line(), SCOPES)  # refuse here what the service would refuse
     except ValueError as error:
         raise InvalidRequest(str(error).removeprefix("record 1: ")) from None
     return record, shown

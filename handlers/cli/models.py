@@ -1,4 +1,4 @@
-"""``warmstart models ls | load | unload | default | compare``: a running service's models, from the command line."""
+"""``warmstart models ls | load | unload | default | compare``: manage a running service's models over HTTP."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from runtime.model.catalogue import CATALOGUE, served_models
 from runtime.model.progress import LoadProgress
 from runtime.telemetry.logging import setup_logging
 
-_LABEL_CHARS = 64  # that the service takes
+_LABEL_CHARS = 64  # the longest label that the service accepts
 
 
 def add(commands: Any) -> None:
-    """Add the family to a command line's subparsers; ``models`` alone lists."""
+    """Add the ``models`` commands to the command line's subparsers; ``models`` alone is ``models ls``."""
     text = "See and steer the models of a running service."
     parser = commands.add_parser("models", help=text, description=text)
     parser.set_defaults(run=run_ls)
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = family.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
-        _add_service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # what stands before the command holds
+        _add_service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # keeps options before the command
         add_key(added, default=argparse.SUPPRESS)
         return added
 
@@ -63,7 +63,7 @@ def _add_service(parser: argparse.ArgumentParser, *, url: str | None, api_key: s
 
 
 def run_ls(options: argparse.Namespace) -> None:
-    """``ls``: the service's models; without a service, the names that are known here."""
+    """Run ``ls``: list the service's models; if no service answers, the models that can be served here."""
     remote = _remote(options)
     try:
         entries = remote.call("GET", "/models")["data"]
@@ -75,7 +75,11 @@ def run_ls(options: argparse.Namespace) -> None:
 
 
 def run_load(options: argparse.Namespace) -> int:
-    """``load``: with its progress, until the model is ready or has failed."""
+    """Run ``load``: load a model and show the progress until the load has ended.
+
+    Raises:
+        ServiceError: the model is not ready afterwards.
+    """
     settings = settings_of(options)
     setup_logging(settings.log_format, settings.log_level)
     reporter = LoadProgress(options.id)
@@ -95,23 +99,23 @@ def run_load(options: argparse.Namespace) -> int:
 
 
 def run_unload(options: argparse.Namespace) -> None:
-    """``unload``: once the requests on it have ended."""
+    """Run ``unload``: unload a model once its requests have ended, and print its state."""
     entry = _remote(options).call("POST", f"/models/{quote(options.id)}/unload")
     running = f"; it goes when its {entry['running']} requests have ended" if entry["state"] == "draining" else ""
     print(f"{entry['id']} is {entry['state']}{running}")
 
 
 def run_default(options: argparse.Namespace) -> None:
-    """``default``: another model for requests that name none."""
+    """Run ``default``: switch the default model."""
     entry = _remote(options).call("PUT", "/models/default", {"model": options.id})
     print(f"{entry['id']} is the default")
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    """``compare``: each answer as it is finished, then all figures side by side.
+    """Run ``compare``: print each answer when it is complete, then a table of the measurements.
 
     Returns:
-        1 if one of the variants failed.
+        1 if a variant failed, else 0.
     """
     payload = {
         "variants": [variant(text) for text in options.variant],
@@ -133,9 +137,9 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def variant(text: str) -> dict[str, Any]:
-    """One side of a comparison: ``model=distilgpt2,temperature=0.5`` as its fields, and as its label if it has none.
+    """Parse a variant such as ``model=distilgpt2,temperature=0.5`` to its fields; the text is its default label.
 
-    Numbers are checked by the service.
+    The service checks the values.
 
     Raises:
         InvalidRequest: a part is not NAME=VALUE.

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands: settings and sampling parameters."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import Any
 from runtime.settings import Settings
 
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed")
-"""Request fields that are options too."""
+"""The request fields that are also command line options."""
 
 
 def settings_of(options: argparse.Namespace, **overrides: Any) -> Settings:
-    """The environment's, with what the options say instead.
+    """Return the environment's settings, overridden by ``--model`` and by the arguments that are not None.
+
+    Args:
+        options: the parsed options.
+        overrides: settings by field name.
 
     Raises:
-        SettingsError: one is wrong.
+        SettingsError: a setting is wrong.
     """
     given = {"model_name": getattr(options, "model", None), **overrides}
     return Settings.load(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Options for those request fields, and for the number of new tokens."""
+    """Add the options of ``SAMPLING`` and ``--max-new-tokens``."""
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)
@@ -33,5 +37,5 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampled(options: argparse.Namespace) -> dict[str, Any]:
-    """The sampling fields that were given."""
+    """Return the fields of ``SAMPLING`` that were given."""
     return {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}

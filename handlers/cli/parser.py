@@ -1,4 +1,4 @@
-"""The parser of ``warmstart COMMAND``."""
+"""Builds the argument parser of ``warmstart COMMAND``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Command = Callable[[argparse.Namespace], int | None]
 
 
 def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
-    """All commands; ``run`` of the parsed options is the function that carries the command out.
+    """Return the parser with all commands; ``run`` of the parsed options is the command's function.
 
     Args:
-        serve: carries out ``warmstart serve``.
-        consume: carries out ``warmstart consume``.
+        serve: the function of ``warmstart serve``.
+        consume: the function of ``warmstart consume``.
     """
     parser = argparse.ArgumentParser(prog="warmstart", description="Serve small language models from plain Python.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

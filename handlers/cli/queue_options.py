@@ -1,4 +1,4 @@
-"""The options that ``warmstart consume`` and ``warmstart submit`` share: which broker, and which queue on it."""
+"""The queue options of ``warmstart consume`` and ``warmstart submit``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from runtime.settings import Settings
 
 
 def add_queue(parser: argparse.ArgumentParser, *stream: str) -> None:
-    """Add them.
+    """Add the queue options to a command.
 
     Args:
-        parser: of a command.
-        stream: what the option that names the queue is called.
+        parser: the command's parser.
+        stream: the names of the option for the stream, queue or topic.
     """
     text = "stream, queue or topic that work comes in on"
     parser.add_argument(*stream, dest="stream_name", metavar="NAME", help=f"{text}; each broker has a default")
@@ -30,16 +30,16 @@ def add_queue(parser: argparse.ArgumentParser, *stream: str) -> None:
 def queue_of(
     options: argparse.Namespace, settings: Settings, url: str | None, operation: str | None = None
 ) -> QueueOptions:
-    """The queue that options and settings name.
+    """Return the queue options from the command line and the settings.
 
     Args:
-        options: see ``add_queue``.
-        settings: of the environment.
-        url: of the broker, instead of EVENTS_URL.
-        operation: of messages that name none.
+        options: the parsed options of ``add_queue``.
+        settings: the environment's settings.
+        url: the broker's URL; None for EVENTS_URL.
+        operation: the operation of messages that name none.
 
     Raises:
-        SettingsError: no URL is given, or nothing here takes it.
+        SettingsError: no URL is given, or no queue supports its scheme.
     """
     url = url or settings.events_url.get_secret_value()
     if not url:

@@ -1,4 +1,4 @@
-"""A running service, spoken to over HTTP with the standard library: JSON calls and server-sent events."""
+"""HTTP client for a running service, with the standard library: JSON calls and server-sent events."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from runtime.errors import ServiceError
 from runtime.signatures import SignatureError
 
 _CONNECT_SECONDS = 10.0
-# where one can listen, and where to find who does
+# wildcard addresses to listen on, and the addresses to connect to
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 
 
 def default_url(host: str, port: int) -> str:
-    """Where a service with these settings can be reached from this machine.
+    """Return the URL of a service with these settings on this machine.
 
     Args:
-        host: ``HOST``, an address or ``unix:PATH``.
-        port: ``PORT``.
+        host: the setting ``HOST``, an address or ``unix:PATH``.
+        port: the setting ``PORT``.
     """
     if host.startswith("unix:"):
         return host
@@ -31,12 +31,12 @@ def default_url(host: str, port: int) -> str:
 
 
 class Remote:
-    """See the module. A call may take any time; only connecting may not.
+    """A client of one service. Connecting has a timeout of 10 s; a call has none.
 
     Args:
-        url: ``http://HOST:PORT``, https, or ``unix:PATH``.
-        api_key: sent as a bearer token (RFC 6750 section 2.1).
-        sign: gives the header fields of a signature (``Signer.headers``).
+        url: ``http://HOST:PORT``, ``https://HOST`` or ``unix:PATH``.
+        api_key: the API key, sent as a bearer token (RFC 6750 section 2.1); None for none.
+        sign: returns the header fields of a request's signature (``Signer.headers``); None for no signature.
     """
 
     def __init__(self, url: str, api_key: str | None = None, sign: Callable[..., dict[str, str]] | None = None) -> None:
@@ -47,16 +47,16 @@ class Remote:
         self._sign = sign
 
     def call(self, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One answer.
+        """Send a request and return the JSON object of the response.
 
         Args:
-            method: of HTTP.
-            path: with a slash in front, quoted.
-            payload: sent as JSON.
+            method: the HTTP method.
+            path: the percent-encoded path, with a leading slash.
+            payload: the JSON body; None for no body.
 
         Raises:
-            ServiceError: the service answered with an error; the message is its own.
-            ConnectionError: it did not answer, or not as one would expect of it.
+            ServiceError: the service answered with an error; the message is the service's.
+            ConnectionError: the service did not answer, or not with a JSON object.
         """
         connection = self._connect()
         try:
@@ -66,7 +66,7 @@ class Remote:
         return found
 
     def events(self, method: str, path: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The data of server-sent events (HTML Living Standard section 9.2) up to ``[DONE]``. As ``call`` otherwise."""
+        """Like ``call``, but yield server-sent events (HTML Living Standard section 9.2) until ``[DONE]``."""
         connection = self._connect()
         try:
             response = self._ask(connection, method, path, payload)
@@ -151,7 +151,11 @@ def _answer(response: http.client.HTTPResponse, url: str) -> dict[str, Any]:
 
 
 def _checked(found: dict[str, Any], status: int) -> dict[str, Any]:
-    """An answer or event that is no error."""
+    """Return a response or event that is not an error.
+
+    Raises:
+        ServiceError: it is an error; the message is the service's.
+    """
     error = found.get("error")
     if isinstance(error, dict) and "message" in error and "object" not in found:
         raise ServiceError(str(error["message"]))

@@ -1,4 +1,4 @@
-"""``warmstart sign``: the header fields, or the whole curl call, of a signed request."""
+"""``warmstart sign``: print the header fields of a signed request, or the whole curl command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.signatures import SignatureError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``warmstart sign``."""
+    """Add ``sign`` to the command line's subparsers."""
     text = f"Sign a request (RFC 9421) with the secret in {_VARIABLE} or a file. The signature is good once."
     sub = commands.add_parser("sign", help=text, description=text)
     sub.set_defaults(run=run)
@@ -26,10 +26,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Header fields as curl's ``-H`` options, one a line; or the command.
+    """Run ``sign``: print the header fields as curl's ``-H`` options, one per line, or the curl command.
 
     Raises:
-        InvalidRequest: something cannot be signed, or there is no secret.
+        InvalidRequest: the request cannot be signed, or there is no secret.
         OSError: a file cannot be read.
     """
     try:
@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> None:
     if not options.curl:
         print("\n".join(fields))
         return
-    # What is signed is what is sent: curl would tidy up the path and read brackets as patterns.
+    # curl must send what is signed: by default it normalizes the path and expands brackets as patterns.
     method = "--head" if options.method == "HEAD" else f"--request {shlex.quote(options.method)}"
     data = []
     if options.data_file:
-        data = [f"--data-binary {shlex.quote(f'@{options.data_file.absolute()}')}"]  # a lone - would be standard input
+        data = [f"--data-binary {shlex.quote(f'@{options.data_file.absolute()}')}"]  # "@-" would be standard input
     elif body:
         data = [f"--data-raw {shlex.quote(options.data)}"]
     print(" ".join(["curl --path-as-is --globoff", method, *fields, *data, shlex.quote(options.url)]))

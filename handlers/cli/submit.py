@@ -1,4 +1,4 @@
-"""``warmstart submit``: put work into a queue, and print its answers."""
+"""``warmstart submit``: put messages into a queue and print their answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from runtime.events.queues.factory import open_submitter
 from runtime.strict_json import loads
 from runtime.telemetry.logging import setup_logging
 
-_AT_ONCE = 64  # messages whose answers are waited for
-_TEXTS = ("generate", "complete", "chat", "completions")  # operations whose answer is a text that comes in pieces
+_AT_ONCE = 64  # the most messages in flight
+_TEXTS = ("generate", "complete", "chat", "completions")  # operations that stream text
 
 
 def add(commands: Any) -> None:
-    """Add the command to a command line's subparsers."""
+    """Add ``submit`` to the command line's subparsers."""
     text = "Put work into a queue, and wait for what comes of it."
     usage = "warmstart submit [URL] OPERATION [PAYLOAD|-] [options]"
     sub: argparse.ArgumentParser = commands.add_parser("submit", usage=usage, help=text, description=text)
@@ -52,15 +52,15 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """``submit``: payloads in; out, in the same order, an answer a line, or the texts, or the ids.
+    """Run ``submit``: send payloads and print, in their order, the answers as JSON lines, the texts, or the ids.
 
     Returns:
-        1 if one of them failed.
+        1 if a message failed, else 0.
 
     Raises:
-        SystemExit: the arguments make no sense.
+        SystemExit: the arguments are wrong.
         SettingsError: there is no such queue.
-        ServiceError: the broker is away.
+        ServiceError: the broker is unavailable.
     """
     words: list[str] = list(options.words)
     url = words.pop(0) if "://" in words[0] else None
@@ -88,7 +88,7 @@ async def _submit(submitter: Submitter, operation: str, payload: str, options: a
 
 
 async def _lines(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
-    """A line for each message, in their order; many are waited for at the same time."""
+    """Print a line per message in their order, with many in flight; return 1 if a message failed, else 0."""
     failed = 0
     tasks: asyncio.Queue[asyncio.Task[tuple[bool, str]] | None] = asyncio.Queue(_AT_ONCE)
 
@@ -116,14 +116,14 @@ async def _line(submitter: Submitter, message: Envelope | ServiceError, options:
             async for reply in replies:
                 if reply.kind != "chunk":
                     return reply.kind == "result", json_line(reply.body)
-        assert isinstance(message, Envelope)  # else it has been raised
+        assert isinstance(message, Envelope)  # otherwise the error has been raised
         return True, message.id
     except ServiceError as error:
         return False, json_line(error.openai())
 
 
 async def _texts(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
-    """The text of each message's answer as it comes, one message after the other."""
+    """Stream each answer's text, one message after the other; return 1 if a message failed, else 0."""
     failed = 0
     async for message in messages:
         shown = Shown()
@@ -145,10 +145,11 @@ async def _texts(submitter: Submitter, messages: AsyncIterator[Envelope | Servic
 async def _replies(
     submitter: Submitter, message: Envelope | ServiceError, options: Any
 ) -> AsyncIterator[AsyncIterator[Reply]]:
-    """All replies to a message, for as long as they may take.
+    """Submit a message and yield its replies, within ``--timeout``.
 
     Raises:
-        ServiceError: there is no message, or no answer came in time.
+        DeadlineExceeded: no answer came in time.
+        ServiceError: ``message`` is an error, which is raised.
     """
     if isinstance(message, ServiceError):
         raise message
@@ -162,7 +163,7 @@ async def _replies(
 
 
 class Shown:
-    """A text that is shown as it comes. Pieces may be missing, and come again when another worker takes over."""
+    """Tracks the printed text of one answer. Chunks may be missing, or come again when another worker takes over."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -170,13 +171,13 @@ class Shown:
         self._found = ""
 
     def add(self, reply: Reply) -> str:
-        """What is to be shown now."""
+        """Add a reply and return the text to print now."""
         if reply.kind == "result":
             return self._show(text_of(reply.body), last=True)
         if reply.attempt > self._attempt:
             self._attempt, self._next, self._found = reply.attempt, 0, ""
         if reply.attempt < self._attempt or reply.chunk != self._next:
-            return ""  # of a worker that was given up, or behind one that is missing: the answer has it all
+            return ""  # of an abandoned attempt, or after a missing chunk: the result has the whole text
         self._next += 1
         self._found += piece_of(reply.body)
         return self._show(self._found)
@@ -185,23 +186,27 @@ class Shown:
         if text.startswith(self.text):
             more, self.text = text[len(self.text) :], text
             return more
-        return f"\n{text}" if last else ""  # another text than was begun, so it stands alone
+        return f"\n{text}" if last else ""  # not a continuation of the printed text, so print it whole
 
 
 def piece_of(chunk: Mapping[str, Any]) -> str:
-    """The text in a chunk of a stream, as far as it belongs to the first sequence."""
+    """Return the text that a chunk adds to the first sequence."""
     parts: list[dict[str, Any]] = [part for part in chunk.get("choices", [chunk]) if part.get("index") == 0]
     return "".join(part.get("text") or part.get("delta", {}).get("content") or "" for part in parts)
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """The text of an answer's first sequence."""
+    """Return the text of an answer's first sequence."""
     first = answer["choices"][0] if "choices" in answer else answer
     return str(first["text"] if "text" in first else first["message"]["content"])
 
 
 async def _messages(operation: str, payload: str, options: Any) -> AsyncIterator[Envelope | ServiceError]:
-    """The messages; an error for one that is none."""
+    """Yield a message for each line of payload; the error in place of an invalid one.
+
+    Raises:
+        InvalidRequest: ``--id`` is given for more than one message.
+    """
     count = 0
     async for line in _stdin() if payload == "-" else _one(payload.encode("utf-8", "surrogateescape")):
         if not line.strip():
@@ -221,7 +226,7 @@ def _message(operation: str, line: bytes, options: Any) -> Envelope:
         raise InvalidRequest("the payload must be a JSON object")
     name = options.id or secrets.token_hex(16)
     if "seed" in OPERATIONS[operation].request.model_fields and data.get("seed") is None:
-        # Of the id, so that a worker that takes over goes on with the same text, and the same id is the same work.
+        # Derived from the id: a worker that takes over generates the same text, and the same id gives the same work.
         data["seed"] = int.from_bytes(sha256(name.encode()).digest()[:4])
     return Envelope(
         id=name,
@@ -239,7 +244,7 @@ async def _one(line: bytes) -> AsyncIterator[bytes]:
 
 
 async def _stdin() -> AsyncIterator[bytes]:
-    """Lines of standard input, read on a thread that nobody waits for: Ctrl-C must not have to wait for a line."""
+    """Yield the lines of standard input, read on a daemon thread so that Ctrl-C does not wait for a line."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[bytes | None] = asyncio.Queue(_AT_ONCE)
 
@@ -248,7 +253,7 @@ async def _stdin() -> AsyncIterator[bytes]:
         try:
             asyncio.run_coroutine_threadsafe(putting, loop).result()
         finally:
-            putting.close()  # if the loop has ended, it was never awaited
+            putting.close()  # if the loop is closed, it was never awaited
 
     def read() -> None:
         rest = b""
@@ -259,7 +264,7 @@ async def _stdin() -> AsyncIterator[bytes]:
                     put(line)
             put(rest)
             put(None)
-        except (RuntimeError, CancelledError):  # the loop has ended
+        except (RuntimeError, CancelledError):  # the loop is closed
             pass
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
