@@ -1,10 +1,12 @@
-"""Google's functions-framework: ``functions-framework --source handlers/cloud_function.py --target warmstart_event``.
+"""Google Cloud Functions' entry point ``warmstart_event``, for the functions-framework.
 
-The function takes whole requests, whatever ``--signature-type`` says: all content modes work, and its answer is the one
-that ``POST /events`` gives, which the framework's own CloudEvent functions have no way to send.
+To run it: ``functions-framework --source handlers/cloud_function.py --target warmstart_event``.
 
-Settings are read when the framework starts. The model is loaded at the first request, because the framework makes its
-processes by forking, which no thread survives.
+The function is an HTTP function whatever ``--signature-type`` says: all content modes of CloudEvents work, and the
+answer is that of ``POST /events``, which the framework's CloudEvent functions cannot return.
+
+The settings are read when the framework starts. The model is loaded at the first request, because the framework forks
+its processes, and threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ from runtime.telemetry.request_scope import note_usage, request_caller
 
 
 def make_function() -> Any:
-    """A function on the environment's settings.
+    """Create the function from the environment's settings.
 
     Raises:
-        SettingsError: a setting is wrong, or asks for what only the HTTP service has.
+        SettingsError: a setting is wrong, or needs the HTTP service's middlewares.
     """
     settings = Settings.load()
     refuse_edge(settings, "leave that to the platform, or run the HTTP service there (docs/events-cloudevents.md)")
     setup_logging(settings.log_format, settings.log_level)
 
-    @cache  # on the loop's thread alone, which is why it is made once
+    @cache  # called on the loop's thread only, so that it is created once
     def service() -> CloudEventsService:
         ctx = replace(shared_context(), observe=note_usage, caller=request_caller.get)
         processor, _ = open_processor(settings, Dispatcher(ctx, settings.events_operations))
@@ -55,11 +57,11 @@ def make_function() -> Any:
 
     @functions_framework.http
     def warmstart_event(request: flask.Request) -> flask.Response:
-        """Answer a request as ``POST /events`` does."""
+        """Answer an HTTP request as ``POST /events`` does."""
         try:
             if request.method != "POST":
                 raise MethodNotAllowed(f"{request.method} is not possible here; allowed: POST")
-            body = request.get_data()  # the framework reads all of it in any case
+            body = request.get_data()  # the framework reads the whole body anyway
             if len(body) > settings.max_body_bytes:
                 raise PayloadTooLarge(f"the body is larger than {settings.max_body_bytes} bytes (MAX_BODY_BYTES)")
             answer = run(answered(list(request.headers.items()), body))
@@ -76,7 +78,7 @@ def _function() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """``warmstart_event``: made when the framework asks for it. Importing this module does nothing."""
+    """Create ``warmstart_event`` on first access; importing the module creates nothing."""
     if name == "warmstart_event":
         return _function()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

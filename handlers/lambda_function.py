@@ -1,10 +1,10 @@
-"""AWS Lambda's way in: ``handlers.lambda_function.handler``, for the runtime interface client.
+"""AWS Lambda's entry point: ``handlers.lambda_function.handler``, for the runtime interface client.
 
-``handler`` is made when it is asked for, which Lambda does in a container's init phase: settings are read and the model
-is loaded then, once, and kept for as long as the container lives, frozen and thawed between its calls. All calls run on
-one event loop, because that is where the model's engine and the records' connections are at home.
+``handler`` is created on first access, which Lambda does in a container's init phase: the settings are read and the
+model is loaded then, once, and both are kept while the container lives, which is frozen and thawed between calls. All
+calls run on one event loop, because the engine and the connections of the idempotency records belong to it.
 
-For answers that go somewhere, a module of your own with ``handler = make_handler(send)``.
+To send answers to messages elsewhere, write a module with ``handler = make_handler(send)``.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import setup_logging
 from runtime.telemetry.request_scope import note_usage, request_caller
 
-_INIT_SECONDS = 8.0  # Lambda starts anew what is not through its init phase in 10, and then charges for it
-_MARGIN_SECONDS = 1.0  # before Lambda's own deadline: to stop a generation, give work back and answer
+_INIT_SECONDS = 8.0  # Lambda restarts an init phase that takes over 10 s, and then bills it
+_MARGIN_SECONDS = 1.0  # before Lambda's own deadline: time to stop a generation, return messages and answer
 
 
 class Function:
-    """What Lambda calls with each event.
+    """The Lambda handler, called with each event.
 
     Args:
-        settings: validated settings.
-        ctx: what the operations get.
-        send: see ``LambdaWorker``.
+        settings: the validated settings.
+        ctx: the operations' context.
+        send: called with answers to SQS, SNS and EventBridge messages, see ``LambdaWorker``; None to drop them.
 
     Raises:
-        SettingsError: they ask for what is not there without the HTTP service.
+        SettingsError: a setting needs the HTTP service's middlewares.
     """
 
     def __init__(self, settings: Settings, ctx: Context, send: Send | None = None) -> None:
@@ -69,19 +69,19 @@ class Function:
         self._worker = LambdaWorker(processor, reporter, most=settings.events_concurrency, send=send)
 
     def __call__(self, event: Any, context: Any = None) -> Any:
-        """Answer an event.
+        """Handle an event and return the answer for Lambda.
 
         Args:
-            event: decoded from JSON.
-            context: of the invocation, as AWS's client makes it; None where there is no deadline.
+            event: the event, decoded from JSON.
+            context: the invocation's context from AWS's runtime client; None for no deadline.
 
         Raises:
-            FunctionError: there is no answer, and the event's kind has no other way to say so.
+            FunctionError: the event failed, and its kind has no other form for an error.
         """
         return run(self.answer(event, context))
 
     async def answer(self, event: Any, context: Any = None) -> Any:
-        """The same, on the loop."""
+        """Handle an event as ``__call__`` does, on the event loop."""
         loop = asyncio.get_running_loop()
         request_id, until = secrets.token_hex(16), None
         if context is not None:
@@ -98,8 +98,12 @@ class Function:
             raise function_error(error) from None
 
     def load(self, seconds: float) -> None:
-        """Load the default model, and wait for it so long at most; the load goes on. That it failed shows in the log,
-        and in the answers.
+        """Load the default model and wait for the load to end.
+
+        An error appears in the log and in later answers.
+
+        Args:
+            seconds: the longest wait; the load continues after it.
         """
         with suppress(TimeoutError):
             run(self._loaded(), seconds)
@@ -112,14 +116,14 @@ class Function:
 
 
 def make_handler(send: Send | None = None) -> Function:
-    """A handler on the environment's settings, with the model loaded unless ``PRELOAD`` is off.
+    """Create a handler from the environment's settings, and load the model unless ``PRELOAD`` is off.
 
     Args:
-        send: see ``LambdaWorker``.
+        send: called with answers to messages, see ``Function``.
 
     Raises:
         SettingsError: a setting is wrong.
-        ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a name of any kind.
+        ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a valid model name.
     """
     settings = Settings.load()
     setup_logging(settings.log_format, settings.log_level)
@@ -135,7 +139,7 @@ def _handler() -> Function:
 
 
 def __getattr__(name: str) -> Any:
-    """``handler``: see the module. Importing it for anything else does nothing."""
+    """Create ``handler`` on first access; importing the module for other names creates nothing."""
     if name == "handler":
         return _handler()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The way in for everything but HTTP: the real context, and calls on one that the whole process shares.
+"""Builds the context on real models, and calls operations in this process.
 
-The shared context is built on first use and kept, so that a function container that is frozen and thawed keeps its
-model.
+The calls use a context that the process shares. It is built on first use and kept, so that a function container that is
+frozen and thawed keeps its model.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ _shared: Context | None = None
 
 
 def build_context(settings: Settings, metrics: Metrics | None = None) -> Context:
-    """A context on real models. Loads nothing and imports no torch.
+    """Build a context on real models. Loads no model and imports no torch.
 
     Args:
-        settings: validated settings.
-        metrics: what the models feed; new ones if left out.
+        settings: the validated settings.
+        metrics: the metrics that the models update; new ones if left out.
 
     Raises:
-        ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a name of any kind.
-        SettingsError: ``MODELS``, ``PINNED_MODELS`` or ``ADAPTERS_DIR`` is wrong, or there is nothing to trace with.
+        ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a valid model name.
+        SettingsError: ``MODELS``, ``PINNED_MODELS`` or ``ADAPTERS_DIR`` is wrong, or ``TRACING`` is on and
+            OpenTelemetry is not installed or misconfigured.
     """
     metrics = metrics or Metrics()
     specs = with_adapters(
@@ -55,7 +56,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
     @cache
     def plan() -> Any:
-        from runtime.loading.memory_plan import MemoryPlan  # tenths of a second that nobody pays before a load
+        from runtime.loading.memory_plan import MemoryPlan  # takes tenths of a second, so not before a load
 
         return MemoryPlan(specs, settings)
 
@@ -116,18 +117,21 @@ def _response_cache(settings: Settings) -> ResponseCache | None:
 
 
 def service_version() -> str:
-    """The installed version, from the metadata in ``setup.cfg``."""
+    """Return the version of the installed package, "0" if it is not installed."""
     try:
         return version("warmstart")
-    except PackageNotFoundError:  # run from a plain checkout
+    except PackageNotFoundError:  # run from a checkout
         return "0"
 
 
 def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, Records | None]:
-    """What works on events, and the records that it keeps, to be closed in the end.
+    """Build the processor of events and its idempotency records.
+
+    Returns:
+        The processor, and the records, which the caller must close; None if idempotency is off.
 
     Raises:
-        SettingsError: see ``open_records``.
+        SettingsError: ``REDIS_URL`` is wrong.
     """
     records = open_records(settings)
     processor = Processor(
@@ -141,14 +145,14 @@ def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, R
 
 
 def refuse_edge(settings: Settings, instead: str) -> None:
-    """Refuse settings of the HTTP service's edge where there is none: nobody is to believe in a lock that is not there.
+    """Refuse settings of the HTTP middlewares in a process without them, so that no protection is silently missing.
 
     Args:
-        settings: of a process that is called otherwise.
-        instead: what to do.
+        settings: the settings of a cloud function.
+        instead: the advice at the end of the error message.
 
     Raises:
-        SettingsError: names the first of them.
+        SettingsError: one of them is set; the message names the first.
     """
     edge = {
         "API_KEYS": settings.needs_credentials,
@@ -162,7 +166,7 @@ def refuse_edge(settings: Settings, instead: str) -> None:
 
 
 def shared_context() -> Context:
-    """The process-wide context, built from the environment on first use.
+    """Return the process-wide context, which is built from the environment on first use.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -178,34 +182,38 @@ async def invoke(operation: str, payload: dict[str, Any], *, ctx: Context | None
     """Call an operation by name.
 
     Args:
-        operation: a name in ``handlers.OPERATIONS``.
-        payload: its fields; ``stream`` is of no effect here, see ``invoke_stream``.
-        ctx: another context than the shared one.
+        operation: a name in ``handlers.operations.OPERATIONS``.
+        payload: the operation's fields; ``stream`` has no effect, see ``invoke_stream``.
+        ctx: the context; None for the shared one.
+
+    Returns:
+        The whole response.
 
     Raises:
-        ServiceError: as the operation does; ``NotFound`` if there is none of that name.
+        NotFound: there is no such operation.
+        ServiceError: the operation's own errors.
     """
     ctx = ctx or shared_context()
     return await find(operation, ctx).handle(payload, ctx)
 
 
 def invoke_sync(operation: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """``invoke`` for code without an event loop.
+    """Call an operation by name from code without an event loop, as ``invoke`` does.
 
     Raises:
-        RuntimeError: called from inside a running event loop, which it would block.
+        RuntimeError: called on a thread with a running event loop, which the call would block.
     """
     call = invoke(operation, payload)
     try:
         return asyncio.run(call)
     finally:
-        call.close()  # if there is a loop, it was never awaited
+        call.close()  # in a running loop it was never awaited
 
 
 async def invoke_stream(
     operation: str, payload: dict[str, Any], *, ctx: Context | None = None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Call a streaming operation by name and take its answer piece by piece.
+    """Call a streaming operation by name and yield its chunks; arguments and errors as in ``invoke``.
 
     Raises:
         InvalidRequest: the operation does not stream.

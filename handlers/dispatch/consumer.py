@@ -1,4 +1,4 @@
-"""Builds the consumer of a queue that dispatches messages to operations."""
+"""Builds the queue consumer that runs messages as operations, and makes it wait for the default model."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from runtime.settings import Settings
 _log = logging.getLogger("warmstart.events")
 
 
-_MODEL_SECONDS = 5.0  # before a model that could not be had is asked for again
+_MODEL_SECONDS = 5.0  # between attempts to get the default model
 
 
-_DELIVERIES_FACTOR = 4  # of deliveries that may fail: busy times count too where nothing else tells a crash
+# Without records, a delivery that is refused because the service is busy counts like one that crashes the worker, so
+# the limit is this many times EVENTS_MAX_DELIVERIES.
+_DELIVERIES_FACTOR = 4
 
 
 def consumer_of(
     settings: Settings, source: Source, ctx: Context, processor: Processor, reporter: DeliveryReporter
 ) -> Consumer:
-    """A worker; it has not begun.
+    """Build a consumer without starting it.
 
     Args:
-        settings: see ``worker_settings``.
-        source: of the messages, not open yet.
-        ctx: whose model is waited for.
-        processor: does the work.
-        reporter: told of everything.
+        settings: the settings, see ``worker_settings``.
+        source: the queue's messages; not open yet.
+        ctx: the context whose default model must be ready before messages are fetched.
+        processor: runs each message.
+        reporter: logs and counts each delivery.
     """
-    remembers = settings.idempotency in ("sqlite", "redis")  # who took up what, beyond the end of the process
+    remembers = settings.idempotency in ("sqlite", "redis")  # records of started work that outlive the process
     return Consumer(
         source,
         processor,
@@ -47,7 +49,7 @@ def consumer_of(
 
 
 async def model_ready(ctx: Context) -> None:
-    """Return once the default model can be asked; load it if nobody has. Trouble is logged when it begins."""
+    """Wait until the default model is ready, and load it if necessary. Only the first error is logged."""
     told = False
     while not ctx.models.ready:
         try:

@@ -1,4 +1,4 @@
-"""Events' way in: from an envelope to an operation and its answer."""
+"""Runs an event's envelope as an operation and returns the answer; the entry point for queues and CloudEvents."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from runtime.events.processor import SendChunk
 
 _log = logging.getLogger("warmstart.events")
 
-_GRACE_SECONDS = 5.0  # for chunks that are not sent yet when the answer is there
+_GRACE_SECONDS = 5.0  # to send the remaining chunks once the answer is complete
 
 
 class Dispatcher:
-    """See ``runtime.events.processor.Dispatch``.
+    """Calls the operation that an envelope names; implements ``runtime.events.processor.Dispatch``.
 
     Args:
-        ctx: what the operations get; their work is queued behind that of people who wait for it.
-        operations: that events may call; all that are not an admin's if there is none.
+        ctx: the operations' context; they run as background work, behind interactive requests.
+        operations: the operations that events may call; if empty, all but the admin operations.
 
     Raises:
-        SettingsError: one is no operation.
+        SettingsError: a name is not an operation.
     """
 
     def __init__(self, ctx: Context, operations: tuple[str, ...] = ()) -> None:
@@ -43,7 +43,17 @@ class Dispatcher:
         self._allowed = frozenset(operations or (name for name, found in OPERATIONS.items() if not found.admin))
 
     async def __call__(self, envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
-        """See ``Dispatch``."""
+        """Run the envelope's operation and return its answer.
+
+        Args:
+            envelope: the event; names the operation and has its payload.
+            send_chunk: called with the number and content of each chunk if the operation streams; None for no chunks.
+
+        Raises:
+            NotFound: there is no such operation.
+            InsufficientScope: events may not call it.
+            ServiceError: the operation's own errors.
+        """
         operation = find(envelope.operation, self._ctx)
         if envelope.operation not in self._allowed:
             raise InsufficientScope(f"events may not call {envelope.operation} (EVENTS_OPERATIONS)", param="operation")
@@ -54,10 +64,10 @@ class Dispatcher:
 
 
 async def _stream(operation: Operation, payload: Payload, ctx: Context, send_chunk: SendChunk) -> list[Payload]:
-    """All chunks of an answer, which are sent as they come, beside the work: it never waits for the broker.
+    """Collect all chunks of an answer and send them concurrently, so that the generation never waits for the broker.
 
-    Chunks that wait to be sent are those of one answer at most, which are kept for it in any case. What is left of them
-    when the answer is there gets a few seconds more.
+    The unsent chunks need no bound, because all chunks of the answer are kept anyway. Those left when the answer is
+    complete get ``_GRACE_SECONDS`` more.
     """
     assert operation.stream is not None  # else this is not called
     payload, shown = _asking_usage(operation, payload)
@@ -83,15 +93,17 @@ async def _stream(operation: Operation, payload: Payload, ctx: Context, send_chu
 
 
 def _asking_usage(operation: Operation, payload: Payload) -> tuple[Payload, bool]:
-    """The payload with the usage asked for, which the whole answer has, and whether its sender asked for all that the
-    stream then gives.
+    """Request the usage, which the whole answer needs.
+
+    Returns:
+        The payload with ``include_usage``, and whether the sender gets the usage in its chunks, too.
     """
     if operation.request not in (ChatRequest, CompletionsRequest):
         return payload, True
     try:
         request = cast(ChatRequest | CompletionsRequest, parse_stream(operation.request, payload))
     except InvalidRequest:
-        return payload, True  # which the stream raises again, where it is traced
+        return payload, True  # the stream raises the error again, inside its trace
     options = request.stream_options
     return payload | {"stream_options": {"include_usage": True}}, options is not None and options.include_usage
 
@@ -103,5 +115,5 @@ async def _send(unsent: asyncio.Queue[Payload | None], send_chunk: SendChunk) ->
             if chunk is None:
                 return
             await send_chunk(number, chunk)
-    except Exception as error:  # the answer itself is what counts
+    except Exception as error:  # a failed chunk must not fail the answer
         _log.warning("chunks are not sent any more: %s", error)

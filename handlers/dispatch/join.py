@@ -1,4 +1,4 @@
-"""The answer that an operation would have given whole, from the pieces that its stream gave."""
+"""Joins the chunks of an operation's stream into its whole response."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Chunk = dict[str, Any]
 
 
 def join(operation: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Put a stream together. What differs from call to call (an id, a time, a load's state) is the stream's.
+    """Join a stream's chunks. Values that differ between calls (an id, a time, a load's state) are the stream's.
 
     Args:
-        operation: one that streams.
-        chunks: all that its stream gave; those of ``chat`` and ``completions`` with ``include_usage``.
+        operation: the name of an operation that streams.
+        chunks: all chunks of the stream; those of ``chat`` and ``completions`` with ``include_usage``.
 
     Returns:
-        What ``handle`` answers, member for member and in its order.
+        The response as ``handle`` returns it, with the same members in the same order.
     """
     return _JOINS[operation](chunks)
 

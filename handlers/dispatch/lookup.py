@@ -1,4 +1,4 @@
-"""Operations that trace themselves: where each adapter finds its operations, traced if the context traces."""
+"""Looks up operations by name for all adapters, and wraps them with tracing if the context has it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from handlers.operations import OPERATIONS, Operation
 from handlers.protocols import Trace, Tracing
 from runtime.errors import NotFound, ServiceError
 
-# Asked every second by pages and probes; traces of them would bury the others.
+# Called every second by web pages and probes; their traces would crowd out the others.
 _UNTRACED = frozenset({"health", "model_info", "models", "cache_stats", "stats"})
 
-# What the semantic conventions for generative AI call the operations, and the fields that are numbers.
+# Names of the operations and of numeric fields in OpenTelemetry's semantic conventions for generative AI.
 _KINDS = {
     "chat": "chat",
     "generate": "text_completion",
@@ -37,14 +37,14 @@ _NUMBERS = {
     "num_return_sequences": "gen_ai.request.choice.count",
 }
 _LONGEST_NAME = 256
-_LARGEST = 2**63  # OTLP has no larger integers
+_LARGEST = 2**63  # OTLP's integers are signed with 64 bits
 
 
 def find(name: str, ctx: Context) -> Operation:
-    """An operation by name, as a context wants it called.
+    """Return an operation by name, with tracing if ``ctx.tracing`` is set.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no such operation.
     """
     if name not in OPERATIONS:
         raise NotFound(f"no operation {name!r}; there are {', '.join(OPERATIONS)}")
@@ -65,7 +65,7 @@ def _traced(name: str, operation: Operation, tracing: Tracing) -> Operation:
         with _request(name, payload, ctx, tracing) as request:
             async with aclosing(operation.stream(payload, request.ctx)) as events:
                 while True:
-                    # Not around the yield, because there the caller's own code runs.
+                    # Not active during the yield, because the caller's own code runs then.
                     with request.trace.active():
                         event = await anext(events, None)
                     if event is None:
@@ -77,7 +77,7 @@ def _traced(name: str, operation: Operation, tracing: Tracing) -> Operation:
 
 
 class _Request:
-    """What a request's span is to say of its answer."""
+    """Collects the attributes of a request's span from its answer and usage."""
 
     def __init__(self, name: str, ctx: Context, trace: Trace) -> None:
         self.name = name
@@ -91,17 +91,17 @@ class _Request:
         self._cache: str | None = None
 
     def saw(self, answer: Mapping[str, Any]) -> None:
-        """Take in an answer, or a piece of one."""
+        """Read the attributes from an answer or a chunk."""
         self._model = answer.get("model") or self._model
         if "choices" in answer:
             self._id = answer.get("id")
         parts = answer.get("choices") or answer.get("sequences") or answer.get("answers") or [answer]
         reasons = [part["finish_reason"] for part in parts if part.get("finish_reason")]
-        # A comparison's stream ends with all that it has told before.
+        # The last chunk of a comparison repeats the answers of the chunks before it.
         self._reasons = reasons if "answers" in answer else self._reasons + reasons
 
     def end(self, error: BaseException | None) -> None:
-        """Say it, and end the span."""
+        """Set the attributes and end the span, with the error if there is one."""
         self.trace.set(
             {
                 "gen_ai.response.model": self._model,
@@ -143,7 +143,7 @@ def _request(name: str, payload: dict[str, Any], ctx: Context, tracing: Tracing)
 
 
 def _asked(name: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be told of a payload that nobody has checked yet: numbers, and the model's name."""
+    """Return the span attributes of a payload that is not validated yet: its numbers and the model's name only."""
     model = payload.get("model")
     told: dict[str, Any] = {
         "gen_ai.operation.name": _KINDS.get(name, name),

@@ -1,7 +1,7 @@
-"""One event loop for ways in that have none: it runs on a thread of its own, for as long as the process does.
+"""A process-wide event loop on its own thread, for entry points that have no event loop.
 
-A model's engine, connections and records belong to the loop they were first used on; with ``asyncio.run`` for each call
-that loop would be gone by the next one.
+Engines, connections and idempotency records belong to the loop of their first use; ``asyncio.run`` for each call would
+close that loop before the next call.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-    """Run a coroutine on the loop and wait for what comes of it; from any thread, many at a time.
+    """Run a coroutine on the loop and wait for its result; any number of threads may call it.
 
     Args:
-        coroutine: to run. It is cancelled if the wait is cut short, by the timeout or by Ctrl-C.
-        timeout: seconds to wait at most; None for as long as it takes.
+        coroutine: the coroutine. It is cancelled if the wait ends early, by the timeout or by Ctrl-C.
+        timeout: the longest wait in seconds; None for no limit.
 
     Raises:
-        TimeoutError: it took longer.
-        RuntimeError: called on the loop's own thread, which would wait for itself.
+        TimeoutError: the coroutine did not end in time.
+        RuntimeError: called on the loop's own thread, which would deadlock.
     """
     loop = _running()
     if _on(loop):
@@ -36,7 +36,7 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
     try:
         return future.result(timeout)
     finally:
-        future.cancel()  # of no effect on one that has ended
+        future.cancel()  # has no effect on a future that is done
 
 
 def _on(loop: asyncio.AbstractEventLoop) -> bool:

@@ -1,7 +1,8 @@
-"""Answers AWS Lambda's events that are HTTP requests, as the HTTP service answers such requests.
+"""Answers AWS Lambda's HTTP events as the HTTP service answers such requests.
 
-What there is not: the edge (keys, signatures, address and rate limits, audit log), which is for API Gateway and IAM to
-be, and streams, which a function's answer cannot be. The Lambda Web Adapter in front of the HTTP service has both.
+Two things are missing: the middlewares (API keys, signatures, address and rate limits, audit log), whose task is left
+to API Gateway and IAM, and streams, which a function's answer cannot be. The Lambda Web Adapter in front of the HTTP
+service has both.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _STREAM = (
 
 
 class LambdaHttpRequests:
-    """See the module.
+    """Handles HTTP events of API Gateway, Function URLs and Application Load Balancers.
 
     Args:
         dispatch: calls the operations.
-        max_body_bytes: of a request.
-        max_depth: of its JSON.
+        max_body_bytes: the greatest size of a request's body in bytes.
+        max_depth: the greatest nesting depth of a request's JSON.
     """
 
     def __init__(self, dispatch: Dispatcher, *, max_body_bytes: int, max_depth: int) -> None:
@@ -58,21 +59,22 @@ class LambdaHttpRequests:
     async def __call__(
         self, event: Mapping[str, Any], form: Form, request_id: str, until: float | None
     ) -> dict[str, Any]:
-        """The answer to a request, in the event's own form.
+        """Run an HTTP event's request and return the response in the event's form.
 
         Args:
-            event: of that form.
-            form: of the event.
-            request_id: unless the caller gives one.
-            until: the loop's time by which to answer; what is not done then is given up, with 504.
+            event: the event, decoded from JSON.
+            form: the event's form: ``v1``, ``v2`` or ``alb``.
+            request_id: the request id if the request has no valid X-Request-Id.
+            until: the deadline on the loop's clock; the work is then cancelled and answered with 504. None for no
+                deadline.
 
         Raises:
-            InvalidRequest: the event is not what it looks like.
+            InvalidRequest: the event does not have the structure of its form.
         """
         started = time.perf_counter()
         try:
             request = read_request(event, form)
-        except (LookupError, TypeError, AttributeError, ValueError):  # of AWS, so nobody's text: not worth a schema
+        except (LookupError, TypeError, AttributeError, ValueError):  # AWS builds the events: no schema needed
             raise InvalidRequest(f"the event is not shaped as one of API Gateway or a load balancer ({form})") from None
         given = request.headers.get("x-request-id", "")
         request_id = given if SAFE_REQUEST_ID.fullmatch(given) else request_id
@@ -135,7 +137,7 @@ class LambdaHttpRequests:
 
 
 def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
-    """What is logged from here on belongs to this request; what it will have used."""
+    """Set the request's context variables for logs, traces and the caller; return the dict that collects its usage."""
     usage: dict[str, Any] = {}
     request_usage.set(usage)
     facts: dict[str, Any] = {"request_id": request_id}
