@@ -27,10 +27,11 @@ class Clock:
 
 
 Settle = Callable[[int], Awaitable[None]]
+"""Commits the number of tokens that a generation used, in place of the tokens reserved for it."""
 
 
 async def free(most: int) -> Settle:
-    """Reserve tokens where no token limit applies: accept any number."""
+    """Reserve tokens without a limit: the default of ``Context.charge``, which accepts any number."""
 
     async def settle(used: int) -> None:
         pass

@@ -9,7 +9,7 @@ from handlers.operations import OPERATIONS
 _STRUCTURED = "application/cloudevents+json"
 _BATCH = "application/cloudevents-batch+json"
 _TYPE_PREFIX = "warmstart."
-_CHARACTERS = r"^[^\u0000-\u001f\u007f-\u009f\ufdd0-\ufdef\ufffe\uffff]*$"  # specification, "Type System"
+_CHARACTERS = r"^[^\u0000-\u001f\u007f-\u009f\ufdd0-\ufdef\ufffe\uffff]*$"  # CloudEvents, "Type System"
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": _CHARACTERS}
 _EXTENSION = {
     "type": ["string", "boolean", "integer", "null"],

@@ -12,6 +12,7 @@ from handlers.cli.options import add_sampling
 from handlers.operations import OPERATIONS
 
 Command = Callable[[argparse.Namespace], int | None]
+"""A function that runs a command with its parsed options; returns the exit status, None for 0."""
 
 
 def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from runtime.errors import InvalidRequest
 M = TypeVar("M", bound=BaseModel)
 
 
-_MOST_FAULTS = 1000  # rendered; rendering a megabyte of them would block the event loop for longer than a token takes
+_MOST_FAULTS = 1000  # more are only counted: rendering a megabyte of them blocks the event loop for longer than a token
 
 
 def parse(model: type[M], payload: object) -> M:
