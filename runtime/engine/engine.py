@@ -36,6 +36,7 @@ _log = logging.getLogger("warmstart.engine")
 _MOST_DEATHS = 4  # three restarts; the fourth crash within ``_WITHIN_SECONDS`` is final
 _WITHIN_SECONDS = 60.0
 _STALE_SECONDS = 10.0  # a step takes tens of milliseconds; only long prompts on slow machines take seconds
+_BURST = 64  # tokens of a step that are handed over before the event loop runs other tasks
 
 
 class TokenizerLike(Decoding, Protocol):
@@ -146,7 +147,9 @@ class FastEngine:
                 if isinstance(item, ServiceError):
                     record.failed(item.code)
                     raise item
-                for index, sampled, reason in item.tokens:
+                for count, (index, sampled, reason) in enumerate(item.tokens):
+                    if count and count % _BURST == 0:  # forced tokens come thousands at a time
+                        await asyncio.sleep(0)
                     if index not in left:  # generated after its stop string
                         continue
                     if (text := texts.get(index)) is None:

@@ -83,6 +83,29 @@ async def test_cached_tokens_are_told_once(make: Any) -> None:
     assert made.value("prompt_tokens_total") == 28
 
 
+async def test_tokens_that_come_in_thousands_leave_turns_to_other_tasks(make: Any) -> None:
+    """Of a scored text a step gives hundreds of tokens at once; the event loop runs other tasks between them."""
+    made = make(Runner(blocks=2048, max_tokens=1024), token_budget=1024)
+    forced = job((1, 2), 600, forced=tuple(5 + i % 9 for i in range(600)))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    seen: Counter[int] = Counter()
+    async with aclosing(made.engine.stream([forced])) as stream:
+        async for _ in stream:
+            seen[turns] += 1
+    task.cancel()
+    assert sum(seen.values()) == 600
+    assert len(made.runner.sizes) < 10  # so that they did come in hundreds
+    assert max(seen.values()) <= 64
+
+
 async def test_without_a_seed_no_two_are_alike(make: Any) -> None:
     """A request without a seed draws a new one each time; the sequences of one request differ anyway."""
     engine = make().engine
