@@ -46,6 +46,7 @@ _OF_THE_PORT = {errno.EADDRINUSE, errno.EACCES}
 # which takes 0.1 s with a large response in memory, and by default happens several times while that is built. Young
 # objects are collected as often as by default.
 _COLLECT = (700, 10, 1000)
+_SWITCH_SECONDS = 0.001  # of the GIL, instead of 5 ms: the event loop takes it several times for one answer
 _CLOSING_SECONDS = 2  # for handlers to finish their responses after the engine has ended their requests
 
 
@@ -108,6 +109,7 @@ async def _close_models(app: web.Application, seconds: float) -> None:
 async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
     """Serve an application inside the block; yields an event that SIGTERM and SIGINT set. A second signal exits."""
     gc.set_threshold(*_COLLECT)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,
