@@ -146,7 +146,8 @@ def test_a_broker_s_page(page: str, printed: str, broker: Callable[..., Iterator
             changes |= {printed.partition("://")[2]: url.partition("://")[2]}
         reader = Reader(tmp_path / "reader", changes)
         _serves(url)
-        stack.enter_context(reader.running(consume))
+        # Beside other tests its usual port may be taken.
+        stack.enter_context(reader.running(f"{consume} --port 0"))
         assert ANSWER in reader.run("bash", submit)
         said = reader.run("python", producer)
         assert said.startswith("result ")
