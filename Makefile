@@ -5,7 +5,7 @@ LOAD_VENV := .venv-load
 PIP := $(VENV)/bin/pip install --disable-pip-version-check
 # Where to get another torch than the default index's, for example PyTorch's own CPU index: make serve TORCH_INDEX=...
 TORCH_INDEX ?=
-# Files of tests that run at once; most of them wait for something. A file is one process's, with its fixtures.
+# Tests that run at once; most of them wait for something.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
@@ -18,10 +18,10 @@ serve: $(VENV)/.kernels ## Set everything up and run the service on http://127.0
 	@exec $(VENV)/bin/python server.py
 
 test: $(VENV)/.dev $(VENV)/.kernels $(LOAD_VENV)/.done check ## Set everything up, then run the checks and the whole test suite
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.dev $(VENV)/.kernels $(LOAD_VENV)/.done ## Run the whole suite with the full form of its long tests (an hour)
-	SOAK=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	SOAK=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types and import arrows
 	$(VENV)/bin/ruff format --check .
