@@ -11,7 +11,7 @@ import platform
 import sys
 
 from runtime.errors import ModelUnavailable
-from runtime.host import cpu_flags, resident_memory, trim_memory
+from runtime.host import cpu_flags, trim_memory
 
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's name
 
@@ -90,19 +90,6 @@ def select_dtype(wanted: str, device: str, *, int8: bool = False) -> str:
     if int8:
         return "int8"
     return "float32" if _16_BIT_CPU_FLAGS.isdisjoint(cpu_flags()) else "bfloat16"
-
-
-def memory_in_use(device: object) -> int:
-    """Return the bytes that the process uses on a device: torch's allocations on CUDA, else the resident set.
-
-    Args:
-        device: a ``torch.device`` or its name.
-    """
-    if str(device).startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.memory_allocated(str(device)))
-    return resident_memory()
 
 
 def release_memory(device: object) -> None:

@@ -94,3 +94,8 @@ def test_usable_cores_are_the_containers(
     """Affinity, cut by the least quota around the process; never none."""
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert host.usable_cores(tree(tmp_path, files)) == expected
+
+
+def test_the_resident_memory_is_read() -> None:
+    """A Python process with pytest in it holds more than 50 MB."""
+    assert host.resident_memory() > 50_000_000

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.device import memory_in_use
 from runtime.engine.engine import FastEngine
+from runtime.host import resident_memory
 from runtime.types import Job, SamplingParams, Token
 from tests.support.engines import Load, needs_kernels
 from tests.support.fakes import until
@@ -255,7 +255,7 @@ async def test_1000_clients_that_leave_leave_nothing_behind(tiny_llama: Path, lo
 
     await crowd(200)  # fills the prefix cache, and whatever grows once
     await until(lambda: state()[:2] == (0, 0))
-    before, memory = state(), memory_in_use("cpu")
+    before, memory = state(), resident_memory()
     await crowd(1000)
     await until(lambda: state() == before)
-    assert memory_in_use("cpu") - memory < 8 << 20
+    assert resident_memory() - memory < 8 << 20

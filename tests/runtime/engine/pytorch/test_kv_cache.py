@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.device import memory_in_use
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
+from runtime.host import resident_memory
 from runtime.model.config import DecoderConfig
 
 CONFIG = DecoderConfig("llama", 2, 8, 16, 4, 2, 4, 50, 64, 1e-5, "silu", True, (1.0, 0.1))
@@ -59,8 +59,8 @@ def test_copying_a_block_copies_all_layers() -> None:
 
 def test_memory_is_taken_up_when_it_is_written() -> None:
     """A pool far larger than what is used costs a CPU nothing until then."""
-    before = memory_in_use("cpu")
+    before = resident_memory()
     large = PagedKV(CONFIG, 512 << 20, torch.float32, torch.device("cpu"))
     assert large.blocks > 1000
-    assert memory_in_use("cpu") - before < 64 << 20
+    assert resident_memory() - before < 64 << 20
     assert not large.data[0, -1].any()
