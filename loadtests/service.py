@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,18 +91,45 @@ def running_service(*command: str, **environment: str) -> Iterator[Service]:
         log = Path(folder) / "service.log"
         with log.open("wb") as output:
             started = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, *run], cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT
-            )
-        try:
-            yield Service(port, process, log, started)
-        finally:
-            process.terminate()
+            process = None
             try:
-                process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                with interrupts_deferred():
+                    process = subprocess.Popen(
+                        [sys.executable, *run], cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT
+                    )
+                yield Service(port, process, log, started)
+            finally:
+                if process:
+                    process.terminate()
+                    try:
+                        process.wait(_END_SECONDS)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Handle Ctrl-C, SIGTERM and SIGHUP after the block instead of within it.
+
+    An exception that a signal handler raises inside ``subprocess.Popen`` would leave a started process that nobody can
+    end. Only handlers written in Python are replaced, so the new process ignores what this one ignores.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    received: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda received_number, _: received.append(received_number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received_number in received:
+            signal.raise_signal(received_number)
 
 
 def free_port() -> int:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtests.service import interrupts_deferred
+
 _POLL_SECONDS = 0.01
 _TICKS = os.sysconf("SC_CLK_TCK")
 END_SECONDS = 15.0
@@ -77,30 +79,38 @@ def running(
     """
     with log.open("wb") as output:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield Running(process, log, started)
-    finally:
+        process = None
         try:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(end_seconds)
-        finally:  # also after a second Ctrl-C during that wait
-            while members := session_members(process.pid):  # its children may outlive it
-                for pid in members:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                process.poll()  # reaps it
-                time.sleep(_POLL_SECONDS)
-            process.wait()
+            with interrupts_deferred():
+                process = subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    env=os.environ | environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            yield Running(process, log, started)
+        finally:
+            if process:
+                _end(process, end_seconds)
+
+
+def _end(process: subprocess.Popen[bytes], end_seconds: float) -> None:
+    """End the processes of the session that a process leads."""
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(end_seconds)
+    finally:  # also after a second Ctrl-C during that wait
+        while members := session_members(process.pid):  # its children may outlive it
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.poll()  # reaps it
+            time.sleep(_POLL_SECONDS)
+        process.wait()
 
 
 def session_members(session: int) -> list[int]:
