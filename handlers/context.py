@@ -51,7 +51,7 @@ class Context:
         caller: returns an identifier of the request's caller; "" if there is only one.
         clock: wall clock and monotonic clock.
         new_id: returns a short unique id for a response.
-        queued: whether this is background work, which yields to interactive requests, see ``Job.queued``.
+        background: whether this is background work, which yields to interactive requests, see ``Job.background``.
         limits: limits of one request.
         version: the service's version.
         started: monotonic time at which the service started.
@@ -70,7 +70,7 @@ class Context:
     figures: Callable[[str], ModelFigures] = lambda model: ModelFigures()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
-    queued: bool = False
+    background: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
     version: str = "0"
     started: float = 0.0

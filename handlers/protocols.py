@@ -27,40 +27,40 @@ class Engine(Protocol):
         """Stop strings with which the chat template ends the assistant's turn."""
         ...
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a raw prompt off the event loop. Control tokens spelled in the text become control tokens, and an
         empty text becomes the token that begins a text.
 
         Args:
             text: the prompt.
-            queued: whether this is background work, see ``Job.queued``. A full queue is reported before the text is
-                tokenized.
+            background: whether this is background work, see ``Job.background``. A full queue is reported before the
+                text is tokenized.
 
         Raises:
             InvalidRequest: the text is empty, and the model has no token to begin a text with.
         """
         ...
 
-    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a chat with the model's template, up to the start of the assistant's next turn. No text in a message
         becomes a control token.
 
         Args:
             messages: the chat's messages.
-            queued: see ``encode``.
+            background: see ``encode``.
 
         Raises:
             InvalidRequest: the model's template refuses the messages.
         """
         ...
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a text as the model would generate it after a prompt: nothing in it becomes a control token, and no
         control token is added.
 
         Args:
             text: the continuation.
-            queued: see ``encode``.
+            background: see ``encode``.
 
         Raises:
             InvalidRequest: the text spells a control token and cannot be tokenized otherwise.
@@ -188,7 +188,7 @@ class Cache(Protocol):
         *,
         reuse: bool,
         max_age: float,
-        queued: bool = False,
+        background: bool = False,
     ) -> AbstractAsyncContextManager[tuple[CacheUse, int, AsyncIterator[Token]]]:
         """Yield a cached response, join an identical request in flight, or compute the response and cache it.
 
@@ -204,7 +204,7 @@ class Cache(Protocol):
                 the response must be computed.
             reuse: whether a cached response or one in flight may be used.
             max_age: the greatest age of a cached response, in seconds.
-            queued: whether this is background work, see ``Job.queued``. An interactive request does not join a
+            background: whether this is background work, see ``Job.background``. An interactive request does not join a
                 background computation but starts its own.
 
         Yields:

@@ -46,7 +46,7 @@ async def person(until, found):
         found.append((times[0] - began, (len(times) - 1) / (times[-1] - times[0])))
 
 async def worker(until, count):
-    ctx = replace(shared_context(), queued=True)
+    ctx = replace(shared_context(), background=True)
     while time.perf_counter() < until:
         async for moment in ask(ctx, 128):
             count[0] += moment < until

@@ -126,7 +126,7 @@ def generate(
         for outcome in scheduler.commit(plan.rows, runner.step(plan.rows)):
             if outcome.error is not None:
                 raise outcome.error
-            kept[outcome.sequence] += outcome.kept
+            kept[outcome.sequence] += outcome.tokens
     return list(kept.values())
 
 

@@ -74,14 +74,14 @@ class Job:
     Args:
         token_ids: the prompt's token ids.
         params: the sampling parameters.
-        queued: whether this is a background job. Interactive jobs are admitted before it and may preempt it; preemption
-            does not change its result.
+        background: whether this is a background job. Interactive jobs are admitted before it and may preempt it;
+            preemption does not change its result.
         field: the request's field that holds the prompt, for error messages.
     """
 
     token_ids: tuple[int, ...]
     params: SamplingParams
-    queued: bool = False
+    background: bool = False
     field: str = "prompt"
 
 

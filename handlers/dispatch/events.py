@@ -39,7 +39,7 @@ class Dispatcher:
     def __init__(self, ctx: Context, operations: tuple[str, ...] = ()) -> None:
         if unknown := [name for name in operations if name not in OPERATIONS]:
             raise SettingsError(f"EVENTS_OPERATIONS: no operation {unknown[0]!r}; there are {', '.join(OPERATIONS)}")
-        self._ctx = replace(ctx, queued=True)
+        self._ctx = replace(ctx, background=True)
         self._allowed = frozenset(operations or (name for name, found in OPERATIONS.items() if not found.admin))
 
     async def __call__(self, envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:

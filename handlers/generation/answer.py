@@ -143,7 +143,7 @@ async def answering(
                     start,
                     reuse=control.reuse,
                     max_age=control.max_age,
-                    queued=ctx.queued,
+                    background=ctx.background,
                 )
                 try:
                     cached, prompt_tokens, stream = await reading.enter_async_context(joined)

@@ -129,7 +129,7 @@ async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list
     ids: list[tuple[int, ...]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
-        ids += await asyncio.gather(*(engine.encode(text, queued=ctx.queued) for text in some))
+        ids += await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in some))
     return ids
 
 

@@ -10,7 +10,7 @@ from runtime.types import Job, SamplingParams, Token
 
 
 async def score(
-    engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0, *, queued: bool = False
+    engine: Engine, prompt: Sequence[int], text: Sequence[int], top: int = 0, *, background: bool = False
 ) -> list[Token]:
     """Return a text's tokens with their log-probabilities after a prompt.
 
@@ -19,7 +19,7 @@ async def score(
         prompt: the prompt's token ids, at least one.
         text: the text's token ids; an empty text gives an empty list.
         top: the number of likeliest tokens to report per position.
-        queued: whether this is background work, see ``Job.queued``.
+        background: whether this is background work, see ``Job.background``.
 
     Returns:
         The text's tokens; the log-probabilities are the model's own, before penalties and temperature.
@@ -31,5 +31,5 @@ async def score(
     if not text:
         return []
     params = SamplingParams(max_new_tokens=len(text), temperature=0, logprobs=top, forced=tuple(text))
-    async with aclosing(engine.stream([Job(tuple(prompt), params, queued)])) as tokens:
+    async with aclosing(engine.stream([Job(tuple(prompt), params, background)])) as tokens:
         return [token async for token in tokens]

@@ -60,7 +60,7 @@ async def plan(request: TextRequest, engine: Engine, ctx: Context) -> PreparedRe
                 )
             limit = min(limit, asked.max_length - len(ids))
         check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
-        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.queued))
+        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.background))
     return PreparedRequest(engine, tuple(jobs))
 
 

@@ -100,11 +100,11 @@ async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine
         InvalidRequest: a limit is exceeded, or the template refuses the messages.
         ContextLengthExceeded: the chat leaves no room for a new token in the model's context.
     """
-    ids = await engine.encode_chat(messages, queued=ctx.queued)
+    ids = await engine.encode_chat(messages, background=ctx.background)
     asked = _params(request, engine.chat_stops)
     limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
     check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return PreparedRequest(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.queued, "messages"),))
+    return PreparedRequest(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.background, "messages"),))
 
 
 def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:

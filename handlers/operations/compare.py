@@ -143,7 +143,9 @@ async def _run(
                 stop=engine.chat_stops if messages else (),
             )
             begun, first = now(), 0.0
-            async with generating(PreparedRequest(engine, (Job(ids, params, ctx.queued, _field(settings)),)), ctx) as (
+            async with generating(
+                PreparedRequest(engine, (Job(ids, params, ctx.background, _field(settings)),)), ctx
+            ) as (
                 collected,
                 tokens,
             ):
@@ -178,8 +180,8 @@ async def _prompt(
     request: CompareRequest, messages: tuple[Message, ...], engine: Engine, ctx: Context
 ) -> tuple[int, ...]:
     if request.prompt is None:
-        return await engine.encode_chat(messages, queued=ctx.queued)
-    return await engine.encode(request.prompt, queued=ctx.queued)
+        return await engine.encode_chat(messages, background=ctx.background)
+    return await engine.encode(request.prompt, background=ctx.background)
 
 
 async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context) -> list[dict[str, float | None]]:
@@ -210,8 +212,8 @@ async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Con
 
 async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Context) -> float | None:
     try:
-        ids = await engine.encode_plain(text, queued=ctx.queued)
-        return _mean(await score(engine, prompt, ids, queued=ctx.queued))
+        ids = await engine.encode_plain(text, background=ctx.background)
+        return _mean(await score(engine, prompt, ids, background=ctx.background))
     except ServiceError:  # it exceeds the context, or this tokenizer cannot encode it as plain text
         return None
 

@@ -103,7 +103,7 @@ async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Pr
     for ids in await encode_all(engine, request.prompt, ctx):
         limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
         check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
-        jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.queued))
+        jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.background))
     return PreparedRequest(engine, tuple(jobs))
 
 
@@ -181,11 +181,11 @@ async def _choices(request: CompletionsRequest, answer: Generation, ctx: Context
 
 async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
     """Return the echo of a prompt, with its tokens' log-probabilities if asked for."""
-    ids = () if request.logprobs is None else await engine.encode(text, queued=ctx.queued)
+    ids = () if request.logprobs is None else await engine.encode(text, background=ctx.background)
     if not ids:
         return _Echo(text, [], [])
     first = Token(0, ids[0], "")
-    scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, queued=ctx.queued)
+    scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, background=ctx.background)
     return await asyncio.to_thread(_placed, text, engine, [first, *scores])
 
 

@@ -33,7 +33,7 @@ class Admission:
 
     Background sequences (see ``Job``) are admitted when no interactive one waits. An interactive sequence that lacks a
     row or blocks preempts background ones, youngest first: they return to the head of their queue with their tokens,
-    and their computed blocks stay in the prefix cache while there is room. Background sequences do not starve: while
+    and their computed blocks stay in the prefix cache while there is space. Background sequences do not starve: while
     none of them runs, the first is overdue after ``request_queue.MAX_BYPASSES`` interactive admissions and is then
     admitted before all others; and the oldest running one is never preempted.
 
@@ -51,7 +51,7 @@ class Admission:
         """Drop all sequences and the prefix cache."""
         self.waiting = RequestQueue[Sequence]()
         self.running: list[Sequence] = []  # in order of arrival within each kind
-        self._stuck: Sequence | None = None  # lacks a row or blocks until a running sequence ends
+        self._blocked: Sequence | None = None  # lacks a row or blocks until a running sequence ends
         self._pool.reset()
 
     def add(self, sequence: Sequence) -> None:
@@ -59,83 +59,83 @@ class Admission:
         leader = sequence.leader
         if leader is not None and (leader.cancelled or (leader.generated and not leader.blocks)):
             sequence.leader = None
-        self.waiting.add(sequence, queued=sequence.queued)
+        self.waiting.add(sequence, background=sequence.background)
 
-    def admit(self, moves: SchedulingChanges, *, queued: bool) -> Sequence | None:
+    def admit(self, changes: SchedulingChanges, *, background: bool) -> Sequence | None:
         """Admit the first waiting sequence of a kind, if that kind is next and a row and blocks are available.
 
         Args:
-            moves: receives the changes.
-            queued: True for background sequences, False for interactive ones.
+            changes: receives the changes.
+            background: True for background sequences, False for interactive ones.
 
         Returns:
             The admitted sequence, or None.
         """
-        sequence = self.waiting.first(queued=queued)
-        if sequence is None or sequence is self._stuck:
+        sequence = self.waiting.peek(background=background)
+        if sequence is None or sequence is self._blocked:
             return None
         leader = sequence.leader
         if leader is not None and not leader.generated:
             return None  # wait until the leader has computed the shared prompt
-        if not self._place(sequence, moves):
-            self._stuck = sequence
+        if not self._allocate(sequence, changes):
+            self._blocked = sequence
             return None
         if leader is not None and sequence.computed < len(sequence.prompt) - 1:
             # The leader's blocks hold the whole prompt. The partly filled last block is copied, since the two sequences
             # continue differently in it; the prompt's last token is computed again.
             index = sequence.computed // self._pool.block_tokens
-            moves.copies.append((leader.blocks[index], sequence.blocks[index]))
+            changes.copies.append((leader.blocks[index], sequence.blocks[index]))
             sequence.computed = len(sequence.prompt) - 1
-        self.waiting.admitted(queued=queued, starving=not any(s.queued for s in self.running))
+        self.waiting.pop(background=background, starving=not any(s.background for s in self.running))
         self.running.append(sequence)
-        moves.admitted.append(sequence)
+        changes.admitted.append(sequence)
         return sequence
 
-    def end(self, ended: Items[Sequence], *, keep: bool = True) -> None:
+    def remove(self, sequences: Items[Sequence], *, keep: bool = True) -> None:
         """Remove running or waiting sequences and release their blocks.
 
         Args:
-            ended: finished, failed or cancelled sequences.
+            sequences: finished, failed or cancelled sequences.
             keep: whether their computed blocks stay in the prefix cache.
         """
-        gone = set(ended)
-        self.running = [s for s in self.running if s not in gone]
-        self.waiting.drop(gone)
-        for sequence in ended:
-            self._succeed(sequence)
+        removed = set(sequences)
+        self.running = [s for s in self.running if s not in removed]
+        self.waiting.remove(removed)
+        for sequence in sequences:
+            self._promote_follower(sequence)
             self._pool.release(sequence, keep=keep)
-        self._stuck = None
+        self._blocked = None
 
-    def _place(self, sequence: Sequence, moves: SchedulingChanges) -> bool:
+    def _allocate(self, sequence: Sequence, changes: SchedulingChanges) -> bool:
         """Allocate a row and blocks, preempting background sequences if needed. Returns whether that succeeded."""
         if len(self.running) < self._max_rows and self._pool.reserve(sequence):
             return True
-        victims = [] if sequence.queued else [s for s in self.running if s.queued][1:]
-        if not victims or not self._pool.within_reach(sequence, victims):
+        victims = [] if sequence.background else [s for s in self.running if s.background][1:]
+        if not victims or not self._pool.can_reserve_after_release(sequence, victims):
             return False
         while len(self.running) == self._max_rows or not self._pool.reserve(sequence):
-            self._preempt(victims.pop(), moves)
+            self._preempt(victims.pop(), changes)
         return True
 
-    def _preempt(self, sequence: Sequence, moves: SchedulingChanges) -> None:
+    def _preempt(self, sequence: Sequence, changes: SchedulingChanges) -> None:
         """Preempt a background sequence: release its blocks and requeue it with the tokens that it has."""
         self.running.remove(sequence)
         if sequence.generated:  # otherwise its followers keep waiting for it
-            self._succeed(sequence)
+            self._promote_follower(sequence)
         self._pool.release(sequence)
         sequence.leader, sequence.computed, sequence.preempted = None, 0, True
         self.waiting.put_back(sequence)
-        moves.preempted.append(sequence)
+        changes.preempted.append(sequence)
 
-    def _succeed(self, leader: Sequence) -> None:
+    def _promote_follower(self, leader: Sequence) -> None:
         """Detach the waiting followers of a leader that leaves the batch. If it has not computed the shared prompt, the
         first follower becomes the leader of the others; otherwise they find the prompt in the prefix cache.
         """
         if leader.params.n == 1:
             return
-        heir: Sequence | None = None
+        new_leader: Sequence | None = None
         for sequence in self.waiting:
             if sequence.leader is leader:
-                sequence.leader = heir
-                if heir is None and not leader.generated:
-                    heir = sequence
+                sequence.leader = new_leader
+                if new_leader is None and not leader.generated:
+                    new_leader = sequence

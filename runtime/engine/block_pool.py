@@ -43,7 +43,7 @@ class BlockPool:
     def reset(self) -> None:
         """Free all blocks and clear the prefix cache; the counters are kept."""
         self._free = list(range(self.blocks - 1, -1, -1))  # a stack, so that already resident memory is reused first
-        self._holders = [0] * self.blocks
+        self._ref_counts = [0] * self.blocks
         self._cached: dict[_Key, int] = {}
         self._keys: list[_Key | None] = [None] * self.blocks
         self._chain = [_ROOT] * self.blocks  # id of the chain that ends with a cached block
@@ -59,7 +59,7 @@ class BlockPool:
         """Number of blocks that sequences reference."""
         return self.blocks - self.available
 
-    def needed(self, sequence: Sequence) -> int:
+    def required_blocks(self, sequence: Sequence) -> int:
         """Return the number of blocks for all positions of a sequence."""
         return -(-sequence.capacity // self.block_tokens)
 
@@ -76,13 +76,13 @@ class BlockPool:
             Whether there were enough blocks; if not, nothing has changed.
         """
         shared = self._shared(sequence)
-        fresh = self.needed(sequence) - len(shared)
+        fresh = self.required_blocks(sequence) - len(shared)
         if fresh > self.available - sum(block in self._idle for block in shared):
             return False
         for block in shared:
-            self._hold(block)
-        sequence.blocks = shared + self._take(fresh)
-        sequence.shareable = len(shared)
+            self._acquire(block)
+        sequence.blocks = shared + self._allocate(fresh)
+        sequence.num_cached_blocks = len(shared)
         sequence.computed = len(shared) * self.block_tokens
         if sequence.leader is not None:
             sequence.cached = sequence.leader.cached
@@ -92,94 +92,94 @@ class BlockPool:
             self.hits += sequence.cached
         return True
 
-    def within_reach(self, sequence: Sequence, others: Items[Sequence]) -> bool:
+    def can_reserve_after_release(self, sequence: Sequence, others: Items[Sequence]) -> bool:
         """Whether ``reserve`` would succeed after the release of the other sequences."""
         shared = set(self._shared(sequence))
         held = Counter(block for other in others for block in other.blocks)
-        freed = sum(self._holders[block] == count for block, count in held.items() if block not in shared)
-        fresh = self.needed(sequence) - len(shared)
+        freed = sum(self._ref_counts[block] == count for block, count in held.items() if block not in shared)
+        fresh = self.required_blocks(sequence) - len(shared)
         return fresh <= self.available - sum(block in self._idle for block in shared) + freed
 
-    def publish(self, sequence: Sequence) -> None:
+    def cache_full_blocks(self, sequence: Sequence) -> None:
         """Add the blocks that a sequence has filled since the last call to the prefix cache.
 
-        If another sequence has published an equal block in the meantime, that one is used and the own block is freed.
+        If another sequence has cached an equal block in the meantime, the sequence uses that one and its own is freed.
         """
         size = self.block_tokens
-        for index in range(sequence.shareable, sequence.computed // size):
+        for index in range(sequence.num_cached_blocks, sequence.computed // size):
             blocks = sequence.blocks
-            own = blocks[index]
+            block = blocks[index]
             chain = self._chain[blocks[index - 1]] if index else _ROOT
             key = (chain, tuple(sequence.tokens[index * size : (index + 1) * size]))
-            known = self._cached.get(key)
-            if known is None:
-                self._cached[key] = own
-                self._keys[own] = key
-                self._chain[own] = next(self._chains)
+            cached = self._cached.get(key)
+            if cached is None:
+                self._cached[key] = block
+                self._keys[block] = key
+                self._chain[block] = next(self._chains)
             else:
-                self._hold(known)
-                self._drop(own, keep=True)
-                sequence.blocks = [*blocks[:index], known, *blocks[index + 1 :]]
-            sequence.shareable = index + 1
+                self._acquire(cached)
+                self._release_block(block, keep=True)
+                sequence.blocks = [*blocks[:index], cached, *blocks[index + 1 :]]
+            sequence.num_cached_blocks = index + 1
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Release all blocks of a sequence.
 
         Args:
             sequence: the sequence; it has no blocks afterwards.
-            keep: whether published blocks stay cached; False if their content may be wrong.
+            keep: whether its cached blocks stay in the prefix cache; False if their content may be wrong.
         """
         for block in reversed(sequence.blocks):  # the end of a chain first, so that it is also evicted first
-            self._drop(block, keep=keep)
+            self._release_block(block, keep=keep)
         sequence.blocks = []
-        sequence.shareable = 0
+        sequence.num_cached_blocks = 0
         while len(self._idle) > self.cache_blocks:
             self._free.append(self._evict())
 
     def _shared(self, sequence: Sequence) -> list[int]:
         """Return the already computed blocks before a sequence's last token, of its leader or of the prefix cache."""
         size, tokens = self.block_tokens, sequence.tokens
-        whole = (len(tokens) - 1) // size  # full blocks
+        full_blocks = (len(tokens) - 1) // size
         if sequence.leader is not None:
-            return sequence.leader.blocks[:whole]
-        found: list[int] = []
+            return sequence.leader.blocks[:full_blocks]
+        blocks: list[int] = []
         chain = _ROOT
-        for start in range(0, whole * size, size):
+        for start in range(0, full_blocks * size, size):
             block = self._cached.get((chain, tuple(tokens[start : start + size])))
             if block is None:
                 break
-            found.append(block)
+            blocks.append(block)
             chain = self._chain[block]
-        return found
+        return blocks
 
-    def _hold(self, block: int) -> None:
-        if not self._holders[block]:
+    def _acquire(self, block: int) -> None:
+        if not self._ref_counts[block]:
             del self._idle[block]
-        self._holders[block] += 1
+        self._ref_counts[block] += 1
 
-    def _take(self, number: int) -> list[int]:
-        taken = [self._free.pop() if self._free else self._evict() for _ in range(number)]
-        for block in taken:
-            self._holders[block] = 1
-        self.touched = max(self.touched, max(taken, default=-1) + 1)
-        return taken
+    def _allocate(self, number: int) -> list[int]:
+        blocks = [self._free.pop() if self._free else self._evict() for _ in range(number)]
+        for block in blocks:
+            self._ref_counts[block] = 1
+        self.touched = max(self.touched, max(blocks, default=-1) + 1)
+        return blocks
 
-    def _drop(self, block: int, *, keep: bool) -> None:
-        self._holders[block] -= 1
-        if self._holders[block]:
+    def _release_block(self, block: int, *, keep: bool) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block]:
             return
         if keep and self._keys[block] is not None:
             self._idle[block] = None
             return
-        self._forget(block)
+        self._uncache(block)
         self._free.append(block)
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)
-        self._forget(block)
+        self._uncache(block)
         return block
 
-    def _forget(self, block: int) -> None:
+    def _uncache(self, block: int) -> None:
         key = self._keys[block]
         if key is not None:
             del self._cached[key]

@@ -14,11 +14,12 @@ from collections.abc import Sequence as Items
 from typing import Protocol
 
 from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
+from runtime.engine.engine_thread import EngineThread
+from runtime.engine.request import Request
 from runtime.engine.request_queue import timeout_error
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.token_ids import check_token_ids, known_ids
-from runtime.engine.worker import EngineThread, Request
 from runtime.errors import (
     ContextLengthExceeded,
     Draining,
@@ -33,10 +34,10 @@ from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
-_MOST_DEATHS = 4  # three restarts; the fourth crash within ``_WITHIN_SECONDS`` is final
-_WITHIN_SECONDS = 60.0
-_STALE_SECONDS = 10.0  # a step takes tens of milliseconds; only long prompts on slow machines take seconds
-_BURST = 64  # tokens of a step that are handed over before the event loop runs other tasks
+_MAX_CRASHES = 4  # three restarts; the fourth crash within ``_CRASH_WINDOW_SECONDS`` is final
+_CRASH_WINDOW_SECONDS = 60.0
+_MAX_HEARTBEAT_AGE_SECONDS = 10.0  # a step takes tens of milliseconds; only long prompts on slow machines take seconds
+_MAX_BURST = 64  # tokens of a step that are yielded before the event loop runs other tasks
 
 
 class TokenizerLike(Decoding, Protocol):
@@ -63,7 +64,7 @@ class FastEngine:
         chat: encoder of chat messages to token ids.
         info: the model's metadata.
         metrics: the model's metrics.
-        max_queue: maximum number of waiting requests, for interactive and background requests (``Job.queued``) each.
+        max_queue: maximum number of waiting requests, for interactive requests and background requests each.
         timeout: maximum seconds per request, including the time in the queue.
     """
 
@@ -90,41 +91,41 @@ class FastEngine:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._closing = self._dead = False
-        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
-        self._worker = self._start()
-        self._watch = threading.Thread(target=self._supervise, name=f"engine-watch-{info.name}", daemon=True)
-        self._watch.start()
+        self._crashes: deque[float] = deque(maxlen=_MAX_CRASHES)
+        self._thread = self._start()
+        self._supervisor = threading.Thread(target=self._supervise, name=f"engine-watch-{info.name}", daemon=True)
+        self._supervisor.start()
         atexit.register(self.close)  # the runner's memory must not be freed while a step runs
 
     @property
     def alive(self) -> bool:
         """Whether the engine thread runs or is being restarted. False for good once the engine is dead or closed."""
-        return self._watch.is_alive()
+        return self._supervisor.is_alive()
 
     @property
     def beating(self) -> bool:
         """Whether the engine makes progress: it is alive and its last heartbeat is less than 10 s old."""
-        return self.alive and time.monotonic() - self._worker.beat < _STALE_SECONDS
+        return self.alive and time.monotonic() - self._thread.heartbeat < _MAX_HEARTBEAT_AGE_SECONDS
 
     @property
     def memory_bytes(self) -> int:
         """Memory in use, in bytes: a CPU's KV cache counts as far as it was written, another device's in full."""
-        lazily = self.info.device == "cpu"
-        return self.info.weights_bytes + (
-            self._scheduler.kv_touched * self._runner.block_bytes if lazily else self.info.kv_bytes
-        )
+        kv_bytes = self.info.kv_bytes
+        if self.info.device == "cpu":
+            kv_bytes = self._scheduler.kv_touched * self._runner.block_bytes
+        return self.info.weights_bytes + kv_bytes
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a raw prompt. Raises at once if the engine accepts no requests now."""
-        return await self._off_loop(lambda: tuple(self._tokenizer.encode_prompt(text)), queued)
+        return await self._tokenize(lambda: tuple(self._tokenizer.encode_prompt(text)), background)
 
-    async def encode_chat(self, messages: Items[Message], *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Items[Message], *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a chat. Raises at once if the engine accepts no requests now."""
-        return await self._off_loop(lambda: self._chat.encode(messages), queued)
+        return await self._tokenize(lambda: self._chat.encode(messages), background)
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a text without control tokens. Raises at once if the engine accepts no requests now."""
-        return await self._off_loop(lambda: self._chat.encode_plain(text), queued)
+        return await self._tokenize(lambda: self._chat.encode_plain(text), background)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, which may be part of a UTF-8 character."""
@@ -133,51 +134,51 @@ class FastEngine:
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
-        left = set(range(len(sequences)))
-        texts: dict[int, IncrementalDetokenizer] = {}  # by index, of started sequences
+        unfinished = set(range(len(sequences)))
+        detokenizers: dict[int, IncrementalDetokenizer] = {}  # by index, of started sequences
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # per prompt
         loop = asyncio.get_running_loop()
         request = Request(sequences, loop)
         record = self._metrics.request(len(sequences))
-        worker = self._admit(lambda worker: worker.submit(request))
+        thread = self._admit(lambda thread: thread.submit(request))
         timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(timeout_error(self._timeout, request)))
         try:
-            while left:
+            while unfinished:
                 item = await request.outbox.get()
                 if isinstance(item, ServiceError):
                     record.failed(item.code)
                     raise item
                 for count, (index, sampled, reason) in enumerate(item.tokens):
-                    if count and count % _BURST == 0:  # forced tokens come thousands at a time
+                    if count and count % _MAX_BURST == 0:  # forced tokens come thousands at a time
                         await asyncio.sleep(0)
-                    if index not in left:  # generated after its stop string
+                    if index not in unfinished:  # generated after its stop string
                         continue
-                    if (text := texts.get(index)) is None:
-                        text = texts[index] = self._text(sequences[index])
+                    if (detokenizer := detokenizers.get(index)) is None:
+                        detokenizer = detokenizers[index] = self._detokenizer(sequences[index])
                     if reason == "stop":
-                        piece = text.flush()
+                        text = detokenizer.flush()
                     else:
-                        piece = text.push(sampled.id)
-                        if reason is not None and not text.stopped:
-                            piece += text.flush()
-                    if text.stopped:
+                        text = detokenizer.push(sampled.id)
+                        if reason is not None and not detokenizer.stopped:
+                            text += detokenizer.flush()
+                    if detokenizer.stopped:
                         if reason is None:
-                            worker.cancel([sequences[index]])
+                            thread.cancel_sequences([sequences[index]])
                         reason = "stop"
                     if reason is not None:
-                        left.remove(index)
-                        del texts[index]
+                        unfinished.remove(index)
+                        del detokenizers[index]
                     cached = 0
                     if index in firsts:
                         firsts.remove(index)
                         cached = sequences[index].cached
                         record.prompt(len(sequences[index].prompt), cached)
-                    record.token(index, item.now, request.started, reason)
-                    yield Token(index, sampled.id, piece, reason, sampled.logprob, sampled.top, cached)
+                    record.token(index, item.time, request.started, reason)
+                    yield Token(index, sampled.id, text, reason, sampled.logprob, sampled.top, cached)
         finally:
             timer.cancel()
             record.closed(request.started)
-            worker.leave(request)
+            thread.cancel_request(request)
 
     def warm_up(self) -> None:
         """Run one short generation on the calling thread, before any request. The prefix cache stays empty."""
@@ -201,10 +202,10 @@ class FastEngine:
         atexit.unregister(self.close)
         with self._lock:
             closed, self._closing = self._closing, True
-        self._worker.close()
-        self._watch.join(grace)
-        self._worker.close(abort=True)
-        self._watch.join()
+        self._thread.close()
+        self._supervisor.join(grace)
+        self._thread.close(abort=True)
+        self._supervisor.join()
         if not closed:
             self._runner.close()
 
@@ -220,50 +221,52 @@ class FastEngine:
     def _supervise(self) -> None:
         """Wait for the engine thread to end; start a new one unless the engine is closing or crashes too often."""
         while True:
-            worker = self._worker
-            worker.thread.join()
+            thread = self._thread
+            thread.thread.join()
             with self._lock:
                 if self._closing:
-                    worker.bury(lambda: Draining("the service is shutting down", retry_after=1))
+                    thread.fail_pending(lambda: Draining("the service is shutting down", retry_after=1))
                     return
-                self._deaths.append(time.monotonic())
-                if len(self._deaths) == _MOST_DEATHS and self._deaths[-1] - self._deaths[0] < _WITHIN_SECONDS:
-                    _log.critical("the engine died %d times within a minute and stays dead", _MOST_DEATHS)
+                self._crashes.append(time.monotonic())
+                if len(self._crashes) == _MAX_CRASHES and self._crashes[-1] - self._crashes[0] < _CRASH_WINDOW_SECONDS:
+                    _log.critical("the engine crashed %d times within a minute and is not restarted", _MAX_CRASHES)
                     self._dead = True
-                    worker.bury(_died)
+                    thread.fail_pending(_crashed)
                     return
-                worker.bury(_died)
+                thread.fail_pending(_crashed)
                 self._scheduler.reset()
-                self._worker = self._start()
+                self._thread = self._start()
                 self._metrics.restarts.inc()
 
-    async def _off_loop(self, tokenize: Callable[[], tuple[int, ...]], queued: bool) -> tuple[int, ...]:
+    async def _tokenize(self, encode: Callable[[], tuple[int, ...]], background: bool) -> tuple[int, ...]:
         """Tokenize in the thread pool; check the queue limit before the submission and again before the work."""
 
-        def checked() -> tuple[int, ...]:
-            self._admit(lambda worker: worker.check(queued))
-            return tokenize()
+        def check_and_encode() -> tuple[int, ...]:
+            self._admit(lambda thread: thread.check_admission(background))
+            return encode()
 
-        self._admit(lambda worker: worker.check(queued))
-        return await asyncio.to_thread(checked)
+        self._admit(lambda thread: thread.check_admission(background))
+        return await asyncio.to_thread(check_and_encode)
 
     def _admit(self, call: Callable[[EngineThread], None]) -> EngineThread:
-        """Call ``check`` or ``submit`` of the current engine thread, and count rejections in the metrics."""
-        worker = self._worker
+        """Call ``check_admission`` or ``submit`` of the current engine thread, and count rejections in the metrics."""
+        thread = self._thread
         try:
             if self._dead:
-                raise ModelUnavailable("the engine died too often and stays down; restart the service", retry_after=10)
-            call(worker)
+                raise ModelUnavailable(
+                    "the engine crashed too often and is not restarted; restart the service", retry_after=10
+                )
+            call(thread)
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
-        return worker
+        return thread
 
     def _sequences(self, job: Job) -> list[Sequence]:
         """Validate a job and make its ``n`` sequences; the first one is the leader of the others."""
         prompt, params = job.token_ids, job.params
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        first = Sequence(prompt, params, seed, queued=job.queued)
+        first = Sequence(prompt, params, seed, background=job.background)
         try:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
@@ -275,19 +278,19 @@ class FastEngine:
                     self._runner.blocks * self._runner.block_tokens,
                     len(prompt),
                     params.max_new_tokens,
-                    because=" with the memory that there is for keys and values (KV_CACHE_BYTES)",
+                    because=" of the KV cache (KV_CACHE_BYTES)",
                 )
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
         others = range(1, params.n)
-        return [first, *(Sequence(prompt, params, seed, number, first, job.queued) for number in others)]
+        return [first, *(Sequence(prompt, params, seed, number, first, job.background) for number in others)]
 
-    def _text(self, sequence: Sequence) -> IncrementalDetokenizer:
+    def _detokenizer(self, sequence: Sequence) -> IncrementalDetokenizer:
         # Minimum number of tokens before a stop string may end the sequence.
-        least = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
-        return IncrementalDetokenizer(self._tokenizer, sequence.prompt, sequence.params.stop, least)
+        min_tokens = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
+        return IncrementalDetokenizer(self._tokenizer, sequence.prompt, sequence.params.stop, min_tokens)
 
 
-def _died() -> EngineRestarting:
-    return EngineRestarting("the engine died beneath this request; try again", retry_after=1)
+def _crashed() -> EngineRestarting:
+    return EngineRestarting("the engine crashed while it processed this request; try again", retry_after=1)

@@ -98,7 +98,7 @@ class _Task:
     """A request in the engine's queue, with the outbox that its stream reads."""
 
     rows: list[_Row]
-    queued: bool
+    background: bool
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
     started: float = 0.0  # monotonic time at which its generation began, 0 before that
@@ -121,7 +121,7 @@ class ReferenceEngine:
         loaded: the model, its tokenizer and its device.
         info: the model's metadata.
         metrics: the model's metrics.
-        max_queue: maximum number of waiting requests, for interactive and background requests (``Job.queued``) each.
+        max_queue: maximum number of waiting requests, for interactive requests and background requests each.
             This engine does not preempt a running batch.
         timeout: maximum seconds per request, including the time in the queue.
         num_threads: number of CPU threads; 0 uses all cores available to the process.
@@ -179,15 +179,15 @@ class ReferenceEngine:
         """Memory of the weights and the float32 head in bytes, without the keys and values of running batches."""
         return self.info.weights_bytes + self._head_bytes
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a raw prompt in the thread pool."""
         return tuple(await asyncio.to_thread(self._tokenizer.encode_prompt, text))
 
-    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a chat in the thread pool."""
         return await asyncio.to_thread(self._chat.encode, messages)
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a text without control tokens, in the thread pool."""
         return await asyncio.to_thread(self._chat.encode_plain, text)
 
@@ -197,21 +197,21 @@ class ReferenceEngine:
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
-        queued = any(job.queued for job in jobs)
+        background = any(job.background for job in jobs)
         try:
             for job in jobs:
                 self._check(job)
-            self._admit(queued)
+            self._admit(background)
             for job in jobs:
                 check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
         loop = asyncio.get_running_loop()
-        task = _Task(self._rows(jobs), queued, loop, asyncio.Queue())
+        task = _Task(self._rows(jobs), background, loop, asyncio.Queue())
         record = self._metrics.request(len(task.rows))
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
-        self._inbox.put(task, queued=queued)
+        self._inbox.put(task, background=background)
         self._gauge()
         timer = loop.call_later(self._timeout, lambda: task.outbox.put_nowait(timeout_error(self._timeout, task)))
         try:
@@ -252,15 +252,15 @@ class ReferenceEngine:
 
     def _gauge(self) -> None:
         with self._gauging:  # otherwise the thread with the older values might report last
-            self._metrics.figures.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
+            self._metrics.figures.busy(self._busy, self._inbox.interactive, self._inbox.background, 0)
 
-    def _admit(self, queued: bool) -> None:
+    def _admit(self, background: bool) -> None:
         """Raise an error if the engine is closing or the queue is full."""
         if self._closing.is_set():
             raise Draining("the model is being unloaded", retry_after=1)
-        if (self._inbox.queued if queued else self._inbox.online) >= self._max_queue:
+        if (self._inbox.background if background else self._inbox.interactive) >= self._max_queue:
             raise TooManyRequests(
-                f"{self._max_queue} requests are waiting already (MAX_QUEUE)",
+                f"the queue is full: {self._max_queue} requests are waiting (MAX_QUEUE); try again later",
                 retry_after=max(1, self._seconds * self._max_queue),
             )
 
@@ -287,7 +287,7 @@ class ReferenceEngine:
 
     def _work(self) -> None:
         """Run queued requests one batch of rows at a time until the queue is closed and empty (engine thread)."""
-        while (task := self._inbox.take()) is not None:
+        while (task := self._inbox.get()) is not None:
             if not task.cancelled.is_set():
                 begun = time.monotonic()
                 task.started = task.started or begun
@@ -297,7 +297,7 @@ class ReferenceEngine:
                 failure = task.context.run(self._run, task, rows)
                 task.finished += len(rows)
                 if failure is None and task.finished < len(task.rows):
-                    self._inbox.put(task, queued=task.queued)
+                    self._inbox.put(task, background=task.background)
                 else:
                     task.put(failure)
                 self._busy = 0

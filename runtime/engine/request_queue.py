@@ -1,4 +1,4 @@
-"""Two-level request queues: interactive ("online") requests first, background ("queued") ones without starvation."""
+"""Two-level request queues: interactive requests are admitted first, and background requests do not starve."""
 
 from __future__ import annotations
 
@@ -22,106 +22,106 @@ class RequestQueue(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self.online: deque[T] = deque()
-        self.queued: deque[T] = deque()
-        self._passed = 0  # interactive items admitted while background items starved
+        self.interactive: deque[T] = deque()
+        self.background: deque[T] = deque()
+        self._bypasses = 0  # interactive items admitted while background items starved
 
     def __len__(self) -> int:
-        return len(self.online) + len(self.queued)
+        return len(self.interactive) + len(self.background)
 
     def __iter__(self) -> Iterator[T]:
-        yield from self.online
-        yield from self.queued
+        yield from self.interactive
+        yield from self.background
 
     @property
     def overdue(self) -> bool:
         """Whether a background item is next even if interactive ones wait."""
-        return self._passed >= MAX_BYPASSES and bool(self.queued)
+        return self._bypasses >= MAX_BYPASSES and bool(self.background)
 
-    def add(self, item: T, *, queued: bool) -> None:
-        """Append an item to the background queue if ``queued``, else to the interactive one."""
-        (self.queued if queued else self.online).append(item)
+    def add(self, item: T, *, background: bool) -> None:
+        """Append an item to the background queue if ``background``, else to the interactive one."""
+        (self.background if background else self.interactive).append(item)
 
     def put_back(self, item: T) -> None:
         """Insert a preempted item at the head of the background queue."""
-        self.queued.appendleft(item)
+        self.background.appendleft(item)
 
-    def first(self, *, queued: bool) -> T | None:
+    def peek(self, *, background: bool) -> T | None:
         """Return the first item of a kind, or None if the other kind is next or the queue is empty."""
-        if queued:
-            return self.queued[0] if self.queued and (not self.online or self.overdue) else None
-        return self.online[0] if self.online and not self.overdue else None
+        if background:
+            return self.background[0] if self.background and (not self.interactive or self.overdue) else None
+        return self.interactive[0] if self.interactive and not self.overdue else None
 
-    def admitted(self, *, queued: bool, starving: bool) -> None:
-        """Remove the item that ``first`` returned.
+    def pop(self, *, background: bool, starving: bool) -> None:
+        """Remove the item that ``peek`` returned.
 
         Args:
-            queued: whether it is a background item.
+            background: whether it is a background item.
             starving: whether no background item is being processed.
         """
-        if queued:
-            self.queued.popleft()
-            self._passed = 0
+        if background:
+            self.background.popleft()
+            self._bypasses = 0
             return
-        self.online.popleft()
-        if starving and self.queued:
-            self._passed += 1
+        self.interactive.popleft()
+        if starving and self.background:
+            self._bypasses += 1
 
-    def drop(self, gone: set[T]) -> None:
+    def remove(self, items: set[T]) -> None:
         """Remove items from both queues."""
-        if any(item in gone for item in self.online):
-            self.online = deque(item for item in self.online if item not in gone)
-        if any(item in gone for item in self.queued):
-            self.queued = deque(item for item in self.queued if item not in gone)
+        if any(item in items for item in self.interactive):
+            self.interactive = deque(item for item in self.interactive if item not in items)
+        if any(item in items for item in self.background):
+            self.background = deque(item for item in self.background if item not in items)
 
 
 class BlockingRequestQueue(Generic[T]):
     """Thread-safe ``RequestQueue`` with any number of producers and one consumer that processes one item at a time."""
 
     def __init__(self) -> None:
-        self._waiting = RequestQueue[T]()
-        self._changed = threading.Condition()
+        self._queue = RequestQueue[T]()
+        self._condition = threading.Condition()
         self._closed = False
 
     @property
-    def online(self) -> int:
+    def interactive(self) -> int:
         """Number of waiting interactive items."""
-        return len(self._waiting.online)
+        return len(self._queue.interactive)
 
     @property
-    def queued(self) -> int:
+    def background(self) -> int:
         """Number of waiting background items."""
-        return len(self._waiting.queued)
+        return len(self._queue.background)
 
-    def put(self, item: T, *, queued: bool) -> None:
+    def put(self, item: T, *, background: bool) -> None:
         """Add an item and wake the consumer."""
-        with self._changed:
-            self._waiting.add(item, queued=queued)
-            self._changed.notify()
+        with self._condition:
+            self._queue.add(item, background=background)
+            self._condition.notify()
 
-    def take(self) -> T | None:
+    def get(self) -> T | None:
         """Remove and return the next item, waiting for one; None when the queue is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._waiting))
-            for queued in (False, True):
-                item = self._waiting.first(queued=queued)
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or len(self._queue))
+            for background in (False, True):
+                item = self._queue.peek(background=background)
                 if item is not None:
-                    self._waiting.admitted(queued=queued, starving=True)
+                    self._queue.pop(background=background, starving=True)
                     return item
             return None
 
     def close(self) -> None:
-        """Close the queue: ``take`` returns the remaining items and then None."""
-        with self._changed:
+        """Close the queue: ``get`` returns the remaining items and then None."""
+        with self._condition:
             self._closed = True
-            self._changed.notify()
+            self._condition.notify()
 
 
 class Startable(Protocol):
     """A request whose kind and start time are known."""
 
     @property
-    def queued(self) -> bool:
+    def background(self) -> bool:
         """Whether it is a background request, see ``Job``."""
         ...
 
@@ -141,6 +141,8 @@ def timeout_error(seconds: float, request: Startable) -> ServiceError:
         seconds: the timeout.
         request: the request.
     """
-    if request.queued and not request.started:
-        return TooManyRequests(f"others went before it for {seconds:g} s (REQUEST_TIMEOUT_SECONDS)", retry_after=1)
-    return DeadlineExceeded(f"not finished within {seconds:g} s (REQUEST_TIMEOUT_SECONDS)")
+    if request.background and not request.started:
+        return TooManyRequests(
+            f"still queued after {seconds:g} s behind interactive requests (REQUEST_TIMEOUT_SECONDS)", retry_after=1
+        )
+    return DeadlineExceeded(f"the request did not finish within {seconds:g} s (REQUEST_TIMEOUT_SECONDS)")

@@ -34,13 +34,13 @@ class StepResult:
 
     Args:
         sequence: the sequence, already extended by the new tokens.
-        kept: the new tokens, at least one unless the sequence failed.
+        tokens: the new tokens, at least one unless the sequence failed.
         reason: the finish reason, or None. Stop strings are detected by the engine, not here.
         error: the failure, or None. With a reason or an error the sequence has been removed from the scheduler.
     """
 
     sequence: Sequence
-    kept: list[Sampled]
+    tokens: list[Sampled]
     reason: FinishReason | None = None
     error: ServiceError | None = None
 
@@ -119,7 +119,7 @@ class Scheduler:
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether a sequence fits the KV cache when it runs alone."""
-        return self._pool.needed(sequence) <= self._pool.blocks
+        return self._pool.required_blocks(sequence) <= self._pool.blocks
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Add a leader before its followers; it may have ended when they are added.
@@ -141,131 +141,132 @@ class Scheduler:
         admission = self._admission
         if self._cancelled:
             self._cancelled = False  # reset before the scan, so that a concurrent ``cancel`` is seen by the next step
-            self._end([s for s in (*admission.running, *admission.waiting) if s.cancelled])
+            self._remove([s for s in (*admission.running, *admission.waiting) if s.cancelled])
         plan = StepPlan()
         rows = plan.rows
-        prompt: Sequence | None = None  # partly computed interactive prompt; at most one, since it used up its step
-        queued: Sequence | None = None  # the same for background prompts
+        # The partly computed prompt of each kind. There is at most one, since it used up the budget of its step.
+        interactive: Sequence | None = None
+        background: Sequence | None = None
         for sequence in admission.running:
             if len(sequence.tokens) - sequence.computed == 1:
                 rows.append(self._row(sequence, 1))
-            elif sequence.queued:
-                queued = sequence
+            elif sequence.background:
+                background = sequence
             else:
-                prompt = sequence
+                interactive = sequence
         decoding = len(rows)
-        room = self._max_tokens - decoding
+        budget = self._max_tokens - decoding
         if decoding:
-            room = min(room, self._token_budget - decoding)
+            budget = min(budget, self._token_budget - decoding)
         # A prompt of either kind gets a token however many sequences decode: rows never outnumber tokens of a step.
-        held = int(queued is not None or admission.waiting.first(queued=True) is not None)
-        room -= self._prefill(prompt, plan, max(1, room - held), queued=False)
+        reserved = int(background is not None or admission.waiting.peek(background=True) is not None)
+        budget -= self._schedule_prefills(interactive, plan, max(1, budget - reserved), background=False)
         for sequence in plan.preempted:
             self.preemptions += 1
-            self.speculation.forget(sequence)
+            self.speculation.remove(sequence)
         if plan.preempted:
             rows[:] = [row for row in rows if row.sequence.blocks]
-            queued = queued if queued is not None and queued.blocks else None
-        room -= self._prefill(queued, plan, max(held, room), queued=True)
-        self._force(rows, max(0, min(room, self._token_budget)))
-        if prompt is queued is None and not plan.admitted:
+            background = background if background is not None and background.blocks else None
+        budget -= self._schedule_prefills(background, plan, max(reserved, budget), background=True)
+        self._add_forced_tokens(rows, max(0, min(budget, self._token_budget)))
+        if interactive is background is None and not plan.admitted:
             self.speculation.draft(rows, self._max_tokens)
         return plan
 
-    def commit(self, rows: Items[Row], results: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
-        """Apply the results of a step.
+    def commit(self, rows: Items[Row], outputs: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
+        """Apply the outputs of a step.
 
         Args:
             rows: the plan's rows.
-            results: the runner's results, one per row.
+            outputs: the runner's outputs, one per row.
 
         Returns:
             One result per sequence that has new tokens or failed, without those cancelled in the meantime.
         """
-        outcomes: list[StepResult] = []
+        results: list[StepResult] = []
         ended: list[Sequence] = []
         failed: list[Sequence] = []
         size = self._pool.block_tokens
-        for row, result in zip(rows, results, strict=True):
+        for row, output in zip(rows, outputs, strict=True):
             sequence = row.sequence
             if sequence.cancelled:
                 continue
-            if isinstance(result, ServiceError):
-                outcomes.append(StepResult(sequence, [], error=result))
+            if isinstance(output, ServiceError):
+                results.append(StepResult(sequence, [], error=output))
                 failed.append(sequence)
                 continue
             if row.samples:
-                outcome = self._keep(row, result)
-                outcomes.append(outcome)
+                result = self._append_tokens(row, output)
+                results.append(result)
                 sequence.computed = len(sequence.tokens) - 1
-                if outcome.reason is not None:
+                if result.reason is not None:
                     ended.append(sequence)
             else:
                 sequence.computed = row.start + len(row.token_ids)
-            if sequence.computed >= (sequence.shareable + 1) * size:
-                self._pool.publish(sequence)
+            if sequence.computed >= (sequence.num_cached_blocks + 1) * size:
+                self._pool.cache_full_blocks(sequence)
         if failed:
-            self._end(failed, keep=False)
+            self._remove(failed, keep=False)
         if ended:
-            self._end(ended)
-        return outcomes
+            self._remove(ended)
+        return results
 
-    def _keep(self, row: Row, choices: list[Sampled]) -> StepResult:
+    def _append_tokens(self, row: Row, choices: list[Sampled]) -> StepResult:
         """Append the sampled tokens that are valid: up to the first rejected draft or the end of the sequence."""
         sequence, params = row.sequence, row.sequence.params
         tokens, limit = sequence.tokens, len(sequence.prompt) + params.max_new_tokens
         drafts = row.token_ids[len(row.token_ids) - row.drafts :]
-        outcome = StepResult(sequence, [])
+        result = StepResult(sequence, [])
         for choice, draft in zip(choices, (*drafts, None), strict=False):  # no choices after a failed one
             tokens.append(choice.id)
-            outcome.kept.append(choice)
+            result.tokens.append(choice)
             if choice.id in self._eos and sequence.generated > len(params.forced):
-                outcome.reason = "stop"
+                result.reason = "stop"
             elif len(tokens) >= limit:
-                outcome.reason = "length"
-            if outcome.reason is not None or choice.id != draft:
+                result.reason = "length"
+            if result.reason is not None or choice.id != draft:
                 break
         if sequence.penalized:
-            sequence.counts.update(choice.id for choice in outcome.kept)
-        self.speculation.learn(row, len(outcome.kept))
-        return outcome
+            sequence.counts.update(choice.id for choice in result.tokens)
+        self.speculation.update(row, len(result.tokens))
+        return result
 
-    def _prefill(self, prompt: Sequence | None, plan: StepPlan, room: int, *, queued: bool) -> int:
+    def _schedule_prefills(self, prompt: Sequence | None, plan: StepPlan, budget: int, *, background: bool) -> int:
         """Schedule prefills of one kind: first the partly computed prompt, then newly admitted ones.
 
         Args:
             prompt: the partly computed prompt, if any.
             plan: the plan to add rows to.
-            room: maximum number of tokens.
-            queued: whether to admit background sequences or interactive ones.
+            budget: maximum number of tokens.
+            background: whether to admit background sequences or interactive ones.
 
         Returns:
             The number of tokens used.
         """
-        left = room
+        remaining = budget
         if prompt is not None:
-            plan.rows.append(self._row(prompt, left))
-            left -= len(plan.rows[-1].token_ids)
-        while left and (sequence := self._admission.admit(plan, queued=queued)) is not None:
-            plan.rows.append(self._row(sequence, left))
-            left -= len(plan.rows[-1].token_ids)
-        return room - left
+            plan.rows.append(self._row(prompt, remaining))
+            remaining -= len(plan.rows[-1].token_ids)
+        while remaining and (sequence := self._admission.admit(plan, background=background)) is not None:
+            plan.rows.append(self._row(sequence, remaining))
+            remaining -= len(plan.rows[-1].token_ids)
+        return budget - remaining
 
-    def _row(self, sequence: Sequence, room: int) -> Row:
-        """Make a row of a sequence's next uncomputed tokens, at most ``room`` of them."""
+    def _row(self, sequence: Sequence, max_tokens: int) -> Row:
+        """Make a row of a sequence's next uncomputed tokens, at most ``max_tokens`` of them."""
         start, tokens, params = sequence.computed, sequence.tokens, sequence.params
-        chunk = tokens[start : start + room]
+        chunk = tokens[start : start + max_tokens]
         if start + len(chunk) < len(tokens):
             return Row(sequence, start, chunk, samples=0)
-        early = len(params.forced) <= sequence.generated < params.min_new_tokens
-        return Row(sequence, start, chunk, banned=self._banned if early else ())
+        ban_end_tokens = len(params.forced) <= sequence.generated < params.min_new_tokens
+        return Row(sequence, start, chunk, banned=self._banned if ban_end_tokens else ())
 
-    def _end(self, ended: list[Sequence], *, keep: bool = True) -> None:
-        self._admission.end(ended, keep=keep)
-        for sequence in ended:
-            self.speculation.forget(sequence)
+    def _remove(self, sequences: list[Sequence], *, keep: bool = True) -> None:
+        self._admission.remove(sequences, keep=keep)
+        for sequence in sequences:
+            self.speculation.remove(sequence)
 
-    def _force(self, rows: list[Row], room: int) -> None:
+    def _add_forced_tokens(self, rows: list[Row], budget: int) -> None:
         """Append forced tokens as drafts to rows that sample, several per step, since the model does not choose them.
 
         The last forced token is sampled instead of fed, so that a row's choices are either all forced or all free.
@@ -273,8 +274,8 @@ class Scheduler:
         for row in rows:
             if not (row.samples and row.sequence.params.forced):
                 continue
-            drafts = row.sequence.forced[:-1][:room]
+            drafts = row.sequence.forced[:-1][:budget]
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)
-            room -= len(drafts)
+            budget -= len(drafts)

@@ -22,7 +22,7 @@ class Sequence:
         seed: seed of the random numbers, never None.
         number: index among the sequences of the same prompt; together with the seed it determines the random numbers.
         leader: the first sequence of the same prompt, whose prefill this one shares; None for the first itself.
-        queued: whether this is a background sequence, see ``Job``.
+        background: whether this is a background sequence, see ``Job``.
     """
 
     prompt: tuple[int, ...]
@@ -30,14 +30,14 @@ class Sequence:
     seed: int
     number: int = 0
     leader: Sequence | None = None
-    queued: bool = False
+    background: bool = False
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens by id; kept only if a penalty needs it
     computed: int = 0  # tokens whose keys and values are in the cache
     cached: int = 0  # of those, tokens found in the prefix cache
     blocks: list[int] = field(default_factory=list)  # KV blocks in order of position; replaced, never changed in place
-    shareable: int = 0  # of those, leading blocks that are in the prefix cache
+    num_cached_blocks: int = 0  # of those, leading blocks in the prefix cache
     cancelled: bool = False
     preempted: bool = False  # ever preempted: its later prefix cache hits may be its own blocks and do not count
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence as Items
 
 from runtime.engine.sequence import Row, Sequence
 
-_LONGEST, _SHORTEST = 4, 2  # n-gram sizes to look up
-_AT_ONCE = 1000  # positions to index per call, so that a long prompt does not delay a step
+_MAX_NGRAM, _MIN_NGRAM = 4, 2  # n-gram sizes to look up
+_MAX_INDEXED = 1000  # positions to index per call, so that a long prompt does not delay a step
 _MAX_MISSES = 7  # bounds the backoff: a sequence whose drafts are never right is tried every 2 ** 7 tokens
 
 
@@ -46,19 +46,19 @@ class Drafter:
             return []
         self._length = end
         following = self._next
-        start, self._indexed = self._indexed, min(end, self._indexed + _AT_ONCE)
-        for position in range(max(start, _SHORTEST), self._indexed):
-            for size in range(_SHORTEST, min(_LONGEST, position) + 1):
+        start, self._indexed = self._indexed, min(end, self._indexed + _MAX_INDEXED)
+        for position in range(max(start, _MIN_NGRAM), self._indexed):
+            for size in range(_MIN_NGRAM, min(_MAX_NGRAM, position) + 1):
                 following[tuple(tokens[position - size : position])] = position
-        for size in range(min(_LONGEST, end), _SHORTEST - 1, -1):
-            found = following.get(tuple(tokens[end - size :]))
-            if found is not None:
+        for size in range(min(_MAX_NGRAM, end), _MIN_NGRAM - 1, -1):
+            match = following.get(tuple(tokens[end - size :]))
+            if match is not None:
                 count = min(self._size, limit)
-                period = end - found  # a draft that reaches the end of the tokens continues the repetition
-                return [tokens[found + i % period] for i in range(count)]
+                period = end - match  # a draft that reaches the end of the tokens continues the repetition
+                return [tokens[match + i % period] for i in range(count)]
         return []
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int) -> None:
         """Adapt the draft length to the result of the last draft.
 
         Args:
@@ -93,26 +93,26 @@ class Speculation:
         """Drop the state of all sequences; the counters are kept."""
         self._drafters.clear()
 
-    def forget(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """Drop the state of a sequence, if there is any."""
         self._drafters.pop(sequence, None)
 
-    def draft(self, rows: Items[Row], most: int) -> None:
+    def draft(self, rows: Items[Row], max_tokens: int) -> None:
         """Append drafts to rows.
 
         Args:
             rows: rows of decoding sequences only.
-            most: maximum tokens of the step, over all rows.
+            max_tokens: maximum tokens of the step, over all rows.
         """
         if not self._limit or len(rows) > self._rows:
             return
-        room = most - sum(len(row.token_ids) for row in rows)
+        budget = max_tokens - sum(len(row.token_ids) for row in rows)
         for row in rows:
             sequence, params = row.sequence, row.sequence.params
-            left = params.max_new_tokens - sequence.generated
+            remaining = params.max_new_tokens - sequence.generated
             if row.banned:  # bans apply to all choices of a row, so drafts must not reach beyond ``min_new_tokens``
-                left = min(left, params.min_new_tokens - sequence.generated)
-            limit = min(left - 1, self._limit, room)
+                remaining = min(remaining, params.min_new_tokens - sequence.generated)
+            limit = min(remaining - 1, self._limit, budget)
             if sequence.penalized or sequence.forced or limit < 1:
                 continue
             drafter = self._drafters.get(sequence)
@@ -122,18 +122,18 @@ class Speculation:
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)
-            room -= len(drafts)
+            budget -= len(drafts)
 
-    def learn(self, row: Row, kept: int) -> None:
+    def update(self, row: Row, tokens: int) -> None:
         """Update the draft length and the counters from a finished step.
 
         Args:
             row: the row of the step.
-            kept: number of tokens that the step added to the sequence.
+            tokens: number of tokens that the step added to the sequence.
         """
         drafter = self._drafters.get(row.sequence)
         if row.drafts and drafter is not None:  # without a drafter the drafts were forced tokens
-            accepted = kept - 1
+            accepted = tokens - 1
             self.drafted += row.drafts
             self.accepted += accepted
-            drafter.learn(row.drafts, accepted)
+            drafter.update(row.drafts, accepted)

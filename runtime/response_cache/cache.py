@@ -88,7 +88,7 @@ class ResponseCache:
         *,
         reuse: bool,
         max_age: float,
-        queued: bool = False,
+        background: bool = False,
     ) -> AsyncIterator[tuple[CacheUse, int, AsyncIterator[Token]]]:
         """Yield a cached response, an answer that another request is computing, or one computed now and then stored.
 
@@ -103,13 +103,15 @@ class ResponseCache:
             return
         flight = self._flights.get(place) if reuse else None
         # An interactive request never joins a background one, which runs only when the engine has nothing else to do.
-        if flight is not None and flight.open and (queued or not flight.queued):
+        if flight is not None and flight.open and (background or not flight.background):
             use = CacheUse("shared", key)
             self._count(shared=1)
         else:
             use = CacheUse("miss" if reuse else "bypass", key)
             self._count(**{"misses" if reuse else "bypassed": 1})
-            flight = SingleFlight(model, held.pop_all(), start, lambda done: self._land(place, done), queued=queued)
+            flight = SingleFlight(
+                model, held.pop_all(), start, lambda done: self._land(place, done), background=background
+            )
             self._flights[place] = flight
         async with flight.joined(), aclosing(flight.read()) as tokens:
             try:

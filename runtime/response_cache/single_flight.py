@@ -23,7 +23,7 @@ class SingleFlight:
         held: the model's lease; it is released only after the last reader has left.
         start: starts the generation; it is called on the flight's own task.
         land: called once at the end, before the readers learn of it; also after an error and after a cancellation.
-        queued: whether the generation is background work, see ``Job``.
+        background: whether the generation is background work, see ``Job``.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class SingleFlight:
         start: Start,
         land: Callable[[SingleFlight], Awaitable[None]],
         *,
-        queued: bool = False,
+        background: bool = False,
     ) -> None:
         self.model = model
-        self.queued = queued
+        self.background = background
         self.tokens: list[Token] = []
         self.seconds = 0.0
         self.complete = False

@@ -103,7 +103,7 @@ async def test_its_work_goes_after_that_of_people() -> None:
         for path, body, headers in (("/generate", GENERATE, {}), ("/events", event(), STRUCTURED)):
             async with http.post(url + path, json=body, headers=headers) as answer:
                 assert answer.status == 200
-    assert [job.queued for jobs in engine.jobs for job in jobs] == [False, True]
+    assert [job.background for jobs in engine.jobs for job in jobs] == [False, True]
 
 
 async def test_scopes(aiohttp_client: Client) -> None:

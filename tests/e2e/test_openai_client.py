@@ -451,7 +451,7 @@ async def test_retry_succeeds() -> None:
     class Full(FakeEngine):
         refused = False
 
-        async def encode_chat(self, messages: Any, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode_chat(self, messages: Any, *, background: bool = False) -> tuple[int, ...]:
             if not self.refused:
                 self.refused = True
                 raise TooManyRequests("full", retry_after=0.01)

@@ -140,9 +140,14 @@ class Made:
     @property
     def idle(self) -> bool:
         """Whether the engine holds nothing of any request."""
-        worker = self.engine._worker
+        thread = self.engine._thread
         return not (
-            worker._live or worker._online or worker._queued or worker._owners or worker._inbox or self.scheduler.busy
+            thread._unfinished
+            or thread._waiting_interactive
+            or thread._waiting_background
+            or thread._owners
+            or thread._inbox
+            or self.scheduler.busy
         )
 
     def value(self, name: str, **labels: str) -> float:

@@ -71,14 +71,14 @@ class FakeEngine:
     chats: list[tuple[Message, ...]] = field(default_factory=list)
     open_streams: int = 0
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(i % self.info.vocabulary_size for i in range(self._length(text)))
 
-    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
         self.chats.append(tuple(messages))
         return await self.encode("".join(message.content for message in messages))
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(range(self._length(text)))
 
     def _length(self, text: str) -> int:
@@ -403,7 +403,7 @@ def check_pool(pool: BlockPool, sequences: Sequence[TextSequence]) -> None:
     """Fail unless the pool's state is consistent with itself and with the blocks of the sequences."""
     held = Counter(block for sequence in sequences for block in sequence.blocks)
     assert all(len(set(sequence.blocks)) == len(sequence.blocks) for sequence in sequences)
-    assert pool._holders == [held[block] for block in range(pool.blocks)]
+    assert pool._ref_counts == [held[block] for block in range(pool.blocks)]
     assert sorted([*pool._free, *pool._idle, *held]) == list(range(pool.blocks)), "a block is lost or has two states"
     assert len(pool._idle) <= pool.cache_blocks
     assert (pool.used, pool.available) == (len(held), pool.blocks - len(held))
@@ -412,7 +412,7 @@ def check_pool(pool: BlockPool, sequences: Sequence[TextSequence]) -> None:
     assert all(pool._keys[block] is not None for block in pool._idle)
     for sequence in sequences:
         chain = 0
-        for block in sequence.blocks[: sequence.shareable]:
+        for block in sequence.blocks[: sequence.num_cached_blocks]:
             key = pool._keys[block]
             assert key is not None
             assert key[0] == chain, "it holds a cached block without the chain before it"

@@ -129,7 +129,7 @@ async def test_messages_become_answers() -> None:
     assert json.loads(broker.answers["a"][1])["text"] == "Hello there."
     assert json.loads(broker.answers["b"][1])["choices"][0]["message"]["content"] == "Hello there."
     assert [json.loads(broker.answers[id][1])["error"]["code"] for id in "cd"] == ["not_found", "insufficient_scope"]
-    assert all(job.queued for jobs in engine.jobs for job in jobs)
+    assert all(job.background for jobs in engine.jobs for job in jobs)
     assert {id for id, _ in broker.chunks} == {"b"}
     assert [reply.chunk for _, reply in broker.chunks] == list(range(len(broker.chunks)))
 

@@ -177,20 +177,20 @@ class Told(FakeEngine):
         super().__init__(token_length=2)
         self.kinds = set[bool]()
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        self.kinds.add(queued)
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
+        self.kinds.add(background)
         return await super().encode(text)
 
-    async def encode_chat(self, messages: Sequence[Message], *, queued: bool = False) -> tuple[int, ...]:
-        self.kinds.add(queued)
+    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
+        self.kinds.add(background)
         return (1, 2)
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
-        self.kinds.add(queued)
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
+        self.kinds.add(background)
         return (1, 2)
 
 
-async def test_everything_is_queued() -> None:
+async def test_everything_is_background_work() -> None:
     """Whatever events ask of the engine goes behind what people wait for, scores and comparisons too; and it is
     refused where the queue of such work is full, and not where that of others is.
     """
@@ -198,14 +198,14 @@ async def test_everything_is_queued() -> None:
     echoed = {"prompt": "x", "echo": True, "logprobs": 1, "max_tokens": 3}
     for operation, data in [*((name, PAYLOADS[name][0]) for name in STREAMING), ("compare", compared)]:
         data = echoed if operation == "completions" else data
-        for queued, chunks in ((True, None), (True, Chunks()), (False, None)):
+        for background, chunks in ((True, None), (True, Chunks()), (False, None)):
             engine = Told()
             ctx = fake_context(engine)
-            if queued:
+            if background:
                 await Dispatcher(ctx)(envelope(operation, data), chunks)
             else:
                 await invoke(operation, data, ctx=ctx)
-            assert {job.queued for jobs in engine.jobs for job in jobs} == engine.kinds == {queued}
+            assert {job.background for jobs in engine.jobs for job in jobs} == engine.kinds == {background}
 
 
 async def test_which_operations() -> None:

@@ -254,7 +254,7 @@ async def test_hit_asks_nothing_of_the_model(operation: Any, payload: dict[str, 
     class Once(FakeEngine):
         encoded = 0
 
-        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
             self.encoded += 1
             return await super().encode(text)
 

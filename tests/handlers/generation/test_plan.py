@@ -130,7 +130,7 @@ async def test_texts_are_encoded_a_few_at_a_time() -> None:
     class Counting(FakeEngine):
         busy = 0
 
-        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
             self.busy += 1
             under_way.append(self.busy)
             await asyncio.sleep(0)
@@ -282,7 +282,7 @@ async def test_prompts_are_encoded_in_order() -> None:
     """However long each takes, token ids come back in the order of the prompts."""
 
     class Slow(FakeEngine):
-        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
             await asyncio.sleep(0.02 if text == "long" else 0)
             return (len(text),)
 
@@ -520,7 +520,7 @@ async def test_concurrent_requests_do_not_mix() -> None:
     """Many requests at once each get their own answer."""
 
     class Echo(FakeEngine):
-        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
             return tuple(text.encode())
 
         async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:

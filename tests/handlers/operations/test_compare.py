@@ -247,7 +247,7 @@ async def test_a_failing_variant_does_not_disturb_the_others() -> None:
 class Picky(FakeEngine):
     """Takes no text for a text."""
 
-    async def encode_plain(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         raise InvalidRequest("contains text that reads as a control token")
 
 

@@ -17,7 +17,7 @@ from tests.support.fakes import INFO, FakeEngine, caching, fake_context, usage
 class Bytes(FakeEngine):
     """A token per byte of a text; it says "é!" in three tokens, of which two are one character."""
 
-    async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(text.encode())
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -137,7 +137,7 @@ async def test_offsets_where_tokens_are_not_written() -> None:
     """What a tokenizer adds to a text, and a blank that it puts before the first word, has no place in the text."""
 
     class Adding(FakeEngine):
-        async def encode(self, text: str, *, queued: bool = False) -> tuple[int, ...]:
+        async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
             return (0, 1, 2)
 
     engine = Adding(("<s>", " Hello", " you"))

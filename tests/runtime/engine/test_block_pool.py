@@ -25,13 +25,13 @@ def run(pool: BlockPool, *prompt: int, new: int = 1) -> Sequence:
 
 def compute(pool: BlockPool, running: Sequence) -> None:
     running.computed = len(running.tokens)
-    pool.publish(running)
+    pool.cache_full_blocks(running)
 
 
 def test_whole_length_is_reserved() -> None:
     """A sequence gets blocks for its prompt and all it may generate, but the last token, which nothing reads."""
     pool = BlockPool(8, 4, cache_blocks=0)
-    assert [pool.needed(sequence(*range(5), new=new)) for new in (1, 4, 5)] == [2, 2, 3]
+    assert [pool.required_blocks(sequence(*range(5), new=new)) for new in (1, 4, 5)] == [2, 2, 3]
     first = run(pool, *range(5), new=5)
     assert first.blocks == [0, 1, 2]
     assert (pool.used, pool.available) == (3, 5)
@@ -92,7 +92,7 @@ def test_generated_tokens_are_cached() -> None:
     first = run(pool, 1, 2, 3, new=6)
     first.tokens += [4, 5, 6, 7, 8, 9]
     first.computed = 8
-    pool.publish(first)
+    pool.cache_full_blocks(first)
     pool.release(first)
     again = sequence(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     assert pool.reserve(again)
@@ -214,7 +214,7 @@ def test_books_agree(block_tokens: int, cache_blocks: int, data: st.DataObject) 
                     for index in range(new.cached // block_tokens):
                         assert text[new.blocks[index]] == new.prompt[: (index + 1) * block_tokens]
                 else:
-                    assert pool.needed(new) > pool.available
+                    assert pool.required_blocks(new) > pool.available
             case "compute" if live:
                 one = data.draw(st.sampled_from(live))
                 for _ in range(data.draw(st.integers(1, 6))):
@@ -224,7 +224,7 @@ def test_books_agree(block_tokens: int, cache_blocks: int, data: st.DataObject) 
                         one.computed += 1
                         if one.computed % block_tokens == 0:
                             text[one.blocks[one.computed // block_tokens - 1]] = tuple(one.tokens[: one.computed])
-                pool.publish(one)
+                pool.cache_full_blocks(one)
             case "release" if live:
                 one = live.pop(data.draw(st.integers(0, len(live) - 1)))
                 pool.release(one, keep=data.draw(st.booleans()))
@@ -250,7 +250,7 @@ def test_what_others_would_leave(data: st.DataObject) -> None:
             pool.release(holding.pop(draw(st.integers(0, len(holding) - 1))))
     wanted = sequence(*draw(_texts), new=draw(st.integers(1, 30)))
     others = draw(st.lists(st.sampled_from(holding), unique_by=id)) if holding else []
-    told = pool.within_reach(wanted, others)
+    told = pool.can_reserve_after_release(wanted, others)
     check_pool(pool, holding)
     for other in others:
         pool.release(other)

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from handlers.context import Context
-from runtime.engine.worker import EngineThread, Request
+from runtime.engine.engine_thread import EngineThread, Request
 from runtime.errors import Draining
 from runtime.model.catalogue import ModelSpec
 from runtime.model_pool.registry import Registry
@@ -54,7 +54,7 @@ async def test_a_request_joins_those_that_run(make: Any) -> None:
         for _ in range(3):
             await anext(first)
         second = asyncio.create_task(collect(made.engine, job((9, 9), 2)))
-        await until(lambda: len(made.engine._worker._live) == 2)
+        await until(lambda: len(made.engine._thread._unfinished) == 2)
         made.runner.gate.release(4)
         assert len((await second)[0]) == 2
         assert (await anext(first)).finish_reason is None
@@ -194,7 +194,7 @@ async def test_closing_a_stream_frees_it_within_a_step(make: Any, phase: str) ->
     """After the step under way nothing of the request is left, wherever it was."""
     made = make(Runner(blocks=2048, max_tokens=16, gate=threading.Semaphore(0)), max_rows=1)
     before = asyncio.create_task(collect(made.engine, job(tokens=FOREVER)))
-    await until(lambda: not made.engine._worker._online and made.engine._worker._live)
+    await until(lambda: not made.engine._thread._waiting_interactive and made.engine._thread._unfinished)
     if phase != "queued":
         before.cancel()
         made.runner.gate.release()
@@ -204,7 +204,9 @@ async def test_closing_a_stream_frees_it_within_a_step(make: Any, phase: str) ->
     begun = len(made.runner.sizes)
     for _ in range(steps):
         made.runner.gate.release()
-    await until(lambda: len(made.runner.sizes) == begun + steps and len(made.engine._worker._live) == 1 + (not steps))
+    await until(
+        lambda: len(made.runner.sizes) == begun + steps and len(made.engine._thread._unfinished) == 1 + (not steps)
+    )
     held = made.pool.used
     assert held > 0
     mine.cancel()
@@ -212,7 +214,7 @@ async def test_closing_a_stream_frees_it_within_a_step(make: Any, phase: str) ->
         await mine
     if phase == "queued":
         assert made.pool.used == held
-        assert not made.engine._worker._online
+        assert not made.engine._thread._waiting_interactive
         before.cancel()
     done = len(made.runner.sizes)
     made.runner.gate.release()
@@ -260,13 +262,13 @@ async def test_a_step_wakes_a_loop_once(make: Any, monkeypatch: pytest.MonkeyPat
     """However many requests share a step, their loop is called once for it."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)))
     tasks = [asyncio.create_task(collect(made.engine, job((i,), 20))) for i in range(8)]
-    await until(lambda: len(made.engine._worker._live) == 8)
+    await until(lambda: len(made.engine._thread._unfinished) == 8)
     calls: list[str] = []
-    loop, worker = asyncio.get_running_loop(), made.engine._worker.thread
+    loop, thread = asyncio.get_running_loop(), made.engine._thread.thread
     original = loop.call_soon_threadsafe
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread() is worker:
+        if threading.current_thread() is thread:
             calls.append("call")
         return original(*args, **kwargs)
 
@@ -284,7 +286,7 @@ async def test_closing_lets_admitted_requests_finish(make: Any) -> None:
     """With grace, what was admitted finishes, queued or not; what comes after is refused."""
     made = make(Runner(blocks=2048, pause=0.001), max_rows=1)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=12))) for _ in range(3)]
-    await until(lambda: len(made.engine._worker._live) == 3)
+    await until(lambda: len(made.engine._thread._unfinished) == 3)
     closing = asyncio.create_task(asyncio.to_thread(made.engine.close, 30))
     await until(lambda: made.engine._closing)
     for refused in (collect(made.engine, job()), made.engine.encode("x")):
@@ -304,7 +306,7 @@ async def test_closing_ends_what_does_not_finish_in_time(make: Any) -> None:
     before = set(threading.enumerate())
     made = make(Runner(blocks=2048, pause=0.001), max_rows=1)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=4000))) for _ in range(3)]
-    await until(lambda: len(made.engine._worker._live) == 3)
+    await until(lambda: len(made.engine._thread._unfinished) == 3)
     await asyncio.to_thread(made.engine.close, 0.05)
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(error) for error in errors] == [Draining] * 3
@@ -316,7 +318,7 @@ async def test_a_thread_that_dies_while_closing_is_not_replaced(make: Any) -> No
     """Closing ends all the same, and so do the requests."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)))
     task = asyncio.create_task(collect(made.engine, job()))
-    await until(lambda: made.engine._worker._live)
+    await until(lambda: made.engine._thread._unfinished)
     with planted(made.runner):
         closing = asyncio.create_task(asyncio.to_thread(made.engine.close, 30))
         await until(lambda: made.engine._closing)
@@ -388,7 +390,7 @@ async def test_gauges_follow_the_batch(make: Any) -> None:
     """Running, waiting and the cache's usage are those of the step under way."""
     made = make(Runner(blocks=100, block_tokens=4, gate=threading.Semaphore(0)), max_rows=2)
     tasks = [asyncio.create_task(collect(made.engine, job((i,), 40))) for i in range(5)]
-    await until(lambda: len(made.engine._worker._live) == 5)
+    await until(lambda: len(made.engine._thread._unfinished) == 5)
     made.runner.gate.release(2)
     await until(lambda: made.value("num_requests_running") == 2)
     assert made.value("num_requests_waiting") == 3
@@ -441,15 +443,15 @@ async def test_a_thousand_disconnects_leave_nothing(
     made = Made(Runner(blocks=200, block_tokens=4, max_tokens=16, pause=0.0005), cache_blocks=20, max_queue=1000)
     draw = random.Random(5)
     left: Counter[str] = Counter()
-    leave = EngineThread.leave
+    leave = EngineThread.cancel_request
 
-    def leaving(worker: EngineThread, request: Request) -> None:
-        if request.left:
+    def leaving(thread: EngineThread, request: Request) -> None:
+        if request.unfinished:
             generated = any(sequence.generated for sequence in request.sequences)
             left["decoding" if generated else "prefilling" if request.started else "queued"] += 1
-        leave(worker, request)
+        leave(thread, request)
 
-    monkeypatch.setattr(EngineThread, "leave", leaving)
+    monkeypatch.setattr(EngineThread, "cancel_request", leaving)
 
     async def client(http: aiohttp.ClientSession) -> None:
         body = {

@@ -128,8 +128,8 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
 async def test_requests_that_are_interrupted_are_the_same_as_alone(
     model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queued requests that give way to online ones again and again get tokens, texts and log-probabilities identical to
-    the last bit; and so do those.
+    """Background requests that are preempted many times, and the interactive requests that preempt them, get the same
+    tokens, texts and log-probabilities as alone, to the last bit.
     """
     name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
     settings = dict(settings)
@@ -150,7 +150,7 @@ async def test_requests_that_are_interrupted_are_the_same_as_alone(
     async def in_background() -> None:
         while not enough or len(found) < 2 * len(jobs):
             index = next(order)
-            found.append((index, await answer(engine, [replace(jobs[index], queued=True)])))
+            found.append((index, await answer(engine, [replace(jobs[index], background=True)])))
 
     tasks = [asyncio.create_task(in_background()) for _ in range(8)]
     for index in range(0, len(jobs), 2):  # each when the others have taken all rows

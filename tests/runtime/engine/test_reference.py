@@ -368,10 +368,10 @@ async def test_a_request_cancelled_in_the_queue_never_runs(slow: Any) -> None:
     """Work whose client left before it began is thrown away."""
     engine, gate, steps = slow
     running = asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0))]))
-    queued = asyncio.create_task(run(engine, [Job((6,), SamplingParams(max_new_tokens=50, temperature=0))]))
+    background = asyncio.create_task(run(engine, [Job((6,), SamplingParams(max_new_tokens=50, temperature=0))]))
     await asyncio.sleep(0.05)
-    queued.cancel()
-    await asyncio.gather(queued, return_exceptions=True)
+    background.cancel()
+    await asyncio.gather(background, return_exceptions=True)
     gate.release(5)
     await running
     await asyncio.sleep(0.1)
@@ -384,9 +384,9 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
     job = Job((5,), SamplingParams(max_new_tokens=1, temperature=0))
     first = asyncio.create_task(run(engine, [job]))
     await asyncio.sleep(0.05)
-    await until(lambda: not engine._inbox.online)  # taken by the worker, which now waits at the gate
+    await until(lambda: not engine._inbox.interactive)  # taken by the worker, which now waits at the gate
     waiting = [asyncio.create_task(run(engine, [job])) for _ in range(2)]
-    await until(lambda: engine._inbox.online == 2)
+    await until(lambda: engine._inbox.interactive == 2)
     with pytest.raises(TooManyRequests) as caught:
         await run(engine, [job])
     assert caught.value.retry_after is not None
@@ -408,7 +408,7 @@ async def test_many_rows_of_one_request_take_turns(slow: Any, monkeypatch: pytes
     many = asyncio.create_task(run(engine, jobs))
     await until(lambda: engine._busy)
     between = asyncio.create_task(run(engine, [Job((5,), GREEDY)]))
-    await until(lambda: engine._inbox.online)
+    await until(lambda: engine._inbox.interactive)
     sizes: list[int] = []
     generate = engine._generate
     monkeypatch.setattr(engine, "_generate", lambda rows, deliver: (sizes.append(len(rows)), generate(rows, deliver)))
@@ -434,30 +434,30 @@ async def test_what_does_not_fit_is_refused(tiny_gpt2: Path, job: Job, says: str
     engine.close()
 
 
-async def test_online_requests_go_before_queued_ones(slow: Any) -> None:
+async def test_interactive_requests_go_before_background_ones(slow: Any) -> None:
     """Those that came later too; each kind has a queue of its own, and a full one refuses its own kind only."""
     engine, gate, _ = slow
     order: list[str] = []
 
-    async def ask(name: str, *, queued: bool) -> None:
-        await run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0), queued)])
+    async def ask(name: str, *, background: bool) -> None:
+        await run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0), background)])
         order.append(name)
 
-    tasks = [asyncio.create_task(ask("first", queued=False))]
+    tasks = [asyncio.create_task(ask("first", background=False))]
     await until(lambda: tasks[0].done() or engine._busy)
     for count in (1, 2):
-        tasks.append(asyncio.create_task(ask(f"queued {count}", queued=True)))
-        await until(lambda count=count: engine._inbox.queued == count)
+        tasks.append(asyncio.create_task(ask(f"background {count}", background=True)))
+        await until(lambda count=count: engine._inbox.background == count)
     with pytest.raises(TooManyRequests):
-        await ask("queued 3", queued=True)
+        await ask("background 3", background=True)
     for count in (1, 2):
-        tasks.append(asyncio.create_task(ask(f"online {count}", queued=False)))
-        await until(lambda count=count: engine._inbox.online == count)
+        tasks.append(asyncio.create_task(ask(f"interactive {count}", background=False)))
+        await until(lambda count=count: engine._inbox.interactive == count)
     with pytest.raises(TooManyRequests):
-        await ask("online 3", queued=False)
+        await ask("interactive 3", background=False)
     gate.release(10)
     await asyncio.gather(*tasks)
-    assert order == ["first", "online 1", "online 2", "queued 1", "queued 2"]
+    assert order == ["first", "interactive 1", "interactive 2", "background 1", "background 2"]
 
 
 async def test_a_deadline_ends_a_request(slow: Any) -> None:

@@ -25,11 +25,11 @@ PARAMS = SamplingParams(max_new_tokens=4, temperature=0)
 
 
 def group(
-    prompt: tuple[int, ...], params: SamplingParams = PARAMS, seed: int = 0, *, queued: bool = False
+    prompt: tuple[int, ...], params: SamplingParams = PARAMS, seed: int = 0, *, background: bool = False
 ) -> list[Sequence]:
     """The sequences of one prompt."""
-    first = Sequence(prompt, params, seed, queued=queued)
-    return [first, *(Sequence(prompt, params, seed, number, first, queued) for number in range(1, params.n))]
+    first = Sequence(prompt, params, seed, background=background)
+    return [first, *(Sequence(prompt, params, seed, number, first, background) for number in range(1, params.n))]
 
 
 def prompt(length: int, first: int = 0) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ class Machine:
     ended: dict[Sequence, str | ServiceError] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
     given: dict[Sequence, list[Sampled]] = field(default_factory=dict)
-    passed: int = 0  # online sequences that were admitted since a queued one was, and none of those runs
+    passed: int = 0  # interactive sequences that were admitted since a background one was, and none of those runs
 
     def add(self, sequences: list[Sequence]) -> list[Sequence]:
         self.sequences += sequences
@@ -68,19 +68,19 @@ class Machine:
                 self.runner.copy_block(source, target)
             results = self.runner.step(plan.rows)
             between()
-            for outcome in self.scheduler.commit(plan.rows, results):
-                self.note(outcome)
+            for result in self.scheduler.commit(plan.rows, results):
+                self.note(result)
             self.check()
         return plan
 
-    def note(self, outcome: StepResult) -> None:
-        sequence = outcome.sequence
+    def note(self, result: StepResult) -> None:
+        sequence = result.sequence
         assert sequence not in self.ended
         assert not sequence.cancelled
-        self.given.setdefault(sequence, []).extend(outcome.kept)
-        assert [sampled.id for sampled in outcome.kept] == sequence.tokens[len(sequence.tokens) - len(outcome.kept) :]
-        assert bool(outcome.kept) == (outcome.error is None)
-        if end := outcome.reason or outcome.error:
+        self.given.setdefault(sequence, []).extend(result.tokens)
+        assert [sampled.id for sampled in result.tokens] == sequence.tokens[len(sequence.tokens) - len(result.tokens) :]
+        assert bool(result.tokens) == (result.error is None)
+        if end := result.reason or result.error:
             self.ended[sequence] = end
 
     def check(self) -> None:
@@ -97,21 +97,23 @@ class Machine:
         Args:
             running: before the step.
         """
-        oldest = next((s for s in running if s.queued), None)
-        assert all(sequence.queued for sequence in plan.preempted), "an online sequence gives way"
+        oldest = next((s for s in running if s.background), None)
+        assert all(sequence.background for sequence in plan.preempted), "an interactive sequence gives way"
         assert oldest not in plan.preempted, "the oldest gives way"
         assert plan.preempted == [s for s in reversed(running) if s in set(plan.preempted)], "not the youngest first"
-        assert not plan.preempted or any(not s.queued for s in plan.admitted), "somebody gave way for nobody"
+        assert not plan.preempted or any(not s.background for s in plan.admitted), "somebody gave way for nobody"
         waiting = self.scheduler._admission.waiting
         running = [s for s in running if s not in set(plan.preempted)]
         for sequence in plan.admitted:
-            if sequence.queued:
-                assert self.passed >= MAX_BYPASSES or not waiting.online, "queued work goes before online work"
+            if sequence.background:
+                assert self.passed >= MAX_BYPASSES or not waiting.interactive, (
+                    "background work goes before interactive work"
+                )
                 self.passed = 0
-            elif not any(s.queued for s in running):
+            elif not any(s.background for s in running):
                 self.passed += 1
             running.append(sequence)
-        for queue in (waiting.online, waiting.queued):
+        for queue in (waiting.interactive, waiting.background):
             assert list(queue) == sorted(queue, key=self.sequences.index), "not in order of arrival"
 
     def finish(self) -> None:
@@ -387,9 +389,9 @@ def test_a_failing_row_fails_alone() -> None:
     m.finish()
     assert m.ended[bad] is error
     assert generated(good) == expected(good)
-    again, kept = m.add([*group(prompt(9)), *group(prompt(9, 1))])
+    again, tokens = m.add([*group(prompt(9)), *group(prompt(9, 1))])
     m.step()
-    assert (again.cached, kept.cached) == (0, 8)
+    assert (again.cached, tokens.cached) == (0, 8)
 
 
 def test_guesses_are_checked() -> None:
@@ -497,16 +499,16 @@ def test_a_choice_that_failed_behind_forced_ones_that_did_not() -> None:
     assert m.ended[sequence] is error
 
 
-# Queued work
+# Background work
 
 
 LONG = replace(PARAMS, max_new_tokens=9, min_new_tokens=9)
 
 
-def test_online_work_takes_rows() -> None:
-    """Queued sequences give their rows to online ones, the youngest first; the oldest keeps its own."""
+def test_interactive_work_takes_rows() -> None:
+    """Background sequences give their rows to interactive ones, the youngest first; the oldest keeps its own."""
     m = machine(max_rows=3)
-    first, second, third = m.add([s for i in range(3) for s in group(prompt(3, i), LONG, queued=True)])
+    first, second, third = m.add([s for i in range(3) for s in group(prompt(3, i), LONG, background=True)])
     m.step()
     m.step()
     (one,) = m.add(group(prompt(3, 4), LONG))
@@ -523,10 +525,12 @@ def test_online_work_takes_rows() -> None:
     assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
 
 
-def test_online_work_takes_blocks() -> None:
-    """As many queued sequences give way as it takes and no more, and what they had computed is found again."""
+def test_interactive_work_takes_blocks() -> None:
+    """As many background sequences give way as it takes and no more, and what they had computed is found again."""
     m = machine(blocks=12, token_budget=32)
-    first, second, third = m.add([s for i in range(3) for s in group(prompt(4, i), LONG, queued=True)])  # 3 blocks each
+    first, second, third = m.add(
+        [s for i in range(3) for s in group(prompt(4, i), LONG, background=True)]
+    )  # 3 blocks each
     for _ in range(6):
         m.step()
     (one,) = m.add(group(prompt(16, 4), replace(LONG, max_new_tokens=1, min_new_tokens=1)))  # 4, and 3 are free
@@ -534,7 +538,7 @@ def test_online_work_takes_blocks() -> None:
     assert (plan.preempted, plan.admitted) == ([third], [one])
     assert (second.generated, third.generated) == (7, 6)
     assert not third.blocks
-    plan = m.step()  # the online one has ended
+    plan = m.step()  # the interactive one has ended
     assert plan.admitted == [third]
     assert [(row.sequence, row.start) for row in plan.rows][-1] == (third, 8), "two of its blocks were still there"
     m.finish()
@@ -543,26 +547,26 @@ def test_online_work_takes_blocks() -> None:
 
 
 def test_nobody_gives_way_for_nothing() -> None:
-    """What cannot be admitted even in place of all queued sequences but the oldest waits, and they go on meanwhile."""
+    """A sequence that could not be admitted even after all possible preemptions waits, and nothing is preempted."""
     m = machine(blocks=9)
-    queued = m.add([s for i in range(3) for s in group(prompt(4, i), LONG, queued=True)])
+    background = m.add([s for i in range(3) for s in group(prompt(4, i), LONG, background=True)])
     m.step()
     (one,) = m.add(group(prompt(28, 4), replace(LONG, max_new_tokens=1, min_new_tokens=1)))
-    while queued[0] not in m.ended:
+    while background[0] not in m.ended:
         assert not m.step().preempted
     assert one not in m.ended
     m.finish()
     assert m.scheduler.preemptions == 0
 
 
-def test_queued_work_fills_what_is_free() -> None:
-    """It runs beside online work where there is room, and waits while online work waits."""
+def test_background_work_fills_what_is_free() -> None:
+    """It runs beside interactive work where there is room, and waits while interactive work waits."""
     m = machine(max_rows=2)
     (one,) = m.add(group(prompt(3), LONG))
-    (two,) = m.add(group(prompt(3, 1), PARAMS, queued=True))
+    (two,) = m.add(group(prompt(3, 1), PARAMS, background=True))
     m.step()
     assert m.running == [one, two]
-    three, four = m.add([*group(prompt(3, 2), LONG, queued=True), *group(prompt(3, 3), PARAMS)])
+    three, four = m.add([*group(prompt(3, 2), LONG, background=True), *group(prompt(3, 3), PARAMS)])
     while two not in m.ended:
         m.step()
     assert m.step().admitted == [four]
@@ -570,10 +574,10 @@ def test_queued_work_fills_what_is_free() -> None:
     assert three in m.ended
 
 
-def test_online_prompts_are_computed_first() -> None:
-    """An online prompt takes what there is of the budget; a queued one that is half computed gets on by a token."""
+def test_interactive_prompts_are_computed_first() -> None:
+    """An interactive prompt takes the token budget, except for one token of a partly computed background prompt."""
     m = machine(max_tokens=16, token_budget=8)
-    m.add(group(prompt(40), PARAMS, queued=True))
+    m.add(group(prompt(40), PARAMS, background=True))
     assert fed(m.step()) == [16]
     m.add(group(prompt(30, 1)))
     assert [fed(m.step()) for _ in range(2)] == [[15, 1], [15, 1]]
@@ -581,32 +585,34 @@ def test_online_prompts_are_computed_first() -> None:
     m.finish()
 
 
-def test_queued_work_gets_on_beside_endless_online_work() -> None:
-    """However much comes online, every queued sequence is finished, in order, one at a time; and online work is not
-    held up by more than that one.
+def test_background_work_gets_on_beside_endless_interactive_work() -> None:
+    """Under endless interactive work every background sequence finishes, in order, one at a time, and interactive work
+    is delayed by no more than that one.
     """
     m = machine(max_rows=4, blocks=24, cache_blocks=0)
-    queued = m.add([s for i in range(6) for s in group(prompt(11, i), replace(LONG, n=2, temperature=1), queued=True)])
+    background = m.add(
+        [s for i in range(6) for s in group(prompt(11, i), replace(LONG, n=2, temperature=1), background=True)]
+    )
     numbers = iter(range(10, 10_000))
     steps, admitted = 0, 0
-    while not m.ended.keys() >= set(queued):
-        while len(m.scheduler._admission.waiting.online) < 3:
+    while not m.ended.keys() >= set(background):
+        while len(m.scheduler._admission.waiting.interactive) < 3:
             m.add(group(prompt(5, next(numbers)), PARAMS))
-        admitted += sum(not s.queued for s in m.step().admitted)
-        assert sum(s.queued for s in m.running) <= 1
+        admitted += sum(not s.background for s in m.step().admitted)
+        assert sum(s.background for s in m.running) <= 1
         steps += 1
-        assert steps < 1500, "queued work starves"
-    assert [s for s in m.ended if s.queued] == queued
-    assert MAX_BYPASSES * len(queued) <= admitted
-    assert [generated(s) for s in queued] == [expected(s) for s in queued]
+        assert steps < 1500, "background work starves"
+    assert [s for s in m.ended if s.background] == background
+    assert MAX_BYPASSES * len(background) <= admitted
+    assert [generated(s) for s in background] == [expected(s) for s in background]
 
 
 def test_interrupted_before_its_first_token() -> None:
     """Followers wait on for a leader that was interrupted while it computed their prompt, and then share it."""
     m = machine(max_rows=2, max_tokens=8)
-    m.add(group(prompt(3, 1), LONG, queued=True))
+    m.add(group(prompt(3, 1), LONG, background=True))
     m.step()
-    leader, second, third = sequences = m.add(group(prompt(20), replace(LONG, n=3, temperature=1), queued=True))
+    leader, second, third = sequences = m.add(group(prompt(20), replace(LONG, n=3, temperature=1), background=True))
     m.step()
     assert 0 < leader.computed < 20
     (one,) = m.add(group(prompt(3, 2), LONG))
@@ -621,9 +627,9 @@ def test_interrupted_before_its_first_token() -> None:
 def test_interrupted_after_its_first_token() -> None:
     """Followers of a leader that was interrupted when their prompt was computed find it in the prefix cache."""
     m = machine(max_rows=2)
-    m.add(group(prompt(3, 1), LONG, queued=True))
+    m.add(group(prompt(3, 1), LONG, background=True))
     m.step()
-    leader, second = sequences = m.add(group(prompt(6), replace(LONG, n=2, temperature=1), queued=True))
+    leader, second = sequences = m.add(group(prompt(6), replace(LONG, n=2, temperature=1), background=True))
     m.step()
     assert leader.generated == 1
     m.add(group(prompt(3, 2), LONG))
@@ -642,24 +648,24 @@ def test_interrupted_among_guesses_and_forced_tokens(guessing: bool) -> None:
         replace(LONG, max_new_tokens=12, presence_penalty=1, frequency_penalty=0.5),
     ):
         m = machine(max_rows=2, speculate=4 * guessing, token_budget=4)
-        m.add(group(prompt(3, 1), replace(LONG, max_new_tokens=80, min_new_tokens=80), queued=True))
+        m.add(group(prompt(3, 1), replace(LONG, max_new_tokens=80, min_new_tokens=80), background=True))
         m.step()
-        (queued,) = m.add(group(prompt(5), params, queued=True))
+        (background,) = m.add(group(prompt(5), params, background=True))
         for number in range(3):
-            while queued not in m.running or queued.generated <= 2 * number:
+            while background not in m.running or background.generated <= 2 * number:
                 m.step()
             m.add(group(prompt(3, 2 + number), replace(PARAMS, max_new_tokens=2, min_new_tokens=2)))
-            assert m.step().preempted == [queued]
+            assert m.step().preempted == [background]
         m.finish()
-        assert m.given[queued] == choices(queued)
-        assert generated(queued) == expected(queued)
-        assert not queued.penalized or queued.counts == Counter(generated(queued))
+        assert m.given[background] == choices(background)
+        assert generated(background) == expected(background)
+        assert not background.penalized or background.counts == Counter(generated(background))
 
 
 def test_cancelled_while_it_is_put_back() -> None:
     """What was interrupted and is not wanted any more is gone."""
     m = machine(max_rows=2)
-    _, gone = m.add([*group(prompt(3), LONG, queued=True), *group(prompt(3, 1), LONG, queued=True)])
+    _, gone = m.add([*group(prompt(3), LONG, background=True), *group(prompt(3, 1), LONG, background=True)])
     m.step()
     m.add(group(prompt(3, 2), LONG))
     assert m.step().preempted == [gone]
@@ -683,7 +689,7 @@ def test_reset() -> None:
 
 
 @st.composite
-def _groups(draw: st.DrawFn, queued: bool) -> list[Sequence]:
+def _groups(draw: st.DrawFn, background: bool) -> list[Sequence]:
     new = draw(st.integers(1, 14))
     forced = draw(st.integers(0, new)) if draw(st.integers(0, 2)) == 0 else 0
     params = SamplingParams(
@@ -697,7 +703,7 @@ def _groups(draw: st.DrawFn, queued: bool) -> list[Sequence]:
     )
     start = [1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8][: draw(st.integers(0, 12))]  # many begin alike
     rest = draw(st.lists(st.integers(1, 3), min_size=not start, max_size=8))
-    return group((*start, *rest), params, seed=draw(st.integers(0, 2)), queued=queued)
+    return group((*start, *rest), params, seed=draw(st.integers(0, 2)), background=background)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -732,7 +738,7 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
                 m.scheduler.cancel(sequence)
 
     for step in range(draw(st.integers(1, 12), "steps with arrivals")):
-        for sequences in draw(st.lists(_groups(queued=step % 3 == 0), max_size=3)):
+        for sequences in draw(st.lists(_groups(background=step % 3 == 0), max_size=3)):
             if m.scheduler.fits(sequences[0]):
                 if draw(st.integers(0, 5)) == 0:
                     failing[sequences[0]] = draw(st.integers(1, sequences[0].capacity))
@@ -770,12 +776,12 @@ def check_text(m: Machine, sequence: Sequence, *, cut: bool = False) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> None:
-    """The same where queued work is interrupted all the time, for want of rows and of blocks, and some of it is given
-    up meanwhile.
+    """The same where background work is preempted all the time, for lack of rows and of blocks, and some of it is
+    cancelled meanwhile.
     """
     dice = random.Random(seed)
 
-    def work(number: int, *, queued: bool) -> list[Sequence]:
+    def work(number: int, *, background: bool) -> list[Sequence]:
         new = dice.randint(1, 24)
         forced = tuple(dice.choices(range(1, 9), k=dice.randint(0, new))) if dice.random() < 0.2 else ()
         params = SamplingParams(
@@ -788,7 +794,7 @@ def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> N
             logprobs=dice.choice([None, 2]),
         )
         start = (1, 2, 1, 2, 3, 4, 5, 6)[: dice.choice([0, 4, 8])]
-        return group((*start, *dice.choices(range(1, 4), k=dice.randint(1, 12))), params, number, queued=queued)
+        return group((*start, *dice.choices(range(1, 4), k=dice.randint(1, 12))), params, number, background=background)
 
     blocks = dice.randint(24, 60)
     m = machine(
@@ -802,8 +808,8 @@ def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> N
         speculate_rows=4,
     )
     for step in range(120):
-        sequences = work(step, queued=True) if dice.random() < 0.3 else []
-        sequences += work(step, queued=False) if dice.random() < 0.15 else []
+        sequences = work(step, background=True) if dice.random() < 0.3 else []
+        sequences += work(step, background=False) if dice.random() < 0.15 else []
         m.add([sequence for sequence in sequences if m.scheduler.fits(sequence)])
         if m.running and dice.random() < 0.03:
             m.scheduler.cancel(dice.choice(m.running))

@@ -67,7 +67,7 @@ def test_fewer_while_wrong() -> None:
     for drafted, accepted in [(8, 2), (3, 3), (6, 6), (8, 8)]:
         sizes.append(len(drafter.draft(text, 100)))
         assert sizes[-1] == drafted
-        drafter.learn(drafted, accepted)
+        drafter.update(drafted, accepted)
     assert len(drafter.draft(text, 100)) == 8
 
 
@@ -80,12 +80,12 @@ def test_pauses_while_nothing_is_right() -> None:
         while not (drafts := drafter.draft(text, 4)):
             text.append(1)
         pauses.append(len(text) - length)
-        drafter.learn(len(drafts), 0)
+        drafter.update(len(drafts), 0)
     assert pauses == [0, 2, 4, 8, 16, 32, 64, 128, 128]
     text += [1] * 128
     assert drafter.draft(text, 4) == [1]
-    drafter.learn(1, 1)
+    drafter.update(1, 1)
     assert drafter.draft(text, 4) == [1, 1]
-    drafter.learn(2, 0)
+    drafter.update(2, 0)
     assert drafter.draft([*text, 1], 4) == []
     assert drafter.draft([*text, 1, 1], 4) == [1]

@@ -132,13 +132,15 @@ async def _ask(
     max_age: float = float("inf"),
     model: str = "m",
     most: int = 100,
-    queued: bool = False,
+    background: bool = False,
 ) -> tuple[str, float | None, int, list[Token]]:
     """Status, age, prompt tokens, and up to so many tokens."""
     tokens: list[Token] = []
     async with AsyncExitStack() as held:
         await held.enter_async_context(computer.lease())
-        async with cache.answer(key, model, held, computer.start, reuse=reuse, max_age=max_age, queued=queued) as (
+        async with cache.answer(
+            key, model, held, computer.start, reuse=reuse, max_age=max_age, background=background
+        ) as (
             use,
             prompt,
             stream,
@@ -229,16 +231,16 @@ async def test_together() -> None:
     assert stats.saved_tokens == 20 * 3 + 1
 
 
-async def test_who_waits_does_not_wait_for_queued_work() -> None:
-    """Online work does not join a computation that others go before; queued work joins any, the online one once that
-    is there.
+async def test_who_waits_does_not_wait_for_background_work() -> None:
+    """Interactive work does not join a background computation; background work joins any, preferably an interactive
+    one.
     """
     computer = Computer()
     cache = _cache(Clock())
     computer.step.clear()
     asked = []
-    for queued in (True, True, False, False, True):
-        asked.append(asyncio.create_task(_ask(cache, computer, queued=queued)))
+    for background in (True, True, False, False, True):
+        asked.append(asyncio.create_task(_ask(cache, computer, background=background)))
         await asyncio.sleep(0)
     computer.step.set()
     answers = [await call for call in asked]

@@ -55,7 +55,7 @@ def run(runner: TorchRunner, sequences: list[Sequence], rng: random.Random | Non
         if plan.rows:
             for outcome in scheduler.commit(plan.rows, runner.step(plan.rows)):
                 assert outcome.error is None
-                kept[outcome.sequence] += outcome.kept
+                kept[outcome.sequence] += outcome.tokens
     return [kept[sequence] for sequence in sequences]
 
 

@@ -40,9 +40,9 @@ async def test_a_full_queue_refuses_before_anything_is_tokenized(make: Any) -> N
     """With MAX_QUEUE requests waiting the next is refused, its text unread; what waits gets its answer."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, max_queue=2)
     first = asyncio.create_task(collect(made.engine, job(tokens=1)))
-    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
+    await until(lambda: made.engine._thread._unfinished and not made.engine._thread._waiting_interactive)
     waiting = [asyncio.create_task(collect(made.engine, job(tokens=1))) for _ in range(2)]
-    await until(lambda: len(made.engine._worker._online) == 2)
+    await until(lambda: len(made.engine._thread._waiting_interactive) == 2)
     for refused in (
         made.engine.encode("x"),
         made.engine.encode_chat([Message("user", "x")]),
@@ -73,9 +73,9 @@ async def test_a_queue_that_fills_while_a_text_waits_to_be_tokenized(make: Any) 
     late = asyncio.create_task(made.engine.encode("x"))
     await asyncio.sleep(0)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=1)))]
-    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
+    await until(lambda: made.engine._thread._unfinished and not made.engine._thread._waiting_interactive)
     tasks.append(asyncio.create_task(collect(made.engine, job(tokens=1))))
-    await until(lambda: made.engine._worker._online)
+    await until(lambda: made.engine._thread._waiting_interactive)
     hold.set()
     with pytest.raises(TooManyRequests):
         await late
@@ -88,14 +88,14 @@ async def test_the_time_to_come_back_follows_the_rate_of_service(make: Any, monk
     """A queue that moves slowly sends callers away for longer."""
     made = make(max_queue=10)
     clock = itertools.count(0.0, 10.0)  # every look at the clock is ten seconds after the last
-    monkeypatch.setattr("runtime.engine.worker.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("runtime.engine.engine_thread.time.monotonic", lambda: next(clock))
     for _ in range(30):
         await collect(made.engine, job(tokens=1))
-    worker = made.engine._worker
-    worker._online.update(object() for _ in range(10))  # type: ignore[misc]
+    thread = made.engine._thread
+    thread._waiting_interactive.update(object() for _ in range(10))  # type: ignore[misc]
     with pytest.raises(TooManyRequests) as caught:
-        worker.check(queued=False)
-    worker._online.clear()
+        thread.check_admission(background=False)
+    thread._waiting_interactive.clear()
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 50
 
@@ -175,26 +175,26 @@ async def test_a_deadline_ends_a_request_wherever_it_is(make: Any) -> None:
 
 
 async def test_each_kind_has_a_queue_of_its_own(make: Any) -> None:
-    """A backlog of queued requests refuses queued ones and no others, and the other way round."""
+    """A backlog of background requests refuses background ones and no others, and the other way round."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, max_queue=1)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=1)))]
-    await until(lambda: made.engine._worker._live and not made.engine._worker._online)
-    tasks.append(asyncio.create_task(collect(made.engine, replace(job(tokens=1), queued=True))))
-    await until(lambda: made.engine._worker._queued)
+    await until(lambda: made.engine._thread._unfinished and not made.engine._thread._waiting_interactive)
+    tasks.append(asyncio.create_task(collect(made.engine, replace(job(tokens=1), background=True))))
+    await until(lambda: made.engine._thread._waiting_background)
     assert await made.engine.encode("a") == (17,)
     with pytest.raises(TooManyRequests):
-        await made.engine.encode("a", queued=True)
+        await made.engine.encode("a", background=True)
     with pytest.raises(TooManyRequests):
-        await made.engine.encode_chat([Message("user", "x")], queued=True)
+        await made.engine.encode_chat([Message("user", "x")], background=True)
     with pytest.raises(TooManyRequests):
-        await collect(made.engine, replace(job(), queued=True))
+        await collect(made.engine, replace(job(), background=True))
     tasks.append(asyncio.create_task(collect(made.engine, job(tokens=1))))
-    await until(lambda: made.engine._worker._online)
+    await until(lambda: made.engine._thread._waiting_interactive)
     with pytest.raises(TooManyRequests):
         await made.engine.encode("a")
     tasks[1].cancel()
     await asyncio.wait(tasks[1:2])
-    assert await made.engine.encode("a", queued=True) == (17,)
+    assert await made.engine.encode("a", background=True) == (17,)
     made.runner.gate.release(10)
     await asyncio.gather(tasks[0], tasks[2])
     await until(lambda: made.idle)
@@ -205,21 +205,21 @@ async def test_an_interrupted_request_goes_on(make: Any) -> None:
     measured.
     """
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=2)
-    texts = [replace(job((1, 2, i), 40, temperature=1, seed=i), queued=True) for i in range(2)]
-    queued = [asyncio.create_task(collect(made.engine, text)) for text in texts]
-    await until(lambda: len(made.engine._worker._live) == 2)
+    texts = [replace(job((1, 2, i), 40, temperature=1, seed=i), background=True) for i in range(2)]
+    background = [asyncio.create_task(collect(made.engine, text)) for text in texts]
+    await until(lambda: len(made.engine._thread._unfinished) == 2)
     made.runner.gate.release(10)
     await until(lambda: len(made.runner.sizes) >= 9)
-    online = job((3,), 5)
-    task = asyncio.create_task(collect(made.engine, online))
-    await until(lambda: len(made.engine._worker._live) == 3)
+    interactive = job((3,), 5)
+    task = asyncio.create_task(collect(made.engine, interactive))
+    await until(lambda: len(made.engine._thread._unfinished) == 3)
     made.runner.gate.release(3)
     await until(lambda: made.value("num_queued_requests_waiting") == 1)
     assert made.value("num_requests_running") == 2
     assert made.value("num_requests_waiting") == 0
     made.runner.gate.release(1000)
-    assert ids(await task) == expected(online)
-    assert [ids(rows) for rows in await asyncio.gather(*queued)] == [expected(text) for text in texts]
+    assert ids(await task) == expected(interactive)
+    assert [ids(rows) for rows in await asyncio.gather(*background)] == [expected(text) for text in texts]
     await until(lambda: made.idle)
     assert made.value("num_preemptions_total") == 1
     assert made.value("num_queued_requests_waiting") == 0
@@ -228,33 +228,33 @@ async def test_an_interrupted_request_goes_on(make: Any) -> None:
 async def test_an_interrupted_request_that_nobody_wants(make: Any) -> None:
     """Leaving while it is put back leaves nothing behind."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=2)
-    queued = [
-        asyncio.create_task(collect(made.engine, replace(job((i,), FOREVER, n=1), queued=True))) for i in range(2)
+    background = [
+        asyncio.create_task(collect(made.engine, replace(job((i,), FOREVER, n=1), background=True))) for i in range(2)
     ]
-    await until(lambda: len(made.engine._worker._live) == 2)
+    await until(lambda: len(made.engine._thread._unfinished) == 2)
     made.runner.gate.release(3)
     await until(lambda: len(made.runner.sizes) >= 2)
     task = asyncio.create_task(collect(made.engine, job((3,), FOREVER)))
-    await until(lambda: len(made.engine._worker._live) == 3)
+    await until(lambda: len(made.engine._thread._unfinished) == 3)
     made.runner.gate.release(3)
-    await until(lambda: made.engine._worker._queued)
-    for one in (*queued, task):
+    await until(lambda: made.engine._thread._waiting_background)
+    for one in (*background, task):
         one.cancel()
-    await asyncio.wait([*queued, task])
+    await asyncio.wait([*background, task])
     made.runner.gate.release(10)
     await until(lambda: made.idle)
     assert made.pool.used == 0
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_queued_work_that_had_no_turn_in_time(make: Any, begun: bool) -> None:
+async def test_background_work_that_had_no_turn_in_time(make: Any, begun: bool) -> None:
     """It is told that the service is busy, and may come again; work that was begun is told of the deadline."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1, timeout=0.1)
     first = None if begun else asyncio.create_task(collect(made.engine, job(tokens=FOREVER)))
     if first is not None:
-        await until(lambda: made.engine._worker._live and not made.engine._worker._online)
+        await until(lambda: made.engine._thread._unfinished and not made.engine._thread._waiting_interactive)
     with pytest.raises(DeadlineExceeded if begun else TooManyRequests, match="REQUEST_TIMEOUT_SECONDS"):
-        await collect(made.engine, replace(job(tokens=FOREVER), queued=True))
+        await collect(made.engine, replace(job(tokens=FOREVER), background=True))
     if first is not None:
         with pytest.raises(DeadlineExceeded):
             await first
@@ -321,11 +321,11 @@ async def test_the_log_lines_of_a_failure_carry_the_request_id(make: Any) -> Non
 
 
 async def test_a_dead_thread_is_replaced(make: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its requests, queued ones too, end at once with 503 and may be tried again; the next ones are answered."""
+    """Its requests, background ones too, end at once with 503 and may be tried again; the next ones are answered."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=2)
-    thread = made.engine._worker.thread
+    thread = made.engine._thread.thread
     tasks = [asyncio.create_task(collect(made.engine, job(range(9), FOREVER))) for _ in range(4)]
-    await until(lambda: len(made.engine._worker._live) == 4)
+    await until(lambda: len(made.engine._thread._unfinished) == 4)
     made.runner.gate.release(3)
     await until(lambda: len(made.runner.sizes) >= 2)
     with planted(made.runner) as deaths:
@@ -336,13 +336,13 @@ async def test_a_dead_thread_is_replaced(make: Any, caplog: pytest.LogCaptureFix
     assert errors[0].status == 503
     assert errors[0].retryable
     assert not thread.is_alive()
-    await until(lambda: made.engine._worker.thread is not thread and made.engine.beating)
+    await until(lambda: made.engine._thread.thread is not thread and made.engine.beating)
     made.runner.gate.release(1000)
     again = job(range(9), 5)
     assert ids(await collect(made.engine, again)) == expected(again)
     assert made.value("engine_restarts_total") == 1
     assert made.value("request_failure_total", code="engine_restarting") == 4
-    assert "the engine's thread died" in caplog.text
+    assert "the engine thread crashed" in caplog.text
     await until(lambda: made.idle)
     check_pool(made.pool, [])
 
@@ -350,11 +350,11 @@ async def test_a_dead_thread_is_replaced(make: Any, caplog: pytest.LogCaptureFix
 async def test_nothing_is_admitted_by_a_dead_thread(make: Any) -> None:
     """A request that comes between a death and the new thread is refused, not forgotten."""
     made = make()
-    worker = made.engine._worker
+    thread = made.engine._thread
     with planted(made.runner), pytest.raises(EngineRestarting):
         await collect(made.engine, job())
     with pytest.raises(EngineRestarting):
-        worker.check(queued=False)
+        thread.check_admission(background=False)
 
 
 async def test_after_three_restarts_within_a_minute_the_engine_stays_dead(make: Any) -> None:
@@ -376,7 +376,7 @@ async def test_after_three_restarts_within_a_minute_the_engine_stays_dead(make: 
 async def test_deaths_far_apart_are_forgiven(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of deaths is survived if they do not come within a minute."""
     made = make()
-    monkeypatch.setattr(engine_module, "_WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(engine_module, "_CRASH_WINDOW_SECONDS", 0.0)
     for count in range(1, 7):
         with planted(made.runner), pytest.raises(EngineRestarting):
             await collect(made.engine, job())
@@ -387,8 +387,8 @@ async def test_deaths_far_apart_are_forgiven(make: Any, monkeypatch: pytest.Monk
 async def test_a_step_that_hangs_is_no_heartbeat(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a step takes too long the engine is alive but does not beat; it beats again afterwards, idle too."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)))
-    monkeypatch.setattr(engine_module, "_STALE_SECONDS", 0.05)
-    monkeypatch.setattr("runtime.engine.worker._TICK_SECONDS", 0.001)
+    monkeypatch.setattr(engine_module, "_MAX_HEARTBEAT_AGE_SECONDS", 0.05)
+    monkeypatch.setattr("runtime.engine.engine_thread._HEARTBEAT_SECONDS", 0.001)
     await until(lambda: made.engine.beating)
     task = asyncio.create_task(collect(made.engine, job(tokens=2)))
     await until(lambda: not made.engine.beating)
