@@ -32,11 +32,11 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
-from runtime.telemetry.request_scope import note_usage, request_caller
+from runtime.telemetry.request_scope import current_caller, observe_usage
 from views import pages
 from views.app_keys import CONTEXT, METRICS, SETTINGS, STATE
 from views.events import Events
-from views.operations import caller_of, charge, operation_handler
+from views.operations import caller_of, operation_handler, reserve
 from views.probes import exposition, livez, readyz
 
 _PRELOAD_SECONDS = 0.03
@@ -60,7 +60,9 @@ def create_app(
         SettingsError: the API key records, ``REDIS_URL`` or EVENTS_OPERATIONS are invalid.
     """
     metrics = metrics or Metrics()
-    ctx = replace(ctx or build_context(settings, metrics), observe=note_usage, caller=request_caller.get, charge=charge)
+    ctx = replace(
+        ctx or build_context(settings, metrics), observe=observe_usage, caller=current_caller, reserve=reserve
+    )
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
     app[METRICS] = metrics

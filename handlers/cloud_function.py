@@ -30,7 +30,7 @@ from runtime.events.delivery_report import DeliveryReporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import setup_logging
-from runtime.telemetry.request_scope import note_usage, request_caller
+from runtime.telemetry.request_scope import current_caller, observe_usage
 
 
 def make_function() -> Any:
@@ -45,7 +45,7 @@ def make_function() -> Any:
 
     @cache  # called on the loop's thread only, so that it is created once
     def service() -> CloudEventsService:
-        ctx = replace(shared_context(), observe=note_usage, caller=request_caller.get)
+        ctx = replace(shared_context(), observe=observe_usage, caller=current_caller)
         processor, _ = open_processor(settings, Dispatcher(ctx, settings.events_operations))
         reporter = DeliveryReporter("http", OPERATIONS, EventMetrics(CollectorRegistry()))
         return CloudEventsService(

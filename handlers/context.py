@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from handlers.protocols import Cache, Models, Tracing
-from runtime.types import Memory, ModelFigures
+from runtime.types import Memory, ModelFigures, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +25,17 @@ class Clock:
     monotonic: Callable[[], float]
 
 
-Settle = Callable[[int], Awaitable[None]]
+Commit = Callable[[int], Awaitable[None]]
 """Commits the number of tokens that a generation used, in place of the tokens reserved for it."""
 
 
-async def free(most: int) -> Settle:
-    """Reserve tokens without a limit: the default of ``Context.charge``, which accepts any number."""
+async def free(max_tokens: int) -> Commit:
+    """Reserve tokens without a limit: the default of ``Context.reserve``, which accepts any number."""
 
-    async def settle(used: int) -> None:
+    async def commit(used: int) -> None:
         pass
 
-    return settle
+    return commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,9 @@ class Context:
         version: the service's version.
         started: monotonic time at which the service started.
         tracing: traces requests, see ``handlers.dispatch.lookup``; None for no tracing.
-        observe: called with each generation's usage when it ends, also if it is cut short; and before the first token,
-            with the use of the response cache.
-        charge: reserves the greatest number of tokens that a generation can use, prompts and new tokens, before it
+        observe: called with each generation's usage when it ends, also if it is cut short; and before the first token
+            with the use of the response cache and no tokens.
+        reserve: reserves the greatest number of tokens that a generation can use, prompts and new tokens, before it
             starts; raises RateLimited or ExceedsRateLimit if the caller has fewer left. Returns a function that commits
             the number of tokens really used and is called once. ``handlers.generation.plan.paid`` calls both.
     """
@@ -75,5 +74,5 @@ class Context:
     version: str = "0"
     started: float = 0.0
     tracing: Tracing | None = None
-    observe: Callable[[Mapping[str, Any]], None] = lambda usage: None
-    charge: Callable[[int], Awaitable[Settle]] = free
+    observe: Callable[[Usage], None] = lambda usage: None
+    reserve: Callable[[int], Awaitable[Commit]] = free

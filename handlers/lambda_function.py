@@ -31,7 +31,7 @@ from runtime.events.delivery_report import DeliveryReporter
 from runtime.settings import Settings
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import setup_logging
-from runtime.telemetry.request_scope import note_usage, request_caller
+from runtime.telemetry.request_scope import current_caller, observe_usage
 
 _INIT_SECONDS = 8.0  # Lambda restarts an init phase that takes over 10 s, and then bills it
 _MARGIN_SECONDS = 1.0  # before Lambda's own deadline: time to stop a generation, return messages and answer
@@ -54,7 +54,7 @@ class Function:
             settings, "leave that to API Gateway and IAM, or serve with the Lambda Web Adapter (docs/events-lambda.md)"
         )
         self._models = ctx.models
-        ctx = replace(ctx, observe=note_usage, caller=request_caller.get)
+        ctx = replace(ctx, observe=observe_usage, caller=current_caller)
         dispatch = Dispatcher(ctx, settings.events_operations)
         self._requests = LambdaHttpRequests(
             dispatch, max_body_bytes=settings.max_body_bytes, max_depth=settings.max_json_depth

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from middleware.request_keys import CLIENT_TEXT
 from runtime.telemetry.logging import log_facts
-from runtime.telemetry.request_scope import request_usage
+from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_scope
 
 _log = logging.getLogger("warmstart.access")
 
@@ -30,8 +29,8 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
     """
     started = time.perf_counter()
     status = 500
-    usage: dict[str, Any] = {}
-    request_usage.set(usage)
+    usage = UsageCounter()
+    request_scope.set(RequestScope(usage=usage))  # also ends the scope of the previous request on this connection
     try:
         response = await handler(request)
         status = response.status
@@ -46,9 +45,8 @@ async def access_log_middleware(request: web.Request, handler: Handler) -> web.S
                 "status": status,
                 "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
                 "client": request.get(CLIENT_TEXT),
-                "tokens_in": usage.get("prompt_tokens"),
-                "tokens_out": usage.get("completion_tokens"),
+                **usage.tokens,
             }
-            if "cache" in usage:
-                facts["cache"] = usage["cache"]["status"]
+            if usage.total is not None and usage.total.cache is not None:
+                facts["cache"] = usage.total.cache.status
             log_facts(_log, level, f"{request.method} {request.path}", facts)

@@ -27,7 +27,7 @@ from middleware.request_keys import CALLER, CLIENT_TEXT, PAYLOAD, REASON
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog
 from runtime.errors import AuditUnavailable
-from runtime.telemetry.request_scope import request_facts, request_usage
+from runtime.telemetry.request_scope import request_facts, request_scope
 
 _FIGURES = frozenset({"health", "metrics", "stats"})
 _CLIENT_GONE = 499  # as in the access log
@@ -59,8 +59,8 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
             return True
         facts = request_facts.get() or {}
         trace_id = facts.get("trace_id")
-        usage = request_usage.get() or {}
-        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        usage = request_scope.get().usage
+        total = None if usage is None else usage.total
         asked = ',"model":null'
         digest = ',"prompt_hash":null'
         if payload := request.get(PAYLOAD):
@@ -79,8 +79,8 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
             f',"status":{status}'
             f',"result":"{result}"'
             f',"reason":{"null" if reason is None else _text(reason)}'
-            f',"tokens_in":{"null" if tokens_in is None else tokens_in}'
-            f',"tokens_out":{"null" if tokens_out is None else tokens_out}'
+            f',"tokens_in":{"null" if total is None else total.prompt_tokens}'
+            f',"tokens_out":{"null" if total is None else total.completion_tokens}'
             f"{asked}"
             f',"duration_ms":{1e3 * (time.perf_counter() - started):.2f}{digest}',
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -27,7 +27,7 @@ from runtime.errors import ExceedsRateLimit, RateLimited, RateLimitUnavailable
 from runtime.networks import client_group
 from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, UsageLimiter
 from runtime.settings import Settings
-from runtime.telemetry.request_scope import Charge, request_charge
+from runtime.telemetry.request_scope import Reserve, request_scope
 from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.edge")
@@ -165,34 +165,36 @@ class RateLimit:
                         retry_after=requests.retry_after,
                     )
                 if terms.tokens is not None:
-                    request_charge.set(self._charge(client, terms.tokens, left))
+                    reserve = self._reserve(client, terms.tokens, left)
+                    request_scope.set(replace(request_scope.get(), reserve=reserve))
         return await handler(request)
 
-    def _charge(self, client: str, quota: Quota, left: _Left) -> Charge:
-        async def charge(most: int) -> Callable[[int], Awaitable[None]]:
-            if most > quota.burst:
+    def _reserve(self, client: str, quota: Quota, left: _Left) -> Reserve:
+        async def reserve(max_tokens: int) -> Callable[[int], Awaitable[None]]:
+            if max_tokens > quota.burst:
                 raise ExceedsRateLimit(
-                    f"this may cost {most} tokens, prompt and answer, and you may use {quota.burst} at once: "
+                    f"this may cost {max_tokens} tokens, prompt and answer, and you may use {quota.burst} at once: "
                     f"RATE_LIMIT_BURST's share of {quota.limit} in a minute (RATE_LIMIT_TOKENS_PER_MINUTE, or the "
                     "key's own limit); ask for fewer new tokens"
                 )
             try:
-                left.tokens, settle = await self._limits.hold(client, quota, most)
+                left.tokens, commit = await self._limits.reserve(client, quota, max_tokens)
             except LimitsUnavailable as error:
                 self._unknown(error)
                 return _free
-            if settle is None:
+            if commit is None:
                 raise RateLimited(
-                    f"this may cost {most} tokens, prompt and answer, and you have {left.tokens.remaining} left now",
+                    f"this may cost {max_tokens} tokens, prompt and answer, and you have {left.tokens.remaining} left "
+                    "now",
                     retry_after=left.tokens.retry_after,
                 )
 
-            async def settled(used: int) -> None:
-                left.tokens = await settle(used) or left.tokens
+            async def commit_used(used: int) -> None:
+                left.tokens = await commit(used) or left.tokens
 
-            return settled
+            return commit_used
 
-        return charge
+        return reserve
 
     def _unknown(self, error: LimitsUnavailable) -> None:
         self._count_away()

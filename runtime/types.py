@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 Role = Literal["system", "user", "assistant"]
@@ -247,6 +247,42 @@ class CacheUse:
     status: Literal["hit", "miss", "shared", "bypass"]
     key: str | None = None
     age_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a generation, and how the response cache was used. Usages can be added.
+
+    Args:
+        prompt_tokens: tokens of all prompts, of which ``cached_tokens`` were found in the prefix cache.
+        completion_tokens: generated tokens.
+        cache: how the response cache was used; None without a cache.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cache: CacheUse | None = None
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.cache if other.cache is None else other.cache,
+        )
+
+    def openai(self) -> dict[str, Any]:
+        """Return OpenAI's usage object; if there is a response cache, with the additional member ``cache``."""
+        usage: dict[str, Any] = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+        if (use := self.cache) is not None:
+            usage["cache"] = {"status": use.status, "age_seconds": use.age_seconds, "key": use.key}
+        return usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,13 +15,13 @@ from aiohttp.typedefs import Handler
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
 from handlers.api.routes import Route
-from handlers.context import Settle, free
+from handlers.context import Commit, free
 from handlers.operations import Operation
 from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.errors import InternalError, ServiceError
 from runtime.json_answer import encoded
 from runtime.settings import Settings
-from runtime.telemetry.request_scope import request_caller, request_charge, request_usage
+from runtime.telemetry.request_scope import request_scope
 from runtime.types import Caller
 from views.app_keys import CONTEXT
 
@@ -30,16 +31,16 @@ _JSON = "application/json; charset=utf-8"
 _log = logging.getLogger("warmstart.app")
 
 
-async def charge(most: int) -> Settle:
-    """Reserve tokens of the request's rate limit, if it has one (``Context.charge``).
+async def reserve(max_tokens: int) -> Commit:
+    """Reserve tokens of the request's rate limit, if it has one (``Context.reserve``).
 
     Args:
-        most: the largest number of tokens that the request may use.
+        max_tokens: the largest number of tokens that the request may use.
 
     Returns:
         The function that commits the number of tokens used.
     """
-    return await (request_charge.get() or free)(most)
+    return await (request_scope.get().reserve or free)(max_tokens)
 
 
 def operation_handler(operation: Operation, route: Route, settings: Settings) -> Handler:
@@ -52,7 +53,7 @@ def operation_handler(operation: Operation, route: Route, settings: Settings) ->
     """
 
     async def adapter(request: web.Request) -> web.StreamResponse:
-        request_caller.set(caller_of(request))
+        request_scope.set(replace(request_scope.get(), caller=caller_of(request)))
         payload = await _payload(request, route, settings.max_json_depth)
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
@@ -83,7 +84,8 @@ def _cache_control(request: web.Request) -> dict[str, str]:
 
 
 def _cache_headers() -> dict[str, str]:
-    return cache_headers(request_usage.get() or {})
+    usage = request_scope.get().usage
+    return cache_headers(None if usage is None or usage.total is None else usage.total.cache)
 
 
 async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from handlers.api.routes import Route
 from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.strict_json import loads
+from runtime.types import CacheUse
 
 
 def query_payload(route: Route, named: Mapping[str, str], query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -55,18 +56,17 @@ def body_payload(
     return {**payload, **named}
 
 
-def cache_headers(usage: Mapping[str, Any]) -> dict[str, str]:
-    """Return the response headers X-Cache, X-Cache-Key and Age (RFC 9111 section 5.1); none without a cache.
+def cache_headers(use: CacheUse | None) -> dict[str, str]:
+    """Return the response headers X-Cache, X-Cache-Key and Age (RFC 9111 section 5.1).
 
     Args:
-        usage: the usage given to ``Context.observe``.
+        use: how the response cache was used; None without a cache, which gives no headers.
     """
-    use = usage.get("cache")
     if use is None:
         return {}
-    headers = {"X-Cache": use["status"].upper()}
-    if use["key"] is not None:
-        headers["X-Cache-Key"] = use["key"]
-    if use["age_seconds"] is not None:
-        headers["Age"] = str(int(use["age_seconds"]))
+    headers = {"X-Cache": use.status.upper()}
+    if use.key is not None:
+        headers["X-Cache-Key"] = use.key
+    if use.age_seconds is not None:
+        headers["Age"] = str(int(use.age_seconds))
     return headers

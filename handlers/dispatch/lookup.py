@@ -12,6 +12,7 @@ from handlers.context import Context
 from handlers.operations import OPERATIONS, Operation
 from handlers.protocols import Trace, Tracing
 from runtime.errors import NotFound, ServiceError
+from runtime.types import Usage
 
 # Called every second by web pages and probes; their traces would crowd out the others.
 _UNTRACED = frozenset({"health", "model_info", "models", "cache_stats", "stats"})
@@ -83,12 +84,11 @@ class _Request:
         self.name = name
         self.trace = trace
         self._observe = ctx.observe
-        self.ctx = replace(ctx, observe=self._usage)
+        self.ctx = replace(ctx, observe=self._add)
         self._model: str | None = None
         self._id: str | None = None
         self._reasons: list[str] = []
-        self._input = self._output = 0
-        self._cache: str | None = None
+        self._usage = Usage()
 
     def saw(self, answer: Mapping[str, Any]) -> None:
         """Read the attributes from an answer or a chunk."""
@@ -107,9 +107,9 @@ class _Request:
                 "gen_ai.response.model": self._model,
                 "gen_ai.response.id": self._id,
                 "gen_ai.response.finish_reasons": self._reasons or None,
-                "gen_ai.usage.input_tokens": self._input or None,
-                "gen_ai.usage.output_tokens": self._output or None,
-                "warmstart.cache": self._cache,
+                "gen_ai.usage.input_tokens": self._usage.prompt_tokens or None,
+                "gen_ai.usage.output_tokens": self._usage.completion_tokens or None,
+                "warmstart.cache": None if self._usage.cache is None else self._usage.cache.status,
             }
         )
         name = self.name if self._model is None else f"{self.name} {self._model}"
@@ -122,11 +122,8 @@ class _Request:
         else:
             self.trace.end(name, type(error).__name__, failed=True)
 
-    def _usage(self, usage: Mapping[str, Any]) -> None:
-        self._input += usage.get("prompt_tokens", 0)
-        self._output += usage.get("completion_tokens", 0)
-        if cache := usage.get("cache"):
-            self._cache = cache["status"]
+    def _add(self, usage: Usage) -> None:
+        self._usage += usage
         self._observe(usage)
 
 

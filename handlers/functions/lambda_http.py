@@ -31,7 +31,13 @@ from runtime.errors import (
 from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
 from runtime.telemetry.logging import log_facts
-from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_caller, request_facts, request_usage
+from runtime.telemetry.request_scope import (
+    SAFE_REQUEST_ID,
+    RequestScope,
+    UsageCounter,
+    request_facts,
+    request_scope,
+)
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.access")
@@ -93,14 +99,13 @@ class LambdaHttpRequests:
                 error = InternalError("something went wrong here; the request id finds it in the log")
         if error is None:
             status, headers, body = 200, {"Content-Type": "application/json; charset=utf-8"}, encode(answer)
-            headers |= cache_headers(usage)
+            headers |= cache_headers(None if usage.total is None else usage.total.cache)
         else:
             status, headers, body = _render(request, error)
         facts = {
             "status": status,
             "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
-            "tokens_in": usage.get("prompt_tokens"),
-            "tokens_out": usage.get("completion_tokens"),
+            **usage.tokens,
         }
         if _log.isEnabledFor(logging.INFO):
             log_facts(_log, logging.INFO, f"{request.method} {request.path}", facts)
@@ -136,10 +141,8 @@ class LambdaHttpRequests:
         return body_payload(named, body, content_type, charset, self._max_depth)
 
 
-def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
-    """Set the request's context variables for logs, traces and the caller; return the dict that collects its usage."""
-    usage: dict[str, Any] = {}
-    request_usage.set(usage)
+def _begin(request: HttpRequest, request_id: str) -> UsageCounter:
+    """Set the request's context variables for logs, traces and the caller; return the counter of its usage."""
     facts: dict[str, Any] = {"request_id": request_id}
     trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
     if parent := parse_traceparent(trace.get("traceparent", "")):
@@ -147,7 +150,9 @@ def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
         caller_trace.set(trace)
     request_facts.set(facts)
     sent = [request.headers.get(name) for name in ("authorization", "x-api-key")]
-    request_caller.set(sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else "")
+    caller = sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else ""
+    usage = UsageCounter()
+    request_scope.set(RequestScope(caller, usage))
     return usage
 
 

@@ -111,7 +111,7 @@ async def answering(
         ctx: the operation's context.
 
     Raises:
-        ServiceError: errors of ``plan``, ``Models.lease``, ``Context.charge`` and ``Engine.stream``.
+        ServiceError: errors of ``plan``, ``Models.lease``, ``Context.reserve`` and ``Engine.stream``.
     """
     control = CacheControl.parse(request.cache_control)
     async with AsyncExitStack() as held:

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from handlers.context import Context
-from runtime.types import CacheUse, FinishReason, Token
+from runtime.types import CacheUse, FinishReason, Token, Usage
 
 _BURST = 16  # tokens yielded before the event loop runs other tasks, which takes a few milliseconds
 
@@ -67,21 +66,10 @@ class Collected:
         taken, self._unreported[sequence] = self._unreported[sequence], []
         return taken
 
-    def usage(self) -> dict[str, Any]:
-        """Return OpenAI's usage object, plus the use of the response cache."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        } | self.cache_use()
-
-    def cache_use(self) -> dict[str, Any]:
-        """Return the usage's ``cache`` member in a dict; an empty dict without a cache."""
-        if self.cache is None:
-            return {}
-        use = self.cache
-        return {"cache": {"status": use.status, "age_seconds": use.age_seconds, "key": use.key}}
+    @property
+    def usage(self) -> Usage:
+        """The usage so far."""
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cache)
 
 
 @asynccontextmanager
@@ -104,8 +92,8 @@ async def collecting(
                 await asyncio.sleep(0)
 
     if collected.cache is not None:
-        ctx.observe(collected.cache_use())
+        ctx.observe(Usage(cache=collected.cache))
     try:
         yield collected, tokens()
     finally:
-        ctx.observe(collected.usage())
+        ctx.observe(collected.usage)

@@ -42,7 +42,7 @@ async def paid(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, Non
     The prompt's tokens count as used once the engine is called, unless it fails before the first token.
 
     Raises:
-        RateLimited, ExceedsRateLimit: see ``Context.charge``; nothing is started then.
+        RateLimited, ExceedsRateLimit: see ``Context.reserve``; nothing is started then.
     """
     stream = _billed(plan, ctx)
     await anext(stream)  # past the first yield, so that closing the stream runs its finally block
@@ -50,7 +50,7 @@ async def paid(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, Non
 
 
 async def _billed(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
-    settle = await ctx.charge(plan.most_tokens)
+    commit = await ctx.reserve(plan.most_tokens)
     generated, used = 0, 0
     try:
         yield Token(0, 0, "")
@@ -63,7 +63,7 @@ async def _billed(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, 
         used = used if generated else 0
         raise
     finally:
-        await settle(used + generated)
+        await commit(used + generated)
 
 
 @asynccontextmanager

@@ -104,7 +104,7 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
                 "text": sequences[0]["text"],
                 "sequences": sequences,
                 "model": found.engine.info.name,
-                "usage": collected.usage(),
+                "usage": collected.usage.openai(),
             }
 
         return await found.rendered(render)
@@ -124,7 +124,7 @@ async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGene
                 begun.add(token.sequence)
                 piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
                 yield piece | _logprobs(request, found, token.sequence)
-        yield {"model": found.engine.info.name, "usage": found.collected.usage()}
+        yield {"model": found.engine.info.name, "usage": found.collected.usage.openai()}
 
 
 def _prefix(request: TextRequest, index: int, echo: bool) -> str:

@@ -33,7 +33,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: a limit is exceeded, or the template refuses the messages.
-        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.charge``.
+        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.reserve``.
     """
     request = parse(ChatRequest, payload)
     async with _answering(request, read(request, ctx), ctx) as answer:
@@ -48,7 +48,11 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                 }
                 for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
             ]
-            return {**_head(answer.engine, ctx, "chat.completion"), "choices": choices, "usage": collected.usage()}
+            return {
+                **_head(answer.engine, ctx, "chat.completion"),
+                "choices": choices,
+                "usage": collected.usage.openai(),
+            }
 
         return await answer.rendered(render)
 
@@ -78,7 +82,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             if token.finish_reason is not None:
                 yield chunk(index, {}, _logprobs(answer, index), token.finish_reason)
         if include_usage:
-            yield head | {"choices": [], "usage": answer.collected.usage()}
+            yield head | {"choices": [], "usage": answer.collected.usage.openai()}
 
 
 def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:

@@ -7,7 +7,7 @@ another. So two models that do not fit in memory together run one after the othe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import CompareRequest
 from runtime.errors import ServiceError
-from runtime.types import Job, Message, Token
+from runtime.types import Job, Message, Token, Usage
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ async def _events(
     sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context
 ) -> AsyncGenerator[dict[str, Any], None]:
     events: asyncio.Queue[dict[str, Any] | asyncio.Task[_Side]] = asyncio.Queue()
-    usages: list[Mapping[str, Any]] = []
+    usages: list[Usage] = []
     apart = replace(ctx, observe=usages.append)
     tasks = [asyncio.create_task(_run(side, messages, apart, events.put_nowait)) for side in sides]
     for task in tasks:
@@ -122,7 +122,7 @@ async def _events(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        ctx.observe(_total(usages))
+        ctx.observe(sum(usages, Usage()))
 
 
 async def _run(
@@ -221,11 +221,3 @@ async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Cont
 def _mean(tokens: Sequence[Token]) -> float | None:
     values = [max(token.logprob, LEAST) for token in tokens if token.logprob is not None]
     return sum(values) / len(values) if values else None
-
-
-def _total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum the variants' usage."""
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    total = {name: sum(usage[name] for usage in usages) for name in names}
-    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
-    return {**total, "prompt_tokens_details": {"cached_tokens": cached}}

@@ -35,7 +35,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: a limit is exceeded.
-        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.charge``.
+        ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.reserve``.
     """
     request = parse(CompletionsRequest, payload)
     _check(request, ctx)
@@ -49,7 +49,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                     choices.piece(i, text, reason)
                     for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
                 ],
-                "usage": collected.usage(),
+                "usage": collected.usage.openai(),
             }
 
         return await answer.rendered(render)
@@ -72,7 +72,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             for index in range(answer.collected.sequences):
                 yield head | {"choices": [choices.piece(index, "", "length")]}
         if include_usage:
-            yield head | {"choices": [], "usage": answer.collected.usage()}
+            yield head | {"choices": [], "usage": answer.collected.usage.openai()}
 
 
 def _check(request: CompletionsRequest, ctx: Context) -> None:
@@ -117,12 +117,12 @@ async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator
     async with ctx.models.lease(request.model) as engine:
         prompts = await encode_all(engine, request.prompt, ctx)
         nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
-        settle = await ctx.charge(nothing.prompt_tokens)
+        commit = await ctx.reserve(nothing.prompt_tokens)
         try:
             async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
                 yield Generation(engine, collected, tokens)
         finally:
-            await settle(nothing.prompt_tokens)
+            await commit(nothing.prompt_tokens)
 
 
 async def _no_tokens() -> AsyncIterator[Token]:

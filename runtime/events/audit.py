@@ -6,13 +6,11 @@ and the trace. ``result`` is ``ok``, ``retried``, ``refused`` (a 4xx error) or `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from runtime.audit.chain import prompt_hash
 from runtime.audit.log import AuditLog
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Retry
+from runtime.telemetry.request_scope import UsageCounter
 
 _LONGEST = 512  # characters; senders choose the length of the model's name
 
@@ -42,7 +40,7 @@ class EventAudit:
         envelope: Envelope | None,
         attempt: int,
         outcome: Outcome,
-        usage: Mapping[str, Any],
+        usage: UsageCounter,
         trace_id: str | None,
         seconds: float,
     ) -> bool:
@@ -53,7 +51,7 @@ class EventAudit:
             envelope: the delivery's envelope; None if the message could not be parsed.
             attempt: the number of deliveries so far, including this one.
             outcome: the outcome of the processing.
-            usage: the token counts, see ``runtime.telemetry.request_scope.request_usage``.
+            usage: the delivery's token counts.
             trace_id: the id of the caller's trace; None for none.
             seconds: the delivery's duration.
         """
@@ -74,8 +72,7 @@ class EventAudit:
             "attempt": attempt,
             "result": result,
             "reason": None if error is None else error.code,
-            "tokens_in": usage.get("prompt_tokens"),
-            "tokens_out": usage.get("completion_tokens"),
+            **usage.tokens,
             "model": model[:_LONGEST] if isinstance(model, str) else None,
             "duration_ms": round(1e3 * seconds, 2),
             "prompt_hash": prompt_hash(self._prompt_key, payload),

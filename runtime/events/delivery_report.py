@@ -13,7 +13,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import log_facts
-from runtime.telemetry.request_scope import request_caller, request_facts, request_usage
+from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_facts, request_scope
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
 
 _log = logging.getLogger("warmstart.events")
@@ -82,10 +82,9 @@ class DeliveryReport:
         self._attempt = attempt
         self._started = time.perf_counter()
         self._envelope: Envelope | None = None
-        self._usage: dict[str, Any] = {}
+        self._usage = UsageCounter()
         self._facts: dict[str, Any] = {}  # ``request_facts`` holds this object; the tracer adds the trace's ids to it
-        request_usage.set(self._usage)
-        request_caller.set(f"events:{reporter.source}")
+        request_scope.set(RequestScope(f"events:{reporter.source}", self._usage))
         reporter.in_flight.inc()
 
     def name(self, envelope: Envelope) -> None:
@@ -129,8 +128,7 @@ class DeliveryReport:
                 "outcome": name,
                 "code": None if isinstance(outcome, Ack) else outcome.error.code,
                 "duration_ms": round(1e3 * seconds, 2),
-                "tokens_in": self._usage.get("prompt_tokens"),
-                "tokens_out": self._usage.get("completion_tokens"),
+                **self._usage.tokens,
             }
             log_facts(_log, level, f"event {name}", facts)
 

@@ -16,8 +16,8 @@ def open_limits(settings: Settings) -> UsageLimiter:
         from runtime.rate_limits.redis import RedisLimits  # importing the client takes 0.1 s
         from runtime.storage.redis import SharedRedis
 
-        hold_seconds = settings.request_timeout_seconds + WINDOW_SECONDS
-        return RedisLimits(SharedRedis(settings.redis_url.get_secret_value()), hold_seconds)
+        reservation_seconds = settings.request_timeout_seconds + WINDOW_SECONDS
+        return RedisLimits(SharedRedis(settings.redis_url.get_secret_value()), reservation_seconds)
     from runtime.rate_limits.memory import MemoryLimits
 
     return MemoryLimits(settings.rate_limit_clients)

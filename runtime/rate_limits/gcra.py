@@ -75,7 +75,7 @@ class Decision(NamedTuple):
     retry_after: float = 0.0
 
 
-Settle = Callable[[int], Awaitable[Decision | None]]
+Commit = Callable[[int], Awaitable[Decision | None]]
 """Commits the units used in place of those reserved; call it once. Returns the state after it, or None if unknown."""
 
 
@@ -104,7 +104,7 @@ class UsageLimiter(Protocol):
         """
         ...
 
-    async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
+    async def reserve(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Commit | None]:
         """Reserve tokens until they are committed.
 
         Args:
@@ -129,7 +129,7 @@ class UsageLimiter(Protocol):
         ...
 
 
-def take(level: float, elapsed: float, quota: Quota, cost: int = 1, held: int = 0) -> tuple[float, Decision]:
+def take(level: float, elapsed: float, quota: Quota, cost: int = 1, reserved: int = 0) -> tuple[float, Decision]:
     """Do one step of the algorithm: drain the level, then add the cost if it is admitted.
 
     Args:
@@ -137,7 +137,7 @@ def take(level: float, elapsed: float, quota: Quota, cost: int = 1, held: int = 
         elapsed: seconds since then, by a monotonic clock.
         quota: the quota.
         cost: the units requested; 0 only reads the state.
-        held: the units that are reserved.
+        reserved: the units that are reserved.
 
     Returns:
         The new level, and the decision.
@@ -146,10 +146,10 @@ def take(level: float, elapsed: float, quota: Quota, cost: int = 1, held: int = 
     level -= elapsed / interval
     if level < 0.0:  # max() takes three times as long, and this is done twice for each request
         level = 0.0
-    room = burst - held - level
-    if cost > 0 and cost > room + _ROUNDING:
-        retry_after = math.inf if cost > burst else min(cost - room, level) * interval
-        return level, Decision(False, max(0, int(room + _ROUNDING)), level * interval, retry_after)
+    available = burst - reserved - level
+    if cost > 0 and cost > available + _ROUNDING:
+        retry_after = math.inf if cost > burst else min(cost - available, level) * interval
+        return level, Decision(False, max(0, int(available + _ROUNDING)), level * interval, retry_after)
     level += cost
-    remaining = int(room - cost + _ROUNDING)
+    remaining = int(available - cost + _ROUNDING)
     return level, Decision(True, remaining if remaining > 0 else 0, level * interval)

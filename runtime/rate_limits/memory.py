@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from runtime.rate_limits.gcra import Decision, Quota, Settle, take
+from runtime.rate_limits.gcra import Commit, Decision, Quota, take
 
 
 class MemoryLimiter:
@@ -21,48 +21,48 @@ class MemoryLimiter:
         self._clients = clients
         self._clock = clock
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # name -> level, and the time it was stored
-        self._held: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
 
     def take(self, name: str, quota: Quota, cost: int = 1) -> Decision:
         """Request units for a name, see ``runtime.rate_limits.gcra.take``; a cost of 0 only reads the state."""
-        known, held = self._levels.get(name), self._held.get(name, 0)
-        if known is None and not cost and not held:  # nothing used: the whole burst is available
+        known, reserved = self._levels.get(name), self._reserved.get(name, 0)
+        if known is None and not cost and not reserved:  # nothing used: the whole burst is available
             return Decision(True, quota.burst, 0.0)
         now = self._clock()
         level, at = known or (0.0, now)
-        level, decision = take(level, now - at, quota, cost, held)
-        self._keep(name, level, now)
+        level, decision = take(level, now - at, quota, cost, reserved)
+        self._store(name, level, now)
         return decision
 
-    def hold(self, name: str, quota: Quota, units: int) -> Decision:
-        """Reserve units until ``settle``, if they are available."""
+    def reserve(self, name: str, quota: Quota, units: int) -> Decision:
+        """Reserve units until ``commit``, if they are available."""
         now = self._clock()
         level, at = self._levels.get(name, (0.0, now))
-        held = self._held.get(name, 0)
-        _, decision = take(level, now - at, quota, units, held)
+        reserved = self._reserved.get(name, 0)
+        _, decision = take(level, now - at, quota, units, reserved)
         if decision.admitted and units:
-            self._held[name] = held + units
+            self._reserved[name] = reserved + units
         return decision
 
-    def settle(self, name: str, quota: Quota, held: int, used: int) -> Decision:
+    def commit(self, name: str, quota: Quota, reserved: int, used: int) -> Decision:
         """Commit the units used, at most those reserved, in place of the reservation.
 
         Args:
             name: the client's id.
             quota: the quota.
-            held: the units that were reserved.
+            reserved: the units that were reserved.
             used: the units that were used.
         """
-        left = self._held.pop(name, 0) - held
-        if left > 0:
-            self._held[name] = left
+        remaining = self._reserved.pop(name, 0) - reserved
+        if remaining > 0:
+            self._reserved[name] = remaining
         now = self._clock()
         level, at = self._levels.get(name, (0.0, now))
         level, _ = take(level, now - at, quota, 0)
-        self._keep(name, level + min(max(used, 0), held), now)
+        self._store(name, level + min(max(used, 0), reserved), now)
         return self.take(name, quota, 0)
 
-    def _keep(self, name: str, level: float, now: float) -> None:
+    def _store(self, name: str, level: float, now: float) -> None:
         if level > 0:
             levels = self._levels
             levels[name] = level, now
@@ -97,14 +97,14 @@ class MemoryLimits:
             None if tokens is None else self._tokens.take(client, tokens, 0),
         )
 
-    async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
+    async def reserve(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Commit | None]:
         """Reserve tokens until they are committed."""
-        decision = self._tokens.hold(client, quota, tokens)
+        decision = self._tokens.reserve(client, quota, tokens)
 
-        async def settle(used: int) -> Decision:
-            return self._tokens.settle(client, quota, tokens, used)
+        async def commit(used: int) -> Decision:
+            return self._tokens.commit(client, quota, tokens, used)
 
-        return decision, settle if decision.admitted else None
+        return decision, commit if decision.admitted else None
 
     async def close(self) -> None:
         """Do nothing: there is nothing to close."""

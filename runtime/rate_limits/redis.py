@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, Settle
+from runtime.rate_limits.gcra import Commit, Decision, LimitsUnavailable, Quota
 from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 PREFIX = "warmstart:limits:1"
@@ -22,7 +22,7 @@ _COMMON = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function read(key, interval)
-  local state, at, fields = {level = 0, held = 0, last = now}, now, redis.call('HGETALL', key)
+  local state, at, fields = {level = 0, reserved = 0, last = now}, now, redis.call('HGETALL', key)
   local ended = 0
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
@@ -34,7 +34,7 @@ local function read(key, interval)
         ended = ended + units
         redis.call('HDEL', key, name)
       else
-        state.held = state.held + units
+        state.reserved = state.reserved + units
         state.last = math.max(state.last, tonumber(ends))
       end
     end
@@ -45,15 +45,15 @@ local function read(key, interval)
 end
 local function write(key, state, interval)
   redis.call('HSET', key, 'level', string.format('%.17g', state.level), 'at', string.format('%.0f', now))
-  -- until all is paid off, though every hold should end unsettled
-  local last = math.max(state.level * interval, state.last - now) + state.held * interval
+  -- until the level has drained, even if every reservation is counted in full
+  local last = math.max(state.level * interval, state.last - now) + state.reserved * interval
   redis.call('PEXPIRE', key, math.ceil(last / 1000) + 1)
 end
-local function room(state, burst) return burst - state.level - state.held end
-local function admits(state, burst, cost) return cost == 0 or cost <= room(state, burst) + 1e-6 end
+local function available(state, burst) return burst - state.level - state.reserved end
+local function admits(state, burst, cost) return cost == 0 or cost <= available(state, burst) + 1e-6 end
 local function answer(state, burst, interval, admitted, cost)
-  local wait = admitted and 0 or math.min(cost - room(state, burst), state.level) * interval
-  return {admitted and 1 or 0, math.max(0, math.floor(room(state, burst) + 1e-6)),
+  local wait = admitted and 0 or math.min(cost - available(state, burst), state.level) * interval
+  return {admitted and 1 or 0, math.max(0, math.floor(available(state, burst) + 1e-6)),
     string.format('%.0f', state.level * interval), string.format('%.0f', wait)}
 end
 """
@@ -83,7 +83,7 @@ return answers
 """
 )
 # Arguments: burst, interval in microseconds, units, the reservation's id, seconds until it expires.
-_HOLD = (
+_RESERVE = (
     _COMMON
     + """
 local key, burst, interval, units, id = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -93,7 +93,7 @@ local admitted = admits(state, burst, units)
 if admitted then
   local ends = now + math.ceil(tonumber(ARGV[5]) * 1000000)
   redis.call('HSET', key, id, string.format('%d %.0f', units, ends))
-  state.held = state.held + units
+  state.reserved = state.reserved + units
   state.last = math.max(state.last, ends)
   state.changed = true
 end
@@ -102,12 +102,12 @@ return answer(state, burst, interval, admitted, units)
 """
 )
 # Arguments: burst, interval in microseconds, the reservation's id, units used. An expired one was counted already.
-_SETTLE = (
+_COMMIT = (
     _COMMON
     + """
 local key, burst, interval, id = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local held = redis.call('HGET', key, id)
-local units, ends = string.match(held or '0 0', '^(%d+) (%d+)$')
+local reservation = redis.call('HGET', key, id)
+local units, ends = string.match(reservation or '0 0', '^(%d+) (%d+)$')
 if tonumber(ends) > now then redis.call('HDEL', key, id) end
 local state = read(key, interval)
 if tonumber(ends) > now then state.level = state.level + math.min(tonumber(ARGV[4]), tonumber(units)) end
@@ -122,63 +122,65 @@ class RedisLimits:
 
     Args:
         redis: the connection, which ``close`` closes.
-        hold_seconds: the lifetime of a reservation in seconds; longer than any request.
+        reservation_seconds: the lifetime of a reservation in seconds; longer than any request.
         prefix: the prefix of the keys in Redis.
     """
 
-    def __init__(self, redis: SharedRedis, hold_seconds: float, prefix: str = PREFIX) -> None:
+    def __init__(self, redis: SharedRedis, reservation_seconds: float, prefix: str = PREFIX) -> None:
         self._redis = redis
-        self._hold_seconds = hold_seconds
+        self._reservation_seconds = reservation_seconds
         self._prefix = prefix
-        self._settling: set[asyncio.Task[Decision | None]] = set()
+        self._commits: set[asyncio.Task[Decision | None]] = set()
 
     async def admit(
         self, client: str, requests: Quota | None, tokens: Quota | None
     ) -> tuple[Decision | None, Decision | None]:
         """Count one request, and read the token quota."""
         kinds = (("requests", requests, 1), ("tokens", tokens, 0))
-        asked = [(name, quota, cost) for name, quota, cost in kinds if quota is not None]
-        found = await self._run(
+        quotas = [(name, quota, cost) for name, quota, cost in kinds if quota is not None]
+        replies = await self._run(
             _TAKE,
-            [self._key(client, name) for name, _, _ in asked],
-            [value for _, quota, cost in asked for value in (quota.burst, 1e6 * quota.interval, cost)],
+            [self._key(client, name) for name, _, _ in quotas],
+            [value for _, quota, cost in quotas for value in (quota.burst, 1e6 * quota.interval, cost)],
         )
-        decisions = {name: _decision(one, quota, cost) for (name, quota, cost), one in zip(asked, found, strict=True)}
+        decisions = {
+            name: _decision(reply, quota, cost) for (name, quota, cost), reply in zip(quotas, replies, strict=True)
+        }
         return decisions.get("requests"), decisions.get("tokens")
 
-    async def hold(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Settle | None]:
+    async def reserve(self, client: str, quota: Quota, tokens: int) -> tuple[Decision, Commit | None]:
         """Reserve tokens until they are committed. If the call is cancelled, the reservation is released."""
-        hold = secrets.token_hex(8)
+        reservation = secrets.token_hex(8)
 
-        async def settle(used: int) -> Decision | None:
+        async def commit(used: int) -> Decision | None:
             # Shielded from the request's cancellation: tokens that are not committed would be counted in full.
-            task = asyncio.create_task(self._settle(client, quota, hold, used))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            task = asyncio.create_task(self._commit(client, quota, reservation, used))
+            self._commits.add(task)
+            task.add_done_callback(self._commits.discard)
             return await asyncio.shield(task)
 
-        values = (quota.burst, 1e6 * quota.interval, tokens, hold, self._hold_seconds)
+        values = (quota.burst, 1e6 * quota.interval, tokens, reservation, self._reservation_seconds)
         try:
-            found = await self._run(_HOLD, [self._key(client, "tokens")], values)
+            reply = await self._run(_RESERVE, [self._key(client, "tokens")], values)
         except asyncio.CancelledError:
-            await settle(0)
+            await commit(0)
             raise
-        decision = _decision(found, quota, tokens)
-        return decision, settle if decision.admitted else None
+        decision = _decision(reply, quota, tokens)
+        return decision, commit if decision.admitted else None
 
     async def close(self) -> None:
         """Wait for running commits, then close the connections."""
-        if self._settling:
-            await asyncio.wait(self._settling)
+        if self._commits:
+            await asyncio.wait(self._commits)
         await self._redis.close()
 
     def __len__(self) -> int:
         return 0
 
-    async def _settle(self, client: str, quota: Quota, hold: str, used: int) -> Decision | None:
-        values = (quota.burst, 1e6 * quota.interval, hold, max(0, used))
+    async def _commit(self, client: str, quota: Quota, reservation: str, used: int) -> Decision | None:
+        values = (quota.burst, 1e6 * quota.interval, reservation, max(0, used))
         try:
-            return _decision(await self._run(_SETTLE, [self._key(client, "tokens")], values), quota, 0)
+            return _decision(await self._run(_COMMIT, [self._key(client, "tokens")], values), quota, 0)
         except LimitsUnavailable:
             return None
 
@@ -192,7 +194,7 @@ class RedisLimits:
         return f"{self._prefix}:{{{client}}}:{name}"
 
 
-def _decision(found: Any, quota: Quota, cost: int) -> Decision:
-    admitted, remaining, reset, wait = map(int, found)
+def _decision(reply: Any, quota: Quota, cost: int) -> Decision:
+    admitted, remaining, reset, wait = map(int, reply)
     retry_after = math.inf if cost > quota.burst else wait / 1e6
     return Decision(bool(admitted), remaining, reset / 1e6, 0.0 if admitted else retry_after)

@@ -13,13 +13,14 @@ from aiohttp.test_utils import TestClient
 
 import middleware
 from handlers.api.routes import speaks_openai
+from handlers.context import free
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
 from middleware.errors import errors_middleware
 from middleware.request_id import request_id_middleware
 from middleware.request_keys import CLIENT_IP, REQUEST_ID, SPEAKS_OPENAI
 from runtime.settings import Settings
-from runtime.telemetry.request_scope import request_facts, request_usage
+from runtime.telemetry.request_scope import RequestScope, request_facts, request_scope
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -32,7 +33,11 @@ def _app(**settings: Any) -> web.Application:
         assert request[REQUEST_ID]
         assert request[CLIENT_IP]
         assert request_facts.get() == {"request_id": request[REQUEST_ID]}
-        assert request_usage.get() == {}
+        scope = request_scope.get()
+        assert scope.usage is not None
+        assert scope.usage.total is None
+        assert scope == RequestScope(usage=scope.usage)
+        request_scope.set(RequestScope("caller", scope.usage, free))
         return web.Response(text=(await request.read()).decode())
 
     app.router.add_route("*", "/", handler)
@@ -52,6 +57,13 @@ async def test_allowed_client(aiohttp_client: Client) -> None:
     response = await (await aiohttp_client(_app())).post("/", data=b"hello")
     assert (response.status, await response.text()) == (200, "hello")
     assert response.headers["X-Request-Id"]
+
+
+async def test_scope_of_each_request(aiohttp_client: Client) -> None:
+    """A request gets neither caller, usage nor rate limit of the one before it on the same connection."""
+    client = await aiohttp_client(_app())
+    for _ in range(2):
+        assert (await client.post("/")).status == 200
 
 
 @pytest.mark.parametrize(

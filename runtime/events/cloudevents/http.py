@@ -16,7 +16,6 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
 
 from cloudevents.conversion import to_binary, to_structured
 from cloudevents.http import CloudEvent
@@ -29,7 +28,7 @@ from runtime.events.envelope import TRACEPARENT, Envelope
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.processor import Processor
 from runtime.json_answer import dumps, is_large
-from runtime.telemetry.request_scope import request_caller, request_usage
+from runtime.telemetry.request_scope import request_scope
 
 SOURCE = "/warmstart"
 """The source attribute of all answers; their ids are unique across processes."""
@@ -80,7 +79,7 @@ class CloudEventsService:
         caller: str = "",
         begun: Callable[[Envelope], None] = lambda envelope: None,
     ) -> EventResponse:
-        """Process the events of a request; their tokens are added up in ``request_usage``.
+        """Process the events of a request; their tokens are added to the request's usage.
 
         Args:
             headers: the request's headers.
@@ -97,12 +96,12 @@ class CloudEventsService:
         headers = list(headers)
         mode, events = parse(headers, body, self._max_depth)
         traceparent = next((value for name, value in headers if name.lower() == TRACEPARENT), None)
-        slots, total = asyncio.Semaphore(self._concurrency), request_usage.get()
+        slots, request_usage = asyncio.Semaphore(self._concurrency), request_scope.get().usage
 
         async def work(event: CloudEvent) -> Outcome:
             async with slots:
                 report = self._reporter.begin(1)  # HTTP has no delivery count
-                request_caller.set(caller)
+                request_scope.set(replace(request_scope.get(), caller=caller))
                 outcome: Outcome = _GONE
                 try:
                     found = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
@@ -115,7 +114,9 @@ class CloudEventsService:
                     outcome = Reject(error)
                 finally:
                     report.end(outcome, settled=outcome is not _GONE)
-                    _add(total, request_usage.get())
+                    usage = request_scope.get().usage
+                    if request_usage is not None and usage is not None and usage.total is not None:
+                        request_usage.add(replace(usage.total, cache=None))  # one response has no one use of the cache
                 return outcome
 
         async with asyncio.TaskGroup() as group:
@@ -138,12 +139,6 @@ def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome
     rejected = tuple(outcome.error for _, outcome in ended if isinstance(outcome, Reject))
     status = _status(rejected[0]) if rejected and mode != "batch" else 200
     return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in ended]), rejected)
-
-
-def _add(total: dict[str, Any] | None, usage: dict[str, Any] | None) -> None:
-    if total is not None and usage:
-        for name in usage.keys() & {"prompt_tokens", "completion_tokens"}:
-            total[name] = total.get(name, 0) + usage[name]
 
 
 def _reply(event: CloudEvent, outcome: Ack | Reject) -> CloudEvent:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.context import Context, Settle, free
+from handlers.context import Commit, Context, free
 from handlers.operations import chat, complete, completions, generate
 from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest, RateLimited, TooManyRequests
-from runtime.types import ModelInfo
+from runtime.types import ModelInfo, Usage
 from tests.support.fakes import INFO, FakeEngine, caching, fake_context, until
 
 TEXT: dict[str, Any] = {"prompt": ["x", "y"], "num_return_sequences": 2, "temperature": 0}
@@ -327,14 +327,14 @@ async def test_one_who_cannot_pay_does_not_keep_others_from_it(operation: Any, p
     bills: list[str] = []
 
     def caller(name: str, means: bool) -> Context:
-        async def charge(most: int) -> Settle:
+        async def reserve(max_tokens: int) -> Commit:
             bills.append(name)
             await paying.wait()
             if not means:
                 raise RateLimited("planted")
-            return await free(most)
+            return await free(max_tokens)
 
-        return replace(ctx, charge=charge)
+        return replace(ctx, reserve=reserve)
 
     ctx = caching(fake_context(engine), per_caller=False)
     calls = []
@@ -409,18 +409,19 @@ async def test_errors(
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
 async def test_observed(operation: Any, payload: dict[str, Any]) -> None:
     """What the cache had to do with it is told before the first token, and the usage at the end, hit or not."""
-    seen: list[dict[str, Any]] = []
-    ctx = replace(caching(fake_context(FakeEngine(pause=0.001))), observe=lambda facts: seen.append(dict(facts)))
+    seen: list[Usage] = []
+    ctx = replace(caching(fake_context(FakeEngine(pause=0.001))), observe=seen.append)
     for status in ("miss", "hit"):
         seen.clear()
         events = operation.stream(payload, ctx)
         await anext(events)
-        assert [facts["cache"]["status"] for facts in seen] == [status]
-        assert "prompt_tokens" not in seen[0]
+        assert seen == [Usage(cache=seen[0].cache)]
+        assert seen[0].cache is not None
+        assert seen[0].cache.status == status
         async for _ in events:
             pass
-        assert seen[1]["cache"]["status"] == status
-        assert seen[1]["completion_tokens"] > 0
+        assert seen[1].cache == seen[0].cache
+        assert seen[1].completion_tokens > 0
         assert len(seen) == 2
 
 

@@ -34,7 +34,7 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.types import Job, Message, SamplingParams, Token
+from runtime.types import Job, Message, SamplingParams, Token, Usage
 from tests.support.fakes import FakeEngine, fake_context, until, usage
 
 TEXT: dict[str, Any] = {"prompt": "x"}
@@ -46,9 +46,9 @@ OPERATIONS = [
 ]
 
 
-def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[dict[str, int]]]:
-    seen: list[dict[str, int]] = []
-    return replace(fake_context(engine, **kwargs), observe=lambda usage: seen.append(dict(usage))), seen
+def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[Usage]]:
+    seen: list[Usage] = []
+    return replace(fake_context(engine, **kwargs), observe=seen.append), seen
 
 
 def _plan(engine: FakeEngine, n: int = 1, prompt: int = 1) -> PreparedRequest:
@@ -196,7 +196,7 @@ def test_collected() -> None:
         collected.add(token)
     assert collected.texts == ["a", "bB"]
     assert collected.reasons == ["length", "stop"]
-    assert collected.usage() == usage(5, 5)
+    assert collected.usage == Usage(5, 5)
 
 
 def test_collected_logprobs() -> None:
@@ -295,7 +295,7 @@ async def test_run_reports_usage_once() -> None:
     ctx, seen = _observed(engine)
     collected = await _whole(_plan(engine, n=2, prompt=4), ctx)
     assert collected.texts == ["Hello there."] * 2
-    assert seen == [usage(4, 6)]
+    assert seen == [Usage(4, 6)]
     assert engine.open_streams == 0
 
 
@@ -308,7 +308,7 @@ async def test_leaving_early_frees_the_engine_at_once() -> None:
             break
         assert engine.open_streams == 1
     assert engine.open_streams == 0
-    assert seen == [usage(1, 1)]
+    assert seen == [Usage(1, 1)]
 
 
 async def test_never_reading_frees_the_engine() -> None:
@@ -318,7 +318,7 @@ async def test_never_reading_frees_the_engine() -> None:
     async with generating(_plan(engine), ctx):
         pass
     assert engine.open_streams == 0
-    assert seen == [usage(1, 0)]
+    assert seen == [Usage(1, 0)]
 
 
 async def test_failing_engine_is_freed_and_reported() -> None:
@@ -328,7 +328,7 @@ async def test_failing_engine_is_freed_and_reported() -> None:
     with pytest.raises(TooManyRequests, match="full"):
         await _whole(_plan(engine), ctx)
     assert engine.open_streams == 0
-    assert seen == [usage(1, 2)]
+    assert seen == [Usage(1, 2)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -344,7 +344,7 @@ async def test_cancelling_frees_the_engine(operation: Any, payload: dict[str, An
         await call
     assert engine.open_streams == 0
     assert len(seen) == 1
-    assert 0 < seen[0]["completion_tokens"] < 1000
+    assert 0 < seen[0].completion_tokens < 1000
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -357,7 +357,7 @@ async def test_closing_a_stream_early_frees_the_engine(operation: Any, payload: 
     assert engine.open_streams == 1
     await events.aclose()
     assert engine.open_streams == 0
-    assert seen == [usage(1, 1)]
+    assert seen == [Usage(1, 1)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -368,7 +368,7 @@ async def test_streams_report_usage_when_they_end(operation: Any, payload: dict[
     whole = await operation.handle(payload, ctx)
     async for _ in operation.stream(payload, ctx):
         pass
-    assert seen == [whole["usage"]] * 2
+    assert [usage.openai() for usage in seen] == [whole["usage"]] * 2
     assert engine.open_streams == 0
 
 
@@ -434,13 +434,13 @@ class Bill:
     held: list[int] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
 
-    async def charge(self, most: int) -> Callable[[int], Awaitable[None]]:
-        self.held.append(most)
+    async def reserve(self, max_tokens: int) -> Callable[[int], Awaitable[None]]:
+        self.held.append(max_tokens)
 
-        async def settle(used: int) -> None:
+        async def commit(used: int) -> None:
             self.settled.append(used)
 
-        return settle
+        return commit
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ async def test_a_stream_is_settled_once(engine: FakeEngine, reads: int, used: in
     """However far it was read and however it ended: prompts and tokens, or nothing if none came."""
     bill = Bill()
     plan = PreparedRequest(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
-    stream = await paid(plan, replace(fake_context(), charge=bill.charge))
+    stream = await paid(plan, replace(fake_context(), reserve=bill.reserve))
     assert (bill.held, bill.settled, engine.jobs) == ([5 + 2 * 10], [], [])
     with suppress(ServiceError, RuntimeError, StopAsyncIteration):
         for _ in range(reads):
@@ -470,14 +470,14 @@ async def test_a_stream_is_settled_once(engine: FakeEngine, reads: int, used: in
 
 
 async def test_who_cannot_pay_gets_nothing_started() -> None:
-    """A refused charge is raised as it is, and the engine is not asked."""
+    """A refused reservation is raised as it is, and the engine is not asked."""
 
-    async def refuse(most: int) -> Callable[[int], Awaitable[None]]:
+    async def refuse(max_tokens: int) -> Callable[[int], Awaitable[None]]:
         raise RateLimited("planted")
 
     engine = FakeEngine()
     with pytest.raises(RateLimited, match="planted"):
-        await paid(_plan(engine), replace(fake_context(), charge=refuse))
+        await paid(_plan(engine), replace(fake_context(), reserve=refuse))
     assert engine.jobs == []
 
 

@@ -21,8 +21,8 @@ from handlers.operations import compare
 from handlers.schemas.responses import CompareChunk, CompareResponse
 from runtime.errors import ContextLengthExceeded, Draining, InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.settings import Settings
-from runtime.types import Job, Message, ModelStatus, SamplingParams, Token
-from tests.support.fakes import INFO, FakeEngine, fake_context, serving, until, usage
+from runtime.types import Job, Message, ModelStatus, SamplingParams, Token, Usage
+from tests.support.fakes import INFO, FakeEngine, fake_context, serving, until
 
 PROMPT = {"prompt": "x"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -342,10 +342,10 @@ async def test_a_client_that_disconnects_ends_everything() -> None:
 async def test_usage_is_of_all_variants_together() -> None:
     """The usage that is told is their sum; scoring generates nothing."""
     ctx, _ = context(engine("one", cached_tokens=1), engine("two", "Good", " day"))
-    told: list[Mapping[str, Any]] = []
+    told: list[Usage] = []
     ctx = replace(ctx, observe=told.append)
     await compare.handle(CHAT | {"variants": [{}, {"model": "two"}, {}]}, ctx)
-    assert told == [usage(6, 8, 2)]
+    assert told == [Usage(6, 8, 2)]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ async def test_two_models_and_two_settings(tiny_llama: Path) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    told: list[Mapping[str, Any]] = []
+    told: list[Usage] = []
     names = ["smollm2-135m-instruct", "tiny-llama"]
     chat = (Message("user", "What is the capital of France?"),)
     variants = [{"temperature": 0}, {"temperature": 1, "seed": 5}, {"model": "tiny-llama", "temperature": 0}]
@@ -446,8 +446,8 @@ async def test_two_models_and_two_settings(tiny_llama: Path) -> None:
         answers = answer["answers"]
         assert answers[0]["text"] == "The capital of France is Paris."
         assert [a["model"] for a in answers] == [names[0], names[0], names[1]]
-        assert told[0]["completion_tokens"] == sum(a["completion_tokens"] for a in answers)
-        assert told[0]["prompt_tokens"] == sum(a["prompt_tokens"] for a in answers)
+        assert told[0].completion_tokens == sum(a["completion_tokens"] for a in answers)
+        assert told[0].prompt_tokens == sum(a["prompt_tokens"] for a in answers)
         async with slow.models.lease(None) as reference:
             oracles = {
                 names[0]: reference._model,  # type: ignore[attr-defined]

@@ -26,8 +26,9 @@ from runtime.events.outcome import Policy
 from runtime.events.processor import Processor, SendChunk
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import JsonFormatter
-from runtime.telemetry.request_scope import request_caller, request_usage
+from runtime.telemetry.request_scope import current_caller, observe_usage
 from runtime.telemetry.tracing import caller_trace
+from runtime.types import Usage
 from tests.events.memory_queue import MemoryBroker, MemorySource
 from tests.runtime.audit.logs import KEYS, check, records
 from tests.support.fakes import until
@@ -63,10 +64,8 @@ class Work:
         self.seen: list[Any] = []
 
     async def __call__(self, envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
-        self.seen.append((request_caller.get(), caller_trace.get()))
-        usage = request_usage.get()
-        assert usage is not None
-        usage.update({"prompt_tokens": 7, "completion_tokens": 3})
+        self.seen.append((current_caller(), caller_trace.get()))
+        observe_usage(Usage(7, 3))
         if "wrong" in envelope.data:
             raise InvalidRequest("wrong")
         return {}

@@ -120,21 +120,21 @@ def test_no_window_sees_more_than_the_limit_where_costs_are_settled(
     log: list[Spent] = []
     running: list[tuple[float, int]] = []
 
-    def settle(number: int, share: float) -> None:
+    def commit(number: int, share: float) -> None:
         since, held = running.pop(number)
         used = round(held * share)
-        limiter.settle("x", quota, held, used)
+        limiter.commit("x", quota, held, used)
         log.append(Spent(since, clock.now, used))
 
     for gap, size, share, which, hasty in steps:
         clock.now += gap * quota.window / (100 if hasty else 2)
         if running and which < 2:
-            settle(which % len(running), share)
+            commit(which % len(running), share)
         units = max(1, round(size * quota.burst))
-        if limiter.hold("x", quota, units).admitted:
+        if limiter.reserve("x", quota, units).admitted:
             running.append((clock.now, units))
     while running:
-        settle(0, 1.0)
+        commit(0, 1.0)
     assert most_in_a_window(log, quota.window) <= quota.limit
 
 
@@ -214,15 +214,15 @@ def test_held_units_are_not_paid_off() -> None:
     """
     clock, quota = Clock(0.0), Quota(120, 60)
     limiter = MemoryLimiter(10, clock)
-    assert limiter.hold("x", quota, 60).admitted
+    assert limiter.reserve("x", quota, 60).admitted
     clock.now = 3600.0
-    refused = limiter.hold("x", quota, 1)
+    refused = limiter.reserve("x", quota, 1)
     assert (refused.admitted, refused.remaining, refused.retry_after) == (False, 0, 0)
     assert limiter.take("x", quota, 0).remaining == 0
     assert not limiter.take("x", quota).admitted
-    assert limiter.settle("x", quota, 60, 20).remaining == 40
-    assert limiter.hold("x", quota, 40).admitted
-    assert not limiter.hold("x", quota, 1).admitted
+    assert limiter.commit("x", quota, 60, 20).remaining == 40
+    assert limiter.reserve("x", quota, 40).admitted
+    assert not limiter.reserve("x", quota, 1).admitted
 
 
 @pytest.mark.parametrize(("used", "charged"), [(0, 0), (-5, 0), (7, 7), (30, 30), (31, 30)])
@@ -230,8 +230,8 @@ def test_settlement(used: int, charged: int) -> None:
     """What was used is charged; never less than nothing and never more than was held."""
     quota = Quota(120, 60)
     limiter = MemoryLimiter(10, Clock(0.0))
-    limiter.hold("x", quota, 30)
-    assert limiter.settle("x", quota, 30, used).remaining == 60 - charged
+    limiter.reserve("x", quota, 30)
+    assert limiter.commit("x", quota, 30, used).remaining == 60 - charged
 
 
 def test_who_was_seen_least_recently_is_forgotten_first() -> None:
@@ -252,14 +252,14 @@ async def test_what_is_held_is_never_forgotten() -> None:
     """Crowding a client out of the memory does not give it what it holds, nor twice when that ends."""
     clock = Clock(0.0)
     limits, quota = MemoryLimits(3, clock), Quota(120, 60)
-    decision, settle = await limits.hold("x", quota, 50)
+    decision, commit = await limits.reserve("x", quota, 50)
     assert decision.remaining == 10
-    assert settle is not None
+    assert commit is not None
     for number in range(10):
         await limits.admit(f"crowd-{number}", quota, quota)
     assert len(limits) == 3
-    assert (await limits.hold("x", quota, 11))[1] is None
-    after = await settle(5)
+    assert (await limits.reserve("x", quota, 11))[1] is None
+    after = await commit(5)
     assert after is not None
     assert after.remaining == 55
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import redis as client
 
-from runtime.rate_limits.gcra import Decision, LimitsUnavailable, Quota, Settle
+from runtime.rate_limits.gcra import Commit, Decision, LimitsUnavailable, Quota
 from runtime.rate_limits.redis import PREFIX, RedisLimits
 from runtime.storage.redis import SharedRedis
 from tests.support.cancelling import cancel_at_random
@@ -49,8 +49,8 @@ async def replica(prefix: str) -> AsyncIterator[Replica]:
     """Makes a replica, with connections of its own."""
     made: list[RedisLimits] = []
 
-    def make(hold_seconds: float = 60, url: str = REDIS_URL) -> RedisLimits:
-        made.append(RedisLimits(SharedRedis(url), hold_seconds, prefix))
+    def make(reservation_seconds: float = 60, url: str = REDIS_URL) -> RedisLimits:
+        made.append(RedisLimits(SharedRedis(url), reservation_seconds, prefix))
         return made[-1]
 
     yield make
@@ -95,10 +95,10 @@ async def left(limits: RedisLimits, quota: Quota, name: str = "x") -> int:
     return decision.remaining
 
 
-async def held(limits: RedisLimits, quota: Quota, tokens: int) -> Settle:
-    _, settle = await limits.hold("x", quota, tokens)
-    assert settle is not None
-    return settle
+async def reserved(limits: RedisLimits, quota: Quota, tokens: int) -> Commit:
+    _, commit = await limits.reserve("x", quota, tokens)
+    assert commit is not None
+    return commit
 
 
 async def test_replicas_share_a_limit_exactly(replica: Replica) -> None:
@@ -123,15 +123,15 @@ async def test_replicas_share_tokens_exactly(replica: Replica) -> None:
         nonlocal out, most, used
         for turn in range(20):
             tokens = 100 + 37 * (number + turn) % 800
-            _, settle = await one.hold("x", quota, tokens)
-            if settle is None:
+            _, commit = await one.reserve("x", quota, tokens)
+            if commit is None:
                 continue
             out += tokens
             most = max(most, out + used)
             await asyncio.sleep(0)
             cost = tokens * (turn % 3) // 8
             used, out = used + cost, out - tokens  # before the settlement: another may have what it gives back
-            await settle(cost)
+            await commit(cost)
 
     await asyncio.gather(*(work(one, number) for number, one in enumerate(replicas * 6)))
     assert 0 < most <= quota.burst
@@ -152,7 +152,7 @@ async def test_time_pays_off(replica: Replica) -> None:
 async def test_clients_and_quotas_are_apart(replica: Replica) -> None:
     """One client's use is none of another's, and requests are no tokens. A client is charged for both in one step."""
     limits, quota = replica(), Quota(4, 2, SLOW)
-    await held(limits, quota, 2)
+    await reserved(limits, quota, 2)
     first = await limits.admit("x", quota, quota)
     assert [decision and decision.remaining for decision in first] == [1, 0]
     other = await limits.admit("y", quota, quota)
@@ -160,48 +160,50 @@ async def test_clients_and_quotas_are_apart(replica: Replica) -> None:
 
 
 async def test_more_than_there_can_ever_be(replica: Replica) -> None:
-    """A hold above the burst is refused for ever; one that others' holds are in the way of, for now."""
+    """A reservation above the burst is refused for ever; one that does not fit beside other reservations, for now."""
     limits, quota = replica(), Quota(200, 100, SLOW)
-    decision, settle = await limits.hold("x", quota, 101)
-    assert (settle, decision.retry_after) == (None, float("inf"))
-    await held(limits, quota, 60)
-    decision, settle = await limits.hold("x", quota, 41)
-    assert (settle, decision.remaining, decision.retry_after) == (None, 40, 0)
+    decision, commit = await limits.reserve("x", quota, 101)
+    assert (commit, decision.retry_after) == (None, float("inf"))
+    await reserved(limits, quota, 60)
+    decision, commit = await limits.reserve("x", quota, 41)
+    assert (commit, decision.remaining, decision.retry_after) == (None, 40, 0)
 
 
 async def test_large_limits_lose_nothing(replica: Replica) -> None:
     """The smallest cost still counts beside the largest limit, though the clock's microseconds have 16 digits."""
     limits, quota = replica(), Quota(10**9, 5 * 10**8, SLOW)
-    await (await held(limits, quota, 499_999_999))(499_999_999)
-    await (await held(limits, quota, 1))(1)
+    await (await reserved(limits, quota, 499_999_999))(499_999_999)
+    await (await reserved(limits, quota, 1))(1)
     assert await left(limits, quota) == 0
-    assert (await limits.hold("x", quota, 1))[1] is None
+    assert (await limits.reserve("x", quota, 1))[1] is None
 
 
 async def test_keys_go_by_themselves(replica: Replica, server: client.Redis, prefix: str) -> None:
     """All keys of a client are on one node of a cluster, and are gone when all is paid off and nothing is held."""
-    limits = replica(hold_seconds=0.3)
+    limits = replica(reservation_seconds=0.3)
     quota = Quota(100, 50, 1.0)
     for _ in range(10):
         await limits.admit("x", quota, quota)
-    await held(limits, quota, 10)
+    await reserved(limits, quota, 10)
     keys = sorted(server.scan_iter(f"{prefix}*"))
     assert keys == [f"{prefix}:{{x}}:{kind}" for kind in ("requests", "tokens")]
-    assert all(0 < server.pttl(key) <= 510 for key in keys)  # the hold's end, and what it would come to
+    assert all(
+        0 < server.pttl(key) <= 510 for key in keys
+    )  # the end of the reservation, and the level if it is counted in full
     await until(lambda: not list(server.scan_iter(f"{prefix}*")))
     assert PREFIX == "warmstart:limits:1"
 
 
 async def test_what_a_dead_replica_held_is_charged_in_the_end(replica: Replica) -> None:
-    """A hold that nobody settles does not stay for ever: it ends, and counts as used; then a settlement is late."""
-    limits, quota = replica(hold_seconds=0.1), Quota(200, 100, SLOW)
-    late = await held(limits, quota, 30)
+    """A reservation that is never committed expires and counts as used; committing it after that has no effect."""
+    limits, quota = replica(reservation_seconds=0.1), Quota(200, 100, SLOW)
+    late = await reserved(limits, quota, 30)
     await asyncio.sleep(0.15)
     decision = await late(0)
     assert decision is not None
     assert decision.remaining == 70
-    settle = await held(replica(), quota, 70)
-    decision = await settle(0)
+    commit = await reserved(replica(), quota, 70)
+    decision = await commit(0)
     assert decision is not None
     assert decision.remaining == 70
 
@@ -210,7 +212,7 @@ async def test_whoever_is_cancelled_while_it_asks_holds_nothing(replica: Replica
     """Though Redis has counted it and nobody took the answer."""
     limits, quota = replica(), Quota(200, 100, SLOW)
     pause.after = 0.05
-    task = asyncio.create_task(limits.hold("x", quota, 80))
+    task = asyncio.create_task(limits.reserve("x", quota, 80))
     await asyncio.sleep(0.03)
     pause.after = 0
     assert await left(limits, quota) == 20
@@ -226,21 +228,21 @@ async def test_cancelled_at_random_moments(replica: Replica) -> None:
 
     async def request() -> None:
         await limits.admit("x", None, quota)
-        _, settle = await limits.hold("x", quota, 80)
-        assert settle is not None
-        await settle(0)
+        _, commit = await limits.reserve("x", quota, 80)
+        assert commit is not None
+        await commit(0)
 
     assert await cancel_at_random(request, 0.01) == 0
-    await asyncio.wait(limits._settling or [asyncio.create_task(asyncio.sleep(0))])
+    await asyncio.wait(limits._commits or [asyncio.create_task(asyncio.sleep(0))])
     assert await left(limits, quota) == 100
 
 
 async def test_a_settlement_outlives_its_request(replica: Replica, pause: Pause) -> None:
     """A client that goes away while its bill is settled does not stop that; closing waits for it."""
     limits, quota = replica(), Quota(200, 100, SLOW)
-    settle = await held(limits, quota, 80)
+    commit = await reserved(limits, quota, 80)
     pause.before = 0.05
-    task = asyncio.ensure_future(settle(10))
+    task = asyncio.ensure_future(commit(10))
     await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -270,13 +272,13 @@ async def test_scripts_and_keys_lost(replica: Replica, server: client.Redis, pre
     """A Redis that has forgotten everything is one on which nobody has used anything; settlements do no harm there."""
     limits, quota = replica(), Quota(200, 100, SLOW)
     await requests(limits, quota)
-    settle = await held(limits, quota, 40)
+    commit = await reserved(limits, quota, 40)
     server.script_flush()
     server.delete(*server.scan_iter(f"{prefix}*"))
     decision = await requests(limits, quota)
     assert (decision.admitted, decision.remaining) == (True, 99)
     assert await left(limits, quota) == 100
-    await settle(40)
+    await commit(40)
     assert await left(limits, quota) == 100
 
 
@@ -312,10 +314,10 @@ async def test_restart(replica: Replica, tmp_path: Path) -> None:
 
     with redis_process(port, tmp_path):
         assert (await answered()).remaining == 99
-        settle = await held(limits, quota, 10)
+        commit = await reserved(limits, quota, 10)
     with pytest.raises(LimitsUnavailable):
         await requests(limits, quota)
-    assert await settle(5) is None
+    assert await commit(5) is None
     with redis_process(port, tmp_path):
         assert (await answered()).remaining == 99
 
@@ -337,7 +339,7 @@ async def test_a_redis_that_is_none(replica: Replica, answer: bytes | None) -> N
             with pytest.raises(LimitsUnavailable):
                 await requests(limits, Quota(200, 100))
             with pytest.raises(LimitsUnavailable):
-                await limits.hold("x", Quota(200, 100), 1)
+                await limits.reserve("x", Quota(200, 100), 1)
 
 
 async def test_nobody_listens(replica: Replica) -> None:

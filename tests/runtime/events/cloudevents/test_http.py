@@ -34,7 +34,8 @@ from runtime.events.outcome import Policy, Reject
 from runtime.events.processor import Processor
 from runtime.json_answer import MANY
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.request_scope import request_caller, request_usage
+from runtime.telemetry.request_scope import RequestScope, UsageCounter, current_caller, observe_usage, request_scope
+from runtime.types import Usage
 from tests.support.fakes import until
 
 RETRIED = {404, 408, 409, 429, *range(500, 600)}  # Knative Eventing, data plane contract
@@ -67,7 +68,7 @@ class Served:
 
     async def _dispatch(self, envelope: Envelope, send_chunk: Any = None) -> Mapping[str, Any]:
         self.calls.append(envelope)
-        self.callers.append(request_caller.get())
+        self.callers.append(current_caller())
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -75,8 +76,7 @@ class Served:
             await asyncio.sleep(0)
             if (wanted := envelope.data.get("raise")) is not None:
                 raise getattr(runtime.errors, wanted)("planted")
-            if (usage := request_usage.get()) is not None:
-                usage.update({"prompt_tokens": 2, "completion_tokens": 3})
+            observe_usage(Usage(2, 3))
             return self._result
         finally:
             self.running -= 1
@@ -308,13 +308,13 @@ async def test_without_records() -> None:
 
 async def test_what_is_told() -> None:
     """Tokens of all events are added up for the request, each event counts, and each is told before its work."""
-    service, usage, begun = Served(), dict[str, Any](), list[Envelope]()
-    token = request_usage.set(usage)
+    service, usage, begun = Served(), UsageCounter(), list[Envelope]()
+    token = request_scope.set(RequestScope(usage=usage))
     try:
         await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], begun=begun.append)
     finally:
-        request_usage.reset(token)
-    assert usage == {"prompt_tokens": 4, "completion_tokens": 6}
+        request_scope.reset(token)
+    assert usage.total == Usage(4, 6)
     assert [envelope.id for envelope in begun] == ["1", "2"]
 
     def count(operation: str, outcome: str) -> float | None:
