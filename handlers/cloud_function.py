@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from handlers.dispatch.events import Dispatcher
 from handlers.functions.event_loop import run
-from handlers.local import open_processor, refuse_edge, shared_context
+from handlers.local import open_processor, reject_http_settings, shared_context
 from handlers.operations import OPERATIONS
 from runtime.error_response import error_response
 from runtime.errors import MethodNotAllowed, PayloadTooLarge, ServiceError
@@ -40,7 +40,9 @@ def make_function() -> Any:
         SettingsError: a setting is wrong, or needs the HTTP service's middlewares.
     """
     settings = Settings.load()
-    refuse_edge(settings, "leave that to the platform, or run the HTTP service there (docs/events-cloudevents.md)")
+    reject_http_settings(
+        settings, "leave that to the platform, or run the HTTP service there (docs/events-cloudevents.md)"
+    )
     setup_logging(settings.log_format, settings.log_level)
 
     @cache  # called on the loop's thread only, so that it is created once

@@ -29,8 +29,8 @@ Commit = Callable[[int], Awaitable[None]]
 """Commits the number of tokens that a generation used, in place of the tokens reserved for it."""
 
 
-async def free(max_tokens: int) -> Commit:
-    """Reserve tokens without a limit: the default of ``Context.reserve``, which accepts any number."""
+async def reserve_unlimited(max_tokens: int) -> Commit:
+    """Accept any number of tokens: the default of ``Context.reserve``, for callers without a limit."""
 
     async def commit(used: int) -> None:
         pass
@@ -59,7 +59,8 @@ class Context:
             with the use of the response cache and no tokens.
         reserve: reserves the greatest number of tokens that a generation can use, prompts and new tokens, before it
             starts; raises RateLimited or ExceedsRateLimit if the caller has fewer left. Returns a function that commits
-            the number of tokens really used and is called once. ``handlers.generation.plan.paid`` calls both.
+            the number of tokens really used and is called once. ``handlers.generation.prepared_request.start_charged``
+            calls both.
     """
 
     models: Models
@@ -75,4 +76,4 @@ class Context:
     started: float = 0.0
     tracing: Tracing | None = None
     observe: Callable[[Usage], None] = lambda usage: None
-    reserve: Callable[[int], Awaitable[Commit]] = free
+    reserve: Callable[[int], Awaitable[Commit]] = reserve_unlimited

@@ -22,7 +22,7 @@ from handlers.context import Context
 from handlers.dispatch.events import Dispatcher
 from handlers.functions.event_loop import run
 from handlers.functions.lambda_http import LambdaHttpRequests
-from handlers.local import open_processor, refuse_edge, shared_context
+from handlers.local import open_processor, reject_http_settings, shared_context
 from handlers.operations import OPERATIONS
 from runtime.errors import ServiceError
 from runtime.events.aws_lambda.kinds import function_error, kind_of
@@ -50,7 +50,7 @@ class Function:
     """
 
     def __init__(self, settings: Settings, ctx: Context, send: Send | None = None) -> None:
-        refuse_edge(
+        reject_http_settings(
             settings, "leave that to API Gateway and IAM, or serve with the Lambda Web Adapter (docs/events-lambda.md)"
         )
         self._models = ctx.models

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from handlers.context import Clock, Context, RequestLimits
 from handlers.dispatch.lookup import find
@@ -24,7 +24,8 @@ from runtime.events.idempotency.records import Records
 from runtime.events.outcome import Policy
 from runtime.events.processor import Dispatch, Processor
 from runtime.loading.adapters import with_adapters
-from runtime.model.catalogue import served_models
+from runtime.model.catalogue import ModelSpec, served_models
+from runtime.model.progress import Progress
 from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.factory import open_store
@@ -32,6 +33,11 @@ from runtime.settings import PRIVATE_NETWORKS, Settings
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.tracing import start_tracing
 from runtime.types import Memory
+
+if TYPE_CHECKING:  # both take tenths of a second to import
+    from runtime.engine.engine import FastEngine
+    from runtime.engine.reference import ReferenceEngine
+    from runtime.loading.memory_plan import MemoryPlan
 
 _lock = threading.Lock()
 _shared: Context | None = None
@@ -55,12 +61,12 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
     )
 
     @cache
-    def plan() -> Any:
-        from runtime.loading.memory_plan import MemoryPlan  # takes tenths of a second, so not before a load
+    def plan() -> MemoryPlan:
+        from runtime.loading.memory_plan import MemoryPlan  # not before a load
 
         return MemoryPlan(specs, settings)
 
-    def load(spec: Any, progress: Any) -> Any:
+    def load(spec: ModelSpec, progress: Progress) -> FastEngine | ReferenceEngine:
         from runtime.loading.load_engine import load_engine
 
         model = metrics.model(spec.id)
@@ -68,7 +74,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         model.ready(engine.info.load_seconds + engine.info.warmup_seconds)
         return engine
 
-    models: Registry[Any] = Registry(
+    models = Registry(
         specs,
         load,
         measure=lambda spec, progress: plan().need(spec, progress),
@@ -144,25 +150,25 @@ def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, R
     return processor, records
 
 
-def refuse_edge(settings: Settings, instead: str) -> None:
-    """Refuse settings of the HTTP middlewares in a process without them, so that no protection is silently missing.
+def reject_http_settings(settings: Settings, advice: str) -> None:
+    """Reject settings of the HTTP middlewares in a process without them, so that no protection is silently missing.
 
     Args:
         settings: the settings of a cloud function.
-        instead: the advice at the end of the error message.
+        advice: what to do instead, at the end of the error message.
 
     Raises:
         SettingsError: one of them is set; the message names the first.
     """
-    edge = {
+    http_settings = {
         "API_KEYS": settings.needs_credentials,
         "RATE_LIMIT_ENABLED": settings.rate_limit_enabled,
         "ALLOWED_IPS": settings.allowed_ips != PRIVATE_NETWORKS,
         "AUDIT_LOG": settings.audit_log is not None,
     }
-    for name, asked in edge.items():
-        if asked:
-            raise SettingsError(f"{name}: a function has no edge of its own; {instead}")
+    for name, configured in http_settings.items():
+        if configured:
+            raise SettingsError(f"{name}: a cloud function does not run the HTTP middlewares; {advice}")
 
 
 def shared_context() -> Context:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, Protocol
 
@@ -183,8 +183,8 @@ class Cache(Protocol):
         self,
         key: str,
         model: str,
-        held: AsyncExitStack,
-        start: Callable[[], Awaitable[tuple[int, AsyncGenerator[Token, None]]]],
+        lease: AsyncExitStack,
+        start: Callable[[], AbstractAsyncContextManager[tuple[int, AsyncIterator[Token]]]],
         *,
         reuse: bool,
         max_age: float,
@@ -198,10 +198,10 @@ class Cache(Protocol):
         Args:
             key: the cache key in hexadecimal digits, a hash of everything that determines the response.
             model: the model's id.
-            held: the model's lease. If the response is computed, the computation takes it over and keeps it until the
+            lease: the model's lease. If the response is computed, the computation takes it over and keeps it until the
                 last reader has left.
-            start: starts the computation and returns the number of prompt tokens and the token stream; called only if
-                the response must be computed.
+            start: returns a context manager that starts the computation, yields the number of prompt tokens and the
+                token stream, and stops the computation; called only if the response must be computed.
             reuse: whether a cached response or one in flight may be used.
             max_age: the greatest age of a cached response, in seconds.
             background: whether this is background work, see ``Job.background``. An interactive request does not join a

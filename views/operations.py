@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
 from handlers.api.routes import Route
-from handlers.context import Commit, free
+from handlers.context import Commit, reserve_unlimited
 from handlers.operations import Operation
 from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.errors import InternalError, ServiceError
@@ -40,7 +40,7 @@ async def reserve(max_tokens: int) -> Commit:
     Returns:
         The function that commits the number of tokens used.
     """
-    return await (request_scope.get().reserve or free)(max_tokens)
+    return await (request_scope.get().reserve or reserve_unlimited)(max_tokens)
 
 
 def operation_handler(operation: Operation, route: Route, settings: Settings) -> Handler:

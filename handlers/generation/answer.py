@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -13,13 +13,13 @@ from typing import Any, Literal
 from handlers.context import Context
 from handlers.generation.cache_control import CacheControl
 from handlers.generation.collect import Collected, collecting
-from handlers.generation.plan import PreparedRequest, generating, paid
+from handlers.generation.prepared_request import PreparedRequest, generating, start_charged
 from handlers.protocols import Engine
 from handlers.schemas.base import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
 from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
 
-_MANY = 1_000  # log-probabilities rendered on the event loop, which takes a few milliseconds
+_MAX_RENDERED_ON_LOOP = 1_000  # log-probabilities rendered on the event loop, which takes a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Question:
     Args:
         kind: ``text`` for raw prompts, ``chat`` for messages that the chat template formats.
         texts: the prompts, or the chat's messages.
-        params: the requested sampling parameters; the model's context may leave room for fewer new tokens.
-        max_length: the most tokens of prompt and new text together; None for no such limit.
+        params: the requested sampling parameters; the model's context may allow fewer new tokens.
+        max_length: maximum number of tokens of prompt and new text together; None for no such limit.
     """
 
     kind: Literal["text", "chat"]
@@ -80,77 +80,74 @@ class Generation:
     collected: Collected
     tokens: AsyncIterator[Token]
 
-    async def whole(self) -> Collected:
-        """Read all tokens and return them collected."""
-        async for _ in self.tokens:
-            pass
-        return self.collected
-
-    async def rendered(self, render: Callable[[Collected], dict[str, Any]]) -> dict[str, Any]:
+    async def render(self, build: Callable[[Collected], dict[str, Any]]) -> dict[str, Any]:
         """Read all tokens and render the response, on a thread if many log-probabilities would block the event loop.
 
         Args:
-            render: builds the response; must not use data that another thread changes.
+            build: builds the response; must not use data that another thread changes.
         """
-        collected = await self.whole()
-        if collected.unreported <= _MANY:
-            return render(collected)
-        return await asyncio.to_thread(render, collected)
+        async for _ in self.tokens:
+            pass
+        if self.collected.unreported <= _MAX_RENDERED_ON_LOOP:
+            return build(self.collected)
+        return await asyncio.to_thread(build, self.collected)
 
 
 @asynccontextmanager
 async def answering(
-    request: Cacheable, question: Question, plan: Callable[[Engine], Awaitable[PreparedRequest]], ctx: Context
+    request: Cacheable, question: Question, prepare: Callable[[Engine], Awaitable[PreparedRequest]], ctx: Context
 ) -> AsyncIterator[Generation]:
     """Lease the model and yield the response in progress. Leaving the block stops the generation unless it is shared.
 
     Args:
         request: the validated request.
         question: the parts of ``request`` that determine its response.
-        plan: tokenizes and checks the request; called only if the response must be generated.
+        prepare: tokenizes and checks the request; called only if the response must be generated.
         ctx: the operation's context.
 
     Raises:
-        ServiceError: errors of ``plan``, ``Models.lease``, ``Context.reserve`` and ``Engine.stream``.
+        ServiceError: errors of ``prepare``, ``Models.lease``, ``Context.reserve`` and ``Engine.stream``.
     """
     control = CacheControl.parse(request.cache_control)
-    async with AsyncExitStack() as held:
-        engine: Engine = await held.enter_async_context(ctx.models.lease(request.model))
+    async with AsyncExitStack() as lease:
+        engine: Engine = await lease.enter_async_context(ctx.models.lease(request.model))
         if ctx.cache is None or not question.repeatable or not control.store:
             use = None
             if ctx.cache is not None:
                 use = CacheUse("bypass")
                 ctx.cache.bypass()
-            async with generating(await plan(engine), ctx, use) as (collected, tokens):
+            async with generating(await prepare(engine), ctx, use) as (collected, tokens):
                 yield Generation(engine, collected, tokens)
             return
 
-        began = False
+        started = False
 
-        async def start() -> tuple[int, AsyncGenerator[Token, None]]:
-            nonlocal began
-            began = True
-            ready = await plan(engine)
-            return ready.prompt_tokens, await paid(ready, ctx)
+        @asynccontextmanager
+        async def start() -> AsyncIterator[tuple[int, AsyncIterator[Token]]]:
+            nonlocal started
+            started = True
+            prepared = await prepare(engine)
+            async with start_charged(prepared, ctx) as tokens:
+                yield prepared.prompt_tokens, tokens
 
         key = question.key(engine.info, ctx.caller() if ctx.cache.per_caller else "")
-        async with AsyncExitStack() as reading:
+        async with AsyncExitStack() as reader:
             while True:
-                joined = ctx.cache.answer(
+                response = ctx.cache.answer(
                     key,
                     engine.info.name,
-                    held,
+                    lease,
                     start,
                     reuse=control.reuse,
                     max_age=control.max_age,
                     background=ctx.background,
                 )
                 try:
-                    cached, prompt_tokens, stream = await reading.enter_async_context(joined)
+                    use, prompt_tokens, stream = await reader.enter_async_context(response)
                     break
                 except (RateLimited, ExceedsRateLimit):
-                    if began:  # else the limit is that of another caller, whose computation this request joined: retry
+                    if started:  # else another caller, whose computation this request joined, exceeds its limit: retry
                         raise
-            found = Collected(prompt_tokens, question.sequences, cached)
-            async with collecting(found, stream, ctx) as (collected, tokens):
+            collected = Collected(prompt_tokens, question.sequences, use)
+            async with collecting(collected, stream, ctx) as (_, tokens):
                 yield Generation(engine, collected, tokens)

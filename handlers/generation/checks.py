@@ -12,7 +12,7 @@ from handlers.schemas.base import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
 from runtime.types import Message, SamplingParams
 
-_TEXTS_AT_ONCE = 16  # tokenized concurrently
+_MAX_CONCURRENT_TEXTS = 16  # tokenized concurrently
 
 
 def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
@@ -29,8 +29,8 @@ def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> N
     total = sum(len(text) for text in texts)
     if total > ctx.limits.max_prompt_chars:
         raise InvalidRequest(
-            f"{field_name}: {total} characters are more than the {ctx.limits.max_prompt_chars} this service takes "
-            "(MAX_PROMPT_CHARS)",
+            f"{field_name}: {total} characters exceed the limit of {ctx.limits.max_prompt_chars} (MAX_PROMPT_CHARS); "
+            "shorten the text",
             param=field_name,
         )
 
@@ -48,20 +48,20 @@ def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_fi
     Raises:
         InvalidRequest: there are too many; the message names the field and the limit.
     """
-    most = ctx.limits.max_sequences
-    if prompts > most:
+    limit = ctx.limits.max_sequences
+    if prompts > limit:
         raise InvalidRequest(
-            f"{prompts_field}: {prompts} are more than the {most} sequences one request may ask for (MAX_SEQUENCES)",
+            f"{prompts_field}: {prompts} sequences exceed the limit of {limit} per request (MAX_SEQUENCES)",
             param=prompts_field,
         )
-    if prompts * n > most:
+    if prompts * n > limit:
         raise InvalidRequest(
-            f"{n_field}: {prompts} x {n} sequences are more than the {most} one request may ask for (MAX_SEQUENCES)",
+            f"{n_field}: {prompts} x {n} sequences exceed the limit of {limit} per request (MAX_SEQUENCES)",
             param=n_field,
         )
 
 
-def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
+def remaining_context(prompt_tokens: int, context_length: int, field_name: str) -> int:
     """Return the number of new tokens that fit in the context after a prompt.
 
     Args:
@@ -70,28 +70,28 @@ def room(prompt_tokens: int, context_length: int, field_name: str) -> int:
         field_name: the field of the prompt, for the error.
 
     Raises:
-        ContextLengthExceeded: there is no room for one new token.
+        ContextLengthExceeded: not even one new token fits.
     """
     if prompt_tokens >= context_length:
         raise ContextLengthExceeded.of(context_length, prompt_tokens, 1, field_name)
     return context_length - prompt_tokens
 
 
-def check_least(least: int, most: int, field_name: str, bounds: str) -> None:
-    """Check that the least number of new tokens is not above the greatest.
+def check_min_tokens(min_tokens: int, max_tokens: int, field_name: str, limited_by: str) -> None:
+    """Check that the minimum number of new tokens does not exceed the maximum.
 
     Args:
-        least: the least number of new tokens.
-        most: the greatest number of new tokens.
-        field_name: the field of ``least``, for the error.
-        bounds: the fields that set ``most``, for the error.
+        min_tokens: minimum number of new tokens.
+        max_tokens: maximum number of new tokens.
+        field_name: the field of ``min_tokens``, for the error.
+        limited_by: the fields that set ``max_tokens``, for the error.
 
     Raises:
-        InvalidRequest: ``least`` is above ``most``; the message names both.
+        InvalidRequest: ``min_tokens`` exceeds ``max_tokens``; the message names both.
     """
-    if least > most:
+    if min_tokens > max_tokens:
         raise InvalidRequest(
-            f"{field_name}: {least} is more than the {most} new tokens that {bounds} and the model's context allow",
+            f"{field_name}: {min_tokens} exceeds {max_tokens}, the limit set by {limited_by} or the model's context",
             param=field_name,
         )
 
@@ -127,9 +127,9 @@ def sampling_params(
 async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
     """Tokenize texts a few at a time, so that thousands of them do not delay other requests' tokenization."""
     ids: list[tuple[int, ...]] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = texts[start : start + _TEXTS_AT_ONCE]
-        ids += await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in some))
+    for start in range(0, len(texts), _MAX_CONCURRENT_TEXTS):
+        batch = texts[start : start + _MAX_CONCURRENT_TEXTS]
+        ids += await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in batch))
     return ids
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from handlers.protocols import Engine
 from runtime.types import Token
 
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 """The lowest log-probability reported, as OpenAI does; JSON has no minus infinity."""
 
 
@@ -98,6 +98,6 @@ def _entry(engine: Engine, token_id: int, logprob: float | None) -> dict[str, An
     return {
         "id": token_id,
         "token": text.decode("utf-8", "replace"),
-        "logprob": max(logprob if logprob is not None else LEAST, LEAST),
+        "logprob": max(logprob if logprob is not None else MIN_LOGPROB, MIN_LOGPROB),
         "bytes": list(text),
     }

@@ -10,16 +10,16 @@ from typing import Any
 from handlers.context import Context
 from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
-    check_least,
+    check_min_tokens,
     check_prompt_chars,
     check_sequences,
     encode_all,
-    room,
+    remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.plan import PreparedRequest
+from handlers.generation.prepared_request import PreparedRequest
 from handlers.protocols import Engine
 from handlers.schemas.requests import CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
@@ -27,7 +27,7 @@ from runtime.types import Job
 
 TextRequest = GenerateRequest | CompleteRequest
 
-_ANY_NUMBER = 10_000_000  # new tokens if the request sets no number: the field's greatest value
+_UNLIMITED_NEW_TOKENS = 10_000_000  # new tokens if the request sets no number: the field's greatest value
 
 
 def check(request: TextRequest, ctx: Context) -> None:
@@ -40,34 +40,34 @@ def check(request: TextRequest, ctx: Context) -> None:
     check_sequences(len(request.prompt), request.num_return_sequences, ctx, "num_return_sequences")
 
 
-async def plan(request: TextRequest, engine: Engine, ctx: Context) -> PreparedRequest:
+async def prepare(request: TextRequest, engine: Engine, ctx: Context) -> PreparedRequest:
     """Tokenize the prompts and check them against the model's limits.
 
     Raises:
         InvalidRequest: a limit is exceeded.
-        ContextLengthExceeded: a prompt leaves no room for a new token in the model's context.
+        ContextLengthExceeded: a prompt fills the model's context.
     """
-    asked = _question(request)
+    question = _question(request)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):
-        limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.params.max_new_tokens)
-        if asked.max_length is not None:
-            if len(ids) >= asked.max_length:
+        limit = min(remaining_context(len(ids), engine.info.context_length, "prompt"), question.params.max_new_tokens)
+        if question.max_length is not None:
+            if len(ids) >= question.max_length:
                 raise InvalidRequest(
-                    f"max_length: {asked.max_length} leaves no room after a prompt of {len(ids)} tokens; "
+                    f"max_length: {question.max_length} allows no new token after a prompt of {len(ids)} tokens; "
                     "raise it or give max_new_tokens",
                     param="max_length",
                 )
-            limit = min(limit, asked.max_length - len(ids))
-        check_least(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
-        jobs.append(Job(ids, replace(asked.params, max_new_tokens=limit), ctx.background))
+            limit = min(limit, question.max_length - len(ids))
+        check_min_tokens(request.min_new_tokens, limit, "min_new_tokens", "max_new_tokens, max_length")
+        jobs.append(Job(ids, replace(question.params, max_new_tokens=limit), ctx.background))
     return PreparedRequest(engine, tuple(jobs))
 
 
 def _question(request: TextRequest) -> Question:
     params = sampling_params(
         request,
-        max_new_tokens=_ANY_NUMBER if request.max_new_tokens is None else request.max_new_tokens,
+        max_new_tokens=_UNLIMITED_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens,
         n=request.num_return_sequences,
         min_new_tokens=request.min_new_tokens,
         logprobs=request.logprobs,
@@ -77,7 +77,7 @@ def _question(request: TextRequest) -> Question:
 
 
 def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Generation]:
-    return answering(request, _question(request), lambda engine: plan(request, engine, ctx), ctx)
+    return answering(request, _question(request), lambda engine: prepare(request, engine, ctx), ctx)
 
 
 async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:
@@ -92,22 +92,22 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
         ServiceError: errors of ``check`` and ``answering``.
     """
     check(request, ctx)
-    async with _answering(request, ctx) as found:
+    async with _answering(request, ctx) as response:
 
         def render(collected: Collected) -> dict[str, Any]:
             sequences = [
                 {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
-                | _logprobs(request, found, i)
+                | _logprobs(request, response, i)
                 for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
             ]
             return {
                 "text": sequences[0]["text"],
                 "sequences": sequences,
-                "model": found.engine.info.name,
+                "model": response.engine.info.name,
                 "usage": collected.usage.openai(),
             }
 
-        return await found.rendered(render)
+        return await response.render(render)
 
 
 async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGenerator[dict[str, Any], None]:
@@ -116,20 +116,20 @@ async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGene
     The texts of one index, joined, equal the text that ``answer`` returns. Arguments and errors as in ``answer``.
     """
     check(request, ctx)
-    begun: set[int] = set()
-    async with _answering(request, ctx) as found:
-        async for token in found.tokens:
+    started: set[int] = set()
+    async with _answering(request, ctx) as response:
+        async for token in response.tokens:
             if token.text or token.finish_reason:
-                prefix = "" if token.sequence in begun else _prefix(request, token.sequence, echo)
-                begun.add(token.sequence)
+                prefix = "" if token.sequence in started else _prefix(request, token.sequence, echo)
+                started.add(token.sequence)
                 piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
-                yield piece | _logprobs(request, found, token.sequence)
-        yield {"model": found.engine.info.name, "usage": found.collected.usage.openai()}
+                yield piece | _logprobs(request, response, token.sequence)
+        yield {"model": response.engine.info.name, "usage": response.collected.usage.openai()}
 
 
 def _prefix(request: TextRequest, index: int, echo: bool) -> str:
     return request.prompt[index // request.num_return_sequences] if echo else ""
 
 
-def _logprobs(request: TextRequest, found: Generation, index: int) -> dict[str, Any]:
-    return {} if request.logprobs is None else {"logprobs": entries(found.engine, found.collected.take(index))}
+def _logprobs(request: TextRequest, response: Generation, index: int) -> dict[str, Any]:
+    return {} if request.logprobs is None else {"logprobs": entries(response.engine, response.collected.take(index))}

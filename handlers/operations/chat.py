@@ -11,15 +11,15 @@ from handlers.context import Context
 from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
     chat_messages,
-    check_least,
+    check_min_tokens,
     check_prompt_chars,
     check_sequences,
-    room,
+    remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.plan import PreparedRequest
+from handlers.generation.prepared_request import PreparedRequest
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
@@ -54,14 +54,14 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                 "usage": collected.usage.openai(),
             }
 
-        return await answer.rendered(render)
+        return await answer.render(render)
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield a chat completion as OpenAI's chunks: roles, deltas and finish reasons, and the usage if asked for."""
     request = parse_stream(ChatRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
-    begun: set[int] = set()
+    started: set[int] = set()
     async with _answering(request, read(request, ctx), ctx) as answer:
         head = _head(answer.engine, ctx, "chat.completion.chunk")
         if include_usage:
@@ -74,8 +74,8 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
 
         async for token in answer.tokens:
             index = token.sequence
-            if index not in begun:
-                begun.add(index)
+            if index not in started:
+                started.add(index)
                 yield chunk(index, {"role": "assistant", "content": ""})
             if token.text:
                 yield chunk(index, {"content": token.text}, _logprobs(answer, index))
@@ -97,18 +97,18 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
     return messages
 
 
-async def plan(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
+async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
     """Tokenize a chat and check it against the model's limits.
 
     Raises:
         InvalidRequest: a limit is exceeded, or the template refuses the messages.
-        ContextLengthExceeded: the chat leaves no room for a new token in the model's context.
+        ContextLengthExceeded: the chat fills the model's context.
     """
     ids = await engine.encode_chat(messages, background=ctx.background)
-    asked = _params(request, engine.chat_stops)
-    limit = min(room(len(ids), engine.info.context_length, "messages"), asked.max_new_tokens)
-    check_least(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return PreparedRequest(engine, (Job(ids, replace(asked, max_new_tokens=limit), ctx.background, "messages"),))
+    params = _params(request, engine.chat_stops)
+    limit = min(remaining_context(len(ids), engine.info.context_length, "messages"), params.max_new_tokens)
+    check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
+    return PreparedRequest(engine, (Job(ids, replace(params, max_new_tokens=limit), ctx.background, "messages"),))
 
 
 def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
@@ -127,7 +127,7 @@ def _answering(
     request: ChatRequest, messages: Sequence[Message], ctx: Context
 ) -> AbstractAsyncContextManager[Generation]:
     question = Question("chat", messages, _params(request))
-    return answering(request, question, lambda engine: plan(request, messages, engine, ctx), ctx)
+    return answering(request, question, lambda engine: prepare(request, messages, engine, ctx), ctx)
 
 
 def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:

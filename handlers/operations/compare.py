@@ -13,9 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from handlers.context import Context
-from handlers.generation.checks import chat_messages, check_prompt_chars, check_sequences, room, sampling_params
-from handlers.generation.logprobs import LEAST
-from handlers.generation.plan import PreparedRequest, generating
+from handlers.generation.checks import (
+    chat_messages,
+    check_prompt_chars,
+    check_sequences,
+    remaining_context,
+    sampling_params,
+)
+from handlers.generation.logprobs import MIN_LOGPROB
+from handlers.generation.prepared_request import PreparedRequest, generating
 from handlers.generation.scoring import score
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
@@ -25,7 +31,7 @@ from runtime.types import Job, Message, Token, Usage
 
 
 @dataclass(slots=True)
-class _Side:
+class _Variant:
     """One variant: its settings, its answer and its tokens."""
 
     settings: CompareRequest
@@ -64,16 +70,16 @@ def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, An
     messages = chat_messages((message.role, message.content) for message in request.messages or ())
     texts = [request.prompt] if request.prompt is not None else [message.content for message in messages]
     check_prompt_chars(texts, ctx, _field(request))
-    return _events(_sides(request, ctx), messages, ctx)
+    return _events(_variants(request, ctx), messages, ctx)
 
 
 def _field(request: CompareRequest) -> str:
     return "messages" if request.prompt is None else "prompt"
 
 
-def _sides(request: CompareRequest, ctx: Context) -> list[_Side]:
+def _variants(request: CompareRequest, ctx: Context) -> list[_Variant]:
     default = ctx.models.status()[0].id  # the same for all variants, even if the default is switched meanwhile
-    sides = []
+    variants = []
     for index, variant in enumerate(request.variants):
         settings = request.model_copy(update=variant.model_dump(exclude_none=True, exclude={"label"}))
         model = settings.model or default
@@ -92,17 +98,17 @@ def _sides(request: CompareRequest, ctx: Context) -> list[_Side]:
             "mean_logprobs": {},
             "error": None,
         }
-        sides.append(_Side(settings, answer))
-    return sides
+        variants.append(_Variant(settings, answer))
+    return variants
 
 
 async def _events(
-    sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context
+    variants: Sequence[_Variant], messages: tuple[Message, ...], ctx: Context
 ) -> AsyncGenerator[dict[str, Any], None]:
-    events: asyncio.Queue[dict[str, Any] | asyncio.Task[_Side]] = asyncio.Queue()
+    events: asyncio.Queue[dict[str, Any] | asyncio.Task[_Variant]] = asyncio.Queue()
     usages: list[Usage] = []
-    apart = replace(ctx, observe=usages.append)
-    tasks = [asyncio.create_task(_run(side, messages, apart, events.put_nowait)) for side in sides]
+    variant_ctx = replace(ctx, observe=usages.append)
+    tasks = [asyncio.create_task(_run(variant, messages, variant_ctx, events.put_nowait)) for variant in variants]
     for task in tasks:
         task.add_done_callback(events.put_nowait)
     try:
@@ -113,10 +119,11 @@ async def _events(
                 yield event
             else:
                 left -= 1
-                side = event.result()
-                yield {"index": side.answer["index"], "answer": side.answer}
-        means = await _means(sides, messages, ctx) if sides[0].settings.score else [{} for _ in sides]
-        answers = [side.answer | {"mean_logprobs": mean} for side, mean in zip(sides, means, strict=True)]
+                variant = event.result()
+                yield {"index": variant.answer["index"], "answer": variant.answer}
+        scored = variants[0].settings.score
+        scores = await _mean_logprobs(variants, messages, ctx) if scored else [{} for _ in variants]
+        answers = [v.answer | {"mean_logprobs": by_model} for v, by_model in zip(variants, scores, strict=True)]
         yield {"object": "comparison", "answers": answers}
     finally:
         for task in tasks:
@@ -126,23 +133,23 @@ async def _events(
 
 
 async def _run(
-    side: _Side, messages: tuple[Message, ...], ctx: Context, put: Callable[[dict[str, Any]], None]
-) -> _Side:
+    variant: _Variant, messages: tuple[Message, ...], ctx: Context, put: Callable[[dict[str, Any]], None]
+) -> _Variant:
     """Generate one variant's answer and pass its pieces to ``put``; a ``ServiceError`` goes into the answer."""
-    settings, answer, now = side.settings, side.answer, ctx.clock.monotonic
+    settings, answer, now = variant.settings, variant.answer, ctx.clock.monotonic
     try:
-        async with ctx.models.lease(side.model) as engine:
+        async with ctx.models.lease(variant.model) as engine:
             ids = await _prompt(settings, messages, engine, ctx)
             params = sampling_params(
                 settings,
                 max_new_tokens=min(
-                    settings.max_new_tokens, room(len(ids), engine.info.context_length, _field(settings))
+                    settings.max_new_tokens, remaining_context(len(ids), engine.info.context_length, _field(settings))
                 ),
                 n=1,
                 logprobs=0 if settings.score else None,
                 stop=engine.chat_stops if messages else (),
             )
-            begun, first = now(), 0.0
+            started, first = now(), 0.0
             async with generating(
                 PreparedRequest(engine, (Job(ids, params, ctx.background, _field(settings)),)), ctx
             ) as (
@@ -159,21 +166,21 @@ async def _run(
                                 "finish_reason": token.finish_reason,
                             }
                         )
-            seconds = now() - begun
-            side.tokens = collected.take(0)
+            seconds = now() - started
+            variant.tokens = collected.take(0)
             answer |= {
                 "text": collected.texts[0],
                 "finish_reason": collected.reasons[0],
                 "prompt_tokens": len(ids),
                 "completion_tokens": collected.completion_tokens,
                 "seconds": seconds,
-                "time_to_first_token_seconds": first - begun,
+                "time_to_first_token_seconds": first - started,
                 "tokens_per_second": collected.completion_tokens / seconds if seconds else None,
-                "memory_bytes": next((s.memory_bytes for s in ctx.models.status() if s.id == side.model), None),
+                "memory_bytes": next((s.memory_bytes for s in ctx.models.status() if s.id == variant.model), None),
             }
     except ServiceError as error:
         answer["error"] = {"code": error.code, "message": error.message}
-    return side
+    return variant
 
 
 async def _prompt(
@@ -184,33 +191,36 @@ async def _prompt(
     return await engine.encode(request.prompt, background=ctx.background)
 
 
-async def _means(sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context) -> list[dict[str, float | None]]:
+async def _mean_logprobs(
+    variants: Sequence[_Variant], messages: tuple[Message, ...], ctx: Context
+) -> list[dict[str, float | None]]:
     """Return the mean log-probability of each answer under each model.
 
     Under the answer's own model it is the mean over the tokens generated. The other models score the answer's text one
     after the other, loaded models first; a model whose variants have all failed is left out.
     """
-    means: list[dict[str, float | None]] = [dict.fromkeys(side.model for side in sides) for _ in sides]
-    for side, mean in zip(sides, means, strict=True):
-        ended = side.answer["finish_reason"] == "stop"  # its last token ended it and is not part of the text
-        mean[side.model] = _mean(side.tokens[:-1] if ended else side.tokens) if side.answer["text"] else None
-    answered = dict.fromkeys(side.model for side in sides if side.answer["error"] is None)
+    scores: list[dict[str, float | None]] = [dict.fromkeys(v.model for v in variants) for _ in variants]
+    for variant, by_model in zip(variants, scores, strict=True):
+        ended = variant.answer["finish_reason"] == "stop"  # its last token ended it and is not part of the text
+        tokens = variant.tokens[:-1] if ended else variant.tokens
+        by_model[variant.model] = _mean(tokens) if variant.answer["text"] else None
+    answered = dict.fromkeys(variant.model for variant in variants if variant.answer["error"] is None)
     loaded = {status.id for status in ctx.models.status() if status.state == "ready"}
     for model in sorted(answered, key=lambda model: model not in loaded):
-        others = [i for i, side in enumerate(sides) if side.model != model and side.answer["text"]]
+        others = [i for i, variant in enumerate(variants) if variant.model != model and variant.answer["text"]]
         if not others:
             continue
         try:
             async with ctx.models.lease(model) as engine:
-                prompt = await _prompt(sides[0].settings, messages, engine, ctx)
+                prompt = await _prompt(variants[0].settings, messages, engine, ctx)
                 for i in others:
-                    means[i][model] = await _mean_of(sides[i].answer["text"], prompt, engine, ctx)
+                    scores[i][model] = await _score(variants[i].answer["text"], prompt, engine, ctx)
         except ServiceError:
             continue
-    return means
+    return scores
 
 
-async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Context) -> float | None:
+async def _score(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Context) -> float | None:
     try:
         ids = await engine.encode_plain(text, background=ctx.background)
         return _mean(await score(engine, prompt, ids, background=ctx.background))
@@ -219,5 +229,5 @@ async def _mean_of(text: str, prompt: tuple[int, ...], engine: Engine, ctx: Cont
 
 
 def _mean(tokens: Sequence[Token]) -> float | None:
-    values = [max(token.logprob, LEAST) for token in tokens if token.logprob is not None]
+    values = [max(token.logprob, MIN_LOGPROB) for token in tokens if token.logprob is not None]
     return sum(values) / len(values) if values else None

@@ -11,16 +11,16 @@ from typing import Any
 from handlers.context import Context
 from handlers.generation.answer import Generation, Question, answering
 from handlers.generation.checks import (
-    check_least,
+    check_min_tokens,
     check_prompt_chars,
     check_sequences,
     encode_all,
-    room,
+    remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected, collecting
 from handlers.generation.logprobs import TextOffsets, columns, entries
-from handlers.generation.plan import PreparedRequest
+from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.scoring import score
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
@@ -52,7 +52,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                 "usage": collected.usage.openai(),
             }
 
-        return await answer.rendered(render)
+        return await answer.render(render)
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
@@ -79,7 +79,7 @@ def _check(request: CompletionsRequest, ctx: Context) -> None:
     """Run the checks that need no model."""
     check_prompt_chars(request.prompt, ctx, "prompt")
     check_sequences(len(request.prompt), request.n, ctx, "n")
-    check_least(request.min_tokens, _limit(request), "min_tokens", "max_tokens (16 by default)")
+    check_min_tokens(request.min_tokens, _limit(request), "min_tokens", "max_tokens (16 by default)")
 
 
 def _limit(request: CompletionsRequest) -> int:
@@ -96,14 +96,14 @@ def _params(request: CompletionsRequest) -> SamplingParams:
     )
 
 
-async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> PreparedRequest:
+async def _prepare(request: CompletionsRequest, engine: Engine, ctx: Context) -> PreparedRequest:
     """Tokenize the prompts and check them against the model's limits."""
-    asked = _params(request)
+    params = _params(request)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):
-        limit = min(room(len(ids), engine.info.context_length, "prompt"), asked.max_new_tokens)
-        check_least(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
-        jobs.append(Job(ids, replace(asked, max_new_tokens=limit), ctx.background))
+        limit = min(remaining_context(len(ids), engine.info.context_length, "prompt"), params.max_new_tokens)
+        check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
+        jobs.append(Job(ids, replace(params, max_new_tokens=limit), ctx.background))
     return PreparedRequest(engine, tuple(jobs))
 
 
@@ -111,23 +111,23 @@ async def _plan(request: CompletionsRequest, engine: Engine, ctx: Context) -> Pr
 async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Generation]:
     if _limit(request):
         question = Question("text", request.prompt, _params(request))
-        async with answering(request, question, lambda engine: _plan(request, engine, ctx), ctx) as answer:
+        async with answering(request, question, lambda engine: _prepare(request, engine, ctx), ctx) as answer:
             yield answer
         return
     async with ctx.models.lease(request.model) as engine:
         prompts = await encode_all(engine, request.prompt, ctx)
-        nothing = Collected(sum(map(len, prompts)), len(prompts) * request.n)
-        commit = await ctx.reserve(nothing.prompt_tokens)
+        collected = Collected(sum(map(len, prompts)), len(prompts) * request.n)
+        commit = await ctx.reserve(collected.prompt_tokens)
         try:
-            async with collecting(nothing, _no_tokens(), ctx) as (collected, tokens):
+            async with collecting(collected, _no_tokens(), ctx) as (_, tokens):
                 yield Generation(engine, collected, tokens)
         finally:
-            await commit(nothing.prompt_tokens)
+            await commit(collected.prompt_tokens)
 
 
 async def _no_tokens() -> AsyncIterator[Token]:
-    nothing: tuple[Token, ...] = ()
-    for token in nothing:
+    no_tokens: tuple[Token, ...] = ()
+    for token in no_tokens:
         yield token
 
 
@@ -158,19 +158,19 @@ class _Choices:
 
     def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         """Return a choice's text and log-probabilities since the last call; the first piece has the echo, too."""
-        known, begins, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
+        earlier, starts, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
         if offsets is None:
             start = 0
             if self.echoes:
                 echo = self.echoes[index // self.request.n]
                 text, start = echo.text + text, len(echo.text)
-                known, begins = [*echo.entries], [*echo.offsets]
+                earlier, starts = [*echo.entries], [*echo.offsets]
             offsets = self.offsets[index] = TextOffsets(start)
         piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
         if self.request.logprobs is not None:
             new = entries(self.answer.engine, self.answer.collected.take(index))
-            begins += [offsets.add(bytes(entry["bytes"])) for entry in new]
-            piece["logprobs"] = columns([*known, *new], begins)
+            starts += [offsets.add(bytes(entry["bytes"])) for entry in new]
+            piece["logprobs"] = columns([*earlier, *new], starts)
         return piece
 
 
@@ -191,16 +191,16 @@ async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Con
 
 def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
     """Build the echo from a prompt's tokens, and find each token's offset in the text."""
-    found = entries(engine, tokens)
-    found[0]["logprob"] = None
-    raw, at, offsets, begins = text.encode(), 0, TextOffsets(), list[int]()
-    for entry in found:
+    listed = entries(engine, tokens)
+    listed[0]["logprob"] = None
+    raw, position, offsets, starts = text.encode(), 0, TextOffsets(), list[int]()
+    for entry in listed:
         written = bytes(entry["bytes"])
         # The text has neither the tokens nor the blank before the first word that the tokenizer adds.
-        form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, at)), b"")
-        at += len(form)
-        begins.append(offsets.add(form))
-    return _Echo(text, found, begins)
+        form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, position)), b"")
+        position += len(form)
+        starts.append(offsets.add(form))
+    return _Echo(text, listed, starts)
 
 
 def _head(engine: Engine, ctx: Context) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from itertools import count
 
 from runtime.engine.sequence import Sequence
 
+BLOCK_TOKENS = 16
+"""Positions per KV block in every runner."""
+
 _Key = tuple[int, tuple[int, ...]]  # (id of the chain before the block, the block's token ids)
 _ROOT = 0  # the empty chain
 

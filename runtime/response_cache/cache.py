@@ -83,7 +83,7 @@ class ResponseCache:
         self,
         key: str,
         model: str,
-        held: AsyncExitStack,
+        lease: AsyncExitStack,
         start: Start,
         *,
         reuse: bool,
@@ -110,7 +110,7 @@ class ResponseCache:
             use = CacheUse("miss" if reuse else "bypass", key)
             self._count(**{"misses" if reuse else "bypassed": 1})
             flight = SingleFlight(
-                model, held.pop_all(), start, lambda done: self._land(place, done), background=background
+                model, lease.pop_all(), start, lambda done: self._land(place, done), background=background
             )
             self._flights[place] = flight
         async with flight.joined(), aclosing(flight.read()) as tokens:

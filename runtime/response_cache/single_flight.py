@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from runtime.errors import Draining
 from runtime.types import Token
 
-Start = Callable[[], Awaitable[tuple[int, AsyncGenerator[Token, None]]]]
-"""Prepares a request and starts its generation; returns the number of prompt tokens and the stream of tokens."""
+Start = Callable[[], AbstractAsyncContextManager[tuple[int, AsyncIterator[Token]]]]
+"""Prepares a request and starts its generation; yields the number of prompt tokens and the stream of tokens, and stops
+the generation when the block is left."""
 
 
 class SingleFlight:
@@ -125,10 +126,9 @@ class SingleFlight:
 
     async def _compute(self) -> None:
         began = time.perf_counter()
-        self._prompt_tokens, stream = await self._start()
-        self._tell()
-        async with aclosing(stream):
-            async for token in stream:
+        async with self._start() as (self._prompt_tokens, tokens):
+            self._tell()
+            async for token in tokens:
                 self.tokens.append(token)
                 self._tell()
         self.seconds = time.perf_counter() - began

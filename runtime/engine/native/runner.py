@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine.block_pool import BLOCK_TOKENS as _BLOCK_TOKENS
 from runtime.engine.native import library
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
@@ -19,7 +20,6 @@ from runtime.model.snapshot import Snapshot
 _FAMILIES = {"gpt2": 0, "llama": 1}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
-_BLOCK_TOKENS = 16
 _MOST_BLOCKS = 1 << 26  # ``kMostBlocks`` of check.h; no model has a context that needs more
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.engine.block_pool import BLOCK_TOKENS as BLOCK_TOKENS
 from runtime.model.config import DecoderConfig
-
-BLOCK_TOKENS = 16
 
 
 class PagedKV:

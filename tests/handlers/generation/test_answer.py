@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.context import Commit, Context, free
+from handlers.context import Commit, Context, reserve_unlimited
 from handlers.operations import chat, complete, completions, generate
 from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest, RateLimited, TooManyRequests
@@ -332,7 +332,7 @@ async def test_one_who_cannot_pay_does_not_keep_others_from_it(operation: Any, p
             await paying.wait()
             if not means:
                 raise RateLimited("planted")
-            return await free(max_tokens)
+            return await reserve_unlimited(max_tokens)
 
         return replace(ctx, reserve=reserve)
 

@@ -34,12 +34,12 @@ class Models:
 
     Args:
         engines: name -> its engine, or why it cannot be loaded; the first is the default.
-        room: how many fit the memory.
+        capacity: how many fit the memory.
         loads: names, in the order in which they were loaded.
     """
 
     engines: Mapping[str, FakeEngine | Exception]
-    room: int = 10
+    capacity: int = 10
     loads: list[str] = field(default_factory=list)
     holders: dict[str, int] = field(default_factory=dict)  # of each loaded model
     alive = ready = True
@@ -55,7 +55,7 @@ class Models:
             raise engine
         while name not in self.holders:
             idle = next((held for held, users in self.holders.items() if not users), None)
-            if len(self.holders) < self.room:
+            if len(self.holders) < self.capacity:
                 self.holders[name] = 0
                 self.loads.append(name)
             elif idle is not None:
@@ -89,9 +89,9 @@ def engine(name: str, *words: str, kind: type[FakeEngine] = FakeEngine, **option
     return kind(words or ("Hello", " there", "."), info=info, **{"token_length": len} | options)
 
 
-def context(*engines: FakeEngine, room: int = 10, **others: Exception) -> tuple[Context, Models]:
+def context(*engines: FakeEngine, capacity: int = 10, **others: Exception) -> tuple[Context, Models]:
     """A context on these models, with a clock that goes on by a second each time it is read."""
-    models = Models({one.info.name: one for one in engines} | others, room)
+    models = Models({one.info.name: one for one in engines} | others, capacity)
     seconds = count(100)
     clock = Clock(time=lambda: 1.0, monotonic=lambda: float(next(seconds)))
     return replace(fake_context(), models=models, clock=clock), models  # type: ignore[arg-type]
@@ -274,11 +274,11 @@ async def test_what_cannot_be_scored_is_null() -> None:
         assert scored == {"one", one["model"]}
 
 
-@pytest.mark.parametrize("room", [1, 2])
-async def test_models_that_do_not_fit_together_take_turns(room: int) -> None:
+@pytest.mark.parametrize("capacity", [1, 2])
+async def test_models_that_do_not_fit_together_take_turns(capacity: int) -> None:
     """No variant holds a model while it waits for another, so any order gets through however little fits."""
     engines = [engine(name, pause=0.001) for name in ("one", "two", "three")]
-    ctx, models = context(*engines, room=room)
+    ctx, models = context(*engines, capacity=capacity)
     variants = [{"model": name} for name in ("one", "two", "three", "one", "two")]
     async with asyncio.timeout(20):
         answers = await asyncio.gather(
@@ -293,7 +293,7 @@ async def test_models_that_do_not_fit_together_take_turns(room: int) -> None:
 
 async def test_what_is_loaded_scores_first() -> None:
     """Scoring begins with the models that are there, which saves a load where not all fit."""
-    ctx, models = context(engine("one"), engine("two"), room=1)
+    ctx, models = context(engine("one"), engine("two"), capacity=1)
     await compare.handle(PROMPT | {"variants": [{}, {"model": "two"}]}, ctx)
     assert models.loads == ["one", "two", "one"]
 
@@ -302,7 +302,7 @@ async def test_what_is_loaded_scores_first() -> None:
 async def test_a_caller_that_goes_away_ends_everything(when: str) -> None:
     """Whatever is under way, every stream is closed and every model given back."""
     slow = [engine(name, *("word",) * 100, pause=0.002, token_length=200) for name in ("one", "two")]
-    ctx, models = context(*slow, room=1 if when == "waiting" else 2)
+    ctx, models = context(*slow, capacity=1 if when == "waiting" else 2)
     variants = [{"model": name} for name in ("one", "two", "one")]
     task = asyncio.create_task(compare.handle(PROMPT | {"variants": variants}, ctx))
     await until(lambda: when != "scoring" or any(jobs[0].params.forced for one in slow for jobs in one.jobs))

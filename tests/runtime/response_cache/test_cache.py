@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -53,11 +53,13 @@ class Computer:
     def __post_init__(self) -> None:
         self.step.set()
 
-    async def start(self) -> tuple[int, AsyncGenerator[Token, None]]:
+    @asynccontextmanager
+    async def start(self) -> AsyncGenerator[tuple[int, AsyncGenerator[Token, None]], None]:
         self.started += 1
         if self.failure is not None and self.fail_at < 0:
             raise self.failure
-        return 5, self._tokens()
+        async with aclosing(self._tokens()) as tokens:
+            yield 5, tokens
 
     async def _tokens(self) -> AsyncGenerator[Token, None]:
         self.running += 1

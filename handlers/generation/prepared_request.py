@@ -1,4 +1,4 @@
-"""Starts a prepared request on the engine and accounts for its tokens."""
+"""A request that is ready to run, and its start on the engine with the caller's tokens reserved."""
 
 from __future__ import annotations
 
@@ -31,55 +31,62 @@ class PreparedRequest:
         return sum(job.params.n for job in self.jobs)
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """The greatest number of tokens it can use: prompts and new tokens."""
         return self.prompt_tokens + sum(job.params.n * job.params.max_new_tokens for job in self.jobs)
 
 
-async def paid(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
-    """Reserve a plan's tokens for the caller and start it. The stream must be closed, which commits the tokens used.
+@asynccontextmanager
+async def start_charged(request: PreparedRequest, ctx: Context) -> AsyncIterator[AsyncIterator[Token]]:
+    """Reserve the request's tokens, and yield its tokens; leaving the block stops the engine and commits what was used.
 
     The prompt's tokens count as used once the engine is called, unless it fails before the first token.
+
+    Args:
+        request: the prepared request; the engine is called when the first token is read.
+        ctx: the operation's context.
 
     Raises:
         RateLimited, ExceedsRateLimit: see ``Context.reserve``; nothing is started then.
     """
-    stream = _billed(plan, ctx)
-    await anext(stream)  # past the first yield, so that closing the stream runs its finally block
-    return stream
+    commit = await ctx.reserve(request.max_tokens)
+    used = 0
 
-
-async def _billed(plan: PreparedRequest, ctx: Context) -> AsyncGenerator[Token, None]:
-    commit = await ctx.reserve(plan.most_tokens)
-    generated, used = 0, 0
-    try:
-        yield Token(0, 0, "")
-        used = plan.prompt_tokens
-        async with aclosing(plan.engine.stream(plan.jobs)) as stream:
+    async def counted(stream: AsyncIterator[Token]) -> AsyncGenerator[Token, None]:
+        nonlocal used
+        used = request.prompt_tokens
+        generated = False
+        try:
             async for token in stream:
-                generated += 1
+                generated = True
+                used += 1
                 yield token
-    except ServiceError:
-        used = used if generated else 0
-        raise
+        except ServiceError:
+            if not generated:
+                used = 0
+            raise
+
+    try:
+        async with aclosing(request.engine.stream(request.jobs)) as stream, aclosing(counted(stream)) as tokens:
+            yield tokens
     finally:
-        await commit(used + generated)
+        await commit(used)
 
 
 @asynccontextmanager
 async def generating(
-    plan: PreparedRequest, ctx: Context, cache: CacheUse | None = None
+    request: PreparedRequest, ctx: Context, cache: CacheUse | None = None
 ) -> AsyncIterator[tuple[Collected, AsyncIterator[Token]]]:
-    """Start a plan. Leaving the block stops the generation at once and reports the usage so far.
+    """Start a request. Leaving the block stops the generation at once and reports the usage so far.
 
     Args:
-        plan: the prepared request.
+        request: the prepared request.
         ctx: the operation's context.
         cache: the use of the response cache to report; None without a cache.
 
     Yields:
         An empty collection, and the tokens; each is added to the collection before it is yielded.
     """
-    collected = Collected(plan.prompt_tokens, plan.sequences, cache)
-    async with aclosing(await paid(plan, ctx)) as stream, collecting(collected, stream, ctx) as both:
+    collected = Collected(request.prompt_tokens, request.sequences, cache)
+    async with start_charged(request, ctx) as stream, collecting(collected, stream, ctx) as both:
         yield both

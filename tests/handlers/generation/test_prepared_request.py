@@ -1,4 +1,4 @@
-"""handlers.generation.plan: what every generating operation shares."""
+"""handlers.generation: what every generating operation shares."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from handlers.generation.checks import (
     check_prompt_chars,
     check_sequences,
     encode_all,
-    room,
+    remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected
-from handlers.generation.plan import PreparedRequest, generating, paid
+from handlers.generation.prepared_request import PreparedRequest, generating, start_charged
 from handlers.operations import chat, complete, generate
 from handlers.schemas.messages import TextPart
 from handlers.schemas.requests import ChatRequest, GenerateRequest
@@ -51,12 +51,12 @@ def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[Usage]]:
     return replace(fake_context(engine, **kwargs), observe=seen.append), seen
 
 
-def _plan(engine: FakeEngine, n: int = 1, prompt: int = 1) -> PreparedRequest:
+def _request(engine: FakeEngine, n: int = 1, prompt: int = 1) -> PreparedRequest:
     return PreparedRequest(engine, (Job(tuple(range(prompt)), SamplingParams(max_new_tokens=10, n=n)),))
 
 
-async def _whole(plan: PreparedRequest, ctx: Context) -> Collected:
-    async with generating(plan, ctx) as (collected, tokens):
+async def _collect(request: PreparedRequest, ctx: Context) -> Collected:
+    async with generating(request, ctx) as (collected, tokens):
         async for _ in tokens:
             pass
     return collected
@@ -72,7 +72,7 @@ def test_prompt_chars(texts: list[str], limit: int, fits: bool) -> None:
     if fits:
         check_prompt_chars(texts, ctx, "prompt")
         return
-    with pytest.raises(InvalidRequest, match=rf"{limit} this service takes \(MAX_PROMPT_CHARS\)") as caught:
+    with pytest.raises(InvalidRequest, match=rf"limit of {limit} \(MAX_PROMPT_CHARS\)") as caught:
         check_prompt_chars(texts, ctx, "prompt")
     assert caught.value.param == "prompt"
 
@@ -83,10 +83,10 @@ def test_prompt_chars(texts: list[str], limit: int, fits: bool) -> None:
         (1, 4, None),
         (4, 1, None),
         (2, 2, None),
-        (1, 5, "n: 1 x 5 sequences are"),
-        (3, 2, "n: 3 x 2 sequences are"),
-        (5, 1, "prompt: 5 are"),
-        (5, 2, "prompt: 5 are"),
+        (1, 5, "n: 1 x 5 sequences"),
+        (3, 2, "n: 3 x 2 sequences"),
+        (5, 1, "prompt: 5 sequences"),
+        (5, 2, "prompt: 5 sequences"),
     ],
 )
 def test_sequences(prompts: int, n: int, says: str | None) -> None:
@@ -97,20 +97,22 @@ def test_sequences(prompts: int, n: int, says: str | None) -> None:
     if says is None:
         check_sequences(prompts, n, ctx, "n")
         return
-    with pytest.raises(InvalidRequest, match=rf"^{says} more than the 4 .*\(MAX_SEQUENCES\)$") as caught:
+    with pytest.raises(
+        InvalidRequest, match=rf"^{says} exceed the limit of 4 per request \(MAX_SEQUENCES\)$"
+    ) as caught:
         check_sequences(prompts, n, ctx, "n")
     assert caught.value.param == says.split(":")[0]
 
 
 @pytest.mark.parametrize(("prompt", "context", "left"), [(0, 1, 1), (7, 8, 1), (8, 8, None), (9, 8, None), (1, 8, 7)])
-def test_room(prompt: int, context: int, left: int | None) -> None:
+def test_remaining_context(prompt: int, context: int, left: int | None) -> None:
     """A prompt must leave room for at least one token."""
     if left is not None:
-        assert room(prompt, context, "prompt") == left
+        assert remaining_context(prompt, context, "prompt") == left
         return
     says = f"maximum context length is {context} tokens. .* {prompt + 1} tokens .{prompt} in the messages, 1 in"
     with pytest.raises(ContextLengthExceeded, match=says) as caught:
-        room(prompt, context, "messages")
+        remaining_context(prompt, context, "messages")
     assert (caught.value.code, caught.value.status, caught.value.param) == ("context_length_exceeded", 400, "messages")
 
 
@@ -259,7 +261,7 @@ async def test_least_new_tokens(operation: Any, payload: dict[str, Any], context
     await operation.handle(payload | {field: most}, fake_context(engine))
     params = engine.jobs[0][0].params
     assert (params.min_new_tokens, params.max_new_tokens) == (most, most)
-    with pytest.raises(InvalidRequest, match=f"^{field}: {most + 1} is more than the {most} new tokens") as caught:
+    with pytest.raises(InvalidRequest, match=f"^{field}: {most + 1} exceeds {most}, the limit set by") as caught:
         await operation.handle(payload | {field: most + 1}, fake_context(engine))
     assert caught.value.param == field
     assert len(engine.jobs) == 1
@@ -293,7 +295,7 @@ async def test_run_reports_usage_once() -> None:
     """A whole generation is reported once, when it ends."""
     engine = FakeEngine()
     ctx, seen = _observed(engine)
-    collected = await _whole(_plan(engine, n=2, prompt=4), ctx)
+    collected = await _collect(_request(engine, n=2, prompt=4), ctx)
     assert collected.texts == ["Hello there."] * 2
     assert seen == [Usage(4, 6)]
     assert engine.open_streams == 0
@@ -303,7 +305,7 @@ async def test_leaving_early_frees_the_engine_at_once() -> None:
     """Leaving the block closes the engine's stream before the next line runs, and reports what was generated."""
     engine = FakeEngine()
     ctx, seen = _observed(engine)
-    async with generating(_plan(engine), ctx) as (_, tokens):
+    async with generating(_request(engine), ctx) as (_, tokens):
         async for _ in tokens:
             break
         assert engine.open_streams == 1
@@ -315,7 +317,7 @@ async def test_never_reading_frees_the_engine() -> None:
     """So does a block that reads no token at all."""
     engine = FakeEngine()
     ctx, seen = _observed(engine)
-    async with generating(_plan(engine), ctx):
+    async with generating(_request(engine), ctx):
         pass
     assert engine.open_streams == 0
     assert seen == [Usage(1, 0)]
@@ -326,7 +328,7 @@ async def test_failing_engine_is_freed_and_reported() -> None:
     engine = FakeEngine(fail_after=2, failure=TooManyRequests("full", retry_after=1))
     ctx, seen = _observed(engine)
     with pytest.raises(TooManyRequests, match="full"):
-        await _whole(_plan(engine), ctx)
+        await _collect(_request(engine), ctx)
     assert engine.open_streams == 0
     assert seen == [Usage(1, 2)]
 
@@ -428,17 +430,17 @@ async def test_context_bounds_the_answer(operation: Any, payload: dict[str, Any]
 
 
 @dataclass
-class Bill:
-    """A caller's account: what was held, and what was settled."""
+class Limiter:
+    """Records the numbers of tokens that were reserved and committed."""
 
-    held: list[int] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
+    reserved: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
 
     async def reserve(self, max_tokens: int) -> Callable[[int], Awaitable[None]]:
-        self.held.append(max_tokens)
+        self.reserved.append(max_tokens)
 
         async def commit(used: int) -> None:
-            self.settled.append(used)
+            self.committed.append(used)
 
         return commit
 
@@ -455,21 +457,20 @@ class Bill:
     ],
     ids=["to the end", "a few", "never", "refused", "error", "bug"],
 )
-async def test_a_stream_is_settled_once(engine: FakeEngine, reads: int, used: int) -> None:
-    """However far it was read and however it ended: prompts and tokens, or nothing if none came."""
-    bill = Bill()
-    plan = PreparedRequest(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
-    stream = await paid(plan, replace(fake_context(), reserve=bill.reserve))
-    assert (bill.held, bill.settled, engine.jobs) == ([5 + 2 * 10], [], [])
-    with suppress(ServiceError, RuntimeError, StopAsyncIteration):
-        for _ in range(reads):
-            await anext(stream)
-    await stream.aclose()
-    assert bill.settled == [used]
+async def test_usage_is_committed_once(engine: FakeEngine, reads: int, used: int) -> None:
+    """Prompts and generated tokens are committed however the stream ends, and nothing if it fails before a token."""
+    limiter = Limiter()
+    request = PreparedRequest(engine, (Job((0,) * 5, SamplingParams(max_new_tokens=10, n=2)),))
+    with suppress(ServiceError, RuntimeError):
+        async with start_charged(request, replace(fake_context(), reserve=limiter.reserve)) as tokens:
+            assert (limiter.reserved, limiter.committed, engine.jobs) == ([5 + 2 * 10], [], [])
+            for _ in range(reads):
+                await anext(aiter(tokens), None)
+    assert limiter.committed == [used]
     assert engine.open_streams == 0
 
 
-async def test_who_cannot_pay_gets_nothing_started() -> None:
+async def test_a_refused_reservation_starts_nothing() -> None:
     """A refused reservation is raised as it is, and the engine is not asked."""
 
     async def refuse(max_tokens: int) -> Callable[[int], Awaitable[None]]:
@@ -477,7 +478,8 @@ async def test_who_cannot_pay_gets_nothing_started() -> None:
 
     engine = FakeEngine()
     with pytest.raises(RateLimited, match="planted"):
-        await paid(_plan(engine), replace(fake_context(), reserve=refuse))
+        async with start_charged(_request(engine), replace(fake_context(), reserve=refuse)):
+            pass
     assert engine.jobs == []
 
 
