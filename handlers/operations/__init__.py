@@ -41,14 +41,12 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("How the service is.", base.Empty, reports.HealthResponse, health.handle),
-        "model_info": Operation(
-            "What is known of a model.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle
-        ),
-        "models": Operation("The models served here.", base.Empty, reports.ModelsResponse, models.handle),
-        "get_model": Operation("One of the models served here.", base.ModelName, reports.ModelEntry, models.get),
+        "health": Operation("State of the service and its models.", base.Empty, reports.HealthResponse, health.handle),
+        "model_info": Operation("A model's metadata.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle),
+        "models": Operation("List the served models.", base.Empty, reports.ModelsResponse, models.handle),
+        "get_model": Operation("State of one served model.", base.ModelName, reports.ModelEntry, models.get),
         "load_model": Operation(
-            "Load a model; answers at once, or streams the progress.",
+            "Start loading a model; responds at once, or streams the progress.",
             requests.LoadRequest,
             reports.ModelEntry,
             models.load,
@@ -64,21 +62,26 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             admin=True,
         ),
         "default_model": Operation(
-            "Switch the default model; loads it first, and no request fails of it.",
+            "Load a model and make it the default; the switch fails no request.",
             base.ModelName,
             reports.ModelEntry,
             models.set_default,
             admin=True,
         ),
         "cache_stats": Operation(
-            "What the response cache holds and has done.", base.Empty, reports.CacheStatsResponse, cache.stats
+            "Statistics of the response cache.", base.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
-            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
+            "Remove cached responses.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
         ),
-        "stats": Operation("What the service does now and has done.", base.Empty, reports.StatsResponse, stats.handle),
+        "stats": Operation(
+            "Statistics of the service, its models and its response cache.",
+            base.Empty,
+            reports.StatsResponse,
+            stats.handle,
+        ),
         "generate": Operation(
-            "Continue a prompt; the prompt is part of the answer.",
+            "Continue a prompt; the response contains the prompt.",
             requests.GenerateRequest,
             responses.TextResponse,
             generate.handle,
@@ -86,7 +89,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "complete": Operation(
-            "Complete a prompt; the answer is the completion only.",
+            "Complete a prompt; the response contains the completion only.",
             requests.CompleteRequest,
             responses.TextResponse,
             complete.handle,
@@ -94,7 +97,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "chat": Operation(
-            "Answer a chat, as OpenAI's chat completions do.",
+            "Respond to a chat, compatible with OpenAI's chat completions.",
             requests.ChatRequest,
             responses.ChatResponse,
             chat.handle,
@@ -102,7 +105,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.ChatChunk,
         ),
         "completions": Operation(
-            "Complete a prompt, as OpenAI's completions do.",
+            "Complete a prompt, compatible with OpenAI's completions.",
             requests.CompletionsRequest,
             responses.CompletionsResponse,
             completions.handle,
@@ -110,7 +113,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.CompletionsResponse,
         ),
         "compare": Operation(
-            "Answer with several models or settings at the same time, side by side.",
+            "Run one prompt or chat with several models or settings at the same time.",
             requests.CompareRequest,
             responses.CompareResponse,
             compare.handle,

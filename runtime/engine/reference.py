@@ -1,9 +1,8 @@
 """The reference engine: runs transformers' own ``generate`` on an engine thread, one request at a time.
 
 It supports every causal language model that transformers loads, and is the reference that the fast engine is tested
-against. The rows of a request run as one batch if that does not change their results, see
-``runtime.engine.pytorch.padding``. Tokens are sampled by ``runtime.engine.pytorch.sampling`` inside the generation
-loop, so seeds, per-row limits, stop strings, streaming and cancellation work per row.
+against. ``runtime.engine.pytorch.generator`` generates the rows of a request; this module has the queue, the engine
+thread and the streams.
 """
 
 from __future__ import annotations
@@ -11,27 +10,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
-import functools
 import logging
 import secrets
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from runtime.device import release_memory
 from runtime.engine.detokenizer import IncrementalDetokenizer
+from runtime.engine.pytorch.generator import BatchGenerator, BatchRow
 from runtime.engine.pytorch.linear import widen_head
-from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
-from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
 from runtime.engine.request_queue import BlockingRequestQueue, timeout_error
-from runtime.engine.rng import uniform
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.errors import (
     ContextLengthExceeded,
@@ -46,58 +37,29 @@ from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
 from runtime.model.end_tokens import end_ids
 from runtime.model.loaded import Loaded
 from runtime.telemetry.model_metrics import ModelMetrics
-from runtime.types import FinishReason, Job, Message, ModelInfo, SamplingParams, Token
+from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
-_MOST_ROWS = 16  # maximum rows per batch; a request with more is requeued after each batch, so that others run between
-_PROBE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun as if nothing had happened."
+_MAX_BATCH_ROWS = 16  # a request with more rows is requeued after each batch, so that others run in between
 
 
 @dataclass(frozen=True, slots=True)
 class _StepOutput:
     """The tokens that one step produced for a request, and the monotonic time at which the step finished."""
 
-    now: float
+    time: float
     tokens: list[Token]
 
 
 _Item = _StepOutput | ServiceError | None  # None ends a stream
-_Deliverer = Callable[[list[Token]], bool]  # called with one step's tokens; returns whether to continue
-
-
-@dataclass(slots=True)
-class _Row:
-    """The state of one sequence of a request."""
-
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    seed: int
-    index: int  # index within its prompt
-    place: int  # index within its request
-    text: IncrementalDetokenizer
-    ids: list[int] = field(default_factory=list)
-    reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # logprob, top_logprobs of the last id
-    done: bool = False
-
-    def draw(self, end_tokens: frozenset[int]) -> Draw:
-        """Return the sampling inputs of the row's next token, except the logits."""
-        params = self.params
-        return Draw(
-            params,
-            uniform(self.seed, self.index, len(self.ids)),
-            [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
-            Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
-            tuple(end_tokens) if len(params.forced) <= len(self.ids) < params.min_new_tokens else (),
-            len(self.ids),
-        )
 
 
 @dataclass(slots=True, eq=False)
 class _Task:
     """A request in the engine's queue, with the outbox that its stream reads."""
 
-    rows: list[_Row]
+    rows: list[BatchRow]
     background: bool
     loop: asyncio.AbstractEventLoop
     outbox: asyncio.Queue[_Item]
@@ -139,28 +101,23 @@ class ReferenceEngine:
     ) -> None:
         self.info = info
         self._metrics = metrics
-        self._model = loaded.model
         self._tokenizer = loaded.tokenizer
-        self._device = loaded.device
         self._timeout = timeout
         self._chat = ChatEncoder(loaded.tokenizer)
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
-        self._eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
-        # Finished rows are fed this token until the others finish; the output is not used.
-        self._pad = min(self._eos, default=0)
-        self._model.generation_config = GenerationConfig()  # otherwise the model's own defaults apply to every call
-        self._head_bytes = widen_head(self._model)
-        self._rotary = RotaryState(self._model)
-        self._inbox = BlockingRequestQueue[_Task]()
+        eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
+        self._head_bytes = widen_head(loaded.model)
+        self._generator = BatchGenerator(loaded.model, loaded.tokenizer, loaded.device, eos)
+        self._queue = BlockingRequestQueue[_Task]()
         self._max_queue = max_queue
         self._closing = threading.Event()  # set: no new requests are admitted
         self._aborting = threading.Event()  # set: admitted requests are ended
-        self._busy = 0  # number of running requests
-        self._gauging = threading.Lock()
-        self._seconds = 1.0  # moving average of seconds per batch, for Retry-After
+        self._running = 0  # number of running requests
+        self._metrics_lock = threading.Lock()
+        self._batch_seconds = 1.0  # moving average of seconds per batch, for Retry-After
         torch.set_num_threads(num_threads or usable_cores())
-        self._thread = threading.Thread(target=self._work, name=f"engine-{info.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run_queue, name=f"engine-{info.name}", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # torch aborts the process if the interpreter exits during a generation
 
@@ -200,8 +157,8 @@ class ReferenceEngine:
         background = any(job.background for job in jobs)
         try:
             for job in jobs:
-                self._check(job)
-            self._admit(background)
+                self._check_length(job)
+            self._check_admission(background)
             for job in jobs:
                 check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
         except ServiceError as error:
@@ -211,8 +168,8 @@ class ReferenceEngine:
         task = _Task(self._rows(jobs), background, loop, asyncio.Queue())
         record = self._metrics.request(len(task.rows))
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
-        self._inbox.put(task, background=background)
-        self._gauge()
+        self._queue.put(task, background=background)
+        self._update_metrics()
         timer = loop.call_later(self._timeout, lambda: task.outbox.put_nowait(timeout_error(self._timeout, task)))
         try:
             while (item := await task.outbox.get()) is not None:
@@ -222,7 +179,7 @@ class ReferenceEngine:
                 for token in item.tokens:
                     if (row := prompts.pop(token.sequence, None)) is not None:
                         record.prompt(len(row.prompt), 0)
-                    record.token(token.sequence, item.now, task.started, token.finish_reason)
+                    record.token(token.sequence, item.time, task.started, token.finish_reason)
                     yield token
         finally:
             timer.cancel()
@@ -231,9 +188,9 @@ class ReferenceEngine:
 
     def warm_up(self) -> None:
         """Run one short generation on the calling thread, so that the first request does not pay for initialization."""
-        ids = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (self._pad,)
+        ids = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (0,)
         params = SamplingParams(max_new_tokens=2, temperature=0)
-        self._generate([_Row(ids, params, 0, 0, 0, self._text(ids, params))], lambda tokens: True)
+        self._generator.generate([BatchRow(ids, params, 0, 0, 0, self._detokenizer(ids, params))], lambda tokens: True)
 
     def close(self, grace: float = 0) -> None:
         """Stop admitting requests, finish the admitted ones, then free the model's memory.
@@ -243,28 +200,27 @@ class ReferenceEngine:
         """
         atexit.unregister(self.close)
         self._closing.set()
-        self._inbox.close()
+        self._queue.close()
         self._thread.join(grace)
         self._aborting.set()
         self._thread.join()
-        self._model = None
-        release_memory(self._device)
+        self._generator.close()
 
-    def _gauge(self) -> None:
-        with self._gauging:  # otherwise the thread with the older values might report last
-            self._metrics.figures.busy(self._busy, self._inbox.interactive, self._inbox.background, 0)
+    def _update_metrics(self) -> None:
+        with self._metrics_lock:  # otherwise the thread with the older values might report last
+            self._metrics.figures.busy(self._running, self._queue.interactive, self._queue.background, 0)
 
-    def _admit(self, background: bool) -> None:
+    def _check_admission(self, background: bool) -> None:
         """Raise an error if the engine is closing or the queue is full."""
         if self._closing.is_set():
             raise Draining("the model is being unloaded", retry_after=1)
-        if (self._inbox.background if background else self._inbox.interactive) >= self._max_queue:
+        if (self._queue.background if background else self._queue.interactive) >= self._max_queue:
             raise TooManyRequests(
                 f"the queue is full: {self._max_queue} requests are waiting (MAX_QUEUE); try again later",
-                retry_after=max(1, self._seconds * self._max_queue),
+                retry_after=max(1, self._batch_seconds * self._max_queue),
             )
 
-    def _check(self, job: Job) -> None:
+    def _check_length(self, job: Job) -> None:
         """Raise an error if a job's prompt is empty or exceeds the context length."""
         prompt, new = len(job.token_ids), job.params.max_new_tokens
         if not prompt:
@@ -272,39 +228,40 @@ class ReferenceEngine:
         if prompt + new - 1 > self.info.context_length:  # the last token is never fed to the model
             raise ContextLengthExceeded.of(self.info.context_length, prompt, new)
 
-    def _rows(self, jobs: Sequence[Job]) -> list[_Row]:
-        rows: list[_Row] = []
+    def _rows(self, jobs: Sequence[Job]) -> list[BatchRow]:
+        rows: list[BatchRow] = []
         for job in jobs:
             prompt, params = job.token_ids, job.params
             seed = secrets.randbits(64) if params.seed is None else params.seed
             for index in range(params.n):
-                rows.append(_Row(prompt, params, seed, index, len(rows), self._text(prompt, params)))
+                rows.append(BatchRow(prompt, params, seed, index, len(rows), self._detokenizer(prompt, params)))
         return rows
 
-    def _text(self, prompt: tuple[int, ...], params: SamplingParams) -> IncrementalDetokenizer:
-        least = max(params.min_new_tokens, len(params.forced) + 1)
-        return IncrementalDetokenizer(self._tokenizer, prompt, params.stop, least)
+    def _detokenizer(self, prompt: tuple[int, ...], params: SamplingParams) -> IncrementalDetokenizer:
+        # Minimum number of tokens before a stop string may end the row.
+        min_tokens = max(params.min_new_tokens, len(params.forced) + 1)
+        return IncrementalDetokenizer(self._tokenizer, prompt, params.stop, min_tokens)
 
-    def _work(self) -> None:
+    def _run_queue(self) -> None:
         """Run queued requests one batch of rows at a time until the queue is closed and empty (engine thread)."""
-        while (task := self._inbox.get()) is not None:
+        while (task := self._queue.get()) is not None:
             if not task.cancelled.is_set():
-                begun = time.monotonic()
-                task.started = task.started or begun
-                self._busy = 1
-                self._gauge()
-                rows = task.rows[task.finished : task.finished + _MOST_ROWS]
-                failure = task.context.run(self._run, task, rows)
+                started = time.monotonic()
+                task.started = task.started or started
+                self._running = 1
+                self._update_metrics()
+                rows = task.rows[task.finished : task.finished + _MAX_BATCH_ROWS]
+                failure = task.context.run(self._run_batch, task, rows)
                 task.finished += len(rows)
                 if failure is None and task.finished < len(task.rows):
-                    self._inbox.put(task, background=task.background)
+                    self._queue.put(task, background=task.background)
                 else:
                     task.put(failure)
-                self._busy = 0
-                self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
-            self._gauge()
+                self._running = 0
+                self._batch_seconds += 0.2 * (time.monotonic() - started - self._batch_seconds)
+            self._update_metrics()
 
-    def _run(self, task: _Task, rows: list[_Row]) -> ServiceError | None:
+    def _run_batch(self, task: _Task, rows: list[BatchRow]) -> ServiceError | None:
         """Generate some rows of a request. Returns the error if that failed, else None."""
 
         def deliver(tokens: list[Token]) -> bool:
@@ -313,7 +270,7 @@ class ReferenceEngine:
 
         try:
             if not self._aborting.is_set():
-                self._generate(rows, deliver)
+                self._generator.generate(rows, deliver)
         except ServiceError as error:
             return error
         except Exception:
@@ -322,94 +279,3 @@ class ReferenceEngine:
         if all(row.done for row in rows) or task.cancelled.is_set():
             return None
         return Draining("the service is shutting down", retry_after=1)
-
-    def _generate(self, rows: list[_Row], deliver: _Deliverer) -> None:
-        """Generate rows in batches, and stop after a batch that was cancelled or aborted."""
-        for group in self._groups(rows):
-            self._rotary.restore()
-            self._generate_together(group, deliver)
-            if not all(row.done for row in group):  # cancelled or aborted
-                return
-
-    def _groups(self, rows: list[_Row]) -> list[list[_Row]]:
-        """Split rows into batches that do not change each other's results."""
-        if len(rows) == 1 or self._batching == "padded":
-            return [rows]
-        if self._batching == "alone":
-            return [[row] for row in rows]
-        lengths = dict.fromkeys(len(row.prompt) for row in rows)
-        return [[row for row in rows if len(row.prompt) == length] for length in lengths]
-
-    @functools.cached_property
-    def _batching(self) -> Batching:
-        """How rows may be batched; determined by the first request with several rows, so that startup is not slower."""
-        self._rotary.restore()
-        return batching(self._model, self._tokenizer.encode(_PROBE) or [self._pad], self._pad)
-
-    def _generate_together(self, rows: list[_Row], deliver: _Deliverer) -> None:
-        ids, mask = left_padded([row.prompt for row in rows], self._pad)  # [B, T] each
-        with torch.inference_mode():
-            self._model.generate(
-                input_ids=ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=max(row.params.max_new_tokens for row in rows),
-                    do_sample=False,
-                    pad_token_id=self._pad,
-                ),
-                logits_processor=LogitsProcessorList([_Choose(rows, self._eos)]),
-                stopping_criteria=StoppingCriteriaList([_Deliver(rows, self._eos, deliver)]),
-            )
-
-
-class _Choose(LogitsProcessor):
-    """Samples each row and masks all other tokens, so that the greedy loop takes the sampled one."""
-
-    def __init__(self, rows: list[_Row], eos: frozenset[int]) -> None:
-        self._rows = rows
-        self._eos = eos
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
-        only = torch.full_like(scores, float("-inf"))
-        for i, row in enumerate(self._rows):
-            if row.done:
-                only[i, 0] = 0
-                continue
-            if not bool(torch.isfinite(scores[i].max())):
-                raise InternalError("the model produced logits that are not numbers")
-            draw = row.draw(self._eos)
-            token_id = sample(adjust(scores[i], draw), row.params, draw.u)
-            if row.params.logprobs is not None:
-                row.reported = log_probabilities(scores[i], token_id, row.params.logprobs)
-            only[i, token_id] = 0
-        return only
-
-
-class _Deliver(StoppingCriteria):
-    """Detokenizes and delivers each step's tokens, and reports which rows are done."""
-
-    def __init__(self, rows: list[_Row], eos: frozenset[int], deliver: _Deliverer) -> None:
-        self._rows = rows
-        self._eos = eos
-        self._deliver = deliver
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # [B, T] -> [B]
-        tokens = []
-        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if row.done:
-                continue
-            row.ids.append(token_id)
-            reason: FinishReason | None = None
-            if token_id in self._eos and len(row.ids) > len(row.params.forced):
-                text, reason = row.text.flush(), "stop"
-            else:
-                text = row.text.push(token_id)
-                if not row.text.stopped and len(row.ids) >= row.params.max_new_tokens:
-                    text, reason = text + row.text.flush(), "length"
-                if row.text.stopped:
-                    reason = "stop"
-            row.done = reason is not None
-            logprob, top = row.reported
-            tokens.append(Token(row.place, token_id, text, reason, logprob, top))
-        wanted = self._deliver(tokens)
-        return torch.tensor([row.done or not wanted for row in self._rows], device=input_ids.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from runtime.errors import InvalidRequest
 from runtime.types import Job
 
-_SHOWN_CHARACTERS = 40  # maximum length of a token's text in an error message
+_MAX_SHOWN_CHARACTERS = 40  # maximum length of a token's text in an error message
 
 
 def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
@@ -40,9 +40,9 @@ def _check(ids: Sequence[int], field: str, vocabulary_size: int, token_bytes: Ca
         return
     token = largest if largest >= vocabulary_size else smallest
     text = token_bytes(token).decode(errors="replace") if token > 0 else ""
-    named = f" ({text[:_SHOWN_CHARACTERS]!r})" if text.isprintable() and text else ""
+    named = f" ({text[:_MAX_SHOWN_CHARACTERS]!r})" if text.isprintable() and text else ""
     raise InvalidRequest(
-        f"{field}: {token}{named} is no token id of this model; its vocabulary has {vocabulary_size} tokens, counted "
-        "from 0",
+        f"{field}: {token}{named} is not a token id of this model; its vocabulary has {vocabulary_size} tokens, "
+        f"with ids from 0 to {vocabulary_size - 1}",
         param=field,
     )

@@ -235,7 +235,7 @@ async def test_logit_bias_knows_the_vocabulary(operation: Any, payload: dict[str
     engine = FakeEngine()
     await operation.handle(payload | {"logit_bias": {"255": 1}}, fake_context(engine))
     assert engine.jobs[0][0].params.logit_bias == ((255, 1.0),)
-    with pytest.raises(InvalidRequest, match=r"logit_bias: 256 is no token id .* 256 tokens") as caught:
+    with pytest.raises(InvalidRequest, match=r"logit_bias: 256 is not a token id .* 256 tokens") as caught:
         await operation.handle(payload | {"logit_bias": {"3": 1, "256": 1}}, fake_context(engine))
     assert caught.value.param == "logit_bias"
     assert len(engine.jobs) == 1

@@ -450,7 +450,7 @@ async def test_two_models_and_two_settings(tiny_llama: Path) -> None:
         assert told[0].prompt_tokens == sum(a["prompt_tokens"] for a in answers)
         async with slow.models.lease(None) as reference:
             oracles = {
-                names[0]: reference._model,  # type: ignore[attr-defined]
+                names[0]: reference._generator._model,  # type: ignore[attr-defined]
                 names[1]: AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="float32"),
             }
             for name in names:

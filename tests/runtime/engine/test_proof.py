@@ -197,7 +197,7 @@ async def test_where_rounding_first_changes_a_text_two_tokens_were_nearly_even(
     exact = load("smollm2-135m-instruct", dtype="float32", prefix_cache_bytes=0)
     rounded = load("smollm2-135m-instruct", dtype=dtype)
     reference = load("smollm2-135m-instruct", dtype="float32", engine="reference")
-    model = reference._model
+    model = reference._generator._model
     dice = random.Random(8)
     params = SamplingParams(max_new_tokens=16, temperature=0)
     jobs = [Job((await exact.encode(some_text(dice, 15)))[:100], params) for _ in range(soak(100, 20))]

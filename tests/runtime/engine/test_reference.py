@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from runtime.engine import reference
+from runtime.engine.pytorch import generator
 from runtime.engine.reference import ReferenceEngine
 from runtime.engine.rng import uniform
 from runtime.errors import DeadlineExceeded, Draining, InternalError, InvalidRequest, TooManyRequests
@@ -168,7 +169,7 @@ async def test_the_end_token_ends_a_row(engine: ReferenceEngine, monkeypatch: py
     plain = (await run(engine, jobs))[0]
     end = plain[4].id
     first = next(i for i, token in enumerate(plain) if token.id == end)
-    monkeypatch.setattr(engine, "_eos", frozenset({end}))
+    monkeypatch.setattr(engine._generator, "eos", frozenset({end}))
     row = (await run(engine, jobs))[0]
     assert [token.id for token in row] == [token.id for token in plain[: first + 1]]
     assert row[-1].finish_reason == "stop"
@@ -216,7 +217,7 @@ async def test_penalties_and_biases(engine: ReferenceEngine, folder: Path, shape
     oracle, params = _Oracle(folder), replace(GREEDY, max_new_tokens=20, **shape)
     (job,) = await jobs_for(engine, ["You may"], params)
     new: list[int] = []
-    while len(new) < 20 and not set(new) & engine._eos:
+    while len(new) < 20 and not set(new) & engine._generator.eos:
         tokens = [*job.token_ids, *new]
         logits = oracle.logits(tokens)
         for token, bias in params.logit_bias:
@@ -291,7 +292,7 @@ async def test_no_end_token_comes_before_the_least_length(
     """End tokens cannot be chosen before min_new_tokens, as in transformers, and end the row from there on."""
     jobs = await jobs_for(engine, ["You may"], GREEDY)
     end = (await run(engine, jobs))[0][0].id  # greedy, it would be the very first token
-    monkeypatch.setattr(engine, "_eos", frozenset({end}))
+    monkeypatch.setattr(engine._generator, "eos", frozenset({end}))
     params = replace(GREEDY, min_new_tokens=least, logit_bias=((end, 100.0),))
     row = (await run(engine, [replace(jobs[0], params=params)]))[0]
     assert [token.id == end for token in row] == ([False] * least + [True])[:12]
@@ -326,7 +327,7 @@ async def test_token_bytes_join_to_the_text(engine: ReferenceEngine) -> None:
     """The bytes of a row's tokens, control tokens aside, are its text; an unknown id has none."""
     params = SamplingParams(60, temperature=2.0, top_k=0, top_p=1.0, seed=5)
     row = (await run(engine, await jobs_for(engine, ["grüße 😀"], params)))[0]
-    raw = b"".join(engine.token_bytes(token.id) for token in row if token.id not in engine._eos)
+    raw = b"".join(engine.token_bytes(token.id) for token in row if token.id not in engine._generator.eos)
     assert len({token.id for token in row}) > 5
     assert codecs.utf_8_decode(raw, "replace", False)[0] == "".join(token.text for token in row)
     assert engine.token_bytes(10**6) == b""
@@ -336,14 +337,14 @@ async def test_token_bytes_join_to_the_text(engine: ReferenceEngine) -> None:
 def slow(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An engine whose every step waits for ``gate``, and counts."""
     engine = build(tiny_gpt2, max_queue=2, timeout=30)
-    gate, steps, original = threading.Semaphore(0), [], reference._Choose.__call__
+    gate, steps, original = threading.Semaphore(0), [], generator._SampleTokens.__call__
 
     def gated(self: Any, input_ids: Any, scores: Any) -> Any:
         gate.acquire()
         steps.append(time.monotonic())
         return original(self, input_ids, scores)
 
-    monkeypatch.setattr(reference._Choose, "__call__", gated)
+    monkeypatch.setattr(generator._SampleTokens, "__call__", gated)
     yield engine, gate, steps
     gate.release(100_000)
     engine.close()
@@ -384,9 +385,9 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
     job = Job((5,), SamplingParams(max_new_tokens=1, temperature=0))
     first = asyncio.create_task(run(engine, [job]))
     await asyncio.sleep(0.05)
-    await until(lambda: not engine._inbox.interactive)  # taken by the worker, which now waits at the gate
+    await until(lambda: not engine._queue.interactive)  # taken by the engine thread, which now waits at the gate
     waiting = [asyncio.create_task(run(engine, [job])) for _ in range(2)]
-    await until(lambda: engine._inbox.interactive == 2)
+    await until(lambda: engine._queue.interactive == 2)
     with pytest.raises(TooManyRequests) as caught:
         await run(engine, [job])
     assert caught.value.retry_after is not None
@@ -399,19 +400,21 @@ async def test_many_rows_of_one_request_take_turns(slow: Any, monkeypatch: pytes
     """They run a batch at a time, others come between, and each row's tokens are those that it has alone."""
     engine, gate, _ = slow
     gate.release(1000)
-    monkeypatch.setattr(reference, "_MOST_ROWS", 4)
+    monkeypatch.setattr(reference, "_MAX_BATCH_ROWS", 4)
     params = SamplingParams(max_new_tokens=3, temperature=1, seed=1, n=3)
     jobs = [Job((i + 5, 7), replace(params, seed=i)) for i in range(4)]
     alone = [row for job in jobs for row in await run(engine, [job])]
     while gate.acquire(blocking=False):
         pass
     many = asyncio.create_task(run(engine, jobs))
-    await until(lambda: engine._busy)
+    await until(lambda: engine._running)
     between = asyncio.create_task(run(engine, [Job((5,), GREEDY)]))
-    await until(lambda: engine._inbox.interactive)
+    await until(lambda: engine._queue.interactive)
     sizes: list[int] = []
-    generate = engine._generate
-    monkeypatch.setattr(engine, "_generate", lambda rows, deliver: (sizes.append(len(rows)), generate(rows, deliver)))
+    generate = engine._generator.generate
+    monkeypatch.setattr(
+        engine._generator, "generate", lambda rows, deliver: (sizes.append(len(rows)), generate(rows, deliver))
+    )
     gate.release(1000)
     await between
     assert ids(await many) == ids(alone)
@@ -444,15 +447,15 @@ async def test_interactive_requests_go_before_background_ones(slow: Any) -> None
         order.append(name)
 
     tasks = [asyncio.create_task(ask("first", background=False))]
-    await until(lambda: tasks[0].done() or engine._busy)
+    await until(lambda: tasks[0].done() or engine._running)
     for count in (1, 2):
         tasks.append(asyncio.create_task(ask(f"background {count}", background=True)))
-        await until(lambda count=count: engine._inbox.background == count)
+        await until(lambda count=count: engine._queue.background == count)
     with pytest.raises(TooManyRequests):
         await ask("background 3", background=True)
     for count in (1, 2):
         tasks.append(asyncio.create_task(ask(f"interactive {count}", background=False)))
-        await until(lambda count=count: engine._inbox.interactive == count)
+        await until(lambda count=count: engine._queue.interactive == count)
     with pytest.raises(TooManyRequests):
         await ask("interactive 3", background=False)
     gate.release(10)
@@ -474,7 +477,7 @@ async def test_a_failing_step_fails_its_request_only(
 ) -> None:
     """An exception inside generation becomes an internal error without its text; the next request works."""
     with monkeypatch.context() as patched:
-        patched.setattr(reference, "sample", lambda *args: 1 // 0)
+        patched.setattr(generator, "sample", lambda *args: 1 // 0)
         with pytest.raises(InternalError) as caught:
             await run(gpt2_engine, [Job((5,), GREEDY)])
     assert "division" not in caught.value.message
@@ -486,9 +489,11 @@ async def test_logits_that_are_not_numbers_end_the_request(
     gpt2_engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN logits are an error, never a token."""
-    original = reference._Choose.__call__
+    original = generator._SampleTokens.__call__
     monkeypatch.setattr(
-        reference._Choose, "__call__", lambda self, ids, scores: original(self, ids, torch.full_like(scores, torch.nan))
+        generator._SampleTokens,
+        "__call__",
+        lambda self, ids, scores: original(self, ids, torch.full_like(scores, torch.nan)),
     )
     with pytest.raises(InternalError, match="not numbers"):
         await run(gpt2_engine, [Job((5,), GREEDY)])
@@ -531,17 +536,17 @@ async def test_many_at_once_get_what_they_would_alone(llama_engine: ReferenceEng
     assert await asyncio.gather(*(one(text) for text in texts)) == [await one(text) for text in texts]
 
 
-async def test_the_workers_log_lines_carry_the_request_id(
+async def test_the_engine_threads_log_lines_carry_the_request_id(
     gpt2_engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the worker thread logs about a request is found by the request's id."""
+    """What the engine thread logs about a request is found by the request's id."""
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(JsonFormatter())
     logging.getLogger("warmstart.engine").addHandler(handler)
     token = request_facts.set({"request_id": "r7"})
     try:
-        monkeypatch.setattr(reference, "sample", lambda *args: 1 // 0)
+        monkeypatch.setattr(generator, "sample", lambda *args: 1 // 0)
         with pytest.raises(InternalError):
             await run(gpt2_engine, [Job((5,), GREEDY)])
     finally:

@@ -29,12 +29,16 @@ def test_every_id_of_a_job_is_checked() -> None:
 
     check((0, 6), forced=(6, 0), logit_bias=((0, 1.0), (6, 1.0)))
     for wrong, param, message in (
-        ({"prompt": (1, 7)}, "prompt", "prompt: 7 ('[PAD]') is no token id of this model; its vocabulary has 7 tokens"),
-        ({"prompt": (8,), "field": "messages"}, "messages", "messages: 8 is no token id"),
-        ({"prompt": (9,)}, "prompt", f"prompt: 9 ('{'x' * 40}') is no token id"),
-        ({"prompt": (-1,)}, "prompt", "prompt: -1 is no token id"),
-        ({"forced": (0, 2**40)}, "prompt", f"prompt: {2**40} is no token id"),
-        ({"logit_bias": ((2, 1.0), (7, -1.0))}, "logit_bias", "logit_bias: 7 ('[PAD]') is no token id"),
+        (
+            {"prompt": (1, 7)},
+            "prompt",
+            "prompt: 7 ('[PAD]') is not a token id of this model; its vocabulary has 7 tokens",
+        ),
+        ({"prompt": (8,), "field": "messages"}, "messages", "messages: 8 is not a token id"),
+        ({"prompt": (9,)}, "prompt", f"prompt: 9 ('{'x' * 40}') is not a token id"),
+        ({"prompt": (-1,)}, "prompt", "prompt: -1 is not a token id"),
+        ({"forced": (0, 2**40)}, "prompt", f"prompt: {2**40} is not a token id"),
+        ({"logit_bias": ((2, 1.0), (7, -1.0))}, "logit_bias", "logit_bias: 7 ('[PAD]') is not a token id"),
     ):
         with pytest.raises(InvalidRequest) as caught:
             check(**wrong)  # type: ignore[arg-type]
@@ -88,7 +92,7 @@ async def test_a_token_that_the_model_lacks_is_refused(
     with pytest.raises(InvalidRequest) as caught:
         await operation.handle(payload, ctx)
     assert caught.value.message.startswith(
-        f"{param}: 600 ('[PAD]') is no token id of this model; its vocabulary has 600"
+        f"{param}: 600 ('[PAD]') is not a token id of this model; its vocabulary has 600"
     )
     assert caught.value.param == param
     await complete.handle({"prompt": "You may", "repetition_penalty": 1.3, "max_new_tokens": 2}, ctx)
@@ -116,5 +120,5 @@ async def test_a_row_without_a_token_has_no_text(
     (sequence,) = answer["sequences"]
     assert (sequence["text"], sequence["finish_reason"]) == ("", "length")
     assert [entry["bytes"] for entry in sequence["logprobs"]] == [[]] * 3
-    with pytest.raises(InvalidRequest, match="640 is no token id"):
+    with pytest.raises(InvalidRequest, match="640 is not a token id"):
         await complete.handle(payload | {"logit_bias": {"640": 100}}, ctx)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from runtime.engine.pytorch.generator import BatchGenerator
 from runtime.engine.pytorch.padding import batching, left_padded
 from runtime.engine.reference import ReferenceEngine
 from runtime.loading.checkpoint import wrap
@@ -123,13 +124,13 @@ def test_rows_of_unequal_length_get_what_each_gets_alone(
     """
     engine = build(kind)
     batches: list[int] = []
-    together = ReferenceEngine._generate_together
+    together = BatchGenerator._generate_batch
 
-    def counted(self: ReferenceEngine, rows: list[Any], deliver: Any) -> None:
+    def counted(self: BatchGenerator, rows: list[Any], deliver: Any) -> None:
         batches.append(len(rows))
         together(self, rows, deliver)
 
-    monkeypatch.setattr(ReferenceEngine, "_generate_together", counted)
+    monkeypatch.setattr(BatchGenerator, "_generate_batch", counted)
     found = run(engine, PROMPTS)
     assert batches == {"llama": [4], "lfm2": [4], "rwkv": [1, 1, 1, 1]}.get(kind, [2, 1, 1])
     for prompt, row in zip(PROMPTS, found, strict=True):
