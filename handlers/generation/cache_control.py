@@ -29,7 +29,7 @@ class CacheControl:
 
     @classmethod
     def parse(cls, text: str | None) -> CacheControl:
-        """Parse directives. Unknown ones are ignored; the least of several max-age holds; an invalid max-age is 0.
+        """Parse directives. Unknown ones are ignored; the smallest of several max-age applies; an invalid max-age is 0.
 
         Args:
             text: the directives, separated by commas; None for none.

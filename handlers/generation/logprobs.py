@@ -27,18 +27,18 @@ def entries(engine: Engine, tokens: Iterable[Token]) -> list[dict[str, Any]]:
     ]
 
 
-def columns(found: Iterable[Mapping[str, Any]], offsets: list[int]) -> dict[str, Any]:
+def columns(logprob_entries: Iterable[Mapping[str, Any]], offsets: list[int]) -> dict[str, Any]:
     """Convert entries to the form of OpenAI's completions (``handlers.schemas.responses.CompletionLogprobs``).
 
     Args:
-        found: the entries; a prompt's first token has None for its log-probability.
+        logprob_entries: the entries; a prompt's first token has None for its log-probability.
         offsets: each token's start in the text, in characters.
     """
-    listed = list(found)
+    listed = list(logprob_entries)
     return {
-        "tokens": [_spelled(entry) for entry in listed],
+        "tokens": [_token_text(entry) for entry in listed],
         "token_logprobs": [entry["logprob"] for entry in listed],
-        "top_logprobs": [None if entry["logprob"] is None else _likeliest(entry) for entry in listed],
+        "top_logprobs": [None if entry["logprob"] is None else _by_name(entry) for entry in listed],
         "text_offset": offsets,
     }
 
@@ -53,38 +53,38 @@ class TextOffsets:
     """
 
     def __init__(self, start: int = 0) -> None:
-        self._whole = start
+        self._characters = start
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # counts characters as the decoded text does
 
     @property
     def next(self) -> int:
         """The next token's start."""
-        return self._whole + bool(self._utf8.getstate()[0])
+        return self._characters + bool(self._utf8.getstate()[0])
 
     def add(self, raw: bytes) -> int:
         """Add the next token's bytes and return its start."""
-        begin = self.next
-        self._whole += len(self._utf8.decode(raw))
-        return begin
+        start = self.next
+        self._characters += len(self._utf8.decode(raw))
+        return start
 
 
-def _likeliest(entry: Mapping[str, Any]) -> dict[str, float]:
+def _by_name(entry: Mapping[str, Any]) -> dict[str, float]:
     """Return the log-probabilities of the likeliest tokens and the chosen one, each under a unique name.
 
     Different tokens may have the same text, for example a byte token and the character's own token. Then the chosen
     token, or else the likeliest, is named by the text, and each other one by ``token_id:`` and its id.
     """
-    named: dict[str, float] = {}
-    own = _spelled(entry)
-    for one in (*entry["top_logprobs"], entry):
-        name = _spelled(one)
-        if one["id"] != entry["id"] and (name == own or name in named):
-            name = f"token_id:{one['id']}"
-        named[name] = one["logprob"]
-    return named
+    by_name: dict[str, float] = {}
+    chosen = _token_text(entry)
+    for candidate in (*entry["top_logprobs"], entry):
+        name = _token_text(candidate)
+        if candidate["id"] != entry["id"] and (name == chosen or name in by_name):
+            name = f"token_id:{candidate['id']}"
+        by_name[name] = candidate["logprob"]
+    return by_name
 
 
-def _spelled(entry: Mapping[str, Any]) -> str:
+def _token_text(entry: Mapping[str, Any]) -> str:
     """Return a token's text, or as OpenAI does ``bytes:\\xe2\\x82`` if its bytes are not whole characters."""
     raw = bytes(entry["bytes"])
     try:

@@ -33,6 +33,6 @@ async def clear(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 async def report(ctx: Context) -> dict[str, Any]:
     """Return the cache's statistics and its hit rate as a dict, see ``CacheStatsResponse``; zeros without a cache."""
     counts = CacheStats() if ctx.cache is None else await ctx.cache.stats()
-    answered = counts.hits + counts.shared
-    asked = answered + counts.misses
-    return asdict(counts) | {"rate": answered / asked if asked else 0.0}
+    hits = counts.hits + counts.shared
+    lookups = hits + counts.misses
+    return asdict(counts) | {"rate": hits / lookups if lookups else 0.0}

@@ -112,13 +112,13 @@ async def _events(
     for task in tasks:
         task.add_done_callback(events.put_nowait)
     try:
-        left = len(tasks)
-        while left:
+        unfinished = len(tasks)
+        while unfinished:
             event = await events.get()
             if isinstance(event, dict):
                 yield event
             else:
-                left -= 1
+                unfinished -= 1
                 variant = event.result()
                 yield {"index": variant.answer["index"], "answer": variant.answer}
         scored = variants[0].settings.score

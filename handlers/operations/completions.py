@@ -186,20 +186,22 @@ async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Con
         return _Echo(text, [], [])
     first = Token(0, ids[0], "")
     scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, background=ctx.background)
-    return await asyncio.to_thread(_placed, text, engine, [first, *scores])
+    return await asyncio.to_thread(_locate_tokens, text, engine, [first, *scores])
 
 
-def _placed(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
+def _locate_tokens(text: str, engine: Engine, tokens: Sequence[Token]) -> _Echo:
     """Build the echo from a prompt's tokens, and find each token's offset in the text."""
     listed = entries(engine, tokens)
     listed[0]["logprob"] = None
     raw, position, offsets, starts = text.encode(), 0, TextOffsets(), list[int]()
     for entry in listed:
-        written = bytes(entry["bytes"])
+        raw_token = bytes(entry["bytes"])
         # The text has neither the tokens nor the blank before the first word that the tokenizer adds.
-        form = next((form for form in (written, written.lstrip(b" ")) if raw.startswith(form, position)), b"")
-        position += len(form)
-        starts.append(offsets.add(form))
+        matched = next(
+            (candidate for candidate in (raw_token, raw_token.lstrip(b" ")) if raw.startswith(candidate, position)), b""
+        )
+        position += len(matched)
+        starts.append(offsets.add(matched))
     return _Echo(text, listed, starts)
 
 

@@ -46,7 +46,7 @@ class IncrementalDetokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._to_come = min_new_tokens
+        self._remaining_min_tokens = min_new_tokens
         self._ids: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = 0  # number of last ``_ids`` from the one in which an incomplete character begins
@@ -63,7 +63,7 @@ class IncrementalDetokenizer:
             The new text: empty while a character is incomplete or a stop string may have begun. At a stop string it
             ends right before that string.
         """
-        self._to_come -= 1
+        self._remaining_min_tokens -= 1
         if not self._tokenizer.has_text(token_id):
             return ""  # control tokens are not part of the decoding context either
         self._append(token_id)
@@ -98,12 +98,13 @@ class IncrementalDetokenizer:
         if not self._stop:
             return new
         text = self._held + new
-        if self._to_come <= 0:
+        if self._remaining_min_tokens <= 0:
             # The held text may contain a stop string that was completed too early; a valid one ends in the new text.
-            found = [at for at in (text.find(s, max(0, len(self._held) - len(s) + 1)) for s in self._stop) if at >= 0]
-            if found:
+            starts = [text.find(stop, max(0, len(self._held) - len(stop) + 1)) for stop in self._stop]
+            start = min((start for start in starts if start >= 0), default=None)
+            if start is not None:
                 self.stopped, self._held = True, ""
-                return text[: min(found)]
+                return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -55,7 +55,7 @@ class TokenizerLike(Decoding, Protocol):
 class FastEngine:
     """Engine that batches all requests on one engine thread. Implements ``handlers.protocols.Engine``.
 
-    A crashed engine thread is replaced; after four crashes within a minute the engine stays down.
+    A crashed engine thread is replaced; after four crashes within a minute it is not restarted.
 
     Args:
         runner: the model runner; closed with the engine.

@@ -133,7 +133,7 @@ class EngineThread:
             _log.critical("the engine thread crashed", exc_info=True)
 
     def _run(self) -> None:
-        """Run steps until the engine is closed and no request is left, or until the abort flag is set."""
+        """Run steps until the engine is closed and all requests have finished, or until the abort flag is set."""
         while not self._aborting:
             self.heartbeat = time.monotonic()
             self._wake.clear()
