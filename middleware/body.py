@@ -11,6 +11,7 @@ import random
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from middleware.aiohttp_internals import cache_body, take_received_body
 from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
@@ -44,12 +45,11 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the final response has not begun
     try:
-        if request.content.is_eof() and request._read_bytes is None:
-            # The body is already complete, as most are: without a timer, and without request.read()'s loop (4 us).
-            body = request.content.read_nowait()
+        body = take_received_body(request)
+        if body is not None:  # most bodies are already complete, and need no timer
             if len(body) > most:
                 raise _over(request)
-            request._read_bytes = body
+            cache_body(request, body)
             return body
         async with asyncio.timeout(seconds * random.uniform(1, _SPREAD)):  # noqa: S311
             return await request.read()

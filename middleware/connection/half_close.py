@@ -17,6 +17,8 @@ import select
 from collections.abc import Iterable
 from typing import Any
 
+from middleware.aiohttp_internals import current_request
+
 _FIRST_PAUSE = 0.05  # seconds: most networks return the RST within it
 _GROWTH = 3  # so the nine bytes cover over 160 s
 
@@ -44,7 +46,7 @@ class HalfClosed:
         if self._poll.poll(0):
             self._wire.abort()  # this also cancels the request's handler
             return
-        request = self._protocol._current_request
+        request = current_request(self._protocol)
         if request is not None and request.writer.output_size == 0:
             self._begin(b"HTTP/%d.%d " % request.version)
         self._timer = self._loop.call_later(pause, self._probe, pause * _GROWTH)

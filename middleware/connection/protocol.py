@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from aiohttp import hdrs, web
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import _ErrInfo
 
+from middleware.aiohttp_internals import (
+    close_idle_at,
+    current_request,
+    is_handling,
+    is_waiting,
+    queued_bodies,
+    refuse_incomplete_request,
+)
 from middleware.connection.framing import HEAD_FIELDS, too_large, unreadable
 from middleware.connection.gate import ConnectionInfo
 from middleware.connection.half_close import HalfClosed
@@ -94,20 +100,18 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; while headers are incomplete, apply the header deadline and the size limit."""
         super().data_received(data)
-        if self._waiter is None or self._waiter.done():
+        if not is_waiting(self):
             self._head = 0
         elif data:  # aiohttp still waits: a request has begun and its headers are incomplete
             self._limit()
             self._head += len(data)
             if self._head > HEAD_FIELDS * self._limits.max_header_bytes:
-                error = too_large(self._limits.max_header_bytes)
-                self._messages.append((_ErrInfo(error.status, error, error.message), EMPTY_PAYLOAD))
-                self._waiter.set_result(None)
+                refuse_incomplete_request(self, too_large(self._limits.max_header_bytes))
 
     def begin(self, request: web.BaseRequest) -> None:
         """Record the request that is about to be handled; after a FIN, close the connection after the last one."""
         self._request = request
-        if self._half_closed is not None and not self._messages:
+        if self._half_closed is not None and not queued_bodies(self):
             self._end_with(request)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio uses the result; aiohttp declares none
@@ -119,14 +123,15 @@ class Connection(web.RequestHandler):
         """
         if self._half_closed is not None:  # called again, because reading was resumed
             return True
-        request = self._request if self._waiter is None else None
-        bodies = [body for _, body in self._messages] + ([request._payload] if request is not None else [])
+        request = self._request if is_handling(self) else None
+        queued = queued_bodies(self)
+        bodies = queued + ([request.content] if request is not None else [])
         if not bodies or not all(body.is_eof() for body in bodies):
             return False
         if self._wire is None or self._wire.get_extra_info("sslcontext") is not None:
             return False
         self._half_closed = HalfClosed(self, self._wire)
-        if request is not None and not self._messages:
+        if request is not None and not queued:
             self._end_with(request)
         return True
 
@@ -138,7 +143,7 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         """Start the write deadline, because the client is not receiving what was written."""
         super().pause_writing()
-        self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, self._sent())
+        self._stalled = asyncio.get_running_loop().call_later(self._limits.write_timeout, self._taken, self._sent())
 
     def resume_writing(self) -> None:
         """Stop the write deadline, because everything was sent."""
@@ -148,7 +153,8 @@ class Connection(web.RequestHandler):
 
     def _sent(self) -> int:
         """Return a number that grows with every byte that is sent to the client."""
-        written = self._current_request.writer.output_size if self._current_request is not None else 0
+        request = current_request(self)
+        written = request.writer.output_size if request is not None else 0
         return written - (self._wire.get_write_buffer_size() if self._wire is not None else 0)
 
     def _taken(self, before: int) -> None:
@@ -158,7 +164,7 @@ class Connection(web.RequestHandler):
             _log.info("a client stopped reading its answer")
             self._wire.abort()
         else:
-            self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, now)
+            self._stalled = asyncio.get_running_loop().call_later(self._limits.write_timeout, self._taken, now)
 
     def handle_error(
         self,
@@ -193,9 +199,5 @@ class Connection(web.RequestHandler):
         return response
 
     def _limit(self) -> None:
-        close_at = self._loop.time() + self._limits.header_timeout
-        # Further bytes must not extend the deadline: an earlier one is kept.
-        if self._keepalive_handle is None or close_at < self._next_keepalive_close_time:
-            self.keep_alive(True)  # cancels aiohttp's timer
-            self._next_keepalive_close_time = close_at
-            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+        # An earlier deadline is kept, because further bytes must not extend it.
+        close_idle_at(self, asyncio.get_running_loop().time() + self._limits.header_timeout)

@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import ERROR
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from middleware.aiohttp_internals import ReplaceableServerRunner, connection_arguments, request_data
 from middleware.connection.framing import LINE_ROUND_TARGET, fault, origin_form
 from middleware.connection.gate import ConnectionGate, ConnectionInfo, ListenerConfig, Secured
 from middleware.connection.limits import ConnectionLimiter
@@ -60,7 +61,7 @@ class _Server(web.Server):
         return ConnectionGate(self.entrance, self._connect)
 
     def _connect(self, visit: ConnectionInfo) -> Connection:
-        return Connection(self, visit, self.limits, loop=self._loop, **self._kwargs)
+        return Connection(self, visit, self.limits, **connection_arguments(self))
 
     def pre_shutdown(self) -> None:
         if self.entrance is not None:
@@ -90,7 +91,7 @@ class _Server(web.Server):
         if connection.fault is not None:  # a response never has an unsupported version (RFC 9110 section 2.5)
             message = message._replace(version=HttpVersion11)
         request = factory(message, *rest)
-        store = request._state
+        store = request_data(request)
         # aiohttp's ``get`` takes four calls, and an exception for a missing key; each request calls it a dozen times.
         request.get = store.get  # type: ignore[method-assign]
         store[CONTINUE] = (
@@ -110,7 +111,7 @@ def _nothing() -> None:
     pass
 
 
-class DeadlineRunner(web.AppRunner):
+class DeadlineRunner(ReplaceableServerRunner):
     """A ``web.AppRunner`` that enforces ``ConnectionLimits`` and a ``ListenerConfig``.
 
     A connection whose request headers are not complete in time is closed without a response.
@@ -175,28 +176,27 @@ class DeadlineRunner(web.AppRunner):
             **kwargs,
         )
 
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+    def replace_server(self, server: web.Server) -> web.Server:
+        """Return a server that enforces the limits; it calls the application as aiohttp's server does."""
 
         def handle(request: web.BaseRequest) -> Coroutine[Any, Any, web.StreamResponse]:
-            connection: Any = request._protocol
-            found: ServiceError | None = connection.fault
-            return made.request_handler(request) if found is None else _refuse(found)  # type: ignore[return-value]
+            connection = cast(Connection, request.protocol)
+            fault = connection.fault
+            return server.request_handler(request) if fault is None else _refuse(fault)  # type: ignore[return-value]
 
         def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
-            return server.make_request(made.request_factory, message, *rest)
+            return replacement.make_request(server.request_factory, message, *rest)
 
-        server = _Server(
+        replacement = _Server(
             self.limits,
             self.entrance,
             handle,
             request_factory=make_request,
-            handler_cancellation=made.handler_cancellation,
-            loop=made._loop,
-            **made._kwargs,
+            handler_cancellation=server.handler_cancellation,
+            **connection_arguments(server),
         )
-        return server
+        return replacement
 
 
-async def _refuse(found: ServiceError) -> web.StreamResponse:
-    raise found
+async def _refuse(error: ServiceError) -> web.StreamResponse:
+    raise error
