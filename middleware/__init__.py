@@ -78,12 +78,8 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
             *audit,  # likewise
             errors_middleware,  # renders the errors that anything below raises
             client_ip_middleware(settings.trusted_proxies, settings.client_ip_header, settings.trust_unix_peers),
-            forwarded_middleware(  # scheme and host as the client used them: signatures cover them, HSTS needs them
-                settings.trusted_proxies,
-                settings.client_ip_header,
-                settings.trust_unix_peers,
-                enabled=settings.forwarded_origin,
-            ),
+            # The scheme and host that the client used: signatures cover them, and HSTS depends on the scheme.
+            forwarded_middleware(settings.client_ip_header, enabled=settings.forwarded_origin),
             ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # by the address above
             *auth,  # by a header, before the body is read, so that unauthenticated requests cost no waiting
             *signing,  # reads the body itself once the signature is valid

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from middleware.aiohttp_internals import cache_body, take_received_body
 from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from runtime.request_headers import check_content_encoding
 
 _SPREAD = 1.2  # random factor on deadlines: hundreds of slow bodies that began together must not all time out at once
 
@@ -34,9 +35,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         ConnectionError: the client has disconnected.
     """
     if hdrs.CONTENT_ENCODING in request.headers:
-        codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).lower().split(",")
-        if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
-            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+        check_content_encoding(request.headers.getall(hdrs.CONTENT_ENCODING))
     most = request.client_max_size
     if (request.content_length or 0) > most:
         request[LAST] = True

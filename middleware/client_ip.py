@@ -29,7 +29,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
 from middleware.forwarded_header import MAX_CHARS, SOURCES, Headers, MalformedForwarded, Source, elements
-from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER
+from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER, PEER_TRUSTED
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Address, Network, NetworkSet, unmap
 
@@ -74,17 +74,23 @@ def resolve(
             reason and the offending entry, safe for a log.
     """
     known = trusted if isinstance(trusted, NetworkSet) else NetworkSet(trusted)
-    if peer:
-        direct = _address(peer)
-        if direct not in known:
-            return direct
-    elif trust_unix:
-        direct = _LOCAL
-    elif any(headers.getall(name, ()) for name in SOURCES):
-        raise _denied("a forwarding header from an untrusted unix-socket peer", "")
-    else:
-        return _LOCAL
+    return _resolve(peer, headers, known, source, trust_unix)[0]
 
+
+def _resolve(
+    peer: str | None, headers: Headers, known: NetworkSet, source: Source, trust_unix: bool
+) -> tuple[Address, bool]:
+    """Return the client's address as ``resolve`` does, and whether the peer is a trusted proxy."""
+    direct = _address(peer) if peer else _LOCAL
+    if direct in known if peer else trust_unix:
+        return _client(direct, headers, known, source), True
+    if not peer and any(headers.getall(name, ()) for name in SOURCES):
+        raise _denied("a forwarding header from an untrusted unix-socket peer", "")
+    return direct, False
+
+
+def _client(direct: Address, headers: Headers, known: NetworkSet, source: Source) -> Address:
+    """Return the client's address behind a trusted peer, whose address is ``direct``."""
     lines = headers.getall(source, ())
     if not lines or (len(lines) == 1 and not lines[0].strip(_OWS)):
         return direct
@@ -175,7 +181,9 @@ def peer_of(request: web.Request) -> str | None:
 
 
 def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix: bool = False) -> Middleware:
-    """Return the middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT`` and ``PEER``, or raises ClientAddressDenied.
+    """Return the middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT``, ``PEER`` and ``PEER_TRUSTED``.
+
+    It raises ClientAddressDenied if the client cannot be determined.
 
     The arguments are those of ``resolve``. Denied requests are logged.
 
@@ -187,9 +195,10 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
     known = NetworkSet(trusted)
 
     @lru_cache(_REMEMBERED)  # the same few proxies and clients recur; denials raise and are not cached
-    def remembered(peer: str, line: str | None) -> tuple[Address, str]:
-        client = resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
-        return client, str(client)
+    def remembered(peer: str, line: str | None) -> tuple[Address, str, bool]:
+        headers = CIMultiDict[str]() if line is None else CIMultiDict([(source, line)])
+        client, peer_trusted = _resolve(peer, headers, known, source, trust_unix)
+        return client, str(client), peer_trusted
 
     @web.middleware
     async def client_ip(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -198,11 +207,11 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
             peer = request[PEER] = peer_of(request)
             lines = request.headers.getall(source, ())
             if not peer or len(lines) > 1 or (lines and len(lines[0]) > _SHORT):
-                client = resolve(peer, request.headers, known, source, trust_unix=trust_unix)
+                client, peer_trusted = _resolve(peer, request.headers, known, source, trust_unix)
                 text = str(client)
             else:
-                client, text = remembered(peer, lines[0] if lines else None)
-            request[CLIENT_IP], request[CLIENT_TEXT] = client, text
+                client, text, peer_trusted = remembered(peer, lines[0] if lines else None)
+            request[CLIENT_IP], request[CLIENT_TEXT], request[PEER_TRUSTED] = client, text, peer_trusted
         except ClientAddressDenied as error:
             _log.warning("client address denied: peer %a: %s", peer, "; ".join(error.__notes__))
             raise

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import Final
 
 from aiohttp import HttpVersion10, hdrs, web
@@ -22,15 +22,13 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, istr
 
 from middleware.forwarded_header import MAX_CHARS, Headers, MalformedForwarded, Source, elements
-from middleware.request_keys import ORIGIN, PEER, Origin
+from middleware.request_keys import ORIGIN, PEER_TRUSTED, Origin
 from runtime.errors import InvalidRequest
-from runtime.networks import Network, NetworkSet, unmap
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?")
 _PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
 _NONE: Final[Sequence[str | None]] = (None,)  # stands for the values of a missing header field
 _SCHEMES = ("http", "https")
-_PEERS = 1024  # peers for which the trust decision is cached
 _HOSTS = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
 _SHORT = 300  # ... this many characters
 
@@ -110,22 +108,13 @@ def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
     return last.get("proto"), last.get("host")
 
 
-def forwarded_middleware(
-    trusted: Sequence[Network], source: Source, trust_unix: bool = False, *, enabled: bool = False
-) -> Middleware:
-    """Return the middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It needs ``PEER`` (``client_ip``).
+def forwarded_middleware(source: Source, *, enabled: bool = False) -> Middleware:
+    """Return the middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It needs ``PEER_TRUSTED``.
 
     Args:
-        trusted: the trusted proxies.
         source: the setting CLIENT_IP_HEADER, as for ``origin``.
-        trust_unix: treat a unix-socket peer as a trusted proxy.
         enabled: the setting FORWARDED_ORIGIN; if False, no forwarding header is read.
     """
-    known = NetworkSet(trusted)
-
-    @lru_cache(_PEERS)
-    def believed(peer: str | None) -> bool:
-        return unmap(ip_address(peer.partition("%")[0])) in known if peer else trust_unix
 
     @lru_cache(_HOSTS)  # the same few hosts recur; refusals raise and are not cached
     def remembered(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
@@ -140,7 +129,7 @@ def forwarded_middleware(
         host = lines[0] if len(lines) == 1 else ""
         if not host:  # rare
             host = host_of(lines, required=request.version != HttpVersion10)
-        trusted, scheme = enabled and believed(request[PEER]), request.scheme
+        trusted, scheme = enabled and request[PEER_TRUSTED], request.scheme
         protos = headers.getall(_PROTO, _NONE) if trusted else _NONE
         names = headers.getall(_FORWARDED_HOST, _NONE) if trusted else _NONE
         proto, named = protos[0], names[0]

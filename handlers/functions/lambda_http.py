@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
@@ -30,6 +29,7 @@ from runtime.errors import (
 )
 from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
+from runtime.request_headers import check_content_encoding, credentials_hash
 from runtime.telemetry.logging import log_facts
 from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_caller, request_facts, request_usage
 from runtime.telemetry.tracing import caller_trace, parse_traceparent
@@ -122,9 +122,7 @@ class LambdaHttpRequests:
     def _body(self, request: HttpRequest) -> bytes | None:
         body = request.body()
         if body is not None:
-            codings = request.headers.get("content-encoding", "").lower().split(",")
-            if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
-                raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+            check_content_encoding([request.headers.get("content-encoding", "")])
             if len(body) > self._max_body_bytes:
                 raise PayloadTooLarge(f"The request body is larger than {self._max_body_bytes} bytes (MAX_BODY_BYTES).")
         return body
@@ -146,8 +144,10 @@ def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
         facts["trace_id"], facts["parent_id"] = parent
         caller_trace.set(trace)
     request_facts.set(facts)
-    sent = [request.headers.get(name) for name in ("authorization", "x-api-key")]
-    request_caller.set(sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else "")
+    authorization, api_key = (
+        [request.headers[name]] if request.headers.get(name) else [] for name in ("authorization", "x-api-key")
+    )
+    request_caller.set(credentials_hash(authorization, api_key))
     return usage
 
 
