@@ -60,11 +60,11 @@ class Access:
         operation = self.operation(request)
         if operation is None:  # a route without an operation exposes nothing: any caller may get its 404
             return
-        needed = ADMIN if operation in self.admin else operation
-        if needed in caller.scopes or (needed != ADMIN and ALL in caller.scopes):
+        scope = ADMIN if operation in self.admin else operation
+        if scope in caller.scopes or (scope != ADMIN and ALL in caller.scopes):
             return
         _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(
-            f"this key's scopes do not include {needed!r}, which {operation} needs",
-            challenge=f'{challenge}, error="insufficient_scope", scope="{needed}"',
+            f"this key's scopes do not include {scope!r}, which {operation} needs",
+            challenge=f'{challenge}, error="insufficient_scope", scope="{scope}"',
         )

@@ -36,18 +36,18 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
     """
     if hdrs.CONTENT_ENCODING in request.headers:
         check_content_encoding(request.headers.getall(hdrs.CONTENT_ENCODING))
-    most = request.client_max_size
-    if (request.content_length or 0) > most:
+    limit = request.client_max_size
+    if (request.content_length or 0) > limit:
         request[LAST] = True
-        raise _over(request)
+        raise _too_large(request)
     if request.get(CONTINUE):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the final response has not begun
     try:
         body = take_received_body(request)
         if body is not None:  # most bodies are already complete, and need no timer
-            if len(body) > most:
-                raise _over(request)
+            if len(body) > limit:
+                raise _too_large(request)
             cache_body(request, body)
             return body
         async with asyncio.timeout(seconds * random.uniform(1, _SPREAD)):  # noqa: S311
@@ -56,12 +56,12 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         request[LAST] = True
         raise RequestTimeout(f"The request body did not arrive within {seconds:g} seconds.") from None
     except web.HTTPRequestEntityTooLarge:
-        raise _over(request) from None
+        raise _too_large(request) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The request body could not be decoded.") from None
 
 
-def _over(request: web.Request) -> PayloadTooLarge:
+def _too_large(request: web.Request) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {request.client_max_size} bytes (MAX_BODY_BYTES).")
 
 

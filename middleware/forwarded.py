@@ -29,8 +29,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(
 _PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
 _NONE: Final[Sequence[str | None]] = (None,)  # stands for the values of a missing header field
 _SCHEMES = ("http", "https")
-_HOSTS = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
-_SHORT = 300  # ... this many characters
+_CACHE_SIZE = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
+_MAX_CACHED_CHARS = 300  # ... this many characters
 
 
 def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:
@@ -74,7 +74,7 @@ def host_of(lines: Sequence[str], *, required: bool) -> str:
     return ""
 
 
-@lru_cache(_HOSTS)
+@lru_cache(_CACHE_SIZE)
 def _authority(text: str, name: str) -> str:
     """Validate a host and optional port; return them in lower case, without the colon of an empty port."""
     match = _HOST.fullmatch(text)
@@ -116,8 +116,8 @@ def forwarded_middleware(source: Source, *, enabled: bool = False) -> Middleware
         enabled: the setting FORWARDED_ORIGIN; if False, no forwarding header is read.
     """
 
-    @lru_cache(_HOSTS)  # the same few hosts recur; refusals raise and are not cached
-    def remembered(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
+    @lru_cache(_CACHE_SIZE)  # the same few hosts recur; refusals raise and are not cached
+    def origin_cached(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
         lines = ((_PROTO, proto), (_FORWARDED_HOST, named))
         told = CIMultiDict([(name, line) for name, line in lines if line is not None])
         return origin(peer_trusted, scheme, host, told, source)
@@ -133,10 +133,10 @@ def forwarded_middleware(source: Source, *, enabled: bool = False) -> Middleware
         protos = headers.getall(_PROTO, _NONE) if trusted else _NONE
         names = headers.getall(_FORWARDED_HOST, _NONE) if trusted else _NONE
         proto, named = protos[0], names[0]
-        if source == "forwarded" or len(protos) > 1 or len(names) > 1 or len(f"{proto}{named}") > _SHORT:
+        if source == "forwarded" or len(protos) > 1 or len(names) > 1 or len(f"{proto}{named}") > _MAX_CACHED_CHARS:
             request[ORIGIN] = origin(trusted, scheme, host, headers, source)
         else:
-            request[ORIGIN] = remembered(trusted, scheme, host, proto, named)
+            request[ORIGIN] = origin_cached(trusted, scheme, host, proto, named)
         return await handler(request)
 
     return forwarded

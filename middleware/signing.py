@@ -112,7 +112,7 @@ def _nonces(app: web.Application, settings: Settings) -> Nonces:
     return RedisNonces(redis, settings.signing_window_seconds)
 
 
-def ask_for_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
+def set_accept_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Set ``Accept-Signature`` on the response to an invalid signature (for ``header_signal``)."""
     if request.get(REASON) == InvalidSignature.code and response.status == InvalidSignature.status:
         response.headers["Accept-Signature"] = _ACCEPTED

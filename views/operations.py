@@ -30,16 +30,16 @@ _JSON = "application/json; charset=utf-8"
 _log = logging.getLogger("warmstart.app")
 
 
-async def charge(most: int) -> Settle:
+async def charge(max_tokens: int) -> Settle:
     """Reserve tokens of the request's rate limit, if it has one (``Context.charge``).
 
     Args:
-        most: the largest number of tokens that the request may use.
+        max_tokens: the largest number of tokens that the request may use.
 
     Returns:
         The function that commits the number of tokens used.
     """
-    return await (request_charge.get() or free)(most)
+    return await (request_charge.get() or free)(max_tokens)
 
 
 def operation_handler(operation: Operation, route: Route, settings: Settings) -> Handler:
@@ -87,11 +87,11 @@ def _cache_headers() -> dict[str, str]:
 
 
 async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
-    named = {field: request.match_info[field] for field in route.fields}
+    path_fields = {field: request.match_info[field] for field in route.fields}
     if route.method in ("GET", "DELETE"):
-        return query_payload(route, named, {name: request.query.getall(name) for name in request.query})
+        return query_payload(route, path_fields, {name: request.query.getall(name) for name in request.query})
     body = await request.read() if request.body_exists else None
-    return body_payload(named, body, request.content_type, request.charset, max_depth)
+    return body_payload(path_fields, body, request.content_type, request.charset, max_depth)
 
 
 async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:

@@ -112,7 +112,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     name = re.sub(r"\W+", "_", f"{'' if route.method in ('GET', 'POST') else route.method.lower()}{route.plain_path}")
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "operationId": name.strip("_"),
         "summary": operation.summary,
         "description": (operation.request.__doc__ or "").strip(),
@@ -124,29 +124,34 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     if route.method in ("POST", "PUT"):
         codes = codes | _BODY_ERRORS
         if not parameters:
-            described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
-        elif left := {key: field for key, field in fields.items() if key not in route.fields}:
-            schema = {"type": "object", "properties": left, "additionalProperties": False}
-            described["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
+            description["requestBody"] = {
+                "required": True,
+                "content": {"application/json": _content(operation.request)},
+            }
+        elif remaining := {key: field for key, field in fields.items() if key not in route.fields}:
+            schema = {"type": "object", "properties": remaining, "additionalProperties": False}
+            description["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     elif fields:
         codes = codes | {404: _BODY_ERRORS[404]}
         parameters += [_parameter(key, field, "query") for key, field in fields.items() if key not in route.fields]
     if parameters:
-        described["parameters"] = parameters
+        description["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
-    described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
-    return described
+    description["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(
+        codes, route.openai
+    )
+    return description
 
 
-def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
+def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any]:
     """Describe a path or query parameter; the schema is the field's without null, which a query cannot express."""
     (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
     return {
         "name": name,
-        "in": place,
-        "required": place == "path",
+        "in": location,
+        "required": location == "path",
         "schema": {key: schema[key] for key in ("type", "minLength", "maxLength", "pattern") if key in schema},
         "description": field["description"],
     }

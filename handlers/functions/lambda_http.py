@@ -109,8 +109,8 @@ class LambdaHttpRequests:
 
     async def _answer(self, request: HttpRequest, request_id: str) -> Mapping[str, Any]:
         body = self._body(request)
-        route, named = match(request.method, request.path)
-        payload = self._payload(request, route, named, body)
+        route, path_fields = match(request.method, request.path)
+        payload = self._payload(request, route, path_fields, body)
         operation = OPERATIONS[route.operation]
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
@@ -127,11 +127,13 @@ class LambdaHttpRequests:
                 raise PayloadTooLarge(f"The request body is larger than {self._max_body_bytes} bytes (MAX_BODY_BYTES).")
         return body
 
-    def _payload(self, request: HttpRequest, route: Route, named: dict[str, str], body: bytes | None) -> dict[str, Any]:
+    def _payload(
+        self, request: HttpRequest, route: Route, path_fields: dict[str, str], body: bytes | None
+    ) -> dict[str, Any]:
         if route.method in ("GET", "DELETE"):
-            return query_payload(route, named, request.query)
+            return query_payload(route, path_fields, request.query)
         content_type, charset = request.content_type
-        return body_payload(named, body, content_type, charset, self._max_depth)
+        return body_payload(path_fields, body, content_type, charset, self._max_depth)
 
 
 def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:

@@ -28,17 +28,19 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _one_or_many(text: dict[str, Any], least: int, most: int) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": least, "maxItems": most}]})
+def _one_or_many(text: dict[str, Any], min_items: int, max_items: int) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items, "maxItems": max_items}]}
+    )
 
 
-MOST_PROMPTS = 2048  # the limit of OpenAI's completions
+MAX_PROMPTS = 2048  # the limit of OpenAI's completions
 
 Prompts = Annotated[
     list[AnyText],
     BeforeValidator(_listed),
-    Field(min_length=1, max_length=MOST_PROMPTS),
-    _one_or_many({"type": "string"}, 1, MOST_PROMPTS),
+    Field(min_length=1, max_length=MAX_PROMPTS),
+    _one_or_many({"type": "string"}, 1, MAX_PROMPTS),
 ]
 """A text or a list of texts, each possibly empty; validation makes it a list."""
 

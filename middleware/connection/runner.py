@@ -51,21 +51,21 @@ _FORWARDING = (*SOURCES, "X-Forwarded-Proto", "X-Forwarded-Host")
 
 
 class _Server(web.Server):
-    def __init__(self, limits: ConnectionLimits, entrance: ListenerConfig | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, listener: ListenerConfig | None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.limits, self.entrance = limits, entrance
+        self.limits, self.listener = limits, listener
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio needs only a protocol
-        if self.entrance is None:
+        if self.listener is None:
             return self._connect(ConnectionInfo(_nothing))
-        return ConnectionGate(self.entrance, self._connect)
+        return ConnectionGate(self.listener, self._connect)
 
-    def _connect(self, visit: ConnectionInfo) -> Connection:
-        return Connection(self, visit, self.limits, **connection_arguments(self))
+    def _connect(self, info: ConnectionInfo) -> Connection:
+        return Connection(self, info, self.limits, **connection_arguments(self))
 
     def pre_shutdown(self) -> None:
-        if self.entrance is not None:
-            self.entrance.close()
+        if self.listener is not None:
+            self.listener.close()
         super().pre_shutdown()
 
     def make_request(
@@ -78,13 +78,13 @@ class _Server(web.Server):
             connection.begin(request)
             return request
         connection.requests += 1
-        visit = connection.visit
+        info = connection.info
         if not message.path.startswith("/"):
             message = origin_form(message)
         expected = message.headers.get(hdrs.EXPECT)
-        if expected is not None or not visit.vouched:
+        if expected is not None or not info.use_forwarding:
             headers = CIMultiDict(message.headers)
-            for name in (hdrs.EXPECT, *(() if visit.vouched else _FORWARDING)):
+            for name in (hdrs.EXPECT, *(() if info.use_forwarding else _FORWARDING)):
                 headers.popall(name, None)
             message = message._replace(headers=CIMultiDictProxy(headers))
         connection.fault = fault(message, self.limits.max_header_bytes)
@@ -100,9 +100,9 @@ class _Server(web.Server):
         # After an unknown upgrade (h2c), aiohttp loses the bytes that came in the same packet, and so might read the
         # rest of a body as a request. Upgrades are ignored here: the request is answered, and is the connection's last.
         store[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
-        store[PEER] = visit.peer
-        if visit.certificate is not None:
-            store[CLIENT_CERTIFICATE] = visit.certificate
+        store[PEER] = info.peer
+        if info.certificate is not None:
+            store[CLIENT_CERTIFICATE] = info.certificate
         connection.begin(request)
         return request
 
@@ -119,7 +119,7 @@ class DeadlineRunner(ReplaceableServerRunner):
     Args:
         app: the application to serve.
         header_timeout: as in ``ConnectionLimits``, like the next four arguments.
-        entrance: the connection limits, TLS and PROXY protocol; None for none of them.
+        listener: the connection limits, TLS and PROXY protocol; None for none of them.
         kwargs: arguments of ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests in seconds.
     """
 
@@ -132,7 +132,7 @@ class DeadlineRunner(ReplaceableServerRunner):
         max_header_bytes: int = 8190,
         max_headers: int = 100,
         keepalive_requests: int = 10_000,
-        entrance: ListenerConfig | None = None,
+        listener: ListenerConfig | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -144,7 +144,7 @@ class DeadlineRunner(ReplaceableServerRunner):
             **kwargs,
         )
         self.limits = ConnectionLimits(header_timeout, write_timeout, max_header_bytes, max_headers, keepalive_requests)
-        self.entrance = entrance
+        self.listener = listener
 
     @classmethod
     def of(cls, app: web.Application, settings: Settings, tls: Secured | None = None, **kwargs: Any) -> DeadlineRunner:
@@ -156,7 +156,7 @@ class DeadlineRunner(ReplaceableServerRunner):
             tls: the TLS contexts for HTTPS; None for plain HTTP.
             kwargs: further arguments of ``web.AppRunner``.
         """
-        places = ConnectionLimiter(
+        limiter = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
         )
         return cls(
@@ -166,8 +166,8 @@ class DeadlineRunner(ReplaceableServerRunner):
             keepalive_requests=settings.keepalive_requests,
             max_header_bytes=settings.max_header_bytes,
             max_headers=settings.max_headers,
-            entrance=ListenerConfig(
-                places,
+            listener=ListenerConfig(
+                limiter,
                 settings.header_timeout_seconds,
                 tls,
                 NetworkSet(settings.trusted_proxies) if settings.proxy_protocol else None,
@@ -189,7 +189,7 @@ class DeadlineRunner(ReplaceableServerRunner):
 
         replacement = _Server(
             self.limits,
-            self.entrance,
+            self.listener,
             handle,
             request_factory=make_request,
             handler_cancellation=server.handler_cancellation,

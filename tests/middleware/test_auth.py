@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from middleware.access import Access
-from middleware.auth import Signing, auth_middleware, shown_key
+from middleware.auth import Signing, api_key_of, auth_middleware
 from middleware.auth_failures import Failures
 from middleware.client_ip import client_ip_middleware
 from middleware.errors import errors_middleware
@@ -290,7 +290,7 @@ def test_any_headers(chosen: bytes) -> None:
             lines[-1][1] += _PIECES[byte // 4 % len(_PIECES)]
     fault, key = "", None
     try:
-        key = shown_key(CIMultiDict((name, value) for name, value in lines))
+        key = api_key_of(CIMultiDict((name, value) for name, value in lines))
     except ValueError as error:
         fault = str(error)
     assert fault in ("", "more than one credential", "another scheme than Bearer", "an empty key")
