@@ -65,6 +65,6 @@ class Access:
             return
         _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(
-            f"this key's scopes do not include {scope!r}, which {operation} needs",
+            f"the operation {operation} requires the scope {scope!r}, which this key does not have",
             challenge=f'{challenge}, error="insufficient_scope", scope="{scope}"',
         )

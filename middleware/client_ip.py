@@ -153,7 +153,7 @@ def _address(entry: str) -> Address:
 
 def _denied(reason: str, entry: str) -> ClientAddressDenied:
     """Return the error with a note for the log, in which line breaks and control characters are escaped."""
-    error = ClientAddressDenied("The client's address could not be established.")
+    error = ClientAddressDenied("The client's address could not be determined.")
     error.add_note(f"{reason}: {entry[:_MAX_LOGGED_CHARS]!a}")
     return error
 

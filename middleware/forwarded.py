@@ -70,7 +70,9 @@ def host_of(lines: Sequence[str], *, required: bool) -> str:
     if len(lines) == 1 and lines[0]:
         return lines[0]
     if lines or required:
-        raise InvalidRequest("Host: a request has exactly one, which names a host (RFC 9112 section 3.2)")
+        raise InvalidRequest(
+            "Host: a request must have exactly one Host header, which names a host (RFC 9112 section 3.2)"
+        )
     return ""
 
 
@@ -79,12 +81,12 @@ def _authority(text: str, name: str) -> str:
     """Validate a host and optional port; return them in lower case, without the colon of an empty port."""
     match = _HOST.fullmatch(text)
     if match is None or int(match["port"] or 0) > 65_535:
-        raise InvalidRequest(f"{name}: this is not a host with or without a port")
+        raise InvalidRequest(f"{name}: the value must be a host with or without a port")
     if match["v6"] is not None:
         try:
             IPv6Address(match["v6"])
         except ValueError:
-            raise InvalidRequest(f"{name}: this is not an IPv6 address") from None
+            raise InvalidRequest(f"{name}: the value is not an IPv6 address") from None
     return text.lower().removesuffix(":")
 
 
@@ -100,7 +102,7 @@ def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
     if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
         return None, None
     if len(lines[-1]) > MAX_CHARS:
-        raise InvalidRequest(f"Forwarded: longer than {MAX_CHARS} characters")
+        raise InvalidRequest(f"Forwarded: the value is longer than {MAX_CHARS} characters")
     try:
         last = elements(lines[-1])[-1]
     except MalformedForwarded as error:

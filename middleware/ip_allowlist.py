@@ -39,7 +39,7 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
         client = request.get(CLIENT_IP)
         if client is None or not is_allowed(client):
             _log.warning("address not allowed: peer %a, client %s", request.remote, client)
-            raise ClientAddressDenied("Your address is not allowed here.")
+            raise ClientAddressDenied("Your address is not allowed (ALLOWED_IPS).")
         return await handler(request)
 
     return ip_allowlist

@@ -112,7 +112,7 @@ class RateLimit:
         running = self._running.get(client, 0)
         if running >= self._concurrency:
             raise RateLimited(
-                f"{running} of your requests are running, as many as may at once (RATE_LIMIT_CONCURRENCY)",
+                f"{running} of your requests are running, which is the limit (RATE_LIMIT_CONCURRENCY); wait",
                 retry_after=1,
             )
         self._running[client] = running + 1
@@ -163,7 +163,7 @@ class RateLimit:
                 status = request[_STATUS] = _Status(terms, requests, tokens)
                 if requests is not None and terms.requests is not None and not requests.admitted:
                     raise RateLimited(
-                        f"more than {terms.requests.limit} requests in a minute, or too many of them at once",
+                        f"more than {terms.requests.limit} requests in a minute, or too many of them at once; wait",
                         retry_after=requests.retry_after,
                     )
                 if terms.tokens is not None:
@@ -174,9 +174,9 @@ class RateLimit:
         async def charge(max_tokens: int) -> Callable[[int], Awaitable[None]]:
             if max_tokens > quota.burst:
                 raise ExceedsRateLimit(
-                    f"this may cost {max_tokens} tokens, prompt and answer, and you may use {quota.burst} at once: "
-                    f"RATE_LIMIT_BURST's share of {quota.limit} in a minute (RATE_LIMIT_TOKENS_PER_MINUTE, or the "
-                    "key's own limit); ask for fewer new tokens"
+                    f"this request may use up to {max_tokens} tokens (prompt and completion), and {quota.burst} are "
+                    f"allowed at once: RATE_LIMIT_BURST's share of {quota.limit} per minute "
+                    "(RATE_LIMIT_TOKENS_PER_MINUTE, or the key's own limit); ask for fewer new tokens"
                 )
             try:
                 status.tokens, commit_tokens = await self._limits.hold(client, quota, max_tokens)
@@ -201,14 +201,14 @@ class RateLimit:
         self._count_unavailable()
         if not self._unavailable:
             self._unavailable = True
-            consequence = "requests are answered 503" if self._fail_closed else "nobody is limited"
-            _log.warning("what clients used cannot be looked up, and so %s: %s", consequence, error)
+            consequence = "requests get 503" if self._fail_closed else "no client is limited"
+            _log.warning("the store of rate limits is unavailable, so %s: %s", consequence, error)
         if self._fail_closed:
-            raise RateLimitUnavailable("how much you have used cannot be looked up now", retry_after=1)
+            raise RateLimitUnavailable("rate limits cannot be checked at the moment; try again", retry_after=1)
 
     def _on_available(self) -> None:
         self._unavailable = False
-        _log.warning("what clients used can be looked up again")
+        _log.warning("the store of rate limits is available again")
 
     def _build_terms(self, requests: int | None, tokens: int | None) -> _Terms:
         """Return the quotas and policy for a key's own limits: None means the settings' limit, 0 means no limit."""

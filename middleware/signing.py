@@ -90,8 +90,8 @@ def signing_middleware(
         except SignatureError as error:
             failures.check(request)
             failures.failed(request)
-            _log.warning("no good signature: client %s: %s", request[CLIENT_IP], error)
-            raise InvalidSignature(f"the signature is not valid here: {error}", challenge=_CHALLENGE) from None
+            _log.warning("invalid signature: client %s: %s", request[CLIENT_IP], error)
+            raise InvalidSignature(f"the signature is not valid: {error}", challenge=_CHALLENGE) from None
         if CALLER not in request:
             request[CALLER] = caller
         access.check(request, caller, _CHALLENGE)

@@ -175,4 +175,4 @@ class BoundedFile(web.FileResponse):
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionError("the client did not take the file in time") from None
+            raise ConnectionError("the client did not receive the file in time") from None

@@ -21,9 +21,9 @@ _PROBLEM = {
     "properties": {
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong, and what to do."},
-        "code": {"type": "string", "description": "Stable; for programs."},
-        "param": {"type": "string", "description": "The field at fault."},
+        "detail": {"type": "string", "description": "The error and how to correct it."},
+        "code": {"type": "string", "description": "Stable code for programs."},
+        "param": {"type": "string", "description": "The invalid field."},
     },
 }
 _OPENAI_ERROR = {
@@ -44,19 +44,19 @@ _OPENAI_ERROR = {
     },
 }
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
-    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in another header."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires one."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key in another header."},
 }
 _ANY_ERRORS = {
-    401: "A good API key or signature is needed.",
-    403: "The client's address is not allowed, or its key not for this.",
-    429: "Too many requests of this client, or too many waiting.",
-    500: "A fault of ours.",
-    503: "Loading, unavailable or draining.",
+    401: "A valid API key or signature is required.",
+    403: "The client's address is not allowed, or its key lacks the scope.",
+    429: "This client has sent too many requests, or the queue is full.",
+    500: "Internal error.",
+    503: "The model is loading or unavailable, or the service is draining.",
 }
-_READ_ERRORS = {400: "The request breaks a rule; it is named."}
+_READ_ERRORS = {400: "The request is invalid; the error names the field."}
 _BODY_ERRORS = {
-    404: "No such model.",
+    404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
@@ -85,12 +85,12 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         for name, summary, answers, content in (
             (
                 "livez",
-                "Whether the process runs; answers under any load.",
-                {200: "It runs.", 503: "The engine has died too often: replace the process."},
+                "Liveness probe; responds under any load.",
+                {200: "The process is alive.", 503: "The engine has failed too often; restart the process."},
                 _STATUS,
             ),
-            ("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
-            ("metrics", "What is measured; as OpenMetrics if Accept prefers it.", {200: "Everything."}, _EXPOSITION),
+            ("readyz", "Readiness probe.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("metrics", "Prometheus metrics; in OpenMetrics if Accept prefers it.", {200: "All metrics."}, _EXPOSITION),
         )
     }
     for route in routes:
@@ -101,7 +101,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "info": {
             "title": "Warmstart",
             "version": version,
-            "description": "Small language models from plain Python. The /v1 routes are OpenAI's.",
+            "description": "Serves small language models. The /v1 routes are compatible with OpenAI's API.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -139,7 +139,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
-    description["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(
+    description["responses"] = {"200": {"description": "The response.", "content": content}} | _errors(
         codes, route.openai
     )
     return description
@@ -162,7 +162,7 @@ def _event(chunk: type[BaseModel]) -> dict[str, Any]:
     refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
     return {
         "type": "object",
-        "description": f"An event, with stream: true. Each is a {chunk.__name__}, the last is [DONE] or an error.",
+        "description": f"A server-sent event, if stream is true: a {chunk.__name__}; the last is [DONE] or an error.",
         "required": ["data"],
         "properties": {
             "data": {

@@ -45,13 +45,13 @@ def body_payload(
     if content_type != "application/json":
         raise UnsupportedMediaType(f"send application/json, not {content_type[:100]!r}")
     if (charset or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
+        raise UnsupportedMediaType("the charset of JSON must be UTF-8 (RFC 8259 section 8.1)")
     payload = loads(body or b"", max_depth)
     if not isinstance(payload, dict):
         raise InvalidRequest("the body must be a JSON object")
     for field in path_fields:
         if field in payload:
-            raise InvalidRequest(f"{field}: the path names it already", param=field)
+            raise InvalidRequest(f"{field}: remove this field, the path already has it", param=field)
     return {**payload, **path_fields}
 
 

@@ -82,8 +82,8 @@ def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
         if route.method == route_method:
             return route, fields
     if not found:
-        raise NotFound("there is nothing at this path; /docs lists what there is")
-    raise MethodNotAllowed(f"{method} is not possible here; allowed: {', '.join(allowed(path))}")
+        raise NotFound("there is no route with this path; /docs lists all routes")
+    raise MethodNotAllowed(f"{method} is not allowed on this path; allowed: {', '.join(allowed(path))}")
 
 
 def allowed(path: str) -> list[str]:

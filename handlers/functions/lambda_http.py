@@ -90,7 +90,7 @@ class LambdaHttpRequests:
                 error = DeadlineExceeded("not finished within the function's time")
             else:
                 logging.getLogger("warmstart.errors").exception("unexpected error")
-                error = InternalError("something went wrong here; the request id finds it in the log")
+                error = InternalError("an unexpected error occurred; the log has the details under the request id")
         if error is None:
             status, headers, body = 200, {"Content-Type": "application/json; charset=utf-8"}, encode(answer)
             headers |= cache_headers(usage)

@@ -41,14 +41,14 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("How the service is.", base.Empty, reports.HealthResponse, health.handle),
+        "health": Operation("Report the state of the service.", base.Empty, reports.HealthResponse, health.handle),
         "model_info": Operation(
-            "What is known of a model.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle
+            "Return the metadata of a model.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle
         ),
-        "models": Operation("The models served here.", base.Empty, reports.ModelsResponse, models.handle),
-        "get_model": Operation("One of the models served here.", base.ModelName, reports.ModelEntry, models.get),
+        "models": Operation("List the served models.", base.Empty, reports.ModelsResponse, models.handle),
+        "get_model": Operation("Return one served model.", base.ModelName, reports.ModelEntry, models.get),
         "load_model": Operation(
-            "Load a model; answers at once, or streams the progress.",
+            "Load a model in the background, or stream the progress.",
             requests.LoadRequest,
             reports.ModelEntry,
             models.load,
@@ -57,28 +57,34 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             admin=True,
         ),
         "unload_model": Operation(
-            "Unload a model once its requests have ended.",
+            "Unload a model after its running requests have ended.",
             base.ModelName,
             reports.ModelEntry,
             models.unload,
             admin=True,
         ),
         "default_model": Operation(
-            "Switch the default model; loads it first, and no request fails of it.",
+            "Change the default model without failing requests; the model is loaded first.",
             base.ModelName,
             reports.ModelEntry,
             models.set_default,
             admin=True,
         ),
         "cache_stats": Operation(
-            "What the response cache holds and has done.", base.Empty, reports.CacheStatsResponse, cache.stats
+            "Return statistics of the response cache.", base.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
-            "Drop kept answers.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
+            "Remove responses from the response cache.",
+            requests.ClearCacheRequest,
+            reports.ClearCacheResponse,
+            cache.clear,
+            admin=True,
         ),
-        "stats": Operation("What the service does now and has done.", base.Empty, reports.StatsResponse, stats.handle),
+        "stats": Operation(
+            "Return statistics of the service and its models.", base.Empty, reports.StatsResponse, stats.handle
+        ),
         "generate": Operation(
-            "Continue a prompt; the prompt is part of the answer.",
+            "Continue a prompt; the response contains the prompt.",
             requests.GenerateRequest,
             responses.TextResponse,
             generate.handle,
@@ -86,7 +92,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "complete": Operation(
-            "Complete a prompt; the answer is the completion only.",
+            "Complete a prompt; the response contains only the completion.",
             requests.CompleteRequest,
             responses.TextResponse,
             complete.handle,
@@ -94,7 +100,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "chat": Operation(
-            "Answer a chat, as OpenAI's chat completions do.",
+            "Create a chat completion, compatible with OpenAI's.",
             requests.ChatRequest,
             responses.ChatResponse,
             chat.handle,
@@ -102,7 +108,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.ChatChunk,
         ),
         "completions": Operation(
-            "Complete a prompt, as OpenAI's completions do.",
+            "Create a completion, compatible with OpenAI's.",
             requests.CompletionsRequest,
             responses.CompletionsResponse,
             completions.handle,
@@ -110,7 +116,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.CompletionsResponse,
         ),
         "compare": Operation(
-            "Answer with several models or settings at the same time, side by side.",
+            "Run a prompt or chat with several models or settings at the same time.",
             requests.CompareRequest,
             responses.CompareResponse,
             compare.handle,

@@ -14,7 +14,7 @@ def _encodable(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise PydanticCustomError("lone_surrogate", "half of a surrogate pair is no text") from None
+        raise PydanticCustomError("lone_surrogate", "input should not contain half of a surrogate pair") from None
     return value
 
 
@@ -67,7 +67,7 @@ _TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # noqa: S105 - a pattern
 
 def _token_id(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(_TOKEN_ID, value):
-        raise PydanticCustomError("token_id", "the name should be a token id in digits")
+        raise PydanticCustomError("token_id", "keys should be token ids in decimal digits")
     return int(value)
 
 

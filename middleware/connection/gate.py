@@ -119,7 +119,7 @@ class ConnectionGate(asyncio.Protocol):
             listener.pending.add(self)
             self._timer = asyncio.get_running_loop().call_later(listener.timeout, self.abort)
         else:
-            _log.warning("PROXY protocol: %s is no trusted proxy", peer)
+            _log.warning("PROXY protocol: %s is not a trusted proxy", peer)
             self.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -94,4 +94,8 @@ def raise_fd_limit(connections: int) -> None:
         allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         if allowed < needed:
-            _log.warning("MAX_CONNECTIONS: the system allows %d open files, %d are needed", allowed, needed)
+            _log.warning(
+                "MAX_CONNECTIONS: the system allows %d open files, %d are needed; raise the hard limit (ulimit -Hn)",
+                allowed,
+                needed,
+            )

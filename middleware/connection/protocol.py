@@ -163,7 +163,7 @@ class Connection(web.RequestHandler):
         if self._socket_transport is None:
             return
         if (now := self._bytes_sent()) == before:
-            _log.info("a client stopped reading its answer")
+            _log.info("a client stopped reading its response")
             self._socket_transport.abort()
         else:
             self._write_timer = asyncio.get_running_loop().call_later(
@@ -182,7 +182,7 @@ class Connection(web.RequestHandler):
         aiohttp's own answer is plain text that repeats the bytes received, and it logs them with a traceback,
         credentials included.
         """
-        error: ServiceError = InternalError("something went wrong here")
+        error: ServiceError = InternalError("an unexpected error occurred")
         if isinstance(exc, ServiceError):
             error = exc
         elif 400 <= status < 500:
@@ -190,11 +190,11 @@ class Connection(web.RequestHandler):
         if error.status < 500:
             _log.info("unreadable request from %s: %s", request.remote, type(exc).__name__)
         elif isinstance(exc, ConnectionError):
-            _log.info("a client left before its answer began")
+            _log.info("a client disconnected before its response began")
         else:
             _log.error("a request failed outside all middlewares", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun already")
+            raise ConnectionError("the response has already begun")
         rendered = error_response(error, openai=False)
         response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
         secure(response.headers, https=request.secure)

@@ -100,7 +100,7 @@ class Tls:
         try:
             self.context = self._files.load()
         except SettingsError as error:  # also happens between replacing the certificate and its key
-            _log.warning("the renewed certificate cannot be used, the old one stays: %s", error)
+            _log.warning("the renewed certificate cannot be used; the old one is still in use: %s", error)
             return False
         _log.info("the certificate was renewed")
         return True
@@ -138,7 +138,7 @@ def _check_pem(setting: str, path: Path, marker: bytes, name: str) -> None:
     except OSError as error:
         raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from None
     if marker + b"-----" not in content:
-        raise SettingsError(f"{setting}: {path} holds no PEM {name}")
+        raise SettingsError(f"{setting}: {path} contains no PEM {name}")
 
 
 def _stamp(path: Path | None) -> _Stamp | None:

@@ -269,7 +269,7 @@ def check(case: Case, trust_unix: bool) -> None:
     if expected is DENIED:
         with pytest.raises(ClientAddressDenied) as caught:
             resolve(peer, headers, TRUSTED, source, trust_unix=trust_unix)
-        assert caught.value.message == "The client's address could not be established."
+        assert caught.value.message == "The client's address could not be determined."
         assert all(note.isascii() and note.isprintable() and len(note) < 600 for note in caught.value.__notes__)
     else:
         assert resolve(peer, headers, TRUSTED, source, trust_unix=trust_unix) == ip_address(expected)

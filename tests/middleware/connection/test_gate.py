@@ -159,7 +159,7 @@ async def test_only_trusted_proxies_may_use_it(caplog: pytest.LogCaptureFixture)
     async with echo.listening() as port:
         assert await exchange(port, FROM + LAST) == b""
     assert echo.seen == []
-    assert "127.0.0.1 is no trusted proxy" in caplog.text
+    assert "127.0.0.1 is not a trusted proxy" in caplog.text
 
 
 async def test_without_the_setting_it_is_no_http() -> None:
