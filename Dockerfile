@@ -1,16 +1,16 @@
 # docker build -t warmstart .
-# Any base will do that has Python 3.11 with venv and no more: image-test builds on a bare Debian tree.
+# Any base image with Python 3.11 and venv works: image-test builds on a minimal Debian tree.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# What is large and seldom changes: torch and the other packages.
+# Large layers that rarely change: torch and the other packages.
 FROM ${BASE_IMAGE} AS packages
-# As in the Makefile: where to get another torch (PyTorch's CPU index, or a CUDA one) than the default index's.
+# As in the Makefile: the index of another torch build (PyTorch's CPU index, or a CUDA one).
 ARG TORCH_INDEX=
 ENV PATH=/opt/warmstart/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements/base.txt requirements/otel.txt requirements/nats.txt requirements/rabbitmq.txt requirements/kafka.txt \
     requirements/model.txt requirements/lock.txt requirements/
-# A secret named pip.conf, if given, tells pip of private or offline indexes. Neither it nor pip's cache stays in a layer.
+# A secret named pip.conf, if given, configures private or offline indexes for pip. Neither it nor pip's cache is stored in a layer.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/warmstart/venv \
     && if [ -n "$TORCH_INDEX" ]; then \
@@ -25,25 +25,25 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/test \
         /opt/warmstart/venv/lib/python3*/site-packages/torch/bin/test_*
 
-# The compiled kernels, one library for each level of instructions. A compiler is wanted here only.
+# The compiled kernels, one library for each instruction set. Only this stage needs a compiler.
 FROM ${BASE_IMAGE} AS kernels
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY runtime/engine/native runtime/engine/native
 RUN touch runtime/__init__.py runtime/engine/__init__.py && python3 -m runtime.engine.native.build
 
-# The program, and the models made ready by it.
+# The program, and the models that it converts.
 FROM packages AS program
-# Beside the packages rather than among them, so that a changed line of code is a layer of kilobytes.
+# Outside the packages' folder, so that a change of the code is a layer of kilobytes.
 ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-deps --target /opt/warmstart/app .
-# A wheel holds the kernels' sources only.
+# A wheel contains only the sources of the kernels.
 COPY --from=kernels /build/runtime/engine/native/build /opt/warmstart/app/runtime/engine/native/build
-# Names for `warmstart pull`, separated by blanks. Hub models that need an account take a secret named hf_token.
+# Names for `warmstart pull`, separated by blanks. Hub models that need an account use a secret named hf_token.
 ARG MODELS="smollm2-135m-instruct"
-# Number types to make ready. "auto" is int8 on a CPU, which starts quickly on any.
+# Number types to convert the models to. "auto" is int8 on a CPU.
 ARG DTYPES="auto"
 ENV CACHE_DIR=/var/lib/warmstart/converted HF_HOME=/var/lib/warmstart/hub HF_HUB_DISABLE_TELEMETRY=1
 RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
@@ -53,7 +53,7 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
             HF_TOKEN_PATH=/run/secrets/hf_token DTYPE="$dtype" warmstart pull "$model" || exit 1; \
         done; \
     done \
-    # For whoever the container runs as.
+    # For any user that the container runs as.
     && chmod -R a+rX /var/lib/warmstart
 
 FROM ${BASE_IMAGE}
@@ -78,13 +78,13 @@ ENV PATH=/opt/warmstart/app/bin:/opt/warmstart/venv/bin:$PATH \
     HOST=0.0.0.0 \
     PORT=8000
 WORKDIR /var/lib/warmstart
-# By number, so that Kubernetes' runAsNonRoot can tell.
+# A number, because Kubernetes' runAsNonRoot needs one.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Readiness, not liveness: what waits for "healthy" (compose's depends_on) wants answers, and Docker restarts nothing for
-# being unhealthy. The start period covers the download of a model that is not in the image. The allowlist holds for this
-# call too: ALLOWED_IPS has to let 127.0.0.1 in. No proxy, whatever http_proxy says. With TLS_CLIENT_CA_FILE or
-# PROXY_PROTOCOL it cannot get in: give the container another one then.
+# Readiness, not liveness: services that wait for "healthy" (compose's depends_on) need responses, and Docker does not
+# restart unhealthy containers. The start period covers the download of a model that is not in the image. The allowlist applies to this
+# call, too: ALLOWED_IPS must include 127.0.0.1. It ignores http_proxy. With TLS_CLIENT_CA_FILE or PROXY_PROTOCOL it
+# cannot connect: replace the health check then.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('TLS_CERT_FILE'); u.build_opener(u.ProxyHandler({}), u.HTTPSHandler(context=ssl._create_unverified_context())).open(('https' if tls else 'http') + '://127.0.0.1:' + os.environ['PORT'] + '/readyz', timeout=4)"]
 CMD ["warmstart", "serve"]

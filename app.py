@@ -140,9 +140,9 @@ def create_worker(settings: Settings, queue: QueueOptions, *, full_api: bool) ->
     model_state = app[STATE]
 
     def state() -> str:
-        found = model_state()
+        current = model_state()
         # With the full API, an unavailable broker must not make this replica unready for interactive requests.
-        return found if found != "ready" or (full_api and consumer.state == "connecting") else consumer.state
+        return current if current != "ready" or (full_api and consumer.state == "connecting") else consumer.state
 
     app[STATE] = state
     return EventWorker(app, consumer, records)

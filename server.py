@@ -41,12 +41,12 @@ except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a se
 _log = logging.getLogger("warmstart.server")
 
 _UNIX = "unix:"
-_OF_THE_PORT = {errno.EADDRINUSE, errno.EACCES}
+_PORT_ERRORS = {errno.EADDRINUSE, errno.EACCES}
 # Thresholds of Python's garbage collector: fewer full collections. A full one visits every object with the GIL held,
 # which takes 0.1 s with a large response in memory, and by default happens several times while that is built. Young
 # objects are collected as often as by default.
-_COLLECT = (700, 10, 1000)
-_SWITCH_SECONDS = 0.001  # of the GIL, instead of 5 ms: the event loop takes it several times for one answer
+_GC_THRESHOLDS = (700, 10, 1000)
+_SWITCH_INTERVAL_SECONDS = 0.001  # of the GIL, instead of 5 ms: the event loop takes it several times for one answer
 _CLOSING_SECONDS = 2  # for handlers to finish their responses after the engine has ended their requests
 
 
@@ -84,14 +84,14 @@ async def consume(settings: Settings, queue: QueueOptions, *, full_api: bool) ->
     worker = create_worker(settings, queue, full_api=full_api)
     loop = asyncio.get_running_loop()
     async with _listening(worker.app, settings) as stop:
-        working, stopping = asyncio.create_task(worker.consumer.run()), asyncio.create_task(stop.wait())
-        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        consuming, stopping = asyncio.create_task(worker.consumer.run()), asyncio.create_task(stop.wait())
+        await asyncio.wait([consuming, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         _log.info("draining for up to %g s", settings.drain_seconds)
         end = loop.time() + settings.drain_seconds
         worker.consumer.stop()
         try:
-            await working
+            await consuming
         finally:
             if worker.records is not None:
                 await worker.records.close()
@@ -108,8 +108,8 @@ async def _close_models(app: web.Application, seconds: float) -> None:
 @asynccontextmanager
 async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
     """Serve an application inside the block; yields an event that SIGTERM and SIGINT set. A second signal exits."""
-    gc.set_threshold(*_COLLECT)
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.set_threshold(*_GC_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,
@@ -164,7 +164,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise SettingsError(f"HOST: {host!r} cannot be resolved: {reason}") from None
     except OSError as error:
-        name = "PORT" if error.errno in _OF_THE_PORT and not host.startswith(_UNIX) else "HOST"
+        name = "PORT" if error.errno in _PORT_ERRORS and not host.startswith(_UNIX) else "HOST"
         where = host if host.startswith(_UNIX) else _address(host, port)
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(f"{name}: cannot listen on {where}: {reason}") from None

@@ -62,7 +62,7 @@ def make_function() -> Any:
         """Answer an HTTP request as ``POST /events`` does."""
         try:
             if request.method != "POST":
-                raise MethodNotAllowed(f"{request.method} is not possible here; allowed: POST")
+                raise MethodNotAllowed(f"{request.method} is not allowed on this path; allowed: POST")
             body = request.get_data()  # the framework reads the whole body anyway
             if len(body) > settings.max_body_bytes:
                 raise PayloadTooLarge(f"the body is larger than {settings.max_body_bytes} bytes (MAX_BODY_BYTES)")

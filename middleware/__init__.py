@@ -21,7 +21,7 @@ from middleware.request_id import request_id_middleware, set_request_id_header
 from middleware.request_keys import AUDIT, REFUSALS
 from middleware.response_headers import SetHeaders, header_signal
 from middleware.security_headers import set_security_headers
-from middleware.signing import ask_for_signature, signing_middleware
+from middleware.signing import set_accept_signature, signing_middleware
 from runtime.audit.chain import AuditKeys
 from runtime.audit.log import AuditLog
 from runtime.keys.ring import KeyRing
@@ -53,7 +53,7 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
         if settings.request_signing != "off":
             read = partial(read_body, seconds=settings.body_timeout_seconds)
             signing = [signing_middleware(app, settings, keys, access, failures, read)]
-            headers.append(ask_for_signature)
+            headers.append(set_accept_signature)
     audit = []
     if settings.audit_log is not None:
         audit_keys = AuditKeys.derive(settings.audit_key.get_secret_value())
@@ -78,12 +78,8 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
             *audit,  # likewise
             errors_middleware,  # renders the errors that anything below raises
             client_ip_middleware(settings.trusted_proxies, settings.client_ip_header, settings.trust_unix_peers),
-            forwarded_middleware(  # scheme and host as the client used them: signatures cover them, HSTS needs them
-                settings.trusted_proxies,
-                settings.client_ip_header,
-                settings.trust_unix_peers,
-                enabled=settings.forwarded_origin,
-            ),
+            # The scheme and host that the client used: signatures cover them, and HSTS depends on the scheme.
+            forwarded_middleware(settings.client_ip_header, enabled=settings.forwarded_origin),
             ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # by the address above
             *auth,  # by a header, before the body is read, so that unauthenticated requests cost no waiting
             *signing,  # reads the body itself once the signature is valid

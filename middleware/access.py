@@ -22,9 +22,6 @@ ALL, ADMIN = "*", "admin"
 class Access:
     """The access rules of all handlers, filled while routes are added and looked up by matched route, never by path.
 
-    Each request does about six lookups, so they read the private attribute that ``match_info.handler`` needs two calls
-    to reach.
-
     Args:
         operations: handler -> name of its operation.
         open: handlers that answer without a credential.
@@ -39,11 +36,11 @@ class Access:
 
     def operation(self, request: web.Request) -> str | None:
         """Return the name of the request's operation; None if the route has none, or if no route matched."""
-        return self.operations.get(request.match_info._route._handler)
+        return self.operations.get(request.match_info.handler)
 
     def is_open(self, request: web.Request) -> bool:
         """Return whether the request needs no credential: probes, and CORS preflights, which browsers send without."""
-        if request.match_info._route._handler in self.open:
+        if request.match_info.handler in self.open:
             return True
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         return preflight and request.match_info.http_exception is None
@@ -63,11 +60,11 @@ class Access:
         operation = self.operation(request)
         if operation is None:  # a route without an operation exposes nothing: any caller may get its 404
             return
-        needed = ADMIN if operation in self.admin else operation
-        if needed in caller.scopes or (needed != ADMIN and ALL in caller.scopes):
+        scope = ADMIN if operation in self.admin else operation
+        if scope in caller.scopes or (scope != ADMIN and ALL in caller.scopes):
             return
         _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(
-            f"this key's scopes do not include {needed!r}, which {operation} needs",
-            challenge=f'{challenge}, error="insufficient_scope", scope="{needed}"',
+            f"the operation {operation} requires the scope {scope!r}, which this key does not have",
+            challenge=f'{challenge}, error="insufficient_scope", scope="{scope}"',
         )

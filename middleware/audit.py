@@ -29,11 +29,11 @@ from runtime.audit.log import AuditLog
 from runtime.errors import AuditUnavailable
 from runtime.telemetry.request_scope import request_facts, request_scope
 
-_FIGURES = frozenset({"health", "metrics", "stats"})
+_STATISTICS = frozenset({"health", "metrics", "stats"})
 _CLIENT_GONE = 499  # as in the access log
-_MOST_KEYS = 100  # key ids listed in one record
-_REMEMBERED = 1024  # cached combinations of caller, address and path
-_LONGEST = 512  # characters of each client-controlled text
+_MAX_KEYS = 100  # key ids listed in one record
+_CACHE_SIZE = 1024  # cached combinations of caller, address and path
+_MAX_CHARS = 512  # characters of each client-controlled text
 
 
 def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, required: bool = False) -> Middleware:
@@ -55,34 +55,34 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
 
     def record(request: web.Request, status: int, result: str, reason: str | None, started: float) -> bool:
         operation = access.operation(request)
-        if status < 400 and result == "ok" and (operation is None or operation in _FIGURES):
+        if status < 400 and result == "ok" and (operation is None or operation in _STATISTICS):
             return True
         facts = request_facts.get() or {}
         trace_id = facts.get("trace_id")
         usage = request_scope.get().usage
         total = None if usage is None else usage.total
-        asked = ',"model":null'
-        digest = ',"prompt_hash":null'
+        model_member = ',"model":null'
+        hash_member = ',"prompt_hash":null'
         if payload := request.get(PAYLOAD):
             model = payload.get("model")
-            asked = f',"model":{_text(model if isinstance(model, str) else None)}'
-            digest = f',"prompt_hash":{_text(prompt_hash(prompt_key, payload))}'
+            model_member = f',"model":{_text(model if isinstance(model, str) else None)}'
+            hash_member = f',"prompt_hash":{_text(prompt_hash(prompt_key, payload))}'
         caller = request.get(CALLER)
-        who = (caller.id, caller.name) if caller else (None, None)
-        path = request.path[:_LONGEST]
+        key_fields = (caller.id, caller.name) if caller else (None, None)
+        path, client = request.path[:_MAX_CHARS], request.get(CLIENT_TEXT)
         # One f-string, because a JSON encoder takes three times as long. All client-controlled text is escaped.
         return log.append(
             "request",
             f',"request_id":{_text(facts.get("request_id"))}'
             f',"trace_id":{"null" if trace_id is None else _text(trace_id)}'
-            f"{_who_and_what(*who, request.get(CLIENT_TEXT), request.remote, request.method, path, operation)}"
+            f"{_repeated_members(*key_fields, client, request.remote, request.method, path, operation)}"
             f',"status":{status}'
             f',"result":"{result}"'
             f',"reason":{"null" if reason is None else _text(reason)}'
             f',"tokens_in":{"null" if total is None else total.prompt_tokens}'
             f',"tokens_out":{"null" if total is None else total.completion_tokens}'
-            f"{asked}"
-            f',"duration_ms":{1e3 * (time.perf_counter() - started):.2f}{digest}',
+            f"{model_member}"
+            f',"duration_ms":{1e3 * (time.perf_counter() - started):.2f}{hash_member}',
         )
 
     @web.middleware
@@ -111,8 +111,8 @@ def audit_middleware(log: AuditLog, prompt_key: bytes, access: Access, *, requir
     return audit
 
 
-@lru_cache(_REMEMBERED)
-def _who_and_what(
+@lru_cache(_CACHE_SIZE)
+def _repeated_members(
     key: str | None,
     key_name: str | None,
     client: str | None,
@@ -130,16 +130,16 @@ def _who_and_what(
 
 def _text(text: str | None) -> str:
     """Return a text as an ASCII JSON string, cut to the first 512 characters; ``null`` for None."""
-    return "null" if text is None else encode_basestring_ascii(text[:_LONGEST])
+    return "null" if text is None else encode_basestring_ascii(text[:_MAX_CHARS])
 
 
 def keys_recorder(log: AuditLog) -> Callable[[Set[str], Set[str]], None]:
     """Return a ``KeyRing.on_change`` callback that records the ids of added and removed keys."""
 
-    def changed(new: Set[str], gone: Set[str]) -> None:
-        log.write("keys", {"new": sorted(new)[:_MOST_KEYS], "gone": sorted(gone)[:_MOST_KEYS]})
+    def record_change(added: Set[str], removed: Set[str]) -> None:
+        log.write("keys", {"new": sorted(added)[:_MAX_KEYS], "gone": sorted(removed)[:_MAX_KEYS]})
 
-    return changed
+    return record_change
 
 
 def audit_context(log: AuditLog) -> Any:

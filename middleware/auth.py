@@ -44,7 +44,7 @@ class CredentialHeaders(Protocol):
         ...
 
 
-def shown_key(headers: CredentialHeaders) -> str | None:
+def api_key_of(headers: CredentialHeaders) -> str | None:
     """Return the API key in a request's headers; None if they hold no credential at all.
 
     Raises:
@@ -60,12 +60,12 @@ def shown_key(headers: CredentialHeaders) -> str | None:
         scheme, _, token = lines[0].partition(" ")
         token = token.strip(" ")
         if scheme.lower() != "bearer":
-            raise ValueError("another scheme than Bearer")
+            raise ValueError("a scheme other than Bearer")
         if key is not None and key != token:
             raise ValueError("more than one credential")
         key = token
     if not key:
-        raise ValueError("an empty key")
+        raise ValueError("an empty API key")
     return key
 
 
@@ -85,23 +85,23 @@ def auth_middleware(keys: KeyRing, access: Access, failures: Failures, *, signin
     def refuse(request: web.Request, reason: str) -> NoReturn:
         failures.check(request)
         failures.failed(request)
-        _log.warning("no good credential: client %s: %s", request[CLIENT_IP], reason)
-        raise Unauthenticated(f"the credentials are not valid here; {_HOW}", challenge=_INVALID)
+        _log.warning("invalid credential: client %s: %s", request[CLIENT_IP], reason)
+        raise Unauthenticated(f"the credentials are not valid; {_HOW}", challenge=_INVALID)
 
-    nothing_shown = _CHALLENGE if signing == "off" else f'{_CHALLENGE}, Signature realm="warmstart"'
+    missing = _CHALLENGE if signing == "off" else f'{_CHALLENGE}, Signature realm="warmstart"'
 
     @web.middleware
     async def auth(request: web.Request, handler: Handler) -> web.StreamResponse:
         if access.is_open(request):
             return await handler(request)
         try:
-            key = shown_key(request.headers)
+            key = api_key_of(request.headers)
         except ValueError as error:
             refuse(request, str(error))
         if key is None:
             if signing == "required" or (signing == "accepted" and _SIGNATURE_INPUT in request.headers):
                 return await handler(request)
-            raise Unauthenticated(f"a credential is needed here; {_HOW}", challenge=nothing_shown)
+            raise Unauthenticated(f"a credential is required; {_HOW}", challenge=missing)
         caller = keys.bearer(key)
         if caller is None:
             refuse(request, keys.why_not(key))

@@ -41,7 +41,7 @@ class Failures:
         if used.remaining:
             return
         retry_after = used.reset - (self._quota.burst - 1) * self._quota.interval
-        raise RateLimited("too many wrong keys or signatures from your address; wait", retry_after=retry_after)
+        raise RateLimited("too many invalid keys or signatures from your address; wait", retry_after=retry_after)
 
     def failed(self, request: web.Request) -> None:
         """Count a failure. A failure above the limit is not counted, so it does not lengthen the wait."""

@@ -11,8 +11,10 @@ import random
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from middleware.aiohttp_internals import cache_body, take_received_body
 from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from runtime.request_headers import check_content_encoding
 
 _SPREAD = 1.2  # random factor on deadlines: hundreds of slow bodies that began together must not all time out at once
 
@@ -33,23 +35,20 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         ConnectionError: the client has disconnected.
     """
     if hdrs.CONTENT_ENCODING in request.headers:
-        codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).lower().split(",")
-        if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
-            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
-    most = request.client_max_size
-    if (request.content_length or 0) > most:
+        check_content_encoding(request.headers.getall(hdrs.CONTENT_ENCODING))
+    limit = request.client_max_size
+    if (request.content_length or 0) > limit:
         request[LAST] = True
-        raise _over(request)
+        raise _too_large(request)
     if request.get(CONTINUE):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the final response has not begun
     try:
-        if request.content.is_eof() and request._read_bytes is None:
-            # The body is already complete, as most are: without a timer, and without request.read()'s loop (4 us).
-            body = request.content.read_nowait()
-            if len(body) > most:
-                raise _over(request)
-            request._read_bytes = body
+        body = take_received_body(request)
+        if body is not None:  # most bodies are already complete, and need no timer
+            if len(body) > limit:
+                raise _too_large(request)
+            cache_body(request, body)
             return body
         async with asyncio.timeout(seconds * random.uniform(1, _SPREAD)):  # noqa: S311
             return await request.read()
@@ -57,12 +56,12 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         request[LAST] = True
         raise RequestTimeout(f"The request body did not arrive within {seconds:g} seconds.") from None
     except web.HTTPRequestEntityTooLarge:
-        raise _over(request) from None
+        raise _too_large(request) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The request body could not be decoded.") from None
 
 
-def _over(request: web.Request) -> PayloadTooLarge:
+def _too_large(request: web.Request) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {request.client_max_size} bytes (MAX_BODY_BYTES).")
 
 

@@ -29,7 +29,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
 from middleware.forwarded_header import MAX_CHARS, SOURCES, Headers, MalformedForwarded, Source, elements
-from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER
+from middleware.request_keys import CLIENT_IP, CLIENT_TEXT, PEER, PEER_TRUSTED
 from runtime.errors import ClientAddressDenied
 from runtime.networks import Address, Network, NetworkSet, unmap
 
@@ -37,9 +37,9 @@ _log = logging.getLogger("warmstart.edge")
 
 _LOCAL = IPv4Address("127.0.0.1")
 _MAX_ENTRIES = 1000  # read at most; far above any real chain, and some milliseconds of work at worst
-_REMEMBERED = 4096  # cached pairs of peer and header value, for values of at most ...
-_SHORT = 100  # ... this many characters
-_SHOWN = 100  # characters of a denied entry that the log repeats
+_CACHE_SIZE = 4096  # cached pairs of peer and header value, for values of at most ...
+_MAX_CACHED_CHARS = 100  # ... this many characters
+_MAX_LOGGED_CHARS = 100  # characters of a denied entry that the log repeats
 
 _OWS = " \t"  # RFC 9110 section 5.6.3; str.strip() would also strip \x0b, \x85, \xa0 ...
 _PORT = r"(?P<port>[0-9]{1,5})"
@@ -73,33 +73,39 @@ def resolve(
         ClientAddressDenied: the client cannot be determined. The message is public; the exception's note holds the
             reason and the offending entry, safe for a log.
     """
-    known = trusted if isinstance(trusted, NetworkSet) else NetworkSet(trusted)
-    if peer:
-        direct = _address(peer)
-        if direct not in known:
-            return direct
-    elif trust_unix:
-        direct = _LOCAL
-    elif any(headers.getall(name, ()) for name in SOURCES):
-        raise _denied("a forwarding header from an untrusted unix-socket peer", "")
-    else:
-        return _LOCAL
+    proxies = trusted if isinstance(trusted, NetworkSet) else NetworkSet(trusted)
+    return _resolve(peer, headers, proxies, source, trust_unix)[0]
 
+
+def _resolve(
+    peer: str | None, headers: Headers, proxies: NetworkSet, source: Source, trust_unix: bool
+) -> tuple[Address, bool]:
+    """Return the client's address as ``resolve`` does, and whether the peer is a trusted proxy."""
+    peer_address = _address(peer) if peer else _LOCAL
+    if peer_address in proxies if peer else trust_unix:
+        return _client(peer_address, headers, proxies, source), True
+    if not peer and any(headers.getall(name, ()) for name in SOURCES):
+        raise _denied("a forwarding header from an untrusted unix-socket peer", "")
+    return peer_address, False
+
+
+def _client(peer_address: Address, headers: Headers, proxies: NetworkSet, source: Source) -> Address:
+    """Return the client's address behind a trusted peer, whose address is ``peer_address``."""
     lines = headers.getall(source, ())
     if not lines or (len(lines) == 1 and not lines[0].strip(_OWS)):
-        return direct
+        return peer_address
     if source == "x-real-ip":
         if len(lines) > 1:
             raise _denied("more than one x-real-ip line", ", ".join(lines))
         return _address(lines[0])
 
-    client = direct
+    client = peer_address
     entries = _forwarded(lines) if source == "forwarded" else _listed(lines)
     for count, entry in enumerate(entries):
         if count == _MAX_ENTRIES:
             raise _denied(f"more than {_MAX_ENTRIES} trusted entries", entry)
         client = _address(entry)
-        if client not in known:
+        if client not in proxies:
             break
     return client
 
@@ -147,8 +153,8 @@ def _address(entry: str) -> Address:
 
 def _denied(reason: str, entry: str) -> ClientAddressDenied:
     """Return the error with a note for the log, in which line breaks and control characters are escaped."""
-    error = ClientAddressDenied("The client's address could not be established.")
-    error.add_note(f"{reason}: {entry[:_SHOWN]!a}")
+    error = ClientAddressDenied("The client's address could not be determined.")
+    error.add_note(f"{reason}: {entry[:_MAX_LOGGED_CHARS]!a}")
     return error
 
 
@@ -161,9 +167,9 @@ def peer_of(request: web.Request) -> str | None:
     Raises:
         ClientAddressDenied: the connection is not a unix socket and has no peer address.
     """
-    told: str | None = request.get(PEER)
-    if told is not None:
-        return told
+    proxied: str | None = request.get(PEER)
+    if proxied is not None:
+        return proxied
     transport = request.transport
     peername = transport.get_extra_info("peername") if transport is not None else None
     if isinstance(peername, (tuple, list)) and peername and peername[0]:
@@ -175,7 +181,9 @@ def peer_of(request: web.Request) -> str | None:
 
 
 def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix: bool = False) -> Middleware:
-    """Return the middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT`` and ``PEER``, or raises ClientAddressDenied.
+    """Return the middleware that sets ``CLIENT_IP``, ``CLIENT_TEXT``, ``PEER`` and ``PEER_TRUSTED``.
+
+    It raises ClientAddressDenied if the client cannot be determined.
 
     The arguments are those of ``resolve``. Denied requests are logged.
 
@@ -184,12 +192,13 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
     """
     if source not in SOURCES:
         raise ValueError(f"the client address source is one of {', '.join(SOURCES)}, not {source!r}")
-    known = NetworkSet(trusted)
+    proxies = NetworkSet(trusted)
 
-    @lru_cache(_REMEMBERED)  # the same few proxies and clients recur; denials raise and are not cached
-    def remembered(peer: str, line: str | None) -> tuple[Address, str]:
-        client = resolve(peer, CIMultiDict() if line is None else CIMultiDict([(source, line)]), known, source)
-        return client, str(client)
+    @lru_cache(_CACHE_SIZE)  # the same few proxies and clients recur; denials raise and are not cached
+    def resolve_cached(peer: str, line: str | None) -> tuple[Address, str, bool]:
+        headers = CIMultiDict[str]() if line is None else CIMultiDict([(source, line)])
+        client, peer_trusted = _resolve(peer, headers, proxies, source, trust_unix)
+        return client, str(client), peer_trusted
 
     @web.middleware
     async def client_ip(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -197,12 +206,12 @@ def client_ip_middleware(trusted: Sequence[Network], source: Source, trust_unix:
         try:
             peer = request[PEER] = peer_of(request)
             lines = request.headers.getall(source, ())
-            if not peer or len(lines) > 1 or (lines and len(lines[0]) > _SHORT):
-                client = resolve(peer, request.headers, known, source, trust_unix=trust_unix)
+            if not peer or len(lines) > 1 or (lines and len(lines[0]) > _MAX_CACHED_CHARS):
+                client, peer_trusted = _resolve(peer, request.headers, proxies, source, trust_unix)
                 text = str(client)
             else:
-                client, text = remembered(peer, lines[0] if lines else None)
-            request[CLIENT_IP], request[CLIENT_TEXT] = client, text
+                client, text, peer_trusted = resolve_cached(peer, lines[0] if lines else None)
+            request[CLIENT_IP], request[CLIENT_TEXT], request[PEER_TRUSTED] = client, text, peer_trusted
         except ClientAddressDenied as error:
             _log.warning("client address denied: peer %a: %s", peer, "; ".join(error.__notes__))
             raise

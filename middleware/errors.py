@@ -28,7 +28,9 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
             allow = error.allowed_methods if isinstance(error, web.HTTPMethodNotAllowed) else ()
             return render(request, _translate(request, error), sorted(allow))
         _log.exception("unexpected error")
-        return render(request, InternalError("something went wrong here; the request id finds it in the log"))
+        return render(
+            request, InternalError("an unexpected error occurred; the log has the details under the request id")
+        )
 
 
 def _client_gone(request: web.Request) -> bool:
@@ -37,10 +39,10 @@ def _client_gone(request: web.Request) -> bool:
 
 def _translate(request: web.Request, error: web.HTTPException) -> ServiceError:
     if isinstance(error, web.HTTPNotFound):
-        return NotFound("there is nothing at this path; /docs lists what there is")
+        return NotFound("there is no route with this path; /docs lists all routes")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return MethodNotAllowed(f"{error.method} is not possible here; allowed: {allowed}")
+        return MethodNotAllowed(f"{error.method} is not allowed on this path; allowed: {allowed}")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return PayloadTooLarge(f"the body is larger than {request.client_max_size} bytes (MAX_BODY_BYTES)")
     if 400 <= error.status < 500:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import Final
 
 from aiohttp import HttpVersion10, hdrs, web
@@ -22,17 +22,15 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, istr
 
 from middleware.forwarded_header import MAX_CHARS, Headers, MalformedForwarded, Source, elements
-from middleware.request_keys import ORIGIN, PEER, Origin
+from middleware.request_keys import ORIGIN, PEER_TRUSTED, Origin
 from runtime.errors import InvalidRequest
-from runtime.networks import Network, NetworkSet, unmap
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?")
 _PROTO, _FORWARDED_HOST = istr("X-Forwarded-Proto"), istr("X-Forwarded-Host")
 _NONE: Final[Sequence[str | None]] = (None,)  # stands for the values of a missing header field
 _SCHEMES = ("http", "https")
-_PEERS = 1024  # peers for which the trust decision is cached
-_HOSTS = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
-_SHORT = 300  # ... this many characters
+_CACHE_SIZE = 1024  # cached valid combinations of host and forwarding headers, the latter of at most ...
+_MAX_CACHED_CHARS = 300  # ... this many characters
 
 
 def origin(peer_trusted: bool, scheme: str, host: str, headers: Headers, source: Source) -> Origin:
@@ -72,21 +70,23 @@ def host_of(lines: Sequence[str], *, required: bool) -> str:
     if len(lines) == 1 and lines[0]:
         return lines[0]
     if lines or required:
-        raise InvalidRequest("Host: a request has exactly one, which names a host (RFC 9112 section 3.2)")
+        raise InvalidRequest(
+            "Host: a request must have exactly one Host header, which names a host (RFC 9112 section 3.2)"
+        )
     return ""
 
 
-@lru_cache(_HOSTS)
+@lru_cache(_CACHE_SIZE)
 def _authority(text: str, name: str) -> str:
     """Validate a host and optional port; return them in lower case, without the colon of an empty port."""
     match = _HOST.fullmatch(text)
     if match is None or int(match["port"] or 0) > 65_535:
-        raise InvalidRequest(f"{name}: this is not a host with or without a port")
+        raise InvalidRequest(f"{name}: the value must be a host with or without a port")
     if match["v6"] is not None:
         try:
             IPv6Address(match["v6"])
         except ValueError:
-            raise InvalidRequest(f"{name}: this is not an IPv6 address") from None
+            raise InvalidRequest(f"{name}: the value is not an IPv6 address") from None
     return text.lower().removesuffix(":")
 
 
@@ -102,7 +102,7 @@ def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
     if not lines or (len(lines) == 1 and not lines[0].strip(" \t")):
         return None, None
     if len(lines[-1]) > MAX_CHARS:
-        raise InvalidRequest(f"Forwarded: longer than {MAX_CHARS} characters")
+        raise InvalidRequest(f"Forwarded: the value is longer than {MAX_CHARS} characters")
     try:
         last = elements(lines[-1])[-1]
     except MalformedForwarded as error:
@@ -110,25 +110,16 @@ def _last_element(lines: Sequence[str]) -> tuple[str | None, str | None]:
     return last.get("proto"), last.get("host")
 
 
-def forwarded_middleware(
-    trusted: Sequence[Network], source: Source, trust_unix: bool = False, *, enabled: bool = False
-) -> Middleware:
-    """Return the middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It needs ``PEER`` (``client_ip``).
+def forwarded_middleware(source: Source, *, enabled: bool = False) -> Middleware:
+    """Return the middleware that sets ``request[ORIGIN]`` or raises InvalidRequest. It needs ``PEER_TRUSTED``.
 
     Args:
-        trusted: the trusted proxies.
         source: the setting CLIENT_IP_HEADER, as for ``origin``.
-        trust_unix: treat a unix-socket peer as a trusted proxy.
         enabled: the setting FORWARDED_ORIGIN; if False, no forwarding header is read.
     """
-    known = NetworkSet(trusted)
 
-    @lru_cache(_PEERS)
-    def believed(peer: str | None) -> bool:
-        return unmap(ip_address(peer.partition("%")[0])) in known if peer else trust_unix
-
-    @lru_cache(_HOSTS)  # the same few hosts recur; refusals raise and are not cached
-    def remembered(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
+    @lru_cache(_CACHE_SIZE)  # the same few hosts recur; refusals raise and are not cached
+    def origin_cached(peer_trusted: bool, scheme: str, host: str, proto: str | None, named: str | None) -> Origin:
         lines = ((_PROTO, proto), (_FORWARDED_HOST, named))
         told = CIMultiDict([(name, line) for name, line in lines if line is not None])
         return origin(peer_trusted, scheme, host, told, source)
@@ -140,14 +131,14 @@ def forwarded_middleware(
         host = lines[0] if len(lines) == 1 else ""
         if not host:  # rare
             host = host_of(lines, required=request.version != HttpVersion10)
-        trusted, scheme = enabled and believed(request[PEER]), request.scheme
+        trusted, scheme = enabled and request[PEER_TRUSTED], request.scheme
         protos = headers.getall(_PROTO, _NONE) if trusted else _NONE
         names = headers.getall(_FORWARDED_HOST, _NONE) if trusted else _NONE
         proto, named = protos[0], names[0]
-        if source == "forwarded" or len(protos) > 1 or len(names) > 1 or len(f"{proto}{named}") > _SHORT:
+        if source == "forwarded" or len(protos) > 1 or len(names) > 1 or len(f"{proto}{named}") > _MAX_CACHED_CHARS:
             request[ORIGIN] = origin(trusted, scheme, host, headers, source)
         else:
-            request[ORIGIN] = remembered(trusted, scheme, host, proto, named)
+            request[ORIGIN] = origin_cached(trusted, scheme, host, proto, named)
         return await handler(request)
 
     return forwarded

@@ -19,7 +19,7 @@ from runtime.networks import Network, NetworkSet
 
 _log = logging.getLogger("warmstart.edge")
 
-_REMEMBERED = 4096  # client addresses for which the decision is cached
+_CACHE_SIZE = 4096  # client addresses for which the decision is cached
 
 
 def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) -> Middleware:
@@ -29,7 +29,7 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
         allowed: the allowed networks; an empty list denies every client.
         disabled: allow every client.
     """
-    inside = lru_cache(_REMEMBERED)(NetworkSet(allowed).__contains__)
+    is_allowed = lru_cache(_CACHE_SIZE)(NetworkSet(allowed).__contains__)
 
     @web.middleware
     async def ip_allowlist(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -37,9 +37,9 @@ def ip_allowlist_middleware(allowed: Sequence[Network], disabled: bool = False) 
             return await handler(request)
         # If the client address middleware is missing, every request is denied.
         client = request.get(CLIENT_IP)
-        if client is None or not inside(client):
+        if client is None or not is_allowed(client):
             _log.warning("address not allowed: peer %a, client %s", request.remote, client)
-            raise ClientAddressDenied("Your address is not allowed here.")
+            raise ClientAddressDenied("Your address is not allowed (ALLOWED_IPS).")
         return await handler(request)
 
     return ip_allowlist

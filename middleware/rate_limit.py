@@ -32,13 +32,13 @@ from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.edge")
 
-_SHOWN: Final = istr("RateLimit")
-_SHOWN_POLICY: Final = istr("RateLimit-Policy")
+_RATE_LIMIT: Final = istr("RateLimit")
+_POLICY: Final = istr("RateLimit-Policy")
 _LEGACY_LIMIT: Final = istr("X-RateLimit-Limit")
 _LEGACY_REMAINING: Final = istr("X-RateLimit-Remaining")
 _LEGACY_RESET: Final = istr("X-RateLimit-Reset")
 
-_KINDS = 1024  # cached combinations of per-key limits; others are computed on each request
+_CACHE_SIZE = 1024  # cached combinations of per-key limits; others are computed on each request
 
 
 class _Terms(NamedTuple):
@@ -50,7 +50,7 @@ class _Terms(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Left:
+class _Status:
     """A client's quotas and remaining units, as of the request's last rate limit decision; None for no limit."""
 
     terms: _Terms
@@ -58,11 +58,11 @@ class _Left:
     tokens: Decision | None
 
 
-async def _free(used: int) -> None:
+async def _commit_nothing(used: int) -> None:
     """Do nothing: commits tokens that were not reserved because the rate limits were unavailable."""
 
 
-_LEFT: Final = web.RequestKey[_Left]("rate_limit")
+_STATUS: Final = web.RequestKey[_Status]("rate_limit")
 
 
 class RateLimit:
@@ -72,24 +72,24 @@ class RateLimit:
         settings: the settings with the limits.
         access: the access rules; open handlers are not limited.
         limits: the store of used quotas.
-        count_away: called each time the store is unavailable.
+        count_unavailable: called each time the store is unavailable.
     """
 
     def __init__(
-        self, settings: Settings, access: Access, limits: UsageLimiter, count_away: Callable[[], None]
+        self, settings: Settings, access: Access, limits: UsageLimiter, count_unavailable: Callable[[], None]
     ) -> None:
         self._access = access
         self._limits = limits
-        self._count_away = count_away
-        self._closed = settings.rate_limit_fail == "closed"
+        self._count_unavailable = count_unavailable
+        self._fail_closed = settings.rate_limit_fail == "closed"
         self._concurrency = settings.rate_limit_concurrency
         self._legacy = settings.rate_limit_legacy_headers
         self._requests = settings.rate_limit_requests_per_minute
         self._tokens = settings.rate_limit_tokens_per_minute
         self._burst = settings.rate_limit_burst
-        self._terms = lru_cache(_KINDS)(self._put_together)
+        self._terms = lru_cache(_CACHE_SIZE)(self._build_terms)
         self._running: dict[str, int] = {}
-        self._away = False
+        self._unavailable = False
 
     @web.middleware
     async def rate_limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -108,16 +108,16 @@ class RateLimit:
             client = f"key:{caller.id}"
             terms = self._terms(caller.requests_per_minute, caller.tokens_per_minute)
         if not self._concurrency:
-            return await self._admitted(request, handler, client, terms)
+            return await self._call_handler(request, handler, client, terms)
         running = self._running.get(client, 0)
         if running >= self._concurrency:
             raise RateLimited(
-                f"{running} of your requests are running, as many as may at once (RATE_LIMIT_CONCURRENCY)",
+                f"{running} of your requests are running, which is the limit (RATE_LIMIT_CONCURRENCY); wait",
                 retry_after=1,
             )
         self._running[client] = running + 1
         try:
-            response = await self._admitted(request, handler, client, terms)
+            response = await self._call_handler(request, handler, client, terms)
             # aiohttp would send the response after all middlewares. It is sent here so that a request counts as running
             # until its client has received the response, however slowly.
             await response.prepare(request)
@@ -131,93 +131,95 @@ class RateLimit:
 
     def set_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Set the ``RateLimit`` headers of the response to a counted request (for ``header_signal``)."""
-        if (left := request.get(_LEFT)) is None:
+        if (status := request.get(_STATUS)) is None:
             return
-        terms, requests, tokens = left.terms, left.requests, left.tokens
+        terms, requests, tokens = status.terms, status.requests, status.tokens
         parts = []
         if requests is not None:
             parts.append(f'"requests";r={requests.remaining};t={math.ceil(requests.reset)}')
         if tokens is not None:
             parts.append(f'"tokens";r={tokens.remaining};t={math.ceil(tokens.reset)}')
         headers = response.headers
-        headers[_SHOWN_POLICY] = terms.policy
-        headers[_SHOWN] = ", ".join(parts)
+        headers[_POLICY] = terms.policy
+        headers[_RATE_LIMIT] = ", ".join(parts)
         if self._legacy:
-            shown, quota = (requests, terms.requests) if requests is not None else (tokens, terms.tokens)
-            if shown is not None and quota is not None:
+            decision, quota = (requests, terms.requests) if requests is not None else (tokens, terms.tokens)
+            if decision is not None and quota is not None:
                 headers[_LEGACY_LIMIT] = str(quota.limit)
-                headers[_LEGACY_REMAINING] = str(shown.remaining)
-                headers[_LEGACY_RESET] = str(math.ceil(shown.reset))
+                headers[_LEGACY_REMAINING] = str(decision.remaining)
+                headers[_LEGACY_RESET] = str(math.ceil(decision.reset))
 
-    async def _admitted(self, request: web.Request, handler: Handler, client: str, terms: _Terms) -> web.StreamResponse:
+    async def _call_handler(
+        self, request: web.Request, handler: Handler, client: str, terms: _Terms
+    ) -> web.StreamResponse:
         if terms.policy:
             try:
                 requests, tokens = await self._limits.admit(client, terms.requests, terms.tokens)
             except LimitsUnavailable as error:
-                self._unknown(error)
+                self._on_unavailable(error)
             else:
-                if self._away:
-                    self._back()
-                left = request[_LEFT] = _Left(terms, requests, tokens)
+                if self._unavailable:
+                    self._on_available()
+                status = request[_STATUS] = _Status(terms, requests, tokens)
                 if requests is not None and terms.requests is not None and not requests.admitted:
                     raise RateLimited(
-                        f"more than {terms.requests.limit} requests in a minute, or too many of them at once",
+                        f"more than {terms.requests.limit} requests in a minute, or too many of them at once; wait",
                         retry_after=requests.retry_after,
                     )
                 if terms.tokens is not None:
-                    reserve = self._reserve(client, terms.tokens, left)
+                    reserve = self._reserve(client, terms.tokens, status)
                     request_scope.set(replace(request_scope.get(), reserve=reserve))
         return await handler(request)
 
-    def _reserve(self, client: str, quota: Quota, left: _Left) -> Reserve:
+    def _reserve(self, client: str, quota: Quota, status: _Status) -> Reserve:
         async def reserve(max_tokens: int) -> Callable[[int], Awaitable[None]]:
             if max_tokens > quota.burst:
                 raise ExceedsRateLimit(
-                    f"this may cost {max_tokens} tokens, prompt and answer, and you may use {quota.burst} at once: "
-                    f"RATE_LIMIT_BURST's share of {quota.limit} in a minute (RATE_LIMIT_TOKENS_PER_MINUTE, or the "
-                    "key's own limit); ask for fewer new tokens"
+                    f"this request may use up to {max_tokens} tokens (prompt and completion), and {quota.burst} are "
+                    f"allowed at once: RATE_LIMIT_BURST's share of {quota.limit} per minute "
+                    "(RATE_LIMIT_TOKENS_PER_MINUTE, or the key's own limit); ask for fewer new tokens"
                 )
             try:
-                left.tokens, commit = await self._limits.reserve(client, quota, max_tokens)
+                status.tokens, commit_tokens = await self._limits.reserve(client, quota, max_tokens)
             except LimitsUnavailable as error:
-                self._unknown(error)
-                return _free
-            if commit is None:
+                self._on_unavailable(error)
+                return _commit_nothing
+            if commit_tokens is None:
                 raise RateLimited(
-                    f"this may cost {max_tokens} tokens, prompt and answer, and you have {left.tokens.remaining} left "
-                    "now",
-                    retry_after=left.tokens.retry_after,
+                    f"this request may use up to {max_tokens} tokens (prompt and completion), and you have "
+                    f"{status.tokens.remaining} left now; wait, or ask for fewer new tokens",
+                    retry_after=status.tokens.retry_after,
                 )
 
-            async def commit_used(used: int) -> None:
-                left.tokens = await commit(used) or left.tokens
+            async def commit(used: int) -> None:
+                status.tokens = await commit_tokens(used) or status.tokens
 
-            return commit_used
+            return commit
 
         return reserve
 
-    def _unknown(self, error: LimitsUnavailable) -> None:
-        self._count_away()
-        if not self._away:
-            self._away = True
-            told = "requests are answered 503" if self._closed else "nobody is limited"
-            _log.warning("what clients used cannot be looked up, and so %s: %s", told, error)
-        if self._closed:
-            raise RateLimitUnavailable("how much you have used cannot be looked up now", retry_after=1)
+    def _on_unavailable(self, error: LimitsUnavailable) -> None:
+        self._count_unavailable()
+        if not self._unavailable:
+            self._unavailable = True
+            consequence = "requests get 503" if self._fail_closed else "no client is limited"
+            _log.warning("the store of rate limits is unavailable, so %s: %s", consequence, error)
+        if self._fail_closed:
+            raise RateLimitUnavailable("rate limits cannot be checked at the moment; try again", retry_after=1)
 
-    def _back(self) -> None:
-        self._away = False
-        _log.warning("what clients used can be looked up again")
+    def _on_available(self) -> None:
+        self._unavailable = False
+        _log.warning("the store of rate limits is available again")
 
-    def _put_together(self, requests: int | None, tokens: int | None) -> _Terms:
+    def _build_terms(self, requests: int | None, tokens: int | None) -> _Terms:
         """Return the quotas and policy for a key's own limits: None means the settings' limit, 0 means no limit."""
         requests = self._requests if requests is None else requests
         tokens = self._tokens if tokens is None else tokens
         quotas = [Quota.share(limit, self._burst) if limit else None for limit in (requests, tokens)]
-        named = (('"requests"', ""), ('"tokens"', ';qu="tokens"'))
+        units = (('"requests"', ""), ('"tokens"', ';qu="tokens"'))
         policy = ", ".join(
             f"{name};q={quota.limit}{unit};w={quota.window:.0f}"
-            for (name, unit), quota in zip(named, quotas, strict=True)
+            for (name, unit), quota in zip(units, quotas, strict=True)
             if quota is not None
         )
         return _Terms(quotas[0], quotas[1], policy)

@@ -27,8 +27,8 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 async def request_id_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Set the request's id and trace context. It is the outermost middleware, and never refuses a request."""
     headers = request.headers
-    given = headers.get(HEADER)
-    request_id = given if given is not None and SAFE_REQUEST_ID.fullmatch(given) else _new()
+    received = headers.get(HEADER)
+    request_id = received if received is not None and SAFE_REQUEST_ID.fullmatch(received) else _new_id()
     request[REQUEST_ID] = request_id
     facts: dict[str, object] = {"request_id": request_id}
     parent = headers.get(_TRACEPARENT_HEADER)
@@ -45,7 +45,7 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
         request_facts.reset(token)
 
 
-def _new() -> str:
+def _new_id() -> str:
     """Return a random id. It is not a secret, so it avoids the system's random source, which takes 6 us."""
     return f"{random.getrandbits(128):032x}"
 

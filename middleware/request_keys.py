@@ -64,6 +64,10 @@ PEER: Final = web.RequestKey["str | None"]("peer")
 """The address of the connection's peer: the one from a PROXY header if there was one; None for a unix socket."""
 
 
+PEER_TRUSTED: Final = web.RequestKey[bool]("peer_trusted")
+"""Whether the peer is a trusted proxy, whose forwarding headers are used."""
+
+
 CALLER: Final = web.RequestKey[Caller]("caller")
 """The authenticated caller; absent if no credential was required or sent."""
 

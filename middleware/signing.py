@@ -90,8 +90,8 @@ def signing_middleware(
         except SignatureError as error:
             failures.check(request)
             failures.failed(request)
-            _log.warning("no good signature: client %s: %s", request[CLIENT_IP], error)
-            raise InvalidSignature(f"the signature is not valid here: {error}", challenge=_CHALLENGE) from None
+            _log.warning("invalid signature: client %s: %s", request[CLIENT_IP], error)
+            raise InvalidSignature(f"the signature is not valid: {error}", challenge=_CHALLENGE) from None
         if CALLER not in request:
             request[CALLER] = caller
         access.check(request, caller, _CHALLENGE)
@@ -112,7 +112,7 @@ def _nonces(app: web.Application, settings: Settings) -> Nonces:
     return RedisNonces(redis, settings.signing_window_seconds)
 
 
-def ask_for_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
+def set_accept_signature(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Set ``Accept-Signature`` on the response to an invalid signature (for ``header_signal``)."""
     if request.get(REASON) == InvalidSignature.code and response.status == InvalidSignature.status:
         response.headers["Accept-Signature"] = _ACCEPTED

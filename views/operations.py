@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +19,7 @@ from handlers.operations import Operation
 from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.errors import InternalError, ServiceError
 from runtime.json_answer import encoded
+from runtime.request_headers import credentials_hash
 from runtime.settings import Settings
 from runtime.telemetry.request_scope import request_scope
 from runtime.types import Caller
@@ -74,8 +74,8 @@ def caller_of(request: web.Request) -> str:
     caller: Caller | None = request.get(CALLER)
     if caller is not None:
         return caller.id
-    sent = [request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")]
-    return sha256(repr(sent).encode("utf-8", "surrogateescape")).hexdigest() if any(sent) else ""
+    headers = request.headers
+    return credentials_hash(headers.getall("Authorization", []), headers.getall("X-API-Key", []))
 
 
 def _cache_control(request: web.Request) -> dict[str, str]:
@@ -89,11 +89,11 @@ def _cache_headers() -> dict[str, str]:
 
 
 async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[str, Any]:
-    named = {field: request.match_info[field] for field in route.fields}
+    path_fields = {field: request.match_info[field] for field in route.fields}
     if route.method in ("GET", "DELETE"):
-        return query_payload(route, named, {name: request.query.getall(name) for name in request.query})
+        return query_payload(route, path_fields, {name: request.query.getall(name) for name in request.query})
     body = await request.read() if request.body_exists else None
-    return body_payload(named, body, request.content_type, request.charset, max_depth)
+    return body_payload(path_fields, body, request.content_type, request.charset, max_depth)
 
 
 async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:

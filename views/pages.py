@@ -117,16 +117,16 @@ def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Ha
     """
 
     @functools.cache
-    def made() -> tuple[bytes, str]:
+    def build_once() -> tuple[bytes, str]:
         body = make()
         return body, _digest(body)
 
     async def handler(request: web.Request) -> web.Response:
-        body, etag = await asyncio.to_thread(made)
-        sent = headers | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
+        body, etag = await asyncio.to_thread(build_once)
+        response_headers = headers | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
-            return web.Response(status=304, headers=sent)
-        return web.Response(body=body, headers=sent | {"Content-Type": _TYPES[suffix]})
+            return web.Response(status=304, headers=response_headers)
+        return web.Response(body=body, headers=response_headers | {"Content-Type": _TYPES[suffix]})
 
     return handler
 
@@ -175,4 +175,4 @@ class BoundedFile(web.FileResponse):
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionError("the client did not take the file in time") from None
+            raise ConnectionError("the client did not receive the file in time") from None

@@ -21,9 +21,9 @@ _PROBLEM = {
     "properties": {
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong, and what to do."},
-        "code": {"type": "string", "description": "Stable; for programs."},
-        "param": {"type": "string", "description": "The field at fault."},
+        "detail": {"type": "string", "description": "The error and how to correct it."},
+        "code": {"type": "string", "description": "Stable code for programs."},
+        "param": {"type": "string", "description": "The invalid field."},
     },
 }
 _OPENAI_ERROR = {
@@ -44,19 +44,19 @@ _OPENAI_ERROR = {
     },
 }
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
-    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in another header."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires one."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key in another header."},
 }
 _ANY_ERRORS = {
-    401: "A good API key or signature is needed.",
-    403: "The client's address is not allowed, or its key not for this.",
-    429: "Too many requests of this client, or too many waiting.",
-    500: "A fault of ours.",
-    503: "Loading, unavailable or draining.",
+    401: "A valid API key or signature is required.",
+    403: "The client's address is not allowed, or its key lacks the scope.",
+    429: "This client has sent too many requests, or the queue is full.",
+    500: "Internal error.",
+    503: "The model is loading or unavailable, or the service is draining.",
 }
-_READ_ERRORS = {400: "The request breaks a rule; it is named."}
+_READ_ERRORS = {400: "The request is invalid; the error names the field."}
 _BODY_ERRORS = {
-    404: "No such model.",
+    404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
@@ -85,12 +85,12 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         for name, summary, answers, content in (
             (
                 "livez",
-                "Whether the process runs; answers under any load.",
-                {200: "It runs.", 503: "The engine has died too often: replace the process."},
+                "Liveness probe; responds under any load.",
+                {200: "The process is alive.", 503: "The engine has failed too often; restart the process."},
                 _STATUS,
             ),
-            ("readyz", "Whether requests will be answered.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
-            ("metrics", "What is measured; as OpenMetrics if Accept prefers it.", {200: "Everything."}, _EXPOSITION),
+            ("readyz", "Readiness probe.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("metrics", "Prometheus metrics; in OpenMetrics if Accept prefers it.", {200: "All metrics."}, _EXPOSITION),
         )
     }
     for route in routes:
@@ -101,7 +101,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "info": {
             "title": "Warmstart",
             "version": version,
-            "description": "Small language models from plain Python. The /v1 routes are OpenAI's.",
+            "description": "Serves small language models. The /v1 routes are compatible with OpenAI's API.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -112,7 +112,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     name = re.sub(r"\W+", "_", f"{'' if route.method in ('GET', 'POST') else route.method.lower()}{route.plain_path}")
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "operationId": name.strip("_"),
         "summary": operation.summary,
         "description": (operation.request.__doc__ or "").strip(),
@@ -124,29 +124,34 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     if route.method in ("POST", "PUT"):
         codes = codes | _BODY_ERRORS
         if not parameters:
-            described["requestBody"] = {"required": True, "content": {"application/json": _content(operation.request)}}
-        elif left := {key: field for key, field in fields.items() if key not in route.fields}:
-            schema = {"type": "object", "properties": left, "additionalProperties": False}
-            described["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
+            description["requestBody"] = {
+                "required": True,
+                "content": {"application/json": _content(operation.request)},
+            }
+        elif remaining := {key: field for key, field in fields.items() if key not in route.fields}:
+            schema = {"type": "object", "properties": remaining, "additionalProperties": False}
+            description["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     elif fields:
         codes = codes | {404: _BODY_ERRORS[404]}
         parameters += [_parameter(key, field, "query") for key, field in fields.items() if key not in route.fields]
     if parameters:
-        described["parameters"] = parameters
+        description["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
-    described["responses"] = {"200": {"description": "The answer.", "content": content}} | _errors(codes, route.openai)
-    return described
+    description["responses"] = {"200": {"description": "The response.", "content": content}} | _errors(
+        codes, route.openai
+    )
+    return description
 
 
-def _parameter(name: str, field: dict[str, Any], place: str) -> dict[str, Any]:
+def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any]:
     """Describe a path or query parameter; the schema is the field's without null, which a query cannot express."""
     (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
     return {
         "name": name,
-        "in": place,
-        "required": place == "path",
+        "in": location,
+        "required": location == "path",
         "schema": {key: schema[key] for key in ("type", "minLength", "maxLength", "pattern") if key in schema},
         "description": field["description"],
     }
@@ -157,7 +162,7 @@ def _event(chunk: type[BaseModel]) -> dict[str, Any]:
     refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
     return {
         "type": "object",
-        "description": f"An event, with stream: true. Each is a {chunk.__name__}, the last is [DONE] or an error.",
+        "description": f"A server-sent event, if stream is true: a {chunk.__name__}; the last is [DONE] or an error.",
         "required": ["data"],
         "properties": {
             "data": {

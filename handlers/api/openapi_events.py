@@ -19,22 +19,22 @@ _EXTENSION = {
     "maximum": 2**31 - 1,
 }
 _DESCRIPTION = """\
-In any content mode of CloudEvents 1.0 over HTTP: structured and batched as below, or binary, which is attributes in
-`ce-` headers and the data, `application/json`, as the body. The answer comes in the same mode: an event of type
-`<type>.result` whose data is the operation's answer, or `<type>.error` with OpenAI's error object, and whose
-`causationid` is the event's id. The same `source` and `id` again: the same answer. The type names the operation,
-`warmstart.generate`; an event with a type of its own names it in the attribute `warmstartoperation`. After `expirytime`
-(RFC 3339) it is not worked on.
+Accepts all content modes of CloudEvents 1.0 over HTTP: structured and batched as below, or binary, with the attributes
+in `ce-` headers and the data as the body (`application/json`). The response has the same mode: an event of type
+`<type>.result` with the operation's response as its data, or `<type>.error` with OpenAI's error object; its
+`causationid` is the id of the request's event. An event with the same `source` and `id` gets the same response again.
+The type names the operation, such as `warmstart.generate`; an event of another type names the operation in the
+attribute `warmstartoperation`. An event is rejected after its `expirytime` (RFC 3339).
 """
 _STATUSES = {
-    400: "It is no event, or its data breaks a rule of the operation.",
+    400: "The event is not valid, or its data is not valid for the operation.",
     408: "The body did not arrive in time.",
-    409: "The same event is being worked on: send it again later.",
-    413: "The body is too large, or has too many events.",
+    409: "The same event is in progress; send it again later.",
+    413: "The body is too large, or contains too many events.",
     415: "The events are not JSON.",
-    422: "It never can be worked on: no such operation or model, its time is over, or its id came with other data.",
-    500: "A fault of ours: send it again later.",
-    504: "The generation took too long: send it again later.",
+    422: "The event cannot succeed: unknown operation or model, expired, or its id was used with other data.",
+    500: "Internal error; send it again later.",
+    504: "The generation took too long; send it again later.",
 }
 
 
@@ -58,17 +58,17 @@ def events_schemas() -> dict[str, Any]:
     return {
         "Event": {
             "type": "object",
-            "description": "A CloudEvent that asks for an operation.",
+            "description": "A CloudEvent that requests an operation.",
             "required": required,
             "properties": {
                 "specversion": {"const": "1.0"},
                 "id": _TEXT,
-                "source": _TEXT | {"description": "A URI reference; id and source together name the work."},
+                "source": _TEXT | {"description": "A URI reference; source and id together identify the event."},
                 "type": {"enum": [_TYPE_PREFIX + name for name in operations]},
                 "subject": _TEXT | {"type": ["string", "null"]},
                 "time": {"type": ["string", "null"], "format": "date-time"},
                 "datacontenttype": {"enum": ["application/json", None]},
-                "data": {"type": "object", "description": "What the operation's own route takes."},
+                "data": {"type": "object", "description": "The request, as the operation's route accepts it."},
             },
             "propertyNames": {"pattern": "^[a-z0-9]{1,64}$"},
             "additionalProperties": _EXTENSION,
@@ -76,7 +76,7 @@ def events_schemas() -> dict[str, Any]:
         },
         "EventAnswer": {
             "type": "object",
-            "description": "A CloudEvent that answers another.",
+            "description": "A CloudEvent with the result of another.",
             "required": [*required, "time", "datacontenttype", "causationid", "data"],
             "properties": {
                 "specversion": {"const": "1.0"},
@@ -85,7 +85,7 @@ def events_schemas() -> dict[str, Any]:
                 "type": {"type": "string", "pattern": r"\.(result|error)$"},
                 "time": {"type": "string", "format": "date-time"},
                 "datacontenttype": {"const": "application/json"},
-                "causationid": {"type": "string", "description": "The id of the event that is answered."},
+                "causationid": {"type": "string", "description": "The id of the request's event."},
                 "traceparent": {"type": "string"},
                 "data": {"anyOf": answers},
             },
@@ -105,7 +105,7 @@ def events_path(errors: dict[int, str]) -> dict[str, Any]:
     return {
         "post": {
             "operationId": "events",
-            "summary": "CloudEvents: work that is pushed by a router of events.",
+            "summary": "Process CloudEvents that an event router pushes.",
             "description": _DESCRIPTION,
             "tags": ["Events"],
             "requestBody": {
@@ -117,7 +117,7 @@ def events_path(errors: dict[int, str]) -> dict[str, Any]:
             },
             "responses": {
                 "200": {
-                    "description": "All is done; in a batch, an event that is rejected is answered with its error.",
+                    "description": "All events were processed; in a batch, the result of a rejected event is an error.",
                     "content": {
                         _STRUCTURED: {"schema": answer},
                         _BATCH: {"schema": {"type": "array", "items": answer}},

@@ -11,27 +11,27 @@ from runtime.strict_json import loads
 from runtime.types import CacheUse
 
 
-def query_payload(route: Route, named: Mapping[str, str], query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def query_payload(route: Route, path_fields: Mapping[str, str], query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Build the payload of a request without a body.
 
     Args:
         route: the request's route. On OpenAI routes the query is ignored, because its clients send parameters that are
             no fields (``api-version``, ``limit``).
-        named: the fields in the path.
+        path_fields: the fields in the path.
         query: the values of each query parameter. A repeated parameter becomes a list, which every field refuses.
     """
     if route.openai:
-        return dict(named)
-    return {name: list(found) if len(found) > 1 else found[0] for name, found in query.items()} | dict(named)
+        return dict(path_fields)
+    return {name: list(values) if len(values) > 1 else values[0] for name, values in query.items()} | dict(path_fields)
 
 
 def body_payload(
-    named: dict[str, str], body: bytes | None, content_type: str, charset: str | None, max_depth: int
+    path_fields: dict[str, str], body: bytes | None, content_type: str, charset: str | None, max_depth: int
 ) -> dict[str, Any]:
     """Build the payload of a request with a body.
 
     Args:
-        named: the fields in the path; if there are any, the body is optional.
+        path_fields: the fields in the path; if there are any, the body is optional.
         body: the body; None if there is none.
         content_type: the media type without parameters.
         charset: the media type's ``charset`` parameter; None if there is none.
@@ -41,19 +41,19 @@ def body_payload(
         UnsupportedMediaType: the content type is not JSON in UTF-8.
         InvalidRequest: the body is not a JSON object, or has a field that is also in the path.
     """
-    if named and body is None:
-        return dict[str, Any](named)
+    if path_fields and body is None:
+        return dict[str, Any](path_fields)
     if content_type != "application/json":
         raise UnsupportedMediaType(f"send application/json, not {content_type[:100]!r}")
     if (charset or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
+        raise UnsupportedMediaType("the charset of JSON must be UTF-8 (RFC 8259 section 8.1)")
     payload = loads(body or b"", max_depth)
     if not isinstance(payload, dict):
         raise InvalidRequest("the body must be a JSON object")
-    for field in named:
+    for field in path_fields:
         if field in payload:
-            raise InvalidRequest(f"{field}: the path names it already", param=field)
-    return {**payload, **named}
+            raise InvalidRequest(f"{field}: remove this field, the path already has it", param=field)
+    return {**payload, **path_fields}
 
 
 def cache_headers(use: CacheUse | None) -> dict[str, str]:

@@ -76,14 +76,14 @@ def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
         NotFound: no route has this path.
         MethodNotAllowed: no route with this path has this method.
     """
-    wanted = "GET" if method == "HEAD" else method
+    route_method = "GET" if method == "HEAD" else method
     found = _matching(path)
     for route, fields in found:
-        if route.method == wanted:
+        if route.method == route_method:
             return route, fields
     if not found:
-        raise NotFound("there is nothing at this path; /docs lists what there is")
-    raise MethodNotAllowed(f"{method} is not possible here; allowed: {', '.join(allowed(path))}")
+        raise NotFound("there is no route with this path; /docs lists all routes")
+    raise MethodNotAllowed(f"{method} is not allowed on this path; allowed: {', '.join(allowed(path))}")
 
 
 def allowed(path: str) -> list[str]:

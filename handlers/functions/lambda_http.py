@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
@@ -30,6 +29,7 @@ from runtime.errors import (
 )
 from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
+from runtime.request_headers import check_content_encoding, credentials_hash
 from runtime.telemetry.logging import log_facts
 from runtime.telemetry.request_scope import (
     SAFE_REQUEST_ID,
@@ -96,7 +96,7 @@ class LambdaHttpRequests:
                 error = DeadlineExceeded("not finished within the function's time")
             else:
                 logging.getLogger("warmstart.errors").exception("unexpected error")
-                error = InternalError("something went wrong here; the request id finds it in the log")
+                error = InternalError("an unexpected error occurred; the log has the details under the request id")
         if error is None:
             status, headers, body = 200, {"Content-Type": "application/json; charset=utf-8"}, encode(answer)
             headers |= cache_headers(None if usage.total is None else usage.total.cache)
@@ -114,8 +114,8 @@ class LambdaHttpRequests:
 
     async def _answer(self, request: HttpRequest, request_id: str) -> Mapping[str, Any]:
         body = self._body(request)
-        route, named = match(request.method, request.path)
-        payload = self._payload(request, route, named, body)
+        route, path_fields = match(request.method, request.path)
+        payload = self._payload(request, route, path_fields, body)
         operation = OPERATIONS[route.operation]
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
@@ -127,18 +127,18 @@ class LambdaHttpRequests:
     def _body(self, request: HttpRequest) -> bytes | None:
         body = request.body()
         if body is not None:
-            codings = request.headers.get("content-encoding", "").lower().split(",")
-            if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
-                raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+            check_content_encoding([request.headers.get("content-encoding", "")])
             if len(body) > self._max_body_bytes:
                 raise PayloadTooLarge(f"The request body is larger than {self._max_body_bytes} bytes (MAX_BODY_BYTES).")
         return body
 
-    def _payload(self, request: HttpRequest, route: Route, named: dict[str, str], body: bytes | None) -> dict[str, Any]:
+    def _payload(
+        self, request: HttpRequest, route: Route, path_fields: dict[str, str], body: bytes | None
+    ) -> dict[str, Any]:
         if route.method in ("GET", "DELETE"):
-            return query_payload(route, named, request.query)
+            return query_payload(route, path_fields, request.query)
         content_type, charset = request.content_type
-        return body_payload(named, body, content_type, charset, self._max_depth)
+        return body_payload(path_fields, body, content_type, charset, self._max_depth)
 
 
 def _begin(request: HttpRequest, request_id: str) -> UsageCounter:
@@ -149,10 +149,11 @@ def _begin(request: HttpRequest, request_id: str) -> UsageCounter:
         facts["trace_id"], facts["parent_id"] = parent
         caller_trace.set(trace)
     request_facts.set(facts)
-    sent = [request.headers.get(name) for name in ("authorization", "x-api-key")]
-    caller = sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else ""
+    authorization, api_key = (
+        [request.headers[name]] if request.headers.get(name) else [] for name in ("authorization", "x-api-key")
+    )
     usage = UsageCounter()
-    request_scope.set(RequestScope(caller, usage))
+    request_scope.set(RequestScope(credentials_hash(authorization, api_key), usage))
     return usage
 
 

@@ -41,12 +41,14 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "health": Operation("State of the service and its models.", base.Empty, reports.HealthResponse, health.handle),
-        "model_info": Operation("A model's metadata.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle),
+        "health": Operation("Report the state of the service.", base.Empty, reports.HealthResponse, health.handle),
+        "model_info": Operation(
+            "Return the metadata of a model.", base.ModelChoice, reports.ModelInfoResponse, model_info.handle
+        ),
         "models": Operation("List the served models.", base.Empty, reports.ModelsResponse, models.handle),
-        "get_model": Operation("State of one served model.", base.ModelName, reports.ModelEntry, models.get),
+        "get_model": Operation("Return one served model.", base.ModelName, reports.ModelEntry, models.get),
         "load_model": Operation(
-            "Start loading a model; responds at once, or streams the progress.",
+            "Load a model in the background, or stream the progress.",
             requests.LoadRequest,
             reports.ModelEntry,
             models.load,
@@ -55,30 +57,31 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             admin=True,
         ),
         "unload_model": Operation(
-            "Unload a model once its requests have ended.",
+            "Unload a model after its running requests have ended.",
             base.ModelName,
             reports.ModelEntry,
             models.unload,
             admin=True,
         ),
         "default_model": Operation(
-            "Load a model and make it the default; the switch fails no request.",
+            "Change the default model without failing requests; the model is loaded first.",
             base.ModelName,
             reports.ModelEntry,
             models.set_default,
             admin=True,
         ),
         "cache_stats": Operation(
-            "Statistics of the response cache.", base.Empty, reports.CacheStatsResponse, cache.stats
+            "Return statistics of the response cache.", base.Empty, reports.CacheStatsResponse, cache.stats
         ),
         "clear_cache": Operation(
-            "Remove cached responses.", requests.ClearCacheRequest, reports.ClearCacheResponse, cache.clear, admin=True
+            "Remove responses from the response cache.",
+            requests.ClearCacheRequest,
+            reports.ClearCacheResponse,
+            cache.clear,
+            admin=True,
         ),
         "stats": Operation(
-            "Statistics of the service, its models and its response cache.",
-            base.Empty,
-            reports.StatsResponse,
-            stats.handle,
+            "Return statistics of the service and its models.", base.Empty, reports.StatsResponse, stats.handle
         ),
         "generate": Operation(
             "Continue a prompt; the response contains the prompt.",
@@ -89,7 +92,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "complete": Operation(
-            "Complete a prompt; the response contains the completion only.",
+            "Complete a prompt; the response contains only the completion.",
             requests.CompleteRequest,
             responses.TextResponse,
             complete.handle,
@@ -97,7 +100,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.TextChunk,
         ),
         "chat": Operation(
-            "Respond to a chat, compatible with OpenAI's chat completions.",
+            "Create a chat completion, compatible with OpenAI's.",
             requests.ChatRequest,
             responses.ChatResponse,
             chat.handle,
@@ -105,7 +108,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.ChatChunk,
         ),
         "completions": Operation(
-            "Complete a prompt, compatible with OpenAI's completions.",
+            "Create a completion, compatible with OpenAI's.",
             requests.CompletionsRequest,
             responses.CompletionsResponse,
             completions.handle,
@@ -113,7 +116,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             responses.CompletionsResponse,
         ),
         "compare": Operation(
-            "Run one prompt or chat with several models or settings at the same time.",
+            "Run a prompt or chat with several models or settings at the same time.",
             requests.CompareRequest,
             responses.CompareResponse,
             compare.handle,

@@ -44,21 +44,34 @@ class Sampling(ModelChoice):
         0.7, description="0 is greedy (always the most likely token); higher is more varied."
     )
     top_p: TopP = Field(
-        0.9, description="Sample from the smallest set of tokens with this probability; 1 is all, 0 is greedy."
+        0.9,
+        description="Sample from the most likely tokens with this total probability; 1 is all, 0 is greedy.",
     )
-    top_k: TopK = Field(50, description="Sample from the k likeliest tokens; 0 is all.")
-    min_p: MinP = Field(0.0, description="Drop tokens less likely than this times the likeliest one; 0 is none.")
+    top_k: TopK = Field(50, description="Sample from the k most likely tokens; 0 is all.")
+    min_p: MinP = Field(
+        0.0, description="Minimum probability of a token, as a share of the most likely token's; 0 is no minimum."
+    )
     repetition_penalty: RepetitionPenalty = Field(
-        1.0, description="Above 1 makes tokens already seen, prompt included, less likely."
+        1.0, description="Values above 1 make tokens of the prompt and of the text so far less likely."
     )
-    presence_penalty: Penalty = Field(0.0, description="Above 0 makes tokens already generated less likely.")
-    frequency_penalty: Penalty = Field(0.0, description="The same, once for every time a token was generated.")
+    presence_penalty: Penalty = Field(
+        0.0, description="Values above 0 make tokens that were already generated less likely."
+    )
+    frequency_penalty: Penalty = Field(
+        0.0, description="Like presence_penalty, but applied once for each time that a token was generated."
+    )
     logit_bias: LogitBias | None = Field(
-        None, description="Token id to a number added to its logit: -100 all but bans a token, 100 all but forces it."
+        None,
+        description="Map of token ids to numbers added to their logits; -100 practically bans a token, 100 forces it.",
     )
-    stop: Stops | None = Field(None, description="Strings that end the text; they are not part of it.")
-    seed: Seed | None = Field(None, description="The same request with the same seed gives the same text.")
-    stream: bool = Field(False, description="Answer with server-sent events as tokens come (HTTP), or call stream().")
+    stop: Stops | None = Field(None, description="Strings that end the text; they are not included in it.")
+    seed: Seed | None = Field(
+        None, description="Seed of the random numbers: the same request with the same seed gives the same text."
+    )
+    stream: bool = Field(
+        False,
+        description="Respond with server-sent events while tokens are generated (over HTTP); in Python, use stream().",
+    )
 
 
 class Cacheable(Sampling):
@@ -67,6 +80,7 @@ class Cacheable(Sampling):
     cache_control: str | None = Field(
         None,
         max_length=8192,
-        description="As HTTP's Cache-Control (RFC 9111 section 5.2.1), which fills it where it is left out. no-store: "
-        "keep no answer and give no kept one; no-cache: compute it anew; max-age=SECONDS: give none that is older.",
+        description="Cache directives as in HTTP's Cache-Control (RFC 9111 section 5.2.1), which is the default. "
+        "no-store: neither read nor write the response cache; no-cache: do not read it; max-age=SECONDS: use no "
+        "response that is older.",
     )

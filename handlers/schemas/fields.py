@@ -14,7 +14,7 @@ def _encodable(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise PydanticCustomError("lone_surrogate", "half of a surrogate pair is no text") from None
+        raise PydanticCustomError("lone_surrogate", "input should not contain half of a surrogate pair") from None
     return value
 
 
@@ -28,17 +28,19 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _one_or_many(text: dict[str, Any], least: int, most: int) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [text, {"type": "array", "items": text, "minItems": least, "maxItems": most}]})
+def _one_or_many(text: dict[str, Any], min_items: int, max_items: int) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items, "maxItems": max_items}]}
+    )
 
 
-MOST_PROMPTS = 2048  # the limit of OpenAI's completions
+MAX_PROMPTS = 2048  # the limit of OpenAI's completions
 
 Prompts = Annotated[
     list[AnyText],
     BeforeValidator(_listed),
-    Field(min_length=1, max_length=MOST_PROMPTS),
-    _one_or_many({"type": "string"}, 1, MOST_PROMPTS),
+    Field(min_length=1, max_length=MAX_PROMPTS),
+    _one_or_many({"type": "string"}, 1, MAX_PROMPTS),
 ]
 """A text or a list of texts, each possibly empty; validation makes it a list."""
 
@@ -65,7 +67,7 @@ _TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # noqa: S105 - a pattern
 
 def _token_id(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(_TOKEN_ID, value):
-        raise PydanticCustomError("token_id", "the name should be a token id in digits")
+        raise PydanticCustomError("token_id", "keys should be token ids in decimal digits")
     return int(value)
 
 

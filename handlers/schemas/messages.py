@@ -54,12 +54,14 @@ class ChatMessage(Strict):
     unsupported = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Who speaks; developer is OpenAI's newer word for system."
+        description="Role of the author; developer is OpenAI's newer name of system."
     )
     content: Content | None = Field(
-        None, validate_default=True, description="What is said; of an assistant null is an empty text."
+        None,
+        validate_default=True,
+        description="Content of the message; an assistant's may be null, which means empty.",
     )
-    name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not shown to the model.")
+    name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not passed to the model.")
 
     @field_validator("content")
     @classmethod

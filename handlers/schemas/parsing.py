@@ -11,7 +11,7 @@ from runtime.errors import InvalidRequest
 M = TypeVar("M", bound=BaseModel)
 
 
-_MOST_FAULTS = 1000  # more are only counted: rendering a megabyte of them blocks the event loop for longer than a token
+_MAX_ERRORS = 1000  # more are only counted: rendering a megabyte of them blocks the event loop for longer than a token
 
 
 def parse(model: type[M], payload: object) -> M:
@@ -25,7 +25,7 @@ def parse(model: type[M], payload: object) -> M:
     try:
         return model.model_validate(payload)
     except ValidationError as error:
-        if error.error_count() > _MOST_FAULTS:
+        if error.error_count() > _MAX_ERRORS:
             raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems[:5]]

@@ -15,8 +15,8 @@ class ModelHealth(LazyModel):
 
     id: str
     state: ModelState
-    stage: str | None = Field(None, description="What a load is doing now.")
-    progress: float | None = Field(None, description="How far that stage is, 0 to 1.")
+    stage: str | None = Field(None, description="Current stage of the load.")
+    progress: float | None = Field(None, description="Progress of that stage, from 0 to 1.")
     error: str | None = None
 
 
@@ -24,7 +24,7 @@ class HealthResponse(LazyModel):
     """The state of the service and its models."""
 
     status: Literal["ok", "loading", "idle", "failed", "draining"] = Field(
-        description="ok: the default model answers; idle: it loads on the first call."
+        description="ok: the default model is loaded; idle: it loads on the first request."
     )
     version: str
     uptime_seconds: float
@@ -35,24 +35,26 @@ class ModelInfoResponse(LazyModel):
     """Metadata of a loaded model."""
 
     name: str
-    revision: str | None = Field(description="The hub's commit, where it came from a hub.")
+    revision: str | None = Field(description="Commit on the hub; null for a model that is not from a hub.")
     source: Literal["wheel", "hub", "folder", "gguf"]
     architecture: str
     parameters: int
     dtype: str
     device: str
-    context_length: int = Field(description="Most tokens of prompt and answer together.")
+    context_length: int = Field(description="Maximum number of tokens, prompt and completion together.")
     vocabulary_size: int
-    chat_template: bool = Field(description="Whether the model brings its own chat template.")
+    chat_template: bool = Field(description="Whether the model has a chat template of its own.")
     capabilities: list[str]
     load_seconds: float
     warmup_seconds: float
     weights_bytes: int
-    memory_bytes: int = Field(description="What it holds now: weights, and keys and values written so far.")
+    memory_bytes: int = Field(description="Memory in use: weights, and the keys and values written so far.")
     engine: str
     optimizations: list[str]
-    kv_bytes: int = Field(description="What its keys and values may take up.")
-    fingerprint: str = Field(description="Names all that decides the bits of an answer; another one, other answers.")
+    kv_bytes: int = Field(description="Maximum memory of keys and values.")
+    fingerprint: str = Field(
+        description="Identifies everything that determines the bits of an answer; it changes when answers may change."
+    )
 
 
 class ModelEntry(LazyModel):
@@ -62,22 +64,24 @@ class ModelEntry(LazyModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "warmstart"
-    state: ModelState = Field(description="draining: it is being unloaded, and requests still run on it.")
-    default: bool
-    pinned: bool = Field(description="Whether it stays loaded when others need the room.")
-    source: Literal["wheel", "hub", "folder", "gguf"]
-    stage: str | None = Field(None, description="What a load is doing now.")
-    progress: float | None = Field(None, description="How far that stage is, 0 to 1.")
-    error: str | None = Field(None, description="Why the last load failed.")
-    memory_bytes: int = Field(description="What it holds now: weights, and keys and values written so far.")
-    reserved_bytes: int | None = Field(
-        None, description="What it may come to hold, keys and values in full, as far as that is known."
+    state: ModelState = Field(
+        description="State of the model; draining: it is being unloaded while its last requests run."
     )
-    last_used: float | None = Field(None, description="Unix time at which a request last began or ended on it.")
-    running: int = Field(description="Requests that hold it now.")
-    requests: int = Field(description="Requests it has served since the service began.")
-    tokens_per_second: float = Field(description="Generated over the last ten seconds.")
-    time_to_first_token_seconds: float | None = Field(None, description="Median of the last requests.")
+    default: bool
+    pinned: bool = Field(description="Whether the model is never unloaded to free memory for others.")
+    source: Literal["wheel", "hub", "folder", "gguf"]
+    stage: str | None = Field(None, description="Current stage of the load.")
+    progress: float | None = Field(None, description="Progress of that stage, from 0 to 1.")
+    error: str | None = Field(None, description="Error of the last load, if it failed.")
+    memory_bytes: int = Field(description="Memory in use: weights, and the keys and values written so far.")
+    reserved_bytes: int | None = Field(
+        None, description="Memory reserved: weights and the maximum of keys and values; null if not yet known."
+    )
+    last_used: float | None = Field(None, description="Unix time at which a request last started or ended.")
+    running: int = Field(description="Number of requests that use the model now.")
+    requests: int = Field(description="Number of requests since the service started.")
+    tokens_per_second: float = Field(description="Generated tokens per second, over the last ten seconds.")
+    time_to_first_token_seconds: float | None = Field(None, description="Median over the last requests.")
 
 
 class ModelsResponse(LazyModel):
@@ -95,15 +99,17 @@ class CacheStatsResponse(LazyModel):
     bytes: int
     limit_bytes: int
     hits: int = Field(description="Requests answered from the store.")
-    shared: int = Field(description="Requests that joined an identical one under way.")
-    misses: int = Field(description="Requests that could have been answered from it and were computed.")
-    bypassed: int = Field(description="Requests that may differ each time, or asked not to be answered from it.")
+    shared: int = Field(description="Requests that shared the response of an identical request in progress.")
+    misses: int = Field(description="Requests whose response is cacheable but was not in the store.")
+    bypassed: int = Field(
+        description="Requests whose response is not cacheable, or that did not allow a cached response."
+    )
     rate: float = Field(description="(hits + shared) / (hits + shared + misses).")
     evictions: int
     expired: int
-    errors: int = Field(description="Times the store failed, and the request was computed instead.")
-    saved_tokens: int = Field(description="Generated tokens that did not have to be computed.")
-    saved_seconds: float = Field(description="Time that computing them had taken the first time.")
+    errors: int = Field(description="Failures of the store; the response was generated instead.")
+    saved_tokens: int = Field(description="Tokens of cached responses, which were not generated again.")
+    saved_seconds: float = Field(description="Time that generating those tokens took originally.")
     ttl_seconds: float
 
 
@@ -124,9 +130,9 @@ class MemoryStats(LazyModel):
     """Memory of the process and its models, in bytes."""
 
     process_bytes: int
-    limit_bytes: int = Field(description="What the container, or the machine, lets the process have.")
-    budget_bytes: int = Field(description="What all loaded models may hold together.")
-    models_bytes: int = Field(description="What they hold now.")
+    limit_bytes: int = Field(description="Memory limit of the container, or of the machine.")
+    budget_bytes: int = Field(description="Memory budget of all loaded models together.")
+    models_bytes: int = Field(description="Memory that loaded models use now.")
 
 
 class RequestCountsResponse(LazyModel):
@@ -134,15 +140,15 @@ class RequestCountsResponse(LazyModel):
 
     running: int
     waiting: int
-    queued: int = Field(description="Requests that came as events and wait; those that somebody waits for go before.")
+    queued: int = Field(description="Waiting background requests (from events); interactive requests have priority.")
     finished: int
     failed: int
     cancelled: int
     rejected: int
     prompt_tokens: int
-    cached_tokens: int = Field(description="Of the prompt tokens, those found in the prefix cache.")
+    cached_tokens: int = Field(description="Number of prompt tokens found in the prefix cache.")
     generated_tokens: int
-    tokens_per_second: float = Field(description="Generated over the last ten seconds.")
+    tokens_per_second: float = Field(description="Generated tokens per second, over the last ten seconds.")
 
 
 class ModelStats(RequestCountsResponse):
@@ -152,9 +158,11 @@ class ModelStats(RequestCountsResponse):
     state: ModelState
     default: bool
     memory_bytes: int
-    kv_usage: float = Field(description="Share of the memory for keys and values in use, 0 to 1.")
-    time_to_first_token: PercentilesResponse | None = Field(description="Seconds; of the last requests.")
-    inter_token_latency: PercentilesResponse | None = Field(description="Seconds; of the last requests' means.")
+    kv_usage: float = Field(description="Share of the memory for keys and values that is in use, from 0 to 1.")
+    time_to_first_token: PercentilesResponse | None = Field(description="In seconds, over the last requests.")
+    inter_token_latency: PercentilesResponse | None = Field(
+        description="In seconds, over the means of the last requests."
+    )
 
 
 class StatsResponse(LazyModel):

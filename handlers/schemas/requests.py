@@ -30,36 +30,36 @@ from handlers.schemas.unsupported import CHAT, COMPLETIONS, STREAM_OPTIONS
 class LoadRequest(ModelName):
     """Load a model; has no effect if it is loaded or loading."""
 
-    stream: bool = Field(False, description="Tell of the load's progress with server-sent events until it is done.")
+    stream: bool = Field(False, description="Stream the progress of the load as server-sent events.")
 
 
 class ClearCacheRequest(Strict):
     """Remove cached responses: all of them, or those that match every field given."""
 
-    model: Text | None = Field(None, max_length=256, description="Only answers of this model.")
+    model: Text | None = Field(None, max_length=256, description="Remove only responses of this model.")
     prefix: str | None = Field(
-        None, pattern="^[0-9a-f]{1,64}$", description="Only answers whose key begins so (X-Cache-Key tells a key)."
+        None, pattern="^[0-9a-f]{1,64}$", description="Remove only responses whose key (X-Cache-Key) starts with this."
     )
 
 
 class _TextRequest(Cacheable):
     prompt: Prompts = Field(description="The text to continue, or a list of texts.")
     max_length: int = Field(
-        100, ge=2, le=10_000_000, strict=False, description="Most tokens of prompt and new text together."
+        100, ge=2, le=10_000_000, strict=False, description="Maximum number of tokens, prompt and new text together."
     )
     max_new_tokens: int | None = Field(
         None,
         ge=1,
         le=10_000_000,
         strict=False,
-        description="Most new tokens. Replaces the default of max_length; if both are given, the tighter one holds.",
+        description="Maximum number of new tokens; replaces the default of max_length. The lower of the two applies.",
     )
     min_new_tokens: int = Field(
         0,
         ge=0,
         le=10_000_000,
         strict=False,
-        description="Neither an end token nor a stop string ends a text before it has this many new tokens.",
+        description="Minimum number of new tokens: end tokens and stop strings do not end a text before.",
     )
     num_return_sequences: int = Field(1, ge=1, le=1024, strict=False, description="Sequences per prompt.")
     logprobs: int | None = Field(
@@ -67,7 +67,7 @@ class _TextRequest(Cacheable):
         ge=0,
         le=20,
         strict=False,
-        description="Report each new token's log-probability, and those of this many likeliest tokens in its place.",
+        description="Return the log-probability of each new token and of this many most likely alternatives.",
     )
 
 
@@ -91,7 +91,7 @@ class CompleteRequest(_TextRequest):
         }
     )
 
-    echo: bool = Field(False, description="Put the prompt before the completion.")
+    echo: bool = Field(False, description="Return the prompt before the completion.")
 
 
 class StreamOptions(Strict):
@@ -99,12 +99,12 @@ class StreamOptions(Strict):
 
     unsupported = STREAM_OPTIONS
 
-    include_usage: bool = Field(False, description="End the stream with a chunk that carries the usage.")
+    include_usage: bool = Field(False, description="End the stream with a chunk that contains the usage.")
 
 
 class _OpenAIRequest(Cacheable):
-    n: int = Field(1, ge=1, le=1024, strict=False, description="Answers to give to each chat or prompt.")
-    stream_options: StreamOptions | None = Field(None, description="Options of the stream; needs stream.")
+    n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
+    stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
 
     @field_validator("stream_options")
@@ -138,40 +138,44 @@ class ChatRequest(_OpenAIRequest):
     )
     unsupported = CHAT
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1024, description="The chat so far.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1024, description="The messages of the chat so far.")
     max_tokens: int | None = Field(
         None,
         ge=1,
         le=10_000_000,
         strict=False,
-        description="Most new tokens; 512 if neither this nor the next is given.",
+        description="Maximum number of new tokens; 512 if neither this nor max_completion_tokens is given.",
     )
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=10_000_000, strict=False, description="OpenAI's newer name of max_tokens; the tighter one holds."
+        None,
+        ge=1,
+        le=10_000_000,
+        strict=False,
+        description="OpenAI's newer name of max_tokens; the lower limit applies.",
     )
     min_tokens: int = Field(
         0,
         ge=0,
         le=10_000_000,
         strict=False,
-        description="Neither an end token nor a stop string ends an answer before it has this many tokens.",
+        description="Minimum number of new tokens: end tokens and stop strings do not end a message before.",
     )
-    logprobs: bool = Field(False, description="Report each token's log-probability.")
+    logprobs: bool = Field(False, description="Return the log-probability of each token.")
     top_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
         strict=False,
-        description="Report this many likeliest tokens in each token's place, too; needs logprobs.",
+        description="Number of most likely alternatives to return for each token; requires logprobs to be true.",
     )
     metadata: dict[str, str] | None = Field(
-        None, max_length=16, description="Accepted for compatibility; neither used nor kept."
+        None, max_length=16, description="Accepted for compatibility; neither used nor stored."
     )
     safety_identifier: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
     prompt_cache_key: str | None = Field(
         None,
         max_length=256,
-        description="Accepted for compatibility; not used: prompts that begin alike share a cache.",
+        description="Accepted for compatibility; not used: prefix caching is automatic.",
     )
 
     @field_validator("top_logprobs")
@@ -202,37 +206,41 @@ class CompletionsRequest(_OpenAIRequest):
         ge=0,
         le=10_000_000,
         strict=False,
-        description="Most new tokens; 16 if left out. With 0, echo and logprobs tell how likely the prompt is.",
+        description="Maximum number of new tokens; 16 if left out. With 0, echo and logprobs the prompt is scored.",
     )
     min_tokens: int = Field(
         0,
         ge=0,
         le=10_000_000,
         strict=False,
-        description="Neither an end token nor a stop string ends a text before it has this many new tokens.",
+        description="Minimum number of new tokens: end tokens and stop strings do not end a text before.",
     )
-    echo: bool = Field(False, description="Put the prompt before the completion; in logprobs, too.")
+    echo: bool = Field(False, description="Return the prompt before the completion, in text and logprobs.")
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
         strict=False,
-        description="Report each token's log-probability, and those of this many likeliest tokens in its place.",
+        description="Return the log-probability of each token and of this many most likely alternatives.",
     )
 
 
 class Variant(ModelChoice):
     """One variant of a comparison: the fields that replace the request's own."""
 
-    label: Text | None = Field(None, max_length=64, description="A name for people; the model's id if left out.")
-    temperature: Temperature | None = Field(None, description="In place of the request's own; so are all of these.")
-    top_p: TopP | None = Field(None, description="See the request's.")
-    top_k: TopK | None = Field(None, description="See the request's.")
-    min_p: MinP | None = Field(None, description="See the request's.")
-    repetition_penalty: RepetitionPenalty | None = Field(None, description="See the request's.")
-    presence_penalty: Penalty | None = Field(None, description="See the request's.")
-    frequency_penalty: Penalty | None = Field(None, description="See the request's.")
-    seed: Seed | None = Field(None, description="See the request's.")
+    label: Text | None = Field(
+        None, max_length=64, description="Name of the variant in the response; the model's id if left out."
+    )
+    temperature: Temperature | None = Field(None, description="Overrides the request's temperature.")
+    top_p: TopP | None = Field(None, description="Overrides the request's top_p.")
+    top_k: TopK | None = Field(None, description="Overrides the request's top_k.")
+    min_p: MinP | None = Field(None, description="Overrides the request's min_p.")
+    repetition_penalty: RepetitionPenalty | None = Field(
+        None, description="Overrides the request's repetition_penalty."
+    )
+    presence_penalty: Penalty | None = Field(None, description="Overrides the request's presence_penalty.")
+    frequency_penalty: Penalty | None = Field(None, description="Overrides the request's frequency_penalty.")
+    seed: Seed | None = Field(None, description="Overrides the request's seed.")
 
 
 class CompareRequest(Sampling):
@@ -261,13 +269,21 @@ class CompareRequest(Sampling):
         }
     )
 
-    prompt: AnyText | None = Field(None, description="The text to continue; or give messages.")
+    prompt: AnyText | None = Field(None, description="The text to continue; exclusive with messages.")
     messages: list[ChatMessage] | None = Field(
-        None, min_length=1, max_length=1024, validate_default=True, description="The chat so far; or give a prompt."
+        None,
+        min_length=1,
+        max_length=1024,
+        validate_default=True,
+        description="The messages of the chat so far; exclusive with prompt.",
     )
-    variants: list[Variant] = Field(min_length=1, max_length=8, description="The sides; each may differ in any field.")
-    max_new_tokens: int = Field(128, ge=1, le=10_000_000, strict=False, description="Most new tokens of each answer.")
-    score: bool = Field(True, description="Tell how likely each answer is to each of the models.")
+    variants: list[Variant] = Field(
+        min_length=1, max_length=8, description="Variants to compare; each may override any sampling field."
+    )
+    max_new_tokens: int = Field(
+        128, ge=1, le=10_000_000, strict=False, description="Maximum number of new tokens of each answer."
+    )
+    score: bool = Field(True, description="Compute the mean log-probability of each answer under each of the models.")
 
     @field_validator("messages")
     @classmethod

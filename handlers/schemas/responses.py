@@ -16,18 +16,18 @@ class LazyModel(BaseModel):
 class PromptTokensDetails(LazyModel):
     """Details of the prompt's tokens."""
 
-    cached_tokens: int = Field(description="Of the prompt tokens, those that an earlier request had left computed.")
+    cached_tokens: int = Field(description="Number of prompt tokens found in the prefix cache.")
 
 
 class CacheReport(LazyModel):
     """How the response cache was used. A cached response repeats the rest of its original usage."""
 
     status: Literal["hit", "miss", "shared", "bypass"] = Field(
-        description="hit: it was kept; miss: it was computed, and is kept; shared: it was being computed for another; "
-        "bypass: it was computed whatever was kept."
+        description="hit: the response was cached; miss: it was generated and cached; shared: an identical request was "
+        "in progress; bypass: it was generated, and the cache was not used."
     )
-    age_seconds: float | None = Field(description="Of a kept answer.")
-    key: str | None = Field(description="What it is kept under; DELETE /cache takes it as prefix.")
+    age_seconds: float | None = Field(description="Age of a cached response; null if it was generated.")
+    key: str | None = Field(description="Key of the response in the cache; DELETE /cache accepts it as prefix.")
 
 
 class Usage(LazyModel):
@@ -37,25 +37,27 @@ class Usage(LazyModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    cache: CacheReport | None = Field(None, description="There if answers are kept (RESPONSE_CACHE).")
+    cache: CacheReport | None = Field(None, description="Present if the response cache is enabled (RESPONSE_CACHE).")
 
 
 class TopLogprob(LazyModel):
     """A token and its log-probability: OpenAI's fields, plus the token's id."""
 
-    id: int = Field(description="As logit_bias takes it.")
-    token: str = Field(description="Its text; a part of a character shows as a replacement mark.")
+    id: int = Field(description="Token id, as logit_bias takes it.")
+    token: str = Field(description="Text of the token; an incomplete character is a replacement character.")
     logprob: float = Field(
-        description="Natural logarithm of its probability by the model alone, before penalties, biases, temperature "
-        "and the rest; -9999 stands for anything less likely than that."
+        description="Natural logarithm of the model's probability, before penalties, biases, temperature and filters; "
+        "-9999 stands for all lower values."
     )
-    bytes: list[int] = Field(description="Its text in UTF-8; those of all tokens, joined, are whole characters.")
+    bytes: list[int] = Field(description="Bytes of the token in UTF-8; joined, those of all tokens are the text.")
 
 
 class TokenLogprob(TopLogprob):
     """A generated token, its log-probability and the likeliest alternatives."""
 
-    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens in its place, best first, if asked for.")
+    top_logprobs: list[TopLogprob] = Field(
+        description="The most likely tokens at this position, most likely first; empty unless requested."
+    )
 
 
 class SequenceResponse(LazyModel):
@@ -65,7 +67,7 @@ class SequenceResponse(LazyModel):
     text: str
     finish_reason: Literal["stop", "length"]
     logprobs: list[TokenLogprob] | None = Field(
-        None, description="Of every generated token, those that end the text included; there if asked for."
+        None, description="For every generated token, end tokens included; null unless requested."
     )
 
 
@@ -84,7 +86,9 @@ class TextChunk(LazyModel):
     index: int | None = None
     text: str | None = None
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: list[TokenLogprob] | None = Field(None, description="Of the tokens up to here; there if asked for.")
+    logprobs: list[TokenLogprob] | None = Field(
+        None, description="For the tokens since the last event; null unless requested."
+    )
     model: str | None = None
     usage: Usage | None = None
 
@@ -152,12 +156,12 @@ class ChatChunk(LazyModel):
 class CompletionLogprobs(LazyModel):
     """Log-probabilities in the form of OpenAI's completions: four lists with one item per token."""
 
-    tokens: list[str] = Field(description=r"One that is not whole characters is its bytes, as `bytes:\xe2\x82`.")
-    token_logprobs: list[float | None] = Field(description="None for a prompt's first token, which follows nothing.")
+    tokens: list[str] = Field(description=r"An incomplete character is written as its bytes: `bytes:\xe2\x82`.")
+    token_logprobs: list[float | None] = Field(description="null for the first token of a prompt.")
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="The likeliest tokens and the one that is there; of two with one text, one is `token_id:` and an id"
+        description="The most likely tokens and the actual one. Of two with one text, one is `token_id:` and its id."
     )
-    text_offset: list[int] = Field(description="Where each token begins in the choice's text, in characters.")
+    text_offset: list[int] = Field(description="Offset of each token in the choice's text, in characters.")
 
 
 class CompletionsChoice(LazyModel):
@@ -190,21 +194,21 @@ class VariantError(LazyModel):
 class ComparedAnswer(LazyModel):
     """One variant's answer, or its error. Times start with the generation and do not include loading the model."""
 
-    index: int = Field(description="Of the variant.")
+    index: int = Field(description="Index of the variant.")
     label: str
     model: str
     text: str
     finish_reason: Literal["stop", "length"] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    seconds: float | None = Field(None, description="The whole generation; variants run at the same time.")
+    seconds: float | None = Field(None, description="Duration of the generation; variants run at the same time.")
     time_to_first_token_seconds: float | None = None
     tokens_per_second: float | None = Field(None, description="completion_tokens / seconds.")
-    memory_bytes: int | None = Field(None, description="What its model held at the end.")
+    memory_bytes: int | None = Field(None, description="Memory that the model used at the end.")
     mean_logprobs: dict[str, float | None] = Field(
-        description="For each model of the comparison, the mean log-probability of the answer's tokens behind that "
-        "model's own prompt; an end token is not one of them. Under another model the tokens are those that it has "
-        "for the text. null where that cannot be had: no answer, no room, no model."
+        description="Map of each model of the comparison to the mean log-probability of the answer's tokens after that "
+        "model's own prompt, without the end token. Another model's tokens are its own for the same text. null if it "
+        "could not be computed: no answer, no space in the context, or no model."
     )
     error: VariantError | None = None
 

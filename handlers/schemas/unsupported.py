@@ -52,26 +52,26 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
         "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
         "functions": Unsupported(_FUNCTIONS, ([],)),
         "function_call": Unsupported(_FUNCTIONS, ("none", "auto")),
-        "response_format": Unsupported("this server writes text only", ({"type": "text"},)),
-        "modalities": Unsupported("this server writes text only", (["text"],)),
+        "response_format": Unsupported("this server generates text only", ({"type": "text"},)),
+        "modalities": Unsupported("this server generates text only", (["text"],)),
         "audio": Unsupported("audio is not supported by this server"),
-        "store": Unsupported("this server stores no answers", (False,)),
-        "service_tier": Unsupported("this server has one service tier", ("auto", "default")),
-        "reasoning_effort": Unsupported("the effort of reasoning cannot be chosen"),
-        "verbosity": Unsupported("verbosity cannot be chosen", ("medium",)),
+        "store": Unsupported("stored completions are not supported by this server", (False,)),
+        "service_tier": Unsupported("service tiers are not supported by this server", ("auto", "default")),
+        "reasoning_effort": Unsupported("reasoning effort is not supported by this server"),
+        "verbosity": Unsupported("verbosity is not supported by this server", ("medium",)),
         "prediction": Unsupported("predicted outputs are not supported by this server"),
         "web_search_options": Unsupported("web search is not supported by this server"),
         "moderation": Unsupported("moderation is not supported by this server"),
-        "prompt_cache_options": Unsupported("the prompt cache has no options"),
-        "prompt_cache_retention": Unsupported("how long prompts stay cached cannot be chosen"),
+        "prompt_cache_options": Unsupported("options of the prompt cache are not supported by this server"),
+        "prompt_cache_retention": Unsupported("the retention of cached prompts is not configurable"),
     }
 )
 """Unsupported fields of a chat completion request."""
 
 COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "best_of": Unsupported("a choice of the best completion is not supported by this server", (1,)),
-        "suffix": Unsupported("a text behind the completion is not supported by this server", ("",)),
+        "best_of": Unsupported("best_of is not supported by this server", (1,)),
+        "suffix": Unsupported("a text after the completion is not supported by this server", ("",)),
     }
 )
 """Unsupported fields of a completion request."""

@@ -39,7 +39,7 @@ def fault(message: RawRequestMessage, max_header_bytes: int) -> ServiceError | N
     """
     headers, path = message.headers, message.path
     if message.version != HttpVersion11 and message.version != HttpVersion10:
-        return InvalidRequest("this service speaks HTTP/1.1 and HTTP/1.0")
+        return InvalidRequest("only HTTP/1.1 and HTTP/1.0 are supported")
     coding = headers.get(hdrs.TRANSFER_ENCODING)
     if coding is not None and (coding.lower() != "chunked" or message.version != HttpVersion11):
         # RFC 9112 section 6.1: with HTTP/1.0 the framing is faulty; codings other than chunked are not supported

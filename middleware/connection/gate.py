@@ -45,15 +45,15 @@ class ConnectionInfo:
     """The data of a connection that is known before its first request.
 
     Args:
-        free: releases the connection's slot; further calls do nothing.
+        release: releases the connection's slot; further calls do nothing.
         peer: the source address from the PROXY header, if it had one.
-        vouched: False if forwarding headers must be ignored.
+        use_forwarding: False if forwarding headers must be ignored.
         certificate: the subject of the client's certificate, if it sent one.
     """
 
-    free: Callable[[], None]
+    release: Callable[[], None]
     peer: str | None = None
-    vouched: bool = True
+    use_forwarding: bool = True
     certificate: str | None = None
 
 
@@ -62,24 +62,24 @@ class ListenerConfig:
     """The configuration of new connections, and the set of those that are not yet handed over to HTTP.
 
     Args:
-        places: the connection limiter.
-        seconds: the deadline of the PROXY header, and that of the TLS handshake.
+        limiter: the connection limiter.
+        timeout: the deadline of the PROXY header, and that of the TLS handshake.
         tls: the TLS contexts for HTTPS; None for plain HTTP.
         proxies: the trusted proxies, which must send PROXY headers; None if the PROXY protocol is off.
         unix_proxies: whether unix-socket peers are such proxies.
-        waiting: the connections that have not completed the PROXY header or TLS handshake.
+        pending: the connections that have not completed the PROXY header or TLS handshake.
     """
 
-    places: ConnectionLimiter
-    seconds: float
+    limiter: ConnectionLimiter
+    timeout: float
     tls: Secured | None = None
     proxies: NetworkSet | None = None
     unix_proxies: bool = False
-    waiting: set[ConnectionGate] = field(default_factory=set)
+    pending: set[ConnectionGate] = field(default_factory=set)
 
     def close(self) -> None:
         """Abort all connections that are not yet handed over to HTTP."""
-        for gate in list(self.waiting):
+        for gate in list(self.pending):
             gate.abort()
 
 
@@ -87,39 +87,39 @@ class ConnectionGate(asyncio.Protocol):
     """The first protocol of a connection: counts it, reads the PROXY header, does TLS, and hands over to HTTP.
 
     Args:
-        entrance: the configuration that all connections share.
+        listener: the configuration that all connections share.
         http: creates the HTTP protocol that takes over.
     """
 
-    def __init__(self, entrance: ListenerConfig, http: Callable[[ConnectionInfo], asyncio.Protocol]) -> None:
-        self._entrance, self._http = entrance, http
+    def __init__(self, listener: ListenerConfig, http: Callable[[ConnectionInfo], asyncio.Protocol]) -> None:
+        self._listener, self._http = listener, http
         self._transport: asyncio.Transport | None = None
         self._data = b""
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
-        self._taken = False
+        self._has_slot = False
         self._group = ""
-        self._visit = ConnectionInfo(self._free)
+        self._info = ConnectionInfo(self._release)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection slot, then wait for the PROXY header or go on to TLS or HTTP."""
-        entrance = self._entrance
+        listener = self._listener
         self._transport = cast(asyncio.Transport, transport)
         # asyncio then calls pause_writing for any unsent byte, which starts the write deadline (protocol.py).
         self._transport.set_write_buffer_limits(high=0)
-        self._taken = entrance.places.take()
-        if not self._taken:
+        self._has_slot = listener.limiter.acquire()
+        if not self._has_slot:
             self.abort()
             return
         peername = transport.get_extra_info("peername")
         peer = unmap(ip_address(peername[0].partition("%")[0])) if isinstance(peername, tuple) and peername else None
-        if entrance.proxies is None:
-            self._enter(peer)
-        elif peer in entrance.proxies if peer is not None else entrance.unix_proxies:
-            entrance.waiting.add(self)
-            self._timer = asyncio.get_running_loop().call_later(entrance.seconds, self.abort)
+        if listener.proxies is None:
+            self._admit(peer)
+        elif peer in listener.proxies if peer is not None else listener.unix_proxies:
+            listener.pending.add(self)
+            self._timer = asyncio.get_running_loop().call_later(listener.timeout, self.abort)
         else:
-            _log.warning("PROXY protocol: %s is no trusted proxy", peer)
+            _log.warning("PROXY protocol: %s is not a trusted proxy", peer)
             self.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -136,78 +136,80 @@ class ConnectionGate(asyncio.Protocol):
         if header is None:
             return
         self._data = self._data[header.length :]
-        self._visit.peer = str(header.source) if header.source is not None else None
-        self._visit.vouched = header.local or header.source is not None
+        self._info.peer = str(header.source) if header.source is not None else None
+        self._info.use_forwarding = header.local or header.source is not None
         self._timer.cancel()
         self._timer = None
-        self._enter(header.source)
+        self._admit(header.source)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Release the connection's slot."""
-        self._free()
+        self._release()
 
     def abort(self) -> None:
         """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
-        self._free()
+        self._release()
 
-    def _enter(self, peer: Address | None) -> None:
-        group = self._entrance.places.assign(peer)
+    def _admit(self, peer: Address | None) -> None:
+        group = self._listener.limiter.assign(peer)
         if group is None:
             self.abort()
             return
         self._group = group
         if self._transport is None:
             return
-        if self._entrance.tls is None:
-            self._hand_over(self._transport)
+        if self._listener.tls is None:
+            self._start_http(self._transport)
         else:
-            self._entrance.waiting.add(self)
-            self._handshake = asyncio.get_running_loop().create_task(self._secure(self._transport, self._entrance.tls))
+            self._listener.pending.add(self)
+            self._handshake = asyncio.get_running_loop().create_task(
+                self._start_tls(self._transport, self._listener.tls)
+            )
 
-    async def _secure(self, transport: asyncio.Transport, tls: Secured) -> None:
-        seconds = self._entrance.seconds
+    async def _start_tls(self, transport: asyncio.Transport, tls: Secured) -> None:
+        timeout = self._listener.timeout
         try:
             secured = await asyncio.get_running_loop().start_tls(
                 transport,
                 self,
                 tls.context,
                 server_side=True,
-                ssl_handshake_timeout=seconds,
+                ssl_handshake_timeout=timeout,
                 ssl_shutdown_timeout=_FLUSH_SECONDS,
             )
         except OSError as error:  # includes SSLError and the error that the deadline raises
             _log.debug("no TLS handshake: %s", type(error).__name__)
-            self._free()
+            self._release()
             return
         except BaseException:
-            self._free()
+            self._release()
             raise
-        if secured is None or secured.is_closing() or not self._taken:
-            self._free()
+        if secured is None or secured.is_closing() or not self._has_slot:
+            self._release()
             return
         # asyncio's TLS already pauses when the buffer reaches the high mark, so 0 would pause and resume all the time.
         secured.set_write_buffer_limits(high=1, low=0)
-        self._visit.certificate = subject(secured.get_extra_info("peercert"))
-        self._hand_over(secured)
+        self._info.certificate = subject(secured.get_extra_info("peercert"))
+        self._start_http(secured)
 
-    def _hand_over(self, transport: asyncio.Transport) -> None:
-        self._entrance.waiting.discard(self)
-        protocol = self._http(self._visit)
+    def _start_http(self, transport: asyncio.Transport) -> None:
+        self._listener.pending.discard(self)
+        protocol = self._http(self._info)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if self._data:
             protocol.data_received(self._data)
             self._data = b""
 
-    def _free(self) -> None:
+    def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._entrance.waiting.discard(self)
-        if self._taken:
-            self._taken = False
-            self._entrance.places.free(self._group)
+        self._listener.pending.discard(self)
+        if self._has_slot:
+            self._has_slot = False
+            self._listener.limiter.release(self._group)
 
 
 def subject(certificate: dict[str, object] | None) -> str | None:

@@ -17,6 +17,8 @@ import select
 from collections.abc import Iterable
 from typing import Any
 
+from middleware.aiohttp_internals import current_request
+
 _FIRST_PAUSE = 0.05  # seconds: most networks return the RST within it
 _GROWTH = 3  # so the nine bytes cover over 160 s
 
@@ -26,14 +28,16 @@ class HalfClosed:
 
     Args:
         protocol: aiohttp's connection, which writes responses to its ``transport``.
-        wire: the socket's transport.
+        socket_transport: the socket's transport.
     """
 
-    def __init__(self, protocol: Any, wire: asyncio.Transport) -> None:
-        self._protocol, self._wire = protocol, wire
+    def __init__(self, protocol: Any, socket_transport: asyncio.Transport) -> None:
+        self._protocol, self._socket_transport = protocol, socket_transport
         self._loop = asyncio.get_running_loop()
         self._poll = select.poll()
-        self._poll.register(wire.get_extra_info("socket").fileno(), 0)  # POLLERR and POLLHUP are always reported
+        self._poll.register(
+            socket_transport.get_extra_info("socket").fileno(), 0
+        )  # POLLERR and POLLHUP are always reported
         self._timer = self._loop.call_soon(self._probe, _FIRST_PAUSE)
 
     def stop(self) -> None:
@@ -42,38 +46,38 @@ class HalfClosed:
 
     def _probe(self, pause: float) -> None:
         if self._poll.poll(0):
-            self._wire.abort()  # this also cancels the request's handler
+            self._socket_transport.abort()  # this also cancels the request's handler
             return
-        request = self._protocol._current_request
+        request = current_request(self._protocol)
         if request is not None and request.writer.output_size == 0:
-            self._begin(b"HTTP/%d.%d " % request.version)
+            self._send_status_byte(b"HTTP/%d.%d " % request.version)
         self._timer = self._loop.call_later(pause, self._probe, pause * _GROWTH)
 
-    def _begin(self, status_line: bytes) -> None:
+    def _send_status_byte(self, status_line: bytes) -> None:
         """Send one more byte of the status line, if one is left."""
-        begun = self._protocol.transport
-        if not isinstance(begun, _Begun):
-            begun = self._protocol.transport = _Begun(self._protocol, self._wire)
-        if begun.sent < len(status_line):
-            self._wire.write(status_line[begun.sent : begun.sent + 1])
-            begun.sent += 1
+        wrapper = self._protocol.transport
+        if not isinstance(wrapper, _Begun):
+            wrapper = self._protocol.transport = _Begun(self._protocol, self._socket_transport)
+        if wrapper.sent < len(status_line):
+            self._socket_transport.write(status_line[wrapper.sent : wrapper.sent + 1])
+            wrapper.sent += 1
 
 
 class _Begun:
     """Wraps the transport until the response's first write, from which it removes the bytes that are already sent."""
 
-    def __init__(self, protocol: Any, wire: asyncio.Transport) -> None:
-        self._protocol, self._wire = protocol, wire
+    def __init__(self, protocol: Any, socket_transport: asyncio.Transport) -> None:
+        self._protocol, self._socket_transport = protocol, socket_transport
         self.sent = 0
 
     def write(self, data: bytes) -> None:
         """Write the response's head without the bytes already sent, and restore the original transport."""
-        self._protocol.transport = self._wire
-        self._wire.write(memoryview(data)[self.sent :])
+        self._protocol.transport = self._socket_transport
+        self._socket_transport.write(memoryview(data)[self.sent :])
 
     def writelines(self, chunks: Iterable[bytes]) -> None:
         """Write the response's head and the first part of its body, as ``write`` does."""
         self.write(b"".join(chunks))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._wire, name)
+        return getattr(self._socket_transport, name)

@@ -19,26 +19,30 @@ class ConnectionLimiter:
     """Counts and limits open connections, in total and per address.
 
     Args:
-        total: the largest number of open connections.
-        per_address: the largest number per address; IPv6 addresses count by /64.
+        max_total: the largest number of open connections.
+        max_per_address: the largest number per address; IPv6 addresses count by /64.
         uncounted: networks whose addresses count in the total only.
         clock: monotonic time in seconds, which limits refusals in the log to one line a second.
     """
 
     def __init__(
-        self, total: int, per_address: int, uncounted: Sequence[Network], clock: Callable[[], float] = time.monotonic
+        self,
+        max_total: int,
+        max_per_address: int,
+        uncounted: Sequence[Network],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.open = 0
         self.refused = 0
         self.by_address: Counter[str] = Counter()
-        self._total, self._per_address = total, per_address
+        self._max_total, self._max_per_address = max_total, max_per_address
         self._uncounted = NetworkSet(uncounted)
         self._clock = clock
-        self._logged = (-1.0, 0)  # time of the last log line, and the number refused by then
+        self._last_log = (-1.0, 0)  # time of the last log line, and the number refused by then
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Take a slot from the total; return False if none is free."""
-        if self.open >= self._total:
+        if self.open >= self._max_total:
             return self._refuse("MAX_CONNECTIONS")
         self.open += 1
         return True
@@ -50,18 +54,18 @@ class ConnectionLimiter:
             address: the peer's address; None for a unix socket.
 
         Returns:
-            The group to pass to ``free``; None if the address is at its limit.
+            The group to pass to ``release``; None if the address is at its limit.
         """
         if address is None or address in self._uncounted:
             return ""
         group = client_group(address)
-        if self.by_address[group] >= self._per_address:
+        if self.by_address[group] >= self._max_per_address:
             self._refuse("MAX_CONNECTIONS_PER_ADDRESS")
             return None
         self.by_address[group] += 1
         return group
 
-    def free(self, group: str) -> None:
+    def release(self, group: str) -> None:
         """Release a slot.
 
         Args:
@@ -75,9 +79,9 @@ class ConnectionLimiter:
 
     def _refuse(self, limit: str) -> bool:
         self.refused += 1
-        now, (logged, before) = self._clock(), self._logged
+        now, (logged, before) = self._clock(), self._last_log
         if logged < 0 or now - logged >= 1:
-            self._logged = now, self.refused
+            self._last_log = now, self.refused
             _log.warning("connections refused: %d (%s)", self.refused - before, limit)
         return False
 
@@ -87,7 +91,11 @@ def raise_fd_limit(connections: int) -> None:
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < needed:
-            _log.warning("MAX_CONNECTIONS: the system allows %d open files, %d are needed", most, needed)
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            _log.warning(
+                "MAX_CONNECTIONS: the system allows %d open files, %d are needed; raise the hard limit (ulimit -Hn)",
+                allowed,
+                needed,
+            )

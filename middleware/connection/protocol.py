@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from aiohttp import hdrs, web
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import _ErrInfo
 
+from middleware.aiohttp_internals import (
+    close_idle_at,
+    current_request,
+    is_handling,
+    is_waiting,
+    queued_bodies,
+    refuse_incomplete_request,
+)
 from middleware.connection.framing import HEAD_FIELDS, too_large, unreadable
 from middleware.connection.gate import ConnectionInfo
 from middleware.connection.half_close import HalfClosed
@@ -51,64 +57,62 @@ class Connection(web.RequestHandler):
 
     Args:
         manager: the aiohttp server.
-        visit: the connection's data from the ``ConnectionGate``.
+        info: the connection's data from the ``ConnectionGate``.
         limits: the connection's limits.
         kwargs: arguments of ``web.RequestHandler``.
     """
 
-    def __init__(self, manager: web.Server, visit: ConnectionInfo, limits: ConnectionLimits, **kwargs: Any) -> None:
+    def __init__(self, manager: web.Server, info: ConnectionInfo, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
-        self.visit = visit
+        self.info = info
         self.requests = 0
         self.fault: ServiceError | None = None  # why the next request must be refused
         self._request: web.BaseRequest | None = None  # the last request that was read
         self._half_closed: HalfClosed | None = None
         self._limits = limits
-        self._head = 0  # bytes of a request whose headers are incomplete
-        self._wire: asyncio.Transport | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # bytes of a request whose headers are incomplete
+        self._socket_transport: asyncio.Transport | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     @property
     def peername(self) -> Any:  # request.remote, which the log and the audit log show
         """The peer's address: the source in the PROXY header if there was one, else the socket's."""
-        if self.visit.peer is not None:
-            return (self.visit.peer, 0)
+        if self.info.peer is not None:
+            return (self.info.peer, 0)
         return self.transport.get_extra_info("peername") if self.transport is not None else None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the header deadline."""
         super().connection_made(transport)
-        self._wire = cast(asyncio.Transport, transport)
-        self._limit()  # the long idle time is only for connections that have sent a request
+        self._socket_transport = cast(asyncio.Transport, transport)
+        self._set_header_deadline()  # the long idle time is only for connections that have sent a request
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the timers and release the connection's slot."""
-        if self._stalled is not None:
-            self._stalled.cancel()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         if self._half_closed is not None:
             self._half_closed.stop()
-        self._wire = None
-        self.visit.free()
+        self._socket_transport = None
+        self.info.release()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; while headers are incomplete, apply the header deadline and the size limit."""
         super().data_received(data)
-        if self._waiter is None or self._waiter.done():
-            self._head = 0
+        if not is_waiting(self):
+            self._head_bytes = 0
         elif data:  # aiohttp still waits: a request has begun and its headers are incomplete
-            self._limit()
-            self._head += len(data)
-            if self._head > HEAD_FIELDS * self._limits.max_header_bytes:
-                error = too_large(self._limits.max_header_bytes)
-                self._messages.append((_ErrInfo(error.status, error, error.message), EMPTY_PAYLOAD))
-                self._waiter.set_result(None)
+            self._set_header_deadline()
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_FIELDS * self._limits.max_header_bytes:
+                refuse_incomplete_request(self, too_large(self._limits.max_header_bytes))
 
     def begin(self, request: web.BaseRequest) -> None:
         """Record the request that is about to be handled; after a FIN, close the connection after the last one."""
         self._request = request
-        if self._half_closed is not None and not self._messages:
-            self._end_with(request)
+        if self._half_closed is not None and not queued_bodies(self):
+            self._close_after(request)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio uses the result; aiohttp declares none
         """Handle the client's FIN.
@@ -119,18 +123,19 @@ class Connection(web.RequestHandler):
         """
         if self._half_closed is not None:  # called again, because reading was resumed
             return True
-        request = self._request if self._waiter is None else None
-        bodies = [body for _, body in self._messages] + ([request._payload] if request is not None else [])
+        request = self._request if is_handling(self) else None
+        queued = queued_bodies(self)
+        bodies = queued + ([request.content] if request is not None else [])
         if not bodies or not all(body.is_eof() for body in bodies):
             return False
-        if self._wire is None or self._wire.get_extra_info("sslcontext") is not None:
+        if self._socket_transport is None or self._socket_transport.get_extra_info("sslcontext") is not None:
             return False
-        self._half_closed = HalfClosed(self, self._wire)
-        if request is not None and not self._messages:
-            self._end_with(request)
+        self._half_closed = HalfClosed(self, self._socket_transport)
+        if request is not None and not queued:
+            self._close_after(request)
         return True
 
-    def _end_with(self, request: web.BaseRequest) -> None:
+    def _close_after(self, request: web.BaseRequest) -> None:
         """Close the connection after the response to this request, with ``Connection: close`` if it has not begun."""
         request[LAST] = True
         self.close()
@@ -138,27 +143,32 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         """Start the write deadline, because the client is not receiving what was written."""
         super().pause_writing()
-        self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, self._sent())
+        self._write_timer = asyncio.get_running_loop().call_later(
+            self._limits.write_timeout, self._check_write_progress, self._bytes_sent()
+        )
 
     def resume_writing(self) -> None:
         """Stop the write deadline, because everything was sent."""
         super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
 
-    def _sent(self) -> int:
+    def _bytes_sent(self) -> int:
         """Return a number that grows with every byte that is sent to the client."""
-        written = self._current_request.writer.output_size if self._current_request is not None else 0
-        return written - (self._wire.get_write_buffer_size() if self._wire is not None else 0)
+        request = current_request(self)
+        written = request.writer.output_size if request is not None else 0
+        return written - (self._socket_transport.get_write_buffer_size() if self._socket_transport is not None else 0)
 
-    def _taken(self, before: int) -> None:
-        if self._wire is None:
+    def _check_write_progress(self, before: int) -> None:
+        if self._socket_transport is None:
             return
-        if (now := self._sent()) == before:
-            _log.info("a client stopped reading its answer")
-            self._wire.abort()
+        if (now := self._bytes_sent()) == before:
+            _log.info("a client stopped reading its response")
+            self._socket_transport.abort()
         else:
-            self._stalled = self._loop.call_later(self._limits.write_timeout, self._taken, now)
+            self._write_timer = asyncio.get_running_loop().call_later(
+                self._limits.write_timeout, self._check_write_progress, now
+            )
 
     def handle_error(
         self,
@@ -172,7 +182,7 @@ class Connection(web.RequestHandler):
         aiohttp's own answer is plain text that repeats the bytes received, and it logs them with a traceback,
         credentials included.
         """
-        error: ServiceError = InternalError("something went wrong here")
+        error: ServiceError = InternalError("an unexpected error occurred")
         if isinstance(exc, ServiceError):
             error = exc
         elif 400 <= status < 500:
@@ -180,11 +190,11 @@ class Connection(web.RequestHandler):
         if error.status < 500:
             _log.info("unreadable request from %s: %s", request.remote, type(exc).__name__)
         elif isinstance(exc, ConnectionError):
-            _log.info("a client left before its answer began")
+            _log.info("a client disconnected before its response began")
         else:
             _log.error("a request failed outside all middlewares", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun already")
+            raise ConnectionError("the response has already begun")
         rendered = error_response(error, openai=False)
         response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
         secure(response.headers, https=request.secure)
@@ -192,10 +202,6 @@ class Connection(web.RequestHandler):
         response.force_close()
         return response
 
-    def _limit(self) -> None:
-        close_at = self._loop.time() + self._limits.header_timeout
-        # Further bytes must not extend the deadline: an earlier one is kept.
-        if self._keepalive_handle is None or close_at < self._next_keepalive_close_time:
-            self.keep_alive(True)  # cancels aiohttp's timer
-            self._next_keepalive_close_time = close_at
-            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+    def _set_header_deadline(self) -> None:
+        # An earlier deadline is kept, because further bytes must not extend it.
+        close_idle_at(self, asyncio.get_running_loop().time() + self._limits.header_timeout)

@@ -113,14 +113,14 @@ def _binary(data: bytes) -> Header | None:
         raise NotProxied("an unknown family, or a block too short for it")
     if family == 0x00:  # UNSPEC: the address block must be skipped
         return Header(end)
-    _check(data[:end], _FIXED + 2 * size + (4 if size < 108 else 0))
+    _check_tlvs(data[:end], _FIXED + 2 * size + (4 if size < 108 else 0))
     raw = data[_FIXED : _FIXED + size]
     if size == 4:
         return Header(end, IPv4Address(raw))
     return Header(end, unmap(IPv6Address(raw)) if size == 16 else None)
 
 
-def _check(header: bytes, position: int) -> None:
+def _check_tlvs(header: bytes, position: int) -> None:
     """Walk the TLVs, and verify the CRC32c if there is one (section 2.2.3)."""
     while position < len(header):
         if position + 3 > len(header):
@@ -130,9 +130,9 @@ def _check(header: bytes, position: int) -> None:
         if position > len(header):
             raise NotProxied("a TLV that is cut off")
         if kind == _CRC32C:
-            told = header[value:position]
-            summed = crc32c(header[:value] + bytes(size) + header[position:])
-            if size != 4 or int.from_bytes(told, "big") != summed:
+            expected = header[value:position]
+            actual = crc32c(header[:value] + bytes(size) + header[position:])
+            if size != 4 or int.from_bytes(expected, "big") != actual:
                 raise NotProxied("a wrong checksum")
 
 

@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import ERROR
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from middleware.aiohttp_internals import ReplaceableServerRunner, connection_arguments, request_data
 from middleware.connection.framing import LINE_ROUND_TARGET, fault, origin_form
 from middleware.connection.gate import ConnectionGate, ConnectionInfo, ListenerConfig, Secured
 from middleware.connection.limits import ConnectionLimiter
@@ -50,21 +51,21 @@ _FORWARDING = (*SOURCES, "X-Forwarded-Proto", "X-Forwarded-Host")
 
 
 class _Server(web.Server):
-    def __init__(self, limits: ConnectionLimits, entrance: ListenerConfig | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, listener: ListenerConfig | None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.limits, self.entrance = limits, entrance
+        self.limits, self.listener = limits, listener
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # asyncio needs only a protocol
-        if self.entrance is None:
+        if self.listener is None:
             return self._connect(ConnectionInfo(_nothing))
-        return ConnectionGate(self.entrance, self._connect)
+        return ConnectionGate(self.listener, self._connect)
 
-    def _connect(self, visit: ConnectionInfo) -> Connection:
-        return Connection(self, visit, self.limits, loop=self._loop, **self._kwargs)
+    def _connect(self, info: ConnectionInfo) -> Connection:
+        return Connection(self, info, self.limits, **connection_arguments(self))
 
     def pre_shutdown(self) -> None:
-        if self.entrance is not None:
-            self.entrance.close()
+        if self.listener is not None:
+            self.listener.close()
         super().pre_shutdown()
 
     def make_request(
@@ -77,20 +78,20 @@ class _Server(web.Server):
             connection.begin(request)
             return request
         connection.requests += 1
-        visit = connection.visit
+        info = connection.info
         if not message.path.startswith("/"):
             message = origin_form(message)
         expected = message.headers.get(hdrs.EXPECT)
-        if expected is not None or not visit.vouched:
+        if expected is not None or not info.use_forwarding:
             headers = CIMultiDict(message.headers)
-            for name in (hdrs.EXPECT, *(() if visit.vouched else _FORWARDING)):
+            for name in (hdrs.EXPECT, *(() if info.use_forwarding else _FORWARDING)):
                 headers.popall(name, None)
             message = message._replace(headers=CIMultiDictProxy(headers))
         connection.fault = fault(message, self.limits.max_header_bytes)
         if connection.fault is not None:  # a response never has an unsupported version (RFC 9110 section 2.5)
             message = message._replace(version=HttpVersion11)
         request = factory(message, *rest)
-        store = request._state
+        store = request_data(request)
         # aiohttp's ``get`` takes four calls, and an exception for a missing key; each request calls it a dozen times.
         request.get = store.get  # type: ignore[method-assign]
         store[CONTINUE] = (
@@ -99,9 +100,9 @@ class _Server(web.Server):
         # After an unknown upgrade (h2c), aiohttp loses the bytes that came in the same packet, and so might read the
         # rest of a body as a request. Upgrades are ignored here: the request is answered, and is the connection's last.
         store[LAST] = message.upgrade or connection.requests >= self.limits.keepalive_requests
-        store[PEER] = visit.peer
-        if visit.certificate is not None:
-            store[CLIENT_CERTIFICATE] = visit.certificate
+        store[PEER] = info.peer
+        if info.certificate is not None:
+            store[CLIENT_CERTIFICATE] = info.certificate
         connection.begin(request)
         return request
 
@@ -110,7 +111,7 @@ def _nothing() -> None:
     pass
 
 
-class DeadlineRunner(web.AppRunner):
+class DeadlineRunner(ReplaceableServerRunner):
     """A ``web.AppRunner`` that enforces ``ConnectionLimits`` and a ``ListenerConfig``.
 
     A connection whose request headers are not complete in time is closed without a response.
@@ -118,7 +119,7 @@ class DeadlineRunner(web.AppRunner):
     Args:
         app: the application to serve.
         header_timeout: as in ``ConnectionLimits``, like the next four arguments.
-        entrance: the connection limits, TLS and PROXY protocol; None for none of them.
+        listener: the connection limits, TLS and PROXY protocol; None for none of them.
         kwargs: arguments of ``web.AppRunner``; ``keepalive_timeout`` is the idle time between requests in seconds.
     """
 
@@ -131,7 +132,7 @@ class DeadlineRunner(web.AppRunner):
         max_header_bytes: int = 8190,
         max_headers: int = 100,
         keepalive_requests: int = 10_000,
-        entrance: ListenerConfig | None = None,
+        listener: ListenerConfig | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -143,7 +144,7 @@ class DeadlineRunner(web.AppRunner):
             **kwargs,
         )
         self.limits = ConnectionLimits(header_timeout, write_timeout, max_header_bytes, max_headers, keepalive_requests)
-        self.entrance = entrance
+        self.listener = listener
 
     @classmethod
     def of(cls, app: web.Application, settings: Settings, tls: Secured | None = None, **kwargs: Any) -> DeadlineRunner:
@@ -155,7 +156,7 @@ class DeadlineRunner(web.AppRunner):
             tls: the TLS contexts for HTTPS; None for plain HTTP.
             kwargs: further arguments of ``web.AppRunner``.
         """
-        places = ConnectionLimiter(
+        limiter = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
         )
         return cls(
@@ -165,8 +166,8 @@ class DeadlineRunner(web.AppRunner):
             keepalive_requests=settings.keepalive_requests,
             max_header_bytes=settings.max_header_bytes,
             max_headers=settings.max_headers,
-            entrance=ListenerConfig(
-                places,
+            listener=ListenerConfig(
+                limiter,
                 settings.header_timeout_seconds,
                 tls,
                 NetworkSet(settings.trusted_proxies) if settings.proxy_protocol else None,
@@ -175,28 +176,27 @@ class DeadlineRunner(web.AppRunner):
             **kwargs,
         )
 
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+    def replace_server(self, server: web.Server) -> web.Server:
+        """Return a server that enforces the limits; it calls the application as aiohttp's server does."""
 
         def handle(request: web.BaseRequest) -> Coroutine[Any, Any, web.StreamResponse]:
-            connection: Any = request._protocol
-            found: ServiceError | None = connection.fault
-            return made.request_handler(request) if found is None else _refuse(found)  # type: ignore[return-value]
+            connection = cast(Connection, request.protocol)
+            fault = connection.fault
+            return server.request_handler(request) if fault is None else _refuse(fault)  # type: ignore[return-value]
 
         def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
-            return server.make_request(made.request_factory, message, *rest)
+            return replacement.make_request(server.request_factory, message, *rest)
 
-        server = _Server(
+        replacement = _Server(
             self.limits,
-            self.entrance,
+            self.listener,
             handle,
             request_factory=make_request,
-            handler_cancellation=made.handler_cancellation,
-            loop=made._loop,
-            **made._kwargs,
+            handler_cancellation=server.handler_cancellation,
+            **connection_arguments(server),
         )
-        return server
+        return replacement
 
 
-async def _refuse(found: ServiceError) -> web.StreamResponse:
-    raise found
+async def _refuse(error: ServiceError) -> web.StreamResponse:
+    raise error

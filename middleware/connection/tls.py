@@ -44,10 +44,10 @@ class TlsFiles:
         context.options |= ssl.OP_NO_RENEGOTIATION  # renegotiation costs the server more than the client
         context.set_alpn_protocols(["http/1.1"])
         key_setting, key = ("TLS_KEY_FILE", self.key) if self.key else ("TLS_CERT_FILE", self.certificate)
-        _hold("TLS_CERT_FILE", self.certificate, b"CERTIFICATE", "certificate")
-        _hold(key_setting, key, b"PRIVATE KEY", "private key")
+        _check_pem("TLS_CERT_FILE", self.certificate, b"CERTIFICATE", "certificate")
+        _check_pem(key_setting, key, b"PRIVATE KEY", "private key")
         try:
-            context.load_cert_chain(self.certificate, key, password=_ask)
+            context.load_cert_chain(self.certificate, key, password=_refuse_password)
         except _Encrypted:
             raise SettingsError(f"{key_setting}: the key in {key} is encrypted; decrypt it") from None
         except ssl.SSLError as error:
@@ -57,7 +57,7 @@ class TlsFiles:
                 problem = f"TLS_CERT_FILE: {self.certificate} or its key in {key} is damaged ({error.reason})"
             raise SettingsError(problem) from None
         if self.client_authorities is not None:
-            _hold("TLS_CLIENT_CA_FILE", self.client_authorities, b"CERTIFICATE", "certificate")
+            _check_pem("TLS_CLIENT_CA_FILE", self.client_authorities, b"CERTIFICATE", "certificate")
             try:
                 context.load_verify_locations(self.client_authorities)
             except ssl.SSLError as error:
@@ -100,7 +100,7 @@ class Tls:
         try:
             self.context = self._files.load()
         except SettingsError as error:  # also happens between replacing the certificate and its key
-            _log.warning("the renewed certificate cannot be used, the old one stays: %s", error)
+            _log.warning("the renewed certificate cannot be used; the old one is still in use: %s", error)
             return False
         _log.info("the certificate was renewed")
         return True
@@ -127,18 +127,18 @@ class _Encrypted(Exception):
     pass
 
 
-def _ask() -> NoReturn:
+def _refuse_password() -> NoReturn:
     """Raise ``_Encrypted``; replaces OpenSSL's password prompt on the terminal, which would block the start."""
     raise _Encrypted
 
 
-def _hold(setting: str, path: Path, what: bytes, name: str) -> None:
+def _check_pem(setting: str, path: Path, marker: bytes, name: str) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from None
-    if what + b"-----" not in content:
-        raise SettingsError(f"{setting}: {path} holds no PEM {name}")
+    if marker + b"-----" not in content:
+        raise SettingsError(f"{setting}: {path} contains no PEM {name}")
 
 
 def _stamp(path: Path | None) -> _Stamp | None:

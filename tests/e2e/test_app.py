@@ -583,7 +583,7 @@ async def test_one_model(aiohttp_client: Client, path: str, name: str) -> None:
 async def test_a_field_that_the_path_names(http: Http, path: str, model: Any) -> None:
     """It stands in one place only, whatever the body says of it."""
     found = await _refusal(await http.post(path, json={"model": model}), 400, "invalid_request")
-    assert (found["param"], found["message"]) == ("model", "model: the path names it already")
+    assert (found["param"], found["message"]) == ("model", "model: remove this field, the path already has it")
 
 
 @pytest.mark.parametrize("path", [LOAD, UNLOAD, DEFAULT, "/cache"])

@@ -16,7 +16,7 @@ _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 def _claims() -> list[tuple[str, str]]:
     """(claim, what shows it) of each row of the table, without its headings."""
-    section = TEXT.partition("## What each layer stops")[2].partition("\n## ")[0]
+    section = TEXT.partition("## What each layer prevents")[2].partition("\n## ")[0]
     rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in section.splitlines() if "|" in line]
     return [(row[0], row[1]) for row in rows[2:] if not re.fullmatch(r"\*\*[^*]+\*\*", row[0])]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from middleware.access import Access
-from middleware.auth import Signing, auth_middleware, shown_key
+from middleware.auth import Signing, api_key_of, auth_middleware
 from middleware.auth_failures import Failures
 from middleware.client_ip import client_ip_middleware
 from middleware.errors import errors_middleware
@@ -124,7 +124,7 @@ async def test_a_wrong_credential(
     assert response.headers.getall("WWW-Authenticate") == [f'{CHALLENGE}, error="invalid_token"']
     problem = await response.json()
     assert (problem["code"], problem["status"]) == ("invalid_api_key", 401)
-    assert problem["detail"].startswith("the credentials are not valid here; ")
+    assert problem["detail"].startswith("the credentials are not valid; ")
     (line,) = [record for record in caplog.records if record.name == "warmstart.edge"]
     assert "client 127.0.0.1" in line.getMessage()
     for key in (KEY, OTHER, EXPIRED, *(value for _, value in headers if len(value) > 10)):
@@ -159,7 +159,7 @@ async def test_the_log_tells_why(aiohttp_client: Client, caplog: pytest.LogCaptu
         "expired key k_old",
         "unknown key",
         "malformed key",
-        "another scheme than Bearer",
+        "a scheme other than Bearer",
         "more than one credential",
     ]
 
@@ -290,10 +290,10 @@ def test_any_headers(chosen: bytes) -> None:
             lines[-1][1] += _PIECES[byte // 4 % len(_PIECES)]
     fault, key = "", None
     try:
-        key = shown_key(CIMultiDict((name, value) for name, value in lines))
+        key = api_key_of(CIMultiDict((name, value) for name, value in lines))
     except ValueError as error:
         fault = str(error)
-    assert fault in ("", "more than one credential", "another scheme than Bearer", "an empty key")
+    assert fault in ("", "more than one credential", "a scheme other than Bearer", "an empty API key")
     assert (key is None) == (not lines or bool(fault))
     if key is not None:
         assert len(lines) == len({name for name, _ in lines})

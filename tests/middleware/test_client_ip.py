@@ -20,7 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from middleware.client_ip import client_ip_middleware, peer_of, resolve
 from middleware.forwarded_header import Source
-from middleware.request_keys import CLIENT_IP
+from middleware.request_keys import CLIENT_IP, PEER_TRUSTED
 from runtime.errors import ClientAddressDenied
 from runtime.networks import NetworkSet, parse_networks, unmap
 from tests.support.soak import soak
@@ -269,7 +269,7 @@ def check(case: Case, trust_unix: bool) -> None:
     if expected is DENIED:
         with pytest.raises(ClientAddressDenied) as caught:
             resolve(peer, headers, TRUSTED, source, trust_unix=trust_unix)
-        assert caught.value.message == "The client's address could not be established."
+        assert caught.value.message == "The client's address could not be determined."
         assert all(note.isascii() and note.isprintable() and len(note) < 600 for note in caught.value.__notes__)
     else:
         assert resolve(peer, headers, TRUSTED, source, trust_unix=trust_unix) == ip_address(expected)
@@ -454,6 +454,22 @@ async def test_middleware_stores_the_peer(aiohttp_client: Client) -> None:
     client = await aiohttp_client(_app([]))
     response = await client.get("/", headers={"X-Forwarded-For": "1.1.1.1"})
     assert await response.text() == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("trusted", "expected"), [([], "False"), (["127.0.0.0/8"], "True"), (["10.0.0.0/8"], "False")])
+@pytest.mark.parametrize("header", ["1.1.1.1", "1.1.1.1," * 20 + "1.1.1.1"], ids=["short", "long"])
+async def test_middleware_stores_whether_the_peer_is_trusted(
+    aiohttp_client: Client, trusted: list[str], expected: str, header: str
+) -> None:
+    """The later middlewares use the decision about the peer, with and without the cache of short headers."""
+
+    async def show(request: web.Request) -> web.Response:
+        return web.Response(text=str(request[PEER_TRUSTED]))
+
+    app = _app(trusted)
+    app.router.add_get("/trusted", show)
+    client = await aiohttp_client(app)
+    assert await (await client.get("/trusted", headers={"X-Forwarded-For": header})).text() == expected
 
 
 async def test_middleware_reads_all_lines(aiohttp_client: Client) -> None:

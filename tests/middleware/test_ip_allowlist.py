@@ -76,7 +76,7 @@ async def test_denial_tells_nothing_and_is_logged(aiohttp_client: Client, caplog
     http = await aiohttp_client(_app(["1.1.1.0/24"]))
     with caplog.at_level(logging.WARNING, logger="warmstart.edge"):
         response = await http.get("/", headers={"X-Forwarded-For": "6.6.6.6"})
-    assert (await response.json())["detail"] == "Your address is not allowed here."
+    assert (await response.json())["detail"] == "Your address is not allowed (ALLOWED_IPS)."
     assert "1.1.1" not in await response.text()
     assert "6.6.6.6" not in await response.text()
     (record,) = [record for record in caplog.records if record.name == "warmstart.edge"]

@@ -92,9 +92,9 @@ async def test_redis_away_open(kind: str, caplog: pytest.LogCaptureFixture) -> N
     assert {answer.status for answer in answers} == {200}
     assert all(not answer.left for answer in answers)
     assert "warmstart:rate_limit_store_errors_total 9.0" in metrics
-    lines = [record for record in caplog.records if "cannot be looked up" in record.message]
+    lines = [record for record in caplog.records if "store of rate limits is unavailable" in record.message]
     assert [record.levelno for record in lines] == [logging.WARNING]
-    assert "nobody is limited" in lines[0].message
+    assert "no client is limited" in lines[0].message
 
 
 @pytest.mark.parametrize("kind", ["closed", "silent"])
@@ -129,7 +129,7 @@ async def test_redis_comes_back(own_redis: dict[str, Any], monkeypatch: pytest.M
             answers.append(await ask(session))
     seen = [answer.left.get("requests", {}).get("r") for answer in answers]
     assert seen == [19, None, None, 18, None, 17]
-    told = [record.message for record in caplog.records if "looked up" in record.message]
+    told = [record.message for record in caplog.records if "store of rate limits" in record.message]
     assert ["again" in line for line in told] == [False, True, False, True]
 
 

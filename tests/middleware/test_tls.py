@@ -15,7 +15,7 @@ from aiohttp import web
 
 from loadtests.service import running_service
 from middleware.request_keys import CLIENT_CERTIFICATE, ORIGIN
-from tests.middleware.connection.test_gate import entrance
+from tests.middleware.connection.test_gate import listener
 from tests.support.fakes import until
 from tests.support.wire import PATIENCE, Echo, exchange, head, statuses
 
@@ -98,7 +98,7 @@ async def test_old_versions(secured: dict[str, Any]) -> None:
     async with echo.listening() as port:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await exchange(port, LAST, context)
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
 
 
 @pytest.mark.parametrize("raw", [LAST, b"\x16\x03\x01\x00\x05hello", b"\x00" * 50], ids=["http", "broken", "nothing"])
@@ -107,7 +107,7 @@ async def test_no_tls(secured: dict[str, Any], raw: bytes) -> None:
     echo = Echo(**secured)
     async with echo.listening() as port:
         assert b"HTTP/" not in await exchange(port, raw)
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
         assert statuses(await exchange(port, LAST, client())) == [200]
     assert len(echo.seen) == 1
 
@@ -117,13 +117,13 @@ async def test_slow_handshakes(secured: dict[str, Any]) -> None:
     echo = Echo(**secured, header_timeout_seconds=0.3, max_connections=2)
     async with echo.listening() as port:
         readers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        await until(lambda: entrance(echo).places.open == 2)
+        await until(lambda: listener(echo).limiter.open == 2)
         assert await exchange(port, b"") == b""
         async with asyncio.timeout(PATIENCE):
             for reader, writer in readers:
                 assert await reader.read() == b""
                 writer.close()
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
         assert statuses(await exchange(port, LAST, client())) == [200]
 
 
@@ -136,7 +136,7 @@ async def test_a_client_that_leaves_during_the_handshake(secured: dict[str, Any]
             writer.write(sent)
             await writer.drain()
             writer.transport.abort()
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
 
 
 async def test_places_over_https(secured: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ async def test_places_over_https(secured: dict[str, Any]) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await exchange(port, LAST, client())
         writer.close()
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
         assert statuses(await exchange(port, LAST, client())) == [200]
 
 
@@ -205,7 +205,7 @@ async def test_mutual_tls_refuses(mutual: dict[str, Any], shown: str) -> None:
         with suppress(ssl.SSLError, ConnectionError):  # in TLS 1.3 a client may only see that the connection ends
             answer = await exchange(port, LAST, client(certificate=others[shown]))
         assert answer == b""
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
     assert echo.seen == []
 
 
@@ -225,8 +225,8 @@ async def test_a_stop_during_a_handshake(secured: dict[str, Any]) -> None:
     echo = Echo(**secured, header_timeout_seconds=60)
     async with echo.listening() as port:
         knocking = socket.create_connection(("127.0.0.1", port))
-        await until(lambda: entrance(echo).places.open == 1)
-    await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 1)
+    await until(lambda: listener(echo).limiter.open == 0)
     knocking.close()
 
 

@@ -25,7 +25,7 @@ export function chatView() {
   });
   let chat = newChat(system.value);
   const settings = settingsPanel("chat", "/chat/completions", {
-    more: [labelled("System prompt", system, "Said to the model before the chat.")],
+    more: [labelled("System prompt", system, "Instructions for the model before the chat.")],
   });
   const list = h("ol", { class: "transcript", role: "list" });
   const empty = h(

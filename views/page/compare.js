@@ -145,7 +145,7 @@ function table(answers) {
     h(
       "table",
       {},
-      h("caption", {}, "Figures. A mean log-probability nearer to 0 is a text that the model finds likelier."),
+      h("caption", {}, "Statistics. The closer a mean log-probability is to 0, the more likely the text is for the model."),
       h("thead", {}, h("tr", {}, ...heads.map((head) => (head ? h("th", { scope: "col" }, head) : h("td", {}))))),
       h("tbody", {}, ...rows),
     ),

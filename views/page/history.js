@@ -19,7 +19,7 @@ export function historyPanel({ open, current }) {
     heading,
     button("New chat", () => pick(null), { class: "wide" }),
     list,
-    h("p", { class: "help" }, "Chats stay in this browser; the service keeps none."),
+    h("p", { class: "help" }, "Chats are stored in this browser only, not by the service."),
     clear,
   );
 

@@ -15,7 +15,7 @@ export function keyButton() {
     setApiKey(key);
     mark();
     box.close();
-    say(key ? "The key is kept until this tab closes." : "The key is forgotten.");
+    say(key ? "The key is kept until this tab closes." : "The key was removed.");
     document.dispatchEvent(new Event("key"));
   };
   const form = h(

@@ -62,7 +62,7 @@ export function liveView() {
     h("div", { class: "live-top" }, facts, labelled("Shown", model)),
     problem,
     h("div", { class: "cards charts" }, ...charts.map((one) => one.element)),
-    h("p", { class: "help" }, "Asked for each second while this view is visible; the last five minutes are kept until the tab closes."),
+    h("p", { class: "help" }, "Updated every second while this view is visible; the last five minutes are kept until the tab closes."),
   );
   return { element, shown: loop.start, left: loop.stop };
 }

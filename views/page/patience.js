@@ -49,23 +49,23 @@ export async function patiently(attempt, signal, waiting) {
 
 const ADVICE = {
   unreachable: "Is it running, and can this machine reach it? Nothing you wrote is lost.",
-  connection_lost: "What had arrived is kept above.",
-  queue_full: "Too many people are asking at once. Try again in a moment.",
-  model_loading: "Try again when the model is ready; the Models view shows how far it is.",
+  connection_lost: "The text received so far is above.",
+  queue_full: "There are too many requests at the moment. Try again later.",
+  model_loading: "Try again when the model is ready; the Models view shows the progress.",
   model_not_found: "Choose another model in the settings.",
   context_length_exceeded: "Shorten the text, start a new chat, or ask for fewer tokens.",
   draining: "The service is shutting down. Try again when it is back.",
-  client_address_denied: "Ask whoever runs the service to let your address in (ALLOWED_IPS).",
-  insufficient_scope: "The button at the top takes another API key.",
-  rate_limited: "Your share for the moment is used up. Try again in a while.",
+  client_address_denied: "Ask the operator of the service to allow your address (ALLOWED_IPS).",
+  insufficient_scope: "Enter another API key with the button at the top.",
+  rate_limited: "Your rate limit is used up. Try again later.",
   exceeds_rate_limit: "Shorten the text, or ask for fewer tokens.",
-  deadline_exceeded: "Ask for fewer tokens, or try again when less is going on.",
+  deadline_exceeded: "Ask for fewer tokens, or try again when the service is less busy.",
 };
 
 /** What a person can do about an error. @param {ApiError} error @returns {string} "" if the message says it all */
 export function advice(error) {
   if (error.status === 401) return "Set the API key with the button at the top.";
-  return ADVICE[error.code] ?? (error.status >= 500 ? "Try again; if it stays, the service's log says more." : "");
+  return ADVICE[error.code] ?? (error.status >= 500 ? "Try again; if the error persists, see the service's log." : "");
 }
 
 /**

@@ -49,7 +49,7 @@ export const legend = () =>
   h(
     "p",
     { class: "legend" },
-    "How sure the model was of each token: ",
+    "Probability of each token: ",
     ...LEGEND.map((text, index) => h("span", { class: `token level${4 - index}` }, text)),
     " Point at a token, or reach it with the arrow keys, for what else it might have said.",
   );

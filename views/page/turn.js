@@ -43,7 +43,7 @@ export function turn(message, { redo, busy }) {
         send();
       }
     });
-    body.replaceChildren(input, h("p", { class: "help" }, "What came after this is answered anew."), h("div", { class: "actions" }, button("Send", send, { class: "primary" }), button("Cancel", cancel, { class: "quiet" })));
+    body.replaceChildren(input, h("p", { class: "help" }, "The messages after this one are replaced."), h("div", { class: "actions" }, button("Send", send, { class: "primary" }), button("Cancel", cancel, { class: "quiet" })));
     actions.hidden = true;
     input.focus();
   };

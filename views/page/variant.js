@@ -36,7 +36,7 @@ export function variant(letter, fields, saved, { changed, remove }) {
 
   function tell(values) {
     const told = Object.entries(values).map(([name, value]) => `${title(name).toLowerCase()} ${typeof value === "object" ? "…" : value}`);
-    summary.textContent = ["Settings of its own", told.join(", ")].filter(Boolean).join(": ");
+    summary.textContent = ["Settings of this variant", told.join(", ")].filter(Boolean).join(": ");
   }
   function told(values) {
     tell(values);

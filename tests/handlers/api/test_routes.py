@@ -31,7 +31,7 @@ async def test_it_matches_as_aiohttp_does(method: str, path: str) -> None:
     error = found.http_exception
     if isinstance(error, web.HTTPMethodNotAllowed):
         assert ",".join(allowed(path)) == error.headers["Allow"]
-        with pytest.raises(MethodNotAllowed, match=f"^{method} is not possible here; allowed: "):
+        with pytest.raises(MethodNotAllowed, match=f"^{method} is not allowed on this path; allowed: "):
             match(method, path)
     elif error is not None:
         with pytest.raises(NotFound):

@@ -49,9 +49,12 @@ def test_other_values(model: type[Strict], base: dict[str, Any], name: str, fiel
         ),
         (
             {"response_format": {"type": "json_object"}},
-            'response_format: this server writes text only; leave it out or send null or {"type": "text"}',
+            'response_format: this server generates text only; leave it out or send null or {"type": "text"}',
         ),
-        ({"store": True}, "store: this server stores no answers; leave it out or send null or false"),
+        (
+            {"store": True},
+            "store: stored completions are not supported by this server; leave it out or send null or false",
+        ),
     ],
 )
 def test_how_a_refusal_reads(wrong: dict[str, Any], says: str) -> None:

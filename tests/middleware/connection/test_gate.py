@@ -24,11 +24,11 @@ UNSPECIFIED = b"\r\n\r\n\x00\r\nQUIT\n\x21\x00\x00\x00"
 LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
 
-def entrance(echo: Echo) -> ListenerConfig:
+def listener(echo: Echo) -> ListenerConfig:
     """Where the connections of a running server are counted."""
     assert echo.runner is not None
-    assert echo.runner.entrance is not None
-    return echo.runner.entrance
+    assert echo.runner.listener is not None
+    return echo.runner.listener
 
 
 async def asked(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -51,12 +51,12 @@ async def test_one_too_many(settings: dict[str, Any]) -> None:
             writer.write(KEPT)
             await reader.readuntil(b"ok\n")
         kept[0][1].close()
-        await until(lambda: entrance(echo).places.open == 2)
+        await until(lambda: listener(echo).limiter.open == 2)
         assert statuses(await exchange(port, LAST)) == [200]
         for _, writer in kept:
             writer.close()
-        await until(lambda: entrance(echo).places.open == 0)
-        assert not entrance(echo).places.by_address
+        await until(lambda: listener(echo).limiter.open == 0)
+        assert not listener(echo).limiter.by_address
 
 
 async def test_a_trusted_proxy_is_counted_in_all_only() -> None:
@@ -104,8 +104,8 @@ async def test_whatever_ends_a_connection_frees_its_place(end: str) -> None:
                 writer.write(b"\x00\r\n\r\n" if end == "garbage" else LAST)
                 await reader.read()
             writer.close()
-        await until(lambda: entrance(echo).places.open == 0)
-        assert not entrance(echo).places.by_address
+        await until(lambda: listener(echo).limiter.open == 0)
+        assert not listener(echo).limiter.by_address
 
 
 async def test_the_source_is_the_client() -> None:
@@ -149,7 +149,7 @@ async def test_without_a_header_nobody_gets_in(raw: bytes) -> None:
     echo = Echo(**BEHIND)
     async with echo.listening() as port:
         assert await exchange(port, raw) == b""
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
     assert echo.seen == []
 
 
@@ -159,7 +159,7 @@ async def test_only_trusted_proxies_may_use_it(caplog: pytest.LogCaptureFixture)
     async with echo.listening() as port:
         assert await exchange(port, FROM + LAST) == b""
     assert echo.seen == []
-    assert "127.0.0.1 is no trusted proxy" in caplog.text
+    assert "127.0.0.1 is not a trusted proxy" in caplog.text
 
 
 async def test_without_the_setting_it_is_no_http() -> None:
@@ -174,7 +174,7 @@ async def test_a_header_that_does_not_come() -> None:
     async with echo.listening() as port:
         assert await exchange(port, FROM[:10]) == b""
         assert await exchange(port, b"") == b""
-        await until(lambda: entrance(echo).places.open == 0)
+        await until(lambda: listener(echo).limiter.open == 0)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ async def test_the_end_of_the_server_ends_those_who_wait() -> None:
     echo = Echo(**BEHIND, header_timeout_seconds=60)
     async with echo.listening() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        await until(lambda: entrance(echo).places.open == 1)
+        await until(lambda: listener(echo).limiter.open == 1)
     async with asyncio.timeout(PATIENCE):
         with suppress(ConnectionError):
             assert await reader.read() == b""

@@ -10,39 +10,39 @@ import pytest
 from middleware.connection.limits import ConnectionLimiter, raise_fd_limit
 
 
-def test_places() -> None:
+def test_slots() -> None:
     """In all, and per address, IPv6 by /64; trusted proxies and unix sockets in all only; given back, free again."""
-    places = ConnectionLimiter(4, 2, [ip_network("10.0.0.1/32")])
-    assert [places.take() for _ in range(5)] == [True] * 4 + [False]
-    first, second = (places.assign(ip_address(f"2001:db8::{n}")) for n in (1, 2))
+    limiter = ConnectionLimiter(4, 2, [ip_network("10.0.0.1/32")])
+    assert [limiter.acquire() for _ in range(5)] == [True] * 4 + [False]
+    first, second = (limiter.assign(ip_address(f"2001:db8::{n}")) for n in (1, 2))
     assert first == second == "2001:db8::/64"
-    assert places.assign(ip_address("2001:db8::3")) is None
-    assert places.assign(ip_address("2001:db8:0:1::1")) is not None
-    assert [places.assign(address) for address in (ip_address("10.0.0.1"), None)] == ["", ""]
-    places.free(first or "")
-    assert places.assign(ip_address("2001:db8::3")) == first
-    assert places.take()
+    assert limiter.assign(ip_address("2001:db8::3")) is None
+    assert limiter.assign(ip_address("2001:db8:0:1::1")) is not None
+    assert [limiter.assign(address) for address in (ip_address("10.0.0.1"), None)] == ["", ""]
+    limiter.release(first or "")
+    assert limiter.assign(ip_address("2001:db8::3")) == first
+    assert limiter.acquire()
 
 
-def test_places_leave_nothing_behind() -> None:
+def test_addresses_without_connections_are_forgotten() -> None:
     """An address whose connections have all ended is forgotten."""
-    places = ConnectionLimiter(1, 1, [])
+    limiter = ConnectionLimiter(1, 1, [])
     for number in range(1000):
-        assert places.take()
-        group = places.assign(ip_address(number + 1))
+        assert limiter.acquire()
+        group = limiter.assign(ip_address(number + 1))
         assert group is not None
-        places.free(group)
-    assert (places.open, len(places.by_address)) == (0, 0)
+        limiter.release(group)
+    assert (limiter.open, len(limiter.by_address)) == (0, 0)
 
 
 def test_refusals_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     """A flood costs one line a second, which counts what came since the last."""
     now = [100.0]
-    places = ConnectionLimiter(0, 1, [], clock=lambda: now[0])
+    limiter = ConnectionLimiter(0, 1, [], clock=lambda: now[0])
     for _ in range(1000):
-        assert not places.take()
+        assert not limiter.acquire()
     now[0] += 1
-    places.take()
+    limiter.acquire()
     assert [record.getMessage() for record in caplog.records] == [
         "connections refused: 1 (MAX_CONNECTIONS)",
         "connections refused: 1000 (MAX_CONNECTIONS)",

@@ -429,8 +429,8 @@ async def _unread(**runner: Any) -> AsyncIterator[tuple[Any, Callable[[], Any]]]
     app[ENDED] = asyncio.Event()
     app.router.add_get("/flood", _flood)
     app.router.add_get("/large", _large)
-    entrance = ListenerConfig(ConnectionLimiter(10, 10, []), PATIENCE)
-    made = DeadlineRunner(app, header_timeout=PATIENCE, entrance=entrance, handler_cancellation=True, **runner)
+    listener = ListenerConfig(ConnectionLimiter(10, 10, []), PATIENCE)
+    made = DeadlineRunner(app, header_timeout=PATIENCE, listener=listener, handler_cancellation=True, **runner)
     async with _served(made) as connect:
         yield made, connect
 
@@ -444,7 +444,7 @@ async def test_a_client_that_stops_reading(path: str, caplog: pytest.LogCaptureF
         writer.transport.pause_reading()
         writer.write(f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         await asyncio.wait_for(runner.app[ENDED].wait(), PATIENCE)
-        await until(lambda: runner.entrance.places.open == 0)
+        await until(lambda: runner.listener.limiter.open == 0)
     assert "stopped reading" in caplog.text
 
 
@@ -455,7 +455,7 @@ async def test_a_client_that_stops_reading_the_end_of_a_connection() -> None:
         writer.transport.pause_reading()
         writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await asyncio.wait_for(runner.app[ENDED].wait(), PATIENCE)
-        await until(lambda: runner.entrance.places.open == 0)
+        await until(lambda: runner.listener.limiter.open == 0)
 
 
 async def test_a_client_that_reads_slowly() -> None:

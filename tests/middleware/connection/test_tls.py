@@ -82,14 +82,14 @@ def encrypted(files: TlsFiles) -> None:
         ("no certificate", "TLS_CERT_FILE: .*cert.pem cannot be read: No such file"),
         ("no key", "TLS_KEY_FILE: .*cert.key cannot be read: No such file"),
         ("folder", "TLS_CERT_FILE: .*cert.pem cannot be read: Is a directory"),
-        ("key left out", "TLS_CERT_FILE: .*cert.pem holds no PEM private key"),
-        ("key as certificate", "TLS_CERT_FILE: .*cert.key holds no PEM certificate"),
+        ("key left out", "TLS_CERT_FILE: .*cert.pem contains no PEM private key"),
+        ("key as certificate", "TLS_CERT_FILE: .*cert.key contains no PEM certificate"),
         ("other's key", "TLS_KEY_FILE: the key in .*cert.key is not that of the first certificate"),
         ("damaged certificate", "TLS_CERT_FILE: .*damaged"),
         ("damaged key", "TLS_CERT_FILE: .*damaged"),
         ("encrypted key", "TLS_KEY_FILE: .*encrypted; decrypt it"),
         ("no authorities", "TLS_CLIENT_CA_FILE: .*cannot be read"),
-        ("authorities without one", "TLS_CLIENT_CA_FILE: .*holds no PEM certificate"),
+        ("authorities without one", "TLS_CLIENT_CA_FILE: .*contains no PEM certificate"),
         ("damaged authorities", "TLS_CLIENT_CA_FILE: .*damaged"),
     ],
 )
@@ -171,7 +171,7 @@ def test_broken_renewal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         assert not tls.renew()
         assert tls.context is first
         assert len(caplog.records) == 1
-        assert "the old one stays" in caplog.text
+        assert "the old one is still in use" in caplog.text
     files.certificate.write_bytes(good)
     assert tls.renew()
 
