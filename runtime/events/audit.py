@@ -14,7 +14,7 @@ from runtime.audit.log import AuditLog
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Retry
 
-_LONGEST = 512  # characters; senders choose the length of the model's name
+_MAX_MODEL_CHARS = 512  # characters; senders choose the length of the model's name
 
 
 class EventAudit:
@@ -32,7 +32,7 @@ class EventAudit:
         self.required = required
 
     @property
-    def prevents(self) -> bool:
+    def blocks_processing(self) -> bool:
         """Whether events must not be processed now because they could not be recorded."""
         return self.required and self._log.failing
 
@@ -76,7 +76,7 @@ class EventAudit:
             "reason": None if error is None else error.code,
             "tokens_in": usage.get("prompt_tokens"),
             "tokens_out": usage.get("completion_tokens"),
-            "model": model[:_LONGEST] if isinstance(model, str) else None,
+            "model": model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None,
             "duration_ms": round(1e3 * seconds, 2),
             "prompt_hash": prompt_hash(self._prompt_key, payload),
         }

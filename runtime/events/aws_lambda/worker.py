@@ -153,7 +153,7 @@ class LambdaWorker:
                 envelope = None
                 try:
                     envelope = _shaped(read, kind)
-                    report.name(envelope)
+                    report.identify(envelope)
                     found = await self._processor(envelope)
                 except ServiceError as error:
                     found = self._processor.policy.outcome(error, attempt)

@@ -106,7 +106,7 @@ class CloudEventsService:
                 outcome: Outcome = _GONE
                 try:
                     found = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
-                    report.name(found)
+                    report.identify(found)
                     begun(found)
                     if caller:
                         found = replace(found, source=f"{caller} {found.source}")

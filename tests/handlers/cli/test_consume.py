@@ -104,7 +104,7 @@ def consumer(broker: MemoryBroker, engine: FakeEngine, **settings: Any) -> Any:
     loaded = Settings.load(**settings)
     ctx = fake_context(engine)
     dispatch = Dispatcher(ctx, loaded.events_operations)
-    policy = Policy(most=loaded.events_max_deliveries)
+    policy = Policy(max_deliveries=loaded.events_max_deliveries)
     processor = Processor(dispatch, None if loaded.idempotency == "off" else MemoryRecords(), policy)
     reporter = DeliveryReporter(source.name, OPERATIONS, EventMetrics(CollectorRegistry()))
     return consumer_of(loaded, source, ctx, processor, reporter)

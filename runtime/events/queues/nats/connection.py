@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from runtime.backoff import FailurePause
 from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
 from runtime.events.queues.base import BrokerUnavailable
@@ -26,7 +26,7 @@ from runtime.events.queues.base import BrokerUnavailable
 _log = logging.getLogger("warmstart.events")
 
 REQUEST_SECONDS = 5.0
-_CONNECT_SECONDS, _CLOSE_SECONDS, _PAUSE_SECONDS = 5.0, 2.0, 1.0
+_CONNECT_SECONDS, _CLOSE_SECONDS = 5.0, 2.0
 _PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server counts as unreachable
 
 
@@ -50,7 +50,7 @@ class NatsConnection:
         self._client: Client | None = None
         self._ended = False
         self._turn = asyncio.Lock()
-        self._away_until = 0.0
+        self._pause = FailurePause()
 
     async def client(self) -> Client:
         """Return the connected client; connect if necessary.
@@ -78,12 +78,12 @@ class NatsConnection:
             if self._ended:
                 raise BrokerUnavailable("the connection to NATS is closed")
             if self._client is None or self._client.is_closed:
-                if time.monotonic() < self._away_until:  # an earlier caller failed to connect
+                if self._pause.active:  # an earlier caller failed to connect
                     raise BrokerUnavailable("NATS did not answer a moment ago")
                 try:
                     self._client = await self._connect()
                 except BrokerUnavailable:
-                    self._away_until = time.monotonic() + _PAUSE_SECONDS
+                    self._pause.start()
                     raise
             return self._client
 

@@ -466,7 +466,7 @@ async def test_a_poison_message_holds_up_no_other(bench: Bench) -> None:
     await bench.publish(headers={"Warmstart-Id": "poison"})
     for number in range(10):
         await bench.publish(headers={"Warmstart-Id": str(number)})
-    processor = Processor(dispatch, None, Policy(most=3, draw=lambda: 0.1))
+    processor = Processor(dispatch, None, Policy(max_deliveries=3, draw=lambda: 0.1))
     done = 0
     while done < 13:
         done += await work(source, processor)

@@ -492,7 +492,7 @@ async def test_a_poison_message_holds_up_no_other(bench: Bench) -> None:
         return {}
 
     source = await bench.source()
-    processor = Processor(dispatch, None, Policy(most=3, draw=lambda: 0.1))
+    processor = Processor(dispatch, None, Policy(max_deliveries=3, draw=lambda: 0.1))
     await bench.publish(message_id="poison")
     for number in range(10):
         await bench.publish(message_id=str(number))
