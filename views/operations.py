@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from hashlib import sha256
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +19,7 @@ from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.errors import InternalError, ServiceError
 from runtime.json_answer import encoded
 from runtime.settings import Settings
-from runtime.telemetry.request_scope import request_caller, request_charge, request_usage
+from runtime.telemetry.request_scope import hash_credentials, request_caller, request_charge, request_usage
 from runtime.types import Caller
 from views.app_keys import CONTEXT
 
@@ -73,8 +72,7 @@ def caller_of(request: web.Request) -> str:
     caller: Caller | None = request.get(CALLER)
     if caller is not None:
         return caller.id
-    sent = [request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")]
-    return sha256(repr(sent).encode("utf-8", "surrogateescape")).hexdigest() if any(sent) else ""
+    return hash_credentials([request.headers.getall(name, []) for name in ("Authorization", "X-API-Key")])
 
 
 def _cache_control(request: web.Request) -> dict[str, str]:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
@@ -31,13 +30,19 @@ from runtime.errors import (
 from runtime.events.aws_lambda.http import Form, HttpRequest, read_request, write_response
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
 from runtime.telemetry.logging import log_facts
-from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_caller, request_facts, request_usage
-from runtime.telemetry.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.request_scope import (
+    SAFE_REQUEST_ID,
+    hash_credentials,
+    request_caller,
+    request_facts,
+    request_usage,
+)
+from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.access")
 
 _STREAM = (
-    "stream: a function's answer comes whole; leave it out, or serve with the Lambda Web Adapter, which streams "
+    "stream: a function cannot stream its answer; leave it out, or use the Lambda Web Adapter, which streams "
     "(docs/events-lambda.md)"
 )
 
@@ -57,7 +62,7 @@ class LambdaHttpRequests:
         self._max_depth = max_depth
 
     async def __call__(
-        self, event: Mapping[str, Any], form: Form, request_id: str, until: float | None
+        self, event: Mapping[str, Any], form: Form, request_id: str, deadline: float | None
     ) -> dict[str, Any]:
         """Run an HTTP event's request and return the response in the event's form.
 
@@ -65,7 +70,7 @@ class LambdaHttpRequests:
             event: the event, decoded from JSON.
             form: the event's form: ``v1``, ``v2`` or ``alb``.
             request_id: the request id if the request has no valid X-Request-Id.
-            until: the deadline on the loop's clock; the work is then cancelled and answered with 504. None for no
+            deadline: the deadline on the loop's clock; the work is then cancelled and answered with 504. None for no
                 deadline.
 
         Raises:
@@ -75,19 +80,21 @@ class LambdaHttpRequests:
         try:
             request = read_request(event, form)
         except (LookupError, TypeError, AttributeError, ValueError):  # AWS builds the events: no schema needed
-            raise InvalidRequest(f"the event is not shaped as one of API Gateway or a load balancer ({form})") from None
+            raise InvalidRequest(
+                f"the event does not have the structure of API Gateway or a load balancer ({form})"
+            ) from None
         given = request.headers.get("x-request-id", "")
         request_id = given if SAFE_REQUEST_ID.fullmatch(given) else request_id
         usage = _begin(request, request_id)
         error: ServiceError | None = None
         try:
-            async with asyncio.timeout_at(until) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 answer = await self._answer(request, request_id)
-        except ServiceError as found:
-            error = found
-        except Exception as found:
-            if isinstance(found, TimeoutError) and limit.expired():
-                error = DeadlineExceeded("not finished within the function's time")
+        except ServiceError as raised:
+            error = raised
+        except Exception as raised:
+            if isinstance(raised, TimeoutError) and limit.expired():
+                error = DeadlineExceeded("the request was not finished within the function's time limit")
             else:
                 logging.getLogger("warmstart.errors").exception("unexpected error")
                 error = InternalError("something went wrong here; the request id finds it in the log")
@@ -124,7 +131,7 @@ class LambdaHttpRequests:
         if body is not None:
             codings = request.headers.get("content-encoding", "").lower().split(",")
             if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
-                raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+                raise UnsupportedMediaType("send the body without Content-Encoding")
             if len(body) > self._max_body_bytes:
                 raise PayloadTooLarge(f"The request body is larger than {self._max_body_bytes} bytes (MAX_BODY_BYTES).")
         return body
@@ -140,14 +147,9 @@ def _begin(request: HttpRequest, request_id: str) -> dict[str, Any]:
     """Set the request's context variables for logs, traces and the caller; return the dict that collects its usage."""
     usage: dict[str, Any] = {}
     request_usage.set(usage)
-    facts: dict[str, Any] = {"request_id": request_id}
-    trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
-    if parent := parse_traceparent(trace.get("traceparent", "")):
-        facts["trace_id"], facts["parent_id"] = parent
-        caller_trace.set(trace)
-    request_facts.set(facts)
-    sent = [request.headers.get(name) for name in ("authorization", "x-api-key")]
-    request_caller.set(sha256(repr(sent).encode("utf-8", "surrogatepass")).hexdigest() if any(sent) else "")
+    trace = continue_trace(request.headers.get("traceparent"), request.headers.get("tracestate", ""))
+    request_facts.set({"request_id": request_id} | trace)
+    request_caller.set(hash_credentials([request.headers.get(name) for name in ("authorization", "x-api-key")]))
     return usage
 
 

@@ -116,12 +116,12 @@ async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGene
     The texts of one index, joined, equal the text that ``answer`` returns. Arguments and errors as in ``answer``.
     """
     check(request, ctx)
-    begun: set[int] = set()
+    on_event: set[int] = set()
     async with _answering(request, ctx) as found:
         async for token in found.tokens:
             if token.text or token.finish_reason:
-                prefix = "" if token.sequence in begun else _prefix(request, token.sequence, echo)
-                begun.add(token.sequence)
+                prefix = "" if token.sequence in on_event else _prefix(request, token.sequence, echo)
+                on_event.add(token.sequence)
                 piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
                 yield piece | _logprobs(request, found, token.sequence)
         yield {"model": found.engine.info.name, "usage": found.collected.usage()}

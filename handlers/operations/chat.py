@@ -57,7 +57,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
     """Yield a chat completion as OpenAI's chunks: roles, deltas and finish reasons, and the usage if asked for."""
     request = parse_stream(ChatRequest, payload)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
-    begun: set[int] = set()
+    on_event: set[int] = set()
     async with _answering(request, read(request, ctx), ctx) as answer:
         head = _head(answer.engine, ctx, "chat.completion.chunk")
         if include_usage:
@@ -70,8 +70,8 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
 
         async for token in answer.tokens:
             index = token.sequence
-            if index not in begun:
-                begun.add(index)
+            if index not in on_event:
+                on_event.add(index)
                 yield chunk(index, {"role": "assistant", "content": ""})
             if token.text:
                 yield chunk(index, {"content": token.text}, _logprobs(answer, index))

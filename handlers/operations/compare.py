@@ -142,7 +142,7 @@ async def _run(
                 logprobs=0 if settings.score else None,
                 stop=engine.chat_stops if messages else (),
             )
-            begun, first = now(), 0.0
+            on_event, first = now(), 0.0
             async with generating(PreparedRequest(engine, (Job(ids, params, ctx.queued, _field(settings)),)), ctx) as (
                 collected,
                 tokens,
@@ -157,7 +157,7 @@ async def _run(
                                 "finish_reason": token.finish_reason,
                             }
                         )
-            seconds = now() - begun
+            seconds = now() - on_event
             side.tokens = collected.take(0)
             answer |= {
                 "text": collected.texts[0],
@@ -165,7 +165,7 @@ async def _run(
                 "prompt_tokens": len(ids),
                 "completion_tokens": collected.completion_tokens,
                 "seconds": seconds,
-                "time_to_first_token_seconds": first - begun,
+                "time_to_first_token_seconds": first - on_event,
                 "tokens_per_second": collected.completion_tokens / seconds if seconds else None,
                 "memory_bytes": next((s.memory_bytes for s in ctx.models.status() if s.id == side.model), None),
             }

@@ -14,7 +14,7 @@ from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import log_facts
 from runtime.telemetry.request_scope import request_caller, request_facts, request_usage
-from runtime.telemetry.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.events")
 
@@ -92,10 +92,7 @@ class DeliveryReport:
         """Add the envelope's id and trace to all following log lines and spans."""
         self._envelope = envelope
         self._facts["request_id"] = envelope.id
-        parent = envelope.traceparent
-        if parent is not None and (trace := parse_traceparent(parent)) is not None:
-            self._facts["trace_id"], self._facts["parent_id"] = trace
-            caller_trace.set({"traceparent": parent})
+        self._facts |= continue_trace(envelope.traceparent)
         request_facts.set(self._facts)
 
     def write_audit_record(self, outcome: Outcome, policy: Policy) -> Outcome:

@@ -89,7 +89,7 @@ class SharedRedis:
 
     def _check(self) -> None:
         if self._pause.active:
-            raise RedisUnavailable("Redis did not answer a moment ago")
+            raise RedisUnavailable("Redis did not answer less than a second ago")
 
 
 async def _with_time_limit(call: Coroutine[Any, Any, Any]) -> Any:

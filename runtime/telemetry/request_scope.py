@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from hashlib import sha256
 from typing import Any
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -21,6 +22,15 @@ request_usage: ContextVar[dict[str, Any] | None] = ContextVar("request_usage", d
 
 # Identifies the request's caller; "" where callers need not be distinguished.
 request_caller: ContextVar[str] = ContextVar("request_caller", default="")
+
+
+def hash_credentials(credentials: Sequence[object]) -> str:
+    """Return an id for the caller that sent these credentials where none are required: their hash; "" if all are empty.
+
+    Args:
+        credentials: the values of the headers that may hold credentials, in a fixed order.
+    """
+    return sha256(repr(credentials).encode()).hexdigest() if any(credentials) else ""
 
 
 def note_usage(usage: Mapping[str, Any]) -> None:

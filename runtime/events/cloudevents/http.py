@@ -34,9 +34,9 @@ from runtime.telemetry.request_scope import request_caller, request_usage
 SOURCE = "/warmstart"
 """The source attribute of all answers; their ids are unique across processes."""
 
-_DELIVERED_AGAIN = frozenset({404, 408, 409, 429})
+_REDELIVERED_STATUSES = frozenset({404, 408, 409, 429})
 _REJECTED = 422  # RFC 9110 section 15.5.21
-_GONE = Retry(0, Draining("its sender has gone"))
+_CANCELLED = Retry(0, Draining("the client closed the connection"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class CloudEventsService:
         body: bytes,
         *,
         caller: str = "",
-        begun: Callable[[Envelope], None] = lambda envelope: None,
+        on_event: Callable[[Envelope], None] = lambda envelope: None,
     ) -> EventResponse:
         """Process the events of a request; their tokens are added up in ``request_usage``.
 
@@ -86,7 +86,7 @@ class CloudEventsService:
             headers: the request's headers.
             body: the request's body.
             caller: identifies the sender, so that no sender gets the cached responses of another.
-            begun: called with each event's envelope before it is processed.
+            on_event: called with each event's envelope before it is processed.
 
         Returns:
             The response.
@@ -103,44 +103,44 @@ class CloudEventsService:
             async with slots:
                 report = self._reporter.begin(1)  # HTTP has no delivery count
                 request_caller.set(caller)
-                outcome: Outcome = _GONE
+                outcome: Outcome = _CANCELLED
                 try:
-                    found = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
-                    report.identify(found)
-                    begun(found)
+                    request = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
+                    report.identify(request)
+                    on_event(request)
                     if caller:
-                        found = replace(found, source=f"{caller} {found.source}")
-                    outcome = await self._processor(found)
+                        request = replace(request, source=f"{caller} {request.source}")
+                    outcome = await self._processor(request)
                 except ServiceError as error:
                     outcome = Reject(error)
                 finally:
-                    report.end(outcome, settled=outcome is not _GONE)
-                    _add(total, request_usage.get())
+                    report.end(outcome, settled=outcome is not _CANCELLED)
+                    _add_usage(total, request_usage.get())
                 return outcome
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work(event)) for event in events]
         outcomes = [task.result() for task in tasks]
         if any(isinstance(outcome, Ack) and is_large(outcome.result) for outcome in outcomes):
-            return await asyncio.to_thread(_answer, mode, events, outcomes)
-        return _answer(mode, events, outcomes)
+            return await asyncio.to_thread(_build_response, mode, events, outcomes)
+        return _build_response(mode, events, outcomes)
 
 
-def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> EventResponse:
-    again = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
-    if again:
-        last = max(again, key=lambda outcome: outcome.delay)
+def _build_response(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> EventResponse:
+    retries = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
+    if retries:
+        last = max(retries, key=lambda outcome: outcome.delay)
         last.error.retry_after = last.delay
         raise last.error
-    ended = [
+    settled = [
         (event, outcome) for event, outcome in zip(events, outcomes, strict=True) if not isinstance(outcome, Retry)
     ]
-    rejected = tuple(outcome.error for _, outcome in ended if isinstance(outcome, Reject))
+    rejected = tuple(outcome.error for _, outcome in settled if isinstance(outcome, Reject))
     status = _status(rejected[0]) if rejected and mode != "batch" else 200
-    return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in ended]), rejected)
+    return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in settled]), rejected)
 
 
-def _add(total: dict[str, Any] | None, usage: dict[str, Any] | None) -> None:
+def _add_usage(total: dict[str, Any] | None, usage: dict[str, Any] | None) -> None:
     if total is not None and usage:
         for name in usage.keys() & {"prompt_tokens", "completion_tokens"}:
             total[name] = total.get(name, 0) + usage[name]
@@ -187,4 +187,4 @@ def _structured(reply: CloudEvent) -> tuple[dict[str, str], bytes]:
 
 def _status(error: ServiceError) -> int:
     """Return the response status of a rejected event, one after which it is not redelivered."""
-    return _REJECTED if error.status >= 500 or error.status in _DELIVERED_AGAIN else error.status
+    return _REJECTED if error.status >= 500 or error.status in _REDELIVERED_STATUSES else error.status

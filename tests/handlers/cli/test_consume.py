@@ -67,7 +67,7 @@ def test_everything_can_be_said() -> None:
     settings = worker_settings(options)
     queue = queue_of(options, settings, REDIS, options.operation)
     assert (queue.stream, queue.group, queue.results, queue.dead, queue.operation) == ("a", "b", "c", "d", "chat")
-    assert (queue.most, queue.ack_seconds, queue.create) == (7, 9.0, False)
+    assert (settings.events_max_deliveries, queue.ack_seconds, queue.create) == (7, 9.0, False)
     assert (settings.port, settings.host, settings.model_name, settings.events_concurrency) == (0, "::1", "m", 3)
 
 
@@ -84,7 +84,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "said"),
     [
         ([], "EVENTS_URL"),
-        (["http://127.0.0.1"], "EVENTS_URL: begin it with"),
+        (["http://127.0.0.1"], "EVENTS_URL: it must begin with"),
         ([REDIS, "--concurrency", "0"], "EVENTS_CONCURRENCY"),
         ([REDIS, "--max-deliveries", "0"], "EVENTS_MAX_DELIVERIES"),
         ([REDIS, "--ack-seconds", "0"], "EVENTS_ACK_SECONDS"),

@@ -1,4 +1,4 @@
-"""What a message becomes: an envelope, or an InvalidRequest, whatever is in it."""
+"""Parsing a message: it becomes an envelope or an InvalidRequest, whatever its bytes and headers are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.events import envelope as names
-from runtime.events.envelope import Envelope, encode, headers
+from runtime.events.envelope import Envelope, encode, to_headers
 from runtime.events.message import read
 from tests.support.soak import soak
 
@@ -112,6 +112,15 @@ def test_answers_go_where_they_may(prefixes: tuple[str, ...] | None, given: str,
             of(fields=fields, reply_prefixes=prefixes, **named)
 
 
+def test_answers_never_go_to_the_workers_own_queues() -> None:
+    """Even if the allowed prefixes include them, because an answer there would become a new request."""
+    allowed: dict[str, Any] = {"reply_prefixes": ("replies.",), "own_prefixes": ("replies.work", "replies.dead")}
+    assert of(reply_to="replies.me", **allowed).reply_to == "replies.me"
+    for reply_to in ("replies.work", "replies.work.wait", "replies.dead", "other"):
+        with pytest.raises(InvalidRequest, match="EVENTS_REPLY_PREFIXES"):
+            of(reply_to=reply_to, **allowed)
+
+
 def test_no_reply_address_needs_no_prefix() -> None:
     """Answers go where they always go."""
     assert of(reply_prefixes=()).reply_to is None
@@ -139,7 +148,7 @@ def test_any_message(body: bytes, fields: dict[str, str], id: str, operation: st
     except (InvalidRequest, UnsupportedMediaType):
         return
     assert found.reply_to is None or found.reply_to.startswith(prefixes)
-    assert read(encode(found.data), headers(found), id="0", source="s", operation=None).data == found.data
+    assert read(encode(found.data), to_headers(found), id="0", source="s", operation=None).data == found.data
 
 
 @given(
@@ -160,7 +169,7 @@ def test_any_message(body: bytes, fields: dict[str, str], id: str, operation: st
 )
 def test_headers_are_read_again(sent: Envelope) -> None:
     """What a submitter sends is what a worker gets."""
-    found = read(encode(sent.data), headers(sent), id="other", source="s", operation=None)
+    found = read(encode(sent.data), to_headers(sent), id="other", source="s", operation=None)
     assert (found.id, found.operation, found.data) == (sent.id, sent.operation, sent.data)
     assert (found.deadline, found.reply_to, found.stream) == (sent.deadline, sent.reply_to, sent.stream)
     assert (found.traceparent, found.type) == (sent.traceparent, f"warmstart.{sent.operation}")

@@ -308,14 +308,14 @@ async def test_without_records() -> None:
 
 async def test_what_is_told() -> None:
     """Tokens of all events are added up for the request, each event counts, and each is told before its work."""
-    service, usage, begun = Served(), dict[str, Any](), list[Envelope]()
+    service, usage, on_event = Served(), dict[str, Any](), list[Envelope]()
     token = request_usage.set(usage)
     try:
-        await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], begun=begun.append)
+        await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], on_event=on_event.append)
     finally:
         request_usage.reset(token)
     assert usage == {"prompt_tokens": 4, "completion_tokens": 6}
-    assert [envelope.id for envelope in begun] == ["1", "2"]
+    assert [envelope.id for envelope in on_event] == ["1", "2"]
 
     def count(operation: str, outcome: str) -> float | None:
         labels = {"source": "http", "operation": operation, "outcome": outcome}
