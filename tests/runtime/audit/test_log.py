@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_and_survived(path: Path, caplog: pytest.LogCaptureF
     log.close()
     assert [record.get("lost") for record in records(path)] == [None, None, 7, None]
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert told == ["cannot write the audit log: the record was written only in part"]
+    assert told == ["cannot write the audit log: the record was written only in part; the disk may be full"]
     assert "the audit log can be written again; 7 records are lost" in caplog.text
     report = check(path)
     assert report.problem is None
