@@ -66,7 +66,7 @@ class Function:
         def reporter(kind: str) -> DeliveryReporter:
             return DeliveryReporter(f"lambda:{kind}", OPERATIONS, metrics)
 
-        self._worker = LambdaWorker(processor, reporter, most=settings.events_concurrency, send=send)
+        self._worker = LambdaWorker(processor, reporter, max_concurrency=settings.events_concurrency, send=send)
 
     def __call__(self, event: Any, context: Any = None) -> Any:
         """Handle an event and return the answer for Lambda.
@@ -83,17 +83,17 @@ class Function:
     async def answer(self, event: Any, context: Any = None) -> Any:
         """Handle an event as ``__call__`` does, on the event loop."""
         loop = asyncio.get_running_loop()
-        request_id, until = secrets.token_hex(16), None
+        request_id, deadline = secrets.token_hex(16), None
         if context is not None:
             request_id = context.aws_request_id
-            until = loop.time() + context.get_remaining_time_in_millis() / 1e3 - _MARGIN_SECONDS
+            deadline = loop.time() + context.get_remaining_time_in_millis() / 1e3 - _MARGIN_SECONDS
         try:
             kind = kind_of(event)
             if kind == "v1" or kind == "v2" or kind == "alb":
-                return await self._requests(event, kind, request_id, until)
+                return await self._requests(event, kind, request_id, deadline)
             if kind == "sqs":
-                return await self._worker.batch(event["Records"], until)
-            return await self._worker.single(kind, event, request_id, until)
+                return await self._worker.batch(event["Records"], deadline)
+            return await self._worker.single(kind, event, request_id, deadline)
         except ServiceError as error:
             raise function_error(error) from None
 

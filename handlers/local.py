@@ -143,9 +143,9 @@ def open_processor(settings: Settings, dispatch: Dispatch) -> tuple[Processor, R
     processor = Processor(
         dispatch,
         records,
-        Policy(most=settings.events_max_deliveries),
+        Policy(max_deliveries=settings.events_max_deliveries),
         lease_seconds=settings.events_ack_seconds,
-        keep_seconds=settings.idempotency_ttl_seconds,
+        result_seconds=settings.idempotency_ttl_seconds,
     )
     return processor, records
 

@@ -104,7 +104,7 @@ def auth_middleware(keys: KeyRing, access: Access, failures: Failures, *, signin
             raise Unauthenticated(f"a credential is required; {_HOW}", challenge=missing)
         caller = keys.bearer(key)
         if caller is None:
-            refuse(request, keys.why_not(key))
+            refuse(request, keys.invalid_reason(key))
         request[CALLER] = caller
         access.check(request, caller, _CHALLENGE)
         return await handler(request)

@@ -15,12 +15,11 @@ from multidict import istr
 
 from middleware.request_keys import REQUEST_ID
 from runtime.telemetry.request_scope import SAFE_REQUEST_ID, request_facts
-from runtime.telemetry.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.tracing import continue_trace
 
 HEADER = istr("X-Request-Id")
 
 _TRACEPARENT_HEADER = istr("traceparent")
-_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 @web.middleware
@@ -32,12 +31,7 @@ async def request_id_middleware(request: web.Request, handler: Handler) -> web.S
     request[REQUEST_ID] = request_id
     facts: dict[str, object] = {"request_id": request_id}
     parent = headers.get(_TRACEPARENT_HEADER)
-    trace = parse_traceparent(parent) if parent is not None else None
-    if trace:
-        facts["trace_id"], facts["parent_id"] = trace
-        caller_trace.set({name: ",".join(headers.getall(name, ())) for name in _TRACE_HEADERS})
-    else:
-        caller_trace.set(None)  # the previous request on this connection may have set one
+    facts |= continue_trace(parent, "" if parent is None else ",".join(headers.getall("tracestate", ())))
     token = request_facts.set(facts)
     try:
         return await handler(request)

@@ -53,14 +53,14 @@ class Events:
         """
         payloads: list[dict[str, Any]] = []
 
-        def begun(envelope: Envelope) -> None:
+        def on_event(envelope: Envelope) -> None:
             payloads.append(envelope.data)
             request[PAYLOAD] = payloads[0] if len(payloads) == 1 else {"prompt": payloads}
             if self._settings.log_prompts and envelope.data.keys() & {"prompt", "messages"}:
                 _log.info("prompt", extra={"prompt": envelope.data.get("prompt", envelope.data.get("messages"))})
 
         answer = await self._service.answer(
-            request.headers.items(), await request.read(), caller=self._caller(request), begun=begun
+            request.headers.items(), await request.read(), caller=self._caller(request), on_event=on_event
         )
         for error in answer.rejected:
             request.app[REFUSALS].labels(error.code).inc()

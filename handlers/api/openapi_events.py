@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from handlers.operations import OPERATIONS
+from runtime.events.envelope import TYPE_PREFIX
 
 _STRUCTURED = "application/cloudevents+json"
 _BATCH = "application/cloudevents-batch+json"
-_TYPE_PREFIX = "warmstart."
 _CHARACTERS = r"^[^\u0000-\u001f\u007f-\u009f\ufdd0-\ufdef\ufffe\uffff]*$"  # CloudEvents, "Type System"
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": _CHARACTERS}
 _EXTENSION = {
@@ -48,7 +48,7 @@ def events_schemas() -> dict[str, Any]:
             {
                 "required": ["type", *(["data"] if needed else [])],
                 "properties": {
-                    "type": {"const": _TYPE_PREFIX + name},
+                    "type": {"const": TYPE_PREFIX + name},
                     "data": {"$ref": f"#/components/schemas/{operation.request.__name__}"},
                 },
             }
@@ -64,7 +64,7 @@ def events_schemas() -> dict[str, Any]:
                 "specversion": {"const": "1.0"},
                 "id": _TEXT,
                 "source": _TEXT | {"description": "A URI reference; source and id together identify the event."},
-                "type": {"enum": [_TYPE_PREFIX + name for name in operations]},
+                "type": {"enum": [TYPE_PREFIX + name for name in operations]},
                 "subject": _TEXT | {"type": ["string", "null"]},
                 "time": {"type": ["string", "null"], "format": "date-time"},
                 "datacontenttype": {"enum": ["application/json", None]},

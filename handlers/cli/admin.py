@@ -34,8 +34,8 @@ def run_bench(options: argparse.Namespace) -> None:
         text = Path(options.perplexity).read_text("utf-8") if options.perplexity else None
     except UnicodeDecodeError:
         raise InvalidRequest(f"--perplexity: {options.perplexity} is not UTF-8") from None
-    found = bench(spec, settings, text=text)
-    print(json.dumps(found) if options.json else table(found))
+    report = bench(spec, settings, text=text)
+    print(json.dumps(report) if options.json else table(report))
 
 
 def run_config(options: argparse.Namespace) -> None:

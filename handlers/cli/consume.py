@@ -20,20 +20,30 @@ def add(commands: Any, run: Any) -> None:
         commands: the subparsers.
         run: the function that runs the command.
     """
-    text = "Work on messages of a queue: NATS, Redis Streams, RabbitMQ or Kafka."
+    text = "Process the messages of a queue of NATS, Redis Streams, RabbitMQ or Kafka."
     sub: argparse.ArgumentParser = commands.add_parser("consume", help=text, description=text)
     sub.set_defaults(run=run)
-    sub.add_argument("url", nargs="?", metavar="URL", help="of the broker, instead of EVENTS_URL")
+    sub.add_argument("url", nargs="?", metavar="URL", help="the broker's URL, instead of EVENTS_URL")
     add_queue(sub, "--stream", "--stream-name")
-    sub.add_argument("--operation", metavar="OPERATION", choices=OPERATIONS, help="of messages that name none")
-    sub.add_argument("--concurrency", type=int, help="instead of EVENTS_CONCURRENCY")
-    sub.add_argument("--max-deliveries", type=int, help="instead of EVENTS_MAX_DELIVERIES")
-    sub.add_argument("--ack-seconds", type=float, help="instead of EVENTS_ACK_SECONDS")
-    sub.add_argument("--serve", action="store_true", help="serve HTTP too, which goes before the queue's work")
-    text = f"of probes and metrics, {_SIDE_PORT} by default, 0 for any; with --serve instead of PORT"
+    sub.add_argument(
+        "--operation", metavar="OPERATION", choices=OPERATIONS, help="the operation of messages that name none"
+    )
+    sub.add_argument(
+        "--concurrency", type=int, help="how many messages are processed at once, instead of EVENTS_CONCURRENCY"
+    )
+    sub.add_argument(
+        "--max-deliveries", type=int, help="how often a message is delivered, instead of EVENTS_MAX_DELIVERIES"
+    )
+    sub.add_argument(
+        "--ack-seconds", type=float, help="the visibility timeout of a message, instead of EVENTS_ACK_SECONDS"
+    )
+    sub.add_argument(
+        "--serve", action="store_true", help="also serve HTTP, whose requests take precedence over the queue"
+    )
+    text = f"the port of probes and metrics, by default {_SIDE_PORT}, 0 for any free port; with --serve instead of PORT"
     sub.add_argument("--port", type=int, help=text)
-    sub.add_argument("--host", help="instead of HOST")
-    sub.add_argument("--model", help="instead of MODEL_NAME")
+    sub.add_argument("--host", help="the address to listen on, instead of HOST")
+    sub.add_argument("--model", help="the model, instead of MODEL_NAME")
 
 
 def worker_settings(options: argparse.Namespace) -> Settings:

@@ -10,7 +10,7 @@ from runtime.errors import InvalidRequest
 from runtime.signatures import SignatureError
 from runtime.signatures.client import Signer
 
-_VARIABLE = "SIGNING_SECRET"  # in the environment, because every user of the machine can see arguments
+SIGNING_VARIABLE = "SIGNING_SECRET"  # in the environment, because every user of the machine can see arguments
 
 
 def add_key(parser: argparse.ArgumentParser, *, required: bool = False, default: object = None) -> None:
@@ -21,9 +21,9 @@ def add_key(parser: argparse.ArgumentParser, *, required: bool = False, default:
         required: whether ``--key-id`` is required.
         default: the default of both; ``argparse.SUPPRESS`` if a parent parser sets them.
     """
-    text = "sign with this key, made by warmstart keys create --signing"
+    text = "sign the request with this key, created by warmstart keys create --signing"
     parser.add_argument("--key-id", required=required, default=default, help=text)
-    text = f"file with its secret in base64; or set {_VARIABLE}"
+    text = f"a file with the key's secret in base64; or set {SIGNING_VARIABLE}"
     parser.add_argument("--secret-file", type=Path, default=default, help=text)
 
 
@@ -35,9 +35,9 @@ def signer(options: argparse.Namespace) -> Signer:
         OSError: the file cannot be read.
     """
     path: Path | None = options.secret_file
-    secret = os.environ.get(_VARIABLE, "") if path is None else path.read_text(errors="replace")
+    secret = os.environ.get(SIGNING_VARIABLE, "") if path is None else path.read_text(errors="replace")
     if not secret:
-        raise InvalidRequest(f"there is no secret to sign with; set {_VARIABLE} or --secret-file")
+        raise InvalidRequest(f"the signing key's secret is missing; set {SIGNING_VARIABLE} or --secret-file")
     try:
         return Signer(options.key_id, secret)
     except SignatureError as error:

@@ -26,28 +26,32 @@ _LAST_YEAR = 9999
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the ``keys`` commands to the command line's subparsers."""
-    text = "Make, list and revoke API keys."
+    text = "Create, list and revoke API keys."
     family = commands.add_parser("keys", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added = family.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
-        added.add_argument("--file", type=Path, help="instead of API_KEYS_FILE")
-        added.add_argument("--json", action="store_true", help="as JSON")
+        added.add_argument("--file", type=Path, help="the file of keys, instead of API_KEYS_FILE")
+        added.add_argument("--json", action="store_true", help="print JSON")
         return added
 
-    sub = command("create", run_create, "Make a key, show it once, and keep its record.")
-    sub.add_argument("--name", required=True, help="whose it is, for people; two keys may have one name")
-    sub.add_argument("--scopes", default="*", help=f"what for, with commas between: {', '.join(sorted(SCOPES))}")
+    sub = command("create", run_create, "Create a key, print it once, and store its record.")
+    sub.add_argument("--name", required=True, help="the key's name for people; several keys may have the same name")
     sub.add_argument(
-        "--expires", type=expiry, help="after 90d, 12h, 30m or 2w, or on 2027-01-01 (UTC); never if left out"
+        "--scopes", default="*", help=f"what the key may call, separated by commas: {', '.join(sorted(SCOPES))}"
     )
-    sub.add_argument("--requests-per-minute", type=int, metavar="N", help="its own limit; 0 for none")
-    sub.add_argument("--tokens-per-minute", type=int, metavar="N", help="likewise")
-    sub.add_argument("--signing", action="store_true", help="make a key for RFC 9421 signatures instead")
-    command("list", run_list, "List the keys that the service takes; their secrets are not shown.")
-    command("revoke", run_revoke, "Revoke a key; a running service knows within a second.").add_argument(
-        "id", help="of the key, or its name if no other key has it"
+    sub.add_argument(
+        "--expires",
+        type=expiry,
+        help="when the key expires: in 90d, 12h, 30m or 2w, or on 2027-01-01 (UTC); by default never",
+    )
+    sub.add_argument("--requests-per-minute", type=int, metavar="N", help="the key's own rate limit; 0 for no limit")
+    sub.add_argument("--tokens-per-minute", type=int, metavar="N", help="the key's own token limit; 0 for no limit")
+    sub.add_argument("--signing", action="store_true", help="create a key for RFC 9421 signatures instead")
+    command("list", run_list, "List the keys that the service accepts, without their secrets.")
+    command("revoke", run_revoke, "Revoke a key. A running service refuses it within a second.").add_argument(
+        "id", help="the key's id, or its name if no other key has the same name"
     )
 
 
@@ -63,8 +67,8 @@ def run_create(options: argparse.Namespace) -> None:
         return
     print(shown)
     kind = "signing key" if options.signing else "API key"
-    where = "its record is below, for API_KEYS" if path is None else f"its record is in {path}"
-    print(f"{kind} {record.caller.id}, shown this once; {where}", file=sys.stderr)
+    prefix = "its record is below, for API_KEYS" if path is None else f"its record is in {path}"
+    print(f"{kind} {record.caller.id}, shown this once; {prefix}", file=sys.stderr)
     if path is None:
         print(record.line())
 
@@ -100,22 +104,24 @@ def run_revoke(options: argparse.Namespace) -> None:
     """
     path = _file(options)
     if path is None:
-        raise InvalidRequest("set API_KEYS_FILE or --file; a key of API_KEYS is revoked by removing its record there")
-    gone: list[KeyRecord] = []
+        raise InvalidRequest(
+            "there is no file of keys; set API_KEYS_FILE or --file, or remove the record from API_KEYS"
+        )
+    revoked: list[KeyRecord] = []
 
     def without(records: list[KeyRecord]) -> list[KeyRecord]:
-        found = [record for record in records if record.caller.id == options.id]
-        found = found or [record for record in records if record.caller.name == options.id]
-        if not found:
+        matching = [record for record in records if record.caller.id == options.id]
+        matching = matching or [record for record in records if record.caller.name == options.id]
+        if not matching:
             raise InvalidRequest(f"{path} has no key {options.id!r}")
-        if len(found) > 1:
-            ids = ", ".join(record.caller.id for record in found)
-            raise InvalidRequest(f"several keys are named {options.id!r}; revoke one by its id: {ids}")
-        gone[:] = found
-        return [record for record in records if record not in found]
+        if len(matching) > 1:
+            ids = ", ".join(record.caller.id for record in matching)
+            raise InvalidRequest(f"several keys have the name {options.id!r}; revoke one by its id: {ids}")
+        revoked[:] = matching
+        return [record for record in records if record not in matching]
 
     _edit(path, without)
-    about = {"id": gone[0].caller.id, "name": gone[0].caller.name}
+    about = {"id": revoked[0].caller.id, "name": revoked[0].caller.name}
     print(json.dumps(about | {"state": "revoked"}) if options.json else f"{about['id']} ({about['name']}) is revoked")
 
 
@@ -133,9 +139,11 @@ def expiry(text: str) -> int:
             given = datetime.fromisoformat(text)
             at = (given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither like 90d nor like 2027-01-01") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a duration like 90d nor a date like 2027-01-01"
+            ) from None
     if not now < at < datetime(_LAST_YEAR, 1, 1, tzinfo=UTC).timestamp():
-        raise argparse.ArgumentTypeError(f"{text!r} is not in the future, or too far in it")
+        raise argparse.ArgumentTypeError(f"{text!r} is not in the future, or after the year 9998")
     return int(at)
 
 
@@ -171,7 +179,7 @@ def _edit(path: Path, change: Any) -> None:
     try:
         edit(path, change)
     except ValueError as error:
-        raise InvalidRequest(f"nothing was changed: {error}") from None
+        raise InvalidRequest(f"the file was not changed: {error}") from None
 
 
 def _all(options: argparse.Namespace) -> list[KeyRecord]:

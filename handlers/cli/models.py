@@ -26,7 +26,7 @@ _LABEL_CHARS = 64  # the longest label that the service accepts
 
 def add(commands: Any) -> None:
     """Add the ``models`` commands to the command line's subparsers; ``models`` alone is ``models ls``."""
-    text = "See and steer the models of a running service."
+    text = "List, load, unload and compare the models of a running service."
     parser = commands.add_parser("models", help=text, description=text)
     parser.set_defaults(run=run_ls)
     _add_service(parser, url=None, api_key=os.environ.get("API_KEY"))
@@ -40,26 +40,31 @@ def add(commands: Any) -> None:
         add_key(added, default=argparse.SUPPRESS)
         return added
 
-    command("ls", run_ls, "List the models: state, memory, last use, requests, speed (the default).")
+    command("ls", run_ls, "List the models with state, memory, last use, requests and speed (the default command).")
     for name, run, text in (
-        ("load", run_load, "Load a model, and show how far it is."),
+        ("load", run_load, "Load a model, and show the progress."),
         ("unload", run_unload, "Unload a model once its requests have ended."),
-        ("default", run_default, "Answer with another model from now on; loads it first."),
+        ("default", run_default, "Make a model the default, after loading it."),
     ):
-        command(name, run, text).add_argument("id", help="as warmstart models ls shows it")
-    sub = command("compare", run_compare, "One prompt through several models or settings.")
+        command(name, run, text).add_argument("id", help="the model's id, as warmstart models ls prints it")
+    sub = command("compare", run_compare, "Answer one prompt with several models or settings.")
     sub.add_argument("prompt")
     sub.add_argument(
-        "--variant", action="append", required=True, help="a side: model=ID,temperature=0.5,label=NAME; up to eight"
+        "--variant",
+        action="append",
+        required=True,
+        help="a variant such as model=ID,temperature=0.5,label=NAME; at most eight",
     )
-    sub.add_argument("--chat", action="store_true", help="send the prompt as a chat's message")
-    sub.add_argument("--no-score", action="store_true", help="leave out how likely each answer is to each model")
+    sub.add_argument("--chat", action="store_true", help="send the prompt as a chat message")
+    sub.add_argument("--no-score", action="store_true", help="do not compute how likely each model finds each answer")
     add_sampling(sub)
 
 
 def _add_service(parser: argparse.ArgumentParser, *, url: str | None, api_key: str | None) -> None:
-    parser.add_argument("--url", default=url, help="http://HOST:PORT or unix:PATH; by default as HOST and PORT say")
-    parser.add_argument("--api-key", default=api_key, help="sent as a bearer token; or set API_KEY")
+    parser.add_argument(
+        "--url", default=url, help="the service's URL, http://HOST:PORT or unix:PATH; by default that of HOST and PORT"
+    )
+    parser.add_argument("--api-key", default=api_key, help="the API key, sent as a bearer token; or set API_KEY")
 
 
 def run_ls(options: argparse.Namespace) -> None:
@@ -101,7 +106,9 @@ def run_load(options: argparse.Namespace) -> int:
 def run_unload(options: argparse.Namespace) -> None:
     """Run ``unload``: unload a model once its requests have ended, and print its state."""
     entry = _remote(options).call("POST", f"/models/{quote(options.id)}/unload")
-    running = f"; it goes when its {entry['running']} requests have ended" if entry["state"] == "draining" else ""
+    running = (
+        f"; it is unloaded when its {entry['running']} requests have ended" if entry["state"] == "draining" else ""
+    )
     print(f"{entry['id']} is {entry['state']}{running}")
 
 

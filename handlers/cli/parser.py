@@ -29,22 +29,24 @@ def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if model:
-            added.add_argument("--model", help="instead of MODEL_NAME")
+            added.add_argument("--model", help="the model, instead of MODEL_NAME")
         return added
 
     sub = command("serve", serve, "Run the HTTP service.")
-    sub.add_argument("--host", help="instead of HOST")
-    sub.add_argument("--port", type=int, help="instead of PORT")
+    sub.add_argument("--host", help="the address to listen on, instead of HOST")
+    sub.add_argument("--port", type=int, help="the port, instead of PORT")
     sub = command(
         "invoke",
         generate.run_invoke,
-        "Call an operation with a JSON payload, or with one per line of standard input.",
+        "Call an operation with a JSON payload, or with each line of standard input.",
     )
     sub.add_argument("operation", choices=OPERATIONS)
-    sub.add_argument("payload", nargs="?", default="-", help="a JSON object; - reads JSON lines (the default)")
+    sub.add_argument(
+        "payload", nargs="?", default="-", help="a JSON object; - (the default) reads JSON lines from standard input"
+    )
     sub = command("generate", generate.run_generate, "Complete a text.")
     sub.add_argument("prompt")
-    sub.add_argument("--stream", action="store_true", help="print tokens as they come")
+    sub.add_argument("--stream", action="store_true", help="print tokens as they are generated")
     add_sampling(sub)
     sub = command("chat", generate.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     sub.add_argument("--system", help="the system prompt")
@@ -60,8 +62,8 @@ def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
     sub = command(
         "bench", admin.run_bench, "Measure the model on this machine: prefill, decode, bandwidth, cold start."
     )
-    sub.add_argument("--json", action="store_true", help="as JSON instead of a table")
-    sub.add_argument("--perplexity", metavar="FILE", help="compute the perplexity of this text too")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    sub.add_argument("--perplexity", metavar="FILE", help="also measure the perplexity of this text")
     sub = command("config", admin.run_config, "Print all settings.", model=False)
-    sub.add_argument("--markdown", action="store_true", help="as a table for the README")
+    sub.add_argument("--markdown", action="store_true", help="print a Markdown table")
     return parser

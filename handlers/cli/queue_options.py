@@ -6,7 +6,7 @@ import argparse
 
 from runtime.errors import SettingsError
 from runtime.events.queues.base import QueueOptions
-from runtime.events.queues.factory import names, reply_prefixes
+from runtime.events.queues.factory import default_names, default_reply_prefixes
 from runtime.settings import Settings
 
 
@@ -17,13 +17,18 @@ def add_queue(parser: argparse.ArgumentParser, *stream: str) -> None:
         parser: the command's parser.
         stream: the names of the option for the stream, queue or topic.
     """
-    text = "stream, queue or topic that work comes in on"
+    text = "the stream, queue or topic of requests"
     parser.add_argument(*stream, dest="stream_name", metavar="NAME", help=f"{text}; each broker has a default")
-    parser.add_argument("--group", metavar="NAME", default="warmstart", help="workers of one name share the work")
-    parser.add_argument("--results", metavar="NAME", help="the same for answers")
-    parser.add_argument("--dead", metavar="NAME", help="the same for messages that nothing could be done with")
     parser.add_argument(
-        "--no-create", action="store_true", help="make no streams, queues and groups that are missing; say so"
+        "--group",
+        metavar="NAME",
+        default="warmstart",
+        help="the consumer group; workers of the same group share the messages",
+    )
+    parser.add_argument("--results", metavar="NAME", help="the stream, queue or topic of answers")
+    parser.add_argument("--dead", metavar="NAME", help="the stream, queue or topic of dead letters")
+    parser.add_argument(
+        "--no-create", action="store_true", help="fail if a stream, queue or group is missing, instead of creating it"
     )
 
 
@@ -44,7 +49,7 @@ def queue_of(
     url = url or settings.events_url.get_secret_value()
     if not url:
         raise SettingsError("EVENTS_URL: set it, or give the broker's URL, for example nats://127.0.0.1:4222")
-    stream, results, dead = names(url)
+    stream, results, dead = default_names(url)
     return QueueOptions(
         url=url,
         stream=options.stream_name or stream,
@@ -53,8 +58,7 @@ def queue_of(
         dead=options.dead or dead,
         operation=operation,
         ack_seconds=settings.events_ack_seconds,
-        most=settings.events_max_deliveries,
         results_seconds=settings.idempotency_ttl_seconds,
-        reply_prefixes=settings.events_reply_prefixes or reply_prefixes(url),
+        reply_prefixes=settings.events_reply_prefixes or default_reply_prefixes(url),
         create=not options.no_create,
     )

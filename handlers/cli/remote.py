@@ -14,7 +14,7 @@ from runtime.signatures import SignatureError
 
 _CONNECT_SECONDS = 10.0
 # wildcard addresses to listen on, and the addresses to connect to
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 
 
 def default_url(host: str, port: int) -> str:
@@ -26,7 +26,7 @@ def default_url(host: str, port: int) -> str:
     """
     if host.startswith("unix:"):
         return host
-    host = _EVERYWHERE.get(host, host)
+    host = _WILDCARDS.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -60,10 +60,9 @@ class Remote:
         """
         connection = self._connect()
         try:
-            found = _answer(self._ask(connection, method, path, payload), self.url)
+            return _answer(self._ask(connection, method, path, payload), self.url)
         finally:
             connection.close()
-        return found
 
     def events(self, method: str, path: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Like ``call``, but yield server-sent events (HTML Living Standard section 9.2) until ``[DONE]``."""
@@ -79,7 +78,7 @@ class Remote:
                     return
                 if data and data != line.strip():
                     yield _checked(json.loads(data), response.status)
-            raise ConnectionError(f"{self.url} broke off its answer")
+            raise ConnectionError(f"{self.url} ended its response too early")
         finally:
             connection.close()
 
@@ -135,30 +134,30 @@ def _line(response: http.client.HTTPResponse, url: str) -> bytes:
     try:
         return response.readline()
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url} broke off its answer: {error}") from None
+        raise ConnectionError(f"{url} ended its response too early: {error}") from None
 
 
 def _answer(response: http.client.HTTPResponse, url: str) -> dict[str, Any]:
     try:
-        found = json.loads(response.read())
+        content = json.loads(response.read())
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url} broke off its answer: {error}") from None
+        raise ConnectionError(f"{url} ended its response too early: {error}") from None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConnectionError(f"{url} answered with status {response.status} and something else than JSON")
-    return _checked(found, response.status)
+        content = None
+    if not isinstance(content, dict):
+        raise ConnectionError(f"{url} answered with status {response.status} and a body that is not a JSON object")
+    return _checked(content, response.status)
 
 
-def _checked(found: dict[str, Any], status: int) -> dict[str, Any]:
+def _checked(content: dict[str, Any], status: int) -> dict[str, Any]:
     """Return a response or event that is not an error.
 
     Raises:
         ServiceError: it is an error; the message is the service's.
     """
-    error = found.get("error")
-    if isinstance(error, dict) and "message" in error and "object" not in found:
+    error = content.get("error")
+    if isinstance(error, dict) and "message" in error and "object" not in content:
         raise ServiceError(str(error["message"]))
     if status >= 400:
-        raise ServiceError(str(found.get("detail") or f"status {status}"))
-    return found
+        raise ServiceError(str(content.get("detail") or f"status {status}"))
+    return content

@@ -1,4 +1,4 @@
-"""``warmstart sign``: print the header fields of a signed request, or the whole curl command."""
+"""``warmstart sign``: print the header fields of a signed request, or the complete curl command."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import argparse
 import shlex
 from pathlib import Path
 
-from handlers.cli.credentials import _VARIABLE, add_key, signer
+from handlers.cli.credentials import SIGNING_VARIABLE, add_key, signer
 from runtime.errors import InvalidRequest
 from runtime.signatures import SignatureError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``sign`` to the command line's subparsers."""
-    text = f"Sign a request (RFC 9421) with the secret in {_VARIABLE} or a file. The signature is good once."
+    text = f"Sign a request (RFC 9421) with the secret in {SIGNING_VARIABLE} or a file. A signature can be used once."
     sub = commands.add_parser("sign", help=text, description=text)
     sub.set_defaults(run=run)
     sub.add_argument("method", metavar="METHOD", type=str.upper)
-    sub.add_argument("url", metavar="URL", help="whole, as curl will get it")
+    sub.add_argument("url", metavar="URL", help="the full URL, exactly as it will be requested")
     add_key(sub, required=True)
     body = sub.add_mutually_exclusive_group()
-    body.add_argument("--data", metavar="JSON", help="the body")
-    body.add_argument("--data-file", type=Path, help="file with the body")
-    sub.add_argument("--curl", action="store_true", help="print the whole command, quoted for a shell")
+    body.add_argument("--data", metavar="JSON", help="the request's body")
+    body.add_argument("--data-file", type=Path, help="a file with the request's body")
+    sub.add_argument("--curl", action="store_true", help="print the complete curl command, quoted for a shell")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         body = options.data_file.read_bytes() if options.data_file else (options.data or "").encode()
         signed = signer(options).headers(options.method, options.url, body)
     except UnicodeError:
-        raise InvalidRequest("--data is not UTF-8; use --data-file", param="data") from None
+        raise InvalidRequest("--data must be UTF-8; use --data-file for other bytes", param="data") from None
     except SignatureError as error:
         raise InvalidRequest(str(error)) from None
     if body:

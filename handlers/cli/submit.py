@@ -26,13 +26,13 @@ from runtime.events.queues.factory import open_submitter
 from runtime.strict_json import loads
 from runtime.telemetry.logging import setup_logging
 
-_AT_ONCE = 64  # the most messages in flight
-_TEXTS = ("generate", "complete", "chat", "completions")  # operations that stream text
+_MAX_IN_FLIGHT = 64  # messages
+_STREAMING = ("generate", "complete", "chat", "completions")  # operations that stream text
 
 
 def add(commands: Any) -> None:
     """Add ``submit`` to the command line's subparsers."""
-    text = "Put work into a queue, and wait for what comes of it."
+    text = "Send requests to a queue, and print the answers."
     usage = "warmstart submit [URL] OPERATION [PAYLOAD|-] [options]"
     sub: argparse.ArgumentParser = commands.add_parser("submit", usage=usage, help=text, description=text)
     sub.set_defaults(run=run, wrong=sub.error)
@@ -40,15 +40,22 @@ def add(commands: Any) -> None:
         "words",
         nargs="+",
         metavar="WORD",
-        help="URL of the broker, if not EVENTS_URL; the operation; a JSON object, or - for JSON lines (the default)",
+        help="the broker's URL instead of EVENTS_URL; the operation; a JSON object, or - (the default) for JSON lines",
     )
     add_queue(sub, "--stream-name")
-    sub.add_argument("--id", help="of the message: the same id again gives the same answer, and works only once")
-    sub.add_argument("--deadline", type=float, metavar="SECONDS", help="after which nobody is to work on it any more")
-    sub.add_argument("--timeout", type=float, metavar="SECONDS", help="wait for each answer no longer than that")
+    sub.add_argument(
+        "--id",
+        help="the message's id; a message sent again with the same id gets the same answer and is processed once",
+    )
+    sub.add_argument(
+        "--deadline", type=float, metavar="SECONDS", help="the time after which the message is not processed any more"
+    )
+    sub.add_argument("--timeout", type=float, metavar="SECONDS", help="the maximum time to wait for each answer")
     how = sub.add_mutually_exclusive_group()
-    how.add_argument("--no-wait", action="store_true", help="print ids instead of answers")
-    how.add_argument("--stream", action="store_true", help="print the text as it comes, one message after the other")
+    how.add_argument("--no-wait", action="store_true", help="print the messages' ids instead of waiting for answers")
+    how.add_argument(
+        "--stream", action="store_true", help="print the text as it is generated, one message after the other"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,32 +72,32 @@ def run(options: argparse.Namespace) -> int:
     words: list[str] = list(options.words)
     url = words.pop(0) if "://" in words[0] else None
     if not 1 <= len(words) <= 2 or words[0] not in OPERATIONS:
-        options.wrong(f"name an operation: {', '.join(OPERATIONS)}; and a payload behind it, at most")
+        options.wrong(f"name one operation and at most one payload; the operations are {', '.join(OPERATIONS)}")
     operation, payload = words[0], words[1] if len(words) == 2 else "-"
-    if options.stream and operation not in _TEXTS:
-        options.wrong(f"--stream: only {', '.join(_TEXTS)} have a text that comes in pieces")
+    if options.stream and operation not in _STREAMING:
+        options.wrong(f"--stream: only {', '.join(_STREAMING)} stream their text")
     settings = settings_of(options)
     setup_logging(settings.log_format, "WARNING" if sys.stderr.isatty() else settings.log_level)
     submitter = open_submitter(queue_of(options, settings, url))
     try:
         return asyncio.run(_submit(submitter, operation, payload, options))
     except BrokerUnavailable as error:
-        raise ServiceError(f"the broker is away: {error}") from None
+        raise ServiceError(f"the broker is unavailable: {error}") from None
 
 
 async def _submit(submitter: Submitter, operation: str, payload: str, options: argparse.Namespace) -> int:
     try:
         await submitter.open()
         messages = _messages(operation, payload, options)
-        return await (_texts if options.stream else _lines)(submitter, messages, options)
+        return await (_print_streams if options.stream else _print_lines)(submitter, messages, options)
     finally:
         await submitter.close()
 
 
-async def _lines(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
+async def _print_lines(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
     """Print a line per message in their order, with many in flight; return 1 if a message failed, else 0."""
     failed = 0
-    tasks: asyncio.Queue[asyncio.Task[tuple[bool, str]] | None] = asyncio.Queue(_AT_ONCE)
+    tasks: asyncio.Queue[asyncio.Task[tuple[bool, str]] | None] = asyncio.Queue(_MAX_IN_FLIGHT)
 
     async def show() -> None:
         nonlocal failed
@@ -122,21 +129,21 @@ async def _line(submitter: Submitter, message: Envelope | ServiceError, options:
         return False, json_line(error.openai())
 
 
-async def _texts(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
+async def _print_streams(submitter: Submitter, messages: AsyncIterator[Envelope | ServiceError], options: Any) -> int:
     """Stream each answer's text, one message after the other; return 1 if a message failed, else 0."""
     failed = 0
     async for message in messages:
-        shown = Shown()
+        printed = PrintedText()
         try:
             async with _replies(submitter, message, options) as replies:
                 async for reply in replies:
                     if reply.kind == "error":
                         raise ServiceError(reply.body["error"]["message"])
-                    print(shown.add(reply), end="", flush=True)
+                    print(printed.add(reply), end="", flush=True)
             print(flush=True)
         except ServiceError as error:
             failed = 1
-            print("\n" * bool(shown.text), end="", flush=True)
+            print("\n" * bool(printed.text), end="", flush=True)
             print(f"warmstart: {error.message}", file=sys.stderr)
     return failed
 
@@ -158,29 +165,29 @@ async def _replies(
             async with aclosing(await submitter.submit(message, wait=not options.no_wait)) as replies:
                 yield replies
     except TimeoutError:
-        text = f"no answer came within {options.timeout:g} s (--timeout); submit it again with --id {message.id}"
+        text = f"no answer within {options.timeout:g} s (--timeout); submit the message again with --id {message.id}"
         raise DeadlineExceeded(text) from None
 
 
-class Shown:
-    """Tracks the printed text of one answer. Chunks may be missing, or come again when another worker takes over."""
+class PrintedText:
+    """Tracks the printed text of one answer. Chunks may be missing, or be repeated when another worker takes over."""
 
     def __init__(self) -> None:
         self.text = ""
         self._attempt = self._next = 0
-        self._found = ""
+        self._pending = ""
 
     def add(self, reply: Reply) -> str:
         """Add a reply and return the text to print now."""
         if reply.kind == "result":
             return self._show(text_of(reply.body), last=True)
         if reply.attempt > self._attempt:
-            self._attempt, self._next, self._found = reply.attempt, 0, ""
+            self._attempt, self._next, self._pending = reply.attempt, 0, ""
         if reply.attempt < self._attempt or reply.chunk != self._next:
             return ""  # of an abandoned attempt, or after a missing chunk: the result has the whole text
         self._next += 1
-        self._found += piece_of(reply.body)
-        return self._show(self._found)
+        self._pending += piece_of(reply.body)
+        return self._show(self._pending)
 
     def _show(self, text: str, *, last: bool = False) -> str:
         if text.startswith(self.text):
@@ -213,7 +220,7 @@ async def _messages(operation: str, payload: str, options: Any) -> AsyncIterator
             continue
         count += 1
         if options.id is not None and count > 1:
-            raise InvalidRequest("--id: it names one message, and there are more", param="id")
+            raise InvalidRequest("--id: it can be given for one message only, and there are several", param="id")
         try:
             yield _message(operation, line, options)
         except ServiceError as error:
@@ -246,7 +253,7 @@ async def _one(line: bytes) -> AsyncIterator[bytes]:
 async def _stdin() -> AsyncIterator[bytes]:
     """Yield the lines of standard input, read on a daemon thread so that Ctrl-C does not wait for a line."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes | None] = asyncio.Queue(_AT_ONCE)
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_IN_FLIGHT)
 
     def put(line: bytes | None) -> None:
         putting = lines.put(line)
@@ -259,8 +266,8 @@ async def _stdin() -> AsyncIterator[bytes]:
         rest = b""
         try:
             while piece := os.read(sys.stdin.fileno(), 65_536):
-                *whole, rest = (rest + piece).split(b"\n")
-                for line in whole:
+                *lines_read, rest = (rest + piece).split(b"\n")
+                for line in lines_read:
                     put(line)
             put(rest)
             put(None)

@@ -43,7 +43,7 @@ def consumer_of(
         reporter,
         concurrency=settings.events_concurrency,
         ready=lambda: model_ready(ctx),
-        most=None if remembers else _DELIVERIES_FACTOR * settings.events_max_deliveries,
+        max_deliveries=None if remembers else _DELIVERIES_FACTOR * settings.events_max_deliveries,
         drain_seconds=settings.drain_seconds,
     )
 

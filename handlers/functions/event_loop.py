@@ -28,10 +28,10 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         TimeoutError: the coroutine did not end in time.
         RuntimeError: called on the loop's own thread, which would deadlock.
     """
-    loop = _running()
-    if _on(loop):
+    loop = _get_loop()
+    if _is_current(loop):
         coroutine.close()
-        raise RuntimeError("this runs on the loop already: await it")
+        raise RuntimeError("this is called on the event loop's own thread; await the coroutine instead")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result(timeout)
@@ -39,14 +39,14 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         future.cancel()  # has no effect on a future that is done
 
 
-def _on(loop: asyncio.AbstractEventLoop) -> bool:
+def _is_current(loop: asyncio.AbstractEventLoop) -> bool:
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
 
 
-def _running() -> asyncio.AbstractEventLoop:
+def _get_loop() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:

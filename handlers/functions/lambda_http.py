@@ -38,12 +38,12 @@ from runtime.telemetry.request_scope import (
     request_facts,
     request_scope,
 )
-from runtime.telemetry.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.access")
 
 _STREAM = (
-    "stream: a function's answer comes whole; leave it out, or serve with the Lambda Web Adapter, which streams "
+    "stream: a function cannot stream its answer; leave it out, or use the Lambda Web Adapter, which streams "
     "(docs/events-lambda.md)"
 )
 
@@ -63,7 +63,7 @@ class LambdaHttpRequests:
         self._max_depth = max_depth
 
     async def __call__(
-        self, event: Mapping[str, Any], form: Form, request_id: str, until: float | None
+        self, event: Mapping[str, Any], form: Form, request_id: str, deadline: float | None
     ) -> dict[str, Any]:
         """Run an HTTP event's request and return the response in the event's form.
 
@@ -71,7 +71,7 @@ class LambdaHttpRequests:
             event: the event, decoded from JSON.
             form: the event's form: ``v1``, ``v2`` or ``alb``.
             request_id: the request id if the request has no valid X-Request-Id.
-            until: the deadline on the loop's clock; the work is then cancelled and answered with 504. None for no
+            deadline: the deadline on the loop's clock; the work is then cancelled and answered with 504. None for no
                 deadline.
 
         Raises:
@@ -81,19 +81,21 @@ class LambdaHttpRequests:
         try:
             request = read_request(event, form)
         except (LookupError, TypeError, AttributeError, ValueError):  # AWS builds the events: no schema needed
-            raise InvalidRequest(f"the event is not shaped as one of API Gateway or a load balancer ({form})") from None
+            raise InvalidRequest(
+                f"the event does not have the structure of API Gateway or a load balancer ({form})"
+            ) from None
         given = request.headers.get("x-request-id", "")
         request_id = given if SAFE_REQUEST_ID.fullmatch(given) else request_id
         usage = _begin(request, request_id)
         error: ServiceError | None = None
         try:
-            async with asyncio.timeout_at(until) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 answer = await self._answer(request, request_id)
-        except ServiceError as found:
-            error = found
-        except Exception as found:
-            if isinstance(found, TimeoutError) and limit.expired():
-                error = DeadlineExceeded("not finished within the function's time")
+        except ServiceError as raised:
+            error = raised
+        except Exception as raised:
+            if isinstance(raised, TimeoutError) and limit.expired():
+                error = DeadlineExceeded("the request was not finished within the function's time limit")
             else:
                 logging.getLogger("warmstart.errors").exception("unexpected error")
                 error = InternalError("an unexpected error occurred; the log has the details under the request id")
@@ -143,12 +145,8 @@ class LambdaHttpRequests:
 
 def _begin(request: HttpRequest, request_id: str) -> UsageCounter:
     """Set the request's context variables for logs, traces and the caller; return the counter of its usage."""
-    facts: dict[str, Any] = {"request_id": request_id}
-    trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
-    if parent := parse_traceparent(trace.get("traceparent", "")):
-        facts["trace_id"], facts["parent_id"] = parent
-        caller_trace.set(trace)
-    request_facts.set(facts)
+    trace = continue_trace(request.headers.get("traceparent"), request.headers.get("tracestate", ""))
+    request_facts.set({"request_id": request_id} | trace)
     authorization, api_key = (
         [request.headers[name]] if request.headers.get(name) else [] for name in ("authorization", "x-api-key")
     )

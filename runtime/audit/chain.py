@@ -34,7 +34,7 @@ _SUFFIX = len(_MARK) + 64 + len(b'"}\n')
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
-class Broken(Exception):
+class BrokenChain(Exception):
     """The chain is broken; the message says why."""
 
 
@@ -86,7 +86,7 @@ def seal(key: bytes, previous: bytes, body: bytes) -> tuple[bytes, bytes]:
     return b'%b,"mac":"%b"}\n' % (body, mac.hex().encode()), mac
 
 
-def opened(key: bytes, previous: bytes, line: bytes) -> bytes | None:
+def verify_line(key: bytes, previous: bytes, line: bytes) -> bytes | None:
     """Verify a line, and return its MAC; None if its MAC is wrong.
 
     Args:
@@ -98,23 +98,23 @@ def opened(key: bytes, previous: bytes, line: bytes) -> bytes | None:
     return mac if hmac.compare_digest(line[-_SUFFIX:], b'%b%b"}\n' % (_MARK, mac.hex().encode())) else None
 
 
-def shown_mac(line: bytes) -> bytes:
+def unverified_mac(line: bytes) -> bytes:
     """Return the MAC in a line without verifying it.
 
     Raises:
-        Broken: the line has no MAC.
+        BrokenChain: the line has no MAC.
     """
     try:
         return bytes.fromhex(line[-_SUFFIX:].removeprefix(_MARK)[:64].decode())
     except ValueError:
-        raise Broken("this is not a record of an audit log") from None
+        raise BrokenChain("this is not a record of an audit log") from None
 
 
 def read(line: bytes) -> dict[str, Any]:
     """Parse a line into its record, and check that ``seq`` is an integer and ``prev``, if present, a hexadecimal MAC.
 
     Raises:
-        Broken: the line is not a valid record.
+        BrokenChain: the line is not a valid record.
     """
     try:
         record = json.loads(line)
@@ -122,7 +122,7 @@ def read(line: bytes) -> dict[str, Any]:
             return dict(record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    raise Broken("this is not a record of an audit log")
+    raise BrokenChain("this is not a record of an audit log")
 
 
 def seal_head(key: bytes, sequence: int, mac: bytes) -> bytes:
@@ -141,7 +141,7 @@ def open_head(key: bytes, content: bytes) -> tuple[int, bytes]:
     """Verify the content of ``FILE.head``, and return its sequence number and MAC.
 
     Raises:
-        Broken: the content was changed, or made with another key.
+        BrokenChain: the content was changed, or made with another key.
     """
     try:
         head = json.loads(content)
@@ -150,7 +150,7 @@ def open_head(key: bytes, content: bytes) -> tuple[int, bytes]:
             return sequence, mac
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise Broken("it was changed, or not made with this key")
+    raise BrokenChain("it was changed, or written with another key")
 
 
 def prompt_hash(key: bytes, payload: dict[str, Any]) -> str | None:
@@ -193,25 +193,25 @@ class Checker:
         """Verify the next line, with its line break, and return its record.
 
         Raises:
-            Broken: the line is invalid; the message says why. The checker cannot be used any further.
+            BrokenChain: the line is invalid; the message says why. The checker cannot be used any further.
         """
         previous = self.mac
         if self.count == 0 and self._first > 1:
             previous = bytes.fromhex(read(line).get("prev", ZERO.hex()))
-        mac = opened(self._key, previous, line)
+        mac = verify_line(self._key, previous, line)
         record = read(line)
-        self._in_order(record["seq"])
+        self._check_sequence(record["seq"])
         if mac is None:
             hint = ", or the key is not the one it was written with" if self.count == 0 else ""
-            raise Broken(f"record {record['seq']} was edited or added: its MAC is wrong{hint}")
+            raise BrokenChain(f"record {record['seq']} was edited or added: its MAC is wrong{hint}")
         self.count, self.sequence, self.mac = self.count + 1, record["seq"], mac
         return record
 
-    def _in_order(self, found: int) -> None:
+    def _check_sequence(self, number: int) -> None:
         expected = self.sequence + 1
-        if found > expected:
-            missing = f"record {expected} is" if found == expected + 1 else f"records {expected} to {found - 1} are"
-            archived = f"; if they were archived, say --since {found}" if self.count == 0 else ""
-            raise Broken(f"{missing} missing before record {found}: removed, or moved{archived}")
-        if found < expected:
-            raise Broken(f"record {found} stands where {expected} should: repeated, or moved")
+        if number > expected:
+            missing = f"record {expected} is" if number == expected + 1 else f"records {expected} to {number - 1} are"
+            archived = f"; if they were archived, use --since {number}" if self.count == 0 else ""
+            raise BrokenChain(f"{missing} missing before record {number}: removed, or moved{archived}")
+        if number < expected:
+            raise BrokenChain(f"record {number} is in the place of record {expected}: repeated, or moved")

@@ -7,7 +7,7 @@ import re
 import stat
 from pathlib import Path
 
-from runtime.audit.chain import Broken, opened, read, shown_mac
+from runtime.audit.chain import BrokenChain, read, unverified_mac, verify_line
 from runtime.storage.files import MODE
 
 _TAIL_BYTES = 65_536  # longer than any two records
@@ -20,7 +20,7 @@ def open_log(path: Path) -> tuple[int, os.stat_result]:
         The descriptor and its ``os.fstat`` result.
 
     Raises:
-        OSError: the file cannot be opened, or is a link or not a regular file.
+        OSError: the file cannot be verify_line, or is a link or not a regular file.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, MODE)
@@ -34,8 +34,8 @@ def open_log(path: Path) -> tuple[int, os.stat_result]:
 def predecessors(path: Path) -> list[Path]:
     """Return the files that a log was rotated into, oldest first."""
     name = re.compile(re.escape(path.name) + r"\.[0-9]{6,}", re.ASCII)
-    found = [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
-    return sorted(found, key=lambda other: int(other.suffix[1:]))
+    rotated = [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+    return sorted(rotated, key=lambda other: int(other.suffix[1:]))
 
 
 def last_record(path: Path, key: bytes) -> tuple[int, bytes] | None:
@@ -46,7 +46,7 @@ def last_record(path: Path, key: bytes) -> tuple[int, bytes] | None:
         key: the chain key.
 
     Raises:
-        Broken: the last line was changed, or not written with this key.
+        BrokenChain: the last line was changed, or not written with this key.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -55,30 +55,30 @@ def last_record(path: Path, key: bytes) -> tuple[int, bytes] | None:
         return None
     record = read(lines[-1])
     before = lines[-2] if len(lines) > 1 else b""
-    mac = opened(key, bytes.fromhex(record["prev"]) if "prev" in record else shown_mac(before), lines[-1])
+    mac = verify_line(key, bytes.fromhex(record["prev"]) if "prev" in record else unverified_mac(before), lines[-1])
     if mac is None:
-        raise Broken(f"the MAC of record {record['seq']} is wrong")
+        raise BrokenChain(f"the MAC of record {record['seq']} is wrong")
     return int(record["seq"]), mac
 
 
-def cut_half(descriptor: int, size: int, aside: str) -> int:
+def cut_partial_record(descriptor: int, size: int, cut_path: str) -> int:
     """Move a half-written record from the end of a log to another file.
 
     Args:
         descriptor: the log's file descriptor.
         size: the log's size in bytes.
-        aside: the path of the file to which the partial record is appended.
+        cut_path: the path of the file to which the partial record is appended.
 
     Returns:
         The length of the partial record in bytes; 0 if there is none.
     """
     tail = _tail(descriptor, size, breaks=1)
-    half = tail[tail.rfind(b"\n") + 1 :]
-    if half:
-        with open(aside, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, MODE)) as file:
-            file.write(half + b"\n")
-        os.ftruncate(descriptor, size - len(half))
-    return len(half)
+    partial = tail[tail.rfind(b"\n") + 1 :]
+    if partial:
+        with open(cut_path, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, MODE)) as file:
+            file.write(partial + b"\n")
+        os.ftruncate(descriptor, size - len(partial))
+    return len(partial)
 
 
 def _tail(descriptor: int, size: int, breaks: int) -> bytes:

@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.audit.chain import ZERO, AuditKeys, Broken, open_head, seal, seal_head
-from runtime.audit.files import cut_half, last_record, open_log, predecessors
+from runtime.audit.chain import ZERO, AuditKeys, BrokenChain, open_head, seal, seal_head
+from runtime.audit.files import cut_partial_record, last_record, open_log, predecessors
 from runtime.errors import SettingsError
 from runtime.storage.files import MODE, replace_durably
 
@@ -62,9 +62,9 @@ class AuditLog:
         self._inode = self._size = 0
         self._limit = max_bytes  # size at which the file is rotated next
         self._sequence, self._mac, self._lost = 0, ZERO, 0
-        self._unwritable = self._unsynced = self._astray = False
+        self._unwritable = self._unsynced = self._file_missing = False
         self._second, self._stamp = -1, ""
-        self._told = set[str]()  # the failing actions that were logged already
+        self._failures_logged = set[str]()  # the failing actions that were logged already
         self._synced = 0  # sequence number in the head
         self._retired: list[int] = []  # descriptors of rotated files to sync and close
         self._syncing = threading.Lock()
@@ -72,7 +72,7 @@ class AuditLog:
     @property
     def failing(self) -> bool:
         """Whether the last write or sync failed, or the file could not be found and reopened."""
-        return self._unwritable or self._unsynced or self._astray
+        return self._unwritable or self._unsynced or self._file_missing
 
     def open(self) -> None:
         """Lock and open the file, continue its chain, and record the start.
@@ -84,16 +84,18 @@ class AuditLog:
         try:
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._take()
+            self._open_file()
             self._resume()
         except BlockingIOError:
-            self._let_go()
-            raise SettingsError(f"AUDIT_LOG: another process writes {self._path}; each needs its own") from None
+            self._release()
+            raise SettingsError(
+                f"AUDIT_LOG: another process writes {self._path}; each process needs its own file"
+            ) from None
         except OSError as error:
-            self._let_go()
+            self._release()
             raise SettingsError(f"AUDIT_LOG: {error}") from None
         except SettingsError:
-            self._let_go()
+            self._release()
             raise
 
     def write(self, event: str, fields: Mapping[str, Any]) -> bool:
@@ -118,24 +120,24 @@ class AuditLog:
             members += f',"lost":{self._lost}'
         if self._size == 0 or event != "request":
             members += f',"prev":"{self._mac.hex()}"'
-        body = f'{{"seq":{self._sequence + 1},"time":"{self._moment()}","event":"{event}"{members}}}'
+        body = f'{{"seq":{self._sequence + 1},"time":"{self._timestamp()}","event":"{event}"{members}}}'
         line, mac = seal(self._keys.chain, self._mac, body.encode("ascii"))
         try:
             if self._unwritable:
-                self._cut_off()  # in case that failed then
+                self._truncate_partial()  # in case that failed then
             if os.write(self._fd, line) != len(line):
-                raise OSError("no room for a whole record")
+                raise OSError("the record was written only in part; the disk may be full")
         except OSError as error:
             with suppress(OSError):
-                self._cut_off()
+                self._truncate_partial()
             self._unwritable = True
             if event != "recovered":  # a ``recovered`` record is only an attempt
                 self._lost += 1
-                self._failed("write", error)
+                self._report_failure("write", error)
             return False
         if self._unwritable:
             _log.warning("the audit log can be written again; %d records are lost", self._lost)
-            self._told.clear()
+            self._failures_logged.clear()
         self._sequence, self._mac = self._sequence + 1, mac
         self._size += len(line)
         self._lost, self._unwritable = 0, False
@@ -154,22 +156,22 @@ class AuditLog:
         if self._unwritable:
             self.write("recovered", {})
         try:
-            if what := self._disturbance():
-                _log.warning("the audit log was %s from outside", what)
-                self._mend(what)
+            if what := self._outside_change():
+                _log.warning("the audit log was %s by another process", what)
+                self._recover_file(what)
                 self.write("disturbed", {"what": what})
-            self._astray = False
-            self._told.discard("find")
+            self._file_missing = False
+            self._failures_logged.discard("find")
         except OSError as error:
-            self._astray = True
-            self._failed("find", error)
+            self._file_missing = True
+            self._report_failure("find", error)
 
     def close(self) -> None:
         """Record the end, sync to disk, and close the file. Later records are lost."""
         if self._fd >= 0:
             self.write("stop", {})
             self._sync(*self._pending())
-            self._let_go()
+            self._release()
 
     def _pending(self) -> tuple[list[int], int, int, bytes]:
         """Return the arguments for ``_sync``: rotated files, the current file, the last record's number and MAC."""
@@ -186,15 +188,15 @@ class AuditLog:
                     replace_durably(f"{self._path}.head", seal_head(self._keys.head, sequence, mac))
                     self._synced = sequence
                 self._unsynced = False
-                self._told.discard("sync")
+                self._failures_logged.discard("sync")
             except OSError as error:
                 self._unsynced = True
-                self._failed("sync", error)
+                self._report_failure("sync", error)
             finally:
                 for descriptor in retired:
                     os.close(descriptor)
 
-    def _take(self) -> None:
+    def _open_file(self) -> None:
         """Open or create the file; OSError as for ``open_log``."""
         self._fd, status = open_log(self._path)
         self._inode, self._size, self._limit = status.st_ino, status.st_size, self._max_bytes
@@ -202,7 +204,7 @@ class AuditLog:
     def _resume(self) -> None:
         """Continue the chain at the end of the file or of its latest predecessor, or at the head if that is later."""
         start: dict[str, Any] = {"pid": os.getpid()}
-        if cut := cut_half(self._fd, self._size, f"{self._path}.cut"):
+        if cut := cut_partial_record(self._fd, self._size, f"{self._path}.cut"):
             self._size -= cut
             start["cut_bytes"] = cut
         older = [path for path in predecessors(self._path) if path.stat().st_size]
@@ -211,10 +213,10 @@ class AuditLog:
                 if last := last_record(path, self._keys.chain):
                     self._sequence, self._mac = last
                     break
-            except Broken as error:
+            except BrokenChain as error:
                 raise SettingsError(
-                    f"AUDIT_LOG: {path} was not written with this AUDIT_KEY, or was changed at its end ({error}); see "
-                    "what warmstart audit verify says, then move the file, its .head and its numbered predecessors away"
+                    f"AUDIT_LOG: {path} was not written with this AUDIT_KEY, or was changed at its end ({error}); run "
+                    "warmstart audit verify, then move the file, its .head and its rotated files to another folder"
                 ) from None
         try:
             sequence, mac = open_head(self._keys.head, Path(f"{self._path}.head").read_bytes())
@@ -225,13 +227,15 @@ class AuditLog:
         except FileNotFoundError:
             if self._sequence:
                 start["head"] = "missing"
-        except Broken:
+        except BrokenChain:
             start["head"] = "changed"
         if start.keys() & {"cut_bytes", "missing", "head"}:
-            _log.warning("the audit log is not as it was left: %s; warmstart audit verify says more", start)
+            _log.warning(
+                "the audit log has changed since the last stop: %s; run warmstart audit verify for details", start
+            )
         self.write("start", start)
 
-    def _moment(self) -> str:
+    def _timestamp(self) -> str:
         """Return the time in UTC by RFC 3339; the part down to seconds is formatted once a second."""
         microseconds = int(self._clock() * 1e6)
         second = microseconds // 1_000_000
@@ -239,27 +243,27 @@ class AuditLog:
             self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._stamp}.{microseconds % 1_000_000:06}Z"
 
-    def _disturbance(self) -> str | None:
+    def _outside_change(self) -> str | None:
         """Return how another process changed the file; None if it did not."""
         try:
-            found = os.stat(self._path, follow_symlinks=False)
+            status = os.stat(self._path, follow_symlinks=False)
         except FileNotFoundError:
             return "removed or renamed"
-        if found.st_ino != self._inode:
+        if status.st_ino != self._inode:
             return "replaced"
-        return None if found.st_size == self._size else "cut" if found.st_size < self._size else "added to"
+        return None if status.st_size == self._size else "cut" if status.st_size < self._size else "added to"
 
-    def _mend(self, what: str) -> None:
+    def _recover_file(self, what: str) -> None:
         if what in ("cut", "added to"):
             self._size = os.fstat(self._fd).st_size
             if what == "added to":  # perhaps a partial line: the next record starts on a new one
                 self._size += os.write(self._fd, b"\n")
         else:
             old = self._fd
-            self._take()
+            self._open_file()
             self._retired.append(old)
 
-    def _cut_off(self) -> None:
+    def _truncate_partial(self) -> None:
         """Truncate a partly written record."""
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
@@ -270,21 +274,21 @@ class AuditLog:
             number = max((int(path.suffix[1:]) for path in predecessors(self._path)), default=0) + 1
             target = Path(f"{self._path}.{number:06}")
             self._path.rename(target)
-            self._take()
+            self._open_file()
         except OSError as error:  # keep writing to the current file
             self._limit = self._size + self._max_bytes // 8
-            return self._failed("rotate", error)
+            return self._report_failure("rotate", error)
         self._retired.append(old)
-        self._told.discard("rotate")
+        self._failures_logged.discard("rotate")
         self.write("rotated", {"from": target.name})
 
-    def _failed(self, what: str, error: OSError) -> None:
+    def _report_failure(self, what: str, error: OSError) -> None:
         self._on_error()
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._failures_logged:
+            self._failures_logged.add(what)
             _log.error("cannot %s the audit log: %s", what, error)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         for descriptor in (self._fd, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.audit.chain import AuditKeys, Broken, Checker, open_head
+from runtime.audit.chain import AuditKeys, BrokenChain, Checker, open_head
 from runtime.audit.files import predecessors
 
-_LONGEST_LINE = 1_048_576
+_MAX_LINE_BYTES = 1_048_576
 
 
 @dataclass(slots=True)
@@ -64,22 +64,24 @@ def verify(
             number = 0
             for number, line in enumerate(_lines(file), 1):
                 if not line.endswith(b"\n") and file == files[-1] and not stopped:
-                    report.notes.append(f"{file}: the last record is not whole: a crash, or it is being written")
+                    report.notes.append(
+                        f"{file}: the last record is incomplete: the service crashed, or is writing it now"
+                    )
                     break
                 try:
                     record = checker.follow(line)
                     for mac, source in wanted.pop(checker.sequence, ()):
                         if checker.mac.hex() != mac:
-                            raise Broken(f"record {checker.sequence} is not the one that {source} tells of")
-                except Broken as error:
-                    raise Broken(f"{file}:{number}: {error}") from None
+                            raise BrokenChain(f"record {checker.sequence} does not have the MAC that {source} names")
+                except BrokenChain as error:
+                    raise BrokenChain(f"{file}:{number}: {error}") from None
                 stopped = _note(record, f"{file}:{number}", stopped, report)
             if number == 0 and len(files) > 1:
                 report.notes.append(f"{file} is empty")
         _check_end(wanted, checker)
         if checker.count and not stopped:
             report.notes.append("there is no stop record at the end: the service is running, or it was killed")
-    except Broken as error:
+    except BrokenChain as error:
         report.problem = str(error)
     report.count, report.sequence, report.mac = checker.count, checker.sequence, checker.mac.hex()
     return report
@@ -87,7 +89,7 @@ def verify(
 
 def _lines(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
-        while line := stream.readline(_LONGEST_LINE):
+        while line := stream.readline(_MAX_LINE_BYTES):
             yield line
 
 
@@ -96,9 +98,9 @@ def _head(file: Path, keys: AuditKeys, report: VerifyResult) -> tuple[int, bytes
     try:
         return open_head(keys.head, head.read_bytes())
     except FileNotFoundError:
-        report.notes.append(f"without {head} nobody can tell whether the last records were removed; see --expect")
-    except Broken as error:
-        raise Broken(f"{head}: {error}") from None
+        report.notes.append(f"{head} is missing, so that removed last records cannot be detected; see --expect")
+    except BrokenChain as error:
+        raise BrokenChain(f"{head}: {error}") from None
     return None
 
 
@@ -111,8 +113,8 @@ def _check_end(wanted: dict[int, list[tuple[str, str]]], checker: Checker) -> No
     if sequence > checker.sequence:
         first = checker.sequence + 1
         missing = f"record {first} is" if first == sequence else f"records {first} to {sequence} are"
-        raise Broken(f"{missing} missing at the end: {source} tells of {'it' if first == sequence else 'them'}")
-    raise Broken(f"record {sequence}, which {source} tells of, is not in these files")
+        raise BrokenChain(f"{missing} missing at the end, although {source} names record {sequence}")
+    raise BrokenChain(f"record {sequence}, which {source} names, is not in these files")
 
 
 def _note(record: dict[str, Any], place: str, stopped: bool, report: VerifyResult) -> bool:
@@ -122,11 +124,11 @@ def _note(record: dict[str, Any], place: str, stopped: bool, report: VerifyResul
         report.notes.append(f"{place}: {lost} records before this one could not be written")
     if event == "start":
         if not stopped:
-            report.notes.append(f"{place}: before this start the service had ended without a stop record")
+            report.notes.append(f"{place}: the service ended without a stop record before this start")
         if cut := record.get("cut_bytes"):
-            report.notes.append(f"{place}: at this start {cut} bytes of a half-written record were moved to .cut")
+            report.notes.append(f"{place}: at this start {cut} bytes of an incomplete record were moved to .cut")
         if head := record.get("head"):
             report.notes.append(f"{place}: at this start the .head file was {head}")
     elif event == "disturbed":
-        report.notes.append(f"{place}: the file was {record.get('what')} from outside while the service ran")
+        report.notes.append(f"{place}: the file was {record.get('what')} by another process while the service ran")
     return stopped if event == "rotated" else event == "stop"  # rotation may precede the start record

@@ -12,7 +12,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Retry
 from runtime.telemetry.request_scope import UsageCounter
 
-_LONGEST = 512  # characters; senders choose the length of the model's name
+_MAX_MODEL_CHARS = 512  # characters; senders choose the length of the model's name
 
 
 class EventAudit:
@@ -30,7 +30,7 @@ class EventAudit:
         self.required = required
 
     @property
-    def prevents(self) -> bool:
+    def blocks_processing(self) -> bool:
         """Whether events must not be processed now because they could not be recorded."""
         return self.required and self._log.failing
 
@@ -73,7 +73,7 @@ class EventAudit:
             "result": result,
             "reason": None if error is None else error.code,
             **usage.tokens,
-            "model": model[:_LONGEST] if isinstance(model, str) else None,
+            "model": model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None,
             "duration_ms": round(1e3 * seconds, 2),
             "prompt_hash": prompt_hash(self._prompt_key, payload),
         }

@@ -14,11 +14,11 @@ from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import log_facts
 from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_facts, request_scope
-from runtime.telemetry.tracing import caller_trace, parse_traceparent
+from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.events")
 
-_OTHER = "other"  # metrics label of all unknown operations: senders could create any number of labels
+_OTHER_OPERATION = "other"  # metrics label of all unknown operations: senders could create any number of labels
 
 
 class DeliveryReporter:
@@ -41,7 +41,7 @@ class DeliveryReporter:
         self._broker_errors = metrics.broker_errors.labels(source)
         self.in_flight = metrics.in_flight.labels(source)
 
-    def broker_away(self) -> None:
+    def count_broker_error(self) -> None:
         """Count a broker error."""
         self._broker_errors.inc()
 
@@ -58,8 +58,8 @@ class DeliveryReporter:
 
     def count(self, operation: str | None, outcome: Outcome, seconds: float, *, settled: bool) -> str:
         """Count a delivery's end in the metrics, and return the outcome's name."""
-        label = operation if operation in self._operations else _OTHER
-        name = _name(outcome) if settled else "unsettled"
+        label = operation if operation in self._operations else _OTHER_OPERATION
+        name = _outcome_name(outcome) if settled else "unsettled"
         self._metrics.events.labels(self.source, label, name).inc()
         self._metrics.seconds.labels(self.source, label).observe(seconds)
         if settled and isinstance(outcome, Retry):
@@ -87,17 +87,14 @@ class DeliveryReport:
         request_scope.set(RequestScope(f"events:{reporter.source}", self._usage))
         reporter.in_flight.inc()
 
-    def name(self, envelope: Envelope) -> None:
+    def identify(self, envelope: Envelope) -> None:
         """Add the envelope's id and trace to all following log lines and spans."""
         self._envelope = envelope
         self._facts["request_id"] = envelope.id
-        parent = envelope.traceparent
-        if parent is not None and (trace := parse_traceparent(parent)) is not None:
-            self._facts["trace_id"], self._facts["parent_id"] = trace
-            caller_trace.set({"traceparent": parent})
+        self._facts |= continue_trace(envelope.traceparent)
         request_facts.set(self._facts)
 
-    def recorded(self, outcome: Outcome, policy: Policy) -> Outcome:
+    def write_audit_record(self, outcome: Outcome, policy: Policy) -> Outcome:
         """Write the audit record, and return the outcome: a retry if the record is required and cannot be written."""
         audit = self._reporter.audit
         if audit is None:
@@ -105,7 +102,7 @@ class DeliveryReport:
         seconds = time.perf_counter() - self._started
         source, trace_id = self._reporter.source, self._facts.get("trace_id")
         written = audit.record(source, self._envelope, self._attempt, outcome, self._usage, trace_id, seconds)
-        return outcome if written or not audit.required else unrecorded(policy, self._attempt)
+        return outcome if written or not audit.required else not_recordable(policy, self._attempt)
 
     def end(self, outcome: Outcome, *, settled: bool) -> None:
         """Report the end of the delivery.
@@ -133,12 +130,12 @@ class DeliveryReport:
             log_facts(_log, level, f"event {name}", facts)
 
 
-def unrecorded(policy: Policy, attempt: int) -> Outcome:
+def not_recordable(policy: Policy, attempt: int) -> Outcome:
     """Return the outcome of a delivery that cannot be recorded in the audit log."""
-    return policy.outcome(AuditUnavailable("events cannot be recorded at the moment", retry_after=1), attempt)
+    return policy.outcome(AuditUnavailable("events cannot be recorded in the audit log now", retry_after=1), attempt)
 
 
-def _name(outcome: Outcome) -> str:
+def _outcome_name(outcome: Outcome) -> str:
     if isinstance(outcome, Ack):
         return "repeated" if outcome.repeated else "acked"
     return "retried" if isinstance(outcome, Retry) else "rejected"

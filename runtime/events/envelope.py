@@ -31,9 +31,12 @@ number from 1, and the reason for a dead letter.
 """
 
 TYPE_PREFIX = "warmstart."
-"""Prefix of event types: ``warmstart.generate`` requests ``generate``, ``warmstart.generate.result`` is the answer."""
+"""Prefix of event types, and of the default names of topics, queues and reply subjects.
 
-LONGEST_ID = 256
+An event of type ``warmstart.generate`` requests ``generate``; its answer has the type ``warmstart.generate.result``.
+"""
+
+MAX_ID_CHARS = 256
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -66,9 +69,9 @@ class Envelope:
     stream: bool = False
 
 
-def headers(envelope: Envelope) -> dict[str, str]:
+def to_headers(envelope: Envelope) -> dict[str, str]:
     """Return the message headers of an envelope, for submitters; ``runtime.events.message.read`` parses them."""
-    found = {
+    values = {
         ID: envelope.id,
         OPERATION: envelope.operation,
         TRACEPARENT: envelope.traceparent,
@@ -76,7 +79,7 @@ def headers(envelope: Envelope) -> dict[str, str]:
         REPLY_TO: envelope.reply_to,
         STREAM: "true" if envelope.stream else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def encode(answer: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from runtime.errors import InvalidRequest
 from runtime.events.envelope import (
     DEADLINE,
     ID,
-    LONGEST_ID,
+    MAX_ID_CHARS,
     OPERATION,
     REPLY_TO,
     STREAM,
@@ -24,11 +24,7 @@ from runtime.events.envelope import (
 from runtime.strict_json import loads
 
 _CLOUD_EVENT = re.compile(r"application/cloudevents|specversion")
-
-
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
 _NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 
 
@@ -42,6 +38,7 @@ def read(
     attempt: int = 1,
     reply_to: str | None = None,
     reply_prefixes: tuple[str, ...] | None = None,
+    own_prefixes: tuple[str, ...] = (),
 ) -> Envelope:
     """Parse a message into an envelope. The body is the operation's payload as a JSON object, or a CloudEvent.
 
@@ -56,49 +53,63 @@ def read(
         attempt: the number of deliveries so far, including this one.
         reply_to: the reply address, unless a header gives one.
         reply_prefixes: the allowed prefixes of ``reply_to``, so that a message cannot make a worker write to any
-            address it likes. None skips the check, for sources that send no replies or check the address themselves.
+            address it likes. None skips the check, for sources that send no replies.
+        own_prefixes: the prefixes of the worker's own queues. They are refused in any case, because an answer there
+            would become a new request.
 
     Raises:
         InvalidRequest: the body is no JSON object, a header is invalid, or no operation is named.
         UnsupportedMediaType: the event is in another format than JSON, or its data is not JSON.
     """
-    found = {name.lower(): value for name, value in headers.items()}
-    answer_to = found.get(REPLY_TO.lower(), reply_to) or None
-    if answer_to is not None and reply_prefixes is not None and not answer_to.startswith(reply_prefixes):
-        raise InvalidRequest("reply_to: answers may not be sent there (EVENTS_REPLY_PREFIXES)", param="reply_to")
-    stream = found.get(STREAM.lower(), "").lower() == "true"
-    if _CLOUD_EVENT.search(" ".join((found.get("content-type", "").lower(), *found))):
+    lowered = {name.lower(): value for name, value in headers.items()}
+    reply_to = lowered.get(REPLY_TO.lower(), reply_to) or None
+    _check_reply_to(reply_to, reply_prefixes, own_prefixes)
+    stream = lowered.get(STREAM.lower(), "").lower() == "true"
+    if _CLOUD_EVENT.search(" ".join((lowered.get("content-type", "").lower(), *lowered))):
         from runtime.events.cloudevents.parse import from_message  # imported only when a CloudEvent arrives
 
-        event = from_message(body, headers, operation=operation, attempt=attempt, reply_to=answer_to, stream=stream)
+        event = from_message(body, headers, operation=operation, attempt=attempt, reply_to=reply_to, stream=stream)
         if event is not None:
             return replace(event, id=_event_id(event), source=source)
-    given = found.get(ID.lower(), id)
-    if not is_id(given):
+    message_id = lowered.get(ID.lower(), id)
+    if not is_id(message_id):
         raise InvalidRequest(
-            f"id: 1 to {LONGEST_ID} printable ASCII characters without blanks, in {ID} or the broker's own field",
+            f"id: use 1 to {MAX_ID_CHARS} printable ASCII characters without blanks, in {ID} or the broker's own field",
             param="id",
         )
-    named = found.get(OPERATION.lower(), operation)
-    if not named:
-        raise InvalidRequest(f"operation: name one in the header {OPERATION}", param="operation")
-    if not _NAME.fullmatch(named):
-        raise InvalidRequest("operation: 1 to 64 letters, digits, _, . and -", param="operation")
+    operation = lowered.get(OPERATION.lower(), operation)
+    if not operation:
+        raise InvalidRequest(f"operation: it is missing; name it in the header {OPERATION}", param="operation")
+    if not _NAME.fullmatch(operation):
+        raise InvalidRequest("operation: it must have 1 to 64 letters, digits, _, . and -", param="operation")
     data = loads(body)
     if not isinstance(data, dict):
         raise InvalidRequest("the message must be a JSON object")
     return Envelope(
-        id=given,
+        id=message_id,
         source=source,
-        type=TYPE_PREFIX + named,
-        operation=named,
+        type=TYPE_PREFIX + operation,
+        operation=operation,
         data=data,
-        traceparent=found.get(TRACEPARENT),
+        traceparent=lowered.get(TRACEPARENT),
         attempt=attempt,
-        deadline=_deadline(found.get(DEADLINE.lower())),
-        reply_to=answer_to,
+        deadline=_deadline(lowered.get(DEADLINE.lower())),
+        reply_to=reply_to,
         stream=stream,
     )
+
+
+def _check_reply_to(
+    reply_to: str | None, allowed_prefixes: tuple[str, ...] | None, own_prefixes: tuple[str, ...]
+) -> None:
+    if reply_to is None or allowed_prefixes is None:
+        return
+    if not reply_to.startswith(allowed_prefixes) or reply_to.startswith(own_prefixes):
+        raise InvalidRequest(
+            "reply_to: answers are not sent to this address; it must begin with one of EVENTS_REPLY_PREFIXES, and must "
+            "not be one of the worker's own queues",
+            param="reply_to",
+        )
 
 
 def _event_id(event: Envelope) -> str:
@@ -111,5 +122,5 @@ def _deadline(text: str | None) -> float | None:
     if text is None:
         return None
     if not _NUMBER.fullmatch(text):
-        raise InvalidRequest(f"{DEADLINE}: a Unix time in seconds", param="deadline")
+        raise InvalidRequest(f"{DEADLINE}: it must be a Unix time in seconds", param="deadline")
     return float(text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from runtime.backoff import full_jitter
 from runtime.errors import (
     DeadlineExceeded,
     DeliveryLimit,
@@ -63,30 +64,33 @@ class Reject:
 
 Outcome = Ack | Retry | Reject
 
-Fate = Literal["busy", "fault", "reject"]
-"""How an error is handled: ``busy`` is always retried, ``fault`` up to ``Policy.most`` deliveries, ``reject`` never."""
+ErrorClass = Literal["transient", "failure", "reject"]
+"""How an error is handled.
 
-FATES: Mapping[type[ServiceError], Fate] = MappingProxyType(
+``transient`` is always retried, ``failure`` up to ``Policy.max_deliveries`` deliveries, ``reject`` never.
+"""
+
+ERROR_CLASSES: Mapping[type[ServiceError], ErrorClass] = MappingProxyType(
     {
-        DeadlineExceeded: "fault",  # the engine's own limit: it may have been busy, or the request never ends
+        DeadlineExceeded: "failure",  # the engine's own limit: it may have been busy, or the request never ends
         DeliveryLimit: "reject",
-        EngineRestarting: "fault",  # the message itself may have crashed the engine
-        ModelUnavailable: "fault",
+        EngineRestarting: "failure",  # the message itself may have crashed the engine
+        ModelUnavailable: "failure",
         ModelTooLarge: "reject",
     }
 )
 """Errors that the general rule does not fit.
 
-By that rule, retryable errors are busy, other 5xx errors are faults, and 4xx errors are rejected.
+By that rule, retryable errors are transient, other 5xx errors are failures, and 4xx errors are rejected.
 """
 
 
-def fate(error: ServiceError) -> Fate:
-    """Return how an error is handled, from ``FATES`` or else from its ``retryable`` and ``status`` attributes."""
-    for kind in type(error).__mro__:
-        if kind in FATES:
-            return FATES[kind]
-    return "busy" if error.retryable else "fault" if error.status >= 500 else "reject"
+def classify(error: ServiceError) -> ErrorClass:
+    """Return how an error is handled, from ``ERROR_CLASSES`` or else from its ``retryable`` and ``status``."""
+    for error_type in type(error).__mro__:
+        if error_type in ERROR_CLASSES:
+            return ERROR_CLASSES[error_type]
+    return "transient" if error.retryable else "failure" if error.status >= 500 else "reject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +98,18 @@ class Policy:
     """The retry policy: the maximum number of deliveries, and exponential backoff with full jitter.
 
     Args:
-        most: the maximum number of deliveries; a fault in the last one makes the message a dead letter.
-        busy_seconds: the maximum delay after the first delivery if the service was busy; it doubles with each delivery.
-        fault_seconds: the same after a fault.
-        longest_seconds: the upper bound of the delay, without the error's own ``retry_after``.
+        max_deliveries: the maximum number of deliveries; a failure in the last one makes the message a dead letter.
+        transient_seconds: the maximum delay after the first delivery if the error is transient; it doubles with each
+            delivery.
+        failure_seconds: the same after a failure.
+        max_seconds: the upper bound of the delay, without the error's own ``retry_after``.
         draw: returns a uniformly distributed random number from 0 to 1.
     """
 
-    most: int = 5
-    busy_seconds: float = 1.0
-    fault_seconds: float = 2.0
-    longest_seconds: float = 60.0
+    max_deliveries: int = 5
+    transient_seconds: float = 1.0
+    failure_seconds: float = 2.0
+    max_seconds: float = 60.0
     draw: Callable[[], float] = random.random
 
     def outcome(self, error: ServiceError, attempt: int) -> Retry | Reject:
@@ -114,10 +119,10 @@ class Policy:
             error: the error that ended the delivery.
             attempt: the number of deliveries so far, including this one.
         """
-        kind = fate(error)
-        if kind == "reject" or (kind == "fault" and attempt >= self.most):
+        error_class = classify(error)
+        if error_class == "reject" or (error_class == "failure" and attempt >= self.max_deliveries):
             return Reject(error)
-        # "Full jitter" (Brooker, Exponential Backoff And Jitter, AWS 2015), added to the error's own ``retry_after``.
-        ceiling = self.busy_seconds if kind == "busy" else self.fault_seconds
-        ceiling = min(self.longest_seconds, ceiling * 2.0 ** min(attempt - 1, 30))
-        return Retry((error.retry_after or 0.0) + self.draw() * ceiling, error)
+        first_seconds = self.transient_seconds if error_class == "transient" else self.failure_seconds
+        # The pause is added to the error's own ``retry_after``, so that retries do not come all at once.
+        pause = full_jitter(attempt, first_seconds, self.max_seconds, self.draw)
+        return Retry((error.retry_after or 0.0) + pause, error)

@@ -28,9 +28,9 @@ from runtime.json_answer import encoded
 
 _log = logging.getLogger("warmstart.events")
 
-# Upper bound of ``retry_after`` while another worker has the lease: it may finish long before its lease expires.
-_TAKEN_SECONDS = 1.0
-_TAKEN_OVER = "another worker has taken it up meanwhile"
+# Maximum ``retry_after`` in seconds while another worker has the lease: it may finish long before the lease expires.
+_MAX_CONFLICT_SECONDS = 1.0
+_LEASE_LOST = "another worker has taken over this event"
 
 Chunk = Mapping[str, Any]
 SendChunk = Callable[[int, Chunk], Awaitable[None]]
@@ -62,7 +62,7 @@ class Processor:
         policy: the retry policy.
         lease_seconds: how long an idempotency record stays leased to a worker that has died. A live worker renews its
             lease three times in that period.
-        keep_seconds: how long a result is cached.
+        result_seconds: how long a result is cached.
         clock: returns the Unix time in seconds, to check deadlines.
     """
 
@@ -73,14 +73,14 @@ class Processor:
         policy: Policy,
         *,
         lease_seconds: float = 30.0,
-        keep_seconds: float = 86_400.0,
+        result_seconds: float = 86_400.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._dispatch = dispatch
         self._records = records
         self.policy = policy
         self._lease_seconds = lease_seconds
-        self._keep_seconds = keep_seconds
+        self._result_seconds = result_seconds
         self._clock = clock
 
     async def __call__(
@@ -98,64 +98,70 @@ class Processor:
             send_chunk = None
         try:
             if self._records is None:
-                return Ack(await self._work(envelope, send_chunk, extend, _nothing_to_renew))
-            return await self._once(self._records, envelope, send_chunk, extend)
+                return Ack(await self._run_operation(envelope, send_chunk, extend, _no_lease))
+            return await self._process_once(self._records, envelope, send_chunk, extend)
         except ServiceError as error:
             return self.policy.outcome(error, envelope.attempt)
         except Exception:
             _log.exception("an event failed")
             return self.policy.outcome(InternalError("the operation failed"), envelope.attempt)
 
-    async def _once(
+    async def _process_once(
         self, records: Records, envelope: Envelope, send_chunk: SendChunk | None, extend: Extend | None
     ) -> Ack:
         """Lease the idempotency record, process the event and store the result; or return the cached response."""
-        name, holder = key(envelope), secrets.token_hex(16)
-        held = True  # also while ``begin`` has not answered: if it fails, the lease may exist and must be released
+        record_key, holder = key(envelope), secrets.token_hex(16)
+        holds_lease = (
+            True  # also while ``begin`` has not answered: if it fails, the lease may exist and must be released
+        )
         try:
             try:
-                found = await records.begin(
-                    name, fingerprint(envelope.operation, envelope.data), holder, self._lease_seconds
+                state = await records.begin(
+                    record_key, fingerprint(envelope.operation, envelope.data), holder, self._lease_seconds
                 )
             except RecordsUnavailable as error:
-                _log.warning("cannot look up what is done: %s", error)
-                raise IdempotencyUnavailable("whether this was done already cannot be looked up") from None
-            if isinstance(found, Done):
-                held = False
-                return Ack(json.loads(found.result), repeated=True)
-            if isinstance(found, InProgress):
-                held = False
-                raise IdempotencyConflict("another worker is doing it", retry_after=min(found.seconds, _TAKEN_SECONDS))
-            if isinstance(found, Mismatch):
-                held = False
-                raise IdempotencyMismatch("id: it came with another payload before", param="id")
-            if found.lapsed >= self.policy.most:
-                held = False  # keeps the record, so that no other worker starts with a fresh count
-                raise DeliveryLimit(f"{found.lapsed} workers took it up and were not heard of again")
-            result = await self._work(
-                envelope, send_chunk, extend, lambda: records.renew(name, holder, self._lease_seconds)
+                _log.warning("cannot read an idempotency record: %s", error)
+                raise IdempotencyUnavailable(
+                    "whether this event was processed before cannot be looked up now"
+                ) from None
+            if isinstance(state, Done):
+                holds_lease = False
+                return Ack(json.loads(state.result), repeated=True)
+            if isinstance(state, InProgress):
+                holds_lease = False
+                raise IdempotencyConflict(
+                    "another worker is processing this event", retry_after=min(state.seconds, _MAX_CONFLICT_SECONDS)
+                )
+            if isinstance(state, Mismatch):
+                holds_lease = False
+                raise IdempotencyMismatch("id: it was used before with another payload", param="id")
+            if state.lapsed >= self.policy.max_deliveries:
+                holds_lease = False  # keeps the record, so that no other worker starts with a fresh count
+                raise DeliveryLimit(f"{state.lapsed} workers began this event and did not finish it")
+            result = await self._run_operation(
+                envelope, send_chunk, extend, lambda: records.renew(record_key, holder, self._lease_seconds)
             )
             try:
-                completed = await records.complete(name, holder, await encoded(result), self._keep_seconds)
+                completed = await records.complete(record_key, holder, await encoded(result), self._result_seconds)
             except RecordsUnavailable as error:
                 # Return the answer anyway: without a record it may be computed twice, but it is not lost.
-                _log.warning("cannot record what is done: %s", error)
+                _log.warning("cannot store a result in its idempotency record: %s", error)
                 completed = True
-            held = False
+            holds_lease = False
             if not completed:
-                raise IdempotencyConflict(_TAKEN_OVER, retry_after=1)
+                raise IdempotencyConflict(_LEASE_LOST, retry_after=1)
             return Ack(result)
         finally:
-            if held:
-                await self._release(records, name, holder)
+            if holds_lease:
+                await self._release(records, record_key, holder)
 
-    async def _release(self, records: Records, name: str, holder: str) -> None:
+    async def _release(self, records: Records, record_key: str, holder: str) -> None:
         try:
-            await asyncio.shield(records.release(name, holder))
+            await asyncio.shield(records.release(record_key, holder))
         except RecordsUnavailable as error:  # the lease expires by itself
-            _log.warning("cannot give work back: %s", error)
+            _log.warning("cannot release an idempotency lease: %s", error)
 
-    async def _work(
+    async def _run_operation(
         self,
         envelope: Envelope,
         send_chunk: SendChunk | None,
@@ -163,22 +169,22 @@ class Processor:
         renew: Callable[[], Awaitable[bool]],
     ) -> Mapping[str, Any]:
         """Call the operation, and stop it at the sender's deadline or when another worker takes the lease over."""
-        left = None if envelope.deadline is None else envelope.deadline - self._clock()
-        if left is not None and left <= 0:
-            raise DeadlinePassed("it came after its sender's deadline")
+        seconds_left = None if envelope.deadline is None else envelope.deadline - self._clock()
+        if seconds_left is not None and seconds_left <= 0:
+            raise DeadlinePassed("the event arrived after its deadline")
         lost = asyncio.Event()
         try:
-            async with asyncio.timeout(left) as limit, self._beating(limit, lost, extend, renew):
+            async with asyncio.timeout(seconds_left) as limit, self._heartbeat(limit, lost, extend, renew):
                 return await self._dispatch(envelope, send_chunk)
         except TimeoutError:
             if not limit.expired():
                 raise
             if lost.is_set():
-                raise IdempotencyConflict(_TAKEN_OVER, retry_after=1) from None
-            raise DeadlinePassed("it was not done by its sender's deadline") from None
+                raise IdempotencyConflict(_LEASE_LOST, retry_after=1) from None
+            raise DeadlinePassed("the event was not finished by its deadline") from None
 
     @asynccontextmanager
-    async def _beating(
+    async def _heartbeat(
         self, limit: asyncio.Timeout, lost: asyncio.Event, extend: Extend | None, renew: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[None]:
         """Extend the delivery and renew the lease while the block runs; expire ``limit`` if the lease is lost."""
@@ -186,11 +192,11 @@ class Processor:
         async def beat() -> None:
             while not lost.is_set():
                 await asyncio.sleep(self._lease_seconds / 3)
-                beats = [renew()] if extend is None else [renew(), extend()]
-                for found in await asyncio.gather(*beats, return_exceptions=True):
-                    if isinstance(found, BaseException):  # a later call may succeed; if not, settling fails
-                        _log.warning("cannot extend a delivery: %s", found)
-                    elif found is False:
+                calls = [renew()] if extend is None else [renew(), extend()]
+                for result in await asyncio.gather(*calls, return_exceptions=True):
+                    if isinstance(result, BaseException):  # a later call may succeed; if not, settling fails
+                        _log.warning("cannot extend a delivery: %s", result)
+                    elif result is False:
                         lost.set()
                         if not limit.expired():
                             limit.reschedule(0)
@@ -202,5 +208,5 @@ class Processor:
             await cancel_and_wait(task)
 
 
-async def _nothing_to_renew() -> bool:
+async def _no_lease() -> bool:
     return True

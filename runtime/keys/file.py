@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.keys.records import MOST_BYTES, KeyRecord, check_distinct, parse_records
+from runtime.keys.records import MAX_FILE_BYTES, KeyRecord, check_distinct, parse_records
 from runtime.storage.files import replace_durably
 
 
@@ -34,8 +34,8 @@ def edit(path: Path, change: Callable[[list[KeyRecord]], list[KeyRecord]]) -> No
         records = change(read(path) if path.exists() else [])
         check_distinct(records)
         data = "".join(f"{record.line()}\n" for record in records).encode()
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"{path} would be larger than {MOST_BYTES} bytes; revoke keys that have expired")
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"{path} would be larger than {MAX_FILE_BYTES} bytes; revoke keys that have expired")
         replace_durably(str(path), data)
     finally:
         os.close(lock)  # also unlocks

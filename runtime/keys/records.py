@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 from runtime.types import Caller
 
 PREFIX: Final = "wsk_"
-MOST_BYTES: Final = 1_048_576
+MAX_FILE_BYTES: Final = 1_048_576
 """The largest file of records in bytes: some 5000 keys, which take 0.1 s to read."""
 
 _SHA256 = sha256()  # copied for each use, because OpenSSL 3 looks up the algorithm for each new object: 1 us
@@ -90,15 +90,15 @@ def new_id() -> str:
 
 def digest(key: str) -> bytes:
     """Return the SHA-256 of an API key; accepts any text, even one that no header can carry."""
-    made = _SHA256.copy()
-    made.update(key.encode("utf-8", "surrogatepass"))
-    return made.digest()
+    hasher = _SHA256.copy()
+    hasher.update(key.encode("utf-8", "surrogatepass"))
+    return hasher.digest()
 
 
 def well_formed(key: str) -> bool:
     """Return whether a text has the form of an API key and a correct checksum."""
-    whole = len(key) == len(PREFIX) + _RANDOM + _CHECK and key.isascii() and key.startswith(PREFIX)
-    return whole and key[-_CHECK:] == _checksum(key[:-_CHECK])
+    has_form = len(key) == len(PREFIX) + _RANDOM + _CHECK and key.isascii() and key.startswith(PREFIX)
+    return has_form and key[-_CHECK:] == _checksum(key[:-_CHECK])
 
 
 def _checksum(body: str) -> str:
@@ -131,12 +131,12 @@ def parse_records(text: str, scopes: Collection[str] = ()) -> list[KeyRecord]:
         try:
             fields, position = decoder.raw_decode(text, position)
             if not isinstance(fields, dict):
-                raise ValueError("is no JSON object such as warmstart keys create makes")
+                raise ValueError("must be a JSON object, as warmstart keys create prints it")
             records.append(_record(fields, scopes))
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is not JSON (line {error.lineno}, column {error.colno})") from None
         except RecursionError:
-            raise ValueError(f"{where} is nested too deep") from None
+            raise ValueError(f"{where} is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         position = _end_of_blanks(text, position)
@@ -153,10 +153,10 @@ def check_distinct(records: Sequence[KeyRecord]) -> None:
     ids, digests = set[str](), dict[bytes, str]()
     for record in records:
         if record.caller.id in ids:
-            raise ValueError(f"id: {record.caller.id} is there twice")
+            raise ValueError(f"id: {record.caller.id} occurs twice")
         ids.add(record.caller.id)
         if record.digest and (other := digests.setdefault(record.digest, record.caller.id)) != record.caller.id:
-            raise ValueError(f"sha256: {other} and {record.caller.id} are the same key")
+            raise ValueError(f"sha256: {other} and {record.caller.id} have the same key")
 
 
 def _end_of_blanks(text: str, position: int) -> int:
@@ -165,12 +165,12 @@ def _end_of_blanks(text: str, position: int) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{_shown(name)}: is there twice")
-        found[name] = value
-    return found
+        if name in fields:
+            raise ValueError(f"{_shown(name)}: occurs twice")
+        fields[name] = value
+    return fields
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -184,15 +184,15 @@ def _shown(name: str) -> str:
 def _record(fields: dict[str, Any], scopes: Collection[str]) -> KeyRecord:
     for name, value in fields.items():
         if name not in _RULES:
-            raise ValueError(f"{_shown(name)}: is no field of a record")
-        holds, meaning = _RULES[name]
-        if not holds(value):
-            raise ValueError(f"{name}: must be {meaning}")
+            raise ValueError(f"{_shown(name)}: is not a field of a record")
+        is_valid, description = _RULES[name]
+        if not is_valid(value):
+            raise ValueError(f"{name}: must be {description}")
     for name in ("id", "name", "scopes", "created", "expires"):
         if name not in fields:
             raise ValueError(f"{name}: is missing")
     if ("sha256" in fields) == ("hmac_secret" in fields):
-        raise ValueError("sha256: either this or hmac_secret must be there")
+        raise ValueError("sha256: a record must have either this or hmac_secret")
     if scopes and (unknown := sorted(set(fields["scopes"]) - set(scopes))):
         raise ValueError(f"scopes: there is no {unknown[0]}; there are {', '.join(sorted(scopes))}")
     caller = Caller(
@@ -221,8 +221,8 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LAST_SECOND
 
 
-def _is_limit(most: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+def _is_limit(maximum: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
@@ -241,10 +241,10 @@ def _secret(value: Any) -> bytes | None:
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
 _RULES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "id": (_matches(_ID), "1 to 64 characters of A-Z a-z 0-9 . _ -"),
-    "name": (_is_name, "1 to 100 printable characters, no blanks at its ends"),
+    "name": (_is_name, "1 to 100 printable characters, without blanks at either end"),
     "scopes": (_are_scopes, "a list of 1 to 100 different operations, * or admin"),
-    "created": (_is_time, "a unix time in seconds"),
-    "expires": (lambda value: value is None or _is_time(value), "a unix time in seconds, or null"),
+    "created": (_is_time, "a Unix time in seconds"),
+    "expires": (lambda value: value is None or _is_time(value), "a Unix time in seconds, or null"),
     "requests_per_minute": (_is_limit(10_000_000), "a whole number from 0 to 10000000"),
     "tokens_per_minute": (_is_limit(10**9), "a whole number from 0 to 1000000000"),
     "sha256": (_matches(_HEX), "64 hexadecimal digits"),

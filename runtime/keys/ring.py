@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Set
 from pathlib import Path
 
 from runtime.errors import SettingsError
-from runtime.keys.records import MOST_BYTES, KeyRecord, check_distinct, digest, parse_records, well_formed
+from runtime.keys.records import MAX_FILE_BYTES, KeyRecord, check_distinct, digest, parse_records, well_formed
 from runtime.types import Caller
 
 _log = logging.getLogger("warmstart.keys")
 
-_LOOK_SECONDS = 1.0  # between two checks of the file: a revoked key stays valid for so long at most
+_CHECK_SECONDS = 1.0  # between two checks of the file: a revoked key stays valid for so long at most
 
 
 class KeyRing:
@@ -52,18 +52,18 @@ class KeyRing:
         self._seen: object = None
         self._warned = False
         # Stands for every unknown key, so that its lookup takes the same path. No key has this digest.
-        self._nobody = KeyRecord(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
+        self._unknown_key = KeyRecord(Caller("", "", frozenset()), 0, None, secrets.token_bytes(32))
         try:
-            self._own = parse_records(text, scopes)
+            self._setting_records = parse_records(text, scopes)
         except ValueError as error:
             raise SettingsError(f"API_KEYS: {error}") from None
-        self._looked = clock()
+        self._checked_at = clock()
         try:
-            self._use([] if path is None else self._read(path))
+            self._set_records([] if path is None else self._read(path))
         except (OSError, ValueError) as error:
             raise SettingsError(f"API_KEYS_FILE: {error}") from None
         if not self._bearers and not self._signers:
-            _log.warning("there is no key yet, so that nobody may call; warmstart keys create makes one")
+            _log.warning("there is no API key yet, so all requests are refused; create one with warmstart keys create")
 
     def bearer(self, key: str) -> Caller | None:
         """Return the caller that an API key authenticates; None if the key is invalid.
@@ -71,34 +71,36 @@ class KeyRing:
         The lookup is by SHA-256, of which not even the first bytes can be chosen without trying keys: its duration
         reveals nothing about the existing keys.
         """
-        now = self._look()
-        asked = digest(key)
-        record = self._bearers.get(asked, self._nobody)
-        if not hmac.compare_digest(record.digest, asked) or record.expired(now):
+        now = self._check_file()
+        key_digest = digest(key)
+        record = self._bearers.get(key_digest, self._unknown_key)
+        if not hmac.compare_digest(record.digest, key_digest) or record.expired(now):
             return None
         return record.caller
 
     def signing(self, key_id: str) -> tuple[Caller, bytes] | None:
         """Return the caller and the secret of a signing key; None if the key is unknown or expired."""
-        now = self._look()
+        now = self._check_file()
         record = self._signers.get(key_id)
         return None if record is None or record.expired(now) else (record.caller, record.secret)
 
-    def why_not(self, key: str) -> str:
+    def invalid_reason(self, key: str) -> str:
         """Return why an API key is invalid, for the log; never send it to the client."""
         record = self._bearers.get(digest(key))
         if record is not None:
             return f"expired key {record.caller.id}"
         return "unknown key" if well_formed(key) else "malformed key"
 
-    def _look(self) -> float:
+    def _check_file(self) -> float:
         now = self._clock()
-        if self._path is not None and not 0 <= now - self._looked < _LOOK_SECONDS:  # negative if the clock was set back
-            self._looked = now
-            self._read_again(self._path)
+        if (
+            self._path is not None and not 0 <= now - self._checked_at < _CHECK_SECONDS
+        ):  # negative if the clock was set back
+            self._checked_at = now
+            self._reload(self._path)
         return now
 
-    def _read_again(self, path: Path) -> None:
+    def _reload(self, path: Path) -> None:
         try:
             seen: object = _version(os.stat(path))
         except OSError as error:
@@ -108,11 +110,11 @@ class KeyRing:
         self._seen = seen
         before = self._ids()
         try:
-            self._use(self._read(path))
+            self._set_records(self._read(path))
         except (OSError, ValueError) as error:
-            _log.error("API_KEYS_FILE: %s; the keys read before stay good", error)
+            _log.error("API_KEYS_FILE: %s; the keys read before stay valid", error)
         else:
-            _log.info("API_KEYS_FILE: read again, %d keys now", len(self._bearers) + len(self._signers))
+            _log.info("API_KEYS_FILE: reloaded, %d keys", len(self._bearers) + len(self._signers))
             self.on_change(self._ids() - before, before - self._ids())
 
     def _read(self, path: Path) -> list[KeyRecord]:
@@ -123,12 +125,12 @@ class KeyRing:
             self._seen = _version(status)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path} is not a regular file")
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"{path} is larger than {MOST_BYTES} bytes")
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
         if status.st_mode & 0o077 and not self._warned:
             self._warned = True
-            _log.warning("API_KEYS_FILE: others may read or write %s; chmod 600 mends that", path)
+            _log.warning("API_KEYS_FILE: other users may read or write %s; run chmod 600", path)
         try:
             return parse_records(data.decode(), self._scopes)
         except UnicodeDecodeError:
@@ -139,8 +141,8 @@ class KeyRing:
     def _ids(self) -> set[str]:
         return {record.caller.id for record in (*self._bearers.values(), *self._signers.values())}
 
-    def _use(self, others: list[KeyRecord]) -> None:
-        records = [*self._own, *others]
+    def _set_records(self, others: list[KeyRecord]) -> None:
+        records = [*self._setting_records, *others]
         check_distinct(records)
         self._bearers = {record.digest: record for record in records if record.digest}
         self._signers = {record.caller.id: record for record in records if record.secret}

@@ -127,7 +127,7 @@ class SqliteStore:
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return self._file.do(work)
+            return self._file.run(work)
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(f"{self._file.path.name}: {error}") from error
         finally:

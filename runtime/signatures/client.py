@@ -144,4 +144,4 @@ def _body(request: Any) -> bytes | str | None:
         body = ...
     if body is None or isinstance(body, bytes | str):
         return body
-    raise SignatureError("a streamed body cannot be signed: give the whole body as bytes or text")
+    raise SignatureError("a streamed body cannot be signed; pass the complete body as bytes or text")

@@ -26,8 +26,8 @@ _SHOWN = 60  # characters of a component's name that an error repeats
 # Absolute form (RFC 9112 section 3.2.2). Targets other than this, "/..." and "*" are for CONNECT, or invalid.
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?")
 
-USUAL: Final = ("@method", "@authority", "@path", "@query")
-USUAL_WITH_BODY: Final = (*USUAL, "content-digest")
+DEFAULT_COMPONENTS: Final = ("@method", "@authority", "@path", "@query")
+DEFAULT_COMPONENTS_WITH_BODY: Final = (*DEFAULT_COMPONENTS, "content-digest")
 """The components that clients cover by default in a request with a body, in this order."""
 
 
@@ -88,9 +88,9 @@ def signature_base(message: SignedMessage, components: Sequence[str], text: str)
         SignatureError: a component is unknown, missing in the message, or contains characters that cannot be signed.
     """
     path, query, rest = _split(message)
-    if components in (USUAL, USUAL_WITH_BODY):  # one f-string takes half the time
+    if components in (DEFAULT_COMPONENTS, DEFAULT_COMPONENTS_WITH_BODY):  # one f-string takes half the time
         base = f'"@method": {message.method}\n"@authority": {message.authority}\n"@path": {path}\n"@query": {query}\n'
-        if len(components) > len(USUAL):
+        if len(components) > len(DEFAULT_COMPONENTS):
             base += f'"content-digest": {_field("content-digest", message)}\n'
     else:
         derived = {"@method": message.method, "@authority": message.authority, "@path": path, "@query": query}
@@ -99,7 +99,7 @@ def signature_base(message: SignedMessage, components: Sequence[str], text: str)
         )
     # A value with a line break could forge the line of another component (section 7.5.7).
     if base.count("\n") != len(components) or "\r" in base or not base.isascii():
-        raise SignatureError("what is signed has line breaks or characters that are not ASCII")
+        raise SignatureError("a signed component has line breaks or characters that are not ASCII")
     return f'{base}"@signature-params": {text}'.encode()
 
 
@@ -172,12 +172,12 @@ def _split(message: SignedMessage) -> tuple[str, str, str]:
         return path, f"?{query}", target
     if target == "*":
         return "/", "?", ""
-    found = _ABSOLUTE.fullmatch(target)
-    if found is None:
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
         raise SignatureError("a request target of this form cannot be signed")
-    if normalised(found["authority"], message.scheme) != message.authority:  # RFC 9112, 3.2.2: target before Host
+    if normalised(absolute["authority"], message.scheme) != message.authority:  # RFC 9112, 3.2.2: target before Host
         raise SignatureError("the request target and the Host header name different authorities")
-    path, query = found["path"] or "/", found["query"]
+    path, query = absolute["path"] or "/", absolute["query"]
     return path, f"?{query or ''}", path if query is None else f"{path}?{query}"
 
 
@@ -189,14 +189,14 @@ def _other(name: str, message: SignedMessage, rest: str) -> str:
     if name == "@target-uri":
         return f"{message.scheme}://{message.authority}{rest}"
     if name.startswith("@") or name != name.lower():
-        raise SignatureError(f"no such component of a request: {_shown(name)}")
+        raise SignatureError(f"a request has no component {_shown(name)}")
     return _field(name, message)
 
 
 def _field(name: str, message: SignedMessage) -> str:
     lines = message.fields(name)
     if not lines:
-        raise SignatureError(f"a covered header field is not there: {_shown(name)}")
+        raise SignatureError(f"a covered header field is missing: {_shown(name)}")
     if len(lines) == 1:
         return lines[0].strip(" \t")
     return ", ".join([line.strip(" \t") for line in lines])  # section 2.1

@@ -20,7 +20,7 @@ from runtime.storage.redis import RedisUnavailable, SharedRedis
 
 # Some 250 bytes each, or 400 with the longest that clients may choose. Enough for 8,300 requests a second with
 # signatures that are valid for a minute, as ``Signer`` makes them.
-_MOST = 500_000
+_MAX_NONCES = 500_000
 _PREFIX = "warmstart:nonce:"
 
 # The Redis client repeats a call after a broken connection; the second run then finds its own value and succeeds.
@@ -53,18 +53,18 @@ class MemoryNonces:
     """Stores the nonces of one process, in memory; it refuses requests that were signed before the process started.
 
     Args:
-        most: the largest number of nonces; when it is reached, requests are refused until some have expired.
+        max_nonces: the largest number of nonces; when it is reached, requests are refused until some have expired.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, most: int = _MOST, clock: Callable[[], float] = time.time) -> None:
-        self._most = most
+    def __init__(self, max_nonces: int = _MAX_NONCES, clock: Callable[[], float] = time.time) -> None:
+        self._max_nonces = max_nonces
         self._clock = clock
         self._started = int(clock())
         self._used: set[str] = set()  # storing hashes would save 40 bytes each, and cost 2 microseconds
         # In order of use. One that expires before earlier entries is deleted after them, a window later at most.
         self._queue: deque[tuple[int, str]] = deque()
-        self._forgotten = 0  # the latest expiry of all deleted nonces
+        self._latest_removed = 0  # the latest expiry of all deleted nonces
 
     async def use(self, key_id: str, nonce: str, created: int, until: int) -> None:
         """Mark a nonce as used, see ``Nonces.use``."""
@@ -72,16 +72,16 @@ class MemoryNonces:
         while self._queue and self._queue[0][0] <= now:
             expired, name = self._queue.popleft()
             self._used.discard(name)
-            self._forgotten = max(self._forgotten, expired)
-        if created < self._started or until <= self._forgotten:
-            raise SignatureError("the service has started, or its clock was set, since this was signed; sign it anew")
+            self._latest_removed = max(self._latest_removed, expired)
+        if created < self._started or until <= self._latest_removed:
+            raise SignatureError(
+                "the service was started, or its clock was set, after the request was signed; sign it again"
+            )
         name = f"{key_id}\n{nonce}"  # neither contains line breaks
         if name in self._used:
-            raise _replayed()
-        if len(self._used) >= self._most:
-            raise NoncesUnavailable(
-                "more signed requests than this service can remember; try again later", retry_after=1
-            )
+            raise _replay_error()
+        if len(self._used) >= self._max_nonces:
+            raise NoncesUnavailable("too many signed requests; try again later", retry_after=1)
         self._used.add(name)
         self._queue.append((until, name))
 
@@ -115,11 +115,11 @@ class RedisNonces:
             first = await self._redis.run(_USE, [name], [secrets.token_hex(8), milliseconds])
         except RedisUnavailable:
             raise NoncesUnavailable(
-                "whether this signature was used before cannot be told now; sign anew and try again", retry_after=1
+                "used signatures cannot be looked up now; sign the request again and retry", retry_after=1
             ) from None
         if not first:
-            raise _replayed()
+            raise _replay_error()
 
 
-def _replayed() -> SignatureError:
-    return SignatureError("this nonce was used before; sign each request anew")
+def _replay_error() -> SignatureError:
+    return SignatureError("this nonce was used before; sign each request again")

@@ -15,8 +15,8 @@ from runtime.signatures import SignatureError
 from runtime.signatures.digest import verify_digest
 from runtime.signatures.message import (
     ALGORITHM,
-    USUAL,
-    USUAL_WITH_BODY,
+    DEFAULT_COMPONENTS,
+    DEFAULT_COMPONENTS_WITH_BODY,
     Signature,
     SignedMessage,
     prepared_mac,
@@ -28,7 +28,7 @@ from runtime.signatures.structured_fields import Parameters
 from runtime.types import Caller
 
 TAG: Final = "warmstart"
-COVERED: Final = USUAL
+COVERED: Final = DEFAULT_COMPONENTS
 """The components that every signature must cover; with a body also ``content-digest``."""
 
 _DIGEST = "content-digest"
@@ -40,7 +40,7 @@ _SECRETS = 1024  # secrets for which the prepared HMAC is cached
 
 # Both fields joined by a line break, in the usual form: all required parameters, in any order, and no others except
 # ``alg``. No value contains a semicolon, so counting semicolons detects duplicates.
-_usual = re.compile(
+_match_usual = re.compile(
     r"""([a-z][a-z0-9_-]{0,63})=(\("@method"\ "@authority"\ "@path"\ "@query"(\ "content-digest")?\)
     (?:;(?:created=([1-9][0-9]{0,14})|expires=([1-9][0-9]{0,14})|nonce="([A-Za-z0-9+/=_-]{16,128})"
     |keyid="([A-Za-z0-9._-]+)"|(tag="warmstart")|(alg="hmac-sha256"))){5,6})
@@ -74,7 +74,7 @@ class Verifier:
         self._nonces = nonces
         self._window = window
         self._clock = clock
-        self._nobody = secrets.token_bytes(32)
+        self._unknown_secret = secrets.token_bytes(32)
         self._prepared_mac = lru_cache(_SECRETS)(prepared_mac)
 
     async def verify(self, message: SignedMessage, read: Callable[[], Awaitable[bytes]] | None) -> Caller:
@@ -94,14 +94,14 @@ class Verifier:
         components, text, claimed, created, expires, nonce, key_id = read_claim(
             message.fields("signature-input"), message.fields("signature"), read is not None or bool(digests)
         )
-        caller, secret = self._find(key_id) or (None, self._nobody)
+        caller, secret = self._find(key_id) or (None, self._unknown_secret)
         now = self._clock()
         if created > now + _SKEW_SECONDS:
-            raise SignatureError("created is in the future; is the clock right?")
+            raise SignatureError("created is in the future; check the client's clock")
         if expires > created + self._window:
             raise SignatureError(f"expires is more than {self._window} seconds after created")
         if now >= expires:
-            raise SignatureError("the signature has expired; sign each request anew")
+            raise SignatureError("the signature has expired; sign each request again")
         mac = self._prepared_mac(secret)(signature_base(message, components, text))
         if not hmac.compare_digest(mac, claimed) or caller is None:
             raise SignatureError("the key is unknown, or the signature is not one of this request with that key")
@@ -122,11 +122,11 @@ def read_claim(inputs: Sequence[str], signatures: Sequence[str], with_body: bool
     Raises:
         SignatureError: the signature is missing or malformed, or lacks a required component or parameter.
     """
-    if len(inputs) == len(signatures) == 1 and (usual := _usual(f"{inputs[0]}\n{signatures[0]}")):
+    if len(inputs) == len(signatures) == 1 and (usual := _match_usual(f"{inputs[0]}\n{signatures[0]}")):
         _, text, digest, created, expires, nonce, key_id, tag, alg, mac = usual.groups()
         once = text.count(";") == (5 if alg is None else 6)
         if created and expires and nonce and key_id and tag and once and (digest or not with_body):
-            components = USUAL_WITH_BODY if digest else USUAL
+            components = DEFAULT_COMPONENTS_WITH_BODY if digest else DEFAULT_COMPONENTS
             return components, text, a2b_base64(mac), int(created), int(expires), nonce, key_id
     # The general parser takes four times as long.
     signature = read_signature(inputs, signatures)
@@ -151,7 +151,7 @@ def _names(params: Parameters) -> tuple[str, str]:
         raise SignatureError(f"a signature has no parameter {min(unknown)[:_SHOWN]!a} here")
     key_id, nonce = params.get("keyid"), params.get("nonce")
     if type(key_id) is not str:
-        raise SignatureError("keyid is missing, or no string")
+        raise SignatureError("keyid is missing, or not a string")
     if type(nonce) is not str or len(nonce) not in _NONCE_CHARS:
         raise SignatureError(f"nonce must be a string of {_NONCE_CHARS.start} to {_NONCE_CHARS.stop - 1} characters")
     if params.get("tag") != TAG or type(params["tag"]) is not str:
@@ -164,5 +164,5 @@ def _names(params: Parameters) -> tuple[str, str]:
 def _time(params: Parameters, name: str) -> int:
     value = params.get(name)
     if type(value) is not int:  # by type, because bool is a subclass of int
-        raise SignatureError(f"{name} is missing, or no integer")
+        raise SignatureError(f"{name} is missing, or not an integer")
     return value

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from runtime.backoff import FailurePause
 from runtime.cancellation import cancel_and_wait
 from runtime.errors import SettingsError
 
 _CONNECTIONS = 8
 _SLICES, _SLICE_SECONDS = 10, 0.05  # a call's time limit, split into slices
-_PAUSE_SECONDS = 1.0
-
 
 UNREADABLE = (ValueError, TypeError)
 """Exceptions of the client's parser for a reply that is not valid in Redis's protocol."""
@@ -42,21 +41,20 @@ class SharedRedis:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
-        self._clock = clock
-        self._away_until = 0.0
+        self._pause = FailurePause(clock=clock)
         # Opening a connection for each of many concurrent calls takes so long that Redis would seem unavailable.
-        self._turn = asyncio.Semaphore(_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_CONNECTIONS)
         try:
             self._client = redis.asyncio.Redis.from_url(
                 url,
-                socket_timeout=None,  # ``_in_time`` sets the limit; so in ``runtime.events.queues.redis.connection``
+                socket_timeout=None,  # ``_with_time_limit`` sets it; so in ``events.queues.redis.connection``
                 socket_connect_timeout=None,
                 # Retry once, without delay, where Redis has closed an idle connection; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
         except ValueError as error:
             raise SettingsError(f"REDIS_URL: {error}") from None
-        self._faults = (redis.RedisError, OSError, *UNREADABLE)  # a timeout is an OSError
+        self._errors = (redis.RedisError, OSError, *UNREADABLE)  # a timeout is an OSError
         self._scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], values: Sequence[str | int | float | bytes] = ()) -> Any:
@@ -77,12 +75,12 @@ class SharedRedis:
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self._client.register_script(script)
-        async with self._turn:
+        async with self._slots:
             self._check()  # a call that ran while this one waited may have failed
             try:
-                return await _in_time(registered(keys=list(keys), args=list(values)))
-            except self._faults as error:
-                self._away_until = self._clock() + _PAUSE_SECONDS
+                return await _with_time_limit(registered(keys=list(keys), args=list(values)))
+            except self._errors as error:
+                self._pause.start()
                 raise RedisUnavailable(f"Redis: {error}") from error
 
     async def close(self) -> None:
@@ -90,11 +88,11 @@ class SharedRedis:
         await self._client.aclose()
 
     def _check(self) -> None:
-        if self._clock() < self._away_until:
-            raise RedisUnavailable("Redis did not answer a moment ago")
+        if self._pause.active:
+            raise RedisUnavailable("Redis did not answer less than a second ago")
 
 
-async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:
+async def _with_time_limit(call: Coroutine[Any, Any, Any]) -> Any:
     """Return a call's result if it comes within ten time slices of the event loop.
 
     One long timeout would also expire where the event loop is blocked while Redis's reply is already there, so a client

@@ -38,7 +38,7 @@ class SqliteFile:
         self._lock = threading.Lock()
         self._inode = 0
 
-    def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run work on the connection, and once more on a new file if the file is damaged; callable from any thread.
 
         After a failure the connection is closed, which rolls back all uncommitted changes.
@@ -66,8 +66,8 @@ class SqliteFile:
     def rebuild(self, error: sqlite3.Error) -> None:
         """Delete the file so that it is created anew, unless another process has done so already."""
         self._disconnect()
-        if self._is_there():
-            _log.warning("%s is damaged and begun anew: %s", self.path.name, error)
+        if self._is_current():
+            _log.warning("%s is damaged and is created again: %s", self.path.name, error)
             for suffix in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.damaged += 1
@@ -77,14 +77,14 @@ class SqliteFile:
         with self._lock:
             self._disconnect()
 
-    def _is_there(self) -> bool:
+    def _is_current(self) -> bool:
         try:
             return self.path.stat().st_ino == self._inode
         except FileNotFoundError:
             return False
 
     def _connect(self) -> sqlite3.Connection:
-        if self.database is not None and not self._is_there():
+        if self.database is not None and not self._is_current():
             self._disconnect()  # another process has replaced or deleted the file
         if self.database is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

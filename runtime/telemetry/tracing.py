@@ -74,6 +74,24 @@ def parse_traceparent(value: str) -> tuple[str, str] | None:
     return match.group(1), match.group(2)
 
 
+def continue_trace(traceparent: str | None, tracestate: str = "") -> dict[str, str]:
+    """Make the caller's trace the parent of the request's spans, and return its ids for the request's log lines.
+
+    Args:
+        traceparent: the caller's header; None if there is none.
+        tracestate: the caller's header, several lines joined by commas.
+
+    Returns:
+        ``trace_id`` and ``parent_id``; nothing if the header is missing or not valid, and then there is no parent.
+    """
+    ids = parse_traceparent(traceparent) if traceparent else None
+    if traceparent is None or ids is None:
+        caller_trace.set(None)  # an earlier request of the same task may have set one
+        return {}
+    caller_trace.set({"traceparent": traceparent} | ({"tracestate": tracestate} if tracestate else {}))
+    return {"trace_id": ids[0], "parent_id": ids[1]}
+
+
 def start_tracing(version: str) -> Tracer:
     """Start tracing, with an exporter that sends the spans over OTLP/HTTP.
 

@@ -254,7 +254,7 @@ def test_a_key_s_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         _wait_for(lambda: _status(service, old["key"]) == 401)
         assert _status(service, new["key"]) == 200
         path.write_text("half a rec")
-        _wait_for(lambda: _status(service, new["key"]) == 200 and "stay good" in service.log.read_text())
+        _wait_for(lambda: _status(service, new["key"]) == 200 and "stay valid" in service.log.read_text())
         assert _status(service, new["key"]) == 200
         path.write_text("")
         _wait_for(lambda: _status(service, new["key"]) == 401)

@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.events.envelope import ID, Envelope, encode, headers
+from runtime.events.envelope import ID, Envelope, encode, to_headers
 from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerUnavailable, Delivery, Reply
 from runtime.strict_json import loads
 
-_LOOK_SECONDS = 0.01  # between looks at a clock that does not wake anybody
+_POLL_SECONDS = 0.01  # interval of polling the clock, which no event announces
 
 
 @dataclass
@@ -72,7 +72,7 @@ class MemoryBroker:
     def put(self, operation: str, data: Mapping[str, Any], id: str, **fields: Any) -> None:
         """The same, from its parts."""
         sent = Envelope(id=id, source="", type="", operation=operation, data=dict(data), **fields)
-        self.publish(encode(data), headers(sent))
+        self.publish(encode(data), to_headers(sent))
 
     def check(self) -> None:
         """Raise what a broker that is away makes a client raise."""
@@ -107,15 +107,15 @@ class MemorySource:
             raise self.broker.failure
         self.broker.opened += 1
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[Delivery]:
+    async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[Delivery]:
         broker = self.broker
         broker.fetches += 1
-        end = time.monotonic() + seconds
-        while not (numbers := broker.waiting(most)) and time.monotonic() < end:
+        end = time.monotonic() + wait_seconds
+        while not (numbers := broker.waiting(max_messages)) and time.monotonic() < end:
             broker.check()
             broker.changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(broker.changed.wait(), _LOOK_SECONDS)
+                await asyncio.wait_for(broker.changed.wait(), _POLL_SECONDS)
         broker.check()
         found = []
         for number in numbers:
@@ -198,7 +198,7 @@ class MemorySubmitter:
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
         self.broker.check()
-        self.broker.publish(encode(envelope.data), headers(envelope))
+        self.broker.publish(encode(envelope.data), to_headers(envelope))
         return self._replies(envelope) if wait else _nothing()
 
     async def _replies(self, envelope: Envelope) -> AsyncGenerator[Reply, None]:
@@ -213,7 +213,7 @@ class MemorySubmitter:
                 yield Reply("result" if answer[0] == "result" else "error", loads(answer[1]))
                 return
             self.broker.check()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
         self.closed = True

@@ -22,11 +22,11 @@ from runtime.events.envelope import ID
 from runtime.events.outcome import Ack
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Source, Submitter
 from runtime.events.queues.factory import open_source, open_submitter
-from runtime.events.queues.kafka import connection as kafka_link
+from runtime.events.queues.kafka import connection as kafka_connection
 from runtime.events.queues.kafka.connection import client_options
-from runtime.events.queues.nats import connection as nats_link
-from runtime.events.queues.rabbitmq import connection as rabbitmq_link
-from runtime.events.queues.redis import connection as redis_link
+from runtime.events.queues.nats import connection as nats_connection
+from runtime.events.queues.rabbitmq import connection as rabbitmq_connection
+from runtime.events.queues.redis import connection as redis_connection
 from tests.events.workers import envelope
 from tests.support.cancelling import CANCELLATIONS, cancel_at_random
 from tests.support.kafka_broker import mock_kafka
@@ -191,16 +191,18 @@ async def within(errors: Callable[[], AbstractContextManager[None]], call: Corou
 @pytest.mark.parametrize(
     "link",
     [
-        redis_link.RedisConnection(OPTIONS).call,
-        partial(within, nats_link.broker_errors),
-        rabbitmq_link.RabbitMQConnection(OPTIONS).call,
-        partial(within, kafka_link.broker_errors),
+        redis_connection.RedisConnection(OPTIONS).call,
+        partial(within, nats_connection.broker_errors),
+        rabbitmq_connection.RabbitMQConnection(OPTIONS).call,
+        partial(within, kafka_connection.broker_errors),
     ],
     ids=["redis", "nats", "rabbitmq", "kafka"],
 )
-async def test_a_library_that_loses_it(link: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]) -> None:
+async def test_a_library_that_loses_it(
+    connection: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]],
+) -> None:
     """Whoever calls it through the link is cancelled all the same."""
-    task = asyncio.create_task(link(loses_it()))
+    task = asyncio.create_task(connection(loses_it()))
     for _ in range(3):
         await asyncio.sleep(0)
     task.cancel()

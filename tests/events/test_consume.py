@@ -224,13 +224,13 @@ def test_a_broker_that_is_not_there(queue: Queue) -> None:
         assert running.get("/livez")[0] == 200
         wait(lambda: json.loads(running.get("/readyz")[1])["status"] == "connecting")
         wait(lambda: 'warmstart:events_broker_errors_total{source="redis' in running.get("/metrics")[1])
-        wait(lambda: running.said("the broker is away"))
+        wait(lambda: running.said("the broker is unavailable"))
         assert running.end() == 0
-        assert sum("the broker is away" in line["message"] for line in running.lines()) == 1
+        assert sum("the broker is unavailable" in line["message"] for line in running.lines()) == 1
         assert "hunter2" not in running.log.read_text()
     submitted = queue.submit("complete", json.dumps(PROMPT), EVENTS_URL=url)
     assert submitted.returncode == 1
-    assert submitted.stderr.startswith("warmstart: the broker is away: ")
+    assert submitted.stderr.startswith("warmstart: the broker is unavailable: ")
     assert "hunter2" not in submitted.stderr
 
 

@@ -112,7 +112,7 @@ async def test_an_unknown_event_is_told_what_was_expected() -> None:
 )
 async def test_an_event_that_is_not_what_it_looks_like(event: Any) -> None:
     """Is said to be so, before anything is begun."""
-    with pytest.raises(FunctionError, match="not shaped as"):
+    with pytest.raises(FunctionError, match="does not have the structure of"):
         await _answer(event)
 
 

@@ -35,7 +35,7 @@ async def operation(envelope: Envelope, send_chunk: SendChunk | None = None) -> 
     return {"text": prompt.upper(), "by": envelope.operation}
 
 
-PROCESS = Processor(operation, None, Policy(most=3, busy_seconds=0, fault_seconds=0))
+PROCESS = Processor(operation, None, Policy(max_deliveries=3, transient_seconds=0, failure_seconds=0))
 
 
 async def settle(delivery: NatsDelivery) -> None:

@@ -15,7 +15,7 @@ import aio_pika
 import pytest
 
 from runtime.events.queues.base import QueueOptions
-from runtime.events.queues.rabbitmq.connection import WAITS, waiting
+from runtime.events.queues.rabbitmq.connection import RETRY_DELAYS, delay_queue
 from runtime.events.queues.rabbitmq.source import REPLY_PREFIXES
 
 AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/")
@@ -48,7 +48,7 @@ async def own_queues() -> AsyncIterator[QueueOptions]:
     async with real_rabbitmq() as connection:
         yield options
         channel = await connection.channel()
-        for queue in (name, options.results, options.dead, *(waiting(name, seconds) for seconds in WAITS)):
+        for queue in (name, options.results, options.dead, *(delay_queue(name, seconds) for seconds in RETRY_DELAYS)):
             await channel.queue_delete(queue)
 
 

@@ -123,7 +123,7 @@ class Echo:
 
 
 def processing(echo: Echo, records: Any = None) -> Processor:
-    return Processor(echo, records, Policy(busy_seconds=0, fault_seconds=0), lease_seconds=30)
+    return Processor(echo, records, Policy(transient_seconds=0, failure_seconds=0), lease_seconds=30)
 
 
 async def handle(processor: Processor, delivery: RedisDelivery) -> Any:

@@ -1,4 +1,4 @@
-"""Helpers of the signature tests: a key, messages with any fields, and a clock."""
+"""Helpers of the signature tests: a key, and messages with any fields."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ RECORD = {
     "hmac_secret": base64.b64encode(SECRET).decode(),
 }
 NOW = 1_700_000_000
-
-
-class Clock:
-    """A clock that stands still."""
-
-    def __init__(self, now: float = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def record(**fields: Any) -> str:

@@ -39,7 +39,7 @@ class HttpRequest:
         headers: the headers with lower-case names; several values of one name are joined.
         content: the body as the event has it: text, or a JSON value in a handwritten event; None if there is none.
         base64: whether ``content`` is base64.
-        many: whether the load balancer expects lists of header values in the response, as it sent lists.
+        multi_value: whether the load balancer expects lists of header values in the response, as it sent lists.
     """
 
     form: Form
@@ -49,7 +49,7 @@ class HttpRequest:
     headers: Mapping[str, str]
     content: Any
     base64: bool = False
-    many: bool = False
+    multi_value: bool = False
 
     @property
     def content_type(self) -> tuple[str, str | None]:
@@ -78,7 +78,7 @@ class HttpRequest:
         try:
             return b64decode(self.content, validate=True)
         except ValueError:
-            raise InvalidRequest("the body is not base64, as isBase64Encoded says") from None
+            raise InvalidRequest("the body is not base64, although isBase64Encoded is set") from None
 
 
 def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
@@ -90,28 +90,28 @@ def read_request(event: Mapping[str, Any], form: Form) -> HttpRequest:
     context = event["requestContext"]
     if form == "v2":
         method, path = context["http"]["method"], _path(event["rawPath"], event.get("routeKey"), event)
-        query = _lists(parse_qsl(event.get("rawQueryString") or "", keep_blank_values=True))
-        headers = _lists((event.get("headers") or {}).items())
+        query = _grouped(parse_qsl(event.get("rawQueryString") or "", keep_blank_values=True))
+        headers = _grouped((event.get("headers") or {}).items())
         if cookies := event.get("cookies"):
             headers["cookie"] = ["; ".join(cookies)]
     else:
         method, path = event["httpMethod"], event["path"]
-        query = _many(event, "queryStringParameters", "multiValueQueryStringParameters")
-        headers = _many(event, "headers", "multiValueHeaders")
+        query = _members(event, "queryStringParameters", "multiValueQueryStringParameters")
+        headers = _members(event, "headers", "multiValueHeaders")
         if form == "v1":
             path = _path(path, event.get("resource"), event)
         else:  # a load balancer does not decode them
             path = unquote(path)
-            query = {unquote_plus(name): list(map(unquote_plus, found)) for name, found in query.items()}
+            query = {unquote_plus(name): list(map(unquote_plus, values)) for name, values in query.items()}
     return HttpRequest(
         form,
         str(method).upper(),
         path,
         query,
-        {name.lower(): ", ".join(found) for name, found in headers.items()},
+        {name.lower(): ", ".join(values) for name, values in headers.items()},
         event.get("body"),
         bool(event.get("isBase64Encoded")),
-        many=event.get("multiValueHeaders") is not None,
+        multi_value=event.get("multiValueHeaders") is not None,
     )
 
 
@@ -134,7 +134,7 @@ def write_response(request: HttpRequest, status: int, headers: Mapping[str, str]
         answer["cookies"] = []
     if request.form == "alb":
         answer["statusDescription"] = f"{status} {HTTPStatus(status).phrase}"
-        if request.many:
+        if request.multi_value:
             answer["multiValueHeaders"] = {name: [value] for name, value in answer.pop("headers").items()}
     return answer
 
@@ -157,15 +157,15 @@ def _path(path: str, route: str | None, event: Mapping[str, Any]) -> str:
     return unquote(path)
 
 
-def _many(event: Mapping[str, Any], single: str, many: str) -> dict[str, list[str]]:
+def _members(event: Mapping[str, Any], single: str, multiple: str) -> dict[str, list[str]]:
     """Return members that come with one value each, with lists of values, or in both ways."""
-    if (found := event.get(many)) is not None:
-        return {name: list(values) for name, values in found.items() if values}
+    if (lists := event.get(multiple)) is not None:
+        return {name: list(values) for name, values in lists.items() if values}
     return {name: [value] for name, value in (event.get(single) or {}).items()}
 
 
-def _lists(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
     for name, value in pairs:
-        found.setdefault(name, []).append(value)
-    return found
+        grouped.setdefault(name, []).append(value)
+    return grouped

@@ -14,8 +14,8 @@ from runtime.events.envelope import encode
 Kind = Literal["v1", "v2", "alb", "sqs", "sns", "eventbridge", "direct"]
 
 _EXPECTED = (
-    "no event that is known here: expected one of API Gateway (REST or HTTP API), a Function URL, an Application Load "
-    'Balancer, SQS, SNS or EventBridge, or {"operation": "generate", "payload": {...}}'
+    "the event is of no known kind; expected one of API Gateway (REST or HTTP API), a Function URL, an Application "
+    'Load Balancer, SQS, SNS or EventBridge, or {"operation": "generate", "payload": {...}}'
 )
 
 

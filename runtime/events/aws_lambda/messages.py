@@ -70,10 +70,13 @@ def from_eventbridge(event: Mapping[str, Any]) -> Envelope:
     Raises:
         InvalidRequest: the ``detail-type`` names no operation, or a member is invalid.
     """
-    named, detail = event["detail-type"], event["detail"]
-    if not isinstance(named, str) or not named.startswith(TYPE_PREFIX):
-        raise InvalidRequest(f"detail-type: expected such as {TYPE_PREFIX}generate", param="detail-type")
-    operation = named.removeprefix(TYPE_PREFIX)
+    event_type, detail = event["detail-type"], event["detail"]
+    if not isinstance(event_type, str) or not event_type.startswith(TYPE_PREFIX):
+        raise InvalidRequest(
+            f"detail-type: it must be {TYPE_PREFIX} and the name of an operation, for example {TYPE_PREFIX}generate",
+            param="detail-type",
+        )
+    operation = event_type.removeprefix(TYPE_PREFIX)
     return read(json.dumps(detail).encode(), {}, id=event["id"], source=event["source"], operation=operation)
 
 
@@ -90,12 +93,14 @@ def from_direct(event: Mapping[str, Any], request_id: str) -> Envelope:
         InvalidRequest: a member is invalid or unknown.
     """
     if unknown := sorted(event.keys() - {"operation", "payload", *_DIRECT}):
-        raise InvalidRequest(f"{unknown[0]}: unknown; there are operation, payload, {', '.join(_DIRECT)}")
+        raise InvalidRequest(
+            f"{unknown[0]}: unknown member; the known ones are operation, payload, {', '.join(_DIRECT)}"
+        )
     headers = {header: str(event[name]) for name, header in _DIRECT.items() if event.get(name) is not None}
     payload = json.dumps(event.get("payload", {})).encode()
     return read(payload, headers, id=request_id, source="lambda", operation=event["operation"])
 
 
-def _attributes(found: Mapping[str, Any] | None, value: str) -> dict[str, str]:
+def _attributes(attributes: Mapping[str, Any] | None, value: str) -> dict[str, str]:
     """Return the text attributes of a message; binary ones are ignored."""
-    return {name: given[value] for name, given in (found or {}).items() if isinstance(given.get(value), str)}
+    return {name: given[value] for name, given in (attributes or {}).items() if isinstance(given.get(value), str)}

@@ -55,25 +55,30 @@ class LambdaWorker:
     Args:
         processor: processes the messages.
         reporter: returns the reporter for a kind of event.
-        most: the maximum number of messages processed concurrently.
+        max_concurrency: the maximum number of messages processed concurrently.
         send: stores the answers to messages of SQS, SNS and EventBridge; None to discard them.
     """
 
     def __init__(
-        self, processor: Processor, reporter: Callable[[Kind], DeliveryReporter], *, most: int, send: Send | None = None
+        self,
+        processor: Processor,
+        reporter: Callable[[Kind], DeliveryReporter],
+        *,
+        max_concurrency: int,
+        send: Send | None = None,
     ) -> None:
         self._processor = processor
         self._reporter = reporter
-        self._most = most
+        self._max_concurrency = max_concurrency
         self._send = send
 
-    async def batch(self, records: Sequence[Mapping[str, Any]], until: float | None) -> dict[str, Any]:
+    async def batch(self, records: Sequence[Mapping[str, Any]], deadline: float | None) -> dict[str, Any]:
         """Process a batch of SQS messages.
 
         Args:
             records: the event's records. Those of a FIFO queue are processed in order up to the first failure, because
                 later ones may depend on it; others concurrently.
-            until: the event loop's time by which to finish; None for no limit.
+            deadline: the event loop's time by which to finish; None for no limit.
 
         Returns:
             Lambda's partial batch response, which lists the messages to redeliver.
@@ -81,32 +86,32 @@ class LambdaWorker:
         Raises:
             InvalidRequest: a record does not have the shape of SQS; nothing was processed.
         """
-        messages = _shaped(lambda: [*map(_Message.of, records)], "sqs")
+        messages = _parse(lambda: [*map(_Message.of, records)], "sqs")
         if any(message.ordered for message in messages):
             done = 0
             # Each in a task of its own, so that log lines carry the right message's id.
-            while done < len(messages) and await asyncio.create_task(self._done(messages[done], until)):
+            while done < len(messages) and await asyncio.create_task(self._finish(messages[done], deadline)):
                 done += 1
             failed = messages[done:]
         else:
-            room = asyncio.Semaphore(self._most)
+            slots = asyncio.Semaphore(self._max_concurrency)
 
             async def one(message: _Message) -> bool:
-                async with room:
-                    return await self._done(message, until)
+                async with slots:
+                    return await self._finish(message, deadline)
 
-            found = await asyncio.gather(*map(one, messages))
-            failed = [message for message, done in zip(messages, found, strict=True) if not done]
+            finished = await asyncio.gather(*map(one, messages))
+            failed = [message for message, done in zip(messages, finished, strict=True) if not done]
         return {"batchItemFailures": [{"itemIdentifier": message.id} for message in failed]}
 
-    async def single(self, kind: Kind, event: Mapping[str, Any], request_id: str, until: float | None) -> Any:
+    async def single(self, kind: Kind, event: Mapping[str, Any], request_id: str, deadline: float | None) -> Any:
         """Process an event that is one message.
 
         Args:
             kind: ``sns``, ``eventbridge`` or ``direct``.
             event: the event.
             request_id: the invocation's request id.
-            until: the event loop's time by which to finish; None for no limit.
+            deadline: the event loop's time by which to finish; None for no limit.
 
         Returns:
             The answer, for a synchronous caller or the function's destination; the error object if ``send`` stored an
@@ -123,17 +128,17 @@ class LambdaWorker:
                 return from_direct(event, request_id)
             return from_eventbridge(event) if kind == "eventbridge" else from_sns(event["Records"][0]["Sns"])
 
-        outcome = await self._deliver(kind, event, read, 1, until, send)
+        outcome = await self._deliver(kind, event, read, 1, deadline, send)
         if isinstance(outcome, Ack):
             return outcome.result
         if isinstance(outcome, Reject) and send is not None:
             return outcome.error.openai()
         raise outcome.error
 
-    async def _done(self, message: _Message, until: float | None) -> bool:
+    async def _finish(self, message: _Message, deadline: float | None) -> bool:
         """Process an SQS message, and return whether it need not be redelivered."""
         record = message.record
-        outcome = await self._deliver("sqs", record, lambda: from_sqs(record), message.attempt, until, self._send)
+        outcome = await self._deliver("sqs", record, lambda: from_sqs(record), message.attempt, deadline, self._send)
         return isinstance(outcome, Ack) or (isinstance(outcome, Reject) and self._send is not None)
 
     async def _deliver(
@@ -142,30 +147,30 @@ class LambdaWorker:
         message: Mapping[str, Any],
         read: Callable[[], Envelope],
         attempt: int,
-        until: float | None,
+        deadline: float | None,
         send: Send | None,
     ) -> Outcome:
         """Process a message and send its answer. Raises nothing but ``asyncio.CancelledError``."""
         report = self._reporter(kind).begin(attempt)
-        outcome: Outcome = Retry(0, Draining("the work was cut short"))  # if this task is cancelled
+        outcome: Outcome = Retry(0, Draining("the processing was cancelled"))  # if this task is cancelled
         try:
-            async with asyncio.timeout_at(until) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 envelope = None
                 try:
-                    envelope = _shaped(read, kind)
-                    report.name(envelope)
-                    found = await self._processor(envelope)
+                    envelope = _parse(read, kind)
+                    report.identify(envelope)
+                    processed = await self._processor(envelope)
                 except ServiceError as error:
-                    found = self._processor.policy.outcome(error, attempt)
-                if send is not None and not isinstance(found, Retry):
-                    await asyncio.to_thread(send, message, _answer(envelope, found, attempt))
-                outcome = found
+                    processed = self._processor.policy.outcome(error, attempt)
+                if send is not None and not isinstance(processed, Retry):
+                    await asyncio.to_thread(send, message, _answer(envelope, processed, attempt))
+                outcome = processed
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():
-                outcome = Retry(0, DeadlineExceeded("it was not done within the function's time"))
+                outcome = Retry(0, DeadlineExceeded("the event was not finished within the function's time limit"))
             else:
                 _log.exception("an answer could not be sent")
-                outcome = Retry(0, InternalError("its answer could not be sent"))
+                outcome = Retry(0, InternalError("the answer could not be sent"))
         finally:
             report.end(outcome, settled=True)
         return outcome
@@ -185,11 +190,11 @@ class _Message(NamedTuple):
         return cls(record, record["messageId"], attempt, record["eventSourceARN"].endswith(".fifo"))
 
 
-def _shaped(read: Callable[[], T], kind: Kind) -> T:
+def _parse(read: Callable[[], T], kind: Kind) -> T:
     try:
         return read()
     except (LookupError, TypeError, AttributeError, ValueError):  # AWS writes the event, so no schema is needed
-        raise InvalidRequest(f"the event is not shaped as {kind} has it") from None
+        raise InvalidRequest(f"the event does not have the structure of {kind}") from None
 
 
 def _answer(envelope: Envelope | None, outcome: Ack | Reject, attempt: int) -> LambdaReply:

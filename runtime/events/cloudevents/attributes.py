@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from runtime.errors import InvalidRequest, UnsupportedMediaType
-from runtime.events.envelope import LONGEST_ID
+from runtime.events.envelope import MAX_ID_CHARS
 
-LONGEST = 1024
+MAX_ATTRIBUTE_CHARS = 1024
 """The maximum length of an attribute in characters."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
@@ -33,12 +33,12 @@ _IN_HEADERS = _PRINTABLE.replace("%", "").replace('"', "")
 _IN_IDS = _PRINTABLE.replace("%", "")
 
 
-def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
+def check_attributes(given: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Validate attributes, and return them as text.
 
     Args:
         given: the attributes; no value is None.
-        where: the prefix of the names in error messages: ``ce-`` in headers, ``3.`` in a batch.
+        prefix: the prefix of the names in error messages: ``ce-`` in headers, ``3.`` in a batch.
 
     Raises:
         InvalidRequest: an attribute is missing or violates the specification; the error names it.
@@ -46,7 +46,7 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
 
     def wrong(name: str, what: str) -> InvalidRequest:
         name = ascii(name[:64])[1:-1]
-        return InvalidRequest(f"{where}{name}: {what}", param=where + name if where.endswith(".") else name)
+        return InvalidRequest(f"{prefix}{name}: {what}", param=prefix + name if prefix.endswith(".") else name)
 
     for name in _REQUIRED:
         if name not in given:
@@ -54,30 +54,32 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, str]:
     attributes: dict[str, str] = {}
     for name, value in given.items():
         if not _NAME.fullmatch(name):
-            raise wrong(name, "names of attributes are lower-case letters and digits, 64 at most")
+            raise wrong(name, "the name must have 1 to 64 lower-case letters and digits")
         if isinstance(value, int) and name not in _STRINGS:
             if not -(2**31) <= value < 2**31:
-                raise wrong(name, "a whole number has 32 bits")
+                raise wrong(name, "must be a whole number of 32 bits")
             value = str(value).lower()  # bool is a subclass of int
         if not isinstance(value, str):
-            raise wrong(name, "a string" if name in _STRINGS else "a string, a boolean or a whole number")
+            raise wrong(
+                name, "must be a string" if name in _STRINGS else "must be a string, a boolean or a whole number"
+            )
         if not value and name in _STRINGS:
             raise wrong(name, "must not be empty")
-        if len(value) > LONGEST:
-            raise wrong(name, f"{LONGEST} characters at most")
+        if len(value) > MAX_ATTRIBUTE_CHARS:
+            raise wrong(name, f"must have at most {MAX_ATTRIBUTE_CHARS} characters")
         if _FORBIDDEN.search(value):
-            raise wrong(name, "holds what is no character")
+            raise wrong(name, "must not contain control characters, surrogates or noncharacters")
         attributes[name] = value
     if attributes["specversion"] != "1.0":  # the package also accepts 0.3
-        raise wrong("specversion", "1.0 is read here")
+        raise wrong("specversion", "only 1.0 is supported")
     if not _MEDIA_TYPE.fullmatch(media_type(attributes.get("datacontenttype", "any/any"))):
-        raise wrong("datacontenttype", "no media type")
+        raise wrong("datacontenttype", "must be a media type")
     if "time" in attributes and timestamp(attributes["time"]) is None:
         raise wrong("time", NO_TIME)
     return attributes
 
 
-NO_TIME = "a time as RFC 3339 has it, like 2030-01-31T12:00:00Z"
+NO_TIME = "must be a time of RFC 3339, for example 2030-01-31T12:00:00Z"
 
 
 def timestamp(text: str) -> float | None:
@@ -99,9 +101,9 @@ def check_charset(text: str) -> None:
     Raises:
         UnsupportedMediaType: it names another encoding.
     """
-    found = _CHARSET.search(text)
-    if found and found[1].lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("JSON is UTF-8 (RFC 8259 section 8.1)")
+    charset = _CHARSET.search(text)
+    if charset and charset[1].lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("JSON must be encoded as UTF-8 (RFC 8259 section 8.1)")
 
 
 def percent_encoded(value: str) -> str:
@@ -124,7 +126,7 @@ def percent_decoded(name: str, value: str) -> str:
     try:
         return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode()
     except UnicodeError:
-        raise InvalidRequest(f"{name}: not UTF-8", param=name.removeprefix("ce-")) from None
+        raise InvalidRequest(f"{name}: must be UTF-8", param=name.removeprefix("ce-")) from None
 
 
 def plain_id(text: str) -> str:
@@ -134,4 +136,4 @@ def plain_id(text: str) -> str:
     hash.
     """
     plain = quote(text, safe=_IN_IDS)
-    return plain if len(plain) <= LONGEST_ID else f"%sha256:{sha256(text.encode()).hexdigest()}"
+    return plain if len(plain) <= MAX_ID_CHARS else f"%sha256:{sha256(text.encode()).hexdigest()}"

@@ -33,9 +33,9 @@ from runtime.telemetry.request_scope import request_scope
 SOURCE = "/warmstart"
 """The source attribute of all answers; their ids are unique across processes."""
 
-_DELIVERED_AGAIN = frozenset({404, 408, 409, 429})
+_REDELIVERED_STATUSES = frozenset({404, 408, 409, 429})
 _REJECTED = 422  # RFC 9110 section 15.5.21
-_GONE = Retry(0, Draining("its sender has gone"))
+_CANCELLED = Retry(0, Draining("the client closed the connection"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class CloudEventsService:
         body: bytes,
         *,
         caller: str = "",
-        begun: Callable[[Envelope], None] = lambda envelope: None,
+        on_event: Callable[[Envelope], None] = lambda envelope: None,
     ) -> EventResponse:
         """Process the events of a request; their tokens are added to the request's usage.
 
@@ -85,7 +85,7 @@ class CloudEventsService:
             headers: the request's headers.
             body: the request's body.
             caller: identifies the sender, so that no sender gets the cached responses of another.
-            begun: called with each event's envelope before it is processed.
+            on_event: called with each event's envelope before it is processed.
 
         Returns:
             The response.
@@ -102,18 +102,18 @@ class CloudEventsService:
             async with slots:
                 report = self._reporter.begin(1)  # HTTP has no delivery count
                 request_scope.set(replace(request_scope.get(), caller=caller))
-                outcome: Outcome = _GONE
+                outcome: Outcome = _CANCELLED
                 try:
-                    found = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
-                    report.name(found)
-                    begun(found)
+                    request = envelope(event, traceparent=traceparent, max_depth=self._max_depth)
+                    report.identify(request)
+                    on_event(request)
                     if caller:
-                        found = replace(found, source=f"{caller} {found.source}")
-                    outcome = await self._processor(found)
+                        request = replace(request, source=f"{caller} {request.source}")
+                    outcome = await self._processor(request)
                 except ServiceError as error:
                     outcome = Reject(error)
                 finally:
-                    report.end(outcome, settled=outcome is not _GONE)
+                    report.end(outcome, settled=outcome is not _CANCELLED)
                     usage = request_scope.get().usage
                     if request_usage is not None and usage is not None and usage.total is not None:
                         request_usage.add(replace(usage.total, cache=None))  # one response has no one use of the cache
@@ -123,22 +123,22 @@ class CloudEventsService:
             tasks = [group.create_task(work(event)) for event in events]
         outcomes = [task.result() for task in tasks]
         if any(isinstance(outcome, Ack) and is_large(outcome.result) for outcome in outcomes):
-            return await asyncio.to_thread(_answer, mode, events, outcomes)
-        return _answer(mode, events, outcomes)
+            return await asyncio.to_thread(_build_response, mode, events, outcomes)
+        return _build_response(mode, events, outcomes)
 
 
-def _answer(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> EventResponse:
-    again = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
-    if again:
-        last = max(again, key=lambda outcome: outcome.delay)
+def _build_response(mode: Mode, events: Sequence[CloudEvent], outcomes: Sequence[Outcome]) -> EventResponse:
+    retries = [outcome for outcome in outcomes if isinstance(outcome, Retry)]
+    if retries:
+        last = max(retries, key=lambda outcome: outcome.delay)
         last.error.retry_after = last.delay
         raise last.error
-    ended = [
+    settled = [
         (event, outcome) for event, outcome in zip(events, outcomes, strict=True) if not isinstance(outcome, Retry)
     ]
-    rejected = tuple(outcome.error for _, outcome in ended if isinstance(outcome, Reject))
+    rejected = tuple(outcome.error for _, outcome in settled if isinstance(outcome, Reject))
     status = _status(rejected[0]) if rejected and mode != "batch" else 200
-    return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in ended]), rejected)
+    return EventResponse(status, *_render(mode, [_reply(event, outcome) for event, outcome in settled]), rejected)
 
 
 def _reply(event: CloudEvent, outcome: Ack | Reject) -> CloudEvent:
@@ -182,4 +182,4 @@ def _structured(reply: CloudEvent) -> tuple[dict[str, str], bytes]:
 
 def _status(error: ServiceError) -> int:
     """Return the response status of a rejected event, one after which it is not redelivered."""
-    return _REJECTED if error.status >= 500 or error.status in _DELIVERED_AGAIN else error.status
+    return _REJECTED if error.status >= 500 or error.status in _REDELIVERED_STATUSES else error.status

@@ -15,8 +15,8 @@ from cloudevents.http import CloudEvent
 from runtime.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from runtime.events.cloudevents.attributes import (
     NO_TIME,
+    check_attributes,
     check_charset,
-    checked,
     media_type,
     percent_decoded,
     plain_id,
@@ -32,7 +32,7 @@ BATCH = "application/cloudevents-batch+json"
 OPERATION = "warmstartoperation"
 """The extension attribute that names the operation if the event's type does not."""
 
-MOST_IN_BATCH = 100
+MAX_BATCH_EVENTS = 100
 
 _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")  # header prefixes of HTTP and NATS, Kafka, AMQP (two)
 
@@ -50,31 +50,32 @@ def parse(headers: Iterable[tuple[str, str]], body: bytes, max_depth: int = DEPT
 
     Raises:
         InvalidRequest: an attribute is invalid or missing; the error names it.
-        PayloadTooLarge: a batch has more than ``MOST_IN_BATCH`` events.
+        PayloadTooLarge: a batch has more than ``MAX_BATCH_EVENTS`` events.
         UnsupportedMediaType: the events are in another format than JSON.
     """
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for name, value in headers:
         name = name.lower()
-        if name in found and (name.startswith("ce-") or name == "content-type"):
-            raise InvalidRequest(f"{name}: it is there twice", param=name.removeprefix("ce-"))
-        found[name] = value
-    kind = _format(found)
+        if name in fields and (name.startswith("ce-") or name == "content-type"):
+            raise InvalidRequest(f"{name}: the header must not occur twice", param=name.removeprefix("ce-"))
+        fields[name] = value
+    kind = _format(fields)
     if kind == STRUCTURED:
         return "structured", [_event(loads(body, max_depth))]
     if kind == BATCH:
         batch = loads(body, max_depth)
         if not isinstance(batch, list):
-            raise InvalidRequest("a batch is a JSON array of events")
-        if len(batch) > MOST_IN_BATCH:
-            raise PayloadTooLarge(f"{len(batch)} events in a batch; send {MOST_IN_BATCH} at most")
+            raise InvalidRequest("a batch must be a JSON array of events")
+        if len(batch) > MAX_BATCH_EVENTS:
+            raise PayloadTooLarge(f"the batch has {len(batch)} events; send at most {MAX_BATCH_EVENTS}")
         return "batch", [_event(value, f"{number}.") for number, value in enumerate(batch)]
-    if not any(name.startswith("ce-") for name in found):
+    if not any(name.startswith("ce-") for name in fields):
         raise InvalidRequest(
-            f"no event: send {STRUCTURED} or {BATCH}, or headers ce-specversion, ce-id, ce-source and ce-type",
+            f"the request has no event; send {STRUCTURED} or {BATCH}, or headers ce-specversion, ce-id, ce-source and "
+            "ce-type",
             param="specversion",
         )
-    return "binary", [_binary(found, "ce-", body)]
+    return "binary", [_binary(fields, "ce-", body)]
 
 
 def from_message(
@@ -100,17 +101,17 @@ def from_message(
         InvalidRequest: see ``parse`` and ``envelope``; or the message is a batch.
         UnsupportedMediaType: see ``parse`` and ``envelope``.
     """
-    found = {name.lower(): value for name, value in headers.items()}
-    kind = _format(found)
+    fields = {name.lower(): value for name, value in headers.items()}
+    kind = _format(fields)
     if kind == BATCH:
-        raise InvalidRequest("one event a message; batches are for HTTP")
+        raise InvalidRequest("a message must have one event; batches are supported over HTTP only")
     if kind == STRUCTURED:
         event = _event(loads(body))
     else:
-        prefix = next((prefix for prefix in _PREFIXES if prefix + "specversion" in found), None)
+        prefix = next((prefix for prefix in _PREFIXES if prefix + "specversion" in fields), None)
         if prefix is None:
             return None
-        event = _binary(found, prefix, body)
+        event = _binary(fields, prefix, body)
     return envelope(event, operation=operation, attempt=attempt, reply_to=reply_to, stream=stream)
 
 
@@ -143,7 +144,8 @@ def envelope(
     named = event.get(OPERATION) or (kind.removeprefix(TYPE_PREFIX) if kind.startswith(TYPE_PREFIX) else operation)
     if not named:
         raise InvalidRequest(
-            f"type: {TYPE_PREFIX} and the name of an operation; or name one in the attribute {OPERATION}", param="type"
+            f"type: it must be {TYPE_PREFIX} and the name of an operation, unless the attribute {OPERATION} names one",
+            param="type",
         )
     deadline = None
     if expiry := event.get("expirytime"):
@@ -171,7 +173,7 @@ def _format(headers: Mapping[str, str]) -> str | None:
     if not kind.startswith("application/cloudevents"):
         return None
     if kind not in (STRUCTURED, BATCH):
-        raise UnsupportedMediaType(f"events are read as {STRUCTURED} and {BATCH}, not {kind[:100]!r}")
+        raise UnsupportedMediaType(f"the content type {kind[:100]!r} is not supported; send {STRUCTURED} or {BATCH}")
     check_charset(text)
     return kind
 
@@ -184,20 +186,22 @@ def _binary(headers: Mapping[str, str], prefix: str, body: bytes) -> CloudEvent:
     }
     if "content-type" in headers:
         attributes.setdefault("datacontenttype", headers["content-type"])
-    return CloudEvent(checked(attributes, prefix), body or None)
+    return CloudEvent(check_attributes(attributes, prefix), body or None)
 
 
-def _event(value: Any, where: str = "") -> CloudEvent:
+def _event(value: Any, prefix: str = "") -> CloudEvent:
     """Parse one event in the JSON format.
 
     Args:
         value: the decoded JSON value.
-        where: the prefix of names in error messages, see ``checked``.
+        prefix: the prefix of names in error messages, see ``check_attributes``.
     """
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{where[:-1]}: an event is a JSON object" if where else "an event is a JSON object")
+        raise InvalidRequest(
+            f"{prefix[:-1]}: an event must be a JSON object" if prefix else "an event must be a JSON object"
+        )
     if "data" in value and "data_base64" in value:
-        raise InvalidRequest(f"{where}data: there is data_base64, too", param=f"{where}data")
+        raise InvalidRequest(f"{prefix}data: send either data or data_base64, not both", param=f"{prefix}data")
     attributes = {name: given for name, given in value.items() if given is not None}
     data, base64 = attributes.pop("data", None), attributes.pop("data_base64", None)
     if "data" in value and data is None:
@@ -206,8 +210,8 @@ def _event(value: Any, where: str = "") -> CloudEvent:
         try:
             data = b64decode(base64, validate=True)
         except (ValueError, TypeError):
-            raise InvalidRequest(f"{where}data_base64: not base64", param=f"{where}data_base64") from None
-    return CloudEvent(checked(attributes, where), data)
+            raise InvalidRequest(f"{prefix}data_base64: must be base64", param=f"{prefix}data_base64") from None
+    return CloudEvent(check_attributes(attributes, prefix), data)
 
 
 def _payload(event: CloudEvent, max_depth: int) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def _payload(event: CloudEvent, max_depth: int) -> dict[str, Any]:
     kind = media_type(text)
     if not kind.endswith(("/json", "+json")):
         raise UnsupportedMediaType(
-            f"datacontenttype: send application/json, not {kind[:100]!r}", param="datacontenttype"
+            f"datacontenttype: send application/json instead of {kind[:100]!r}", param="datacontenttype"
         )
     if isinstance(data, bytes):
         check_charset(text)

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from runtime.events.idempotency import transitions as record
+from runtime.events.idempotency import transitions as transitions
 from runtime.events.idempotency.records import Done, InProgress, Mismatch, RecordsUnavailable, Started
 from runtime.events.idempotency.transitions import WorkRecord
 
@@ -18,16 +18,16 @@ class MemoryRecords:
     are never evicted: if they alone fill the store, no more can be begun.
 
     Args:
-        most: the maximum number of records.
-        most_bytes: the maximum size of all results together. A single result that is larger is not cached.
+        max_records: the maximum number of records.
+        max_bytes: the maximum size of all results together. A single result that is larger is not cached.
         clock: returns monotonic time in seconds.
     """
 
     def __init__(
-        self, most: int = 100_000, most_bytes: int = 64 * 2**20, clock: Callable[[], float] = time.monotonic
+        self, max_records: int = 100_000, max_bytes: int = 64 * 2**20, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._most = most
-        self._most_bytes = most_bytes
+        self._max_records = max_records
+        self._max_bytes = max_bytes
         self._clock = clock
         # Oldest first. A record that expires before an older one is removed only after it.
         self._running: OrderedDict[str, WorkRecord] = OrderedDict()
@@ -38,34 +38,34 @@ class MemoryRecords:
         self, key: str, fingerprint: str, holder: str, seconds: float
     ) -> Started | Done | InProgress | Mismatch:
         """Lease a record if no other worker has the lease (``Records.begin``)."""
-        now, found = self._find(key)
-        if found is None:
-            self._make_room(now)
-        left, answer = record.begin(found, fingerprint, holder, seconds, now)
-        self._keep(key, found, left)
+        now, old = self._look_up(key)
+        if old is None:
+            self._evict(now)
+        new, answer = transitions.begin(old, fingerprint, holder, seconds, now)
+        self._replace(key, old, new)
         return answer
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
         """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""
-        now, found = self._find(key)
-        left, answer = record.renew(found, holder, seconds, now)
-        self._keep(key, found, left)
+        now, old = self._look_up(key)
+        new, answer = transitions.renew(old, holder, seconds, now)
+        self._replace(key, old, new)
         return answer
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
         """Store the result, and return whether the record still was the holder's (``Records.complete``)."""
-        now, found = self._find(key)
-        left, answer = record.complete(found, holder, result, seconds, now)
-        self._keep(key, found, left)
-        while self._bytes > self._most_bytes:
-            self._drop(next(iter(self._done)))
+        now, old = self._look_up(key)
+        new, answer = transitions.complete(old, holder, result, seconds, now)
+        self._replace(key, old, new)
+        while self._bytes > self._max_bytes:
+            self._remove(next(iter(self._done)))
         return answer
 
     async def release(self, key: str, holder: str) -> None:
         """Release the lease without a result (``Records.release``)."""
-        now, found = self._find(key)
-        left, _ = record.release(found, holder, now)
-        self._keep(key, found, left)
+        now, old = self._look_up(key)
+        new, _ = transitions.release(old, holder, now)
+        self._replace(key, old, new)
 
     async def close(self) -> None:
         """Remove all records."""
@@ -76,37 +76,37 @@ class MemoryRecords:
     def __len__(self) -> int:
         return len(self._running) + len(self._done)
 
-    def _find(self, key: str) -> tuple[float, WorkRecord | None]:
+    def _look_up(self, key: str) -> tuple[float, WorkRecord | None]:
         now = self._clock()
         for records in (self._running, self._done):
             while records and records[oldest := next(iter(records))].forget <= now:
-                self._drop(oldest)
-        found = self._running.get(key) or self._done.get(key)
-        if found is not None and found.forget <= now:
-            self._drop(key)
+                self._remove(oldest)
+        old = self._running.get(key) or self._done.get(key)
+        if old is not None and old.forget <= now:
+            self._remove(key)
             return now, None
-        return now, found
+        return now, old
 
-    def _make_room(self, now: float) -> None:
-        if len(self) < self._most:
+    def _evict(self, now: float) -> None:
+        if len(self) < self._max_records:
             return
         if self._done:
-            self._drop(next(iter(self._done)))
+            self._remove(next(iter(self._done)))
             return
-        lapsed = next((key for key, found in self._running.items() if found.until <= now), None)
+        lapsed = next((key for key, old in self._running.items() if old.until <= now), None)
         if lapsed is None:
-            raise RecordsUnavailable(f"{self._most} events are being worked on, and no more are remembered")
-        self._drop(lapsed)
+            raise RecordsUnavailable(f"the store is full: {self._max_records} events are in progress")
+        self._remove(lapsed)
 
-    def _keep(self, key: str, found: WorkRecord | None, left: WorkRecord | None) -> None:
-        if left is found:
+    def _replace(self, key: str, old: WorkRecord | None, new: WorkRecord | None) -> None:
+        if new is old:
             return
-        if found is not None:
-            self._drop(key)
-        if left is not None:
-            (self._running if left.result is None else self._done)[key] = left
-            self._bytes += len(left.result or b"")
+        if old is not None:
+            self._remove(key)
+        if new is not None:
+            (self._running if new.result is None else self._done)[key] = new
+            self._bytes += len(new.result or b"")
 
-    def _drop(self, key: str) -> None:
-        gone = self._running.pop(key, None) or self._done.pop(key)
-        self._bytes -= len(gone.result or b"")
+    def _remove(self, key: str) -> None:
+        removed = self._running.pop(key, None) or self._done.pop(key)
+        self._bytes -= len(removed.result or b"")

@@ -23,7 +23,7 @@ _COMMON = f"""
 local key, holder = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local fingerprint, held, lapsed, since, till, result = unpack(
+local fingerprint, current, lapsed, since, till, result = unpack(
   redis.call('HMGET', key, 'fingerprint', 'holder', 'lapsed', 'since', 'until', 'result'))
 lapsed, since, till = tonumber(lapsed or 0), tonumber(since or 0), tonumber(till or 0)
 local function lease(milliseconds)
@@ -38,25 +38,25 @@ _BEGIN = (
 if fingerprint then
   if fingerprint ~= ARGV[3] then return {'mismatch'} end
   if result then return {'done', result} end
-  if held ~= holder and held ~= '' then
-    if now < since then  -- the clock has gone back
+  if current ~= holder and current ~= '' then
+    if now < since then  -- the clock was set back
       till = now + till - since
       lease(till - now)
     end
-    if now < till then return {'taken', till - now} end
+    if now < till then return {'in_progress', till - now} end
     lapsed = lapsed + 1
   end
 end
 redis.call('HSET', key, 'fingerprint', ARGV[3], 'holder', holder, 'lapsed', lapsed)
 lease(tonumber(ARGV[2]))
-return {'begun', lapsed}
+return {'started', lapsed}
 """
 )
 # Arguments: holder, lease in milliseconds.
 _RENEW = (
     _COMMON
     + """
-if held ~= holder or result then return 0 end
+if current ~= holder or result then return 0 end
 lease(tonumber(ARGV[2]))
 return 1
 """
@@ -65,7 +65,7 @@ return 1
 _COMPLETE = (
     _COMMON
     + """
-if held ~= holder then return 0 end
+if current ~= holder then return 0 end
 if not result then
   redis.call('HSET', key, 'result', ARGV[3])
   redis.call('PEXPIRE', key, ARGV[2])
@@ -77,7 +77,7 @@ return 1
 _RELEASE = (
     _COMMON
     + """
-if held ~= holder or result then return end
+if current ~= holder or result then return end
 if lapsed == 0 then
   redis.call('DEL', key)
 else
@@ -106,11 +106,11 @@ class RedisRecords:
         """Lease a record if no other worker has the lease (``Records.begin``)."""
         begin = self._run(_BEGIN, key, holder, _milliseconds(seconds), fingerprint)
         state, *rest = await begin_or_release(begin, lambda: self.release(key, holder))
-        if state == b"begun":
+        if state == b"started":
             return Started(int(rest[0]))
         if state == b"done":
             return Done(rest[0])
-        return InProgress(int(rest[0]) / 1000) if state == b"taken" else Mismatch()
+        return InProgress(int(rest[0]) / 1000) if state == b"in_progress" else Mismatch()
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
         """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from runtime.events.idempotency import transitions as record
+from runtime.events.idempotency import transitions as transitions
 from runtime.events.idempotency.cancellation import begin_or_release
 from runtime.events.idempotency.records import Done, InProgress, Mismatch, RecordsUnavailable, Started
 from runtime.events.idempotency.transitions import WorkRecord
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _BUSY_SECONDS = 5.0  # SQLite grants the lock to waiting processes in no order
 _FORMAT = 1
-_SWEPT = 100
+_MAX_REMOVED_AT_ONCE = 100
 """The number of expired records removed when a record is begun, so that at most half of all records are expired."""
 _SCHEMA = (
     """CREATE TABLE records (
@@ -85,58 +85,62 @@ class SqliteRecords:
     ) -> Started | Done | InProgress | Mismatch:
         """Lease a record if no other worker has the lease (``Records.begin``)."""
 
-        def work(found: WorkRecord | None, now: float) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
-            return record.begin(found, fingerprint, holder, seconds, now)
+        def work(old: WorkRecord | None, now: float) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
+            return transitions.begin(old, fingerprint, holder, seconds, now)
 
-        return await begin_or_release(self._do(key, work, sweep=True), lambda: self.release(key, holder))
+        return await begin_or_release(self._transact(key, work, remove_expired=True), lambda: self.release(key, holder))
 
     async def renew(self, key: str, holder: str, seconds: float) -> bool:
         """Extend the lease, and return whether it still was the holder's (``Records.renew``)."""
-        return await self._do(key, lambda found, now: record.renew(found, holder, seconds, now))
+        return await self._transact(key, lambda old, now: transitions.renew(old, holder, seconds, now))
 
     async def complete(self, key: str, holder: str, result: bytes, seconds: float) -> bool:
         """Store the result, and return whether the record still was the holder's (``Records.complete``)."""
-        return await self._do(key, lambda found, now: record.complete(found, holder, result, seconds, now))
+        return await self._transact(key, lambda old, now: transitions.complete(old, holder, result, seconds, now))
 
     async def release(self, key: str, holder: str) -> None:
         """Release the lease without a result (``Records.release``)."""
-        await self._do(key, lambda found, now: record.release(found, holder, now))
+        await self._transact(key, lambda old, now: transitions.release(old, holder, now))
 
     async def close(self) -> None:
         """Stop the thread and close the file."""
         await asyncio.to_thread(self._thread.shutdown)
         self._file.close()
 
-    async def _do(
-        self, key: str, work: Callable[[WorkRecord | None, float], tuple[WorkRecord | None, T]], *, sweep: bool = False
+    async def _transact(
+        self,
+        key: str,
+        work: Callable[[WorkRecord | None, float], tuple[WorkRecord | None, T]],
+        *,
+        remove_expired: bool = False,
     ) -> T:
         """Run one transaction that replaces the key's record by the one that ``work`` returns (None deletes it)."""
 
         def transact(database: sqlite3.Connection) -> T:
             database.execute("BEGIN IMMEDIATE")
             now = self._now(database)
-            if sweep:
+            if remove_expired:
                 database.execute(
                     "DELETE FROM records WHERE key IN (SELECT key FROM records WHERE forget <= ? LIMIT ?)",
-                    (now, _SWEPT),
+                    (now, _MAX_REMOVED_AT_ONCE),
                 )
             row = database.execute(
                 "SELECT fingerprint, holder, lapsed, since, until, result FROM records WHERE key = ? AND forget > ?",
                 (key, now),
             ).fetchone()
-            found = None if row is None else WorkRecord(*row)
-            left, answer = work(found, now)
-            if left is None:
+            old = None if row is None else WorkRecord(*row)
+            new, answer = work(old, now)
+            if new is None:
                 database.execute("DELETE FROM records WHERE key = ?", (key,))
-            elif left is not found:
-                values = left.fingerprint, left.holder, left.lapsed, left.since, left.until, left.result, left.forget
+            elif new is not old:
+                values = new.fingerprint, new.holder, new.lapsed, new.since, new.until, new.result, new.forget
                 database.execute("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, *values))
             database.execute("COMMIT")
             return answer
 
         def run() -> T:
             try:
-                return self._file.do(transact)
+                return self._file.run(transact)
             except (sqlite3.Error, OSError) as error:
                 raise RecordsUnavailable(f"{self._file.path.name}: {error}") from error
 
@@ -145,8 +149,8 @@ class SqliteRecords:
 
     def _now(self, database: sqlite3.Connection) -> float:
         boot, seconds, wall = self._clock()
-        known, ahead = database.execute("SELECT boot, ahead FROM clock").fetchone()
-        if boot != known:
+        stored_boot, ahead = database.execute("SELECT boot, ahead FROM clock").fetchone()
+        if boot != stored_boot:
             last = database.execute("SELECT max(since) FROM records").fetchone()[0]
             ahead = (wall if last is None else max(wall, last)) - seconds
             database.execute("UPDATE clock SET boot = ?, ahead = ?", (boot, ahead))

@@ -1,6 +1,6 @@
 """The state transitions of one idempotency record, as pure functions for the stores that compute in this process.
 
-If the clock goes back, a lease ends one lease duration after that at the latest.
+If the clock is set back, a lease ends one lease duration after that at the latest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from runtime.events.idempotency.records import Done, InProgress, Mismatch, Start
 LAPSED_SECONDS = 86_400.0
 """How long an expired lease is counted, in seconds: longer than a worker that the work crashed takes to restart."""
 
-NOBODY = ""
+NO_HOLDER = ""
 """The holder of a released record that has expired leases to count."""
 
 
@@ -41,51 +41,51 @@ class WorkRecord:
         """The time at which the record is removed."""
         return self.until + (LAPSED_SECONDS if self.result is None else 0)
 
-    def is_of(self, holder: str) -> bool:
+    def is_held_by(self, holder: str) -> bool:
         """Return whether this holder has the lease and the work is not done."""
         return self.holder == holder and self.result is None
 
 
 def begin(
-    found: WorkRecord | None, fingerprint: str, holder: str, seconds: float, now: float
+    old: WorkRecord | None, fingerprint: str, holder: str, seconds: float, now: float
 ) -> tuple[WorkRecord, Started | Done | InProgress | Mismatch]:
-    """Apply ``Records.begin``; return the new record (``found`` itself if nothing changes) and the answer."""
+    """Apply ``Records.begin``; return the new record (``old`` itself if nothing changes) and the answer."""
     lapsed = 0
-    if found is not None:
-        if found.fingerprint != fingerprint:
-            return found, Mismatch()
-        if found.result is not None:
-            return found, Done(found.result)
-        lapsed = found.lapsed
-        if found.holder not in (holder, NOBODY):
-            if now < found.since:  # the clock has gone back
-                found = replace(found, since=now, until=now + found.until - found.since)
-            if now < found.until:
-                return found, InProgress(found.until - now)
+    if old is not None:
+        if old.fingerprint != fingerprint:
+            return old, Mismatch()
+        if old.result is not None:
+            return old, Done(old.result)
+        lapsed = old.lapsed
+        if old.holder not in (holder, NO_HOLDER):
+            if now < old.since:  # the clock was set back
+                old = replace(old, since=now, until=now + old.until - old.since)
+            if now < old.until:
+                return old, InProgress(old.until - now)
             lapsed += 1
     return WorkRecord(fingerprint, holder, lapsed, now, now + seconds), Started(lapsed)
 
 
-def renew(found: WorkRecord | None, holder: str, seconds: float, now: float) -> tuple[WorkRecord | None, bool]:
+def renew(old: WorkRecord | None, holder: str, seconds: float, now: float) -> tuple[WorkRecord | None, bool]:
     """Apply ``Records.renew``; return the new record and the answer."""
-    if found is None or not found.is_of(holder):
-        return found, False
-    return replace(found, since=now, until=now + seconds), True
+    if old is None or not old.is_held_by(holder):
+        return old, False
+    return replace(old, since=now, until=now + seconds), True
 
 
 def complete(
-    found: WorkRecord | None, holder: str, result: bytes, seconds: float, now: float
+    old: WorkRecord | None, holder: str, result: bytes, seconds: float, now: float
 ) -> tuple[WorkRecord | None, bool]:
     """Apply ``Records.complete``; return the new record and the answer."""
-    if found is None or found.holder != holder:
-        return found, False
-    if found.result is not None:
-        return found, True
-    return replace(found, since=now, until=now + seconds, result=result), True
+    if old is None or old.holder != holder:
+        return old, False
+    if old.result is not None:
+        return old, True
+    return replace(old, since=now, until=now + seconds, result=result), True
 
 
-def release(found: WorkRecord | None, holder: str, now: float) -> tuple[WorkRecord | None, None]:
+def release(old: WorkRecord | None, holder: str, now: float) -> tuple[WorkRecord | None, None]:
     """Apply ``Records.release``; return the new record, None to remove it."""
-    if found is None or not found.is_of(holder):
-        return found, None
-    return (replace(found, holder=NOBODY, since=now, until=now) if found.lapsed else None), None
+    if old is None or not old.is_held_by(holder):
+        return old, None
+    return (replace(old, holder=NO_HOLDER, since=now, until=now) if old.lapsed else None), None

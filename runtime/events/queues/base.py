@@ -26,7 +26,6 @@ class QueueOptions:
         dead: the name of the stream, queue or topic of dead letters.
         operation: the operation of messages that name none.
         ack_seconds: the visibility timeout: a delivery that is not extended for so long goes to another worker.
-        most: the maximum number of deliveries of one message, for brokers that count them.
         results_seconds: how long the broker keeps an answer, and recognizes a duplicate of it.
         reply_prefixes: the allowed prefixes of a message's reply address; other addresses are refused.
         create: whether to create missing streams, queues, topics and groups.
@@ -39,7 +38,6 @@ class QueueOptions:
     dead: str
     operation: str | None = None
     ack_seconds: float = 30.0
-    most: int = 5
     results_seconds: float = 86_400.0
     reply_prefixes: tuple[str, ...] = ()
     create: bool = True
@@ -116,12 +114,12 @@ class Source(Protocol):
         """
         ...
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[Delivery]:
+    async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[Delivery]:
         """Fetch waiting messages, including those that other workers have abandoned.
 
         Args:
-            most: the maximum number of messages.
-            seconds: how long to wait if there are none.
+            max_messages: the maximum number of messages.
+            wait_seconds: how long to wait if there are none.
 
         Raises:
             BrokerUnavailable: the broker does not answer.

@@ -39,7 +39,7 @@ def open_submitter(options: QueueOptions) -> Submitter:
     return _adapter(options.url).submitter(options)
 
 
-def names(url: str) -> tuple[str, str, str]:
+def default_names(url: str) -> tuple[str, str, str]:
     """Return the broker's default names of the streams of requests, results and dead letters.
 
     Raises:
@@ -48,7 +48,7 @@ def names(url: str) -> tuple[str, str, str]:
     return _adapter(url).names
 
 
-def reply_prefixes(url: str) -> tuple[str, ...]:
+def default_reply_prefixes(url: str) -> tuple[str, ...]:
     """Return the broker's default prefixes that reply addresses must have.
 
     Raises:
@@ -63,11 +63,11 @@ def _adapter(url: str) -> BrokerAdapter:
     except ValueError:
         scheme = ""
     if scheme not in _ADAPTERS:
-        raise SettingsError(f"EVENTS_URL: begin it with one of {', '.join(f'{name}://' for name in _ADAPTERS)}")
+        raise SettingsError(f"EVENTS_URL: it must begin with one of {', '.join(f'{name}://' for name in _ADAPTERS)}")
     module, extra = _ADAPTERS[scheme]
     try:
         return cast(BrokerAdapter, import_module(module).ADAPTER)
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").partition(".")[0] == "runtime":
             raise
-        raise SettingsError(f"EVENTS_URL: {scheme}:// needs a library: pip install 'warmstart[{extra}]'") from None
+        raise SettingsError(f"EVENTS_URL: {scheme}:// needs a library; run: pip install 'warmstart[{extra}]'") from None

@@ -12,8 +12,8 @@ from cloudevents.http import CloudEvent
 from app import ROUTES
 from handlers.api.openapi import build
 from handlers.operations import OPERATIONS
-from runtime.events.cloudevents.attributes import LONGEST
-from runtime.events.cloudevents.parse import BATCH, MOST_IN_BATCH, STRUCTURED
+from runtime.events.cloudevents.attributes import MAX_ATTRIBUTE_CHARS
+from runtime.events.cloudevents.parse import BATCH, MAX_BATCH_EVENTS, STRUCTURED
 from runtime.events.envelope import TYPE_PREFIX
 
 DOCUMENT = json.loads(json.dumps(build(ROUTES, "1.2.3")))
@@ -35,13 +35,19 @@ def accepts(value: Any, kind: str = STRUCTURED) -> bool:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"subject": None}, {"ext": 1, "other": True}, {"datacontenttype": "application/json"}, {"id": "é" * LONGEST}],
+    [
+        {},
+        {"subject": None},
+        {"ext": 1, "other": True},
+        {"datacontenttype": "application/json"},
+        {"id": "é" * MAX_ATTRIBUTE_CHARS},
+    ],
 )
 def test_good_events(more: dict[str, Any]) -> None:
     """One, and a batch of it."""
     assert accepts(EVENT | more)
-    assert accepts([EVENT | more] * MOST_IN_BATCH, BATCH)
-    assert not accepts([EVENT | more] * (MOST_IN_BATCH + 1), BATCH)
+    assert accepts([EVENT | more] * MAX_BATCH_EVENTS, BATCH)
+    assert not accepts([EVENT | more] * (MAX_BATCH_EVENTS + 1), BATCH)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_good_events(more: dict[str, Any]) -> None:
         {"Ext": 1},
         {"ext": 1.5},
         {"ext": 2**31},
-        {"ext": "x" * (LONGEST + 1)},
+        {"ext": "x" * (MAX_ATTRIBUTE_CHARS + 1)},
     ],
 )
 def test_bad_events(more: dict[str, Any]) -> None:

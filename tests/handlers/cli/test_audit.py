@@ -36,7 +36,7 @@ def test_a_log_that_was_changed(path: Path, capsys: pytest.CaptureFixture[str]) 
     assert server.main(["audit", "verify", str(path)]) == 1
     said = capsys.readouterr()
     assert said.err == f"warmstart: {first}:2: record 2 was edited or added: its MAC is wrong\n"
-    assert said.out == f"1 records are whole, the last is 1:{records(first)[0]['mac']}\n"
+    assert said.out == f"1 records are intact, the last is 1:{records(first)[0]['mac']}\n"
 
 
 def test_the_settings_name_file_and_key(
@@ -68,9 +68,9 @@ def test_a_key_from_a_file(
         (["verify"], "set AUDIT_LOG", 1),
         (["verify", "nowhere/audit.log"], "nowhere", 1),
         (["verify", "x", "--expect", "1:2"], "--expect: '1:2' is not SEQ:MAC", 1),
-        (["verify", "x", "--since", "0"], "--since: records are counted from 1", 1),
-        (["verify", "x", "--key-file", "/dev/null"], "--key-file: the key has 32 characters or more", 2),
-        (["hash"], "give a JSON object with a prompt or messages", 1),
+        (["verify", "x", "--since", "0"], "--since: record numbers begin with 1", 1),
+        (["verify", "x", "--key-file", "/dev/null"], "--key-file: the key must have at least 32 characters", 2),
+        (["hash"], "standard input must be a JSON object with a prompt or messages", 1),
     ],
 )
 def test_wrong_usage(
@@ -93,7 +93,7 @@ def test_without_a_key(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     """It says which setting is missing."""
     monkeypatch.delenv("AUDIT_KEY")
     assert server.main(["audit", "verify", str(path)]) == 2
-    assert "AUDIT_KEY: the key has 32 characters or more" in capsys.readouterr().err
+    assert "AUDIT_KEY: the key must have at least 32 characters" in capsys.readouterr().err
 
 
 def test_hash(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

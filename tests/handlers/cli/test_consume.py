@@ -67,7 +67,7 @@ def test_everything_can_be_said() -> None:
     settings = worker_settings(options)
     queue = queue_of(options, settings, REDIS, options.operation)
     assert (queue.stream, queue.group, queue.results, queue.dead, queue.operation) == ("a", "b", "c", "d", "chat")
-    assert (queue.most, queue.ack_seconds, queue.create) == (7, 9.0, False)
+    assert (settings.events_max_deliveries, queue.ack_seconds, queue.create) == (7, 9.0, False)
     assert (settings.port, settings.host, settings.model_name, settings.events_concurrency) == (0, "::1", "m", 3)
 
 
@@ -84,7 +84,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "said"),
     [
         ([], "EVENTS_URL"),
-        (["http://127.0.0.1"], "EVENTS_URL: begin it with"),
+        (["http://127.0.0.1"], "EVENTS_URL: it must begin with"),
         ([REDIS, "--concurrency", "0"], "EVENTS_CONCURRENCY"),
         ([REDIS, "--max-deliveries", "0"], "EVENTS_MAX_DELIVERIES"),
         ([REDIS, "--ack-seconds", "0"], "EVENTS_ACK_SECONDS"),
@@ -104,7 +104,7 @@ def consumer(broker: MemoryBroker, engine: FakeEngine, **settings: Any) -> Any:
     loaded = Settings.load(**settings)
     ctx = fake_context(engine)
     dispatch = Dispatcher(ctx, loaded.events_operations)
-    policy = Policy(most=loaded.events_max_deliveries)
+    policy = Policy(max_deliveries=loaded.events_max_deliveries)
     processor = Processor(dispatch, None if loaded.idempotency == "off" else MemoryRecords(), policy)
     reporter = DeliveryReporter(source.name, OPERATIONS, EventMetrics(CollectorRegistry()))
     return consumer_of(loaded, source, ctx, processor, reporter)

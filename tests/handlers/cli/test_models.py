@@ -63,7 +63,7 @@ async def test_the_life_of_models(capsys: pytest.CaptureFixture[str], monkeypatc
         assert (await run("default", "bad"))[2] == "warmstart: no such weights\n"
         async with registry.lease("a"):
             registry._wait_seconds = 0.01
-            assert (await run("unload", "a"))[1] == "a is draining; it goes when its 1 requests have ended\n"
+            assert (await run("unload", "a"))[1] == "a is draining; it is unloaded when its 1 requests have ended\n"
 
 
 async def test_compare(capsys: pytest.CaptureFixture[str]) -> None:

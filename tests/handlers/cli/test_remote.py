@@ -84,9 +84,9 @@ def test_the_key_and_the_path_behind_a_proxy() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (200, b"<html>", "status 200 and something else than JSON"),
+        (200, b"<html>", "status 200 and a body that is not a JSON object"),
         (502, b"<html>", "status 502"),
-        (200, b"[]", "something else than JSON"),
+        (200, b"[]", "a body that is not a JSON object"),
     ],
 )
 def test_what_is_no_service_is_told(status: int, body: bytes, said: str) -> None:
@@ -106,7 +106,7 @@ def test_a_stream_that_breaks_off() -> None:
     with answering(200, b': a comment\n\ndata: {"a": 1}\n\n', "text/event-stream") as (url, _):
         events = Remote(url).events("GET", "/", {})
         assert next(events) == {"a": 1}
-        with pytest.raises(ConnectionError, match="broke off"):
+        with pytest.raises(ConnectionError, match="ended its response"):
             next(events)
 
 

@@ -65,13 +65,13 @@ def test_secret_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("secret", "arguments", "said"),
     [
-        ("", ["GET", URL], "there is no secret to sign with; set SIGNING_SECRET or --secret-file"),
+        ("", ["GET", URL], "the signing key's secret is missing; set SIGNING_SECRET or --secret-file"),
         (" ", ["GET", URL], "the secret is empty"),
         ("not base64", ["GET", URL], "the secret is not base64"),
         ("ü", ["GET", URL], "the secret is not base64"),
         ("YQ==", ["GET", "http://x/a b"], "percent-encoded"),
         ("YQ==", ["GET", "/generate"], "is not http://HOST/PATH"),
-        ("YQ==", ["POST", URL, "--data", "\udcff"], "--data is not UTF-8; use --data-file"),
+        ("YQ==", ["POST", URL, "--data", "\udcff"], "--data must be UTF-8; use --data-file"),
         ("YQ==", ["POST", URL, "--data-file", "/nowhere/at all"], "No such file"),
         ("YQ==", ["POST", URL, "--secret-file", "/nowhere/at all"], "No such file"),
     ],

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from handlers.cli import submit as submit_command
-from handlers.cli.submit import Shown, piece_of, text_of
+from handlers.cli.submit import PrintedText, piece_of, text_of
 from runtime.errors import ServiceError
 from runtime.events.envelope import Envelope
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
@@ -159,7 +159,7 @@ def test_many_are_waited_for_together(fake: FakeSubmitter, feed: Any, capsys: py
     feed(b"".join(b'{"n": %d}\n' % number for number in range(300)))
     assert submit(URL, "health") == 0
     assert [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()] == list(range(300))
-    assert 32 < fake.most <= submit_command._AT_ONCE + 3
+    assert 32 < fake.most <= submit_command._MAX_IN_FLIGHT + 3
 
 
 def test_an_answer_is_printed_when_it_is_there(fake: FakeSubmitter, feed: Any, capsys: Any) -> None:
@@ -209,7 +209,7 @@ def test_a_broker_that_is_away(fake: FakeSubmitter, when: str) -> None:
         fake.failure = BrokerUnavailable("connection refused")
     else:
         fake.reply = lambda envelope: [BrokerUnavailable("connection refused")]
-    with pytest.raises(ServiceError, match="the broker is away: connection refused"):
+    with pytest.raises(ServiceError, match="the broker is unavailable: connection refused"):
         submit(URL, "health", "{}")
     assert fake.closed
 
@@ -270,7 +270,7 @@ def test_a_text_as_it_comes(
 
 def test_it_is_shown_at_once() -> None:
     """Piece by piece, not at the end."""
-    shown = Shown()
+    shown = PrintedText()
     assert [shown.add(reply) for reply in pieces(WHOLE)] == WHOLE
     assert shown.add(RESULT) == ""
 

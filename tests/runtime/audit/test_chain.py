@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from runtime.audit.chain import (
     ZERO,
     AuditKeys,
-    Broken,
+    BrokenChain,
     Checker,
     open_head,
     prompt_hash,
     read,
     seal,
     seal_head,
-    shown_mac,
+    unverified_mac,
 )
 from tests.support.soak import soak
 
@@ -47,7 +47,7 @@ def problem(made: list[bytes], first: int = 1) -> str | None:
     try:
         for line in made:
             checker.follow(line)
-    except Broken as error:
+    except BrokenChain as error:
         return str(error)
     return None
 
@@ -100,7 +100,7 @@ def test_a_removed_line_is_found(where: int) -> None:
     del made[where]
     assert problem(made) == (
         f"record {where + 1} is missing before record {where + 2}: removed, or moved"
-        + ("; if they were archived, say --since 2" if where == 0 else "")
+        + ("; if they were archived, use --since 2" if where == 0 else "")
     )
 
 
@@ -114,7 +114,7 @@ def test_any_other_order_is_found(order: list[int]) -> None:
 def test_what_is_found_is_named() -> None:
     """Repeated, missing, edited, forged, of another key and no record at all are told apart."""
     one, two, three, four = lines(4)
-    assert problem([one, two, two]) == "record 2 stands where 3 should: repeated, or moved"
+    assert problem([one, two, two]) == "record 2 is in the place of record 3: repeated, or moved"
     assert problem([one, four]) == "records 2 to 3 are missing before record 4: removed, or moved"
     assert problem([one, two.replace(b"record 2", b"record 9")]) == "record 2 was edited or added: its MAC is wrong"
     forged, _ = seal(bytes(32), ZERO, b'{"seq":1}')
@@ -133,7 +133,7 @@ def test_a_chain_may_be_checked_from_where_it_names_what_it_follows() -> None:
     later = lines(3, start=7, previous=bytes(range(32)))
     assert problem(later, first=7) is None
     assert problem(later, first=6) == (
-        "record 6 is missing before record 7: removed, or moved; if they were archived, say --since 7"
+        "record 6 is missing before record 7: removed, or moved; if they were archived, use --since 7"
     )
 
 
@@ -144,14 +144,14 @@ def test_an_edited_head_is_refused(place: int, instead: bytes) -> None:
     assert open_head(KEYS.head, head) == (41, bytes(32))
     edited = head[:place] + instead + head[place + 1 :]
     if edited != head:
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenChain):
             open_head(KEYS.head, edited)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'{"seq":1}', b'{"seq":1,"mac":5}', b"[" * 99_999])
 def test_what_is_no_head_is_refused(content: bytes) -> None:
     """Whatever the file holds."""
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenChain):
         open_head(KEYS.head, content)
 
 
@@ -179,17 +179,17 @@ def test_any_bytes_are_refused(content: bytes) -> None:
     for read_it in (Checker(KEYS.chain).follow, Checker(KEYS.chain, 7).follow, partial(open_head, KEYS.head)):
         try:
             read_it(content)
-        except Broken:
+        except BrokenChain:
             continue
         raise AssertionError("it was taken for one of ours")
-    with suppress(Broken):
-        shown_mac(content)
+    with suppress(BrokenChain):
+        unverified_mac(content)
 
 
 def test_read_wants_a_number_and_a_mac() -> None:
     """A record without them is none."""
     assert read(b'{"seq":3}') == {"seq": 3}
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenChain):
         read(b'{"seq":3,"prev":"00"}')
 
 

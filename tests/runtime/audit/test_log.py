@@ -108,13 +108,13 @@ def test_rotation_that_fails_loses_nothing(path: Path, caplog: pytest.LogCapture
     """It is told once, and the log goes on in the file that it has."""
     errors: list[int] = []
     log = opened(path, max_bytes=400, on_error=lambda: errors.append(1))
-    aside = path.with_name("aside")
-    path.rename(aside)  # so that it cannot be renamed
+    cut_path = path.with_name("aside")
+    path.rename(cut_path)  # so that it cannot be renamed
     for number in range(30):
         assert log.write("request", {"number": number})
     assert 1 < len(errors) < 30
     assert len([record for record in caplog.records if "rotate" in record.getMessage()]) == 1
-    aside.rename(path)
+    cut_path.rename(path)
     log.look()
     log.close()
     report = check(path)
@@ -182,15 +182,15 @@ def test_what_is_no_audit_log_is_not_written_to(path: Path, content: bytes) -> N
 def test_a_half_written_record_is_put_aside(path: Path, left: int) -> None:
     """What a crash left of a record goes to a file of its own; the chain goes on, and it is told as what it is."""
     written(path)
-    half = path.read_bytes().splitlines(keepends=True)[-1][:-1].ljust(left, b"\0")[:left]
+    partial = path.read_bytes().splitlines(keepends=True)[-1][:-1].ljust(left, b"\0")[:left]
     with path.open("ab") as file:
-        file.write(half)
+        file.write(partial)
     written(path)
-    assert path.with_name("audit.log.cut").read_bytes() == half + b"\n"
+    assert path.with_name("audit.log.cut").read_bytes() == partial + b"\n"
     assert records(path)[5]["cut_bytes"] == left
     report = check(path)
     assert (report.problem, report.count) == (None, 10)
-    assert report.notes == [f"{path}:6: at this start {left} bytes of a half-written record were moved to .cut"]
+    assert report.notes == [f"{path}:6: at this start {left} bytes of an incomplete record were moved to .cut"]
 
 
 def test_a_full_disk_is_told_and_survived(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_and_survived(path: Path, caplog: pytest.LogCaptureF
     log.close()
     assert [record.get("lost") for record in records(path)] == [None, None, 7, None]
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert told == ["cannot write the audit log: no room for a whole record"]
+    assert told == ["cannot write the audit log: the record was written only in part; the disk may be full"]
     assert "the audit log can be written again; 7 records are lost" in caplog.text
     report = check(path)
     assert report.problem is None
@@ -302,7 +302,7 @@ def test_what_is_done_to_the_file_is_told(path: Path, caplog: pytest.LogCaptureF
     log.look()
     log.write("request", {"number": 2})
     log.close()
-    assert f"was {told} from outside" in caplog.text
+    assert f"was {told} by another process" in caplog.text
     found = [json.loads(line) for line in path.read_bytes().splitlines() if line.startswith(b"{")]
     assert [record["what"] for record in found if record["event"] == "disturbed"] == [told]
     assert found[-2]["number"] == 2

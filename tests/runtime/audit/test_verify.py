@@ -90,7 +90,7 @@ def test_removed_last_records_are_found_by_the_head(path: Path) -> None:
         last = json.loads(lines[-1])["seq"]
         first = json.loads(lines[left])["seq"]
         missing = f"record {first} is" if first == last else f"records {first} to {last} are"
-        assert problem == f"{missing} missing at the end: {path}.head tells of {'it' if first == last else 'them'}"
+        assert problem == f"{missing} missing at the end, although {path}.head names record {last}"
 
 
 def test_a_removed_head_is_noted(path: Path) -> None:
@@ -101,9 +101,9 @@ def test_a_removed_head_is_noted(path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     report = check(path)
     assert report.problem is None
-    assert report.notes[0].startswith(f"without {head} nobody can tell")
+    assert report.notes[0].startswith(f"{head} is missing")
     problem = check(path, anchors=[(last["seq"], last["mac"])]).problem
-    assert problem == f"record {last['seq']} is missing at the end: --expect tells of it"
+    assert problem == f"record {last['seq']} is missing at the end, although --expect names record {last['seq']}"
 
 
 def test_an_older_log_and_head_put_back_are_found_by_an_anchor(path: Path) -> None:
@@ -114,17 +114,15 @@ def test_an_older_log_and_head_put_back_are_found_by_an_anchor(path: Path) -> No
     for file, content in old.items():
         file.write_bytes(content)
     assert check(path).problem is None
-    assert "--expect tells of" in str(check(path, anchors=[(report.sequence, report.mac)]).problem)
+    assert "--expect names" in str(check(path, anchors=[(report.sequence, report.mac)]).problem)
 
 
 def test_anchors(path: Path) -> None:
     """A right one is confirmed wherever it is; a wrong one, or one outside of the files, is not."""
     first, second = records(files_of([path])[0])[:2]
     assert check(path, anchors=[(1, first["mac"].upper()), (2, second["mac"])]).problem is None
-    assert "record 2 is not the one that --expect tells of" in str(check(path, anchors=[(2, first["mac"])]).problem)
-    assert "record 0, which --expect tells of, is not in these files" in str(
-        check(path, anchors=[(0, "0" * 64)]).problem
-    )
+    assert "record 2 does not have the MAC that --expect names" in str(check(path, anchors=[(2, first["mac"])]).problem)
+    assert "record 0, which --expect names, is not in these files" in str(check(path, anchors=[(0, "0" * 64)]).problem)
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
@@ -151,10 +149,10 @@ def test_archived_files_may_be_left_out(path: Path) -> None:
 def test_files_in_another_order_are_found(path: Path) -> None:
     """By their numbers' names, swapped, they are no chain."""
     first, second = files_of([path])[:2]
-    aside = path.with_name("aside")
-    first.rename(aside)
+    cut_path = path.with_name("aside")
+    first.rename(cut_path)
     second.rename(first)
-    aside.rename(second)
+    cut_path.rename(second)
     assert "missing before record" in str(check(path).problem)
 
 
@@ -206,7 +204,7 @@ def test_a_log_that_is_being_written(path: Path) -> None:
         file.write(b'{"seq":')
     report = check(path)
     assert report.problem is None
-    assert report.notes[0].endswith("the last record is not whole: a crash, or it is being written")
+    assert report.notes[0].endswith("the last record is incomplete: the service crashed, or is writing it now")
     os.truncate(path, path.stat().st_size - 7)
     log.close()
 
@@ -221,12 +219,12 @@ def test_a_half_line_after_the_stop_is_no_crash(path: Path) -> None:
 def test_a_start_without_a_stop_before_it_is_noted(path: Path) -> None:
     """A kill leaves no stop record."""
     log = opened(path)
-    log._let_go()
+    log._release()
     line = len(records(path)) + 1
     written(path)
     report = check(path)
     assert report.problem is None
-    assert report.notes == [f"{path}:{line}: before this start the service had ended without a stop record"]
+    assert report.notes == [f"{path}:{line}: the service ended without a stop record before this start"]
 
 
 def test_another_key(path: Path) -> None:

@@ -75,7 +75,7 @@ async def work_off(broker: MemoryBroker, work: Work, audit: EventAudit | None = 
     """Let a worker deal with what is there."""
     registry = CollectorRegistry()
     source = MemorySource(broker)
-    policy = Policy(most=2, busy_seconds=0.001)
+    policy = Policy(max_deliveries=2, transient_seconds=0.001)
     worker = Consumer(
         source,
         Processor(work, MemoryRecords(), policy),

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from runtime import errors
 from runtime.errors import DeadlineExceeded, InternalError, InvalidRequest, ModelLoading, ServiceError, TooManyRequests
-from runtime.events.outcome import Fate, Policy, Reject, Retry, fate
+from runtime.events.outcome import ErrorClass, Policy, Reject, Retry, classify
 from tests.support.soak import soak
 
 # Every error that there is, so that whoever adds one has to say what becomes of a message that meets it.
-DECIDED: dict[str, Fate] = {
-    "ServiceError": "fault",
-    "InternalError": "fault",
+DECIDED: dict[str, ErrorClass] = {
+    "ServiceError": "failure",
+    "InternalError": "failure",
     "InvalidRequest": "reject",
     "ContextLengthExceeded": "reject",
     "NotFound": "reject",
     "ModelNotFound": "reject",
     "MethodNotAllowed": "reject",
-    "RequestTimeout": "busy",
+    "RequestTimeout": "transient",
     "PayloadTooLarge": "reject",
     "UriTooLong": "reject",
     "UnsupportedMediaType": "reject",
@@ -32,24 +32,24 @@ DECIDED: dict[str, Fate] = {
     "Unauthenticated": "reject",
     "InvalidSignature": "reject",
     "InsufficientScope": "reject",
-    "TooManyRequests": "busy",
-    "RateLimited": "busy",
+    "TooManyRequests": "transient",
+    "RateLimited": "transient",
     "ExceedsRateLimit": "reject",
-    "RateLimitUnavailable": "busy",
-    "NoncesUnavailable": "busy",
-    "AuditUnavailable": "busy",
-    "ModelLoading": "busy",
-    "ModelUnavailable": "fault",
+    "RateLimitUnavailable": "transient",
+    "NoncesUnavailable": "transient",
+    "AuditUnavailable": "transient",
+    "ModelLoading": "transient",
+    "ModelUnavailable": "failure",
     "ModelTooLarge": "reject",
-    "CacheUnavailable": "busy",
-    "EngineRestarting": "fault",
-    "IdempotencyConflict": "busy",
+    "CacheUnavailable": "transient",
+    "EngineRestarting": "failure",
+    "IdempotencyConflict": "transient",
     "IdempotencyMismatch": "reject",
-    "IdempotencyUnavailable": "busy",
+    "IdempotencyUnavailable": "transient",
     "DeliveryLimit": "reject",
     "DeadlinePassed": "reject",
-    "Draining": "busy",
-    "DeadlineExceeded": "fault",
+    "Draining": "transient",
+    "DeadlineExceeded": "failure",
 }
 
 
@@ -64,7 +64,7 @@ def kinds(kind: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 def test_every_error_is_decided(kind: type[ServiceError]) -> None:
     """As the table has it."""
-    assert fate(kind("")) == DECIDED[kind.__name__]
+    assert classify(kind("")) == DECIDED[kind.__name__]
 
 
 def test_no_error_is_decided_that_is_none() -> None:
@@ -99,11 +99,11 @@ def test_delays(error: ServiceError, attempt: int, delay: float | None) -> None:
 @given(st.integers(1, 2**40), st.integers(0, 2**32), st.floats(0, 1000) | st.none())
 def test_delays_stay_within_bounds(attempt: int, seed: int, retry_after: float | None) -> None:
     """Whatever is drawn, however often it was delivered."""
-    policy = Policy(most=2**62, draw=random.Random(seed).random)
+    policy = Policy(max_deliveries=2**62, draw=random.Random(seed).random)
     for error in (TooManyRequests("", retry_after=retry_after), InternalError("", retry_after=retry_after)):
         outcome = policy.outcome(error, attempt)
         assert isinstance(outcome, Retry)
-        assert 0 <= outcome.delay - (retry_after or 0) <= policy.longest_seconds
+        assert 0 <= outcome.delay - (retry_after or 0) <= policy.max_seconds
 
 
 def test_delays_differ() -> None:

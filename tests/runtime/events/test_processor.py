@@ -26,7 +26,7 @@ from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
 from tests.support.fakes import until
 
-POLICY = Policy(most=3, draw=lambda: 0.5)
+POLICY = Policy(max_deliveries=3, draw=lambda: 0.5)
 NOW = 1_700_000_000.0
 Found = Started | Done | InProgress | Mismatch
 
@@ -109,7 +109,7 @@ class FakeRecords:
 
 def processor(operation: Operation, records: Records | None = None, **options: Any) -> Processor:
     """With a clock that stands still."""
-    settings: dict[str, Any] = {"lease_seconds": 30.0, "keep_seconds": 60.0, "clock": lambda: NOW} | options
+    settings: dict[str, Any] = {"lease_seconds": 30.0, "result_seconds": 60.0, "clock": lambda: NOW} | options
     return Processor(operation, records, POLICY, **settings)
 
 
@@ -155,7 +155,7 @@ async def test_what_is_done_is_answered_from_its_record() -> None:
 
 async def test_what_another_does_is_tried_again() -> None:
     """Soon, for that one may be done long before its lease ends; and not before that, if it ends sooner."""
-    for left, least in ((30.0, process_module._TAKEN_SECONDS), (0.25, 0.25)):
+    for left, least in ((30.0, process_module._MAX_CONFLICT_SECONDS), (0.25, 0.25)):
         operation, records = Operation({}), FakeRecords(InProgress(left))
         outcome = await processor(operation, records)(envelope())
         assert outcome == Retry(least + 0.5, outcome.error)  # type: ignore[union-attr]

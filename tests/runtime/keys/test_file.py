@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime.keys.file import edit, read
-from runtime.keys.records import MOST_BYTES, KeyRecord, digest
+from runtime.keys.records import MAX_FILE_BYTES, KeyRecord, digest
 from runtime.types import Caller
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,7 +102,7 @@ def test_an_id_that_is_there(tmp_path: Path) -> None:
     """Is refused before anything is written."""
     path = tmp_path / "keys"
     _add(path, "k_1")
-    with pytest.raises(ValueError, match="k_1 is there twice"):
+    with pytest.raises(ValueError, match="k_1 occurs twice"):
         _add(path, "k_1")
     assert read(path) == [_record("k_1")]
 
@@ -111,7 +111,7 @@ def test_a_file_that_the_service_would_not_read(tmp_path: Path) -> None:
     """Is not made: it is as large as may be."""
     path = tmp_path / "keys"
     line = _record("k_0").line()
-    many = [_record(f"k_{number}") for number in range(MOST_BYTES // len(line) + 1)]
+    many = [_record(f"k_{number}") for number in range(MAX_FILE_BYTES // len(line) + 1)]
     with pytest.raises(ValueError, match="larger than"):
         edit(path, lambda _: many)
     edit(path, lambda _: many[: len(many) // 2])

@@ -119,10 +119,10 @@ def test_expiry_is_a_moment() -> None:
         for value in values
     ]
     + [
-        pytest.param({"sha256": ...}, "sha256: either this or hmac_secret must be there", id="no key"),
-        pytest.param({"hmac_secret": SECRET}, "sha256: either this or hmac_secret must be there", id="two keys"),
-        pytest.param({"scope": "*"}, "scope: is no field", id="unknown field"),
-        pytest.param({CANARY: "*"}, "a field: is no field", id="unknown field that must not be shown"),
+        pytest.param({"sha256": ...}, "sha256: a record must have either this or hmac_secret", id="no key"),
+        pytest.param({"hmac_secret": SECRET}, "sha256: a record must have either this or hmac_secret", id="two keys"),
+        pytest.param({"scope": "*"}, "scope: is not a field", id="unknown field"),
+        pytest.param({CANARY: "*"}, "a field: is not a field", id="unknown field that must not be shown"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], fault: str) -> None:
@@ -139,21 +139,21 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], fault: str) -> None:
     ("text", "fault"),
     [
         (CANARY, "is not JSON"),
-        (f'"{CANARY}"', "is no JSON object"),
-        ("[]", "is no JSON object"),
-        ("null", "is no JSON object"),
+        (f'"{CANARY}"', "must be a JSON object"),
+        ("[]", "must be a JSON object"),
+        ("null", "must be a JSON object"),
         ("{", "is not JSON"),
         (_text()[:-10], "is not JSON"),
         ("{'id': 1}", "is not JSON"),
         (f'{{"id": "{CANARY}', "is not JSON"),
         (f'{{"sha256": "{CANARY}"}}', "sha256: must be"),
-        ('{"id": "k_1", "id": "k_2"}', "id: is there twice"),
-        (f'{{"{CANARY}": 1, "{CANARY}": 2}}', "a field: is there twice"),
+        ('{"id": "k_1", "id": "k_2"}', "id: occurs twice"),
+        (f'{{"{CANARY}": 1, "{CANARY}": 2}}', "a field: occurs twice"),
         ('{"created": NaN}', "NaN is not JSON"),
         ('{"created": Infinity}', "Infinity is not JSON"),
         ('{"created": 1e999}', "created: must be"),
         ('{"created": ' + "9" * 5000 + "}", ""),
-        ('{"scopes": ' + "[" * 200_000, "is nested too deep"),
+        ('{"scopes": ' + "[" * 200_000, "is nested too deeply"),
         (_text().replace(" ", "\xa0"), "is not JSON"),
         ("\ufeff" + _text(), "is not JSON"),
         (_text() + ",", ""),
@@ -169,13 +169,13 @@ def test_what_is_no_record(text: str, fault: str) -> None:
 
 def test_one_id_twice() -> None:
     """An id names one key."""
-    with pytest.raises(ValueError, match="id: k_1 is there twice"):
+    with pytest.raises(ValueError, match="id: k_1 occurs twice"):
         parse_records(_text() + _text(sha256="b" * 64))
 
 
 def test_one_key_twice() -> None:
     """A key has one record; which of two should hold would be chance."""
-    with pytest.raises(ValueError, match="sha256: k_1 and k_2 are the same key"):
+    with pytest.raises(ValueError, match="sha256: k_1 and k_2 have the same key"):
         parse_records(_text() + _text(id="k_2", sha256=SHA.upper()))
 
 

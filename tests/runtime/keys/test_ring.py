@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 
 from runtime.errors import SettingsError
-from runtime.keys.records import MOST_BYTES, KeyRecord, digest, new_key, new_secret
+from runtime.keys.records import MAX_FILE_BYTES, KeyRecord, digest, new_key, new_secret
 from runtime.keys.ring import KeyRing
 from runtime.types import Caller
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def _record(key: str, id_: str = "k_1", expires: float | None = None, **about: Any) -> str:
@@ -69,7 +63,7 @@ def test_no_key_at_all(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody may call then, which the log says at once."""
     ring = KeyRing("", None)
     assert ring.bearer("") is None
-    assert "nobody may call" in caplog.text
+    assert "all requests are refused" in caplog.text
 
 
 def test_signing_keys_are_apart() -> None:
@@ -96,9 +90,9 @@ def test_expiry(clock: Clock, path: Path) -> None:
 def test_why_not(clock: Clock) -> None:
     """The log tells an expired key, by its id, from one that never was and from one mistyped."""
     ring = KeyRing(_record(KEY, expires=999), None, clock)
-    assert ring.why_not(KEY) == "expired key k_1"
-    assert ring.why_not(OTHER) == "unknown key"
-    assert ring.why_not(OTHER[:-1]) == "malformed key"
+    assert ring.invalid_reason(KEY) == "expired key k_1"
+    assert ring.invalid_reason(OTHER) == "unknown key"
+    assert ring.invalid_reason(OTHER[:-1]) == "malformed key"
 
 
 def test_rotation(clock: Clock, path: Path) -> None:
@@ -229,7 +223,7 @@ BROKEN: list[Callable[[Path], Any]] = [
     lambda path: path.write_text(OTHER),
     lambda path: path.write_bytes(b"\xff\xfe"),
     lambda path: path.write_text(_record(OTHER, "k_0")),  # an id that the setting has
-    lambda path: path.write_text(" " * (MOST_BYTES + 1)),
+    lambda path: path.write_text(" " * (MAX_FILE_BYTES + 1)),
 ]
 
 
@@ -246,7 +240,7 @@ def test_a_broken_file_keeps_the_last_good_keys(
         assert ring.bearer(KEY)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
-    assert "stay good" in errors[0].getMessage()
+    assert "stay valid" in errors[0].getMessage()
     for secret in (KEY, OTHER, digest(KEY).hex(), digest(OTHER).hex()):
         assert secret not in caplog.text
     if path.is_dir():

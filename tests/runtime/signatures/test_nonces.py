@@ -15,8 +15,9 @@ from runtime.signatures import SignatureError
 from runtime.signatures.nonces import MemoryNonces, Nonces, RedisNonces
 from runtime.storage.redis import SharedRedis
 from tests.support.cancelling import cancel_at_random
+from tests.support.clock import Clock
 from tests.support.redis_server import REDIS_URL, own_names
-from tests.support.signed import NOW, Clock
+from tests.support.signed import NOW
 
 WINDOW = 300
 
@@ -32,10 +33,10 @@ def prefix() -> Iterator[str]:
 async def nonces(request: pytest.FixtureRequest) -> AsyncIterator[Nonces]:
     """Each of both, at ``NOW``."""
     if request.param == "memory":
-        yield MemoryNonces(clock=Clock())
+        yield MemoryNonces(clock=Clock(NOW))
         return
     shared = SharedRedis(REDIS_URL)
-    yield RedisNonces(shared, WINDOW, request.getfixturevalue("prefix"), Clock())
+    yield RedisNonces(shared, WINDOW, request.getfixturevalue("prefix"), Clock(NOW))
     await shared.close()
 
 
@@ -66,7 +67,7 @@ async def test_one_of_many_at_once(nonces: Nonces) -> None:
 
 async def test_memory_forgets_what_has_expired() -> None:
     """A nonce is held as long as its signature is good, then its room is given back."""
-    clock = Clock()
+    clock = Clock(NOW)
     nonces = MemoryNonces(clock=clock)
     await nonces.use("k", "long", NOW, NOW + 100)
     await nonces.use("k", "short", NOW, NOW + 10)
@@ -79,8 +80,8 @@ async def test_memory_forgets_what_has_expired() -> None:
 
 async def test_memory_is_bounded() -> None:
     """When it is full nobody gets in, and nothing is forgotten; when something has expired there is room again."""
-    clock = Clock()
-    nonces = MemoryNonces(most=2, clock=clock)
+    clock = Clock(NOW)
+    nonces = MemoryNonces(max_nonces=2, clock=clock)
     await nonces.use("k", "a", NOW, NOW + 10)
     await nonces.use("k", "b", NOW, NOW + 20)
     with pytest.raises(NoncesUnavailable) as caught:
@@ -93,7 +94,7 @@ async def test_memory_is_bounded() -> None:
 
 async def test_memory_and_a_clock_set_back() -> None:
     """A clock that goes back brings no signature to life whose nonce is forgotten; later ones are let in."""
-    clock = Clock()
+    clock = Clock(NOW)
     nonces = MemoryNonces(clock=clock)
     await nonces.use("k", "a", NOW, NOW + 10)
     clock.now = NOW + 10
@@ -115,7 +116,7 @@ async def test_memory_and_a_restart() -> None:
 async def test_replicas_share_redis(prefix: str) -> None:
     """What one replica has seen the other turns down, each with its own connection."""
     one, other = SharedRedis(REDIS_URL), SharedRedis(REDIS_URL)
-    first, second = (RedisNonces(shared, WINDOW, prefix, Clock()) for shared in (one, other))
+    first, second = (RedisNonces(shared, WINDOW, prefix, Clock(NOW)) for shared in (one, other))
     assert not await _used(first, "a")
     assert await _used(second, "a")
     assert not await _used(second, "b")
@@ -127,7 +128,7 @@ async def test_replicas_share_redis(prefix: str) -> None:
 async def test_redis_remembers_a_window_longer(prefix: str) -> None:
     """So that replicas may have clocks that differ, and clocks be set back; no nonce stays for ever."""
     shared = SharedRedis(REDIS_URL)
-    await RedisNonces(shared, WINDOW, prefix, Clock()).use("k", "a", NOW, NOW + 60)
+    await RedisNonces(shared, WINDOW, prefix, Clock(NOW)).use("k", "a", NOW, NOW + 60)
     server = redis.Redis.from_url(REDIS_URL)
     (name,) = server.scan_iter(prefix + "*")
     assert 355_000 < server.pttl(name) <= 360_000
@@ -146,7 +147,7 @@ async def test_redis_asked_twice_for_one_use(prefix: str) -> None:
         return await run(script, keys, values)
 
     shared.run = twice  # type: ignore[assignment, method-assign]
-    nonces = RedisNonces(shared, WINDOW, prefix, Clock())
+    nonces = RedisNonces(shared, WINDOW, prefix, Clock(NOW))
     assert not await _used(nonces, "a")
     assert await _used(nonces, "a")
     await shared.close()
@@ -155,7 +156,7 @@ async def test_redis_asked_twice_for_one_use(prefix: str) -> None:
 async def test_cancelled_at_random_moments(prefix: str) -> None:
     """Each check ends, and what was used by then is known."""
     shared, numbers = SharedRedis(REDIS_URL), itertools.count()
-    nonces = RedisNonces(shared, WINDOW, prefix, Clock())
+    nonces = RedisNonces(shared, WINDOW, prefix, Clock(NOW))
     assert await cancel_at_random(lambda: nonces.use("k", str(next(numbers)), NOW, NOW + 60), 0.01) == 0
     assert await _used(nonces, "new") != await _used(nonces, "new")
     await shared.close()
@@ -165,7 +166,7 @@ async def test_redis_that_is_not_there() -> None:
     """Nobody gets in, at once and with a hint when to try again."""
     shared = SharedRedis("redis://127.0.0.1:1/0")
     with pytest.raises(NoncesUnavailable) as caught:
-        await RedisNonces(shared, WINDOW, clock=Clock()).use("k", "a", NOW, NOW + 60)
+        await RedisNonces(shared, WINDOW, clock=Clock(NOW)).use("k", "a", NOW, NOW + 60)
     assert caught.value.retry_after == 1
     assert "127.0.0.1" not in caught.value.message
     await shared.close()
@@ -177,7 +178,7 @@ async def test_redis_that_is_silent() -> None:
         shared = SharedRedis(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         async with asyncio.timeout(30):
             with pytest.raises(NoncesUnavailable):
-                await RedisNonces(shared, WINDOW, clock=Clock()).use("k", "a", NOW, NOW + 60)
+                await RedisNonces(shared, WINDOW, clock=Clock(NOW)).use("k", "a", NOW, NOW + 60)
         await shared.close()
 
 
@@ -187,7 +188,7 @@ async def test_redis_comes_back(prefix: str) -> None:
     url = f"{REDIS_URL.partition('//')[0]}//127.0.0.1:{gate.port}/0"
     now = Clock(0)
     shared = SharedRedis(url, clock=now)
-    nonces = RedisNonces(shared, WINDOW, prefix, Clock())
+    nonces = RedisNonces(shared, WINDOW, prefix, Clock(NOW))
     assert not await _used(nonces, "a")
     await gate.cut()
     with pytest.raises(NoncesUnavailable):

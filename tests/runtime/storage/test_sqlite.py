@@ -19,11 +19,11 @@ def _open(tmp_path: Path, number: int = 7) -> SqliteFile:
 
 
 def _add(file: SqliteFile, word: str) -> None:
-    file.do(lambda database: database.execute("INSERT INTO words VALUES (?)", (word,)))
+    file.run(lambda database: database.execute("INSERT INTO words VALUES (?)", (word,)))
 
 
 def _words(file: SqliteFile) -> list[str]:
-    return [word for (word,) in file.do(lambda database: database.execute("SELECT word FROM words").fetchall())]
+    return [word for (word,) in file.run(lambda database: database.execute("SELECT word FROM words").fetchall())]
 
 
 def test_shared_and_lasting(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_what_fails_is_not_kept(tmp_path: Path) -> None:
         raise OSError("planted")
 
     with pytest.raises(OSError, match="planted"):
-        file.do(fail)
+        file.run(fail)
     assert _words(file) == ["a"]
     assert file.damaged == 0
     file.close()

@@ -32,10 +32,12 @@ SECONDS = 10.0
 _PARTITIONS = 16
 """The number of partitions of a created topic, and so the maximum number of workers that can share it."""
 
-_COPIES = 3
-_LARGEST = 64 * 2**20  # the client's maximum message size in bytes; the brokers' own limit is message.max.bytes
+_REPLICAS = 3
+_MAX_MESSAGE_BYTES = (
+    64 * 2**20
+)  # the client's maximum message size in bytes; the brokers' own limit is message.max.bytes
 
-_HOPELESS = (
+_PERMANENT_ERRORS = (
     GroupAuthorizationFailedError,
     InvalidSessionTimeoutError,
     InvalidTopicError,
@@ -56,9 +58,9 @@ def broker_errors() -> Iterator[None]:
         with reraise_cancellation():
             yield
     except MessageSizeTooLargeError:
-        raise PayloadTooLarge("the message is larger than Kafka takes (message.max.bytes)") from None
-    except _HOPELESS as error:
-        raise SettingsError(f"Kafka refuses: {_text(error)}") from None
+        raise PayloadTooLarge("the message is larger than Kafka accepts (message.max.bytes)") from None
+    except _PERMANENT_ERRORS as error:
+        raise SettingsError(f"Kafka refuses the settings: {_text(error)}") from None
     except (KafkaError, OSError) as error:
         raise BrokerUnavailable(f"Kafka: {_text(error)}") from None
 
@@ -79,20 +81,22 @@ def client_options(url: str) -> dict[str, Any]:
     """
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
-    tls, mechanism = asked.pop("tls", "false"), asked.pop("mechanism", "PLAIN")
-    if not hosts or asked or parts.path.strip("/") or tls not in ("true", "false"):
-        raise SettingsError("EVENTS_URL: kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256")
-    found: dict[str, Any] = {"bootstrap_servers": hosts.split(","), "client_id": "warmstart"}
-    found["request_timeout_ms"] = int(SECONDS * 1000)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    tls, mechanism = parameters.pop("tls", "false"), parameters.pop("mechanism", "PLAIN")
+    if not hosts or parameters or parts.path.strip("/") or tls not in ("true", "false"):
+        raise SettingsError(
+            "EVENTS_URL: it must look like kafka://user:password@host:9092,host:9092?tls=true&mechanism=SCRAM-SHA-256"
+        )
+    options: dict[str, Any] = {"bootstrap_servers": hosts.split(","), "client_id": "warmstart"}
+    options["request_timeout_ms"] = int(SECONDS * 1000)
     if tls == "true":
-        found["ssl_context"] = create_ssl_context()
+        options["ssl_context"] = create_ssl_context()
     if login:
         user, _, password = login.partition(":")
-        found |= {"sasl_mechanism": mechanism, "sasl_plain_username": unquote(user)}
-        found["sasl_plain_password"] = unquote(password)
-    found["security_protocol"] = ("SASL_" if login else "") + ("SSL" if tls == "true" else "PLAINTEXT")
-    return found
+        options |= {"sasl_mechanism": mechanism, "sasl_plain_username": unquote(user)}
+        options["sasl_plain_password"] = unquote(password)
+    options["security_protocol"] = ("SASL_" if login else "") + ("SSL" if tls == "true" else "PLAINTEXT")
+    return options
 
 
 async def ensure_topics(options: QueueOptions) -> None:
@@ -108,27 +112,27 @@ async def ensure_topics(options: QueueOptions) -> None:
         admin = AIOKafkaAdminClient(**client_options(options.url))
         try:
             await admin.start()
-            there = await admin.list_topics()
-            if missing := [name for name in wanted if name not in there]:
+            existing = await admin.list_topics()
+            if missing := [name for name in wanted if name not in existing]:
                 if not options.create:
-                    raise SettingsError(f"Kafka has no topic {missing[0]!r}, and it is not to be made")
-                await _make(admin, {name: wanted[name] for name in missing})
+                    raise SettingsError(f"Kafka has no topic {missing[0]!r}; create it, or leave out --no-create")
+                await _create_topics(admin, {name: wanted[name] for name in missing})
         finally:
             await admin.close()
 
 
-async def _make(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, str]]) -> None:
+async def _create_topics(admin: AIOKafkaAdminClient, topics: Mapping[str, Mapping[str, str]]) -> None:
     cluster = await admin.describe_cluster()
     if cluster["controller_id"] < 0:  # the library would fail without a controller
-        raise BrokerUnavailable("Kafka has no controller now, which makes topics")
-    copies = min(_COPIES, len(cluster["brokers"]))
-    made = await admin.create_topics(
-        [NewTopic(name, _PARTITIONS, copies, topic_configs=dict(configs)) for name, configs in topics.items()]
+        raise BrokerUnavailable("Kafka has no controller now, which is needed to create topics")
+    replicas = min(_REPLICAS, len(cluster["brokers"]))
+    response = await admin.create_topics(
+        [NewTopic(name, _PARTITIONS, replicas, topic_configs=dict(configs)) for name, configs in topics.items()]
     )
-    for name, code, *_ in made.topic_errors:
+    for name, code, *_ in response.topic_errors:
         error = for_code(code)
         if code and error is not TopicAlreadyExistsError:
-            raise SettingsError(f"Kafka refuses to make the topic {name!r}: {error.__name__}")
+            raise SettingsError(f"Kafka does not create the topic {name!r}: {error.__name__}")
 
 
 class Sender:
@@ -151,7 +155,7 @@ class Sender:
         Raises:
             BrokerUnavailable: the brokers do not answer.
         """
-        self._producer = AIOKafkaProducer(**self._options, acks="all", max_request_size=_LARGEST)
+        self._producer = AIOKafkaProducer(**self._options, acks="all", max_request_size=_MAX_MESSAGE_BYTES)
         with broker_errors():
             await self._producer.start()
 
@@ -179,6 +183,6 @@ class Sender:
                     await producer.stop()
 
 
-def texts(headers: Any) -> dict[str, str]:
+def decode_headers(headers: Any) -> dict[str, str]:
     """Return a message's headers as text; the last one counts if a name occurs several times."""
     return {name: value.decode("utf-8", "replace") for name, value in headers or () if value is not None}

@@ -8,37 +8,26 @@ answers keep the first answer of each key.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from runtime.errors import PayloadTooLarge
-from runtime.events.envelope import REASON, Envelope
-from runtime.events.message import read
-from runtime.events.outcome import Outcome, Reject, Retry
+from runtime.events.envelope import TYPE_PREFIX
 from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
-from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id
-from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
+from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics
+from runtime.events.queues.kafka.delivery import KafkaDelivery, source_name
 from runtime.events.queues.kafka.offsets import Offsets
 from runtime.events.queues.kafka.submitter import KafkaSubmitter
 
-NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
-REPLY_PREFIXES = ("warmstart.replies",)
+NAMES = (f"{TYPE_PREFIX}requests", f"{TYPE_PREFIX}results", f"{TYPE_PREFIX}dead")
+REPLY_PREFIXES = (f"{TYPE_PREFIX}replies",)
 
-DELAY = "Warmstart-Delay"
-"""The header with a retry's delay in seconds. A worker holds the message for so long by its own clock."""
-
-_HELD = 1000  # maximum number of held messages; no more are read meanwhile
-_LONGEST_DELAY = 3600.0
-_DELAY = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
-_TELL_SECONDS = 2.0
-_NEVER = 86_400_000  # ms between fetches after which the library leaves the group: a busy worker is still alive
+_MAX_HELD = 1000  # messages whose delay is not over; no more are read meanwhile
+_MAX_POLL_INTERVAL = 86_400_000  # ms between fetches after which the library leaves the group; a busy worker is alive
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
@@ -49,13 +38,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
     """
 
     def __init__(self, options: QueueOptions) -> None:
-        self.name = f"kafka:{options.stream}"
+        self.name = source_name(options)
         self.options = options
         self.sender = Sender(options.url)
         self._consumer: AIOKafkaConsumer | None = None
         self._broken = False
         self._offsets: dict[TopicPartition, Offsets] = {}
-        self._unsorted: list[Any] = []
+        self._unassigned: list[Any] = []
         self._held: list[tuple[float, KafkaDelivery]] = []
         self._assigned = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -77,7 +66,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
             isolation_level="read_committed",
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3000, session // 3),
-            max_poll_interval_ms=_NEVER,
+            max_poll_interval_ms=_MAX_POLL_INTERVAL,
         )
         self._consumer.subscribe([self.options.stream], listener=self)
         self._broken = True
@@ -85,57 +74,57 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
             await self._consumer.start()
         self._broken = False
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[KafkaDelivery]:
+    async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[KafkaDelivery]:
         """Read messages, and return those whose delay is over (``Source.fetch``)."""
-        consumer = self._open()
+        consumer = self._joined_consumer()
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while not (due := self._due(most)):
+        end = loop.time() + wait_seconds
+        while not (due := self._take_due(max_messages)):
             now = loop.time()
             if now >= end:
                 await self._check(consumer)
                 break
             until = min([end, *(due for due, _ in self._held)])
-            if len(self._held) < _HELD:
-                await self._read(consumer, most, until - now)
+            if len(self._held) < _MAX_HELD:
+                await self._read(consumer, max_messages, until - now)
             else:
                 await asyncio.sleep(until - now)
         return due
 
-    async def _read(self, consumer: AIOKafkaConsumer, most: int, seconds: float) -> None:
+    async def _read(self, consumer: AIOKafkaConsumer, max_messages: int, seconds: float) -> None:
         """Read messages into ``_held``.
 
         They are stored there because the caller may be cancelled, and a message that was read is not read again.
         """
         try:
             with broker_errors():
-                found = await consumer.getmany(timeout_ms=int(seconds * 1000) + 1, max_records=most)
-                self._unsorted += [record for records in found.values() for record in records]
+                fetched = await consumer.getmany(timeout_ms=int(seconds * 1000) + 1, max_records=max_messages)
+                self._unassigned += [record for records in fetched.values() for record in records]
         except BrokerUnavailable:
             self._broken = True
             raise
-        if self._unsorted:
+        if self._unassigned:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._assigned.wait()
-            self._sort()
+            self._hold_records()
 
-    def _sort(self) -> None:
+    def _hold_records(self) -> None:
         """Move the new messages of this worker's partitions to ``_held``, with the times at which they are due."""
         if not self._assigned.is_set():
             return
         now = asyncio.get_running_loop().time()
-        for record in self._unsorted:
+        for record in self._unassigned:
             offsets = self._offsets.get(TopicPartition(record.topic, record.partition))
             if offsets is not None and offsets.take(record.offset):
-                delivery = KafkaDelivery(self, record, offsets)
+                delivery = KafkaDelivery(record, offsets, self.options, self.sender, self.commit)
                 self._held.append((now + delivery.delay, delivery))
-        self._unsorted = []
+        self._unassigned = []
 
-    def _due(self, most: int) -> list[KafkaDelivery]:
+    def _take_due(self, max_messages: int) -> list[KafkaDelivery]:
         now = asyncio.get_running_loop().time()
         kept = sorted((held for held in self._held if not held[1].offsets.lost), key=lambda held: held[0])
-        due = [delivery for time, delivery in kept[:most] if time <= now]
+        due = [delivery for time, delivery in kept[:max_messages] if time <= now]
         self._held = kept[len(due) :]
         return due
 
@@ -146,21 +135,21 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
             BrokerUnavailable: the offsets may not be committed.
         """
         async with self._committing:
-            consumer = self._open()
-            mine = consumer.assignment()
-            wanted = {
+            consumer = self._joined_consumer()
+            assigned = consumer.assignment()
+            uncommitted = {
                 partition: offsets.safe
                 for partition, offsets in self._offsets.items()
-                if partition in mine and offsets.safe != offsets.committed
+                if partition in assigned and offsets.safe != offsets.committed
             }
-            if not wanted:
+            if not uncommitted:
                 return
             with broker_errors():
                 try:
-                    await consumer.commit(wanted)
+                    await consumer.commit(uncommitted)
                 except (CommitFailedError, IllegalStateError):
                     return  # rebalance: the new owner commits, or gets cached responses
-            for partition, offset in wanted.items():
+            for partition, offset in uncommitted.items():
                 self._offsets[partition].committed = offset
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
@@ -174,14 +163,14 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
 
         Messages of a partition that this worker keeps stay in progress, unless another worker had it in between.
         """
-        consumer, offsets = self._open(), dict[TopicPartition, Offsets]()
+        consumer, offsets = self._joined_consumer(), dict[TopicPartition, Offsets]()
         for partition in assigned:
             committed = None
             with suppress(KafkaError):
                 committed = await consumer.committed(partition)
             kept = self._offsets.get(partition)
-            stays = kept is not None and kept.committed == committed
-            offsets[partition] = kept if kept is not None and stays else Offsets(committed, committed or 0)
+            unchanged = kept is not None and kept.committed == committed
+            offsets[partition] = kept if kept is not None and unchanged else Offsets(committed, committed or 0)
         for partition, before in self._offsets.items():
             before.lost = offsets.get(partition) is not before
         self._offsets = offsets
@@ -192,11 +181,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
 
         The group's lag is the sum over all workers.
         """
-        consumer = self._open()
-        mine = list(consumer.assignment())
+        consumer = self._joined_consumer()
+        assigned = list(consumer.assignment())
         with broker_errors():
             async with asyncio.timeout(SECONDS):
-                ends = await consumer.end_offsets(mine) if mine else {}
+                ends = await consumer.end_offsets(assigned) if assigned else {}
                 waiting = [int(end - await consumer.position(partition)) for partition, end in ends.items()]
         return sum(max(0, messages) for messages in waiting)
 
@@ -205,7 +194,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         consumer, self._consumer = self._consumer, None
         for offsets in self._offsets.values():
             offsets.lost = True
-        self._offsets, self._unsorted, self._held = {}, [], []
+        self._offsets, self._unassigned, self._held = {}, [], []
         self._assigned.clear()
         if consumer is not None:
             with suppress(KafkaError, OSError):
@@ -213,7 +202,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
                     await consumer.stop()
         await self.sender.stop()
 
-    def _open(self) -> AIOKafkaConsumer:
+    def _joined_consumer(self) -> AIOKafkaConsumer:
         if self._consumer is None:
             raise BrokerUnavailable("Kafka: not connected")
         return self._consumer
@@ -223,102 +212,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # the libra
         with broker_errors():
             async with asyncio.timeout(SECONDS):
                 await consumer.topics()
-
-
-class KafkaDelivery:
-    """The ``Delivery`` of a Kafka record."""
-
-    def __init__(self, source: KafkaSource, record: Any, offsets: Offsets) -> None:
-        self._source = source
-        self._record = record
-        self._options = source.options
-        self._headers = texts(record.headers)
-        self._answered = False
-        self.offsets = offsets
-
-    @property
-    def delay(self) -> float:
-        """The seconds to hold the message before it is processed, 3600 at most; 0 for a dead letter put back."""
-        asked = self._headers.get(DELAY, "")
-        return min(_LONGEST_DELAY, float(asked)) if _DELAY.fullmatch(asked) and REASON not in self._headers else 0.0
-
-    @property
-    def attempt(self) -> int:
-        """The number of deliveries so far, including this one, from the message's header.
-
-        Kafka does not count deliveries: a redelivery after a worker's death is not included.
-        """
-        return 1 + earlier(self._headers)
-
-    @property
-    def _place(self) -> str:
-        return f"{self._record.topic}:{self._record.partition}:{self._record.offset}"
-
-    def envelope(self) -> Envelope:
-        """Parse the message (``Delivery.envelope``).
-
-        The key is not the id, because keys group related messages. ``stream`` is False, because chunks are not sent
-        through topics.
-        """
-        envelope = read(
-            self._record.value or b"",
-            self._headers,
-            id=self._place,
-            source=self._source.name,
-            operation=self._options.operation,
-            attempt=self.attempt,
-        )
-        return replace(answer_to(envelope, self._options), stream=False)
-
-    async def extend(self) -> None:
-        """Check that the partition is still assigned to this worker (``Delivery.extend``).
-
-        There is nothing to send: the library's heartbeats keep the partition.
-        """
-        if self.offsets.lost:
-            raise BrokerUnavailable("Kafka: the partition is another worker's now")
-
-    async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
-        """Do nothing: envelopes from Kafka never have ``stream`` set (``Delivery.send_chunk``)."""
-
-    async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        """Send the answer or a copy for the retry, then commit the offset (``Delivery.settle``)."""
-        await self.extend()  # raises if the message, and so its answer, is now another worker's
-        if not self._answered:
-            try:
-                await self._send(envelope, outcome)
-            except PayloadTooLarge as error:
-                await self._send(envelope, Reject(error))
-            self._answered = True
-            self.offsets.settle(self._record.offset)
-        await self._source.commit()
-
-    async def _send(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        id = given_id(self._headers, self._place) if envelope is None else envelope.id
-        if isinstance(outcome, Retry):
-            delay = f"{outcome.delay:.3f}" if outcome.delay > 0 else None
-            await self._copy(self._options.stream, again(id, self.attempt) | {DELAY: delay})
-            return
-        if isinstance(outcome, Reject):
-            await self._copy(self._options.dead, dead(id, self.attempt, outcome.reason) | {DELAY: None})
-        kind, body = answer(outcome)
-        headers = about(id, kind, self.attempt)
-        await self._source.sender.send(self._options.results, id.encode(), body, headers)
-        if envelope is not None and envelope.reply_to is not None:
-            with suppress(BrokerUnavailable, TimeoutError):  # the results topic has it; this is for a waiting client
-                async with asyncio.timeout(_TELL_SECONDS):
-                    await self._source.sender.send(envelope.reply_to, id.encode(), body, headers)
-
-    async def _copy(self, topic: str, changes: Mapping[str, str | None]) -> None:
-        """Send the message to a topic with changed headers."""
-        replaced = {name.lower() for name in changes}
-        headers: dict[str, str | bytes] = {
-            name: value
-            for name, value in self._record.headers or ()
-            if name.lower() not in replaced and value is not None
-        }
-        headers |= {name: value for name, value in changes.items() if value is not None}
-        await self._source.sender.send(topic, self._record.key, self._record.value, headers)
 
 
 ADAPTER = BrokerAdapter(KafkaSource, KafkaSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

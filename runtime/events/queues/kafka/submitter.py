@@ -13,9 +13,16 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from runtime.cancellation import cancel_and_wait
-from runtime.events.envelope import ATTEMPT, KIND, Envelope, encode, headers
+from runtime.events.envelope import ATTEMPT, KIND, Envelope, encode, to_headers
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
-from runtime.events.queues.kafka.connection import SECONDS, Sender, broker_errors, client_options, ensure_topics, texts
+from runtime.events.queues.kafka.connection import (
+    SECONDS,
+    Sender,
+    broker_errors,
+    client_options,
+    decode_headers,
+    ensure_topics,
+)
 
 
 class KafkaSubmitter:
@@ -61,8 +68,8 @@ class KafkaSubmitter:
                 raise BrokerUnavailable("Kafka: not connected")
             self._waiting.setdefault(key, []).append(answers)
         try:
-            told = headers(replace(envelope, reply_to=None, stream=False))
-            await self._sender.send(self._options.stream, key, encode(envelope.data), told)
+            fields = to_headers(replace(envelope, reply_to=None, stream=False))
+            await self._sender.send(self._options.stream, key, encode(envelope.data), fields)
         except BaseException:
             self._forget(key, answers)
             raise
@@ -75,7 +82,7 @@ class KafkaSubmitter:
             if wait:
                 reply = await answers.get()
                 if reply is None:
-                    raise BrokerUnavailable("Kafka: the answers cannot be read any more")
+                    raise BrokerUnavailable("Kafka: the results topic cannot be read any more")
                 yield reply
         finally:
             self._forget(key, answers)
@@ -112,5 +119,5 @@ class KafkaSubmitter:
 
 
 def _reply(record: Any) -> Reply:
-    told: Any = texts(record.headers)
-    return Reply(kind=told[KIND], body=json.loads(record.value), attempt=int(told[ATTEMPT]))
+    headers: Any = decode_headers(record.headers)
+    return Reply(kind=headers[KIND], body=json.loads(record.value), attempt=int(headers[ATTEMPT]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from runtime.backoff import FailurePause
 from runtime.cancellation import reraise_cancellation
 from runtime.errors import SettingsError
 from runtime.events.queues.base import BrokerUnavailable
@@ -26,7 +26,7 @@ from runtime.events.queues.base import BrokerUnavailable
 _log = logging.getLogger("warmstart.events")
 
 REQUEST_SECONDS = 5.0
-_CONNECT_SECONDS, _CLOSE_SECONDS, _PAUSE_SECONDS = 5.0, 2.0, 1.0
+_CONNECT_SECONDS, _CLOSE_SECONDS = 5.0, 2.0
 _PING_SECONDS, _PINGS_MISSED = 5, 2  # after these the server counts as unreachable
 
 
@@ -48,9 +48,9 @@ class NatsConnection:
         # Not in the servers' addresses, which the library quotes in its errors and does not percent-decode.
         self._credentials = _credentials(parts)
         self._client: Client | None = None
-        self._ended = False
-        self._turn = asyncio.Lock()
-        self._away_until = 0.0
+        self._closed = False
+        self._connect_lock = asyncio.Lock()
+        self._pause = FailurePause()
 
     async def client(self) -> Client:
         """Return the connected client; connect if necessary.
@@ -70,24 +70,24 @@ class NatsConnection:
             BrokerUnavailable: see ``client``.
             SettingsError: the server refuses the credentials, or has no TLS although the URL requires it.
         """
-        self._ended = False
+        self._closed = False
         await self._connected()
 
     async def _connected(self) -> Client:
-        async with self._turn:
-            if self._ended:
+        async with self._connect_lock:
+            if self._closed:
                 raise BrokerUnavailable("the connection to NATS is closed")
             if self._client is None or self._client.is_closed:
-                if time.monotonic() < self._away_until:  # an earlier caller failed to connect
-                    raise BrokerUnavailable("NATS did not answer a moment ago")
+                if self._pause.active:  # an earlier caller failed to connect
+                    raise BrokerUnavailable("NATS did not answer less than a second ago")
                 try:
                     self._client = await self._connect()
                 except BrokerUnavailable:
-                    self._away_until = time.monotonic() + _PAUSE_SECONDS
+                    self._pause.start()
                     raise
             return self._client
 
-    async def room(self, headers: Mapping[str, str]) -> int:
+    async def max_body_bytes(self, headers: Mapping[str, str]) -> int:
         """Return the bytes that are left for the body of a message with these headers.
 
         Raises:
@@ -124,7 +124,7 @@ class NatsConnection:
         with broker_errors():
             await client.publish(subject, body, headers=headers)
 
-    async def subscribe(self, subject: str, took: Callable[[Msg], Awaitable[None]] | None = None) -> Subscription:
+    async def subscribe(self, subject: str, callback: Callable[[Msg], Awaitable[None]] | None = None) -> Subscription:
         """Subscribe to a subject, for as long as this connection lasts.
 
         Raises:
@@ -132,19 +132,19 @@ class NatsConnection:
         """
         client = await self.client()
         with broker_errors():
-            return await client.subscribe(subject, cb=took)
+            return await client.subscribe(subject, cb=callback)
 
     async def close(self) -> None:
         """Disconnect, until the next ``open``. Never raises."""
-        self._ended = True
+        self._closed = True
         if self._client is not None:
             await _close(self._client)
 
     async def _connect(self) -> Client:
-        seen: list[Exception] = []
+        errors: list[Exception] = []
 
         async def note(error: Exception) -> None:
-            seen[:] = [error]
+            errors[:] = [error]
             _log.debug("NATS: %s", error)
 
         client = _Client(self._tls)
@@ -155,7 +155,7 @@ class NatsConnection:
                         self._servers,
                         name="warmstart",
                         error_cb=note,
-                        closed_cb=client.gone,
+                        closed_cb=client.on_closed,
                         allow_reconnect=False,
                         max_reconnect_attempts=1,
                         reconnect_time_wait=0,
@@ -169,7 +169,7 @@ class NatsConnection:
             if "authorization" in str(error).lower():
                 raise SettingsError("EVENTS_URL: the NATS server refuses these credentials") from None
             raise BrokerUnavailable(
-                f"no connection to NATS: {seen[0] if seen else error or 'no answer in time'}"
+                f"cannot connect to NATS: {errors[0] if errors else error or 'no answer in time'}"
             ) from None
         except BaseException:
             await _close(client)
@@ -182,19 +182,19 @@ class _Client(Client):
 
     def __init__(self, tls: bool) -> None:
         super().__init__()
-        self._tls_wanted = tls
-        self._gone = asyncio.Event()
+        self._tls_required = tls
+        self._closed_event = asyncio.Event()
 
-    async def gone(self) -> None:
+    async def on_closed(self) -> None:
         """Note that the connection is closed."""
-        self._gone.set()
+        self._closed_event.set()
 
     async def request(self, *args: Any, **options: Any) -> Msg:
         """Send a request; unlike the library's method, fail when the connection closes while waiting for the reply."""
         call = asyncio.create_task(super().request(*args, **options))
-        gone = asyncio.create_task(self._gone.wait())
+        on_closed = asyncio.create_task(self._closed_event.wait())
         try:
-            await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((call, on_closed), return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
                 raise nats.errors.ConnectionClosedError
             return call.result()
@@ -204,11 +204,11 @@ class _Client(Client):
             raise
         finally:
             call.cancel()
-            gone.cancel()
+            on_closed.cancel()
 
     def _connect_command(self) -> bytes:  # called just before the credentials are sent
-        if self._tls_wanted and not self._server_info.get("tls_required"):
-            raise SettingsError("EVENTS_URL: tls:// asks for TLS, and the NATS server has none")
+        if self._tls_required and not self._server_info.get("tls_required"):
+            raise SettingsError("EVENTS_URL: tls:// requires TLS, which the NATS server does not offer")
         return super()._connect_command()
 
 
@@ -244,8 +244,8 @@ def _parse(url: str) -> SplitResult:
         wrong = True
     if wrong or part.path.strip("/") or part.query or part.fragment:
         raise SettingsError(
-            "EVENTS_URL: NATS wants nats://host:4222 or tls://user:password@host:4222, further servers after commas; "
-            "odd characters of a password as %XX"
+            "EVENTS_URL: it must be nats://host:4222 or tls://user:password@host:4222, with further servers "
+            "after commas; percent-encode special characters of a password"
         )
     return part
 

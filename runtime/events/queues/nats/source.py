@@ -22,7 +22,7 @@ from runtime.events.envelope import Envelope, encode
 from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
-from runtime.events.queues.headers import given_id
+from runtime.events.queues.headers import answer_id
 from runtime.events.queues.nats.connection import REQUEST_SECONDS, NatsConnection, broker_errors
 from runtime.events.queues.nats.streams import (
     MSG_ID,
@@ -30,20 +30,20 @@ from runtime.events.queues.nats.streams import (
     check_names,
     ensure_consumer,
     ensure_stream,
+    max_body_bytes,
     requests_config,
-    room,
     send_once,
 )
 from runtime.events.queues.nats.submitter import NatsSubmitter
 
 NAMES = ("WARMSTART", "WARMSTART_RESULTS", "WARMSTART_DEAD")
-REPLY_PREFIXES = ("_INBOX.", "warmstart.")
+REPLY_PREFIXES = ("_INBOX.", names.TYPE_PREFIX)
 
 _PULL_SECONDS = 1.0
 """The expiry of a pull request. It cannot be cancelled, so it is short: a stopping worker has to wait for its end."""
 
-_BUSY_SECONDS = 0.1
-_ENDED = ("404", "408")  # statuses of a pull request: there are no messages, or none came in time
+_EMPTY_PULL_PAUSE = 0.1
+_NO_MESSAGE_STATUSES = ("404", "408")  # statuses of a pull request: there are no messages, or none came in time
 _HEADER = re.compile(r"(?!nats-)[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE)  # the server would act on Nats- headers
 _REPLY_TO = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
@@ -58,84 +58,84 @@ class NatsSource:
     def __init__(self, options: QueueOptions) -> None:
         check_names(options)
         self.name = f"nats:{options.stream}"
-        self.link = NatsConnection(options.url)
+        self.connection = NatsConnection(options.url)
         self.options = options
-        self._returning: set[asyncio.Task[None]] = set()
+        self._return_tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Connect, and create the streams and the consumer if they are missing (``Source.open``)."""
         options = self.options
-        await self.link.open()
-        await ensure_stream(self.link, requests_config(options.stream), options.create)
-        await ensure_stream(self.link, answers_config(options.results, options.results_seconds), options.create)
-        await ensure_stream(self.link, answers_config(options.dead, 0), options.create)
-        await ensure_consumer(self.link, options)
+        await self.connection.open()
+        await ensure_stream(self.connection, requests_config(options.stream), options.create)
+        await ensure_stream(self.connection, answers_config(options.results, options.results_seconds), options.create)
+        await ensure_stream(self.connection, answers_config(options.dead, 0), options.create)
+        await ensure_consumer(self.connection, options)
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[NatsDelivery]:
+    async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[NatsDelivery]:
         """Pull messages from the consumer (``Source.fetch``).
 
         Messages that arrive after a cancellation are returned to the queue at once.
         """
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+        end = loop.time() + wait_seconds
         while True:
-            pull = asyncio.create_task(self._pull(most, min(_PULL_SECONDS, max(0.01, end - loop.time()))))
+            pull = asyncio.create_task(self._pull(max_messages, min(_PULL_SECONDS, max(0.01, end - loop.time()))))
             try:
-                found = await asyncio.shield(pull)
+                deliveries = await asyncio.shield(pull)
             except asyncio.CancelledError:
-                task = asyncio.create_task(_give_back(pull))
-                self._returning.add(task)
-                task.add_done_callback(self._returning.discard)
+                task = asyncio.create_task(_return_messages(pull))
+                self._return_tasks.add(task)
+                task.add_done_callback(self._return_tasks.discard)
                 raise
-            if found or loop.time() >= end:
-                return found
+            if deliveries or loop.time() >= end:
+                return deliveries
 
-    async def _pull(self, most: int, seconds: float) -> list[NatsDelivery]:
+    async def _pull(self, max_messages: int, seconds: float) -> list[NatsDelivery]:
         """Send one pull request, and receive until the server says that it has ended, so that no message comes later.
 
         "No wait" with an expiry waits for the first message, and then takes only those that are there (NATS ADR-13).
         """
-        client = await self.link.client()
+        client = await self.connection.client()
         inbox = client.new_inbox()
-        subscription = await self.link.subscribe(inbox)
-        wanted = {"batch": most, "expires": int(seconds * 1e9), "no_wait": True}
+        subscription = await self.connection.subscribe(inbox)
+        request = {"batch": max_messages, "expires": int(seconds * 1e9), "no_wait": True}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.options.stream}.{self.options.group}"
-        found: list[NatsDelivery] = []
-        end = asyncio.get_running_loop().time() + seconds - _BUSY_SECONDS
+        deliveries: list[NatsDelivery] = []
+        end = asyncio.get_running_loop().time() + seconds - _EMPTY_PULL_PAUSE
         try:
             with broker_errors():
-                await client.publish(subject, json.dumps(wanted).encode(), reply=inbox)
-                while len(found) < most:
+                await client.publish(subject, json.dumps(request).encode(), reply=inbox)
+                while len(deliveries) < max_messages:
                     message = await subscription.next_msg(timeout=seconds + REQUEST_SECONDS)
                     status = None if message.reply else (message.headers or {}).get("Status")
                     if status is None:
-                        found.append(NatsDelivery(self, message))
-                    elif status in _ENDED:
-                        if not found and asyncio.get_running_loop().time() < end:
-                            await asyncio.sleep(_BUSY_SECONDS)  # other workers' requests take all messages
+                        deliveries.append(NatsDelivery(self, message))
+                    elif status in _NO_MESSAGE_STATUSES:
+                        if not deliveries and asyncio.get_running_loop().time() < end:
+                            await asyncio.sleep(_EMPTY_PULL_PAUSE)  # other workers' requests take all messages
                         break
                     else:
                         raise nats.errors.Error(f"no messages: {dict(message.headers or {})}")
         except BrokerUnavailable:
-            if not found:
+            if not deliveries:
                 raise
         finally:
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
-        return found
+        return deliveries
 
     async def lag(self) -> int | None:
         """Return the number of messages not delivered to the consumer yet (``Source.lag``)."""
-        js = await self.link.jetstream()
+        js = await self.connection.jetstream()
         with broker_errors():
             pending = (await js.consumer_info(self.options.stream, self.options.group)).num_pending
         return None if pending is None else int(pending)
 
     async def close(self) -> None:
         """Return the messages of cancelled fetches, and disconnect (``Source.close``)."""
-        if self._returning:
-            await asyncio.wait(self._returning, timeout=_PULL_SECONDS + REQUEST_SECONDS)
-        await self.link.close()
+        if self._return_tasks:
+            await asyncio.wait(self._return_tasks, timeout=_PULL_SECONDS + REQUEST_SECONDS)
+        await self.connection.close()
 
 
 class NatsDelivery:
@@ -145,7 +145,7 @@ class NatsDelivery:
         self._source = source
         self._message = message
         self._options = source.options
-        self._link = source.link
+        self._connection = source.connection
         self._headers = {str(name): str(value) for name, value in (message.headers or {}).items()}
 
     @property
@@ -154,7 +154,7 @@ class NatsDelivery:
         return self._message.metadata.num_delivered
 
     @property
-    def _place(self) -> str:
+    def _position(self) -> str:
         return f"{self._options.stream}:{self._message.metadata.sequence.stream}"
 
     def envelope(self) -> Envelope:
@@ -163,72 +163,72 @@ class NatsDelivery:
         Without a header, the operation is that of the subject ``<stream>.<operation>``, or else the one in the options.
         """
         options = self._options
-        root, _, named = self._message.subject.partition(".")
+        root, _, last_token = self._message.subject.partition(".")
         envelope = read(
             self._message.data,
             self._headers,
-            id=self._headers.get(MSG_ID, self._place),
+            id=self._headers.get(MSG_ID, self._position),
             source=self._source.name,
-            operation=named if root == options.stream and "." not in named else options.operation,
+            operation=last_token if root == options.stream and "." not in last_token else options.operation,
             attempt=self.attempt,
             reply_prefixes=options.reply_prefixes,
+            own_prefixes=tuple(f"{name}." for name in (options.stream, options.results, options.dead)),
         )
-        ours = tuple(f"{name}." for name in (options.stream, options.results, options.dead))
-        reply_to = envelope.reply_to
-        if reply_to is not None and (reply_to.startswith(ours) or not _REPLY_TO.fullmatch(reply_to)):
-            raise InvalidRequest(
-                "reply_to: a subject without wildcards, and none of the worker's own", param="reply_to"
-            )
+        if envelope.reply_to is not None and not _REPLY_TO.fullmatch(envelope.reply_to):
+            raise InvalidRequest("reply_to: it must be a subject without wildcards", param="reply_to")
         return envelope
 
     async def extend(self) -> None:
         """Restart the acknowledgement timeout (``+WPI``, ``Delivery.extend``)."""
-        await self._say(b"+WPI")
+        await self._acknowledge(b"+WPI")
 
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
         """Publish a chunk to the reply subject, if there is one (``Delivery.send_chunk``)."""
         if envelope.reply_to is not None:
-            headers = self._about(envelope) | {names.KIND: "chunk", names.CHUNK: str(number)}
-            await self._link.publish(envelope.reply_to, encode(chunk), headers)
+            headers = self._answer_headers(envelope) | {names.KIND: "chunk", names.CHUNK: str(number)}
+            await self._connection.publish(envelope.reply_to, encode(chunk), headers)
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
         """Store the answer and acknowledge the message, or send a NAK with the retry's delay (``Delivery.settle``)."""
         if isinstance(outcome, Retry):
-            await self._say(b"-NAK " + json.dumps({"delay": int(outcome.delay * 1e9)}).encode())
+            await self._acknowledge(b"-NAK " + json.dumps({"delay": int(outcome.delay * 1e9)}).encode())
             return
         if isinstance(outcome, Ack):
             body = encode(outcome.result)
-            if len(body) > (most := await room(self._link, self._about(envelope) | {names.KIND: "result"})):
-                why = f"the answer has {len(body)} bytes, and the NATS server takes {most} (max_payload)"
-                outcome = Reject(PayloadTooLarge(why))
+            limit = await max_body_bytes(self._connection, self._answer_headers(envelope) | {names.KIND: "result"})
+            if len(body) > limit:
+                message = f"the answer has {len(body)} bytes; the NATS server accepts at most {limit} (max_payload)"
+                outcome = Reject(PayloadTooLarge(message))
         if isinstance(outcome, Ack):
-            await self._answer(envelope, "result", body)
-            await self._say(b"+ACK")
+            await self._send_answer(envelope, "result", body)
+            await self._acknowledge(b"+ACK")
         else:
-            await self._bury(envelope, outcome)
-            await self._answer(envelope, "error", encode(outcome.error.openai()))
-            await self._say(b"+TERM")
+            await self._dead_letter(envelope, outcome)
+            await self._send_answer(envelope, "error", encode(outcome.error.openai()))
+            await self._acknowledge(b"+TERM")
 
-    async def _answer(self, envelope: Envelope | None, kind: str, body: bytes) -> None:
-        headers = self._about(envelope) | {names.KIND: kind}
-        await send_once(self._link, self._options.results, headers[names.ID], body, headers)
+    async def _send_answer(self, envelope: Envelope | None, kind: str, body: bytes) -> None:
+        headers = self._answer_headers(envelope) | {names.KIND: kind}
+        await send_once(self._connection, self._options.results, headers[names.ID], body, headers)
         if envelope is not None and envelope.reply_to is not None:
             with suppress(BrokerUnavailable):  # the answer is in the stream; this copy is for a waiting client
-                await self._link.publish(envelope.reply_to, body, headers)
+                await self._connection.publish(envelope.reply_to, body, headers)
 
-    async def _bury(self, envelope: Envelope | None, outcome: Reject) -> None:
+    async def _dead_letter(self, envelope: Envelope | None, outcome: Reject) -> None:
         """Store the message as a dead letter, without its own headers or cut off if it is too large."""
-        ours = self._about(envelope) | {names.REASON: outcome.reason}
-        theirs = {name: value for name, value in self._headers.items() if _HEADER.fullmatch(name)}
-        replaced = {name.lower() for name in ours}
-        headers = {name: value for name, value in theirs.items() if name.lower() not in replaced} | ours
+        added_headers = self._answer_headers(envelope) | {names.REASON: outcome.reason}
+        sender_headers = {name: value for name, value in self._headers.items() if _HEADER.fullmatch(name)}
+        replaced = {name.lower() for name in added_headers}
+        headers = {
+            name: value for name, value in sender_headers.items() if name.lower() not in replaced
+        } | added_headers
         body = self._message.data
-        if await room(self._link, headers) < len(body):
-            headers = ours  # the message is near the maximum size
-        body = body[: await room(self._link, headers)]
-        await send_once(self._link, self._options.dead, headers[names.ID], body, headers)
+        if await max_body_bytes(self._connection, headers) < len(body):
+            headers = added_headers  # the message is near the maximum size
+        body = body[: await max_body_bytes(self._connection, headers)]
+        await send_once(self._connection, self._options.dead, headers[names.ID], body, headers)
 
-    def _about(self, envelope: Envelope | None) -> dict[str, str]:
+    def _answer_headers(self, envelope: Envelope | None) -> dict[str, str]:
         headers = {names.ID: self._id(envelope), names.ATTEMPT: str(self.attempt)}
         return headers if envelope is None else {**headers, names.OPERATION: envelope.operation}
 
@@ -236,22 +236,22 @@ class NatsDelivery:
         """Return the answer's id: the envelope's, else the sender's, else the message's position in the stream."""
         if envelope is not None:
             return envelope.id
-        return given_id(self._headers, self._headers.get(MSG_ID, "")) or self._place
+        return answer_id(self._headers, self._headers.get(MSG_ID, "")) or self._position
 
-    async def _say(self, word: bytes) -> None:
+    async def _acknowledge(self, word: bytes) -> None:
         """Send an acknowledgement of this type, and wait for the server's confirmation.
 
         Raises:
             BrokerUnavailable: the server may not have received it.
         """
-        await self._link.request(self._message.reply, word)
+        await self._connection.request(self._message.reply, word)
 
 
-async def _give_back(pull: asyncio.Task[list[NatsDelivery]]) -> None:
+async def _return_messages(pull: asyncio.Task[list[NatsDelivery]]) -> None:
     """Give back (NAK) the messages that a cancelled pull had fetched."""
     with suppress(BrokerUnavailable):  # then the server redelivers them after ``ack_seconds``
         for delivery in await pull:
-            await delivery._say(b"-NAK")
+            await delivery._acknowledge(b"-NAK")
 
 
 ADAPTER = BrokerAdapter(NatsSource, NatsSubmitter, names=NAMES, reply_prefixes=REPLY_PREFIXES)

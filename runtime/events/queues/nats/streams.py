@@ -17,7 +17,7 @@ from runtime.events.queues.nats.connection import NatsConnection, broker_errors
 MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _DUPLICATES_SECONDS = 120.0
-_MARKS_BYTES = 512  # maximum size of the headers that ``send`` adds
+_ADDED_HEADER_BYTES = 512  # maximum size of the headers that ``send`` adds
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_JETSTREAM = (10039, 10076)
 _NAME_IN_USE, _STORE_FAILED = 10058, 10077
@@ -32,9 +32,9 @@ def check_names(options: QueueOptions) -> None:
     named = {"stream": options.stream, "results": options.results, "dead": options.dead, "group": options.group}
     for what, name in named.items():
         if not _NAME.fullmatch(name):
-            raise SettingsError(f"{what}: NATS takes letters, digits, - and _, and not {name!r}")
+            raise SettingsError(f"{what}: {name!r} is not a valid NATS name; use 1 to 64 letters, digits, - and _")
     if len({options.stream, options.results, options.dead}) < 3:
-        raise SettingsError("stream, results and dead: they must be three streams")
+        raise SettingsError("stream, results and dead: they must be three different streams")
 
 
 def requests_config(name: str) -> StreamConfig:
@@ -73,7 +73,7 @@ def answers_config(name: str, seconds: float) -> StreamConfig:
     )
 
 
-async def ensure_stream(link: NatsConnection, wanted: StreamConfig, create: bool) -> None:
+async def ensure_stream(connection: NatsConnection, wanted: StreamConfig, create: bool) -> None:
     """Create the stream if it is missing, and check an existing one.
 
     Raises:
@@ -81,42 +81,43 @@ async def ensure_stream(link: NatsConnection, wanted: StreamConfig, create: bool
         SettingsError: the stream is missing or unsuitable, or the server has no JetStream.
     """
     name = str(wanted.name)
-    js = await link.jetstream()
+    js = await connection.jetstream()
     with broker_errors():
         try:
-            found = (await js.stream_info(name)).config
+            config = (await js.stream_info(name)).config
         except NotFoundError:
             if not create:
-                raise SettingsError(f"NATS has no stream {name}, and none is to be made here") from None
+                raise SettingsError(f"NATS has no stream {name}; create it, or leave out --no-create") from None
             try:
-                found = (await js.add_stream(wanted)).config
+                config = (await js.add_stream(wanted)).config
             except APIError as error:
                 if error.err_code != _NAME_IN_USE:  # else another worker has just created it
-                    raise SettingsError(f"NATS refuses to make the stream {name}: {error.description}") from None
-                found = (await js.stream_info(name)).config
+                    raise SettingsError(f"NATS does not create the stream {name}: {error.description}") from None
+                config = (await js.stream_info(name)).config
         except ServiceUnavailableError as error:
             if error.err_code is not None and error.err_code not in _NO_JETSTREAM:
                 raise
             raise SettingsError(
                 "EVENTS_URL: the NATS server has no JetStream; start it with: nats-server -js"
             ) from None
-    if wanted.discard_new_per_subject and (wrong := _not_once(found, wanted)):
-        raise SettingsError(f"the stream {name} of NATS is not fit for answers: {wrong}")
+    if wanted.discard_new_per_subject and (wrong := _answers_problem(config, wanted)):
+        raise SettingsError(f"the NATS stream {name} cannot store answers: {wrong}")
 
 
-def _not_once(found: StreamConfig, wanted: StreamConfig) -> str | None:
+def _answers_problem(config: StreamConfig, wanted: StreamConfig) -> str | None:
     name = str(wanted.name)
-    if not {f"{name}.>", f"{name}.*", ">"} & set(found.subjects or ()):
-        return f"it does not take the subjects {name}.>"
-    if not found.discard_new_per_subject or found.discard != DiscardPolicy.NEW or found.max_msgs_per_subject != 1:
+    if not {f"{name}.>", f"{name}.*", ">"} & set(config.subjects or ()):
+        return f"it must have the subjects {name}.>"
+    if not config.discard_new_per_subject or config.discard != DiscardPolicy.NEW or config.max_msgs_per_subject != 1:
         return "it must have --discard=new, --discard-per-subject and --max-msgs-per-subject=1"
-    kept = found.max_age or float("inf")
+    kept = config.max_age or float("inf")
     if kept < (wanted.max_age or float("inf")) and wanted.max_age:
-        return f"it keeps them for {kept:g} s, not {wanted.max_age:g}: nats stream edit --max-age={wanted.max_age:g}s"
+        seconds = f"{wanted.max_age:g}"
+        return f"it keeps messages for {kept:g} s instead of {seconds} s; run nats stream edit --max-age={seconds}s"
     return None
 
 
-async def ensure_consumer(link: NatsConnection, options: QueueOptions) -> None:
+async def ensure_consumer(connection: NatsConnection, options: QueueOptions) -> None:
     """Create the group's durable consumer on the request stream if it is missing, and check an existing one.
 
     Raises:
@@ -130,35 +131,37 @@ async def ensure_consumer(link: NatsConnection, options: QueueOptions) -> None:
         max_deliver=-1,  # a message that the server gives up would be lost
         max_ack_pending=-1,  # messages that wait for a retry must not block the others
     )
-    js = await link.jetstream()
+    js = await connection.jetstream()
     with broker_errors():
         try:
-            found = (await js.consumer_info(options.stream, options.group)).config
+            config = (await js.consumer_info(options.stream, options.group)).config
         except NotFoundError:
             if not options.create:
                 raise SettingsError(
-                    f"the stream {options.stream} of NATS has no consumer {options.group}, and is to be given none here"
+                    f"the NATS stream {options.stream} has no consumer {options.group}; create it, or leave "
+                    "out --no-create"
                 ) from None
             try:
-                found = (await js.add_consumer(options.stream, wanted)).config
+                config = (await js.add_consumer(options.stream, wanted)).config
             except APIError as error:
                 raise SettingsError(
-                    f"NATS refuses the group {options.group} on the stream {options.stream}: {error.description}"
+                    f"NATS does not create the consumer {options.group} of the stream {options.stream}: "
+                    f"{error.description}"
                 ) from None
-    if wrong := _cannot_work(found, options.ack_seconds):
-        raise SettingsError(f"the consumer {options.group} of the stream {options.stream} will not do: {wrong}")
+    if wrong := _consumer_problem(config, options.ack_seconds):
+        raise SettingsError(f"the consumer {options.group} of the stream {options.stream} is not suitable: {wrong}")
 
 
-def _cannot_work(found: ConsumerConfig, ack_seconds: float) -> str | None:
-    if found.deliver_subject is not None or found.ack_policy != AckPolicy.EXPLICIT:
-        return "it must be one to pull from, with --ack=explicit"
-    if found.headers_only or found.backoff:
+def _consumer_problem(config: ConsumerConfig, ack_seconds: float) -> str | None:
+    if config.deliver_subject is not None or config.ack_policy != AckPolicy.EXPLICIT:
+        return "it must be a pull consumer with --ack=explicit"
+    if config.headers_only or config.backoff:
         return "it must have neither --headers-only nor --backoff"
-    if (found.max_deliver or -1) > 0:
-        return "it must have --max-deliver=-1: what the server gives up is lost"
-    if (found.ack_wait or 0) < ack_seconds:
+    if (config.max_deliver or -1) > 0:
+        return "it must have --max-deliver=-1, because a message that the server gives up is lost"
+    if (config.ack_wait or 0) < ack_seconds:
         return (
-            f"it waits {found.ack_wait:g} s for a worker, not EVENTS_ACK_SECONDS ({ack_seconds:g}): "
+            f"its ack wait is {config.ack_wait:g} s instead of EVENTS_ACK_SECONDS ({ack_seconds:g} s); run "
             f"nats consumer edit --wait={ack_seconds:g}s"
         )
     return None
@@ -166,20 +169,20 @@ def _cannot_work(found: ConsumerConfig, ack_seconds: float) -> str | None:
 
 def token(id: str) -> str:
     """Encode an id as one token of a subject: characters with a meaning in subjects, and ``%``, become ``%XX``."""
-    return re.sub(r"[.*>%]", lambda found: f"%{ord(found[0]):02X}", id)
+    return re.sub(r"[.*>%]", lambda match: f"%{ord(match[0]):02X}", id)
 
 
-async def room(link: NatsConnection, headers: Mapping[str, str]) -> int:
+async def max_body_bytes(connection: NatsConnection, headers: Mapping[str, str]) -> int:
     """Return the bytes that are left for the body of a message with these headers in a stream.
 
     Raises:
         BrokerUnavailable: there is no connection.
     """
-    return await link.room(headers) - _MARKS_BYTES
+    return await connection.max_body_bytes(headers) - _ADDED_HEADER_BYTES
 
 
 async def send(
-    link: NatsConnection, stream: str, subject: str, id: str, body: bytes, headers: Mapping[str, str]
+    connection: NatsConnection, stream: str, subject: str, id: str, body: bytes, headers: Mapping[str, str]
 ) -> Any:
     """Store a message in a stream.
 
@@ -189,35 +192,35 @@ async def send(
     Raises:
         BrokerUnavailable: whether the message is stored is unknown.
     """
-    answer = await link.request(subject, body, {**headers, MSG_ID: id, _EXPECTED_STREAM: stream})
+    answer = await connection.request(subject, body, {**headers, MSG_ID: id, _EXPECTED_STREAM: stream})
     try:
         return json.loads(answer.data).get("error")
     except (ValueError, AttributeError):
-        raise BrokerUnavailable(f"no stream of NATS took a message to {subject}") from None
+        raise BrokerUnavailable(f"no NATS stream stored the message to {subject}") from None
 
 
-async def send_once(link: NatsConnection, stream: str, id: str, body: bytes, headers: Mapping[str, str]) -> None:
+async def send_once(connection: NatsConnection, stream: str, id: str, body: bytes, headers: Mapping[str, str]) -> None:
     """Store a message in a stream of answers, unless the stream has one with that id.
 
     Raises:
         BrokerUnavailable: the message may not be stored.
     """
-    error = await send(link, stream, f"{stream}.{token(id)}", id, body, headers)
+    error = await send(connection, stream, f"{stream}.{token(id)}", id, body, headers)
     if error is None:
         return
     # The server has one code for all limits; check that the one message per id is the reason.
-    if error.get("err_code") == _STORE_FAILED and await stored(link, stream, id) is not None:
+    if error.get("err_code") == _STORE_FAILED and await stored_message(connection, stream, id) is not None:
         return
-    raise BrokerUnavailable(f"NATS refuses a message to the stream {stream}: {error.get('description')}")
+    raise BrokerUnavailable(f"NATS does not store a message in the stream {stream}: {error.get('description')}")
 
 
-async def stored(link: NatsConnection, stream: str, id: str) -> RawStreamMsg | None:
+async def stored_message(connection: NatsConnection, stream: str, id: str) -> RawStreamMsg | None:
     """Return the message with that id from a stream of answers; None if there is none.
 
     Raises:
         BrokerUnavailable: the server does not answer.
     """
-    js = await link.jetstream()
+    js = await connection.jetstream()
     with broker_errors():
         try:
             return await js.get_last_msg(stream, f"{stream}.{token(id)}")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 SECONDS = 10.0
 """The timeout of requests to the server."""
 
-WAITS = (1, 5, 15, 30, 60)
+RETRY_DELAYS = (1, 5, 15, 30, 60)
 """The delays in seconds of the delay queues, in which messages wait for their retry.
 
 All messages of a queue have the same delay, because a message expires only at the head of its queue.
@@ -76,13 +76,13 @@ class RabbitMQConnection:
             if not url.host:
                 raise ValueError
         except ValueError:
-            raise SettingsError("EVENTS_URL: amqp://user:password@host:5672/vhost") from None
+            raise SettingsError("EVENTS_URL: it must look like amqp://user:password@host:5672/vhost") from None
         heartbeat = max(1, int(options.ack_seconds / 2))  # the server allows two missed heartbeats
         self._url = url.update_query({"heartbeat": str(heartbeat), "name": "warmstart", **url.query})
         self._connection: AbstractConnection | None = None
-        self._sending: AbstractChannel | None = None
-        self._telling: AbstractChannel | None = None
-        self._connecting, self._one = asyncio.Lock(), asyncio.Lock()
+        self._send_channel: AbstractChannel | None = None
+        self._reply_channel: AbstractChannel | None = None
+        self._connecting, self._send_lock = asyncio.Lock(), asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def connect(self) -> AbstractConnection:
@@ -102,24 +102,25 @@ class RabbitMQConnection:
             except (AuthenticationError, ProbableAuthenticationError):
                 raise SettingsError("EVENTS_URL: RabbitMQ refuses the user or the password") from None
             except InvalidFrameError:  # a "close" frame instead of "open"; the library hides the reason
-                why = "ends the connection: is the virtual host there, and for this user?"
-                raise BrokerUnavailable(f"RabbitMQ {why}") from None
-            self._sending = await self._connection.channel(on_return_raises=True)
+                raise BrokerUnavailable(
+                    "RabbitMQ closed the connection; check that the virtual host exists and that this user may use it"
+                ) from None
+            self._send_channel = await self._connection.channel(on_return_raises=True)
             return self._connection
 
-    async def call(self, asked: Coroutine[Any, Any, T]) -> T:
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a call of the client library in a task of its own.
 
         If the caller is cancelled, it returns at once, and the call runs to its end: if a request is broken off, the
         library closes the channel, and the server may close the connection.
 
         Args:
-            asked: one library call, or several that belong together, with timeouts of their own.
+            coroutine: one library call, or several that belong together, with timeouts of their own.
 
         Raises:
             BrokerUnavailable: RabbitMQ does not answer in time, or refuses.
         """
-        task = asyncio.create_task(asked)
+        task = asyncio.create_task(coroutine)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         with broker_errors():
@@ -136,15 +137,15 @@ class RabbitMQConnection:
         return await self._connection.channel(publisher_confirms=False)
 
     @property
-    def sending(self) -> AbstractChannel:
+    def send_channel(self) -> AbstractChannel:
         """The channel that ``send`` uses.
 
         Raises:
             BrokerUnavailable: there is no open channel.
         """
-        if self._sending is None or self._sending.is_closed:
+        if self._send_channel is None or self._send_channel.is_closed:
             raise BrokerUnavailable("RabbitMQ: not connected")
-        return self._sending
+        return self._send_channel
 
     async def ensure(self, *, answers: bool) -> None:
         """Check that the queues exist, and create the missing ones if the options say so.
@@ -161,12 +162,15 @@ class RabbitMQConnection:
         if answers:
             wanted[options.results] = {"x-message-ttl": int(options.results_seconds * 1000)}
             wanted[options.dead] = {"x-delivery-limit": _UNLIMITED}
-            wanted |= {waiting(options.stream, seconds): _wait(options.stream, seconds) for seconds in WAITS}
+            wanted |= {
+                delay_queue(options.stream, seconds): _delay_queue_arguments(options.stream, seconds)
+                for seconds in RETRY_DELAYS
+            }
         for name, arguments in wanted.items():
             if not await self.call(self._declare(name, None)) and not (
                 options.create and await self.call(self._declare(name, _QUORUM | arguments))
             ):
-                raise SettingsError(f"RabbitMQ has no queue {name!r}, and is not to make it")
+                raise SettingsError(f"RabbitMQ has no queue {name!r}; create it, or leave out --no-create")
 
     async def _declare(self, name: str, arguments: dict[str, Any] | None) -> bool:
         """Check that a queue exists, or create it if arguments are given; return whether it exists.
@@ -198,39 +202,39 @@ class RabbitMQConnection:
         await self.call(self._send(queue, message))
 
     async def _send(self, queue: str, message: aio_pika.Message) -> None:
-        async with self._one:
-            await self.sending.default_exchange.publish(message, queue, mandatory=True, timeout=SECONDS)
+        async with self._send_lock:
+            await self.send_channel.default_exchange.publish(message, queue, mandatory=True, timeout=SECONDS)
 
-    async def tell(self, queue: str, message: aio_pika.Message) -> None:
+    async def send_unconfirmed(self, queue: str, message: aio_pika.Message) -> None:
         """Send a message without confirmation. Messages arrive in the order of the calls.
 
         Raises:
             BrokerUnavailable: there is no connection.
         """
-        await self.call(self._tell(queue, message))
+        await self.call(self._send_unconfirmed(queue, message))
 
-    async def _tell(self, queue: str, message: aio_pika.Message) -> None:
-        async with self._one:
-            if self._telling is None or self._telling.is_closed:  # a bad address closes the channel
-                self._telling = await self.channel()
-            await self._telling.default_exchange.publish(message, queue, mandatory=False, timeout=SECONDS)
+    async def _send_unconfirmed(self, queue: str, message: aio_pika.Message) -> None:
+        async with self._send_lock:
+            if self._reply_channel is None or self._reply_channel.is_closed:  # a bad address closes the channel
+                self._reply_channel = await self.channel()
+            await self._reply_channel.default_exchange.publish(message, queue, mandatory=False, timeout=SECONDS)
 
     async def close(self) -> None:
         """Disconnect. Unacknowledged messages go back to their queue."""
         async with self._connecting:  # a cancelled caller's ``_connect`` may still be running
-            connection, self._connection, self._sending, self._telling = self._connection, None, None, None
+            connection, self._connection, self._send_channel, self._reply_channel = self._connection, None, None, None
         if connection is not None:
             with suppress(*CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(SECONDS):
                     await connection.close()
 
 
-def waiting(stream: str, seconds: int) -> str:
+def delay_queue(stream: str, seconds: int) -> str:
     """Return the name of the delay queue with this delay."""
     return f"{stream}.wait.{seconds}s"
 
 
-def _wait(stream: str, seconds: int) -> dict[str, Any]:
+def _delay_queue_arguments(stream: str, seconds: int) -> dict[str, Any]:
     """Return the arguments of a delay queue.
 
     When a message expires, the server dead-letters it to the request queue, and removes it only once it is safely

@@ -14,16 +14,29 @@ from typing import Any
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from runtime.events.envelope import CHUNK, Envelope, encode
+from runtime.events.envelope import CHUNK, TYPE_PREFIX, Envelope, encode
 from runtime.events.message import read
 from runtime.events.outcome import Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
-from runtime.events.queues.headers import about, again, answer, answer_to, dead, earlier, given_id
-from runtime.events.queues.rabbitmq.connection import SECONDS, WAITS, RabbitMQConnection, broker_errors, waiting
+from runtime.events.queues.headers import (
+    answer_headers,
+    answer_id,
+    dead_letter_headers,
+    earlier_deliveries,
+    encode_answer,
+    retry_headers,
+)
+from runtime.events.queues.rabbitmq.connection import (
+    RETRY_DELAYS,
+    SECONDS,
+    RabbitMQConnection,
+    broker_errors,
+    delay_queue,
+)
 from runtime.events.queues.rabbitmq.submitter import RabbitMQSubmitter
 
-NAMES = ("warmstart.requests", "warmstart.results", "warmstart.dead")
-REPLY_PREFIXES = ("amq.rabbitmq.reply-to.", "amq.gen-", "warmstart.replies")
+NAMES = (f"{TYPE_PREFIX}requests", f"{TYPE_PREFIX}results", f"{TYPE_PREFIX}dead")
+REPLY_PREFIXES = ("amq.rabbitmq.reply-to.", "amq.gen-", f"{TYPE_PREFIX}replies")
 
 _COUNT = "x-delivery-count"
 
@@ -38,72 +51,72 @@ class RabbitMQSource:
     def __init__(self, options: QueueOptions) -> None:
         self.name = f"rabbitmq:{options.stream}"
         self.options = options
-        self.link = RabbitMQConnection(options)
+        self.connection = RabbitMQConnection(options)
         self._channel: AbstractChannel | None = None
         self._queue: AbstractQueue | None = None
-        self._arrived: list[AbstractIncomingMessage] = []
+        self._received: list[AbstractIncomingMessage] = []
         self._receiving = asyncio.Lock()
 
     async def open(self) -> None:
         """Connect, and create the queues if they are missing (``Source.open``)."""
-        await self.link.connect()
-        self._arrived.clear()  # from the old connection: the server redelivers them
-        await self.link.ensure(answers=True)
-        self._channel = await self.link.call(self.link.channel())
-        self._queue = await self.link.call(self._channel.get_queue(self.options.stream, ensure=False))
+        await self.connection.connect()
+        self._received.clear()  # from the old connection: the server redelivers them
+        await self.connection.ensure(answers=True)
+        self._channel = await self.connection.call(self.connection.channel())
+        self._queue = await self.connection.call(self._channel.get_queue(self.options.stream, ensure=False))
 
-    async def fetch(self, most: int, seconds: float) -> Sequence[RabbitMQDelivery]:
+    async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[RabbitMQDelivery]:
         """Consume messages until the first one arrives or the time is over (``Source.fetch``).
 
-        The server sends messages only during the call, and at most ``most`` of them. The next call returns the messages
-        that arrive for a cancelled one.
+        The server sends messages only during the call, and at most ``max_messages`` of them. The next call returns the
+        messages that arrive for a cancelled one.
         """
         if self._channel is None or self._queue is None or self._channel.is_closed:
             raise BrokerUnavailable("RabbitMQ: not connected")
-        if not self._arrived:
-            enough = asyncio.Event()
+        if not self._received:
+            done = asyncio.Event()
             try:
-                await self.link.call(self._receive(self._channel, self._queue, most, seconds, enough))
+                await self.connection.call(self._receive(self._channel, self._queue, max_messages, wait_seconds, done))
             finally:
-                enough.set()
-        arrived, self._arrived = self._arrived[:most], self._arrived[most:]
+                done.set()
+        arrived, self._received = self._received[:max_messages], self._received[max_messages:]
         return [RabbitMQDelivery(self, message) for message in arrived]
 
     async def _receive(
-        self, channel: AbstractChannel, queue: AbstractQueue, most: int, seconds: float, enough: asyncio.Event
+        self, channel: AbstractChannel, queue: AbstractQueue, max_messages: int, seconds: float, done: asyncio.Event
     ) -> None:
-        """Consume messages until ``enough`` is set, also by the first message, or the time is over."""
+        """Consume messages until ``done`` is set, also by the first message, or the time is over."""
 
         async def take(message: AbstractIncomingMessage) -> None:
-            self._arrived.append(message)
-            enough.set()
+            self._received.append(message)
+            done.set()
 
         async with self._receiving:  # a cancelled fetch may still be receiving
-            if self._arrived or enough.is_set():
+            if self._received or done.is_set():
                 return
-            await channel.set_qos(prefetch_count=most, timeout=SECONDS)  # per consumer, not per channel
+            await channel.set_qos(prefetch_count=max_messages, timeout=SECONDS)  # per consumer, not per channel
             tag = await queue.consume(take, timeout=SECONDS)
-            coming, closed = asyncio.ensure_future(enough.wait()), asyncio.ensure_future(_closed(channel))
+            arrival, closed = asyncio.ensure_future(done.wait()), asyncio.ensure_future(_closed(channel))
             try:
-                await asyncio.wait([coming, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([arrival, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                coming.cancel()
+                arrival.cancel()
                 closed.cancel()
                 await queue.cancel(tag, timeout=SECONDS)  # messages in flight have arrived by then
 
     async def lag(self) -> int | None:
         """Return the number of messages in the request queue, without those in delay queues (``Source.lag``)."""
-        return await self.link.call(self._lag())
+        return await self.connection.call(self._lag())
 
     async def _lag(self) -> int | None:
-        channel = await self.link.channel()
+        channel = await self.connection.channel()
         queue = await channel.declare_queue(self.options.stream, passive=True, timeout=SECONDS)
         await channel.close()
         return queue.declaration_result.message_count
 
     async def close(self) -> None:
         """Disconnect (``Source.close``)."""
-        await self.link.close()
+        await self.connection.close()
 
 
 class RabbitMQDelivery:
@@ -113,8 +126,8 @@ class RabbitMQDelivery:
         self._source = source
         self._message = message
         self._options = source.options
-        self._link = source.link
-        self._headers = {name: value for name, found in message.headers.items() if (value := _text(found)) is not None}
+        self._connection = source.connection
+        self._headers = {name: value for name, raw in message.headers.items() if (value := _text(raw)) is not None}
         self._answered = False
 
     @property
@@ -125,7 +138,7 @@ class RabbitMQDelivery:
         """
         count = self._message.headers.get(_COUNT)
         now = count if isinstance(count, int) else int(bool(self._message.redelivered))
-        return 1 + earlier(self._headers) + max(0, now)
+        return 1 + earlier_deliveries(self._headers) + max(0, now)
 
     @property
     def _id(self) -> str:
@@ -136,16 +149,18 @@ class RabbitMQDelivery:
         headers = dict(self._headers)
         if self._message.content_type:
             headers["content-type"] = self._message.content_type
-        envelope = read(
+        options = self._options
+        return read(
             self._message.body,
             headers,
             id=self._id,
             source=self._source.name,
-            operation=self._options.operation,
+            operation=options.operation,
             attempt=self.attempt,
             reply_to=self._message.reply_to,
+            reply_prefixes=options.reply_prefixes,
+            own_prefixes=(options.stream, options.results, options.dead),
         )
-        return answer_to(envelope, self._options)
 
     async def extend(self) -> None:
         """Check that the channel is open (``Delivery.extend``).
@@ -158,8 +173,10 @@ class RabbitMQDelivery:
     async def send_chunk(self, envelope: Envelope, number: int, chunk: Mapping[str, Any]) -> None:
         """Send a chunk to the reply address, if there is one (``Delivery.send_chunk``)."""
         if envelope.reply_to is not None:
-            headers = about(envelope.id, "chunk", self.attempt) | {CHUNK: str(number)}
-            await self._link.tell(envelope.reply_to, self._answer(envelope.id, encode(chunk), headers))
+            headers = answer_headers(envelope.id, "chunk", self.attempt) | {CHUNK: str(number)}
+            await self._connection.send_unconfirmed(
+                envelope.reply_to, self._answer(envelope.id, encode(chunk), headers)
+            )
 
     async def settle(self, envelope: Envelope | None, outcome: Outcome) -> None:
         """Send the answer, or a copy to a delay queue, and acknowledge the message (``Delivery.settle``).
@@ -170,22 +187,26 @@ class RabbitMQDelivery:
         if not self._answered and (not isinstance(outcome, Retry) or outcome.delay > 0):
             await self._send(envelope, outcome)
             self._answered = True
-        await self._link.call(self._message.ack() if self._answered else self._message.nack(requeue=True))
+        await self._connection.call(self._message.ack() if self._answered else self._message.nack(requeue=True))
 
     async def _send(self, envelope: Envelope | None, outcome: Outcome) -> None:
-        id = given_id(self._headers, self._id) if envelope is None else envelope.id
+        id = answer_id(self._headers, self._id) if envelope is None else envelope.id
         if isinstance(outcome, Retry):
-            seconds = next((seconds for seconds in WAITS if outcome.delay <= seconds), WAITS[-1])
-            await self._link.send(waiting(self._options.stream, seconds), self._copy(again(id, self.attempt)))
+            seconds = next((seconds for seconds in RETRY_DELAYS if outcome.delay <= seconds), RETRY_DELAYS[-1])
+            await self._connection.send(
+                delay_queue(self._options.stream, seconds), self._copy(retry_headers(id, self.attempt))
+            )
             return
         if isinstance(outcome, Reject):
-            await self._link.send(self._options.dead, self._copy(dead(id, self.attempt, outcome.reason)))
-        kind, body = answer(outcome)
-        message = self._answer(id, body, about(id, kind, self.attempt))
-        await self._link.send(self._options.results, message)
+            await self._connection.send(
+                self._options.dead, self._copy(dead_letter_headers(id, self.attempt, outcome.reason))
+            )
+        kind, body = encode_answer(outcome)
+        message = self._answer(id, body, answer_headers(id, kind, self.attempt))
+        await self._connection.send(self._options.results, message)
         if envelope is not None and envelope.reply_to is not None:
             with suppress(BrokerUnavailable):  # the results queue has it; this copy is for a waiting client
-                await self._link.tell(envelope.reply_to, message)
+                await self._connection.send_unconfirmed(envelope.reply_to, message)
 
     def _answer(self, id: str, body: bytes, headers: dict[str, str]) -> Message:
         return Message(
@@ -202,20 +223,20 @@ class RabbitMQDelivery:
         The time to live is left out, because the copy would expire, and so is the user id, because the server would
         refuse another user's.
         """
-        found = self._message
+        original = self._message
         replaced = {name.lower() for name in changes} | {_COUNT}
-        headers = {name: value for name, value in found.headers.items() if name.lower() not in replaced}
+        headers = {name: value for name, value in original.headers.items() if name.lower() not in replaced}
         return Message(
-            found.body,
+            original.body,
             headers=headers | {name: value for name, value in changes.items() if value is not None},
-            content_type=found.content_type,
-            content_encoding=found.content_encoding,
-            correlation_id=found.correlation_id,
-            reply_to=found.reply_to,
-            message_id=found.message_id,
-            timestamp=found.timestamp,
-            type=found.type,
-            app_id=found.app_id,
+            content_type=original.content_type,
+            content_encoding=original.content_encoding,
+            correlation_id=original.correlation_id,
+            reply_to=original.reply_to,
+            message_id=original.message_id,
+            timestamp=original.timestamp,
+            type=original.type,
+            app_id=original.app_id,
         )
 
 

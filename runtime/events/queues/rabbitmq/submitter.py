@@ -12,7 +12,7 @@ from typing import Any
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 
-from runtime.events.envelope import ATTEMPT, CHUNK, KIND, Envelope, encode, headers
+from runtime.events.envelope import ATTEMPT, CHUNK, KIND, Envelope, encode, to_headers
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.rabbitmq.connection import SECONDS, RabbitMQConnection
 
@@ -28,17 +28,17 @@ class RabbitMQSubmitter:
 
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
-        self._link = RabbitMQConnection(options)
-        self._waiting: dict[str, asyncio.Queue[Reply | None]] = {}
+        self._connection = RabbitMQConnection(options)
+        self._pending: dict[str, asyncio.Queue[Reply | None]] = {}
 
     async def open(self) -> None:
         """Connect, create the request queue if it is missing, and consume direct replies (``Submitter.open``)."""
-        await self._link.connect()
-        await self._link.ensure(answers=False)
-        channel = self._link.sending  # direct replies come to the channel that sent the request
-        queue = await self._link.call(channel.get_queue(_DIRECT, ensure=False))
-        await self._link.call(queue.consume(self._heard, no_ack=True, timeout=SECONDS))
-        channel.close_callbacks.add(self._ended)
+        await self._connection.connect()
+        await self._connection.ensure(answers=False)
+        channel = self._connection.send_channel  # direct replies come to the channel that sent the request
+        queue = await self._connection.call(channel.get_queue(_DIRECT, ensure=False))
+        await self._connection.call(queue.consume(self._on_reply, no_ack=True, timeout=SECONDS))
+        channel.close_callbacks.add(self._on_close)
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
         """Send the request, and return its replies (``Submitter.submit``)."""
@@ -46,18 +46,18 @@ class RabbitMQSubmitter:
         token = secrets.token_hex(16)
         message = Message(
             encode(envelope.data),
-            headers=dict(headers(replace(envelope, reply_to=None, stream=envelope.stream and wait))),
+            headers=dict(to_headers(replace(envelope, reply_to=None, stream=envelope.stream and wait))),
             content_type="application/json",
             message_id=envelope.id,
             correlation_id=token,
             reply_to=_DIRECT if wait else None,
         )
         if wait:
-            self._waiting[token] = answers
+            self._pending[token] = answers
         try:
-            await self._link.send(self._options.stream, message)
+            await self._connection.send(self._options.stream, message)
         except BaseException:
-            self._waiting.pop(token, None)
+            self._pending.pop(token, None)
             raise
         return self._replies(token, answers, wait)
 
@@ -68,29 +68,29 @@ class RabbitMQSubmitter:
             while wait:
                 reply = await answers.get()
                 if reply is None:
-                    raise BrokerUnavailable("RabbitMQ: the connection ended before the answer came")
+                    raise BrokerUnavailable("RabbitMQ: the connection was closed before the answer arrived")
                 yield reply
                 wait = reply.kind == "chunk"
         finally:
-            self._waiting.pop(token, None)
+            self._pending.pop(token, None)
 
-    async def _heard(self, message: AbstractIncomingMessage) -> None:
-        answers = self._waiting.get(message.correlation_id or "")
+    async def _on_reply(self, message: AbstractIncomingMessage) -> None:
+        answers = self._pending.get(message.correlation_id or "")
         if answers is not None:
-            found: Any = message.headers
+            headers: Any = message.headers
             answers.put_nowait(
                 Reply(
-                    kind=found[KIND],
+                    kind=headers[KIND],
                     body=json.loads(message.body),
-                    chunk=int(found.get(CHUNK, 0)),
-                    attempt=int(found[ATTEMPT]),
+                    chunk=int(headers.get(CHUNK, 0)),
+                    attempt=int(headers[ATTEMPT]),
                 )
             )
 
-    def _ended(self, *_: Any) -> None:
-        for answers in self._waiting.values():
+    def _on_close(self, *_: Any) -> None:
+        for answers in self._pending.values():
             answers.put_nowait(None)
 
     async def close(self) -> None:
         """Disconnect (``Submitter.close``)."""
-        await self._link.close()
+        await self._connection.close()

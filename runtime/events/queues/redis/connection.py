@@ -34,7 +34,7 @@ class RedisConnection:
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
         if len({options.stream, options.results, options.dead}) < 3:
-            raise SettingsError("the streams for work, for results and for dead letters must be three")
+            raise SettingsError("stream, results and dead: they must be three different streams")
         try:
             self.client: Any = redis.asyncio.Redis.from_url(
                 options.url,
@@ -48,11 +48,11 @@ class RedisConnection:
             raise SettingsError(f"EVENTS_URL: {error}") from None
         self._scripts: dict[str, Any] = {}
 
-    async def call(self, asked: Awaitable[Any], wait_seconds: float = 0.0) -> Any:
+    async def call(self, call: Awaitable[Any], wait_seconds: float = 0.0) -> Any:
         """Await a call of the client, with a timeout.
 
         Args:
-            asked: the awaitable of a call of ``client``.
+            call: the awaitable of a call of ``client``.
             wait_seconds: how long the server itself waits before it answers.
 
         Returns:
@@ -64,7 +64,7 @@ class RedisConnection:
         try:
             with reraise_cancellation():
                 async with asyncio.timeout(_SECONDS + wait_seconds):
-                    return await asked
+                    return await call
         except TimeoutError as error:
             raise BrokerUnavailable("Redis: no answer in time") from error
         except (redis.RedisError, OSError, *UNREADABLE) as error:
@@ -87,7 +87,7 @@ class RedisConnection:
             for name in (self._options.stream, self._options.results, self._options.dead):
                 kind = (await self.call(self.client.type(name))).decode()
                 if kind not in ("stream", "none"):
-                    raise SettingsError(f"{name} in Redis is a {kind} and not a stream")
+                    raise SettingsError(f"the Redis key {name} is not a stream but a {kind}; choose another name")
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, redis.AuthenticationError | NoPermissionError):
                 raise SettingsError(f"EVENTS_URL: {error}") from None

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from runtime.errors import SettingsError
 from runtime.events import envelope as names
-from runtime.events.envelope import Envelope, encode, headers
+from runtime.events.envelope import Envelope, encode, to_headers
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
 from runtime.events.queues.redis.connection import RedisConnection
 
@@ -21,8 +21,8 @@ DATA = b"data"
 REPLIES = "warmstart:reply:"
 """The prefix of the names of reply streams."""
 
-_TURN_SECONDS = 1.0
-_MOST_READERS = 64
+_BLOCK_SECONDS = 1.0
+_MAX_READERS = 64
 """The maximum number of connections that wait for answers at once; further readers take turns."""
 
 
@@ -35,26 +35,28 @@ class RedisSubmitter:
 
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
-        self._link = RedisConnection(options)
-        self._turn = asyncio.Semaphore(_MOST_READERS)
+        self._connection = RedisConnection(options)
+        self._reader_slots = asyncio.Semaphore(_MAX_READERS)
 
     async def open(self) -> None:
         """Connect, and check that the stream exists if it is not to be created (``Submitter.open``)."""
-        await self._link.check()
-        if not self._options.create and not await self._link.call(self._link.client.exists(self._options.stream)):
-            raise SettingsError(f"Redis has no stream {self._options.stream}; make it first")
+        await self._connection.check()
+        if not self._options.create and not await self._connection.call(
+            self._connection.client.exists(self._options.stream)
+        ):
+            raise SettingsError(f"Redis has no stream {self._options.stream}; create it, or leave out --no-create")
 
     async def submit(self, envelope: Envelope, *, wait: bool) -> AsyncGenerator[Reply, None]:
         """Add the request to the stream, and return its replies (``Submitter.submit``)."""
         reply_to = REPLIES + secrets.token_hex(16) if wait else None
-        fields: dict[str, str | bytes] = {**headers(replace(envelope, reply_to=reply_to))}
+        fields: dict[str, str | bytes] = {**to_headers(replace(envelope, reply_to=reply_to))}
         fields[DATA.decode()] = encode(envelope.data)
-        await self._link.call(self._link.client.xadd(self._options.stream, fields))
+        await self._connection.call(self._connection.client.xadd(self._options.stream, fields))
         return self._answer(reply_to)
 
     async def close(self) -> None:
         """Disconnect (``Submitter.close``)."""
-        await self._link.close()
+        await self._connection.close()
 
     async def _answer(self, reply_to: str | None) -> AsyncGenerator[Reply, None]:
         if reply_to is None:
@@ -62,17 +64,17 @@ class RedisSubmitter:
         last = b"0"
         try:
             while True:
-                async with self._turn:
-                    asked = self._link.client.xread({reply_to: last}, block=int(_TURN_SECONDS * 1000))
-                    found = await self._link.call(asked, _TURN_SECONDS)
-                for entry in found[0][1] if found else ():
+                async with self._reader_slots:
+                    call = self._connection.client.xread({reply_to: last}, block=int(_BLOCK_SECONDS * 1000))
+                    streams = await self._connection.call(call, _BLOCK_SECONDS)
+                for entry in streams[0][1] if streams else ():
                     last, reply = entry[0], _reply(entry[1])
                     yield reply
                     if reply.kind != "chunk":
                         return
         finally:
             with suppress(BrokerUnavailable):  # the reply stream expires by itself
-                await self._link.call(self._link.client.unlink(reply_to))
+                await self._connection.call(self._connection.client.unlink(reply_to))
 
 
 def _reply(fields: dict[bytes, bytes]) -> Reply:

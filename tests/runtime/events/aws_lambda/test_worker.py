@@ -53,7 +53,7 @@ def _worker(echo: _Echo, send: Send | None = None, registry: CollectorRegistry |
     def reporter(kind: str) -> DeliveryReporter:
         return DeliveryReporter(kind, {"echo"}, metrics)
 
-    return LambdaWorker(Processor(echo, MemoryRecords(), Policy()), reporter, most=4, send=send)
+    return LambdaWorker(Processor(echo, MemoryRecords(), Policy()), reporter, max_concurrency=4, send=send)
 
 
 async def test_answers_are_sent_on_a_thread() -> None:

@@ -308,14 +308,14 @@ async def test_without_records() -> None:
 
 async def test_what_is_told() -> None:
     """Tokens of all events are added up for the request, each event counts, and each is told before its work."""
-    service, usage, begun = Served(), UsageCounter(), list[Envelope]()
+    service, usage, on_event = Served(), UsageCounter(), list[Envelope]()
     token = request_scope.set(RequestScope(usage=usage))
     try:
-        await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], begun=begun.append)
+        await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], on_event=on_event.append)
     finally:
         request_scope.reset(token)
     assert usage.total == Usage(4, 6)
-    assert [envelope.id for envelope in begun] == ["1", "2"]
+    assert [envelope.id for envelope in on_event] == ["1", "2"]
 
     def count(operation: str, outcome: str) -> float | None:
         labels = {"source": "http", "operation": operation, "outcome": outcome}
@@ -334,7 +334,7 @@ async def test_trace() -> None:
 
 
 async def test_the_sender_goes_away() -> None:
-    """The work stops with it and is given back: sent again, it is begun at once."""
+    """The work stops with it and is given back: sent again, it is on_event at once."""
     service = Served()
     service.gate.clear()
     sending = asyncio.create_task(service.post([EVENT, {**EVENT, "id": "2"}]))

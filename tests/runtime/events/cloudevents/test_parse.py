@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest, PayloadTooLarge, ServiceError, UnsupportedMediaType
-from runtime.events.cloudevents.parse import BATCH, MOST_IN_BATCH, STRUCTURED, envelope, from_message, parse
+from runtime.events.cloudevents.parse import BATCH, MAX_BATCH_EVENTS, STRUCTURED, envelope, from_message, parse
 from runtime.events.envelope import Envelope
 from tests.support.soak import soak
 
@@ -73,13 +73,13 @@ def test_batch() -> None:
     assert parse([("content-type", BATCH)], b"[]") == ("batch", [])
     for batch, complaint in (
         ([EVENT, {**EVENT, "id": ""}], "^1.id: must not be empty"),
-        ([3], "^0: an event is a JSON object"),
-        (EVENT, "a batch is a JSON array"),
+        ([3], "^0: an event must be a JSON object"),
+        (EVENT, "a batch must be a JSON array"),
     ):
         with pytest.raises(InvalidRequest, match=complaint):
             parse([("content-type", BATCH)], json.dumps(batch).encode())
     with pytest.raises(PayloadTooLarge, match="101 events"):
-        parse([("content-type", BATCH)], json.dumps([EVENT] * (MOST_IN_BATCH + 1)).encode())
+        parse([("content-type", BATCH)], json.dumps([EVENT] * (MAX_BATCH_EVENTS + 1)).encode())
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_data_that_is_no_json() -> None:
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b"[]", "an event is a JSON object"),
+        (b"[]", "an event must be a JSON object"),
         (b"\xff", "not UTF-8"),
         (b'{"a": NaN}', "NaN"),
         (b'{"data":' * 101 + b"1" + b"}" * 101, "nested deeper"),
-        (json.dumps(EVENT | {"data_base64": "e30="}).encode(), "^data: there is data_base64, too"),
-        (json.dumps(MINIMAL | {"data_base64": "e30"}).encode(), "^data_base64: not base64"),
-        (json.dumps(MINIMAL | {"data_base64": 1}).encode(), "^data_base64: not base64"),
-        (json.dumps(MINIMAL | {"data_base64": "é"}).encode(), "^data_base64: not base64"),
+        (json.dumps(EVENT | {"data_base64": "e30="}).encode(), "^data: send either data or data_base64"),
+        (json.dumps(MINIMAL | {"data_base64": "e30"}).encode(), "^data_base64: must be base64"),
+        (json.dumps(MINIMAL | {"data_base64": 1}).encode(), "^data_base64: must be base64"),
+        (json.dumps(MINIMAL | {"data_base64": "é"}).encode(), "^data_base64: must be base64"),
         (json.dumps(MINIMAL | {"extensions": {}}).encode(), "^extensions: "),
     ],
 )
@@ -217,13 +217,13 @@ def test_bodies_that_hold_no_event(body: bytes, complaint: str) -> None:
 
 def test_requests_that_hold_no_event() -> None:
     """No event at all, half of one, one twice, and formats that are not read."""
-    with pytest.raises(InvalidRequest, match=r"^no event: send"):
+    with pytest.raises(InvalidRequest, match=r"^the request has no event; send"):
         parse([("content-type", "application/json")], b"{}")
     with pytest.raises(InvalidRequest, match=r"^ce-source: missing"):
         parse([("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-type", "t")], b"{}")
-    with pytest.raises(InvalidRequest, match=r"^ce-id: it is there twice"):
+    with pytest.raises(InvalidRequest, match=r"^ce-id: the header must not occur twice"):
         parse([("ce-id", "1"), ("CE-ID", "1")], b"{}")
-    with pytest.raises(InvalidRequest, match=r"^content-type: it is there twice"):
+    with pytest.raises(InvalidRequest, match=r"^content-type: the header must not occur twice"):
         parse([("content-type", "a/b"), ("Content-Type", "a/b")], b"{}")
     for kind in ("application/cloudevents", "application/cloudevents+avro", "application/cloudevents-batch+protobuf"):
         with pytest.raises(UnsupportedMediaType):
@@ -237,7 +237,7 @@ def test_headers_are_decoded() -> None:
     assert binary(subject="Euro%20%E2%82%AC", id="a%2520b")["subject"] == "Euro €"
     assert envelope(binary(id="a%20b")).id == "a%20b"
     assert envelope(binary(id="a%2520b")).id == "a%2520b"
-    with pytest.raises(InvalidRequest, match=r"^ce-subject: not UTF-8"):
+    with pytest.raises(InvalidRequest, match=r"^ce-subject: must be UTF-8"):
         binary(subject="%C0%A0")
 
 
@@ -276,7 +276,7 @@ def test_messages_that_are_none() -> None:
     """Plain ones are no event; a batch and half an event are refused."""
     assert from_message(b"{}", {}) is None
     assert from_message(b"{}", {"content-type": "application/json", "ce-id": "1"}) is None
-    with pytest.raises(InvalidRequest, match="one event a message"):
+    with pytest.raises(InvalidRequest, match="a message must have one event"):
         from_message(b"[]", {"content-type": BATCH})
     with pytest.raises(InvalidRequest, match=r"^ce_id: missing"):
         from_message(b"{}", {"ce_specversion": "1.0"})

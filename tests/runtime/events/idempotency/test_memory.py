@@ -6,16 +6,7 @@ import pytest
 
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.idempotency.records import Done, InProgress, RecordsUnavailable, Started
-
-
-class Clock:
-    """A clock that moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ async def test_damaged(
     assert await records.complete("7", "b", b"r", DAY)
     assert await records.begin("7", "f", "c", 10) == Done(b"r")
     await records.close()
-    assert [one.getMessage()[:41] for one in caplog.records] == ["events.sqlite is damaged and begun anew: "[:41]]
+    assert [one.getMessage()[:41] for one in caplog.records] == ["events.sqlite is damaged and is created again: "[:41]]
 
 
 async def test_removed_while_open(tmp_path: Path, machine: Machine) -> None:

@@ -28,14 +28,14 @@ def test_an_adapter_is_asked(scheme: str, monkeypatch: pytest.MonkeyPatch) -> No
     queue = options(f"{scheme}://host:1")
     assert sources.open_source(queue) == (module, queue)
     assert sources.open_submitter(queue) == (module, queue)
-    assert sources.names(queue.url) == ("a", "b", "c")
-    assert sources.reply_prefixes(queue.url) == ("x.",)
+    assert sources.default_names(queue.url) == ("a", "b", "c")
+    assert sources.default_reply_prefixes(queue.url) == ("x.",)
 
 
 @pytest.mark.parametrize("url", ["", "nats", "http://host", "NATS//x", "nats://[", "sqs://queue", "://", "[::1"])
 def test_other_urls(url: str) -> None:
     """The error says which there are; it shows nothing of the URL, which may hold a password."""
-    with pytest.raises(SettingsError, match="EVENTS_URL: begin it with one of nats://") as caught:
+    with pytest.raises(SettingsError, match="EVENTS_URL: it must begin with one of nats://") as caught:
         sources.open_source(options(url))
     assert not url or url not in str(caught.value).partition("one of")[0]
 
@@ -45,7 +45,7 @@ def test_a_library_that_is_missing(scheme: str, library: str, extra: str, monkey
     """The error is the command that installs it."""
     monkeypatch.setattr(sources, "import_module", lambda name: _missing(library))
     with pytest.raises(SettingsError, match=rf"pip install 'warmstart\[{extra}\]'"):
-        sources.names(f"{scheme}://host")
+        sources.default_names(f"{scheme}://host")
 
 
 def _missing(library: str) -> ModuleType:
@@ -56,4 +56,4 @@ def test_a_bug_is_no_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of ours that is not there is not to be installed by anybody."""
     monkeypatch.setattr(sources, "import_module", lambda name: _missing("runtime.events.nothing"))
     with pytest.raises(ModuleNotFoundError):
-        sources.names("nats://host")
+        sources.default_names("nats://host")

@@ -27,11 +27,12 @@ from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
-from runtime.events.queues.factory import names, open_source, open_submitter, reply_prefixes
-from runtime.events.queues.kafka import connection as kafka_link
+from runtime.events.queues.factory import default_names, default_reply_prefixes, open_source, open_submitter
+from runtime.events.queues.kafka import connection as kafka_connection
 from runtime.events.queues.kafka import source as kafka
 from runtime.events.queues.kafka.connection import client_options, ensure_topics
-from runtime.events.queues.kafka.source import NAMES, REPLY_PREFIXES, KafkaDelivery, KafkaSource, KafkaSubmitter
+from runtime.events.queues.kafka.delivery import KafkaDelivery
+from runtime.events.queues.kafka.source import NAMES, REPLY_PREFIXES, KafkaSource, KafkaSubmitter
 from tests.support.kafka_broker import KAFKA_URL, MockKafka, mock_kafka
 from tests.support.queue_work import Opened, echo, eventually, one, work
 
@@ -121,8 +122,8 @@ def test_sources_finds_the_adapter() -> None:
     options = QueueOptions("kafka://host", "a", "b", "c", "d")
     assert isinstance(open_source(options), KafkaSource)
     assert isinstance(open_submitter(options), KafkaSubmitter)
-    assert names("kafka://host") == NAMES
-    assert reply_prefixes("kafka://host") == REPLY_PREFIXES
+    assert default_names("kafka://host") == NAMES
+    assert default_reply_prefixes("kafka://host") == REPLY_PREFIXES
 
 
 def test_what_a_url_says() -> None:
@@ -289,7 +290,7 @@ async def test_a_cancelled_fetch_loses_nothing(bench: Bench) -> None:
 
 async def test_messages_that_wait_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many as a worker keeps it reads no more until one of them is due."""
-    monkeypatch.setattr(kafka, "_HELD", 2)
+    monkeypatch.setattr(kafka, "_MAX_HELD", 2)
     source = await bench.source()
     for number in range(2):
         await bench.publish(headers={"Warmstart-Id": str(number), "Warmstart-Delay": "1.5"})
@@ -359,7 +360,7 @@ async def test_an_answer_goes_to_its_reply_address_too(bench: Bench, mock: MockK
 
 async def test_an_answer_too_large_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be no better the next time; and a message too large is refused to its sender."""
-    monkeypatch.setattr(kafka_link, "_LARGEST", 2000)
+    monkeypatch.setattr(kafka_connection, "_MAX_MESSAGE_BYTES", 2000)
     source, submitter = await bench.source(), await bench.submitter()
     replies = await submitter.submit(ASKED, wait=True)
     delivery = await one(source)
@@ -393,19 +394,19 @@ async def test_topics_are_made_with_as_many_copies_as_there_are_brokers() -> Non
             return SimpleNamespace(topic_errors=[(topic.name, self.code, None) for topic in topics])
 
     admin = Admin()
-    await kafka_link._make(admin, {"a": {"retention.ms": "5"}})
+    await kafka_connection._create_topics(admin, {"a": {"retention.ms": "5"}})
     [topic] = asked
     assert (topic.name, topic.num_partitions, topic.replication_factor) == ("a", 16, 2)
     assert topic.topic_configs == {"retention.ms": "5"}
     admin.code = 36  # TOPIC_ALREADY_EXISTS: another worker was faster
-    await kafka_link._make(admin, {"a": {}})
+    await kafka_connection._create_topics(admin, {"a": {}})
     admin.controller = -1  # one is being chosen
     with pytest.raises(BrokerUnavailable):
-        await kafka_link._make(admin, {"a": {}})
+        await kafka_connection._create_topics(admin, {"a": {}})
     admin.controller = 1
     admin.code = 29  # TOPIC_AUTHORIZATION_FAILED
     with pytest.raises(SettingsError, match="'a'"):
-        await kafka_link._make(admin, {"a": {}})
+        await kafka_connection._create_topics(admin, {"a": {}})
 
 
 async def test_submit_gets_its_answer(bench: Bench) -> None:
@@ -466,7 +467,7 @@ async def test_a_poison_message_holds_up_no_other(bench: Bench) -> None:
     await bench.publish(headers={"Warmstart-Id": "poison"})
     for number in range(10):
         await bench.publish(headers={"Warmstart-Id": str(number)})
-    processor = Processor(dispatch, None, Policy(most=3, draw=lambda: 0.1))
+    processor = Processor(dispatch, None, Policy(max_deliveries=3, draw=lambda: 0.1))
     done = 0
     while done < 13:
         done += await work(source, processor)
@@ -499,7 +500,7 @@ async def test_a_broker_that_goes_and_comes_back(
     """Fetching and settling say that it is away; what was being worked on is answered once it is back."""
     if KAFKA_URL:
         pytest.skip("a broker that others use is not to be stopped; unset KAFKA_URL")
-    monkeypatch.setattr(kafka_link, "SECONDS", 2.0)
+    monkeypatch.setattr(kafka_connection, "SECONDS", 2.0)
     source = await bench.source()
     await bench.publish(headers={"Warmstart-Id": "1"})
     await bench.publish(headers={"Warmstart-Id": "2"})

@@ -151,7 +151,7 @@ async def test_tls_is_never_given_up(options: QueueOptions) -> None:
     async with FaultProxy(host, int(port)) as proxy:
         proxy.up.garble = note
         source = NatsSource(replace(options, url=f"tls://user:s3cret@127.0.0.1:{proxy.port}"))
-        with pytest.raises(SettingsError, match="tls:// asks for TLS"):
+        with pytest.raises(SettingsError, match="tls:// requires TLS"):
             await source.open()
         await source.close()
     assert b"s3cret" not in b"".join(sent)

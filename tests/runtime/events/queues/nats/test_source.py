@@ -15,7 +15,7 @@ from runtime.errors import InvalidRequest, PayloadTooLarge, TooManyRequests
 from runtime.events.envelope import encode
 from runtime.events.outcome import Ack, Retry
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions
-from runtime.events.queues.nats import connection as nats_link
+from runtime.events.queues.nats import connection as nats_connection
 from runtime.events.queues.nats.source import NAMES, REPLY_PREFIXES
 from tests.attacks.fault_proxy import FaultProxy
 from tests.support.nats_server import NATS_URL, NatsServer, own_nats_server, own_streams, real_nats
@@ -196,14 +196,14 @@ async def test_chunks_and_the_answer_go_to_reply_to(options: QueueOptions) -> No
             options, {"prompt": "one two"}, Warmstart_Id="s", Warmstart_Stream="true", Warmstart_Reply_To=inbox.subject
         )
         await work(source)
-        heard = [await inbox.next_msg(5) for _ in range(3)]
-    kinds = [(m.headers or {})["Warmstart-Kind"] for m in heard]
+        received = [await inbox.next_msg(5) for _ in range(3)]
+    kinds = [(m.headers or {})["Warmstart-Kind"] for m in received]
     assert kinds == ["chunk", "chunk", "result"]
-    assert [(m.headers or {}).get("Warmstart-Chunk") for m in heard] == ["0", "1", None]
-    assert {(m.headers or {})["Warmstart-Attempt"] for m in heard} == {"1"}
-    assert [json.loads(m.data) for m in heard[:2]] == [{"word": "one"}, {"word": "two"}]
+    assert [(m.headers or {}).get("Warmstart-Chunk") for m in received] == ["0", "1", None]
+    assert {(m.headers or {})["Warmstart-Attempt"] for m in received} == {"1"}
+    assert [json.loads(m.data) for m in received[:2]] == [{"word": "one"}, {"word": "two"}]
     ((_, _, body),) = await read_all(options, options.results)
-    assert body == heard[2].data
+    assert body == received[2].data
 
 
 async def test_duplicates_are_answered_once(options: QueueOptions) -> None:
@@ -308,7 +308,7 @@ async def test_a_restarted_server_loses_nothing(server: NatsServer) -> None:
 
 async def test_a_cut_network_hands_the_work_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker behind a network that carries nothing for longer than the ack wait: another answers, and it alone."""
-    monkeypatch.setattr(nats_link, "REQUEST_SECONDS", 1.5)
+    monkeypatch.setattr(nats_connection, "REQUEST_SECONDS", 1.5)
     host, _, port = NATS_URL.rpartition("/")[2].rpartition(":")
     async with own_streams(ack_seconds=1.0) as options, FaultProxy(host, int(port)) as proxy:
         far = replace(options, url=f"nats://127.0.0.1:{proxy.port}")
@@ -346,7 +346,7 @@ async def test_messages_too_large_are_refused_with_the_limit(tmp_path: Path) -> 
     with own_nats_server(tmp_path, "max_payload: 8192") as server:
         async with own_streams(server.url) as options, opened(options) as source, submitting(options) as submitter:
             with pytest.raises(
-                PayloadTooLarge, match=r"9\d{3} bytes, and the NATS server takes 7\d{3} \(max_payload\)"
+                PayloadTooLarge, match=r"9\d{3} bytes; the NATS server accepts at most 7\d{3} \(max_payload\)"
             ):
                 await submitter.submit(envelope("big", "x" * 9000), wait=False)
             await publish(options, {"prompt": "hi"}, Warmstart_Id="a")

@@ -84,7 +84,7 @@ async def test_full_dead_letters_keep_the_message(options: QueueOptions) -> None
         await js.update_stream(config.evolve(max_bytes=1))
         await publish(options, b"no json")
         (delivery,) = await source.fetch(1, 5)
-        with pytest.raises(BrokerUnavailable, match="refuses a message to the stream"):
+        with pytest.raises(BrokerUnavailable, match="does not store a message in the stream"):
             await settle(delivery)
         assert await read_all(options, options.results) == []
         assert await waiting(options) == 1
@@ -93,7 +93,7 @@ async def test_full_dead_letters_keep_the_message(options: QueueOptions) -> None
 async def test_nothing_is_made_that_is_not_to_be(options: QueueOptions) -> None:
     """Without leave to create, a missing stream or consumer stops the start and is named; nothing was made."""
     source = NatsSource(replace(options, create=False))
-    with pytest.raises(SettingsError, match=rf"no stream {options.stream},"):
+    with pytest.raises(SettingsError, match=rf"no stream {options.stream};"):
         await source.open()
     async with opened(options), real_nats() as client:
         await source.open()
@@ -111,8 +111,8 @@ async def test_nothing_is_made_that_is_not_to_be(options: QueueOptions) -> None:
     [
         ({"max_msgs_per_subject": 2}, r"--max-msgs-per-subject=1"),
         ({"discard_new_per_subject": False}, r"--discard-per-subject"),
-        ({"max_age": 60}, r"keeps them for 60 s, not 86400: nats stream edit"),
-        ({"subjects": ["test-other.>"]}, r"does not take the subjects"),
+        ({"max_age": 60}, r"keeps messages for 60 s instead of 86400 s; run nats stream edit"),
+        ({"subjects": ["test-other.>"]}, r"must have the subjects"),
     ],
 )
 async def test_a_stream_that_forgets_answers_is_refused(
@@ -139,10 +139,10 @@ async def test_a_stream_that_forgets_answers_is_refused(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ConsumerConfig(ack_wait=5, max_deliver=-1), r"waits 5 s for a worker, not EVENTS_ACK_SECONDS \(30\)"),
+        (ConsumerConfig(ack_wait=5, max_deliver=-1), r"ack wait is 5 s instead of EVENTS_ACK_SECONDS \(30 s\)"),
         (ConsumerConfig(ack_wait=60, max_deliver=4), r"--max-deliver=-1"),
         (ConsumerConfig(ack_wait=60, headers_only=True), r"headers-only"),
-        (ConsumerConfig(deliver_subject="somewhere"), r"one to pull from"),
+        (ConsumerConfig(deliver_subject="somewhere"), r"pull consumer"),
         (ConsumerConfig(ack_wait=60, max_deliver=-1), None),
     ],
 )
@@ -167,7 +167,7 @@ async def test_a_second_group_on_a_queue_is_refused(options: QueueOptions) -> No
     """A stream of work has one group; another is told so at start instead of stealing half of the messages."""
     async with opened(options):
         source = NatsSource(replace(options, group="others"))
-        with pytest.raises(SettingsError, match="refuses the group others"):
+        with pytest.raises(SettingsError, match="does not create the consumer others"):
             await source.open()
         await source.close()
 

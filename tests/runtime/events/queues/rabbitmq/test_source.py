@@ -25,8 +25,8 @@ from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack, Policy, Reject, Retry
 from runtime.events.processor import Processor, SendChunk
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions, Reply
-from runtime.events.queues.factory import names, open_source, open_submitter, reply_prefixes
-from runtime.events.queues.rabbitmq.connection import WAITS, waiting
+from runtime.events.queues.factory import default_names, default_reply_prefixes, open_source, open_submitter
+from runtime.events.queues.rabbitmq.connection import RETRY_DELAYS, delay_queue
 from runtime.events.queues.rabbitmq.source import (
     NAMES,
     REPLY_PREFIXES,
@@ -81,8 +81,8 @@ def test_sources_finds_the_adapter() -> None:
     options = QueueOptions("amqps://host", "a", "b", "c", "d")
     assert isinstance(open_source(options), RabbitMQSource)
     assert isinstance(open_submitter(options), RabbitMQSubmitter)
-    assert names("amqp://host") == NAMES
-    assert reply_prefixes("amqp://host") == REPLY_PREFIXES
+    assert default_names("amqp://host") == NAMES
+    assert default_reply_prefixes("amqp://host") == REPLY_PREFIXES
 
 
 @pytest.mark.parametrize("url", ["amqp://", "amqp://host:port", "amqp://[::1", "amqp:///vhost"])
@@ -164,7 +164,7 @@ async def test_what_cannot_be_read_is_answered_and_buried_too(bench: Bench) -> N
 @pytest.mark.parametrize("reply_to", ["mine", "warmstart.requests", "amq.rabbitmq", "{results}", "{waits}"])
 async def test_answers_go_only_where_they_may(bench: Bench, reply_to: str) -> None:
     """Not to any queue, and never to our own, whatever the prefixes allow."""
-    ours = {"results": bench.options.results, "waits": waiting(bench.options.stream, 1)}
+    ours = {"results": bench.options.results, "waits": delay_queue(bench.options.stream, 1)}
     source = await bench.source(reply_prefixes=(*REPLY_PREFIXES, "warmstart-test"))
     await bench.publish(reply_to=reply_to.format_map(ours))
     with pytest.raises(InvalidRequest, match="EVENTS_REPLY_PREFIXES"):
@@ -238,7 +238,7 @@ async def test_a_retry_comes_again_after_a_while(bench: Bench) -> None:
     await bench.publish(expiration=3600, **properties)
     first = await one(source)
     await first.settle(first.envelope(), Retry(0.2, ERROR))
-    assert await bench.count(waiting(bench.options.stream, 1)) == 1
+    assert await bench.count(delay_queue(bench.options.stream, 1)) == 1
     second = await one(source)
     envelope = second.envelope()
     assert (envelope.id, envelope.attempt, envelope.reply_to) == ("1", 2, "warmstart.replies")
@@ -258,8 +258,8 @@ async def test_each_wait_has_its_queue(bench: Bench, delay: float, seconds: int)
     await bench.publish()
     delivery = await one(source)
     await delivery.settle(delivery.envelope(), Retry(delay, ERROR))
-    queues = {wait: await bench.count(waiting(bench.options.stream, wait)) for wait in WAITS}
-    assert queues == {wait: int(wait == seconds) for wait in WAITS}
+    queues = {wait: await bench.count(delay_queue(bench.options.stream, wait)) for wait in RETRY_DELAYS}
+    assert queues == {wait: int(wait == seconds) for wait in RETRY_DELAYS}
 
 
 async def test_what_is_given_back_comes_at_once(bench: Bench) -> None:
@@ -492,7 +492,7 @@ async def test_a_poison_message_holds_up_no_other(bench: Bench) -> None:
         return {}
 
     source = await bench.source()
-    processor = Processor(dispatch, None, Policy(most=3, draw=lambda: 0.1))
+    processor = Processor(dispatch, None, Policy(max_deliveries=3, draw=lambda: 0.1))
     await bench.publish(message_id="poison")
     for number in range(10):
         await bench.publish(message_id=str(number))
@@ -642,8 +642,8 @@ async def settled(source: RabbitMQSource, processor: Processor, rounds: int = 10
         for _ in range(rounds):
             if not (deliveries := await source.fetch(4, 2.0)):
                 waits = [
-                    await source._channel.declare_queue(waiting(source.options.stream, seconds), passive=True)
-                    for seconds in WAITS
+                    await source._channel.declare_queue(delay_queue(source.options.stream, seconds), passive=True)
+                    for seconds in RETRY_DELAYS
                     if source._channel
                 ]
                 return not any(queue.declaration_result.message_count for queue in waits)

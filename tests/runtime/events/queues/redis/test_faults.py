@@ -19,7 +19,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Ack
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions
-from runtime.events.queues.redis import connection as redis_link
+from runtime.events.queues.redis import connection as redis_connection
 from runtime.events.queues.redis.source import RedisSource
 from tests.attacks.faults import FAULTS
 from tests.support.fakes import until
@@ -54,7 +54,7 @@ def test_wrong_url(url: str, queue: Queue) -> None:
 
 def test_three_streams(queue: Queue) -> None:
     """Work, results and dead letters are not the same stream: answers would be taken for work."""
-    with pytest.raises(SettingsError, match="must be three"):
+    with pytest.raises(SettingsError, match="must be three different streams"):
         RedisSource(replace(queue.options, results=queue.options.stream))
 
 
@@ -129,7 +129,7 @@ async def test_a_bad_line(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None
             queue.add()
             (delivery,) = await fetch(source)
             fault(proxy)
-            monkeypatch.setattr(redis_link, "_SECONDS", 0.1)
+            monkeypatch.setattr(redis_connection, "_SECONDS", 0.1)
             for call in (
                 delivery.settle(delivery.envelope(), Ack({"n": number})),
                 delivery.extend(),

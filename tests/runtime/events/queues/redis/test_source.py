@@ -161,8 +161,8 @@ async def test_many_wait(queue: Queue) -> None:
         ({"data": "[1]"}, "JSON object"),
         ({"data": "{}", "Warmstart-Reply-To": "warmstart:limits:1:x"}, "EVENTS_REPLY_PREFIXES"),
         ({"data": "{}", "Warmstart-Deadline": b"\xff"}, "Unix time"),
-        ({"data": "{}", "Warmstart-Id": b"\xff\x00"}, "id: 1 to 256"),
-        ({"data": "{}", "Warmstart-Id": "x" * 257}, "id: 1 to 256"),
+        ({"data": "{}", "Warmstart-Id": b"\xff\x00"}, "id: use 1 to 256"),
+        ({"data": "{}", "Warmstart-Id": "x" * 257}, "id: use 1 to 256"),
         ({"data": "[]"} | {f"field {number}": "x" for number in range(20_000)}, "JSON object"),
     ],
 )
@@ -177,13 +177,13 @@ async def test_malformed(queue: Queue, fields: dict[str, Any], says: str) -> Non
     assert queue.answer(answer["Warmstart-Id"]) == [answer]
     if "Warmstart-Id" not in fields:
         assert answer["Warmstart-Id"] == id
-    ((_, letter),) = queue.server.xrange(queue.options.dead)
-    assert says.encode() in letter[b"Warmstart-Reason"]
-    assert letter[b"Warmstart-Attempt"] == b"1"
+    ((_, dead_letter),) = queue.server.xrange(queue.options.dead)
+    assert says.encode() in dead_letter[b"Warmstart-Reason"]
+    assert dead_letter[b"Warmstart-Attempt"] == b"1"
     kept = {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in fields.items()}
     kept.pop(b"Warmstart-Id", None)
-    assert len(letter) <= 1010
-    assert set(list(kept.items())[:500]) <= set(letter.items())
+    assert len(dead_letter) <= 1010
+    assert set(list(kept.items())[:500]) <= set(dead_letter.items())
     assert (queue.left(), queue.pending()) == (0, {})
 
 
@@ -196,10 +196,10 @@ async def test_poison(queue: Queue) -> None:
         run_worker(await queue.source(), processing(echo, MemoryRecords()), lambda: queue.left() == 0), PATIENCE
     )
     assert echo.calls == Counter({poison: 5} | dict.fromkeys(others, 1))
-    (letter,) = queue.dead()
-    assert (letter["Warmstart-Id"], letter["Warmstart-Attempt"]) == (poison, "5")
-    assert json.loads(letter["data"]) == {"poison": True}
-    assert letter["Warmstart-Reason"].startswith("internal_error")
+    (dead_letter,) = queue.dead()
+    assert (dead_letter["Warmstart-Id"], dead_letter["Warmstart-Attempt"]) == (poison, "5")
+    assert json.loads(dead_letter["data"]) == {"poison": True}
+    assert dead_letter["Warmstart-Reason"].startswith("internal_error")
     assert queue.answer(poison)[0]["Warmstart-Kind"] == "error"
     assert len(queue.results()) == 21
 
@@ -378,7 +378,7 @@ async def test_later(queue: Queue) -> None:
     with pytest.raises(BrokerUnavailable):
         await put_off.extend()  # under way when it was put off
     assert queue.pending() == {second: ("waiting", 1)}
-    queue.server.zadd(other.later, {second: 0})
+    queue.server.zadd(other.delayed, {second: 0})
     (again,) = await fetch(source)
     assert (again.envelope().id, again.attempt) == (second, 2)
 
@@ -389,7 +389,7 @@ async def test_later_outlives_its_worker(queue: Queue) -> None:
     first = queue.add()
     (delivery,) = await fetch(source)
     await delivery.settle(delivery.envelope(), Retry(0, SLOW))
-    await source.link.close()
+    await source.connection.close()
     second = queue.add()
     found = await fetch(await queue.source(), 2)
     assert [(one.envelope().id, one.attempt) for one in found] == [(first, 2), (second, 1)]
@@ -483,8 +483,8 @@ async def test_deleted(queue: Queue) -> None:
     """What somebody deletes is not delivered again, and whoever works on it finds out; the rest goes on."""
     source = await queue.source()
     ids = [queue.add() for _ in range(4)]
-    working, later, abandoned, _ = await fetch(source, 4)
-    await later.settle(later.envelope(), Retry(0, SLOW))
+    working, delayed, abandoned, _ = await fetch(source, 4)
+    await delayed.settle(delayed.envelope(), Retry(0, SLOW))
     queue.abandon(abandoned)
     queue.server.xdel(queue.options.stream, *ids[:3])
     with pytest.raises(BrokerUnavailable, match="deleted"):
@@ -539,7 +539,9 @@ async def test_another_kind_of_thing(queue: Queue, name: str) -> None:
     """Where something else has the name of a stream, that is an error at start which says so."""
     queue.server.set(getattr(queue.options, name), "x")
     for opened in (RedisSource(queue.options), RedisSubmitter(queue.options)):
-        with pytest.raises(SettingsError, match=f"{name if name != 'stream' else 'requests'} in Redis is a string"):
+        with pytest.raises(
+            SettingsError, match=f"{name if name != 'stream' else 'requests'} is not a stream but a string"
+        ):
             await opened.open()
         await opened.close()
 
@@ -594,7 +596,7 @@ async def test_names_of_consumers(queue: Queue, monkeypatch: pytest.MonkeyPatch)
     queue.add()
     queue.server.xgroup_createconsumer(queue.options.stream, queue.options.group, idle.consumer)
     held = await fetch(busy)
-    monkeypatch.setattr(redis_streams, "_FORGOTTEN_SECONDS", 0.0)
+    monkeypatch.setattr(redis_streams, "_IDLE_CONSUMER_SECONDS", 0.0)
     async with asyncio.timeout(PATIENCE):
         while idle.consumer in queue.consumers():
             await (await queue.source()).close()
