@@ -1,4 +1,4 @@
-"""``warmstart bench``: figures that belong together. How large they are is the machine's business."""
+"""``warmstart bench``: its results agree with each other. Their size depends on the machine and is not tested."""
 
 from __future__ import annotations
 
