@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from handlers.protocols import Cache, Models, Tracing
-from runtime.types import Memory, ModelFigures, Usage
+from runtime.types import Memory, ModelStats, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Context:
     Args:
         models: the model registry.
         cache: the response cache; None for no cache.
-        figures: returns the statistics of the model with the given id.
+        model_stats: returns the statistics of the model with the given id.
         memory: returns the memory of the process and its limits, in bytes.
         caller: returns an identifier of the request's caller; "" if there is only one.
         clock: wall clock and monotonic clock.
@@ -66,7 +66,7 @@ class Context:
     clock: Clock
     new_id: Callable[[], str]
     cache: Cache | None = None
-    figures: Callable[[str], ModelFigures] = lambda model: ModelFigures()
+    model_stats: Callable[[str], ModelStats] = lambda model: ModelStats()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
     queued: bool = False

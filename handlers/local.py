@@ -97,7 +97,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         version=service_version(),
         started=time.monotonic(),
         cache=_response_cache(settings),
-        figures=metrics.figures,
+        model_stats=metrics.model_stats,
         memory=memory,
         tracing=start_tracing(service_version()) if settings.tracing else None,
     )

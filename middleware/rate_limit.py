@@ -72,15 +72,15 @@ class RateLimit:
         settings: the settings with the limits.
         access: the access rules; open handlers are not limited.
         limits: the store of used quotas.
-        count_away: called each time the store is unavailable.
+        count_unavailable: called each time the store is unavailable.
     """
 
     def __init__(
-        self, settings: Settings, access: Access, limits: UsageLimiter, count_away: Callable[[], None]
+        self, settings: Settings, access: Access, limits: UsageLimiter, count_unavailable: Callable[[], None]
     ) -> None:
         self._access = access
         self._limits = limits
-        self._count_away = count_away
+        self._count_unavailable = count_unavailable
         self._closed = settings.rate_limit_fail == "closed"
         self._concurrency = settings.rate_limit_concurrency
         self._legacy = settings.rate_limit_legacy_headers
@@ -89,7 +89,7 @@ class RateLimit:
         self._burst = settings.rate_limit_burst
         self._terms = lru_cache(_KINDS)(self._put_together)
         self._running: dict[str, int] = {}
-        self._away = False
+        self._unavailable = False
 
     @web.middleware
     async def rate_limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -156,7 +156,7 @@ class RateLimit:
             except LimitsUnavailable as error:
                 self._unknown(error)
             else:
-                if self._away:
+                if self._unavailable:
                     self._back()
                 left = request[_LEFT] = _Left(terms, requests, tokens)
                 if requests is not None and terms.requests is not None and not requests.admitted:
@@ -197,16 +197,16 @@ class RateLimit:
         return reserve
 
     def _unknown(self, error: LimitsUnavailable) -> None:
-        self._count_away()
-        if not self._away:
-            self._away = True
+        self._count_unavailable()
+        if not self._unavailable:
+            self._unavailable = True
             told = "requests are answered 503" if self._closed else "nobody is limited"
             _log.warning("what clients used cannot be looked up, and so %s: %s", told, error)
         if self._closed:
             raise RateLimitUnavailable("how much you have used cannot be looked up now", retry_after=1)
 
     def _back(self) -> None:
-        self._away = False
+        self._unavailable = False
         _log.warning("what clients used can be looked up again")
 
     def _put_together(self, requests: int | None, tokens: int | None) -> _Terms:

@@ -189,7 +189,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFigures:
+class ModelStats:
     """Statistics of one model: current load, and counters since the process began.
 
     Args:

@@ -252,7 +252,7 @@ class ReferenceEngine:
 
     def _gauge(self) -> None:
         with self._gauging:  # otherwise the thread with the older values might report last
-            self._metrics.figures.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
+            self._metrics.stats.busy(self._busy, self._inbox.online, self._inbox.queued, 0)
 
     def _admit(self, queued: bool) -> None:
         """Raise an error if the engine is closing or the queue is full."""

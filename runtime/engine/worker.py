@@ -169,7 +169,7 @@ class EngineThread:
             self._queued.clear()
         for request in left:
             request.fail(error())
-        self._metrics.figures.busy(0, 0, 0, 0)
+        self._metrics.stats.busy(0, 0, 0, 0)
 
     def _places(self, queued: bool) -> set[Request]:
         """Return the set of waiting background or interactive requests."""
@@ -305,7 +305,7 @@ class EngineThread:
     def _gauge(self) -> None:
         """Update the metrics' gauges and counters."""
         metrics, online, queued = self._metrics, len(self._online), len(self._queued)
-        metrics.figures.busy(len(self._live) - online - queued, online, queued, self._scheduler.kv_usage)
+        metrics.stats.busy(len(self._live) - online - queued, online, queued, self._scheduler.kv_usage)
         counts = self._counts()
         if counts != self._told:
             for counter, now, told in zip(

@@ -118,7 +118,7 @@ class RedisStore:
     def __init__(
         self, url: str, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float], prefix: str = PREFIX
     ) -> None:
-        self.tally = StoreCounters()
+        self.counters = StoreCounters()
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock
@@ -147,8 +147,8 @@ class RedisStore:
             return
         expired, evicted = self._do(_PUT, key, model, value, self._clock(), self._ttl, self._limit)
         with self._lock:
-            self.tally.expired += expired
-            self.tally.evictions += evicted
+            self.counters.expired += expired
+            self.counters.evictions += evicted
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
@@ -158,7 +158,7 @@ class RedisStore:
         """Return the number of entries and their bytes."""
         expired, entries, held = self._do(_SIZE, self._clock() - self._ttl)
         with self._lock:
-            self.tally.expired += expired
+            self.counters.expired += expired
         return Size(entries, held)
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class RedisStore:
                 # One of the five keys was overwritten with a value of another type.
                 self._client.unlink(*self._keys)
                 with self._lock:
-                    self.tally.damaged += 1
+                    self.counters.damaged += 1
                 return self._scripts[script](keys=self._keys, args=values)
         except (redis.RedisError, OSError) as error:
             raise StoreFailed(f"Redis: {error}") from error

@@ -69,7 +69,7 @@ def test_models_counts() -> None:
 
 
 def test_all_of_the_cache_is_shown() -> None:
-    """Every number of the cache's figures but its fixed time to live has a metric."""
+    """Every number of the cache's statistics but its fixed time to live has a metric."""
     shown = samples()
     for field in fields(CacheStats):
         if field.name in ("store", "ttl_seconds"):
