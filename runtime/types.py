@@ -10,7 +10,7 @@ Role = Literal["system", "user", "assistant"]
 
 # A logit bias that forces a token: in float32 the sum keeps nothing of the original logit, and the softmax gives every
 # other token probability 0.
-_OUTWEIGHING = 1e30
+_FORCING_BIAS = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class SamplingParams:
     n: int = 1
     forced: tuple[int, ...] = ()
 
-    def bias(self, place: int) -> tuple[tuple[int, float], ...]:
-        """The logit bias of the sequence's generated token number ``place`` (from 0): (token id, number to add)."""
-        return ((self.forced[place], _OUTWEIGHING),) if place < len(self.forced) else self.logit_bias
+    def bias(self, position: int) -> tuple[tuple[int, float], ...]:
+        """The logit bias of the sequence's generated token number ``position`` (from 0): (token id, number to add)."""
+        return ((self.forced[position], _FORCING_BIAS),) if position < len(self.forced) else self.logit_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class ModelStatus:
         last_used: wall-clock time at which a request last began or ended on it.
         running: requests that use it now.
         loads: number of loads since the process began; ``load_failures`` counts those that failed.
-        unloads: number of unloads, of which ``evictions`` made room for another model.
+        unloads: number of unloads, of which ``evictions`` freed memory for another model.
     """
 
     id: str

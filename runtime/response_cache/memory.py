@@ -59,14 +59,14 @@ class MemoryStore:
         """Remove the values that match, and return how many there were."""
         with self._lock:
             self._expire()
-            gone = [
+            matches = [
                 key
                 for key, (_, owner) in self._entries.items()
                 if key.startswith(prefix) and (model is None or owner == model)
             ]
-            for key in gone:
+            for key in matches:
                 self._drop(key)
-            return len(gone)
+            return len(matches)
 
     def size(self) -> Size:
         """Return the number of entries and their bytes."""

@@ -34,9 +34,9 @@ local function drop(key)
   redis.call('ZREM', used, key)
 end
 local function expire(oldest)
-  local gone = redis.call('ZRANGEBYSCORE', created, '-inf', oldest)
-  for _, key in ipairs(gone) do drop(key) end
-  return #gone
+  local removed = redis.call('ZRANGEBYSCORE', created, '-inf', oldest)
+  for _, key in ipairs(removed) do drop(key) end
+  return #removed
 end
 local function touch(key)
   redis.call('ZADD', used, redis.call('HINCRBY', state, 'uses', 1), key)
@@ -79,14 +79,14 @@ _REMOVE = (
     _COMMON
     + """
 local prefix, any, model = ARGV[1], ARGV[2] == '1', ARGV[3]
-local gone = 0
+local removed = 0
 for _, key in ipairs(redis.call('HKEYS', values)) do
   if key:sub(1, #prefix) == prefix and (any or redis.call('HGET', models, key) == model) then
     drop(key)
-    gone = gone + 1
+    removed = removed + 1
   end
 end
-return gone
+return removed
 """
 )
 _SIZE = (
@@ -156,10 +156,10 @@ class RedisStore:
 
     def size(self) -> Size:
         """Return the number of entries and their bytes."""
-        expired, entries, held = self._do(_SIZE, self._clock() - self._ttl)
+        expired, entries, size = self._do(_SIZE, self._clock() - self._ttl)
         with self._lock:
             self.counters.expired += expired
-        return Size(entries, held)
+        return Size(entries, size)
 
     def close(self) -> None:
         """Close the connections; the entries stay in Redis."""

@@ -98,9 +98,9 @@ class SqliteStore:
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
         # "g" sorts after every hexadecimal digit.
-        which = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
+        condition = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
         values = (prefix, prefix + "g") + (() if model is None else (model,))
-        statement = f"DELETE FROM answers WHERE {which}"  # noqa: S608 - made of the two lines above
+        statement = f"DELETE FROM answers WHERE {condition}"  # noqa: S608 - made of the two lines above
         return self._do(lambda database: database.execute(statement, values).rowcount)
 
     def size(self) -> Size:

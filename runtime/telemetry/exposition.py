@@ -77,7 +77,7 @@ def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
     def counter(name: str, text: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"warmstart:{name}", text, labels=[_LABEL])
 
-    shown = (
+    families = (
         ("running", gauge("num_requests_running", "Requests in the batch.")),
         ("waiting", gauge("num_requests_waiting", "Interactive requests that wait for admission to the batch.")),
         ("queued", gauge("num_queued_requests_waiting", "Background requests (events) that wait for admission.")),
@@ -94,11 +94,11 @@ def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
     bounds = [*map(floatToGoString, GAP_BOUNDS), "+Inf"]
     for name, model in stats.items():
         now = model.read()
-        for field, family in shown:
+        for field, family in families:
             family.add_metric([name], getattr(now, field))
         counts, seconds = model.gaps()
         gaps.add_metric([name], list(zip(bounds, accumulate(counts), strict=True)), seconds)
-    return [*(family for _, family in shown), gaps]
+    return [*(family for _, family in families), gaps]
 
 
 def service_families(service: ServiceStats) -> Iterator[Metric]:
@@ -112,7 +112,7 @@ def service_families(service: ServiceStats) -> Iterator[Metric]:
 def _models(models: list[ModelStatus]) -> Iterator[Metric]:
     state = GaugeMetricFamily("warmstart:model_state", "1 for the model's current state.", labels=[_LABEL, "state"])
     default = GaugeMetricFamily("warmstart:model_default", "1 for the default model, else 0.", labels=[_LABEL])
-    held = GaugeMetricFamily("warmstart:model_memory_bytes", "Memory that the model uses now.", labels=[_LABEL])
+    memory = GaugeMetricFamily("warmstart:model_memory_bytes", "Memory that the model uses now.", labels=[_LABEL])
     leases = GaugeMetricFamily("warmstart:model_leases", "Requests that use the model now.", labels=[_LABEL])
     events = {
         "loads": CounterMetricFamily("warmstart:model_loads", "Loads that succeeded.", labels=[_LABEL]),
@@ -124,11 +124,11 @@ def _models(models: list[ModelStatus]) -> Iterator[Metric]:
         for possible in _STATES:
             state.add_metric([model.id, possible], float(model.state == possible))
         default.add_metric([model.id], float(model.default))
-        held.add_metric([model.id], model.memory_bytes)
+        memory.add_metric([model.id], model.memory_bytes)
         leases.add_metric([model.id], model.running)
         for name, family in events.items():
             family.add_metric([model.id], getattr(model, name))
-    yield from (state, default, held, leases, *events.values())
+    yield from (state, default, memory, leases, *events.values())
 
 
 def _memory(memory: Memory) -> Iterator[Metric]:

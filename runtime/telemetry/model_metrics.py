@@ -144,13 +144,13 @@ class RequestRecord:
         "_first",
         "_firsts",
         "_last",
-        "_left",
         "_metrics",
         "_model",
         "_prompt",
         "_started",
         "_tokens",
         "_trace",
+        "_unfinished",
     )
 
     def __init__(self, metrics: ModelMetrics, model: str, sequences: int) -> None:
@@ -161,7 +161,7 @@ class RequestRecord:
         self._started = self._first = 0.0
         self._firsts = 0.0  # the sum of the times of all sequences' first tokens
         self._last = [0.0] * sequences  # the time of each sequence's latest token
-        self._left = sequences
+        self._unfinished = sequences
         self._prompt = self._cached = self._tokens = 0
         self._ended = False
 
@@ -194,8 +194,8 @@ class RequestRecord:
         self._last[sequence] = now
         if reason is not None:
             metrics.success[reason].inc()
-            self._left -= 1
-            if not self._left:
+            self._unfinished -= 1
+            if not self._unfinished:
                 self._finish(now)
 
     def failed(self, code: str) -> None:

@@ -32,7 +32,7 @@ from runtime.events.envelope import Envelope, encode
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy, Reject
 from runtime.events.processor import Processor
-from runtime.json_answer import MANY
+from runtime.json_answer import MAX_INLINE_ITEMS
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.request_scope import RequestScope, UsageCounter, current_caller, observe_usage, request_scope
 from runtime.types import Usage
@@ -144,7 +144,7 @@ async def test_a_large_answer_is_rendered_elsewhere(monkeypatch: pytest.MonkeyPa
     await Served().post(EVENT)
     assert threads == {threading.get_ident()}
     threads.clear()
-    large = {"text": "é", "logprobs": [[1, "a"], {"b": None}] * MANY}
+    large = {"text": "é", "logprobs": [[1, "a"], {"b": None}] * MAX_INLINE_ITEMS}
     service = Served(result=large)
     for body, headers in ((EVENT, {}), ([EVENT], {}), (b'{"prompt": "Hi"}', binary())):
         answer = await service.post(body, headers)
