@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from handlers.protocols import Cache, Models, Tracing
-from runtime.types import Memory, ModelStats, Usage
+from runtime.status import Memory, ModelStats
+from runtime.types import Usage
 
 
 @dataclass(frozen=True, slots=True)

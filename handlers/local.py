@@ -29,9 +29,9 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.factory import open_store
 from runtime.settings import PRIVATE_NETWORKS, Settings
+from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.tracing import start_tracing
-from runtime.types import Memory
 
 _lock = threading.Lock()
 _shared: Context | None = None

@@ -10,7 +10,7 @@ from handlers.context import Context
 from handlers.schemas.base import Empty, ModelName
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import LoadRequest
-from runtime.types import ModelStatus
+from runtime.status import ModelStatus
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from runtime.errors import ModelLoading, ModelNotFound, ServiceError, SettingsEr
 from runtime.model.catalogue import ModelSpec
 from runtime.model_pool.instance import E, ModelInstance, ModelSlot
 from runtime.model_pool.pool import Loader, Measure, ModelPool
-from runtime.types import ModelState, ModelStatus
+from runtime.status import ModelState, ModelStatus
 
 
 class Registry(Generic[E]):

@@ -18,7 +18,8 @@ from runtime.errors import CacheUnavailable
 from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
 from runtime.response_cache.single_flight import SingleFlight, Start
 from runtime.response_cache.store import Size, Store, StoreFailed
-from runtime.types import CacheStats, CacheUse, Token
+from runtime.status import CacheStats
+from runtime.types import CacheUse, Token
 
 _log = logging.getLogger("warmstart.cache")
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from typing import get_args
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from runtime.status import CacheStats, Memory, ModelState, ModelStatus
 from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
-from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
 OPENMETRICS = "application/openmetrics-text"
 _TEXT = "text/plain"

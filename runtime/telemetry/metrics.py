@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
+from runtime.status import ModelStats
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.exposition import OPENMETRICS, prefers_openmetrics, stats_families
 from runtime.telemetry.model_metrics import Collectors, ModelMetrics
-from runtime.types import ModelStats
 
 # The version that the encoder supports, whichever was requested. Without the last part it writes _ for : in names.
 _OPENMETRICS = f"{OPENMETRICS}; version=1.0.0; escaping=allow-utf-8"

@@ -21,7 +21,8 @@ from handlers.operations import compare
 from handlers.schemas.responses import CompareChunk, CompareResponse
 from runtime.errors import ContextLengthExceeded, Draining, InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.settings import Settings
-from runtime.types import Job, Message, ModelStatus, SamplingParams, Token, Usage
+from runtime.status import ModelStatus
+from runtime.types import Job, Message, SamplingParams, Token, Usage
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving, until
 
 PROMPT = {"prompt": "x"}

@@ -16,7 +16,7 @@ from runtime.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress
 from runtime.model_pool.registry import Registry
-from runtime.types import ModelState, ModelStats, Percentiles
+from runtime.status import ModelState, ModelStats, Percentiles
 from tests.support.fakes import INFO, FakeEngine, fake_context, until
 
 

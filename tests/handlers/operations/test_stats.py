@@ -9,8 +9,8 @@ import pytest
 from handlers.operations import stats
 from handlers.schemas.reports import StatsResponse
 from runtime.errors import InvalidRequest
+from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
-from runtime.types import Memory
 from tests.support.fakes import fake_context
 
 

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from runtime.status import CacheStats, Memory, ModelState, ModelStatus
 from runtime.telemetry.exposition import ServiceStats, prefers_openmetrics, service_families
 from runtime.telemetry.metrics import Metrics
-from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
 
 def status(name: str, state: ModelState, **more: object) -> ModelStatus:

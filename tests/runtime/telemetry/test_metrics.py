@@ -9,9 +9,9 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from runtime.status import ModelStats, Percentiles
 from runtime.telemetry import metrics as metrics_module
 from runtime.telemetry.metrics import Metrics
-from runtime.types import ModelStats, Percentiles
 
 NAMES = (
     "num_requests_running",

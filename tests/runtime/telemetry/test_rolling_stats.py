@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from runtime.status import ModelStats, Percentiles
 from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
-from runtime.types import ModelStats, Percentiles
 
 
 class Hands:
