@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from handlers.protocols import Cache, Models, Tracing
-from runtime.status import Memory, ModelStats
-from runtime.types import Usage
+from runtime.status import EngineStats, Memory
+from runtime.types import TokenUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Context:
     clock: Clock
     new_id: Callable[[], str]
     cache: Cache | None = None
-    model_stats: Callable[[str], ModelStats] = lambda model: ModelStats()
+    model_stats: Callable[[str], EngineStats] = lambda model: EngineStats()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
     queued: bool = False
@@ -75,5 +75,5 @@ class Context:
     version: str = "0"
     started: float = 0.0
     tracing: Tracing | None = None
-    observe: Callable[[Usage], None] = lambda usage: None
+    observe: Callable[[TokenUsage], None] = lambda usage: None
     reserve: Callable[[int], Awaitable[Commit]] = free

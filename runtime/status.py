@@ -61,7 +61,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelStats:
+class EngineStats:
     """Statistics of one model: current load, and counters since the process began.
 
     Args:

@@ -152,8 +152,8 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of a generation, and how the response cache was used. Usages can be added.
+class TokenUsage:
+    """Token counts of a generation, and how the response cache was used. They can be added.
 
     Args:
         prompt_tokens: tokens of all prompts, of which ``cached_tokens`` were found in the prefix cache.
@@ -166,8 +166,8 @@ class Usage:
     cached_tokens: int = 0
     cache: CacheUse | None = None
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,

@@ -21,7 +21,7 @@ from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import CompareRequest
 from runtime.errors import ServiceError
-from runtime.types import Job, Message, Token, Usage
+from runtime.types import Job, Message, Token, TokenUsage
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ async def _events(
     sides: Sequence[_Side], messages: tuple[Message, ...], ctx: Context
 ) -> AsyncGenerator[dict[str, Any], None]:
     events: asyncio.Queue[dict[str, Any] | asyncio.Task[_Side]] = asyncio.Queue()
-    usages: list[Usage] = []
+    usages: list[TokenUsage] = []
     apart = replace(ctx, observe=usages.append)
     tasks = [asyncio.create_task(_run(side, messages, apart, events.put_nowait)) for side in sides]
     for task in tasks:
@@ -122,7 +122,7 @@ async def _events(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        ctx.observe(sum(usages, Usage()))
+        ctx.observe(sum(usages, TokenUsage()))
 
 
 async def _run(

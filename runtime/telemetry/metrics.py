@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
-from runtime.status import ModelStats
+from runtime.status import EngineStats
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.exposition import OPENMETRICS, prefers_openmetrics, stats_families
 from runtime.telemetry.model_metrics import Collectors, ModelMetrics
@@ -58,10 +58,10 @@ class Metrics:
                 self._models[name] = ModelMetrics(self._collectors, name, self._started, self._clock)
             return self._models[name]
 
-    def model_stats(self, name: str) -> ModelStats:
+    def model_stats(self, name: str) -> EngineStats:
         """Return a model's statistics; all zero for a model that was never loaded, for which nothing is created."""
         model = self._models.get(name)
-        return ModelStats() if model is None else model.stats.read()
+        return EngineStats() if model is None else model.stats.read()
 
     def collect(self) -> Iterable[Metric]:
         """Return the families of ``runtime.telemetry.rolling_stats``; the registry calls this at each scrape."""

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from runtime.status import ModelStats, Percentiles
+from runtime.status import EngineStats, Percentiles
 from runtime.telemetry import metrics as metrics_module
 from runtime.telemetry.metrics import Metrics
 
@@ -164,7 +164,7 @@ def test_cold_start(monkeypatch: pytest.MonkeyPatch, started: float | None, expe
 def test_a_name_that_was_asked_for_is_not_kept() -> None:
     """Figures of an unknown model are zeros, and leave no label behind: callers cannot make the metrics grow."""
     metrics = Metrics()
-    assert metrics.model_stats("nobody") == ModelStats()
+    assert metrics.model_stats("nobody") == EngineStats()
     assert b"nobody" not in metrics.render()[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.status import ModelStats, Percentiles
+from runtime.status import EngineStats, Percentiles
 from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
 
 
@@ -20,7 +20,7 @@ class Hands:
 
 def test_nothing_yet() -> None:
     """A model that did nothing has zeros, and no spreads."""
-    assert RollingStats(Hands()).read() == ModelStats()
+    assert RollingStats(Hands()).read() == EngineStats()
 
 
 def test_counts() -> None:
