@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from handlers.protocols import Cache, Models, Tracing
-from runtime.types import Memory, ModelFigures, Usage
+from runtime.status import EngineStats, Memory
+from runtime.types import TokenUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Context:
     Args:
         models: the model registry.
         cache: the response cache; None for no cache.
-        figures: returns the statistics of the model with the given id.
+        model_stats: returns the statistics of the model with the given id.
         memory: returns the memory of the process and its limits, in bytes.
         caller: returns an identifier of the request's caller; "" if there is only one.
         clock: wall clock and monotonic clock.
@@ -67,7 +68,7 @@ class Context:
     clock: Clock
     new_id: Callable[[], str]
     cache: Cache | None = None
-    figures: Callable[[str], ModelFigures] = lambda model: ModelFigures()
+    model_stats: Callable[[str], EngineStats] = lambda model: EngineStats()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
     background: bool = False
@@ -75,5 +76,5 @@ class Context:
     version: str = "0"
     started: float = 0.0
     tracing: Tracing | None = None
-    observe: Callable[[Usage], None] = lambda usage: None
+    observe: Callable[[TokenUsage], None] = lambda usage: None
     reserve: Callable[[int], Awaitable[Commit]] = reserve_unlimited

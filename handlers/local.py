@@ -30,9 +30,9 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.factory import open_store
 from runtime.settings import PRIVATE_NETWORKS, Settings
+from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.tracing import start_tracing
-from runtime.types import Memory
 
 if TYPE_CHECKING:  # both take tenths of a second to import
     from runtime.engine.engine import FastEngine
@@ -103,7 +103,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         version=service_version(),
         started=time.monotonic(),
         cache=_response_cache(settings),
-        figures=metrics.figures,
+        model_stats=metrics.model_stats,
         memory=memory,
         tracing=start_tracing(service_version()) if settings.tracing else None,
     )

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, Protocol
 
-from runtime.types import CacheStats, CacheUse, Job, Message, ModelInfo, ModelStatus, Token
+from runtime.status import CacheStats, ModelStatus
+from runtime.types import CacheUse, Job, Message, ModelInfo, Token
 
 
 class Engine(Protocol):

@@ -67,7 +67,7 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
     if settings.rate_limit_enabled:
         limits = open_limits(settings)
         metrics.limited_clients.set_function(limits.__len__)
-        edge = RateLimit(settings, access, limits, metrics.limits_away.inc)
+        edge = RateLimit(settings, access, limits, metrics.limits_unavailable.inc)
         limit = [edge.rate_limit]
         headers.append(edge.set_headers)
         app.on_cleanup.append(lambda _: limits.close())

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.device import select_device
-from runtime.engine.sequence import Row, Runner, Sequence
+from runtime.engine.sequence import BenchRunner, Row, Sequence
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.host import usable_cores
 from runtime.loading.fast_engine import open_fast
@@ -67,67 +67,67 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
         reporter.close()
     runner, snapshot = fast.runner, fast.snapshot
     vocabulary = snapshot.facts.decoder.vocabulary
-    longest = min(runner.max_tokens, snapshot.facts.decoder.context_length - 1, runner.blocks * runner.block_tokens)
+    max_context = min(runner.max_tokens, snapshot.facts.decoder.context_length - 1, runner.blocks * runner.block_tokens)
     with phases.phase("warm-up"):
         _prefill(runner, 4, vocabulary)
     try:
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             "model": spec.id,
             "dtype": fast.dtype,
             "optimizations": list(fast.optimizations),
             "machine": {"cpu": _cpu(), "cores": usable_cores(), "python": platform.python_version()},
             "weights_bytes": snapshot.nbytes,
             "cold_start_seconds": dict(phases.seconds),
-            "prefill": {n: _prefill(runner, n, vocabulary) for n in _PREFILL_TOKENS if n <= longest},
+            "prefill": {n: _prefill(runner, n, vocabulary) for n in _PREFILL_TOKENS if n <= max_context},
             "decode": {},
         }
-        context = min(_CONTEXT, longest - _STEPS - 1)
+        context = min(_CONTEXT, max_context - _STEPS - 1)
         for batch in _DECODE_BATCHES:
             if batch * (context + _STEPS + runner.block_tokens) <= runner.blocks * runner.block_tokens:
-                found["decode"][batch] = batch / _median(decode_step(runner, batch, context, vocabulary), _STEPS)
+                results["decode"][batch] = batch / _median(decode_step(runner, batch, context, vocabulary), _STEPS)
         # Bytes read per decoded token: all weights, and the keys and values before it.
         read = snapshot.nbytes + runner.block_bytes * context // runner.block_tokens
-        found["bandwidth"] = {"achieved": read * found["decode"][1], "measured": _read_bandwidth(runner)}
+        results["bandwidth"] = {"achieved": read * results["decode"][1], "measured": _read_bandwidth(runner)}
         if text is not None:
             ids = snapshot.tokenizer.encode(text)
-            found["perplexity"] = perplexity(ids, lambda window: logits_of(runner, window))
-        return found
+            results["perplexity"] = perplexity(ids, lambda window: logits_of(runner, window))
+        return results
     finally:
         runner.close()
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Format the results of ``bench`` as Markdown."""
-    bandwidth = found["bandwidth"]
-    machine = found["machine"]
+    bandwidth = results["bandwidth"]
+    machine = results["machine"]
     lines = [
-        f"{found['model']}, {', '.join((found['dtype'], *found['optimizations']))}",
-        f"{machine['cpu']}, {machine['cores']} cores, weights {found['weights_bytes'] / 1e6:.0f} MB",
+        f"{results['model']}, {', '.join((results['dtype'], *results['optimizations']))}",
+        f"{machine['cpu']}, {machine['cores']} cores, weights {results['weights_bytes'] / 1e6:.0f} MB",
         "",
         "| cold start | seconds |",
         "|---|---:|",
-        *(f"| {name} | {seconds:.2f} |" for name, seconds in found["cold_start_seconds"].items()),
+        *(f"| {name} | {seconds:.2f} |" for name, seconds in results["cold_start_seconds"].items()),
         "",
         "| prefill, tokens at once | tok/s |",
         "|---:|---:|",
-        *(f"| {tokens} | {rate:.0f} |" for tokens, rate in found["prefill"].items()),
+        *(f"| {tokens} | {rate:.0f} |" for tokens, rate in results["prefill"].items()),
         "",
         "| decode, batch | tok/s | ms per step |",
         "|---:|---:|---:|",
-        *(f"| {batch} | {rate:.0f} | {1000 * batch / rate:.1f} |" for batch, rate in found["decode"].items()),
+        *(f"| {batch} | {rate:.0f} | {1000 * batch / rate:.1f} |" for batch, rate in results["decode"].items()),
         "",
         f"One stream reads {bandwidth['achieved'] / 1e9:.1f} GB/s, of the {bandwidth['measured'] / 1e9:.1f} GB/s that "
         f"this machine reads ({bandwidth['achieved'] / bandwidth['measured']:.0%}).",
     ]
-    if "perplexity" in found:
-        lines.append(f"Perplexity {found['perplexity']:.3f}.")
+    if "perplexity" in results:
+        lines.append(f"Perplexity {results['perplexity']:.3f}.")
     return "\n".join(lines)
 
 
-def _sequence(tokens: list[int], first_block: int, runner: Runner) -> Sequence:
-    made = Sequence(tuple(tokens), SamplingParams(max_new_tokens=_STEPS + 1, temperature=0), seed=0)
-    made.blocks = list(range(first_block, first_block + -(-made.capacity // runner.block_tokens)))
-    return made
+def _sequence(tokens: list[int], first_block: int, runner: BenchRunner) -> Sequence:
+    sequence = Sequence(tuple(tokens), SamplingParams(max_new_tokens=_STEPS + 1, temperature=0), seed=0)
+    sequence.blocks = list(range(first_block, first_block + -(-sequence.capacity // runner.block_tokens)))
+    return sequence
 
 
 def _median(step: Callable[[], object], count: int) -> float:
@@ -139,14 +139,14 @@ def _median(step: Callable[[], object], count: int) -> float:
     return statistics.median(times)
 
 
-def _prefill(runner: Runner, tokens: int, vocabulary: int) -> float:
-    dice = random.Random(tokens)  # noqa: S311 - the same numbers each time
-    sequence = _sequence(dice.choices(range(vocabulary), k=tokens), 0, runner)
+def _prefill(runner: BenchRunner, tokens: int, vocabulary: int) -> float:
+    generator = random.Random(tokens)  # noqa: S311 - the same numbers each time
+    sequence = _sequence(generator.choices(range(vocabulary), k=tokens), 0, runner)
     rows = [Row(sequence, 0, sequence.tokens)]
     return tokens / _median(lambda: runner.step(rows), 7)
 
 
-def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Callable[[], object]:
+def decode_step(runner: BenchRunner, batch: int, context: int, vocabulary: int) -> Callable[[], object]:
     """Prefill a batch of sequences and return a function that decodes one more token of each.
 
     Args:
@@ -158,14 +158,14 @@ def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Ca
     Returns:
         The decode step, which may be called up to thirty times.
     """
-    dice = random.Random(batch)  # noqa: S311
-    each = -(-(context + _STEPS) // runner.block_tokens)
-    sequences = [_sequence(dice.choices(range(vocabulary), k=context), i * each, runner) for i in range(batch)]
+    generator = random.Random(batch)  # noqa: S311
+    blocks = -(-(context + _STEPS) // runner.block_tokens)
+    sequences = [_sequence(generator.choices(range(vocabulary), k=context), i * blocks, runner) for i in range(batch)]
     for sequence in sequences:
         runner.step([Row(sequence, 0, sequence.tokens)])
 
     def step() -> None:
-        rows = [Row(s, len(s.tokens), [dice.randrange(vocabulary)]) for s in sequences]
+        rows = [Row(s, len(s.tokens), [generator.randrange(vocabulary)]) for s in sequences]
         runner.step(rows)
         for row in rows:
             row.sequence.tokens += row.token_ids
@@ -173,16 +173,10 @@ def decode_step(runner: Runner, batch: int, context: int, vocabulary: int) -> Ca
     return step
 
 
-def _read_bandwidth(runner: Runner) -> float:
+def _read_bandwidth(runner: BenchRunner) -> float:
     """Measure the memory bandwidth of all threads together, in bytes per second, on an array larger than the caches."""
     data = np.ones(_READ_BYTES // 4, np.float32)
-    read = getattr(runner, "read", None)
-    if read is None:
-        import torch
-
-        tensor = torch.from_numpy(data)
-        return _READ_BYTES / _median(tensor.sum, 7)
-    return _READ_BYTES / _median(lambda: read(data), 7)
+    return _READ_BYTES / _median(lambda: runner.read(data), 7)
 
 
 def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np.float32]]]) -> float:
@@ -201,10 +195,10 @@ def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np
         window = ids[start : start + _WINDOW]
         targets = iter(window[1:])  # one fewer than there are logits
         for piece in logits(window):
-            found = piece.astype(np.float64)
-            found -= found.max(axis=1, keepdims=True)
-            found -= np.log(np.exp(found).sum(axis=1, keepdims=True))
-            for row, target in zip(found, targets, strict=False):
+            logprobs = piece.astype(np.float64)
+            logprobs -= logprobs.max(axis=1, keepdims=True)
+            logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
+            for row, target in zip(logprobs, targets, strict=False):
                 total -= row[target]
                 count += 1
     if not count:
@@ -212,8 +206,8 @@ def perplexity(ids: list[int], logits: Callable[[list[int]], Iterable[NDArray[np
     return math.exp(total / count)
 
 
-def logits_of(runner: Any, window: list[int]) -> Iterator[NDArray[np.float32]]:
-    """Yield the logits of a native or torch runner in the form that ``perplexity`` takes."""
+def logits_of(runner: BenchRunner, window: list[int]) -> Iterator[NDArray[np.float32]]:
+    """Yield the logits after each token of a window, in the form that ``perplexity`` takes."""
     sequence = _sequence(window, 0, runner)
     for at in range(0, len(window), _PIECE):
         piece = window[at : at + _PIECE]

@@ -16,30 +16,30 @@ from runtime.host import cpu_flags, trim_memory
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's name
 
 
-def select_device(wanted: str) -> str:
+def select_device(name: str) -> str:
     """Return the device to run on; ``auto`` selects CUDA if present, else MPS, else the CPU.
 
     Args:
-        wanted: auto, cpu, mps, cuda or cuda:N.
+        name: auto, cpu, mps, cuda or cuda:N.
 
     Raises:
         ModelUnavailable: the named device is not present.
     """
-    if wanted == "auto":
+    if name == "auto":
         return _accelerator() if _may_have_cuda() or _may_have_mps() else "cpu"
-    if wanted == "cpu":
-        return wanted
+    if name == "cpu":
+        return name
     import torch
 
-    kind, _, index = wanted.partition(":")
+    kind, _, index = name.partition(":")
     present = (
         torch.backends.mps.is_available()
         if kind == "mps"
         else torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
     )
     if not present:
-        raise ModelUnavailable(f"DEVICE={wanted} is not present on this machine; set DEVICE=auto or cpu")
-    return wanted if kind == "mps" else f"cuda:{index or 0}"
+        raise ModelUnavailable(f"DEVICE={name} is not present on this machine; set DEVICE=auto or cpu")
+    return name if kind == "mps" else f"cuda:{index or 0}"
 
 
 def _accelerator() -> str:
@@ -66,21 +66,21 @@ def _may_have_mps() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
-def select_dtype(wanted: str, device: str, *, int8: bool = False) -> str:
+def select_dtype(name: str, device: str, *, int8: bool = False) -> str:
     """Return the weights' number type; ``auto`` selects 8 or 16 bits only where the device computes fast with them.
 
     Args:
-        wanted: auto, int8, float32, bfloat16 or float16; a named type is returned unless the device cannot run it.
+        name: auto, int8, float32, bfloat16 or float16; a named type is returned unless the device cannot run it.
         device: the device, from ``select_device``.
         int8: whether the engine has kernels for 8-bit weights on this device.
 
     Raises:
         ModelUnavailable: float16 on a CPU, where its kernels are slower than float32's and partly missing.
     """
-    if wanted == "float16" and device == "cpu":
+    if name == "float16" and device == "cpu":
         raise ModelUnavailable("DTYPE=float16 does not run well on a CPU; set DTYPE=auto, bfloat16 or float32")
-    if wanted != "auto":
-        return wanted
+    if name != "auto":
+        return name
     if device.startswith("cuda"):
         import torch
 

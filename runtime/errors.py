@@ -251,13 +251,13 @@ class EngineRestarting(ServiceError):
 class IdempotencyConflict(ServiceError):
     """The same work is in progress elsewhere (draft-ietf-httpapi-idempotency-key-header section 2.6)."""
 
-    code, status, title, retryable = "idempotency_conflict", 409, "Being done", True
+    code, status, title, retryable = "idempotency_conflict", 409, "Idempotency conflict", True
 
 
 class IdempotencyMismatch(InvalidRequest):
     """The same id came with another payload (the same draft; RFC 9110 section 15.5.21)."""
 
-    code, status, title = "idempotency_mismatch", 422, "Same id, other payload"
+    code, status, title = "idempotency_mismatch", 422, "Idempotency mismatch"
 
 
 class IdempotencyUnavailable(ServiceError):
@@ -269,7 +269,7 @@ class IdempotencyUnavailable(ServiceError):
 class DeliveryLimit(ServiceError):
     """The message was delivered too often and never acknowledged, so it is assumed to crash the workers."""
 
-    code, status, title = "delivery_limit", 500, "Delivered too often"
+    code, status, title = "delivery_limit", 500, "Delivery limit reached"
 
 
 class DeadlinePassed(ServiceError):

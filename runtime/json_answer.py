@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _ENCODER = json.JSONEncoder()
-MANY = 2_000
-"""Most arrays and objects of an answer that is encoded on the event loop, which takes a few milliseconds."""
-_FEW = 200  # most arrays and objects that ``_pieces`` encodes in one call
+MAX_INLINE_ITEMS = 2_000
+"""Maximum number of arrays and objects of an answer encoded on the event loop, which takes a few milliseconds."""
+_PIECE_ITEMS = 200  # maximum number of arrays and objects that ``_pieces`` encodes in one call
 
 
 async def encoded(answer: Mapping[str, Any]) -> bytes:
@@ -27,8 +27,8 @@ async def encoded(answer: Mapping[str, Any]) -> bytes:
 
 
 def is_large(answer: Mapping[str, Any]) -> bool:
-    """Return whether an answer has more than ``MANY`` arrays and objects, and so is encoded off the event loop."""
-    return _more_than(answer, MANY)
+    """Return whether an answer has so many arrays and objects that it is encoded off the event loop."""
+    return _more_than(answer, MAX_INLINE_ITEMS)
 
 
 def dumps(answer: Mapping[str, Any]) -> bytes:
@@ -38,7 +38,7 @@ def dumps(answer: Mapping[str, Any]) -> bytes:
 
 def _pieces(value: Any) -> Iterator[str]:
     """Yield the JSON in short pieces, each encoded quickly: between them the interpreter lets other threads run."""
-    if not _more_than(value, _FEW):
+    if not _more_than(value, _PIECE_ITEMS):
         yield _ENCODER.encode(value)
     elif isinstance(value, dict):
         before = "{"
@@ -56,14 +56,14 @@ def _pieces(value: Any) -> Iterator[str]:
         yield "]"
 
 
-def _more_than(value: Any, most: int) -> bool:
-    """Return whether a value contains more than ``most`` arrays and objects; stops counting there."""
-    found, unseen = 0, [iter((value,))]
+def _more_than(value: Any, limit: int) -> bool:
+    """Return whether a value contains more than ``limit`` arrays and objects; stops counting there."""
+    count, unseen = 0, [iter((value,))]
     while unseen:
         for member in unseen[-1]:
             if isinstance(member, dict | list | tuple):
-                found += 1
-                if found > most:
+                count += 1
+                if count > limit:
                     return True
                 unseen.append(iter(member.values() if isinstance(member, dict) else member))
                 break

@@ -20,7 +20,7 @@ Network = IPv4Network | IPv6Network
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _UNSPECIFIED = IPv6Address("::")
-_SHOWN = 80  # most characters of a wrong entry in an error message
+_MAX_SHOWN_CHARS = 80  # maximum characters of a wrong entry in an error message
 
 
 def unmap(address: Address) -> Address:
@@ -77,8 +77,8 @@ def parse_networks(entries: Iterable[str], *, strict: bool, name: str) -> tuple[
         try:
             networks.append(_parse(entry.strip(), strict))
         except ValueError as error:
-            reason = str(error)[: 2 * _SHOWN]
-            raise ValueError(f"{name}: {entry[:_SHOWN]!r} is not a usable network: {reason}") from None
+            reason = str(error)[: 2 * _MAX_SHOWN_CHARS]
+            raise ValueError(f"{name}: {entry[:_MAX_SHOWN_CHARS]!r} is not a usable network: {reason}") from None
     return tuple(networks)
 
 
@@ -118,9 +118,9 @@ class NetworkSet(Sequence[Network]):
                 v4.append(network)
             else:
                 v6.append(network)
-        narrow, wide = tuple(collapse_addresses(v4)), tuple(collapse_addresses(v6))
-        self._networks: tuple[Network, ...] = (*narrow, *wide)
-        self._ranges = {4: _bounds(narrow), 6: _bounds(wide)}
+        collapsed_v4, collapsed_v6 = tuple(collapse_addresses(v4)), tuple(collapse_addresses(v6))
+        self._networks: tuple[Network, ...] = (*collapsed_v4, *collapsed_v6)
+        self._ranges = {4: _bounds(collapsed_v4), 6: _bounds(collapsed_v6)}
 
     def __contains__(self, item: object) -> bool:
         """Return whether an address is in any network, or whether any other object is one of the collapsed networks."""

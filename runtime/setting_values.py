@@ -27,12 +27,12 @@ def words(value: Any) -> Any:
     if not value.startswith("["):
         return list(filter(None, _SEPARATORS.split(value)))
     try:
-        found = json.loads(value)
+        items = json.loads(value)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise ValueError(f'{value!r} is not a JSON array of strings such as ["a", "b c"]')
-    return found
+    return items
 
 
 def bare_host(value: str) -> str:

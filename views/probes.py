@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from runtime.status import CacheStats
 from runtime.telemetry.exposition import ServiceStats, service_families
-from runtime.types import CacheStats
 from views.app_keys import CONTEXT, METRICS, STATE
 
 

@@ -12,7 +12,7 @@ from handlers.cli.options import settings_of
 from runtime.audit.chain import AuditKeys, prompt_hash
 from runtime.audit.verify import files_of, verify
 from runtime.errors import InvalidRequest, SettingsError
-from runtime.settings import LEAST_SECRET
+from runtime.settings import MIN_SECRET_CHARS
 from runtime.strict_json import loads
 
 
@@ -101,6 +101,6 @@ def _keys(options: argparse.Namespace) -> AuditKeys:
         name, secret = "--key-file", options.key_file.read_text("utf-8").strip()
     else:
         name, secret = "AUDIT_KEY", settings_of(options).audit_key.get_secret_value()
-    if len(secret) < LEAST_SECRET:
-        raise SettingsError(f"{name}: the key must have at least {LEAST_SECRET} characters")
+    if len(secret) < MIN_SECRET_CHARS:
+        raise SettingsError(f"{name}: the key must have at least {MIN_SECRET_CHARS} characters")
     return AuditKeys.derive(secret)

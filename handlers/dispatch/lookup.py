@@ -12,7 +12,7 @@ from handlers.context import Context
 from handlers.operations import OPERATIONS, Operation
 from handlers.protocols import Trace, Tracing
 from runtime.errors import NotFound, ServiceError
-from runtime.types import Usage
+from runtime.types import TokenUsage
 
 # Called every second by web pages and probes; their traces would crowd out the others.
 _UNTRACED = frozenset({"health", "model_info", "models", "cache_stats", "stats"})
@@ -88,7 +88,7 @@ class _Request:
         self._model: str | None = None
         self._id: str | None = None
         self._reasons: list[str] = []
-        self._usage = Usage()
+        self._usage = TokenUsage()
 
     def saw(self, answer: Mapping[str, Any]) -> None:
         """Read the attributes from an answer or a chunk."""
@@ -122,7 +122,7 @@ class _Request:
         else:
             self.trace.end(name, type(error).__name__, failed=True)
 
-    def _add(self, usage: Usage) -> None:
+    def _add(self, usage: TokenUsage) -> None:
         self._usage += usage
         self._observe(usage)
 

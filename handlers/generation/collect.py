@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from handlers.context import Context
-from runtime.types import CacheUse, FinishReason, Token, Usage
+from runtime.types import CacheUse, FinishReason, Token, TokenUsage
 
 _BURST = 16  # tokens yielded before the event loop runs other tasks, which takes a few milliseconds
 
@@ -67,9 +67,9 @@ class Collected:
         return taken
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """The usage so far."""
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cache)
+        return TokenUsage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cache)
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def collecting(
                 await asyncio.sleep(0)
 
     if collected.cache is not None:
-        ctx.observe(Usage(cache=collected.cache))
+        ctx.observe(TokenUsage(cache=collected.cache))
     try:
         yield collected, tokens()
     finally:

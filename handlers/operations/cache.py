@@ -9,7 +9,7 @@ from handlers.context import Context
 from handlers.schemas.base import Empty
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import ClearCacheRequest
-from runtime.types import CacheStats
+from runtime.status import CacheStats
 
 
 async def stats(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:

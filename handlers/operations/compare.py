@@ -27,7 +27,7 @@ from handlers.protocols import Engine
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import CompareRequest
 from runtime.errors import ServiceError
-from runtime.types import Job, Message, Token, Usage
+from runtime.types import Job, Message, Token, TokenUsage
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ async def _events(
     variants: Sequence[_Variant], messages: tuple[Message, ...], ctx: Context
 ) -> AsyncGenerator[dict[str, Any], None]:
     events: asyncio.Queue[dict[str, Any] | asyncio.Task[_Variant]] = asyncio.Queue()
-    usages: list[Usage] = []
+    usages: list[TokenUsage] = []
     variant_ctx = replace(ctx, observe=usages.append)
     tasks = [asyncio.create_task(_run(variant, messages, variant_ctx, events.put_nowait)) for variant in variants]
     for task in tasks:
@@ -129,7 +129,7 @@ async def _events(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        ctx.observe(sum(usages, Usage()))
+        ctx.observe(sum(usages, TokenUsage()))
 
 
 async def _run(

@@ -10,7 +10,7 @@ from handlers.context import Context
 from handlers.schemas.base import Empty, ModelName
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import LoadRequest
-from runtime.types import ModelStatus
+from runtime.status import ModelStatus
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -70,8 +70,8 @@ async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 
 def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
     """Return a model's status and statistics as a dict, see ``ModelEntry``."""
-    figures = ctx.figures(status.id)
-    first = figures.time_to_first_token
+    stats = ctx.model_stats(status.id)
+    first = stats.time_to_first_token
     return {
         "id": status.id,
         "object": "model",
@@ -88,7 +88,7 @@ def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
         "reserved_bytes": status.reserved_bytes,
         "last_used": status.last_used,
         "running": status.running,
-        "requests": figures.finished + figures.failed + figures.cancelled,
-        "tokens_per_second": figures.tokens_per_second,
+        "requests": stats.finished + stats.failed + stats.cancelled,
+        "tokens_per_second": stats.tokens_per_second,
         "time_to_first_token_seconds": first.p50 if first else None,
     }

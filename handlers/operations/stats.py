@@ -28,22 +28,22 @@ _SUMS = (
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """Return the statistics, see ``StatsResponse``. Never loads a model or waits for one."""
     parse(Empty, payload)
-    models = [(status, ctx.figures(status.id)) for status in ctx.models.status()]
+    models = [(status, ctx.model_stats(status.id)) for status in ctx.models.status()]
     return {
         "time": ctx.clock.time(),
         "version": ctx.version,
         "uptime_seconds": round(ctx.clock.monotonic() - ctx.started, 3),
         "memory": asdict(ctx.memory()) | {"models_bytes": sum(status.memory_bytes for status, _ in models)},
-        "total": {name: sum(getattr(figures, name) for _, figures in models) for name in _SUMS},
+        "total": {name: sum(getattr(stats, name) for _, stats in models) for name in _SUMS},
         "models": [
             {
                 "id": status.id,
                 "state": status.state,
                 "default": status.default,
                 "memory_bytes": status.memory_bytes,
-                **asdict(figures),
+                **asdict(stats),
             }
-            for status, figures in models
+            for status, stats in models
         ],
         "cache": await cache.report(ctx),
     }

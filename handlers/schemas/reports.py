@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from handlers.schemas.responses import LazyModel
-from runtime.types import ModelState
+from runtime.status import ModelState
 
 
 class ModelHealth(LazyModel):

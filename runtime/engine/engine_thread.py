@@ -118,7 +118,7 @@ class EngineThread:
             self._waiting_background.clear()
         for request in pending:
             request.fail(error())
-        self._metrics.figures.busy(0, 0, 0, 0)
+        self._metrics.stats.busy(0, 0, 0, 0)
 
     def _waiting(self, background: bool) -> set[Request]:
         """Return the set of waiting background or interactive requests."""
@@ -254,7 +254,7 @@ class EngineThread:
     def _update_metrics(self) -> None:
         """Update the metrics' gauges and counters."""
         metrics, interactive, background = self._metrics, len(self._waiting_interactive), len(self._waiting_background)
-        metrics.figures.busy(
+        metrics.stats.busy(
             len(self._unfinished) - interactive - background, interactive, background, self._scheduler.kv_usage
         )
         values = self._counters()

@@ -208,7 +208,7 @@ class ReferenceEngine:
 
     def _update_metrics(self) -> None:
         with self._metrics_lock:  # otherwise the thread with the older values might report last
-            self._metrics.figures.busy(self._running, self._queue.interactive, self._queue.background, 0)
+            self._metrics.stats.busy(self._running, self._queue.interactive, self._queue.background, 0)
 
     def _check_admission(self, background: bool) -> None:
         """Raise an error if the engine is closing or the queue is full."""

@@ -1,15 +1,19 @@
-"""Data types shared by scheduler, engine thread and runner, and the ``Runner`` protocol."""
+"""Data types shared by scheduler, engine thread and runner, and the protocols of runners."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.engine.rng import uniform
 from runtime.errors import ServiceError
 from runtime.types import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(slots=True, eq=False)
@@ -144,4 +148,20 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the device's memory."""
+        ...
+
+
+class BenchRunner(Runner, Protocol):
+    """A model runner with the additional methods that ``runtime.bench`` uses."""
+
+    def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
+        """Run a step and return its logits.
+
+        Returns:
+            [samples of all rows, vocabulary] the model's unmodified float32 logits.
+        """
+        ...
+
+    def read(self, data: NDArray[np.float32]) -> None:
+        """Read an array in the host's memory once with all threads, to measure memory bandwidth."""
         ...

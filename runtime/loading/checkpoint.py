@@ -23,7 +23,6 @@ from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
 from runtime.loading.load_weights import load_weights
 from runtime.loading.snapshot_writer import Weight
-from runtime.model.bars import bar_class
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.end_tokens import end_ids, gguf_end_ids
@@ -31,7 +30,7 @@ from runtime.model.gguf_header import GGUFHeader, read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
 from runtime.model.load_errors import unavailable
 from runtime.model.packing import WeightKind
-from runtime.model.progress import Progress
+from runtime.model.progress import Progress, bar_class
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
 

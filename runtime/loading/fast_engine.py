@@ -10,7 +10,7 @@ from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
 from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Runner
+from runtime.engine.sequence import BenchRunner
 from runtime.host import usable_cores
 from runtime.loading import kernels
 from runtime.loading.loader import open_serving
@@ -37,7 +37,7 @@ class Fast:
         optimizations: descriptions of the active optimizations.
     """
 
-    runner: Runner
+    runner: BenchRunner
     snapshot: Snapshot
     dtype: str
     optimizations: tuple[str, ...]
@@ -139,7 +139,7 @@ def load_fast(
 
 def make_runner(
     snapshot: Snapshot, device: str, dtype: str, settings: Settings, kv_bytes: int
-) -> tuple[Runner, tuple[str, ...]]:
+) -> tuple[BenchRunner, tuple[str, ...]]:
     """Create the runner of a model's steps: native on a CPU with compiled kernels, else PyTorch.
 
     Args:

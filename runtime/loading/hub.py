@@ -15,9 +15,8 @@ from huggingface_hub.errors import (
 
 from runtime.errors import ModelUnavailable
 from runtime.loading.model_files import CONFIG_FILES, WEIGHT_FILES, has_weights
-from runtime.model.bars import bar_class
 from runtime.model.catalogue import ModelSpec
-from runtime.model.progress import Progress
+from runtime.model.progress import Progress, bar_class
 
 
 def download(spec: ModelSpec, progress: Progress) -> Path:

@@ -1,18 +1,19 @@
-"""Shows the progress of a load: as a bar on a terminal, as log lines elsewhere."""
+"""Shows the progress of a load: as a bar on a terminal, as log lines elsewhere; also that of other libraries."""
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 Progress = Callable[[str, float | None], None]
 """Callback with the name of the current stage and the fraction of it that is done (0 to 1; None if unknown)."""
 
 _log = logging.getLogger("warmstart.load")
-_LOG_EVERY = 5.0  # seconds between two log lines of one stage
+_LOG_SECONDS = 5.0  # between two log lines of one stage
 
 
 class LoadProgress:
@@ -31,13 +32,13 @@ class LoadProgress:
         self._logged = 0.0
 
     def __call__(self, stage: str, fraction: float | None) -> None:
-        """Show the progress of a stage. See ``Progress``."""
+        """Show that a fraction of a stage is done."""
         if self._stream.isatty():
             self._draw(stage, fraction)
-        elif stage != self._stage or time.monotonic() - self._logged >= _LOG_EVERY:
+        elif stage != self._stage or time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
-            share = "" if fraction is None else f" {fraction:.0%}"
-            _log.info("%s: %s%s", self._name, stage, share)
+            percentage = "" if fraction is None else f" {fraction:.0%}"
+            _log.info("%s: %s%s", self._name, stage, percentage)
         self._stage = stage
 
     def _draw(self, stage: str, fraction: float | None) -> None:
@@ -62,3 +63,39 @@ class LoadProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def bar_class(progress: Progress, stage: str) -> type[Any]:
+    """Return a subclass of tqdm for other libraries to use, which reports progress instead of drawing a bar.
+
+    Args:
+        progress: called with the stage and the fraction done.
+        stage: name of the stage to report.
+    """
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            kwargs["file"] = _NullStream()
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            displayed = super().update(n)
+            if self.total:
+                progress(stage, min(1.0, self.n / self.total))
+            return displayed
+
+        def __iter__(self) -> Iterator[Any]:  # tqdm's own method counts without calling update
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    return Bar
+
+
+class _NullStream(io.TextIOBase):
+    """A text stream that discards what is written to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)

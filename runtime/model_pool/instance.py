@@ -52,27 +52,27 @@ class ModelInstance(Generic[E]):
         spec: the model.
         pinned: whether the instance is exempt from eviction.
         loaded: completes when the engine is loaded; fails with the load's error.
-        gone: completes when the memory is freed; never cancelled.
+        unloaded: completes when the memory is freed; never cancelled.
         engine: the engine, from the end of the load until it is freed; otherwise None.
         bytes: its part of the memory budget: 0 until memory is reserved, then an estimate, exact once loaded.
-        holders: number of leases: requests that run on it or wait for its load.
-        used: monotonic time at which the load, or the last request on it, ended.
-        leaving: whether it is draining: it takes no new leases and is freed when the last one ends.
-        successor: whether it is being loaded to become the default model.
-        replaced: id of the default model that was evicted to load this one as the new default.
+        leases: number of leases: requests that run on it or wait for its load.
+        last_used: monotonic time at which the load, or the last request on it, ended.
+        draining: whether it is draining: it takes no new leases and is freed when the last one ends.
+        becoming_default: whether it is being loaded to become the default model.
+        previous_default: id of the default model that was evicted to load this one as the new default.
     """
 
     spec: ModelSpec
     pinned: bool = False
     loaded: Future[None] = field(default_factory=Future)
-    gone: Future[None] = field(default_factory=Future)
+    unloaded: Future[None] = field(default_factory=Future)
     engine: E | None = None
     bytes: int = 0
-    holders: int = 0
-    used: float = 0.0
-    leaving: bool = False
-    successor: bool = False
-    replaced: str | None = None
+    leases: int = 0
+    last_used: float = 0.0
+    draining: bool = False
+    becoming_default: bool = False
+    previous_default: str | None = None
 
 
 @dataclass(slots=True)
@@ -107,20 +107,22 @@ class ModelSlot(Generic[E]):
     evictions: int = 0
     watchers: set[Callable[[], object]] = field(default_factory=set)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Call the watchers."""
         for watcher in self.watchers:
             watcher()
 
 
-def to_unload(name: str, need: int, budget: int, residents: Sequence[ModelInstance[E]]) -> list[ModelInstance[E]]:
+def choose_evictions(
+    name: str, needed_bytes: int, budget_bytes: int, instances: Sequence[ModelInstance[E]]
+) -> list[ModelInstance[E]]:
     """Choose the instances to evict so that a model fits: those without leases first, then the least recently used.
 
     Args:
         name: id of the model to load.
-        need: bytes that the model needs.
-        budget: bytes that all models may use together.
-        residents: the other instances that use part of the budget.
+        needed_bytes: bytes that the model needs.
+        budget_bytes: bytes that all models may use together.
+        instances: the other instances that use part of the budget.
 
     Returns:
         Loaded instances that are not pinned; none if the model fits, or will fit once draining instances are freed. Too
@@ -129,18 +131,19 @@ def to_unload(name: str, need: int, budget: int, residents: Sequence[ModelInstan
     Raises:
         ModelTooLarge: the model would not fit even if only pinned instances were left.
     """
-    pinned = sum(resident.bytes for resident in residents if resident.pinned and not resident.leaving)
-    if need + pinned > budget:
-        beside = f" beside the pinned models, which hold {pinned}" if pinned else ""
+    pinned = sum(instance.bytes for instance in instances if instance.pinned and not instance.draining)
+    if needed_bytes + pinned > budget_bytes:
+        beside = f" beside the pinned models, which use {pinned}" if pinned else ""
         raise ModelTooLarge(
-            f"{name} needs {need} bytes of memory and the models may hold {budget}{beside} (MEMORY_BUDGET_BYTES)"
+            f"{name} needs {needed_bytes} bytes of memory, but all models together may use {budget_bytes}{beside} "
+            "(MEMORY_BUDGET_BYTES)"
         )
-    found: list[ModelInstance[E]] = []
-    excess = need + sum(resident.bytes for resident in residents if not resident.leaving) - budget
-    candidates = [r for r in residents if r.engine is not None and not r.pinned and not r.leaving]
-    for resident in sorted(candidates, key=lambda r: (r.holders > 0, r.used)):
+    chosen: list[ModelInstance[E]] = []
+    excess = needed_bytes + sum(instance.bytes for instance in instances if not instance.draining) - budget_bytes
+    candidates = [r for r in instances if r.engine is not None and not r.pinned and not r.draining]
+    for instance in sorted(candidates, key=lambda r: (r.leases > 0, r.last_used)):
         if excess <= 0:
             break
-        found.append(resident)
-        excess -= resident.bytes
-    return found
+        chosen.append(instance)
+        excess -= instance.bytes
+    return chosen

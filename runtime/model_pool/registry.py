@@ -20,7 +20,7 @@ from runtime.errors import ModelLoading, ModelNotFound, ServiceError, SettingsEr
 from runtime.model.catalogue import ModelSpec
 from runtime.model_pool.instance import E, ModelInstance, ModelSlot
 from runtime.model_pool.pool import Loader, Measure, ModelPool
-from runtime.types import ModelState, ModelStatus
+from runtime.status import ModelState, ModelStatus
 
 
 class Registry(Generic[E]):
@@ -54,99 +54,103 @@ class Registry(Generic[E]):
         for name in pinned:
             if name not in self._slots:
                 raise SettingsError(f"PINNED_MODELS: {name!r} is not served; served: {', '.join(self._slots)}")
-        self._residents = ModelPool(self._slots, specs[0].id, load, measure, budget, idle_seconds)
-        self._lock = self._residents.lock
+        self._pool = ModelPool(self._slots, specs[0].id, load, measure, budget, idle_seconds)
+        self._lock = self._pool.lock
         self._wait_seconds = wait_seconds
 
     @property
     def draining(self) -> bool:
         """Whether the service is shutting down."""
-        return self._residents.draining
+        return self._pool.draining
 
     @property
     def budget_bytes(self) -> int:
         """Bytes that all loaded models may use together; 0 before the first load, and for no limit."""
-        return self._residents.budget_bytes
+        return self._pool.budget_bytes
 
     @asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[E]:
         """Lease a model's engine (None: the default's), loading it if needed. See ``handlers.protocols.Models``."""
         while True:
-            with self._held(name) as residence:
+            with self._lease_instance(name) as instance:
                 try:
-                    await self._loaded(residence)
+                    await self._wait_until_loaded(instance)
                 except ServiceError:
-                    if name is None and residence.replaced is not None and residence.spec.id != self._residents.default:
+                    if (
+                        name is None
+                        and instance.previous_default is not None
+                        and instance.spec.id != self._pool.default
+                    ):
                         continue  # it was the default only while it was loading
                     raise
-                assert residence.engine is not None  # not freed while leased
-                yield residence.engine
+                assert instance.engine is not None  # not freed while leased
+                yield instance.engine
                 return
 
     def load(self, name: str) -> ModelStatus:
         """Start loading a model without waiting. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
-            self._residents.start(slot)
+            self._pool.start(slot)
             return self._status(slot)
 
     def preload(self) -> Future[None]:
         """Start loading the default model without waiting; the future completes with the load."""
         with self._lock:
-            return self._residents.start(self._slot(None)).loaded
+            return self._pool.start(self._slot(None)).loaded
 
     async def watch(self, name: str) -> AsyncGenerator[ModelStatus, None]:
         """Yield a model's status now and at each change until it is not loading. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell() -> None:
+        def notify() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it this generator
                 loop.call_soon_threadsafe(changed.set)
 
         with self._lock:
-            slot.watchers.add(tell)
+            slot.watchers.add(notify)
         try:
-            shown = None
+            yielded = None
             while True:
                 changed.clear()
                 with self._lock:
                     status = self._status(slot)
-                seen = status.state, status.stage, status.progress, status.error
-                if seen != shown:
-                    shown = seen
+                current = status.state, status.stage, status.progress, status.error
+                if current != yielded:
+                    yielded = current
                     yield status
                 if status.state != "loading":
                     return
                 await changed.wait()
         finally:
             with self._lock:
-                slot.watchers.discard(tell)
+                slot.watchers.discard(notify)
 
     async def unload(self, name: str) -> ModelStatus:
         """Drain and unload a model, waiting up to ``wait_seconds``. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
         with self._lock:
             if slot.current is not None:
-                self._residents.end(slot.current)
-            leaving = [stay.gone for stay in self._residents.stays if stay.spec is slot.spec and stay.leaving]
+                self._pool.unload(slot.current)
+            draining = [other.unloaded for other in self._pool.instances if other.spec is slot.spec and other.draining]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait_seconds):
-                for gone in leaving:
-                    await asyncio.shield(asyncio.wrap_future(gone))
+                for unloaded in draining:
+                    await asyncio.shield(asyncio.wrap_future(unloaded))
         with self._lock:
             return self._status(slot)
 
     async def set_default(self, name: str) -> ModelStatus:
         """Load a model and make it the default one. See ``handlers.protocols.Models``."""
         slot = self._slot(name)
-        with self._held(name, successor=True) as residence:
+        with self._lease_instance(name, becoming_default=True) as instance:
             try:
-                await self._loaded(residence)
+                await self._wait_until_loaded(instance)
             finally:
-                residence.successor = False
+                instance.becoming_default = False
             with self._lock:
-                self._residents.default = slot.spec.id
+                self._pool.default = slot.spec.id
         with self._lock:
             return self._status(slot)
 
@@ -178,11 +182,11 @@ class Registry(Generic[E]):
 
         Loads in progress are abandoned with their daemon threads.
         """
-        self._residents.close(grace)
+        self._pool.close(grace)
 
     def _default_engine(self) -> E | None:
         """Return the default model's engine; None if it is not loaded."""
-        current = self._slots[self._residents.default].current
+        current = self._slots[self._pool.default].current
         return None if current is None else current.engine
 
     def _slot(self, name: str | None) -> ModelSlot[E]:
@@ -191,80 +195,80 @@ class Registry(Generic[E]):
         Raises:
             ModelNotFound: no model of that name is served.
         """
-        slot = self._slots.get(self._residents.default if name is None else name)
+        slot = self._slots.get(self._pool.default if name is None else name)
         if slot is None:
             raise ModelNotFound(f"no model {name!r} here; served: {', '.join(self._slots)}", param="model")
         return slot
 
     @contextmanager
-    def _held(self, name: str | None, *, successor: bool = False) -> Iterator[ModelInstance[E]]:
+    def _lease_instance(self, name: str | None, *, becoming_default: bool = False) -> Iterator[ModelInstance[E]]:
         """Lease a model's current instance, or a new one; it may still be loading, and is not freed inside the block.
 
         Args:
             name: the model's id; None for the default one.
-            successor: whether the instance is to become the default.
+            becoming_default: whether the instance is to become the default.
         """
         with self._lock:
             slot = self._slot(name)
             engine = None if slot.current is None else slot.current.engine
             # If the default model's engine dies, /livez fails and the process is replaced; another model is reloaded.
             dead = engine is not None and not engine.alive and not self.draining
-            if slot.current is not None and dead and slot.spec.id != self._residents.default:
-                self._residents.end(slot.current)
-            residence = self._residents.start(slot)
-            residence.holders += 1
-            residence.successor = residence.successor or successor
+            if slot.current is not None and dead and slot.spec.id != self._pool.default:
+                self._pool.unload(slot.current)
+            instance = self._pool.start(slot)
+            instance.leases += 1
+            instance.becoming_default = instance.becoming_default or becoming_default
             slot.last_used = time.time()
         try:
-            yield residence
+            yield instance
         finally:
             with self._lock:
-                residence.holders -= 1
-                residence.used, slot.last_used = time.monotonic(), time.time()
-                if residence.leaving and not residence.holders:
+                instance.leases -= 1
+                instance.last_used, slot.last_used = time.monotonic(), time.time()
+                if instance.draining and not instance.leases:
                     self._lock.notify_all()
 
-    async def _loaded(self, residence: ModelInstance[E]) -> None:
+    async def _wait_until_loaded(self, instance: ModelInstance[E]) -> None:
         """Wait until an instance is loaded.
 
         Raises:
             ModelLoading: it is still loading after ``wait_seconds``.
             ServiceError: the load failed.
         """
-        if residence.loaded.done():
-            return residence.loaded.result()
+        if instance.loaded.done():
+            return instance.loaded.result()
         try:
             # Shielded, because a caller that gives up must not cancel the load that others wait for.
             async with asyncio.timeout(self._wait_seconds):
-                await asyncio.shield(asyncio.wrap_future(residence.loaded))
+                await asyncio.shield(asyncio.wrap_future(instance.loaded))
         except TimeoutError:
             raise ModelLoading(
-                f"{residence.spec.id} is still loading after {self._wait_seconds:g} s (MODEL_WAIT_SECONDS)",
+                f"{instance.spec.id} is still loading after {self._wait_seconds:g} s (MODEL_WAIT_SECONDS)",
                 retry_after=5,
             ) from None
 
     def _status(self, slot: ModelSlot[E]) -> ModelStatus:
         """Return a model's status. Requires the lock."""
-        stays = [stay for stay in self._residents.stays if stay.spec is slot.spec]
+        instances = [other for other in self._pool.instances if other.spec is slot.spec]
         engine = None if slot.current is None else slot.current.engine
-        error, state = slot.error, _state(slot, bool(stays))
+        error, state = slot.error, _state(slot, bool(instances))
         if engine is not None and not engine.alive:
-            error, state = "its worker died too often and stays down", "failed"
+            error, state = "its engine thread died too often and is not restarted", "failed"
         return ModelStatus(
             id=slot.spec.id,
             source=slot.spec.kind,
             state=state,
-            default=slot.spec.id == self._residents.default,
+            default=slot.spec.id == self._pool.default,
             created=slot.created,
             stage=slot.stage,
             progress=slot.progress,
             error=error,
             info=None if engine is None else engine.info,
             pinned=slot.pinned,
-            memory_bytes=sum(stay.engine.memory_bytes for stay in stays if stay.engine is not None),
+            memory_bytes=sum(other.engine.memory_bytes for other in instances if other.engine is not None),
             reserved_bytes=slot.bytes,
             last_used=slot.last_used,
-            running=sum(stay.holders for stay in stays),
+            running=sum(other.leases for other in instances),
             loads=slot.loads,
             load_failures=slot.load_failures,
             unloads=slot.unloads,
@@ -272,10 +276,10 @@ class Registry(Generic[E]):
         )
 
 
-def _state(slot: ModelSlot[E], resident: bool) -> ModelState:
-    """Return a model's state; ``resident`` says whether any of its instances is in memory."""
+def _state(slot: ModelSlot[E], in_memory: bool) -> ModelState:
+    """Return a model's state; ``in_memory`` says whether any of its instances is in memory."""
     if slot.current is not None:
         return "loading" if slot.current.engine is None else "ready"
-    if resident:
+    if in_memory:
         return "draining"
     return "failed" if slot.error else "unloaded"

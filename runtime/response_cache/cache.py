@@ -18,7 +18,8 @@ from runtime.errors import CacheUnavailable
 from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
 from runtime.response_cache.single_flight import SingleFlight, Start
 from runtime.response_cache.store import Size, Store, StoreFailed
-from runtime.types import CacheStats, CacheUse, Token
+from runtime.status import CacheStats
+from runtime.types import CacheUse, Token
 
 _log = logging.getLogger("warmstart.cache")
 T = TypeVar("T")
@@ -26,10 +27,10 @@ T = TypeVar("T")
 PAUSE_SECONDS = 5.0
 """Seconds without calls to a store after it failed."""
 
-MOST_LOGPROBS = 20_000
-"""Most log-probabilities in a cached response: packing or unpacking more would block the event loop for too long."""
+MAX_LOGPROBS = 20_000
+"""Maximum number of log-probabilities in a cached response: packing or unpacking more would block the event loop."""
 
-_MOST_SECONDS = 1.0  # a request's limit on one store call, whatever timeouts the store itself has
+_STORE_TIMEOUT_SECONDS = 1.0  # a request's limit on one store call, whatever timeouts the store itself has
 
 
 @dataclass(slots=True)
@@ -68,14 +69,14 @@ class ResponseCache:
         monotonic: Callable[[], float],
     ) -> None:
         self.per_caller = per_caller
-        self.counts = CacheCounters()
+        self.counters = CacheCounters()
         self._store = store
         self._limit_bytes = limit_bytes
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._monotonic = monotonic
         self._paused_until = float("-inf")
-        self._lock = threading.Lock()  # guards ``counts``: several event loops may use the cache
+        self._lock = threading.Lock()  # guards ``counters``: several event loops may use the cache
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], SingleFlight] = {}
 
     @asynccontextmanager
@@ -94,14 +95,14 @@ class ResponseCache:
 
         ``handlers.protocols.Cache.answer`` describes the arguments.
         """
-        place = asyncio.get_running_loop(), key
-        kept = await self._find(key) if reuse and place not in self._flights else None
-        age = max(self._clock() - kept.created, 0.0) if kept is not None else 0.0
-        if kept is not None and age <= max_age:
-            self._count(hits=1, saved_tokens=len(kept.tokens), saved_seconds=kept.seconds)
-            yield CacheUse("hit", key, age), kept.prompt_tokens, _replayed(kept)
+        flight_key = asyncio.get_running_loop(), key
+        cached = await self._find(key) if reuse and flight_key not in self._flights else None
+        age = max(self._clock() - cached.created, 0.0) if cached is not None else 0.0
+        if cached is not None and age <= max_age:
+            self._count(hits=1, saved_tokens=len(cached.tokens), saved_seconds=cached.seconds)
+            yield CacheUse("hit", key, age), cached.prompt_tokens, _replay(cached)
             return
-        flight = self._flights.get(place) if reuse else None
+        flight = self._flights.get(flight_key) if reuse else None
         # An interactive request never joins a background one, which runs only when the engine has nothing else to do.
         if flight is not None and flight.open and (background or not flight.background):
             use = CacheUse("shared", key)
@@ -110,10 +111,10 @@ class ResponseCache:
             use = CacheUse("miss" if reuse else "bypass", key)
             self._count(**{"misses" if reuse else "bypassed": 1})
             flight = SingleFlight(
-                model, lease.pop_all(), start, lambda done: self._land(place, done), background=background
+                model, lease.pop_all(), start, lambda done: self._on_done(flight_key, done), background=background
             )
-            self._flights[place] = flight
-        async with flight.joined(), aclosing(flight.read()) as tokens:
+            self._flights[flight_key] = flight
+        async with flight.subscribe(), aclosing(flight.read()) as tokens:
             try:
                 yield use, await flight.prompt_tokens(), tokens
             finally:
@@ -127,7 +128,7 @@ class ResponseCache:
     async def stats(self) -> CacheStats:
         """Return the store's size and this process's counters. The size is 0 if the store does not answer."""
         size = await self._try(self._store.size) or Size(0, 0)
-        counts, tally = self.counts, self._store.tally
+        counts, store = self.counters, self._store.counters
         return CacheStats(
             store=self._store.name,
             entries=size.entries,
@@ -137,9 +138,9 @@ class ResponseCache:
             shared=counts.shared,
             misses=counts.misses,
             bypassed=counts.bypassed,
-            evictions=tally.evictions,
-            expired=tally.expired,
-            errors=counts.errors + tally.damaged,
+            evictions=store.evictions,
+            expired=store.expired,
+            errors=counts.errors + store.damaged,
             saved_tokens=counts.saved_tokens,
             saved_seconds=round(counts.saved_seconds, 3),
             ttl_seconds=self._ttl_seconds,
@@ -162,7 +163,7 @@ class ResponseCache:
         removed = await self._try(lambda: self._store.remove(model=model, prefix=prefix or ""))
         if removed is None:
             raise CacheUnavailable(
-                f"the kept answers cannot be reached ({self._store.name}); nothing is dropped for certain",
+                f"the response cache's store ({self._store.name}) is unavailable; entries may not have been removed",
                 retry_after=PAUSE_SECONDS,
             )
         return removed
@@ -178,22 +179,22 @@ class ResponseCache:
         try:
             return unpack(key, value)
         except CorruptEntry:
-            _log.warning("a kept answer is damaged and dropped", extra={"key": key})
+            _log.warning("a cached answer is damaged and is removed", extra={"key": key})
             self._count(errors=1)
             await self._try(lambda: self._store.remove(prefix=key))
             return None
 
-    async def _land(self, place: tuple[asyncio.AbstractEventLoop, str], flight: SingleFlight) -> None:
+    async def _on_done(self, flight_key: tuple[asyncio.AbstractEventLoop, str], flight: SingleFlight) -> None:
         """Store the answer of a finished computation, and stop further requests from joining it."""
         try:
-            if flight.complete and flight.keep and _logprobs(flight.tokens) <= MOST_LOGPROBS:
-                _, key = place
+            if flight.complete and flight.keep and _logprobs(flight.tokens) <= MAX_LOGPROBS:
+                _, key = flight_key
                 answer = CachedAnswer(self._clock(), flight.seconds, await flight.prompt_tokens(), tuple(flight.tokens))
                 value = pack(key, answer)
                 await self._try(lambda: self._store.put(key, flight.model, value))
         finally:
-            if self._flights.get(place) is flight:
-                del self._flights[place]
+            if self._flights.get(flight_key) is flight:
+                del self._flights[flight_key]
 
     async def _try(self, call: Callable[[], T]) -> T | None:
         """Call the store; return None if the call fails or the store is paused after a failure."""
@@ -202,7 +203,7 @@ class ResponseCache:
         try:
             if not self._store.blocking:
                 return call()
-            async with asyncio.timeout(_MOST_SECONDS):
+            async with asyncio.timeout(_STORE_TIMEOUT_SECONDS):
                 return await asyncio.to_thread(self._unless_paused, call)
         except (StoreFailed, TimeoutError) as error:
             self._count(errors=1)
@@ -210,8 +211,8 @@ class ResponseCache:
                 first = self._monotonic() >= self._paused_until
                 self._paused_until = self._monotonic() + PAUSE_SECONDS
             if first:
-                reason = str(error) or f"{self._store.name} did not answer within {_MOST_SECONDS:g} s"
-                _log.warning("answers are neither read nor kept for %g s: %s", PAUSE_SECONDS, reason)
+                reason = str(error) or f"{self._store.name} did not answer within {_STORE_TIMEOUT_SECONDS:g} s"
+                _log.warning("answers are neither read from the cache nor stored for %g s: %s", PAUSE_SECONDS, reason)
             return None
 
     def _unless_paused(self, call: Callable[[], T]) -> T | None:
@@ -221,13 +222,13 @@ class ResponseCache:
     def _count(self, **more: float) -> None:
         with self._lock:
             for name, number in more.items():
-                setattr(self.counts, name, getattr(self.counts, name) + number)
+                setattr(self.counters, name, getattr(self.counters, name) + number)
 
 
 def _logprobs(tokens: Sequence[Token]) -> int:
     return sum(1 + len(token.top_logprobs) for token in tokens)
 
 
-async def _replayed(kept: CachedAnswer) -> AsyncGenerator[Token, None]:
-    for token in kept.tokens:
+async def _replay(cached: CachedAnswer) -> AsyncGenerator[Token, None]:
+    for token in cached.tokens:
         yield token

@@ -1,4 +1,4 @@
-"""Encodes a whole answer as bytes and decodes it: its tokens as columns, in JSON, after a checksum."""
+"""Encodes a complete answer as bytes and decodes it: its tokens as columns, in JSON, after a checksum."""
 
 from __future__ import annotations
 
@@ -91,18 +91,18 @@ def _checksum(key: str, text: bytes) -> bytes:
     return blake2b(text, digest_size=_CHECKSUM_BYTES, key=key.encode()).digest()
 
 
-def _sparse(column: Sequence[Any], usual: Any) -> list[Any]:
-    """Return positions and values that differ from ``usual``, or, if most differ, -1 and the whole column."""
-    odd = [(place, value) for place, value in enumerate(column) if value != usual]
-    if 2 * len(odd) > len(column):
+def _sparse(column: Sequence[Any], default: Any) -> list[Any]:
+    """Return positions and values that differ from ``default``, or, if most differ, -1 and the complete column."""
+    exceptions = [(index, value) for index, value in enumerate(column) if value != default]
+    if 2 * len(exceptions) > len(column):
         return [-1, *column]
-    return [part for pair in odd for part in pair]
+    return [part for pair in exceptions for part in pair]
 
 
-def _dense(column: list[Any], size: int, usual: Any) -> list[Any]:
+def _dense(column: list[Any], size: int, default: Any) -> list[Any]:
     if column and column[0] == -1:
         return column[1:]
-    full = [usual] * size
-    for place, value in zip(column[::2], column[1::2], strict=True):
-        full[place] = value
+    full = [default] * size
+    for index, value in zip(column[::2], column[1::2], strict=True):
+        full[index] = value
     return full

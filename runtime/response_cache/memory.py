@@ -22,7 +22,7 @@ class MemoryStore:
     blocking = False
 
     def __init__(self, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.tally = StoreCounters()
+        self.counters = StoreCounters()
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock
@@ -53,20 +53,20 @@ class MemoryStore:
             self._bytes += cost(value)
             while self._bytes > self._limit:
                 self._drop(next(iter(self._entries)))
-                self.tally.evictions += 1
+                self.counters.evictions += 1
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
         with self._lock:
             self._expire()
-            gone = [
+            matches = [
                 key
                 for key, (_, owner) in self._entries.items()
                 if key.startswith(prefix) and (model is None or owner == model)
             ]
-            for key in gone:
+            for key in matches:
                 self._drop(key)
-            return len(gone)
+            return len(matches)
 
     def size(self) -> Size:
         """Return the number of entries and their bytes."""
@@ -85,7 +85,7 @@ class MemoryStore:
         oldest = self._clock() - self._ttl
         while self._created and self._created[key := next(iter(self._created))] <= oldest:
             self._drop(key)
-            self.tally.expired += 1
+            self.counters.expired += 1
 
     def _drop(self, key: str) -> None:
         value, _ = self._entries.pop(key)

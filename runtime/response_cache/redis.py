@@ -34,9 +34,9 @@ local function drop(key)
   redis.call('ZREM', used, key)
 end
 local function expire(oldest)
-  local gone = redis.call('ZRANGEBYSCORE', created, '-inf', oldest)
-  for _, key in ipairs(gone) do drop(key) end
-  return #gone
+  local removed = redis.call('ZRANGEBYSCORE', created, '-inf', oldest)
+  for _, key in ipairs(removed) do drop(key) end
+  return #removed
 end
 local function touch(key)
   redis.call('ZADD', used, redis.call('HINCRBY', state, 'uses', 1), key)
@@ -79,14 +79,14 @@ _REMOVE = (
     _COMMON
     + """
 local prefix, any, model = ARGV[1], ARGV[2] == '1', ARGV[3]
-local gone = 0
+local removed = 0
 for _, key in ipairs(redis.call('HKEYS', values)) do
   if key:sub(1, #prefix) == prefix and (any or redis.call('HGET', models, key) == model) then
     drop(key)
-    gone = gone + 1
+    removed = removed + 1
   end
 end
-return gone
+return removed
 """
 )
 _SIZE = (
@@ -118,7 +118,7 @@ class RedisStore:
     def __init__(
         self, url: str, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float], prefix: str = PREFIX
     ) -> None:
-        self.tally = StoreCounters()
+        self.counters = StoreCounters()
         self._limit = limit_bytes
         self._ttl = ttl_seconds
         self._clock = clock
@@ -147,8 +147,8 @@ class RedisStore:
             return
         expired, evicted = self._do(_PUT, key, model, value, self._clock(), self._ttl, self._limit)
         with self._lock:
-            self.tally.expired += expired
-            self.tally.evictions += evicted
+            self.counters.expired += expired
+            self.counters.evictions += evicted
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
@@ -156,10 +156,10 @@ class RedisStore:
 
     def size(self) -> Size:
         """Return the number of entries and their bytes."""
-        expired, entries, held = self._do(_SIZE, self._clock() - self._ttl)
+        expired, entries, size = self._do(_SIZE, self._clock() - self._ttl)
         with self._lock:
-            self.tally.expired += expired
-        return Size(entries, held)
+            self.counters.expired += expired
+        return Size(entries, size)
 
     def close(self) -> None:
         """Close the connections; the entries stay in Redis."""
@@ -175,7 +175,7 @@ class RedisStore:
                 # One of the five keys was overwritten with a value of another type.
                 self._client.unlink(*self._keys)
                 with self._lock:
-                    self.tally.damaged += 1
+                    self.counters.damaged += 1
                 return self._scripts[script](keys=self._keys, args=values)
         except (redis.RedisError, OSError) as error:
             raise StoreFailed(f"Redis: {error}") from error

@@ -21,18 +21,18 @@ class SingleFlight:
 
     Args:
         model: the id of the model that generates.
-        held: the model's lease; it is released only after the last reader has left.
+        lease: the model's lease; it is released only after the last reader has left.
         start: starts the generation; it is called on the flight's own task.
-        land: called once at the end, before the readers learn of it; also after an error and after a cancellation.
+        on_done: called once at the end, before the readers learn of it; also after an error and after a cancellation.
         background: whether the generation is background work, see ``Job``.
     """
 
     def __init__(
         self,
         model: str,
-        held: AsyncExitStack,
+        lease: AsyncExitStack,
         start: Start,
-        land: Callable[[SingleFlight], Awaitable[None]],
+        on_done: Callable[[SingleFlight], Awaitable[None]],
         *,
         background: bool = False,
     ) -> None:
@@ -43,23 +43,23 @@ class SingleFlight:
         self.complete = False
         self.keep = True
         self._start = start
-        self._land = land
+        self._on_done = on_done
         self._prompt_tokens: int | None = None
         self._error: Exception | None = None
-        self._over = False
-        self._news = asyncio.Event()
-        self._left = asyncio.Event()
+        self._done = False
+        self._progress = asyncio.Event()
+        self._unused = asyncio.Event()
         self._readers = 0
         # The task's first step runs before its creator can be cancelled: an event loop runs callbacks in order.
-        self._task = asyncio.create_task(self._fly(held))
+        self._task = asyncio.create_task(self._run(lease))
 
     @property
     def open(self) -> bool:
         """Whether another reader may join: True until the last reader has left."""
-        return not self._left.is_set()
+        return not self._unused.is_set()
 
     @asynccontextmanager
-    async def joined(self) -> AsyncIterator[None]:
+    async def subscribe(self) -> AsyncIterator[None]:
         """Count the caller as a reader inside the block.
 
         When the last reader leaves, the generation is cancelled, and this waits until the engine is free.
@@ -70,8 +70,8 @@ class SingleFlight:
         finally:
             self._readers -= 1
             if not self._readers:
-                self._left.set()
-                if not self._over:
+                self._unused.set()
+                if not self._done:
                     self._task.cancel()
                 await asyncio.wait({self._task})
 
@@ -82,7 +82,7 @@ class SingleFlight:
             ServiceError: the generation failed before that.
         """
         while self._prompt_tokens is None:
-            await self._more()
+            await self._wait_for_progress()
         return self._prompt_tokens
 
     async def read(self) -> AsyncGenerator[Token, None]:
@@ -91,24 +91,24 @@ class SingleFlight:
         Raises:
             ServiceError: the generation failed.
         """
-        for place in itertools.count():
-            while place == len(self.tokens):
-                if self._over and self._error is None:
+        for index in itertools.count():
+            while index == len(self.tokens):
+                if self._done and self._error is None:
                     return
-                await self._more()
-            yield self.tokens[place]
+                await self._wait_for_progress()
+            yield self.tokens[index]
 
-    async def _more(self) -> None:
+    async def _wait_for_progress(self) -> None:
         if self._error is not None:
             raise self._error
-        await self._news.wait()
+        await self._progress.wait()
 
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _notify(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
 
-    async def _fly(self, held: AsyncExitStack) -> None:
-        async with held:
+    async def _run(self, lease: AsyncExitStack) -> None:
+        async with lease:
             try:
                 await self._compute()
             except Exception as error:  # the readers raise it
@@ -118,18 +118,18 @@ class SingleFlight:
                 raise
             finally:
                 try:
-                    await self._land(self)
+                    await self._on_done(self)
                 finally:
-                    self._over = True
-                    self._tell()
-            await self._left.wait()
+                    self._done = True
+                    self._notify()
+            await self._unused.wait()
 
     async def _compute(self) -> None:
-        began = time.perf_counter()
+        started = time.perf_counter()
         async with self._start() as (self._prompt_tokens, tokens):
-            self._tell()
+            self._notify()
             async for token in tokens:
                 self.tokens.append(token)
-                self._tell()
-        self.seconds = time.perf_counter() - began
+                self._notify()
+        self.seconds = time.perf_counter() - started
         self.complete = True

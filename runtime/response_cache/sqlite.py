@@ -48,7 +48,7 @@ class SqliteStore:
     blocking = True
 
     def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.tally = StoreCounters()
+        self.counters = StoreCounters()
         self._file = SqliteFile(path, _SCHEMA, _FORMAT, _BUSY_SECONDS)
         self._limit = limit_bytes
         self._ttl = ttl_seconds
@@ -92,15 +92,15 @@ class SqliteStore:
 
         expired, evicted = self._do(work)
         with self._lock:
-            self.tally.expired += expired
-            self.tally.evictions += evicted
+            self.counters.expired += expired
+            self.counters.evictions += evicted
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
         # "g" sorts after every hexadecimal digit.
-        which = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
+        condition = "key >= ? AND key < ?" + ("" if model is None else " AND model = ?")
         values = (prefix, prefix + "g") + (() if model is None else (model,))
-        statement = f"DELETE FROM answers WHERE {which}"  # noqa: S608 - made of the two lines above
+        statement = f"DELETE FROM answers WHERE {condition}"  # noqa: S608 - made of the two lines above
         return self._do(lambda database: database.execute(statement, values).rowcount)
 
     def size(self) -> Size:
@@ -112,7 +112,7 @@ class SqliteStore:
 
         expired, size = self._do(work)
         with self._lock:
-            self.tally.expired += expired
+            self.counters.expired += expired
         return size
 
     def close(self) -> None:
@@ -131,4 +131,4 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(f"{self._file.path.name}: {error}") from error
         finally:
-            self.tally.damaged = self._file.damaged
+            self.counters.damaged = self._file.damaged

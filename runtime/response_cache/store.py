@@ -46,7 +46,7 @@ class Store(Protocol):
     name: str
     blocking: bool
     """Whether calls wait for a disk or a network, and so must not run on the event loop."""
-    tally: StoreCounters
+    counters: StoreCounters
 
     def get(self, key: str) -> bytes | None:
         """Return a value that has not expired, and mark it as most recently used."""

@@ -22,13 +22,13 @@ class EventMetrics:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"warmstart:{name}", text, (_SOURCE,), registry=registry)
 
-        text = "Deliveries, by how they ended: acked, repeated, retried, rejected, unsettled."
+        text = "Deliveries by outcome: acked, repeated, retried, rejected, unsettled."
         self.events = counter("events", text, "operation", "outcome")
-        self.retries = counter("events_retries", "Deliveries given back to be tried again, by error code.", "code")
+        self.retries = counter("events_retries", "Deliveries returned for a retry, by error code.", "code")
         self.dead = counter("events_dead_letters", "Messages that became dead letters, by error code.", "code")
-        self.broker_errors = counter("events_broker_errors", "Times that the broker did not answer as it should.")
-        self.in_flight = gauge("events_in_flight", "Deliveries being worked on.")
-        self.lag = gauge("events_lag", "Messages that no worker has taken yet; missing where the broker cannot tell.")
-        text = "From a delivery to its settlement."
+        self.broker_errors = counter("events_broker_errors", "Broker errors.")
+        self.in_flight = gauge("events_in_flight", "Deliveries being processed.")
+        self.lag = gauge("events_lag", "Messages that no worker has received; missing if the broker does not say.")
+        text = "Time from a delivery to its settlement."
         labels = (_SOURCE, "operation")
         self.seconds = Histogram("warmstart:events_seconds", text, labels, buckets=_SECONDS, registry=registry)

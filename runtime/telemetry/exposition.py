@@ -15,8 +15,8 @@ from typing import get_args
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from runtime.status import CacheStats, Memory, ModelState, ModelStatus
 from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
-from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
 OPENMETRICS = "application/openmetrics-text"
 _TEXT = "text/plain"
@@ -62,13 +62,13 @@ def prefers_openmetrics(accept: str) -> bool:
     def weight_of(media_type: str) -> float:
         """Return a media type's weight from the most specific range that matches it."""
         ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
-        return next((weights[found] for found in ranges if found in weights), 0.0)
+        return next((weights[media_range] for media_range in ranges if media_range in weights), 0.0)
 
     openmetrics, text = weight_of(OPENMETRICS), weight_of(_TEXT)
     return openmetrics > text or (openmetrics == text > 0 and OPENMETRICS in weights)
 
 
-def figure_families(figures: Mapping[str, RollingStats]) -> list[Metric]:
+def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
     """Build the families of the models' ``RollingStats``, given by model name."""
 
     def gauge(name: str, text: str) -> GaugeMetricFamily:
@@ -77,80 +77,82 @@ def figure_families(figures: Mapping[str, RollingStats]) -> list[Metric]:
     def counter(name: str, text: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"warmstart:{name}", text, labels=[_LABEL])
 
-    shown = (
+    families = (
         ("running", gauge("num_requests_running", "Requests in the batch.")),
-        ("waiting", gauge("num_requests_waiting", "Requests that wait for a place in the batch.")),
-        ("queued", gauge("num_queued_requests_waiting", "Requests that came as events and wait, likewise.")),
-        ("kv_usage", gauge("kv_cache_usage_perc", "Share of the KV cache that running requests hold (0 to 1).")),
-        ("prompt_tokens", counter("prompt_tokens", "Prompt tokens of requests that gave a first token.")),
+        ("waiting", gauge("num_requests_waiting", "Interactive requests that wait for admission to the batch.")),
+        ("queued", gauge("num_queued_requests_waiting", "Background requests (events) that wait for admission.")),
+        ("kv_usage", gauge("kv_cache_usage_perc", "Fraction of the KV cache that running requests use (0 to 1).")),
+        ("prompt_tokens", counter("prompt_tokens", "Prompt tokens of requests that generated a first token.")),
         ("prompt_tokens", counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")),
         ("cached_tokens", counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")),
-        ("generated_tokens", counter("generation_tokens", "Tokens handed out.")),
-        ("cancelled", counter("request_cancelled", "Requests whose caller went away.")),
+        ("generated_tokens", counter("generation_tokens", "Generated tokens.")),
+        ("cancelled", counter("request_cancelled", "Requests that their caller cancelled.")),
     )
-    gaps = HistogramMetricFamily("warmstart:inter_token_latency_seconds", "One token to the next.", labels=[_LABEL])
+    gaps = HistogramMetricFamily(
+        "warmstart:inter_token_latency_seconds", "Time between two tokens of a sequence.", labels=[_LABEL]
+    )
     bounds = [*map(floatToGoString, GAP_BOUNDS), "+Inf"]
-    for name, model in figures.items():
+    for name, model in stats.items():
         now = model.read()
-        for field, family in shown:
+        for field, family in families:
             family.add_metric([name], getattr(now, field))
         counts, seconds = model.gaps()
         gaps.add_metric([name], list(zip(bounds, accumulate(counts), strict=True)), seconds)
-    return [*(family for _, family in shown), gaps]
+    return [*(family for _, family in families), gaps]
 
 
 def service_families(service: ServiceStats) -> Iterator[Metric]:
     """Yield the families of the models' states, of memory and of the response cache."""
-    yield GaugeMetricFamily("warmstart:ready", "1 when requests will be answered.", float(service.ready))
+    yield GaugeMetricFamily("warmstart:ready", "1 if the service answers requests, else 0.", float(service.ready))
     yield from _models(service.models)
     yield from _memory(service.memory)
     yield from _cache(service.cache)
 
 
 def _models(models: list[ModelStatus]) -> Iterator[Metric]:
-    state = GaugeMetricFamily("warmstart:model_state", "1 for the state it is in.", labels=[_LABEL, "state"])
-    default = GaugeMetricFamily("warmstart:model_default", "1 for the default model.", labels=[_LABEL])
-    held = GaugeMetricFamily("warmstart:model_memory_bytes", "What the model holds now.", labels=[_LABEL])
-    leases = GaugeMetricFamily("warmstart:model_leases", "Requests that hold the model now.", labels=[_LABEL])
+    state = GaugeMetricFamily("warmstart:model_state", "1 for the model's current state.", labels=[_LABEL, "state"])
+    default = GaugeMetricFamily("warmstart:model_default", "1 for the default model, else 0.", labels=[_LABEL])
+    memory = GaugeMetricFamily("warmstart:model_memory_bytes", "Memory that the model uses now.", labels=[_LABEL])
+    leases = GaugeMetricFamily("warmstart:model_leases", "Requests that use the model now.", labels=[_LABEL])
     events = {
         "loads": CounterMetricFamily("warmstart:model_loads", "Loads that succeeded.", labels=[_LABEL]),
         "load_failures": CounterMetricFamily("warmstart:model_load_failures", "Loads that failed.", labels=[_LABEL]),
-        "unloads": CounterMetricFamily("warmstart:model_unloads", "Unloads, evictions among them.", labels=[_LABEL]),
-        "evictions": CounterMetricFamily("warmstart:model_evictions", "Unloads to make room.", labels=[_LABEL]),
+        "unloads": CounterMetricFamily("warmstart:model_unloads", "Unloads, including evictions.", labels=[_LABEL]),
+        "evictions": CounterMetricFamily("warmstart:model_evictions", "Unloads for another model.", labels=[_LABEL]),
     }
     for model in models:
         for possible in _STATES:
             state.add_metric([model.id, possible], float(model.state == possible))
         default.add_metric([model.id], float(model.default))
-        held.add_metric([model.id], model.memory_bytes)
+        memory.add_metric([model.id], model.memory_bytes)
         leases.add_metric([model.id], model.running)
         for name, family in events.items():
             family.add_metric([model.id], getattr(model, name))
-    yield from (state, default, held, leases, *events.values())
+    yield from (state, default, memory, leases, *events.values())
 
 
 def _memory(memory: Memory) -> Iterator[Metric]:
-    yield GaugeMetricFamily("warmstart:memory_process_bytes", "Resident memory.", memory.process_bytes)
-    yield GaugeMetricFamily("warmstart:memory_limit_bytes", "What the container may use.", memory.limit_bytes)
-    yield GaugeMetricFamily("warmstart:memory_budget_bytes", "What all models may hold.", memory.budget_bytes)
+    yield GaugeMetricFamily("warmstart:memory_process_bytes", "Resident memory of the process.", memory.process_bytes)
+    yield GaugeMetricFamily("warmstart:memory_limit_bytes", "Memory limit of the container.", memory.limit_bytes)
+    yield GaugeMetricFamily("warmstart:memory_budget_bytes", "Memory budget of all models.", memory.budget_bytes)
 
 
 def _cache(cache: CacheStats) -> Iterator[Metric]:
     for name, text, number in (
-        ("hits", "Requests answered from the store.", cache.hits),
-        ("shared", "Requests that joined an identical one under way.", cache.shared),
-        ("misses", "Requests that could have been answered from it and were computed.", cache.misses),
-        ("bypassed", "Requests that are not answered from it.", cache.bypassed),
-        ("evictions", "Answers dropped for want of room.", cache.evictions),
-        ("expired", "Answers dropped for their age.", cache.expired),
-        ("errors", "Times the store failed.", cache.errors),
-        ("saved_tokens", "Tokens that did not have to be computed.", cache.saved_tokens),
-        ("saved_seconds", "Seconds that computing them had taken the first time.", cache.saved_seconds),
+        ("hits", "Requests answered from the cache.", cache.hits),
+        ("shared", "Requests that shared the computation of an identical request.", cache.shared),
+        ("misses", "Cacheable requests that were computed.", cache.misses),
+        ("bypassed", "Requests that bypassed the cache.", cache.bypassed),
+        ("evictions", "Cached answers evicted to stay within the size limit.", cache.evictions),
+        ("expired", "Cached answers that expired.", cache.expired),
+        ("errors", "Failures of the cache's store.", cache.errors),
+        ("saved_tokens", "Generated tokens that were answered from the cache.", cache.saved_tokens),
+        ("saved_seconds", "Seconds that the original computation of those tokens took.", cache.saved_seconds),
     ):
         yield CounterMetricFamily(f"warmstart:response_cache_{name}", text, number)
     for name, text, number in (
-        ("entries", "Answers kept.", cache.entries),
-        ("bytes", "Bytes of the answers kept.", cache.bytes),
-        ("limit_bytes", "Most bytes of answers.", cache.limit_bytes),
+        ("entries", "Cached answers.", cache.entries),
+        ("bytes", "Size of the cached answers.", cache.bytes),
+        ("limit_bytes", "Maximum size of the cached answers.", cache.limit_bytes),
     ):
         yield GaugeMetricFamily(f"warmstart:response_cache_{name}", text, number)

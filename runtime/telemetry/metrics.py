@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
+from runtime.status import EngineStats
 from runtime.telemetry.event_metrics import EventMetrics
-from runtime.telemetry.exposition import OPENMETRICS, figure_families, prefers_openmetrics
+from runtime.telemetry.exposition import OPENMETRICS, prefers_openmetrics, stats_families
 from runtime.telemetry.model_metrics import Collectors, ModelMetrics
-from runtime.types import ModelFigures
 
 # The version that the encoder supports, whichever was requested. Without the last part it writes _ for : in names.
 _OPENMETRICS = f"{OPENMETRICS}; version=1.0.0; escaping=allow-utf-8"
@@ -43,11 +43,11 @@ class Metrics:
         self._collectors = Collectors.register(self._registry)
         text = "Requests that were answered with an error."
         self.refusals = Counter("warmstart:edge_refusals", text, ("code",), registry=self._registry)
-        text = "Times that what clients used of their rate limits could not be looked up."
-        self.limits_away = Counter("warmstart:rate_limit_store_errors", text, registry=self._registry)
-        text = "Clients whose use this process remembers."
+        text = "Failures of the rate limits' store."
+        self.limits_unavailable = Counter("warmstart:rate_limit_store_errors", text, registry=self._registry)
+        text = "Clients whose used quotas this process stores."
         self.limited_clients = Gauge("warmstart:rate_limit_clients", text, registry=self._registry)
-        text = "Records that the audit log could not take, and failures to bring it to the disk."
+        text = "Audit records that could not be written, and failures to sync the audit log to disk."
         self.audit_errors = Counter("warmstart:audit_errors", text, registry=self._registry)
         self.events = EventMetrics(self._registry)
 
@@ -58,15 +58,15 @@ class Metrics:
                 self._models[name] = ModelMetrics(self._collectors, name, self._started, self._clock)
             return self._models[name]
 
-    def figures(self, name: str) -> ModelFigures:
+    def model_stats(self, name: str) -> EngineStats:
         """Return a model's statistics; all zero for a model that was never loaded, for which nothing is created."""
         model = self._models.get(name)
-        return ModelFigures() if model is None else model.figures.read()
+        return EngineStats() if model is None else model.stats.read()
 
     def collect(self) -> Iterable[Metric]:
         """Return the families of ``runtime.telemetry.rolling_stats``; the registry calls this at each scrape."""
         with self._lock:
-            return figure_families({name: model.figures for name, model in self._models.items()})
+            return stats_families({name: model.stats for name, model in self._models.items()})
 
     def render(self, accept: str = "", more: Iterable[Metric] = ()) -> tuple[bytes, str]:
         """Return all metrics as text.

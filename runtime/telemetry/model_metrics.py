@@ -1,4 +1,4 @@
-"""Records the course of each request for the metrics, the statistics and the trace. Times are monotonic seconds."""
+"""Records the timings of each request for the metrics, the statistics and the trace. Times are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Collectors:
     rejected: Counter
     restarts: Counter
     first_token: Histogram
-    whole: Histogram
+    e2e_latency: Histogram
     queue: Histogram
     prefill: Histogram
     decode: Histogram
@@ -56,20 +56,22 @@ class Collectors:
             return Histogram(f"warmstart:{name}", text, ("model_name",), buckets=buckets, registry=registry)
 
         return cls(
-            load=gauge("model_load_seconds", "What loading the model took."),
-            cold_start=gauge("cold_start_seconds", "From the process's start until the model was ready."),
-            drafted=counter("spec_decode_num_draft_tokens", "Tokens guessed ahead."),
-            accepted=counter("spec_decode_num_accepted_tokens", "Tokens guessed ahead that were right."),
-            preemptions=counter("num_preemptions", "Times that queued work gave way in the middle."),
-            success=counter("request_success", "Sequences that ended by themselves.", "finished_reason"),
+            load=gauge("model_load_seconds", "Seconds that loading the model took."),
+            cold_start=gauge("cold_start_seconds", "Seconds from the start of the process until the model was ready."),
+            drafted=counter("spec_decode_num_draft_tokens", "Draft tokens of speculative decoding."),
+            accepted=counter("spec_decode_num_accepted_tokens", "Draft tokens that were accepted."),
+            preemptions=counter("num_preemptions", "Preemptions of background requests."),
+            success=counter("request_success", "Sequences that finished.", "finished_reason"),
             failure=counter("request_failure", "Requests that were admitted and ended with an error.", "code"),
             rejected=counter("request_rejected", "Requests that were not admitted.", "reason"),
-            restarts=counter("engine_restarts", "Engine threads that died and were replaced."),
-            first_token=histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_BUCKETS),
-            whole=histogram("e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_BUCKETS),
-            queue=histogram("request_queue_time_seconds", "Arrival to the first step.", _FIRST_TOKEN_BUCKETS),
-            prefill=histogram("request_prefill_time_seconds", "First step to first token.", _FIRST_TOKEN_BUCKETS),
-            decode=histogram("request_decode_time_seconds", "First token to last.", _REQUEST_BUCKETS),
+            restarts=counter("engine_restarts", "Restarts of the engine thread after it died."),
+            first_token=histogram(
+                "time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN_BUCKETS
+            ),
+            e2e_latency=histogram("e2e_request_latency_seconds", "From arrival to the last token.", _REQUEST_BUCKETS),
+            queue=histogram("request_queue_time_seconds", "From arrival to the first step.", _FIRST_TOKEN_BUCKETS),
+            prefill=histogram("request_prefill_time_seconds", "From first step to first token.", _FIRST_TOKEN_BUCKETS),
+            decode=histogram("request_decode_time_seconds", "From first token to last token.", _REQUEST_BUCKETS),
         )
 
 
@@ -87,7 +89,7 @@ class ModelMetrics:
         self._started = started
         self._name = name
         self.clock = clock
-        self.figures = RollingStats(clock)
+        self.stats = RollingStats(clock)
         self.load = collectors.load.labels(name)
         self.cold_start = collectors.cold_start.labels(name)
         self.drafted = collectors.drafted.labels(name)
@@ -99,7 +101,7 @@ class ModelMetrics:
         }
         self.restarts = collectors.restarts.labels(name)
         self.first_token = collectors.first_token.labels(name)
-        self.whole = collectors.whole.labels(name)
+        self.e2e_latency = collectors.e2e_latency.labels(name)
         self.queue = collectors.queue.labels(name)
         self.prefill = collectors.prefill.labels(name)
         self.decode = collectors.decode.labels(name)
@@ -114,12 +116,12 @@ class ModelMetrics:
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted; ``reason`` is the error's code."""
         self._rejected.labels(self._name, reason).inc()
-        self.figures.ended("rejected")
+        self.stats.ended("rejected")
 
     def failed(self, code: str) -> None:
         """Count an admitted request that ended with an error of this code."""
         self._failure.labels(self._name, code).inc()
-        self.figures.ended("failed")
+        self.stats.ended("failed")
 
     def request(self, sequences: int) -> RequestRecord:
         """Start the record of a request that arrives now. A request that is not admitted leaves its record unused."""
@@ -142,13 +144,13 @@ class RequestRecord:
         "_first",
         "_firsts",
         "_last",
-        "_left",
         "_metrics",
         "_model",
         "_prompt",
         "_started",
         "_tokens",
         "_trace",
+        "_unfinished",
     )
 
     def __init__(self, metrics: ModelMetrics, model: str, sequences: int) -> None:
@@ -159,7 +161,7 @@ class RequestRecord:
         self._started = self._first = 0.0
         self._firsts = 0.0  # the sum of the times of all sequences' first tokens
         self._last = [0.0] * sequences  # the time of each sequence's latest token
-        self._left = sequences
+        self._unfinished = sequences
         self._prompt = self._cached = self._tokens = 0
         self._ended = False
 
@@ -167,7 +169,7 @@ class RequestRecord:
         """Count a prompt that produced its first token: all its tokens, and those found in the prefix cache."""
         self._prompt += tokens
         self._cached += cached
-        self._metrics.figures.prompt(tokens, cached)
+        self._metrics.stats.prompt(tokens, cached)
 
     def token(self, sequence: int, now: float, started: float, reason: FinishReason | None) -> None:
         """Record a token of a sequence.
@@ -181,19 +183,19 @@ class RequestRecord:
         metrics, last = self._metrics, self._last[sequence]
         self._tokens += 1
         if last:
-            metrics.figures.token(now, now - last)
+            metrics.stats.token(now, now - last)
         else:
-            metrics.figures.token(now, None)
+            metrics.stats.token(now, None)
             self._firsts += now
             if not self._first:
                 self._started, self._first = started, now
                 metrics.first_token.observe(now - self._arrived)
-                metrics.figures.first_token(now - self._arrived)
+                metrics.stats.first_token(now - self._arrived)
         self._last[sequence] = now
         if reason is not None:
             metrics.success[reason].inc()
-            self._left -= 1
-            if not self._left:
+            self._unfinished -= 1
+            if not self._unfinished:
                 self._finish(now)
 
     def failed(self, code: str) -> None:
@@ -209,10 +211,10 @@ class RequestRecord:
         """
         metrics = self._metrics
         if not self._ended:
-            metrics.figures.ended("cancelled")
-        begun = sum(1 for last in self._last if last)
-        if self._tokens > begun:
-            metrics.figures.pace((sum(self._last) - self._firsts) / (self._tokens - begun))
+            metrics.stats.ended("cancelled")
+        started_sequences = sum(1 for last in self._last if last)
+        if self._tokens > started_sequences:
+            metrics.stats.pace((sum(self._last) - self._firsts) / (self._tokens - started_sequences))
         if self._trace is not None:
             self._trace.generated(
                 GenerationTimings(
@@ -231,8 +233,8 @@ class RequestRecord:
     def _finish(self, now: float) -> None:
         self._ended = True
         metrics = self._metrics
-        metrics.figures.ended("finished")
-        metrics.whole.observe(now - self._arrived)
+        metrics.stats.ended("finished")
+        metrics.e2e_latency.observe(now - self._arrived)
         metrics.queue.observe(self._started - self._arrived)
         metrics.prefill.observe(self._first - self._started)
         metrics.decode.observe(now - self._first)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.types import Usage
+from runtime.types import TokenUsage
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 """Matches a request id from a caller that is safe in logs and headers."""
@@ -24,10 +24,10 @@ class UsageCounter:
     __slots__ = ("total",)
 
     def __init__(self) -> None:
-        self.total: Usage | None = None
+        self.total: TokenUsage | None = None
         """The sum so far; None before the first generation reports its usage."""
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: TokenUsage) -> None:
         """Add a generation's usage."""
         self.total = usage if self.total is None else self.total + usage
 
@@ -69,7 +69,7 @@ def current_caller() -> str:
     return request_scope.get().caller
 
 
-def observe_usage(usage: Usage) -> None:
+def observe_usage(usage: TokenUsage) -> None:
     """Add a generation's usage to that of the request being served, if it is counted."""
     if (counter := request_scope.get().usage) is not None:
         counter.add(usage)

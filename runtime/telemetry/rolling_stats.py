@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from runtime.types import ModelFigures, Percentiles
+from runtime.status import EngineStats, Percentiles
 
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 """Upper bounds, in seconds, of the inter-token latency histogram's buckets."""
@@ -88,12 +88,12 @@ class RollingStats:
         with self._lock:
             self._ended[how] += 1
 
-    def read(self) -> ModelFigures:
+    def read(self) -> EngineStats:
         """Return the current statistics."""
         running, waiting, queued, kv_usage = self._busy
         with self._lock:
             now = self._clock()
-            return ModelFigures(
+            return EngineStats(
                 running=running,
                 waiting=waiting,
                 queued=queued,

@@ -126,9 +126,9 @@ class Tracer:
         self._provider: TracerProvider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("warmstart", version)
-        self._quiet = _Rarely()
+        self._export_filter = _OncePerMinute()
         for name in _EXPORT_LOGS:
-            logging.getLogger(name).addFilter(self._quiet)
+            logging.getLogger(name).addFilter(self._export_filter)
         atexit.register(self.close)
 
     def request(self, operation: str) -> RequestTrace:
@@ -152,9 +152,9 @@ class Tracer:
         thread = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         thread.start()
         thread.join(_FLUSH_SECONDS)
-        if not thread.is_alive():  # otherwise it still logs, and the filter stays
+        if not thread.is_alive():  # otherwise it still logs, so the filter is kept
             for name in _EXPORT_LOGS:
-                logging.getLogger(name).removeFilter(self._quiet)
+                logging.getLogger(name).removeFilter(self._export_filter)
 
 
 class RequestTrace:
@@ -185,20 +185,20 @@ class RequestTrace:
         if self._sampled:
             self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
-    def generated(self, course: GenerationTimings) -> None:
+    def generated(self, timings: GenerationTimings) -> None:
         """Add the child spans of a generation that has ended, for the phases it reached."""
         if not self._sampled:
             return
-        model = {"gen_ai.response.model": course.model}
-        self._child("queue", course.arrived, course.started or course.ended, model)
-        if course.started:
+        model = {"gen_ai.response.model": timings.model}
+        self._child("queue", timings.arrived, timings.started or timings.ended, model)
+        if timings.started:
             read = {
-                "gen_ai.usage.input_tokens": course.prompt_tokens,
-                "gen_ai.usage.cache_read.input_tokens": course.cached_tokens,
+                "gen_ai.usage.input_tokens": timings.prompt_tokens,
+                "gen_ai.usage.cache_read.input_tokens": timings.cached_tokens,
             }
-            self._child("prefill", course.started, course.first or course.ended, model | read)
-        if course.first:
-            self._child("decode", course.first, course.last, model | {"gen_ai.usage.output_tokens": course.tokens})
+            self._child("prefill", timings.started, timings.first or timings.ended, model | read)
+        if timings.first:
+            self._child("decode", timings.first, timings.last, model | {"gen_ai.usage.output_tokens": timings.tokens})
 
     def end(self, name: str, error: str | None = None, *, failed: bool = False) -> None:
         """End the span.
@@ -229,7 +229,7 @@ class RequestTrace:
         return int((moment + self._epoch) * 1e9)
 
 
-class _Rarely(logging.Filter):
+class _OncePerMinute(logging.Filter):
     """A filter that passes one record a minute, so that an unavailable collector does not flood the log."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ def _resource(version: str) -> Any:
     """Return the traced resource; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` override the default name."""
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 
-    found = Resource.create({SERVICE_VERSION: version})
-    if str(found.attributes[SERVICE_NAME]).startswith("unknown_service"):
-        return found.merge(Resource({SERVICE_NAME: "warmstart"}))
-    return found
+    resource = Resource.create({SERVICE_VERSION: version})
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return resource.merge(Resource({SERVICE_NAME: "warmstart"}))
+    return resource

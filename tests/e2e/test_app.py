@@ -272,7 +272,7 @@ async def test_wrong_bodies(http: Http, path: str, body: bytes) -> None:
 async def test_constants_that_are_not_json(http: Http, constant: str) -> None:
     """Numbers that only Python's JSON knows are refused for what they are, before any field is looked at."""
     found = await _refusal(await _post(http, "/generate", f'{{"x": {constant}}}'.encode()), 400)
-    assert (found["message"], found["param"]) == (f"the body holds {constant}, which is not JSON", None)
+    assert (found["message"], found["param"]) == (f"the body contains {constant}, which is not JSON", None)
 
 
 @pytest.mark.parametrize("path", POSTS)

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from app import create_app
 from runtime import errors
 from runtime.settings import Settings
-from runtime.types import ModelState
+from runtime.status import ModelState
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())

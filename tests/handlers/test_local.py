@@ -130,5 +130,7 @@ def test_two_real_models_within_a_budget(
     assert sum(s.reserved_bytes or 0 for s in ctx.models.status() if s.info) <= ctx.memory().budget_bytes
     ctx.models.close()  # type: ignore[attr-defined]
     ctx = build(100)
-    with pytest.raises(ModelTooLarge, match=r"tiny-gpt2 needs \d+ bytes of memory and the models may hold 100"):
+    with pytest.raises(
+        ModelTooLarge, match=r"tiny-gpt2 needs \d+ bytes of memory, but all models together may use 100"
+    ):
         say("tiny-gpt2")

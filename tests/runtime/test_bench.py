@@ -1,4 +1,4 @@
-"""``warmstart bench``: figures that belong together. How large they are is the machine's business."""
+"""``warmstart bench``: its results agree with each other. Their size depends on the machine and is not tested."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def measured(model: Path | str, *, text: str | None = None, **settings: Any) -> dict[str, Any]:
-    """The figures of a model."""
+    """Measure a model."""
     return bench.bench(parse_model_name(str(model)), Settings.load(device="cpu", **settings), text=text)
 
 
 @pytest.mark.parametrize("kernels", [pytest.param(True, marks=needs_kernels), False])
-def test_figures_are_whole(kernels: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part has its figures, through compiled kernels and through torch, and they survive JSON."""
+def test_stats_are_whole(kernels: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is measured, through compiled kernels and through torch, and they survive JSON."""
     monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
     if not kernels:
         monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.json_answer import MANY, encoded
+from runtime.json_answer import MAX_INLINE_ITEMS, encoded
 
 
 class _Seen(dict[str, Any]):
@@ -29,7 +29,7 @@ def _answer(entries: int) -> tuple[dict[str, Any], _Seen]:
     return {"text": 'é"\n', "none": [], "choices": [{"content": content}, {"content": content[:1]}]}, last
 
 
-@pytest.mark.parametrize("entries", [1, MANY + 1])
+@pytest.mark.parametrize("entries", [1, MAX_INLINE_ITEMS + 1])
 async def test_it_is_what_dumps_gives(entries: int) -> None:
     """Byte for byte, large or small."""
     answer, _ = _answer(entries)
@@ -38,10 +38,10 @@ async def test_it_is_what_dumps_gives(entries: int) -> None:
 
 async def test_a_large_answer_is_encoded_elsewhere() -> None:
     """On another thread than the event loop's; a small one here."""
-    answer, last = _answer(2 * MANY)
+    answer, last = _answer(2 * MAX_INLINE_ITEMS)
     await encoded(answer)
     assert last.threads
     assert threading.get_ident() not in last.threads
-    answer, last = _answer(MANY // 2)
+    answer, last = _answer(MAX_INLINE_ITEMS // 2)
     await encoded(answer)
     assert last.threads == {threading.get_ident()}

@@ -1,4 +1,4 @@
-"""JSON from strangers."""
+"""runtime.strict_json: JSON from untrusted clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest
-from runtime.strict_json import PARTS, depth, loads
+from runtime.strict_json import MAX_PARTS, loads
 from tests.support.soak import soak
 
 
@@ -27,7 +27,7 @@ def test_a_byte_order_mark_is_skipped(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "not JSON"),
         (b"{", "line 1"),
@@ -49,9 +49,9 @@ def test_a_byte_order_mark_is_skipped(text: str) -> None:
     ],
     ids=lambda value: repr(value[:12]),
 )
-def test_bad_json_is_an_invalid_request(data: bytes, said: str) -> None:
+def test_bad_json_is_an_invalid_request(data: bytes, message: str) -> None:
     """Each fault is named; nothing else is ever raised."""
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         loads(data)
 
 
@@ -71,9 +71,11 @@ def test_bad_json_is_an_invalid_request(data: bytes, said: str) -> None:
     ],
 )
 def test_depth(text: str, levels: int) -> None:
-    """Brackets in strings are none, however quotes and backslashes are escaped."""
-    assert depth(text.encode()) == levels
-    json.loads(text)
+    """Brackets in strings do not count, however quotes and backslashes are escaped."""
+    assert loads(text, levels) == json.loads(text)
+    if levels:
+        with pytest.raises(InvalidRequest, match=f"deeper than {levels - 1} levels"):
+            loads(text, levels - 1)
 
 
 @pytest.mark.parametrize("limit", [4, 32, 500])
@@ -85,12 +87,12 @@ def test_the_limit(limit: int) -> None:
         loads("[" * (limit + 1) + "]" * (limit + 1), limit)
 
 
-@pytest.mark.parametrize(("item", "most"), [(b"0", PARTS), (b"{}", PARTS // 2), (b'",[\\",{"', PARTS)])
-def test_how_many_parts(item: bytes, most: int) -> None:
-    """As many as allowed are decoded, one more is refused; what stands in strings does not count."""
-    assert len(loads(b"[" + b",".join([item] * most) + b"]")) == most
-    with pytest.raises(InvalidRequest, match=f"more than {PARTS} arrays, objects and commas"):
-        loads(b"[" + b",".join([item] * (most + 1)) + b"]")
+@pytest.mark.parametrize(("item", "limit"), [(b"0", MAX_PARTS), (b"{}", MAX_PARTS // 2), (b'",[\\",{"', MAX_PARTS)])
+def test_how_many_parts(item: bytes, limit: int) -> None:
+    """As many as allowed are decoded, one more is refused; brackets and commas in strings do not count."""
+    assert len(loads(b"[" + b",".join([item] * limit) + b"]")) == limit
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_PARTS} arrays, objects and commas"):
+        loads(b"[" + b",".join([item] * (limit + 1)) + b"]")
 
 
 def test_a_lone_surrogate_is_not_utf_8() -> None:
@@ -105,10 +107,10 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def measured(value: Any) -> int:
+def depth_of(value: Any) -> int:
     """The depth of a decoded value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(measured, inner), default=0)
+    return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
 
 
 @settings(max_examples=soak(1_000), deadline=None)
@@ -116,8 +118,7 @@ def measured(value: Any) -> int:
 def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
     """Every JSON value comes back as it was, unless it is too deep, which is counted right."""
     text = json.dumps(value, ensure_ascii=ascii_only)
-    assert depth(text.encode()) == measured(value)
-    if measured(value) > limit:
+    if depth_of(value) > limit:
         with pytest.raises(InvalidRequest, match="levels"):
             loads(text.encode(), limit)
     else:

@@ -21,7 +21,8 @@ from runtime.errors import ModelNotFound, ServiceError
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
-from runtime.types import Job, Message, ModelInfo, ModelState, ModelStatus, Token
+from runtime.status import ModelState, ModelStatus
+from runtime.types import Job, Message, ModelInfo, Token
 
 INFO = ModelInfo(
     name="fake",

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from handlers.context import Context
 from runtime.errors import ModelUnavailable
-from runtime.types import ModelStatus
+from runtime.status import ModelStatus
 from tests.support.fakes import FakeEngine, FakeModels, fake_context
 from tests.views.conftest import Visit
 from tests.views.served import served

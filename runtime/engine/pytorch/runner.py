@@ -147,6 +147,10 @@ class TorchRunner:
         found: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
         return found
 
+    def read(self, data: NDArray[np.float32]) -> None:
+        """Read an array in the host's memory once with all threads, to measure memory bandwidth."""
+        torch.from_numpy(data).sum()
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy a KV block onto another, in all layers."""
         self._kv.copy_block(source, target)

@@ -23,7 +23,7 @@ from runtime.events.cloudevents.attributes import (
     timestamp,
 )
 from runtime.events.envelope import TYPE_PREFIX, Envelope
-from runtime.strict_json import DEPTH, loads
+from runtime.strict_json import DEFAULT_MAX_DEPTH, loads
 
 Mode = Literal["binary", "structured", "batch"]
 
@@ -37,7 +37,9 @@ MAX_BATCH_EVENTS = 100
 _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")  # header prefixes of HTTP and NATS, Kafka, AMQP (two)
 
 
-def parse(headers: Iterable[tuple[str, str]], body: bytes, max_depth: int = DEPTH) -> tuple[Mode, list[CloudEvent]]:
+def parse(
+    headers: Iterable[tuple[str, str]], body: bytes, max_depth: int = DEFAULT_MAX_DEPTH
+) -> tuple[Mode, list[CloudEvent]]:
     """Parse the events of an HTTP request; the content type tells the content mode (HTTP binding section 3).
 
     Args:
@@ -123,7 +125,7 @@ def envelope(
     attempt: int = 1,
     reply_to: str | None = None,
     stream: bool = False,
-    max_depth: int = DEPTH,
+    max_depth: int = DEFAULT_MAX_DEPTH,
 ) -> Envelope:
     """Return the envelope of an event.
 

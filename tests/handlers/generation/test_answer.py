@@ -16,7 +16,7 @@ from handlers.context import Commit, Context, reserve_unlimited
 from handlers.operations import chat, complete, completions, generate
 from handlers.schemas.requests import ChatRequest, CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest, RateLimited, TooManyRequests
-from runtime.types import ModelInfo, Usage
+from runtime.types import ModelInfo, TokenUsage
 from tests.support.fakes import INFO, FakeEngine, caching, fake_context, until
 
 TEXT: dict[str, Any] = {"prompt": ["x", "y"], "num_return_sequences": 2, "temperature": 0}
@@ -409,13 +409,13 @@ async def test_errors(
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
 async def test_observed(operation: Any, payload: dict[str, Any]) -> None:
     """What the cache had to do with it is told before the first token, and the usage at the end, hit or not."""
-    seen: list[Usage] = []
+    seen: list[TokenUsage] = []
     ctx = replace(caching(fake_context(FakeEngine(pause=0.001))), observe=seen.append)
     for status in ("miss", "hit"):
         seen.clear()
         events = operation.stream(payload, ctx)
         await anext(events)
-        assert seen == [Usage(cache=seen[0].cache)]
+        assert seen == [TokenUsage(cache=seen[0].cache)]
         assert seen[0].cache is not None
         assert seen[0].cache.status == status
         async for _ in events:

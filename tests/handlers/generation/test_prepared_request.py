@@ -34,7 +34,7 @@ from runtime.errors import (
     ServiceError,
     TooManyRequests,
 )
-from runtime.types import Job, Message, SamplingParams, Token, Usage
+from runtime.types import Job, Message, SamplingParams, Token, TokenUsage
 from tests.support.fakes import FakeEngine, fake_context, until, usage
 
 TEXT: dict[str, Any] = {"prompt": "x"}
@@ -46,8 +46,8 @@ OPERATIONS = [
 ]
 
 
-def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[Usage]]:
-    seen: list[Usage] = []
+def _observed(engine: FakeEngine, **kwargs: Any) -> tuple[Context, list[TokenUsage]]:
+    seen: list[TokenUsage] = []
     return replace(fake_context(engine, **kwargs), observe=seen.append), seen
 
 
@@ -198,7 +198,7 @@ def test_collected() -> None:
         collected.add(token)
     assert collected.texts == ["a", "bB"]
     assert collected.reasons == ["length", "stop"]
-    assert collected.usage == Usage(5, 5)
+    assert collected.usage == TokenUsage(5, 5)
 
 
 def test_collected_logprobs() -> None:
@@ -297,7 +297,7 @@ async def test_run_reports_usage_once() -> None:
     ctx, seen = _observed(engine)
     collected = await _collect(_request(engine, n=2, prompt=4), ctx)
     assert collected.texts == ["Hello there."] * 2
-    assert seen == [Usage(4, 6)]
+    assert seen == [TokenUsage(4, 6)]
     assert engine.open_streams == 0
 
 
@@ -310,7 +310,7 @@ async def test_leaving_early_frees_the_engine_at_once() -> None:
             break
         assert engine.open_streams == 1
     assert engine.open_streams == 0
-    assert seen == [Usage(1, 1)]
+    assert seen == [TokenUsage(1, 1)]
 
 
 async def test_never_reading_frees_the_engine() -> None:
@@ -320,7 +320,7 @@ async def test_never_reading_frees_the_engine() -> None:
     async with generating(_request(engine), ctx):
         pass
     assert engine.open_streams == 0
-    assert seen == [Usage(1, 0)]
+    assert seen == [TokenUsage(1, 0)]
 
 
 async def test_failing_engine_is_freed_and_reported() -> None:
@@ -330,7 +330,7 @@ async def test_failing_engine_is_freed_and_reported() -> None:
     with pytest.raises(TooManyRequests, match="full"):
         await _collect(_request(engine), ctx)
     assert engine.open_streams == 0
-    assert seen == [Usage(1, 2)]
+    assert seen == [TokenUsage(1, 2)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)
@@ -359,7 +359,7 @@ async def test_closing_a_stream_early_frees_the_engine(operation: Any, payload: 
     assert engine.open_streams == 1
     await events.aclose()
     assert engine.open_streams == 0
-    assert seen == [Usage(1, 1)]
+    assert seen == [TokenUsage(1, 1)]
 
 
 @pytest.mark.parametrize(("operation", "payload"), OPERATIONS)

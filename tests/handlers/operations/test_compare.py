@@ -21,7 +21,8 @@ from handlers.operations import compare
 from handlers.schemas.responses import CompareChunk, CompareResponse
 from runtime.errors import ContextLengthExceeded, Draining, InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.settings import Settings
-from runtime.types import Job, Message, ModelStatus, SamplingParams, Token, Usage
+from runtime.status import ModelStatus
+from runtime.types import Job, Message, SamplingParams, Token, TokenUsage
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving, until
 
 PROMPT = {"prompt": "x"}
@@ -342,10 +343,10 @@ async def test_a_client_that_disconnects_ends_everything() -> None:
 async def test_usage_is_of_all_variants_together() -> None:
     """The usage that is told is their sum; scoring generates nothing."""
     ctx, _ = context(engine("one", cached_tokens=1), engine("two", "Good", " day"))
-    told: list[Usage] = []
+    told: list[TokenUsage] = []
     ctx = replace(ctx, observe=told.append)
     await compare.handle(CHAT | {"variants": [{}, {"model": "two"}, {}]}, ctx)
-    assert told == [Usage(6, 8, 2)]
+    assert told == [TokenUsage(6, 8, 2)]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,7 @@ async def test_two_models_and_two_settings(tiny_llama: Path) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    told: list[Usage] = []
+    told: list[TokenUsage] = []
     names = ["smollm2-135m-instruct", "tiny-llama"]
     chat = (Message("user", "What is the capital of France?"),)
     variants = [{"temperature": 0}, {"temperature": 1, "seed": 5}, {"model": "tiny-llama", "temperature": 0}]

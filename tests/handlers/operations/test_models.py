@@ -16,7 +16,7 @@ from runtime.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress
 from runtime.model_pool.registry import Registry
-from runtime.types import ModelFigures, ModelState, Percentiles
+from runtime.status import EngineStats, ModelState, Percentiles
 from tests.support.fakes import INFO, FakeEngine, fake_context, until
 
 
@@ -39,10 +39,10 @@ def two(failure: Exception | None = None, gate: threading.Event | None = None) -
 async def test_answer(state: ModelState) -> None:
     """OpenAI's list of models, with where each stands beside it; loads nothing."""
     ctx = fake_context(ready=state == "ready", state=state, failure=AssertionError("asked for the model"))
-    figures = ModelFigures(
+    stats = EngineStats(
         finished=3, failed=2, cancelled=1, tokens_per_second=5.5, time_to_first_token=Percentiles(0.1, 0.2)
     )
-    answer = await models.handle({}, replace(ctx, figures=lambda model: figures))
+    answer = await models.handle({}, replace(ctx, model_stats=lambda model: stats))
     assert answer == {
         "object": "list",
         "data": [

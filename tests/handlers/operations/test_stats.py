@@ -9,20 +9,20 @@ import pytest
 from handlers.operations import stats
 from handlers.schemas.reports import StatsResponse
 from runtime.errors import InvalidRequest
+from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
-from runtime.types import Memory
 from tests.support.fakes import fake_context
 
 
 async def test_stats() -> None:
-    """Each model's state and figures, their sums, memory and the cache, in the documented shape."""
+    """Each model's state and statistics, their sums, memory and the cache, in the documented shape."""
     metrics = Metrics(lambda: 5.0)
     record = metrics.model("fake").request(1)
     record.prompt(7, 3)
     record.token(0, 6.0, 5.5, None)
     record.token(0, 6.5, 5.5, "stop")
     record.closed(5.5)
-    ctx = replace(fake_context(), figures=metrics.figures, memory=lambda: Memory(10, 20, 15))
+    ctx = replace(fake_context(), model_stats=metrics.model_stats, memory=lambda: Memory(10, 20, 15))
     answer = await stats.handle({}, ctx)
     StatsResponse.model_validate(answer, strict=True)
     assert (answer["time"], answer["uptime_seconds"], answer["version"]) == (1_700_000_000.5, 5.0, "0.test")

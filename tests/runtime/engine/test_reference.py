@@ -555,26 +555,26 @@ async def test_the_engine_threads_log_lines_carry_the_request_id(
     assert json.loads(lines.getvalue())["request_id"] == "r7"
 
 
-async def test_figures(tiny_gpt2: Path) -> None:
-    """This engine feeds the same figures: tokens, what runs and waits, and how requests ended."""
+async def test_stats(tiny_gpt2: Path) -> None:
+    """This engine updates the same statistics: tokens, running and waiting requests, and how requests ended."""
     metrics = Metrics()
     engine = build(tiny_gpt2, metrics=metrics.model("m"), max_queue=1)
     rows = await run(engine, [Job((1, 2, 3), replace(GREEDY, max_new_tokens=4, n=2)), Job((4,), GREEDY)])
-    figures = metrics.figures("m")
-    assert (figures.finished, figures.prompt_tokens) == (1, 4)
-    assert figures.generated_tokens == sum(map(len, rows))
-    assert figures.time_to_first_token is not None
+    stats = metrics.model_stats("m")
+    assert (stats.finished, stats.prompt_tokens) == (1, 4)
+    assert stats.generated_tokens == sum(map(len, rows))
+    assert stats.time_to_first_token is not None
     endless = [Job((1,), replace(GREEDY, max_new_tokens=120))]
     async with aclosing(engine.stream(endless)) as first:
         await anext(first)
         waiting = asyncio.create_task(run(engine, endless))
-        await until(lambda: metrics.figures("m").waiting == 1)
+        await until(lambda: metrics.model_stats("m").waiting == 1)
         with pytest.raises(TooManyRequests):
             await run(engine, endless)
-        assert metrics.figures("m").running == 1
+        assert metrics.model_stats("m").running == 1
         waiting.cancel()
-    await until(lambda: metrics.figures("m").running == 0 == metrics.figures("m").waiting)
-    figures = metrics.figures("m")
-    await until(lambda: metrics.figures("m").cancelled == 2)
-    assert figures.rejected == 1
+    await until(lambda: metrics.model_stats("m").running == 0 == metrics.model_stats("m").waiting)
+    stats = metrics.model_stats("m")
+    await until(lambda: metrics.model_stats("m").cancelled == 2)
+    assert stats.rejected == 1
     engine.close()

@@ -28,7 +28,7 @@ from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import JsonFormatter
 from runtime.telemetry.request_scope import current_caller, observe_usage
 from runtime.telemetry.tracing import caller_trace
-from runtime.types import Usage
+from runtime.types import TokenUsage
 from tests.events.memory_queue import MemoryBroker, MemorySource
 from tests.runtime.audit.logs import KEYS, check, records
 from tests.support.fakes import until
@@ -65,7 +65,7 @@ class Work:
 
     async def __call__(self, envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
         self.seen.append((current_caller(), caller_trace.get()))
-        observe_usage(Usage(7, 3))
+        observe_usage(TokenUsage(7, 3))
         if "wrong" in envelope.data:
             raise InvalidRequest("wrong")
         return {}

@@ -299,7 +299,7 @@ async def test_a_model_that_cannot_fit_is_not_loaded_and_evicts_nobody() -> None
     house = House({"a": 4, "b": 11})
     async with closing(house.registry()) as registry:
         await once(registry, "a")
-        with pytest.raises(ModelTooLarge, match=r"b needs 11 bytes .* hold 10") as caught:
+        with pytest.raises(ModelTooLarge, match=r"b needs 11 bytes .* use 10") as caught:
             await once(registry, "b")
         assert (caught.value.status, caught.value.retryable) == (507, False)
         assert house.alive() == "a"
@@ -324,7 +324,7 @@ async def test_a_held_model_is_drained_before_the_other_is_loaded() -> None:
         async with registry.lease("a") as held:
             other = asyncio.create_task(once(registry, "b"))
             await until(lambda: states(registry) == {"a": "draining", "b": "loading"})
-            assert registry.status()[1].stage == "waiting for room"
+            assert registry.status()[1].stage == "waiting for memory"
             again = asyncio.create_task(once(registry, "a"))
             await until(lambda: states(registry)["a"] == "loading")
             await asyncio.sleep(0.02)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from runtime.errors import CacheUnavailable, TooManyRequests
-from runtime.response_cache.cache import MOST_LOGPROBS, PAUSE_SECONDS, ResponseCache
+from runtime.response_cache.cache import MAX_LOGPROBS, PAUSE_SECONDS, ResponseCache
 from runtime.response_cache.memory import MemoryStore
 from runtime.response_cache.redis import RedisStore
 from runtime.response_cache.store import Size, Store, StoreFailed
@@ -185,7 +185,7 @@ async def test_old_answers() -> None:
     assert (await cache.stats()).expired == 1
 
 
-@pytest.mark.parametrize(("alternatives", "status"), [(MOST_LOGPROBS - 3, "hit"), (MOST_LOGPROBS - 2, "miss")])
+@pytest.mark.parametrize(("alternatives", "status"), [(MAX_LOGPROBS - 3, "hit"), (MAX_LOGPROBS - 2, "miss")])
 async def test_answers_that_are_too_large(alternatives: int, status: str) -> None:
     """What could not be packed and unpacked in a moment is not kept, and is answered all the same."""
     top = tuple((number, -1.0) for number in range(alternatives))
@@ -397,7 +397,9 @@ async def test_store_fails(clock: Clock, store: Failing, caplog: pytest.LogCaptu
         for _ in range(5):
             assert await _ask(cache, computer) == ("miss", None, 5, TOKENS)
     assert store.calls == 3
-    assert [record.getMessage() for record in caplog.records] == ["answers are neither read nor kept for 5 s: planted"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "answers are neither read from the cache nor stored for 5 s: planted"
+    ]
     stats = await cache.stats()
     assert (stats.errors, stats.entries, stats.hits) == (1, 0, 0)
     store.failing = False
@@ -415,12 +417,12 @@ async def test_store_fails_to_keep(clock: Clock, store: Failing) -> None:
     store.failing = True
     computer.step.set()
     assert await asked == ("miss", None, 5, TOKENS)
-    assert (cache.counts.errors, cache.counts.misses) == (1, 1)
+    assert (cache.counters.errors, cache.counters.misses) == (1, 1)
 
 
 async def test_store_hangs(clock: Clock, store: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not answer is given up after a moment; many who came at once wait for that once."""
-    monkeypatch.setattr("runtime.response_cache.cache._MOST_SECONDS", 0.05)
+    monkeypatch.setattr("runtime.response_cache.cache._STORE_TIMEOUT_SECONDS", 0.05)
     computer, cache = Computer(), _cache(clock, store)
     hung = threading.Event()
     store.delay = hung.wait
@@ -438,7 +440,7 @@ async def test_clear_fails(clock: Clock, store: Failing) -> None:
     cache = _cache(clock, store)
     store.failing = True
     for _ in range(2):  # the second time it is not even tried
-        with pytest.raises(CacheUnavailable, match="cannot be reached") as caught:
+        with pytest.raises(CacheUnavailable, match="is unavailable") as caught:
             await cache.clear()
         assert (caught.value.status, caught.value.retry_after) == (503, PAUSE_SECONDS)
 
@@ -451,9 +453,9 @@ async def test_damaged_answer(clock: Clock, store: Failing) -> None:
     assert value is not None
     for damaged in (value[:-3] + b"x" + value[-2:], b"", value[:40]):
         store.put(KEY, "m", damaged)
-        errors = cache.counts.errors
+        errors = cache.counters.errors
         assert await _ask(cache, computer) == ("miss", None, 5, TOKENS)
-        assert cache.counts.errors == errors + 1
+        assert cache.counters.errors == errors + 1
         assert (await _ask(cache, computer))[0] == "hit"
 
 

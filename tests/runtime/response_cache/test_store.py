@@ -123,12 +123,12 @@ def test_age(open_one: Open, clock: Clock) -> None:
     assert store.get(KEYS[0]) is None
     assert store.get(KEYS[1]) == b"new"
     assert store.size().entries == 1
-    assert store.tally.expired == 1
+    assert store.counters.expired == 1
     store.put(KEYS[0], "m", b"newer")
     clock.now += TTL / 2
     assert (store.get(KEYS[0]), store.get(KEYS[1])) == (b"newer", None)
     assert store.size() == Size(1, 5 + OVERHEAD)
-    assert (store.tally.expired, store.tally.evictions) == (2, 0)
+    assert (store.counters.expired, store.counters.evictions) == (2, 0)
 
 
 def test_least_recently_used_goes_first(open_one: Open) -> None:
@@ -139,7 +139,7 @@ def test_least_recently_used_goes_first(open_one: Open) -> None:
     assert store.get(KEYS[0]) == VALUE
     store.put(KEYS[1], "m", VALUE)
     store.put(KEYS[3], "m", VALUE)
-    assert store.tally.evictions == 1
+    assert store.counters.evictions == 1
     assert store.get(KEYS[2]) is None
     store.put(KEYS[4], "m", VALUE)
     assert store.size() == Size(3, 3 * COST)
@@ -154,7 +154,7 @@ def test_bound(open_one: Open) -> None:
     assert store.size() == Size(10, 10 * COST)
     store.put(KEYS[10], "m", bytes(4 * COST - OVERHEAD))
     assert store.size() == Size(7, 10 * COST)
-    assert store.tally.evictions == 4
+    assert store.counters.evictions == 4
     assert _keys(store) == set(KEYS[4:11])
 
 
@@ -192,7 +192,7 @@ def test_remove(open_one: Open) -> None:
         store = filled()
         assert store.remove(**given) == gone, given
         assert store.size() == Size(4 - gone, (4 - gone) * (1 + OVERHEAD)), given
-        assert (store.tally.evictions, store.tally.expired) == (0, 0)
+        assert (store.counters.evictions, store.counters.expired) == (0, 0)
     assert store.get(keys[0]) is None
 
 
@@ -261,10 +261,10 @@ def test_damaged_file(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     assert {store.get(key) for key in KEYS} <= {None, *(key.encode() * 8 for key in KEYS)}
     store.put(KEYS[0], "m", b"new")
     assert store.get(KEYS[0]) == b"new"
-    assert store.tally.damaged == 1
+    assert store.counters.damaged == 1
     again = _sqlite(tmp_path)
     assert again.get(KEYS[0]) == b"new"
-    assert again.tally.damaged == 0
+    assert again.counters.damaged == 0
     store.close()
     again.close()
 
@@ -445,7 +445,7 @@ def test_redis_damaged(names: str, part: str) -> None:
     assert store.get(KEYS[1]) == VALUE
     assert store.get(KEYS[0]) is None
     assert store.size() == Size(1, COST)
-    assert store.tally.damaged == 1
+    assert store.counters.damaged == 1
     server.close()
     store.close()
 

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from runtime.status import CacheStats, Memory, ModelState, ModelStatus
 from runtime.telemetry.exposition import ServiceStats, prefers_openmetrics, service_families
 from runtime.telemetry.metrics import Metrics
-from runtime.types import CacheStats, Memory, ModelState, ModelStatus
 
 
 def status(name: str, state: ModelState, **more: object) -> ModelStatus:
@@ -69,7 +69,7 @@ def test_models_counts() -> None:
 
 
 def test_all_of_the_cache_is_shown() -> None:
-    """Every number of the cache's figures but its fixed time to live has a metric."""
+    """Every number of the cache's statistics but its fixed time to live has a metric."""
     shown = samples()
     for field in fields(CacheStats):
         if field.name in ("store", "ttl_seconds"):

@@ -9,9 +9,9 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from runtime.status import EngineStats, Percentiles
 from runtime.telemetry import metrics as metrics_module
 from runtime.telemetry.metrics import Metrics
-from runtime.types import ModelFigures, Percentiles
 
 NAMES = (
     "num_requests_running",
@@ -164,11 +164,11 @@ def test_cold_start(monkeypatch: pytest.MonkeyPatch, started: float | None, expe
 def test_a_name_that_was_asked_for_is_not_kept() -> None:
     """Figures of an unknown model are zeros, and leave no label behind: callers cannot make the metrics grow."""
     metrics = Metrics()
-    assert metrics.figures("nobody") == ModelFigures()
+    assert metrics.model_stats("nobody") == EngineStats()
     assert b"nobody" not in metrics.render()[0]
 
 
-def test_figures_and_metrics_agree() -> None:
+def test_stats_and_metrics_agree() -> None:
     """One request is told once and shown in both."""
     metrics = Metrics(lambda: 1.0)
     record = metrics.model("m").request(2)
@@ -176,11 +176,11 @@ def test_figures_and_metrics_agree() -> None:
     for sequence, now in ((0, 2.0), (1, 2.0), (0, 2.5), (1, 3.0)):
         record.token(sequence, now, 1.5, "length" if now > 2 else None)
     record.closed(1.5)
-    figures = metrics.figures("m")
-    assert (figures.finished, figures.cancelled, figures.generated_tokens) == (1, 0, 4)
-    assert (figures.prompt_tokens, figures.cached_tokens) == (9, 4)
-    assert figures.time_to_first_token == Percentiles(1.0, 1.0)
-    assert figures.inter_token_latency == Percentiles(0.75, 0.75)  # of 0.5 s and 1 s
+    stats = metrics.model_stats("m")
+    assert (stats.finished, stats.cancelled, stats.generated_tokens) == (1, 0, 4)
+    assert (stats.prompt_tokens, stats.cached_tokens) == (9, 4)
+    assert stats.time_to_first_token == Percentiles(1.0, 1.0)
+    assert stats.inter_token_latency == Percentiles(0.75, 0.75)  # of 0.5 s and 1 s
     assert value(metrics, "generation_tokens_total") == 4
     assert value(metrics, "inter_token_latency_seconds_sum") == 1.5
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from runtime.status import EngineStats, Percentiles
 from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
-from runtime.types import ModelFigures, Percentiles
 
 
 class Hands:
@@ -20,18 +20,18 @@ class Hands:
 
 def test_nothing_yet() -> None:
     """A model that did nothing has zeros, and no spreads."""
-    assert RollingStats(Hands()).read() == ModelFigures()
+    assert RollingStats(Hands()).read() == EngineStats()
 
 
 def test_counts() -> None:
     """What is told is what is read."""
-    figures = RollingStats(Hands())
-    figures.busy(3, 2, 1, 0.5)
-    figures.prompt(10, 4)
-    figures.prompt(5, 0)
+    stats = RollingStats(Hands())
+    stats.busy(3, 2, 1, 0.5)
+    stats.prompt(10, 4)
+    stats.prompt(5, 0)
     for how in ("finished", "finished", "failed", "cancelled", "rejected"):
-        figures.ended(how)  # type: ignore[arg-type]
-    read = figures.read()
+        stats.ended(how)  # type: ignore[arg-type]
+    read = stats.read()
     assert (read.running, read.waiting, read.queued, read.kv_usage) == (3, 2, 1, 0.5)
     assert (read.prompt_tokens, read.cached_tokens) == (15, 4)
     assert (read.finished, read.failed, read.cancelled, read.rejected) == (2, 1, 1, 1)
@@ -40,45 +40,45 @@ def test_counts() -> None:
 def test_tokens_per_second_is_of_the_last_ten_seconds() -> None:
     """A steady rate is read as it is; it falls to nothing within about ten seconds of the last token."""
     clock = Hands()
-    figures = RollingStats(clock)
+    stats = RollingStats(clock)
     for tick in range(200):  # 20 tokens a second
         clock.now = 1000 + tick / 20
-        figures.token(clock.now, None)
+        stats.token(clock.now, None)
     clock.now = 1010.0
-    assert figures.read().tokens_per_second == pytest.approx(20)
+    assert stats.read().tokens_per_second == pytest.approx(20)
     clock.now = 1015.0
-    assert figures.read().tokens_per_second == pytest.approx(10)
+    assert stats.read().tokens_per_second == pytest.approx(10)
     clock.now = 1021.0
-    assert figures.read().tokens_per_second == 0
-    assert figures.read().generated_tokens == 200
+    assert stats.read().tokens_per_second == 0
+    assert stats.read().generated_tokens == 200
 
 
 def test_a_pause_is_not_forgotten() -> None:
     """Seconds without a token count as such, and what lay before a long pause does not come back."""
     clock = Hands()
-    figures = RollingStats(clock)
+    stats = RollingStats(clock)
     for now in (1000.0, 1100.0, 1108.5):
         clock.now = now
-        figures.token(now, None)
+        stats.token(now, None)
     clock.now = 1110.0
-    assert figures.read().tokens_per_second == pytest.approx(2 / 10)
+    assert stats.read().tokens_per_second == pytest.approx(2 / 10)
 
 
 def test_a_late_token_counts_too() -> None:
     """Streams on several threads may tell of their tokens a little out of order."""
     clock = Hands(1001.0)
-    figures = RollingStats(clock)
-    figures.token(1001.0, None)
-    figures.token(1000.9, None)
-    assert figures.read().tokens_per_second == pytest.approx(2 / 10)
+    stats = RollingStats(clock)
+    stats.token(1001.0, None)
+    stats.token(1000.9, None)
+    assert stats.read().tokens_per_second == pytest.approx(2 / 10)
 
 
 def test_gaps_fall_into_groups() -> None:
     """A bound belongs to its own group, as in Prometheus; what is above all bounds has a group of its own."""
-    figures = RollingStats(Hands())
+    stats = RollingStats(Hands())
     for gap in (None, 0.0, 0.001, 0.0011, 99.0):
-        figures.token(1000.0, gap)
-    counts, seconds = figures.gaps()
+        stats.token(1000.0, gap)
+    counts, seconds = stats.gaps()
     assert len(counts) == len(GAP_BOUNDS) + 1
     assert (counts[0], counts[1], counts[-1], sum(counts)) == (2, 1, 1, 4)
     assert seconds == pytest.approx(99.0021)
@@ -97,11 +97,11 @@ def test_gaps_fall_into_groups() -> None:
 )
 def test_spreads(seconds: list[float], expected: Percentiles) -> None:
     """The middle one and nearly the worst, by nearest rank, of the last requests."""
-    figures = RollingStats(Hands())
+    stats = RollingStats(Hands())
     for value in seconds:
-        figures.first_token(value)
-        figures.pace(value / 8)
-    read = figures.read()
+        stats.first_token(value)
+        stats.pace(value / 8)
+    read = stats.read()
     assert read.time_to_first_token == expected
     assert read.inter_token_latency == Percentiles(expected.p50 / 8, expected.p95 / 8)
 
@@ -109,12 +109,12 @@ def test_spreads(seconds: list[float], expected: Percentiles) -> None:
 def test_old_requests_drop_out() -> None:
     """What is older than five minutes is of no interest any more."""
     clock = Hands()
-    figures = RollingStats(clock)
-    figures.first_token(5.0)
+    stats = RollingStats(clock)
+    stats.first_token(5.0)
     clock.now += 200
-    figures.first_token(1.0)
-    assert figures.read().time_to_first_token == Percentiles(1.0, 5.0)
+    stats.first_token(1.0)
+    assert stats.read().time_to_first_token == Percentiles(1.0, 5.0)
     clock.now += 101
-    assert figures.read().time_to_first_token == Percentiles(1.0, 1.0)
+    assert stats.read().time_to_first_token == Percentiles(1.0, 1.0)
     clock.now += 200
-    assert figures.read().time_to_first_token is None
+    assert stats.read().time_to_first_token is None

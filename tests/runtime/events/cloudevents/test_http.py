@@ -32,10 +32,10 @@ from runtime.events.envelope import Envelope, encode
 from runtime.events.idempotency.memory import MemoryRecords
 from runtime.events.outcome import Policy, Reject
 from runtime.events.processor import Processor
-from runtime.json_answer import MANY
+from runtime.json_answer import MAX_INLINE_ITEMS
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.request_scope import RequestScope, UsageCounter, current_caller, observe_usage, request_scope
-from runtime.types import Usage
+from runtime.types import TokenUsage
 from tests.support.fakes import until
 
 RETRIED = {404, 408, 409, 429, *range(500, 600)}  # Knative Eventing, data plane contract
@@ -76,7 +76,7 @@ class Served:
             await asyncio.sleep(0)
             if (wanted := envelope.data.get("raise")) is not None:
                 raise getattr(runtime.errors, wanted)("planted")
-            observe_usage(Usage(2, 3))
+            observe_usage(TokenUsage(2, 3))
             return self._result
         finally:
             self.running -= 1
@@ -144,7 +144,7 @@ async def test_a_large_answer_is_rendered_elsewhere(monkeypatch: pytest.MonkeyPa
     await Served().post(EVENT)
     assert threads == {threading.get_ident()}
     threads.clear()
-    large = {"text": "é", "logprobs": [[1, "a"], {"b": None}] * MANY}
+    large = {"text": "é", "logprobs": [[1, "a"], {"b": None}] * MAX_INLINE_ITEMS}
     service = Served(result=large)
     for body, headers in ((EVENT, {}), ([EVENT], {}), (b'{"prompt": "Hi"}', binary())):
         answer = await service.post(body, headers)
@@ -314,7 +314,7 @@ async def test_what_is_told() -> None:
         await service.post([EVENT, {**EVENT, "id": "2"}, {**EVENT, "id": "3", "type": "?"}], on_event=on_event.append)
     finally:
         request_scope.reset(token)
-    assert usage.total == Usage(4, 6)
+    assert usage.total == TokenUsage(4, 6)
     assert [envelope.id for envelope in on_event] == ["1", "2"]
 
     def count(operation: str, outcome: str) -> float | None:
