@@ -19,6 +19,7 @@ from middleware.request_keys import SPEAKS_OPENAI
 from runtime import errors
 from runtime.error_response import error_response
 from runtime.errors import ServiceError
+from tests.support.fakes import until
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -185,7 +186,7 @@ async def test_failing_after_the_answer_began(failure: Exception) -> None:
 async def test_nobody_is_answered_who_has_gone(caplog: pytest.LogCaptureFixture) -> None:
     """Writing to a client that has gone is no fault of ours, and is not logged as one."""
     ended: list[BaseException] = []
-    begun, gone = asyncio.Event(), asyncio.Event()
+    begun = asyncio.Event()
 
     @web.middleware
     async def outside(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -197,8 +198,7 @@ async def test_nobody_is_answered_who_has_gone(caplog: pytest.LogCaptureFixture)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         begun.set()
-        await gone.wait()
-        assert request.transport is None or request.transport.is_closing()
+        await until(lambda: request.transport is None or request.transport.is_closing())
         raise ConnectionResetError("Cannot write to closing transport")
 
     app = web.Application(middlewares=[outside, errors_middleware])
@@ -212,9 +212,7 @@ async def test_nobody_is_answered_who_has_gone(caplog: pytest.LogCaptureFixture)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await begun.wait()
         writer.close()
-        await asyncio.sleep(0.1)
-        gone.set()
-        await asyncio.sleep(0.1)
+        await until(lambda: ended)
     finally:
         await runner.cleanup()
     assert [type(error) for error in ended] == [ConnectionResetError]
