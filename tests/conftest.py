@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.settings import Settings
-from tests.support.models import save_tiny_gpt2, save_tiny_llama
+from tests.support.models import save_tiny_gguf, save_tiny_gpt2, save_tiny_llama
 from tests.support.time_limits import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.support.time_limits import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.support.time_limits import pytest_runtest_teardown as pytest_runtest_teardown
@@ -50,3 +50,9 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama."""
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a GGUF file; tests that change it copy it first."""
+    return save_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)

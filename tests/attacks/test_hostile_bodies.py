@@ -89,12 +89,12 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("path", [b"/generate", b"/v1/chat/completions"])
-def test_hostile_json_is_refused(service: Service, name: str, path: bytes) -> None:
-    """A 4xx that is short, whatever was sent."""
-    answer = _post(service, HOSTILE[name](), path=path)
-    assert 400 <= answer.status < 500
-    assert len(answer.body) < 2000
+def test_hostile_json_is_refused(service: Service, name: str) -> None:
+    """A 4xx that is short, whatever was sent, in both shapes of errors."""
+    for path in (b"/generate", b"/v1/chat/completions"):
+        answer = _post(service, HOSTILE[name](), path=path)
+        assert 400 <= answer.status < 500
+        assert len(answer.body) < 2000
 
 
 def test_hostile_json_leaves_nothing_behind(service: Service) -> None:

@@ -63,14 +63,12 @@ def _get(target: str, *fields: str, method: str = "GET") -> bytes:
 
 
 @pytest.mark.parametrize("text", ENCODED)
-@pytest.mark.parametrize(
-    "target", ["/nothing/{}", "/models/{}/load", "/models?{}=1", "/model-info?model={}", "/cache?x={}", "/{}"]
-)
-def test_encoded_line_breaks_stay_text(service: Service, target: str, text: str) -> None:
+def test_encoded_line_breaks_stay_text(service: Service, text: str) -> None:
     """In paths, model names, query names and values: a plain refusal, and one line of JSON in the log."""
-    method = "POST" if target.endswith("/load") else "DELETE" if target.startswith("/cache") else "GET"
-    answer = _only(service, _get(target.replace("{}", text), method=method))
-    assert 400 <= answer.status < 500 or (answer.status, target) == (200, "/models?{}=1")
+    for target in ("/nothing/{}", "/models/{}/load", "/models?{}=1", "/model-info?model={}", "/cache?x={}", "/{}"):
+        method = "POST" if target.endswith("/load") else "DELETE" if target.startswith("/cache") else "GET"
+        answer = _only(service, _get(target.replace("{}", text), method=method))
+        assert 400 <= answer.status < 500 or (answer.status, target) == (200, "/models?{}=1")
     assert log_lines(service, "warmstart.access")
 
 
@@ -118,17 +116,23 @@ def test_request_ids_that_are_no_plain_names_are_replaced(service: Service, valu
 
 
 @pytest.mark.parametrize(
-    "name", ["X-Request-Id", "Content-Type", "Accept", "Origin", "traceparent", "Cache-Control", "X-API-Key"]
-)
-@pytest.mark.parametrize(
     "value", [b"a\rX-Evil: 1", b"a\nX-Evil: 1", b"a\0b", b"a\r\n X-Evil: 1", b"\xff\xfe", b"a\x0bb"]
 )
-def test_control_characters_in_fields_come_back_nowhere(service: Service, name: str, value: bytes) -> None:
+def test_control_characters_in_fields_come_back_nowhere(service: Service, value: bytes) -> None:
     """The request is refused, or its field is a text like another; no answer has a header from it."""
-    raw = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + name.encode() + b": " + value + b"\r\n\r\n"
-    for answer in exchange(service.port, raw).answers:
-        assert set(answer.headers) <= HEADERS
-        assert answer.status in (200, 400)
+    for name in (
+        b"X-Request-Id",
+        b"Content-Type",
+        b"Accept",
+        b"Origin",
+        b"traceparent",
+        b"Cache-Control",
+        b"X-API-Key",
+    ):
+        raw = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + name + b": " + value + b"\r\n\r\n"
+        for answer in exchange(service.port, raw).answers:
+            assert set(answer.headers) <= HEADERS
+            assert answer.status in (200, 400)
 
 
 def test_methods_and_media_types_come_back_harmless(service: Service) -> None:

@@ -50,13 +50,13 @@ def _get(service: Service, source: str, *fields: str, target: str = "/models") -
 
 
 @pytest.mark.parametrize("spoof", SPOOFS, ids=_IDS)
-@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip", "forwarded"])
-def test_strangers_cannot_choose_their_address(start: Start, spoof: str, header: str) -> None:
+def test_strangers_cannot_choose_their_address(start: Start, spoof: str) -> None:
     """Whichever header trusted proxies use, one from anybody else lets nobody in, and puts nobody out."""
-    service = start(ALLOWED_IPS=INSIDE, TRUSTED_PROXIES=PROXY, CLIENT_IP_HEADER=header)
-    denied = _get(service, OUTSIDE, spoof)
-    assert (denied.status, b"client_address_denied" in denied.body) == (403, True)
-    assert _get(service, INSIDE, spoof.replace(INSIDE, OUTSIDE)).status == 200
+    for header in ("x-forwarded-for", "x-real-ip", "forwarded"):
+        service = start(ALLOWED_IPS=INSIDE, TRUSTED_PROXIES=PROXY, CLIENT_IP_HEADER=header)
+        denied = _get(service, OUTSIDE, spoof)
+        assert (denied.status, b"client_address_denied" in denied.body) == (403, True), header
+        assert _get(service, INSIDE, spoof.replace(INSIDE, OUTSIDE)).status == 200, header
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.settings import Settings
 from runtime.types import Caller
 from tests.support.fakes import caching, fake_context
+from tests.support.waiting import wait_until
 
 Client = Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
 
@@ -226,14 +226,6 @@ def _status(service: Service, key: str) -> int:
         connection.close()
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
 def test_a_key_s_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a running service: made, rotated with two keys at once, revoked; no restart, and no key in its log."""
     path = tmp_path / "keys"
@@ -248,16 +240,16 @@ def test_a_key_s_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         service.wait("/livez", 60)
         assert _status(service, old["key"]) == 200
         new = keys("create", "--name", "ci")
-        _wait_for(lambda: _status(service, new["key"]) == 200)
+        wait_until(lambda: _status(service, new["key"]) == 200)
         assert _status(service, old["key"]) == 200
         keys("revoke", old["id"])
-        _wait_for(lambda: _status(service, old["key"]) == 401)
+        wait_until(lambda: _status(service, old["key"]) == 401)
         assert _status(service, new["key"]) == 200
         path.write_text("half a rec")
-        _wait_for(lambda: _status(service, new["key"]) == 200 and "stay valid" in service.log.read_text())
+        wait_until(lambda: _status(service, new["key"]) == 200 and "stay valid" in service.log.read_text())
         assert _status(service, new["key"]) == 200
         path.write_text("")
-        _wait_for(lambda: _status(service, new["key"]) == 401)
+        wait_until(lambda: _status(service, new["key"]) == 401)
         log = service.log.read_text()
     for hidden in (old["key"], new["key"], digest(old["key"]).hex()):
         assert hidden not in log

@@ -22,6 +22,7 @@ import pytest
 
 from loadtests.service import free_port, running_service
 from tests.support.models import ROOT
+from tests.support.waiting import wait_until
 
 WARMSTART = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 FRANCE = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
@@ -49,18 +50,6 @@ def serving(**settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Pat
     with running_service(**({"LOG_FORMAT": "json"} | settings)) as service:
         service.wait("/livez")
         yield service.process, service.url, service.log
-
-
-def wait(condition: Any, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen within {seconds} s")
 
 
 def get(url: str, path: str, payload: object = None) -> tuple[int, Any]:
@@ -95,7 +84,7 @@ def test_a_socket_file_is_listened_on(tmp_path: Path) -> None:
         [sys.executable, "server.py"], cwd=ROOT, env=environment(HOST=f"unix:{path}", PRELOAD="false")
     )
     try:
-        wait(path.exists, 30)
+        wait_until(path.exists, 30)
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(30)
             client.connect(str(path))
@@ -111,13 +100,13 @@ def test_a_socket_file_is_listened_on(tmp_path: Path) -> None:
 def test_sigterm_drains(tiny_gpt2: Path) -> None:
     """A running stream finishes, probes and new requests are told, and the process ends with status 0."""
     with serving(MODEL_NAME=str(tiny_gpt2), MAX_SEQUENCES="1024") as (process, url, log):
-        wait(lambda: get(url, "/readyz")[0] == 200)
+        wait_until(lambda: get(url, "/readyz")[0] == 200)
         body = json.dumps({"prompt": "You may", "max_new_tokens": 120, "num_return_sequences": 64, "stream": True})
         request = urllib.request.Request(url + "/complete", body.encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as stream:
             first = stream.readline()
             process.send_signal(signal.SIGTERM)
-            wait(lambda: get(url, "/readyz") == (503, {"status": "draining"}), 10)
+            wait_until(lambda: get(url, "/readyz") == (503, {"status": "draining"}), 10)
             assert get(url, "/complete", {"prompt": "x"})[1]["code"] == "draining"
             rest = stream.read()
         assert first.startswith(b"data: ")
@@ -129,7 +118,7 @@ def test_sigterm_drains(tiny_gpt2: Path) -> None:
 def test_sigterm_ends_what_does_not_finish(tiny_gpt2: Path) -> None:
     """After DRAIN_SECONDS a stream ends with an error event that says why, and the process ends."""
     with serving(MODEL_NAME=str(tiny_gpt2), MAX_SEQUENCES="1024", DRAIN_SECONDS="0") as (process, url, log):
-        wait(lambda: get(url, "/readyz")[0] == 200)
+        wait_until(lambda: get(url, "/readyz")[0] == 200)
         body = json.dumps({"prompt": "You may", "max_new_tokens": 120, "num_return_sequences": 512, "stream": True})
         request = urllib.request.Request(url + "/complete", body.encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as stream:

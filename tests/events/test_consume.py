@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 from loadtests.service import free_port
 from tests.support.models import ROOT
 from tests.support.redis_server import REDIS_URL, own_names
+from tests.support.waiting import wait_until
 
 WARMSTART = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 PROMPT = {"prompt": "You may", "max_new_tokens": 12, "temperature": 0}
@@ -83,7 +84,7 @@ class Running:
     @property
     def url(self) -> str:
         """Of its side port."""
-        wait(lambda: self.said("listening on"))
+        wait_until(lambda: self.said("listening on"))
         (line,) = (line["message"] for line in self.lines() if "listening on" in line["message"])
         return str(line.rpartition(" ")[2])
 
@@ -118,14 +119,6 @@ def worker(queue: Queue, *arguments: str, **settings: str) -> Iterator[Running]:
     finally:
         process.kill()
         process.wait()
-
-
-def wait(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until it holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_questions_and_answers(queue: Queue) -> None:
@@ -184,9 +177,11 @@ def test_a_stop_gives_back_what_does_not_end(queue: Queue) -> None:
     long = {"prompt": ["You"] * 16, "max_new_tokens": 120, "num_return_sequences": 16, "seed": 1, "temperature": 1}
     settings = {"MAX_SEQUENCES": "1024", "EVENTS_ACK_SECONDS": "3600", "MAX_BATCH": "1"}
     with worker(queue, DRAIN_SECONDS="0", **settings) as first:
-        wait(lambda: first.get("/readyz")[0] == 200)
+        wait_until(lambda: first.get("/readyz")[0] == 200)
         queue.submit("complete", json.dumps(long), "--id", "long", "--no-wait")
-        wait(lambda: "warmstart:events_in_flight" in (figures := first.get("/metrics")[1]) and _in_flight(figures))
+        wait_until(
+            lambda: "warmstart:events_in_flight" in (figures := first.get("/metrics")[1]) and _in_flight(figures)
+        )
         assert first.end() == 0
         (event,) = [line for line in first.lines() if "outcome" in line]
         assert (event["outcome"], event["code"]) == ("retried", "draining")
@@ -207,11 +202,11 @@ def test_a_second_signal_ends_at_once(queue: Queue) -> None:
     """Nobody has to wait for a generation that takes long."""
     long = {"prompt": ["You"] * 16, "max_new_tokens": 120, "num_return_sequences": 16}
     with worker(queue, MAX_SEQUENCES="1024", MAX_BATCH="1", DRAIN_SECONDS="300") as running:
-        wait(lambda: running.get("/readyz")[0] == 200)
+        wait_until(lambda: running.get("/readyz")[0] == 200)
         queue.submit("complete", json.dumps(long), "--no-wait")
-        wait(lambda: _in_flight(running.get("/metrics")[1]))
+        wait_until(lambda: _in_flight(running.get("/metrics")[1]))
         running.process.send_signal(signal.SIGTERM)
-        wait(lambda: running.said("draining"))
+        wait_until(lambda: running.said("draining"))
         assert running.get("/readyz") == (503, '{"status": "draining"}')
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 130
@@ -222,9 +217,9 @@ def test_a_broker_that_is_not_there(queue: Queue) -> None:
     url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
     with worker(queue, EVENTS_URL=url) as running:
         assert running.get("/livez")[0] == 200
-        wait(lambda: json.loads(running.get("/readyz")[1])["status"] == "connecting")
-        wait(lambda: 'warmstart:events_broker_errors_total{source="redis' in running.get("/metrics")[1])
-        wait(lambda: running.said("the broker is unavailable"))
+        wait_until(lambda: json.loads(running.get("/readyz")[1])["status"] == "connecting")
+        wait_until(lambda: 'warmstart:events_broker_errors_total{source="redis' in running.get("/metrics")[1])
+        wait_until(lambda: running.said("the broker is unavailable"))
         assert running.end() == 0
         assert sum("the broker is unavailable" in line["message"] for line in running.lines()) == 1
         assert "hunter2" not in running.log.read_text()
@@ -251,7 +246,7 @@ def test_nobody_answers(queue: Queue) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps(PROMPT).encode() + b"\n")
     process.stdin.flush()
-    wait(lambda: _submitted(queue) == 2)
+    wait_until(lambda: _submitted(queue) == 2)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out, error) == (130, b"", b"")

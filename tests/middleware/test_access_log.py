@@ -174,8 +174,7 @@ async def test_client_that_goes(log: Log, http: aiohttp.ClientSession, stream: b
     async with serving(fake_context(engine)) as url:
         body = {"prompt": "x", "max_new_tokens": 10_000, "stream": stream}
         call = asyncio.create_task(_read(http, url + "/generate", body))
-        await until(lambda: engine.open_streams)
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.generated > 3)
         call.cancel()
         await until(lambda: log.access)
     (line,) = log.access

@@ -207,8 +207,7 @@ async def test_a_client_that_leaves(path: Path, stream: bool) -> None:
         body = json.dumps({"prompt": "x", "stream": stream, "max_new_tokens": 1000}).encode()
         head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         writer.write(head.encode() + b"\r\n\r\n" + body)
-        await until(lambda: engine.open_streams)
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.generated > 3)
         writer.close()
         await until(lambda: requests(path))
         del reader

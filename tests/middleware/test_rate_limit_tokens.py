@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from runtime.errors import TooManyRequests
+from runtime.response_cache.cache import ResponseCache
 from tests.support.fakes import FakeEngine, caching, fake_context, until
 from tests.support.limits import ASK, COST, HUNDRED, ask, key_of, limited, tokens_left
 
@@ -174,13 +175,14 @@ async def test_who_computes_pays() -> None:
     keys = [key_of("k_a"), key_of("k_b")]
     engine = FakeEngine(pause=0.3)
     asked = ASK | {"temperature": 0}
-    async with limited(
-        caching(fake_context(engine), per_caller=False), api_keys="\n".join(line for _, line in keys), **HUNDRED
-    ) as session:
+    ctx = caching(fake_context(engine), per_caller=False)
+    cache = ctx.cache
+    assert isinstance(cache, ResponseCache)
+    async with limited(ctx, api_keys="\n".join(line for _, line in keys), **HUNDRED) as session:
         first = asyncio.create_task(ask(session, "/complete", asked, X_API_Key=keys[0][0]))
         await until(lambda: engine.open_streams)
         second = asyncio.create_task(ask(session, "/complete", asked, X_API_Key=keys[1][0]))
-        await asyncio.sleep(0.05)
+        await until(lambda: cache.counts.shared == 1)
         first.cancel()
         answer = await second
         assert (answer.status, answer.headers["X-Cache"]) == (200, "SHARED")

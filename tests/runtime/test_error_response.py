@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from runtime.error_response import error_response
-from runtime.errors import InvalidRequest, MethodNotAllowed, TooManyRequests, Unauthenticated
+from runtime.errors import InsufficientScope, InvalidSignature, MethodNotAllowed, ServiceError, TooManyRequests
+from tests.runtime.test_errors import tree
 
 
-def test_openai_shape() -> None:
-    """OpenAI's routes get its error object, with the field at fault."""
-    response = error_response(InvalidRequest("n: at most 16", param="n"), openai=True)
-    assert (response.status, response.headers) == (400, {"Content-Type": "application/json; charset=utf-8"})
-    error = json.loads(response.body)["error"]
-    assert (error["message"], error["param"], error["code"]) == ("n: at most 16", "n", "invalid_request")
+@pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("param", [None, "messages.0.role"])
+def test_both_shapes(kind: type[ServiceError], param: str | None) -> None:
+    """OpenAI's object always has its four members; problem details (RFC 9457) have title, status, detail, our code, and
+    the field at fault if there is one.
+    """
+    error = kind("what to do", param=param)
+    response = error_response(error, openai=True)
+    assert (response.status, response.headers["Content-Type"]) == (kind.status, "application/json; charset=utf-8")
+    fault = "rate_limit_error" if kind.status == 429 else "invalid_request_error"
+    assert json.loads(response.body) == {
+        "error": {
+            "message": "what to do",
+            "type": "server_error" if kind.status >= 500 else fault,
+            "param": param,
+            "code": kind.code,
+        }
+    }
+    response = error_response(error, openai=False)
+    problem = "application/problem+json; charset=utf-8"
+    assert (response.status, response.headers["Content-Type"]) == (kind.status, problem)
+    expected = {"title": kind.title, "status": kind.status, "detail": "what to do", "code": kind.code}
+    assert json.loads(response.body) == expected | ({"param": param} if param else {})
 
 
-def test_problem_details() -> None:
-    """All other routes get problem details of RFC 9457."""
-    response = error_response(InvalidRequest("n: at most 16", param="n"), openai=False)
-    assert response.headers == {"Content-Type": "application/problem+json; charset=utf-8"}
-    assert json.loads(response.body)["detail"] == "n: at most 16"
+@pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
+def test_challenge(kind: type[ServiceError]) -> None:
+    """401 names the credential that would help (RFC 9110 section 15.5.2); 403 only where another key would."""
+    wanted = "Signature" if kind is InvalidSignature else "Bearer"
+    credentials = kind.status == 401 or kind is InsufficientScope
+    headers = error_response(kind("what to do"), openai=True).headers
+    assert headers.get("WWW-Authenticate") == (wanted if credentials else None)
+    assert error_response(kind("what to do"), openai=False).headers.keys() == headers.keys()
 
 
-def test_header_fields_of_single_errors() -> None:
-    """Retry-After is whole seconds and never 0; a challenge and the allowed methods stand where HTTP asks for them."""
-    assert error_response(TooManyRequests("full", retry_after=0.2), openai=False).headers["Retry-After"] == "1"
-    assert error_response(TooManyRequests("full", retry_after=2.1), openai=False).headers["Retry-After"] == "3"
-    assert error_response(Unauthenticated("no key"), openai=True).headers["WWW-Authenticate"]
+@pytest.mark.parametrize(
+    ("seconds", "field"),
+    [(None, None), (0, "1"), (0.01, "1"), (1, "1"), (1.01, "2"), (5, "5"), (59.5, "60"), (-3, "1")],
+)
+def test_retry_after(seconds: float | None, field: str | None) -> None:
+    """Seconds are rounded up and never 0, so that nobody comes back too soon (RFC 9110 section 10.2.3)."""
+    response = error_response(TooManyRequests("full", retry_after=seconds), openai=False)
+    assert response.headers.get("Retry-After") == field
+
+
+def test_allowed_methods() -> None:
+    """The methods that a path supports stand in Allow, and only there."""
     assert error_response(MethodNotAllowed("no"), openai=True, allow=["GET", "HEAD"]).headers["Allow"] == "GET,HEAD"
+    assert "Allow" not in error_response(MethodNotAllowed("no"), openai=True).headers

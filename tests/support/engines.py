@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from handlers.protocols import Engine
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
 from runtime.engine.native.runner import available
@@ -160,7 +161,7 @@ def job(prompt: Sequence[int] = (1, 2, 3), tokens: int = 5, **params: Any) -> Jo
     return Job(tuple(prompt), SamplingParams(max_new_tokens=tokens, **({"temperature": 0} | params)))
 
 
-async def collect(engine: FastEngine, *jobs: Job) -> list[list[Token]]:
+async def collect(engine: Engine, *jobs: Job) -> list[list[Token]]:
     rows: list[list[Token]] = [[] for job in jobs for _ in range(job.params.n)]
     async with aclosing(engine.stream(jobs)) as tokens:
         async for token in tokens:

@@ -53,8 +53,8 @@ class FakeEngine:
         fail_after: the number of tokens after which it raises ``failure``.
         cached_tokens: how many tokens of each prompt were in the prefix cache.
 
-    A token's id is its word's index, its log-probability -(index + 1) / 4, and the top tokens at every position are the
-    words in their order.
+    ``generated`` counts the tokens of all requests. A token's id is its word's index, its log-probability
+    -(index + 1) / 4, and the top tokens at every position are the words in their order.
     """
 
     words: tuple[str, ...] = ("Hello", " there", ".")
@@ -71,6 +71,7 @@ class FakeEngine:
     jobs: list[tuple[Job, ...]] = field(default_factory=list)
     chats: list[tuple[Message, ...]] = field(default_factory=list)
     open_streams: int = 0
+    generated: int = 0
 
     async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(i % self.info.vocabulary_size for i in range(self._length(text)))
@@ -107,6 +108,7 @@ class FakeEngine:
                     if sent == self.fail_after:
                         raise self.failure
                     sent += 1
+                    self.generated += 1
                     token_id = chosen[row][position]
                     last = position == len(chosen[row]) - 1 and not rows[row][0].forced
                     cut = position == limits[row] - 1

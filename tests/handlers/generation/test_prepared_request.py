@@ -339,8 +339,7 @@ async def test_cancelling_frees_the_engine(operation: Any, payload: dict[str, An
     engine = FakeEngine(words=("a",) * 1000, pause=0.005)
     ctx, seen = _observed(engine)
     call = asyncio.create_task(operation.handle(payload, ctx))
-    await until(lambda: engine.open_streams)
-    await asyncio.sleep(0.03)
+    await until(lambda: engine.generated > 3)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

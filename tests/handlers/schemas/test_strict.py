@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,20 +13,14 @@ from handlers.schemas.parsing import parse
 from runtime.errors import InvalidRequest
 from tests.e2e.test_same_answer import PAYLOADS
 
-FIELDS = [
-    pytest.param(operation, name, id=f"{operation} {name}")
-    for operation, found in OPERATIONS.items()
-    for name in found.request.model_fields
-]
 
-
-@pytest.mark.parametrize(("operation", "name"), FIELDS)
-def test_null_is_left_out(operation: str, name: str) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_null_is_left_out(operation: str) -> None:
     """A field that may be left out may be null, which is the same request; one that may not is named."""
     model = OPERATIONS[operation].request
-    for payload in PAYLOADS[operation]:
+    for name, payload in itertools.product(model.model_fields, PAYLOADS[operation]):
         without = {field: value for field, value in payload.items() if field != name}
-        assert _outcome(model, without | {name: None}) == _outcome(model, without)
+        assert _outcome(model, without | {name: None}) == _outcome(model, without), name
 
 
 def _outcome(model: type[BaseModel], payload: dict[str, Any]) -> Any:

@@ -41,6 +41,7 @@ from runtime.telemetry.logging import JsonFormatter
 from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.request_scope import request_facts
 from runtime.types import Job, SamplingParams, Token
+from tests.support.engines import collect, ids
 from tests.support.fakes import INFO, until
 
 PROMPTS = (
@@ -77,19 +78,11 @@ def llama_engine(tiny_llama: Path) -> Iterator[ReferenceEngine]:
 
 
 async def run(engine: ReferenceEngine, jobs: Sequence[Job]) -> list[list[Token]]:
-    rows: list[list[Token]] = [[] for job in jobs for _ in range(job.params.n)]
-    async with aclosing(engine.stream(jobs)) as tokens:
-        async for token in tokens:
-            rows[token.sequence].append(token)
-    return rows
+    return await collect(engine, *jobs)
 
 
 async def jobs_for(engine: ReferenceEngine, texts: Sequence[str], params: SamplingParams) -> list[Job]:
     return [Job(await engine.encode(text), params) for text in texts]
-
-
-def ids(rows: list[list[Token]]) -> list[list[int]]:
-    return [[token.id for token in row] for row in rows]
 
 
 @pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
@@ -370,13 +363,13 @@ async def test_a_request_cancelled_in_the_queue_never_runs(slow: Any) -> None:
     engine, gate, steps = slow
     running = asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=1, temperature=0))]))
     background = asyncio.create_task(run(engine, [Job((6,), SamplingParams(max_new_tokens=50, temperature=0))]))
-    await asyncio.sleep(0.05)
+    await until(lambda: engine._running and engine._queue.interactive == 1)
     background.cancel()
     await asyncio.gather(background, return_exceptions=True)
     gate.release(5)
     await running
-    await asyncio.sleep(0.1)
-    assert len(steps) == 1
+    await run(engine, [Job((7,), SamplingParams(max_new_tokens=1, temperature=0))])  # would be served after it
+    assert len(steps) == 2
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
@@ -384,8 +377,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(slow: Any) -> None:
     engine, gate, _ = slow
     job = Job((5,), SamplingParams(max_new_tokens=1, temperature=0))
     first = asyncio.create_task(run(engine, [job]))
-    await asyncio.sleep(0.05)
-    await until(lambda: not engine._queue.interactive)  # taken by the engine thread, which now waits at the gate
+    await until(lambda: engine._running)  # taken by the engine thread, which now waits at the gate
     waiting = [asyncio.create_task(run(engine, [job])) for _ in range(2)]
     await until(lambda: engine._queue.interactive == 2)
     with pytest.raises(TooManyRequests) as caught:
@@ -517,9 +509,9 @@ async def test_closing_ends_what_does_not_finish_in_time(slow: Any) -> None:
         asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=50, temperature=0))]))
         for _ in range(2)
     ]
-    await asyncio.sleep(0.05)
+    await until(lambda: engine._busy and engine._inbox.online == 1)
     closing = asyncio.create_task(asyncio.to_thread(engine.close, 0.05))
-    await asyncio.sleep(0.2)
+    await until(engine._aborting.is_set)
     gate.release(100)
     await closing
     assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Draining, Draining]

@@ -17,47 +17,28 @@ import torch
 
 from runtime.errors import ModelUnavailable
 from runtime.loading.gguf_loading import GgufTensors
-from runtime.loading.loader import load, open_serving
+from runtime.loading.loader import open_serving
 from runtime.model.catalogue import parse_model_name
 from runtime.model.gguf_split import parts
-from tests.support.models import rewrite_gguf, save_tiny_gguf, train_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama as a GGUF file."""
-    return save_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)
+from tests.support.checkpoints import loaded, logits, refusal
+from tests.support.models import rewrite_gguf, train_tokenizer
 
 
 @pytest.fixture
-def split(tiny: Path, tmp_path: Path) -> list[Path]:
+def split(tiny_gguf: Path, tmp_path: Path) -> list[Path]:
     """The same in four parts."""
-    return parts(rewrite_gguf(tiny, tmp_path / "split.gguf", split_tensors=5))
+    return parts(rewrite_gguf(tiny_gguf, tmp_path / "split.gguf", split_tensors=5))
 
 
 def model(path: Path) -> Any:
-    return load(parse_model_name(str(path)), "cpu", "float32", lambda stage, share: None).model
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        found: torch.Tensor = model(torch.tensor([[5, 6, 7, 8]])).logits
-    return found
-
-
-def refusal(path: Path) -> str:
-    """The message, in which no path is."""
-    with pytest.raises(ModelUnavailable) as caught:
-        model(path)
-    assert str(path.parent) not in caught.value.message
-    return caught.value.message
+    return loaded(path).model
 
 
 @pytest.mark.parametrize("named", ["the first", "the last", "their folder"])
-def test_the_parts_of_a_split_file_are_read_as_one(tiny: Path, split: list[Path], named: str) -> None:
+def test_the_parts_of_a_split_file_are_read_as_one(tiny_gguf: Path, split: list[Path], named: str) -> None:
     """Whichever of them is named."""
     path = {"the first": split[0], "the last": split[-1], "their folder": split[0].parent}[named]
-    assert torch.equal(logits(model(path)), logits(model(tiny)))
+    assert torch.equal(logits(model(path)), logits(model(tiny_gguf)))
 
 
 def test_a_snapshot_belongs_to_all_parts(split: list[Path], tmp_path: Path) -> None:
@@ -79,13 +60,13 @@ def test_a_part_that_is_missing_is_named(split: list[Path], number: int) -> None
     assert f"split into 4 files, of which {split[number].name} is missing" in refusal(named)
 
 
-def test_parts_of_another_model_are_refused(tiny: Path, split: list[Path], tmp_path: Path) -> None:
+def test_parts_of_another_model_are_refused(tiny_gguf: Path, split: list[Path], tmp_path: Path) -> None:
     """Each says which part it is, and the first how many tensors there are."""
     whole = split[1].read_bytes()
     shutil.copy(split[2], split[1])
     assert f"{split[1].name} is not part 2 of 4" in refusal(split[0])
     split[1].write_bytes(whole)
-    short = rewrite_gguf(tiny, tmp_path / "short.gguf", split_tensors=6)
+    short = rewrite_gguf(tiny_gguf, tmp_path / "short.gguf", split_tensors=6)
     shutil.copy(parts(short)[1], split[1])
     assert "the 4 parts hold 21 tensors, not 20" in refusal(split[0])
 
@@ -96,11 +77,11 @@ def test_a_part_under_another_name_is_refused(split: list[Path], tmp_path: Path)
     assert "one of 4 parts" in refusal(file)
 
 
-def test_files_beside_it_do_not_matter(tiny: Path, tmp_path: Path) -> None:
+def test_files_beside_it_do_not_matter(tiny_gguf: Path, tmp_path: Path) -> None:
     """Such as the index of a checkpoint whose weights were not downloaded."""
-    file = Path(shutil.copy(tiny, tmp_path / "model.gguf"))
+    file = Path(shutil.copy(tiny_gguf, tmp_path / "model.gguf"))
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
-    assert torch.equal(logits(model(file)), logits(model(tiny)))
+    assert torch.equal(logits(model(file)), logits(model(tiny_gguf)))
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -127,10 +108,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_not_the_model_is_refused_by_name(tiny: Path, tmp_path: Path, fault: str) -> None:
+def test_what_is_not_the_model_is_refused_by_name(tiny_gguf: Path, tmp_path: Path, fault: str) -> None:
     """By both engines, and by the names that the file has."""
     changes, said = FAULTS[fault]
-    file = rewrite_gguf(tiny, tmp_path / "wrong.gguf", **changes)
+    file = rewrite_gguf(tiny_gguf, tmp_path / "wrong.gguf", **changes)
     assert said in refusal(file)
     with pytest.raises(ModelUnavailable, match=re.escape(said)):
         open_serving(parse_model_name(str(file)), "float32", tmp_path / "cache", lambda stage, share: None)

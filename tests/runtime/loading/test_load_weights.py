@@ -14,31 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.loader import load, open_serving
+from runtime.loading.loader import open_serving
 from runtime.model.catalogue import parse_model_name
-from runtime.model.loaded import Loaded
+from tests.support.checkpoints import loaded, logits, refusal
 from tests.support.models import save_multimodal, save_tiny_llama, train_tokenizer, with_tensors
 
 Tensors = dict[str, Any]
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-def loaded(folder: Path) -> Loaded:
-    return load(parse_model_name(str(folder)), "cpu", "float32", lambda stage, share: None)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        found: torch.Tensor = model(torch.tensor([[5, 6, 7, 8]])).logits
-    return found
-
-
-def refusal(folder: Path) -> str:
-    """The message, in which no path is."""
-    with pytest.raises(ModelUnavailable) as caught:
-        loaded(folder)
-    assert str(folder.parent) not in caught.value.message
-    return caught.value.message
 
 
 def converts(folder: Path, cache: Path) -> None:

@@ -26,7 +26,7 @@ from runtime.model.config import UnsupportedDecoder
 from runtime.model.packing import WeightKind, unpack
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Snapshot, digest_of
-from tests.support.models import ROOT, save_tiny_gguf, train_tokenizer
+from tests.support.models import ROOT, train_tokenizer
 
 Reports = list[tuple[str, float | None]]
 
@@ -59,12 +59,6 @@ def logits(loaded: loader.Loaded) -> torch.Tensor:
 def matrix(snapshot: Snapshot, name: str) -> NDArray[np.float32]:
     rows, columns = snapshot.shape(name)
     return unpack(snapshot.matrix(name), rows, columns, snapshot.facts.kind)
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama as a GGUF file."""
-    return save_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)
 
 
 def test_a_local_folder_is_loaded_in_place(tiny_gpt2: Path) -> None:

@@ -28,7 +28,7 @@ from runtime.model.catalogue import parse_model_name
 from runtime.model.packing import pack, unpack
 from runtime.types import SamplingParams
 from tests.support.engines import needs_kernels, snapshot_of
-from tests.support.models import save_tiny_llama
+from tests.support.models import save_tiny_llama, with_tensors
 
 pytestmark = needs_kernels
 Open = Callable[..., NativeRunner]
@@ -210,6 +210,22 @@ def test_choices_are_those_of_the_sampling_functions(tiny_llama: Path, level: st
             assert found[0].logprob == pytest.approx(logprob, abs=1e-4)
             assert [i for i, _ in found[0].top] == [i for i, _ in top]
             assert [p for _, p in found[0].top] == pytest.approx([p for _, p in top], abs=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_top_p_ends_with_the_token_that_reaches_it(tiny_llama: Path, tmp_path: Path, level: str, runner: Open) -> None:
+    """Of eight equally likely tokens exactly four have half of the probability; no fifth one is ever chosen."""
+    flat = with_tensors(
+        tiny_llama, tmp_path / "flat", lambda tensors: tensors | {"model.norm.weight": tensors["model.norm.weight"] * 0}
+    )
+    kernels = runner(flat, kernels=LEVELS[level])
+    chosen = Counter[int]()
+    for seed in range(100):
+        made = sequence(some_ids(8), [0, 1], seed=seed, temperature=1.0, top_k=8, top_p=0.5)
+        found = kernels.step([Row(made, 0, list(made.tokens))])[0]
+        assert isinstance(found, list)
+        chosen[found[0].id] += 1
+    assert sorted(chosen) == [0, 1, 2, 3]
 
 
 def test_drafts_are_judged_by_the_numbers_of_their_positions(tiny_llama: Path, runner: Open) -> None:
