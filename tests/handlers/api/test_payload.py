@@ -124,7 +124,7 @@ def test_constants_that_are_not_json(constant: str) -> None:
     """Numbers that only Python's JSON knows are refused for what they are, before any field is looked at."""
     with pytest.raises(InvalidRequest) as refused:
         _read({}, f'{{"x": {constant}}}'.encode())
-    assert (refused.value.message, refused.value.param) == (f"the body holds {constant}, which is not JSON", None)
+    assert (refused.value.message, refused.value.param) == (f"the body contains {constant}, which is not JSON", None)
 
 
 @pytest.mark.parametrize("charset", [None, "utf-8", "UTF-8", "utf8"])
@@ -162,4 +162,4 @@ def test_a_field_that_the_path_names(model: object) -> None:
     """It may not be in the body too, whatever the body says of it."""
     with pytest.raises(InvalidRequest) as refused:
         _read({"model": "fake"}, json.dumps({"model": model}).encode())
-    assert (refused.value.param, refused.value.message) == ("model", "model: the path names it already")
+    assert (refused.value.param, refused.value.message) == ("model", "model: remove this field, the path already has it")

@@ -509,7 +509,7 @@ async def test_closing_ends_what_does_not_finish_in_time(slow: Any) -> None:
         asyncio.create_task(run(engine, [Job((5,), SamplingParams(max_new_tokens=50, temperature=0))]))
         for _ in range(2)
     ]
-    await until(lambda: engine._busy and engine._inbox.online == 1)
+    await until(lambda: engine._running and engine._queue.interactive == 1)
     closing = asyncio.create_task(asyncio.to_thread(engine.close, 0.05))
     await until(engine._aborting.is_set)
     gate.release(100)
