@@ -110,7 +110,7 @@ inline Status check(const Config& c, const Layer& l, const Layer& first) {
 }
 
 inline Status check(const Config& c) {
-    const int64_t heads_width = (int64_t)c.heads * padded(c.head_dim);
+    const int64_t heads_width = c.heads * padded((int64_t)c.head_dim);  // may be out of range still
     const bool shape =
         within(c.norm, kRms, kLayerNorm) && within(c.qk_norm, kNoNorm, kFullNorm) &&
         within(c.activation, kSilu, kSquaredRelu) && within(c.kind, kFloat32, kInt8) && within(c.half_kv, 0, 1) &&

@@ -6,7 +6,10 @@
 
 namespace warmstart {
 
-inline int padded(int width) { return (width + kLanes - 1) / kLanes * kLanes; }
+template <class Int>
+inline Int padded(Int width) {
+    return (width + kLanes - 1) / kLanes * kLanes;
+}
 
 // Normalizes a row in `stride` values, of which `count` are not padding. The sums run over the lanes in one order, so the
 // result never depends on other rows. `out` may be `x`. The padding of the weight is 0, so that of the result is, too.
