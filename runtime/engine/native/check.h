@@ -121,8 +121,6 @@ inline Status check(const Config& c) {
         within(c.convolution_width, 0, kMaxConvolution) && within(c.threads, 1, kMaxThreads) &&
         within(c.max_tokens, 1, kMaxTokens) && within(c.blocks, 1, kMaxBlocks) &&
         within(c.rotation_count, 0, kMaxLayers) && c.heads % c.kv_heads == 0 &&
-        // The norm of all heads at once knows no mean without the padding of each head.
-        !(c.qk_norm == kFullNorm && c.norm == kLayerNorm && c.head_dim % kLanes) &&
         !(c.shared_norm && !c.parallel) && c.residual_scale != 0;
     if (!shape) return kBadShape;
     if (c.alibi_slopes && !readable(c.alibi_slopes, c.slope_count, c.heads)) return kBadTensor;

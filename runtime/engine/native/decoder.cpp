@@ -450,7 +450,7 @@ class Decoder {
             }
             ready(t, out, intermediate_);
         });
-        if (c_.parallel) add_branch(m, Tensor{}, c_.residual_scale);  // now that the MLP has read its input
+        if (c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);  // now that the MLP has read its input
         project(m, l.down, intermediate_, l.mlp_post_norm.data);
         if (l.mlp_post_norm.data) add_branch(m, l.mlp_post_norm, c_.residual_scale);
     }

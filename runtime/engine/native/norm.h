@@ -11,8 +11,8 @@ inline Int padded(Int width) {
     return (width + kLanes - 1) / kLanes * kLanes;
 }
 
-// Normalizes a row in `stride` values, of which `count` are not padding. The sums run over the lanes in one order, so the
-// result never depends on other rows. `out` may be `x`. The padding of the weight is 0, so that of the result is, too.
+// Normalizes a row in `stride` values, of which all but `count` are padding. The sums run over the lanes in one order, so
+// the result never depends on other rows. `out` may be `x`. The padding of the weight is 0, so that of the result is, too.
 inline void normalize(int norm, const float* x, int stride, int count, const float* weight, const float* bias,
                       float epsilon, float* out) {
     Floats total = {};
@@ -23,12 +23,11 @@ inline void normalize(int norm, const float* x, int stride, int count, const flo
         total = Floats{};
     }
     for (int i = 0; i < stride; i += kLanes) {
-        Floats v = load(x + i) - splat(mean);
-        if (norm == kLayerNorm && i + kLanes > count)  // only where the padding is at the end: one head or one row
-            for (int lane = count - i; lane < kLanes; lane++) v[lane] = 0;
+        const Floats v = load(x + i) - splat(mean);
         total += v * v;
     }
-    const float scale = 1.0f / std::sqrt(sum(total) / count + epsilon);
+    const float squares = sum(total) - (stride - count) * mean * mean;  // each value of the padding added the mean's square
+    const float scale = 1.0f / std::sqrt(squares / count + epsilon);
     for (int i = 0; i < stride; i += kLanes) {
         Floats v = (load(x + i) - splat(mean)) * scale * load(weight + i);
         if (bias) v += load(bias + i);
