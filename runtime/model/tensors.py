@@ -1,4 +1,30 @@
-"""Names and shapes of the tensors that the fast decoder reads, as in the table of ``runtime.loading.convert``."""
+"""Names and shapes of the tensors that the fast decoder reads.
+
+| name | shape | present |
+|---|---|---|
+| ``embed`` | [V, H] | always |
+| ``positions`` | [P, H] | learned positions; not packed |
+| ``embed_norm`` | [H] | ``embedding_norm`` |
+| ``{i}.attention_norm`` | [H] | ``pre_norm`` |
+| ``{i}.qkv`` | [(heads + 2 kv_heads) D, H] | attention layers: rows of the queries, then keys, then values |
+| ``{i}.q_norm`` ``{i}.k_norm`` | [heads D], [kv_heads D] | ``qk_norm`` |
+| ``{i}.attention_out`` | [H, heads D] | attention layers |
+| ``{i}.conv_in`` | [3 H, H] | convolution layers: rows of the input gate B, the output gate C, then x |
+| ``{i}.conv`` | [W, H] | convolution layers, oldest position first; not packed |
+| ``{i}.conv_out`` | [H, H] | convolution layers |
+| ``{i}.attention_post_norm`` | [H] | ``post_norm`` |
+| ``{i}.mlp_norm`` | [H] | ``pre_norm`` and not ``shared_norm`` |
+| ``{i}.gate_up`` | [2 I, H] | gated; alternately 16 rows of gate and up, I padded to a multiple of 16 |
+| ``{i}.up`` | [I, H] | not gated |
+| ``{i}.down`` | [H, I] | always |
+| ``{i}.mlp_post_norm`` | [H] | ``post_norm`` |
+| ``final_norm`` | [H] | always |
+| ``head`` | [V, H] | not tied |
+
+V: vocabulary, H: hidden, I: intermediate, D: padded head width, P: context length, W: convolution width. Matrices are
+[outputs, inputs]; each may have a ``NAME.bias`` [outputs] in the order of its rows. Norms are stored as ``NAME.weight``
+and may have a ``NAME.bias``; a convolution may have a ``conv.bias`` [H].
+"""
 
 from __future__ import annotations
 
@@ -14,27 +40,54 @@ def gate_up_rows(intermediate: int) -> int:
 
 
 def matrices(config: DecoderConfig) -> dict[str, Shape]:
-    """Return the shape [outputs, inputs] of every matrix by name; each may have a separate ``.bias`` [outputs]."""
-    heads, inner = config.heads * config.head_dim, config.intermediate
-    up = ("gate_up", gate_up_rows(inner)) if config.family == "llama" else ("up", inner)
-    shapes: dict[str, Shape] = {"embed": (config.vocabulary, config.hidden)}
-    for i in range(config.layers):
-        shapes[f"{i}.qkv"] = (heads + 2 * config.kv_heads * config.head_dim, config.hidden)
-        shapes[f"{i}.attention_out"] = (config.hidden, heads)
-        shapes[f"{i}.{up[0]}"] = (up[1], config.hidden)
-        shapes[f"{i}.down"] = (config.hidden, inner)
+    """Return the shape [outputs, inputs] of every matrix by name."""
+    hidden, inner = config.hidden, config.intermediate
+    shapes: dict[str, Shape] = {"embed": (config.vocabulary, hidden)}
+    for i, layer in enumerate(config.layers):
+        if layer.kind == "attention":
+            shapes[f"{i}.qkv"] = (config.heads_width + 2 * config.kv_width, hidden)
+            shapes[f"{i}.attention_out"] = (hidden, config.heads_width)
+        else:
+            shapes[f"{i}.conv_in"] = (3 * hidden, hidden)
+            shapes[f"{i}.conv_out"] = (hidden, hidden)
+        shapes[f"{i}.{config.up}"] = (gate_up_rows(inner) if config.gated else inner, hidden)
+        shapes[f"{i}.down"] = (hidden, inner)
     if not config.tied:
-        shapes["head"] = (config.vocabulary, config.hidden)
+        shapes["head"] = (config.vocabulary, hidden)
     return shapes
 
 
+def norms(config: DecoderConfig) -> dict[str, int]:
+    """Return the width of every norm by name."""
+    found = {"embed_norm": config.hidden} if config.embedding_norm else {}
+    for i, layer in enumerate(config.layers):
+        if config.pre_norm:
+            found[f"{i}.attention_norm"] = config.hidden
+            if not config.shared_norm:
+                found[f"{i}.mlp_norm"] = config.hidden
+        if config.post_norm:
+            found[f"{i}.attention_post_norm"] = found[f"{i}.mlp_post_norm"] = config.hidden
+        if config.qk_norm != "none" and layer.kind == "attention":
+            found[f"{i}.q_norm"], found[f"{i}.k_norm"] = config.heads_width, config.kv_width
+    return {**found, "final_norm": config.hidden}
+
+
 def vectors(config: DecoderConfig) -> dict[str, Shape]:
-    """Return the shape of every tensor that is not packed by name, except the biases of matrices."""
-    gpt2 = config.family == "gpt2"
-    shapes: dict[str, Shape] = {"positions": (config.context_length, config.hidden)} if gpt2 else {}
-    norms = [f"{i}.{name}" for i in range(config.layers) for name in ("attention_norm", "mlp_norm")]
-    for norm in [*norms, "final_norm"]:
-        shapes[f"{norm}.weight"] = (config.hidden,)
-        if gpt2:
-            shapes[f"{norm}.bias"] = (config.hidden,)
+    """Return the shape of every tensor that is not packed by name, except biases."""
+    shapes: dict[str, Shape] = {f"{name}.weight": (width,) for name, width in norms(config).items()}
+    if config.learned_positions:
+        shapes["positions"] = (config.context_length, config.hidden)
+    for i, layer in enumerate(config.layers):
+        if layer.kind == "convolution":
+            shapes[f"{i}.conv"] = (config.convolution_width, config.hidden)
+    return shapes
+
+
+def biases(config: DecoderConfig) -> dict[str, Shape]:
+    """Return the shape of every bias that a model may have by name."""
+    shapes: dict[str, Shape] = {f"{name}.bias": shape[:1] for name, shape in matrices(config).items()}
+    shapes |= {f"{name}.bias": (width,) for name, width in norms(config).items()}
+    for i, layer in enumerate(config.layers):
+        if layer.kind == "convolution":
+            shapes[f"{i}.conv.bias"] = (config.hidden,)
     return shapes
