@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.engine.pytorch.runner import TorchRunner
 from runtime.engine.sequence import Row, Sequence
 from runtime.loading.convert import convert
-from runtime.model.config import DecoderConfig
+from runtime.model.config import DecoderConfig, LayerConfig, Rotation
 from runtime.types import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=1, temperature=0)
@@ -69,8 +69,23 @@ def decoder_of(model: Any, dtype: torch.dtype = torch.float32) -> tuple[DecoderC
 
 def embedded_shape(dtype: torch.dtype, layers: int = 2) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """Return the embedded model's shape with few layers, a small vocabulary and random weights."""
-    frequencies = tuple(10_000 ** (-i / 64) for i in range(0, 64, 2))
-    config = DecoderConfig("llama", layers, 576, 1536, 9, 3, 64, 512, 8192, 1e-5, "silu", True, frequencies)
+    config = DecoderConfig(
+        layers=(LayerConfig(rotation=0),) * layers,
+        hidden=576,
+        intermediate=1536,
+        heads=9,
+        kv_heads=3,
+        head_dim=64,
+        vocabulary=512,
+        context_length=8192,
+        norm="rms",
+        norm_epsilon=1e-5,
+        activation="silu",
+        gated=True,
+        tied=True,
+        attention_scale=64**-0.5,
+        rotations=(Rotation(tuple(10_000 ** (-i / 64) for i in range(0, 64, 2))),),
+    )
     generator = torch.Generator().manual_seed(3)
     weights = {"embed": torch.randn(512, 576, generator=generator), "final_norm.weight": torch.ones(576)}
     for i in range(layers):
