@@ -41,11 +41,9 @@ class DenseDecoder:
                 mixed = self.norm(mixed, f"{i}.attention_post_norm")
             after = x + c.residual_scale * mixed
             source = x if c.parallel else after
-            if c.shared_norm:
-                inner = before
-            else:
-                inner = self.norm(source, f"{i}.mlp_norm") if c.pre_norm else source
-            out = self.mlp(inner, i)
+            if not c.shared_norm:
+                before = self.norm(source, f"{i}.mlp_norm") if c.pre_norm else source
+            out = self.mlp(before, i)
             if c.post_norm:
                 out = self.norm(out, f"{i}.mlp_post_norm")
             x = after + c.residual_scale * out

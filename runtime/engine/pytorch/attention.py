@@ -70,7 +70,7 @@ def build_tiles(
             fewer than the tables', only they are read.
         slopes: [kv_heads, G] float32 ALiBi slopes (arXiv:2108.12409), or None.
     """
-    (rows, width), length = tokens.shape, tables.shape[1]
+    width, length = tokens.shape[1], tables.shape[1]
     queries = positions[tokens]  # [B, W]
     start = torch.zeros_like(queries[:, :1])  # [B, 1] first block that is read
     # Pieces begin at the same positions for every tile, and a window may begin at the last key of one.
@@ -86,11 +86,9 @@ def build_tiles(
         hidden |= distance >= window
     if slopes is None:
         bias = torch.zeros(hidden.shape, dtype=dtype, device=tables.device)
-        shape = (rows, 1, width, group, -1)
     else:  # relative to the query: a constant of each query does not change the softmax, and small values are exact
         bias = -distance * slopes[:, None, :, None]  # [B, kv_heads, W, G, L]
-        shape = bias.shape
-    bias = bias.masked_fill_(hidden, float("-inf")).to(dtype).expand(shape).flatten(2, 3)
+    bias = bias.masked_fill_(hidden, float("-inf")).to(dtype).expand(-1, -1, -1, group, -1).flatten(2, 3)
     return Tiles(tokens, tables, kv.page_indices(tables), bias)
 
 

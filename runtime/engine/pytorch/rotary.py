@@ -35,5 +35,5 @@ def rotate(x: Tensor, angles: Angles) -> Tensor:
     """
     cos, sin = angles
     pairs = cos.shape[-1]
-    first, second, rest = x.float().split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+    first, second, rest = torch.split(x.float(), [pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

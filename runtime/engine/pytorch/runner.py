@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Items
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from runtime.engine.pytorch.sampling import Draw
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
 from runtime.model.config import DecoderConfig
+
+_log = logging.getLogger("warmstart.load")
 
 # Rows of the smallest product. Below about this many rows a GPU is limited by memory bandwidth, not by arithmetic.
 _TILE = {"cpu": 8, "cuda": 128}
@@ -78,7 +81,10 @@ class TorchRunner:
         widths: tuple[int, ...] = _WIDTHS
         self._scores = torch.float32 if exact else self._dtype
         if exact and deterministic:
-            widths = agreeing_widths(self._group, config.padded_head_dim, self._device) or widths
+            agreeing = agreeing_widths(self._group, config.padded_head_dim, self._device)
+            if not agreeing:
+                _log.warning("attention on this device depends on the batch: results may depend on other requests")
+            widths = agreeing or widths
         self._windows = {layer.window for layer in config.layers if layer.kind == "attention"}
         self._slopes = None
         if config.alibi_slopes:

@@ -31,7 +31,7 @@ DRAFTS = Row(placed([0] * 3, [6, 0]), 3, [60, 61, 62], drafts=2, samples=3)
 
 
 def test_rows_are_cut_into_tiles() -> None:
-    """Each token has its place in its sequence's blocks, and tiles reach as far as their longest needs, in pieces."""
+    """Each token has a slot in its sequence's blocks; a tile is padded with its first token, tables to whole pieces."""
     shape, flat = packer().pack([DECODE, CHUNK, DRAFTS])
     assert shape == Shape(9, 4, ((1, 1, 4), (3, 4, 2)))
     ids, positions, slots, outputs, samples, *groups = parts(shape, flat)
@@ -42,7 +42,7 @@ def test_rows_are_cut_into_tiles() -> None:
     assert groups == [
         [0],
         [7, 8, 9, 99],
-        [1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 0],
+        [1, 2, 3, 4, 5, 5, 5, 5, 6, 7, 8, 6],
         [1, 2, 1, 2, 6, 0],
     ]
     assert outputs == [0, 1, 2, 3, 4, 5, 9, 10, 11]

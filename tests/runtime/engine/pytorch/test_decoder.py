@@ -1,4 +1,4 @@
-"""The decoder against transformers: logits, and tensors from a snapshot."""
+"""The decoder against a dense reference, for every field of a description, and tensors from a snapshot."""
 
 from __future__ import annotations
 
@@ -11,62 +11,92 @@ from tokenizers import models
 
 from runtime.engine.pytorch.decoder import weights_from_snapshot
 from runtime.engine.pytorch.runner import TorchRunner
-from runtime.loading.convert import convert
-from runtime.loading.snapshot_writer import hold
-from runtime.model.config import DecoderConfig
-from runtime.model.snapshot import Facts
+from runtime.engine.sequence import Row
+from runtime.loading.snapshot_writer import Weight, hold
+from runtime.model.packing import WeightKind
+from runtime.model.snapshot import Facts, Snapshot
+from runtime.model.tensors import matrices
 from runtime.model.tokenizer import Tokenizer
-from tests.support.decoders import VARIANTS, decoder_of, embedded_shape, logits_of, model_of, placed, prompt
+from tests.support.decoders import embedded_shape, logits_of, placed, prompt
+from tests.support.dense_decoder import DenseDecoder
+from tests.support.random_decoder import DESCRIPTIONS, random_decoder
+
+LENGTH = 420  # a window of up to 130 positions is read without the blocks before it
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_logits_are_those_of_the_dense_decoder(name: str) -> None:
+    """After every token of a prompt, at once and in chunks, with and without batch invariance, within 3e-4."""
+    config, weights = random_decoder(name)
+    tokens = prompt(1, LENGTH)
+    expected = DenseDecoder(config, weights).logits(tokens)
+    for deterministic in (True, False):
+        runner = TorchRunner(config, dict(weights), kv_bytes=2**23, deterministic=deterministic)
+        for chunk in (LENGTH, 97):
+            got = logits_of(runner, placed(tokens, range(3, 30)), chunk=chunk)
+            assert (got - expected).abs().max() < 3e-4
+            assert (torch.log_softmax(got, 1) - torch.log_softmax(expected, 1)).abs().max() < 3e-4
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_those_of_transformers(variant: str, deterministic: bool) -> None:
-    """Behind every token of a prompt, within 1e-4, as logits and as log-probabilities."""
-    model = model_of(variant)
-    runner = TorchRunner(*decoder_of(model), kv_bytes=2**22, deterministic=deterministic)
-    tokens = prompt(1, 200)
-    with torch.inference_mode():
-        expected = model(torch.tensor([tokens])).logits[0]
-    got = logits_of(runner, placed(tokens, range(3, 16)))
-    assert (got - expected).abs().max() < 1e-4
-    assert (torch.log_softmax(got, 1) - torch.log_softmax(expected, 1)).abs().max() < 1e-4
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_rows_of_a_mixed_batch_are_those_of_the_dense_decoder(name: str, deterministic: bool) -> None:
+    """A prompt, a chunk of another, a decoding row and a row with drafts, all in one step."""
+    config, weights = random_decoder(name)
+    dense = DenseDecoder(config, weights)
+    runner = TorchRunner(config, weights, kv_bytes=2**24, deterministic=deterministic)
+    rows, expected = [], []
+    for i, (length, fed) in enumerate([(60, 60), (350, 70), (301, 1), (1, 1), (150, 1), (90, 4)]):
+        sequence = placed(prompt(i, length), range(25 * i, 25 * i + 25))
+        start = length - fed
+        if start:
+            runner.forward([Row(sequence, 0, sequence.tokens[:start], samples=0)])
+        rows.append(Row(sequence, start, sequence.tokens[start:], samples=fed))
+        expected.append(dense.logits(sequence.tokens)[start:])
+    assert (runner.forward(rows)[0] - torch.cat(expected)).abs().max() < 3e-4
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "llama-biases", "llama-3"])
+def snapshot_of(name: str, kind: WeightKind) -> tuple[Snapshot, dict[str, torch.Tensor]]:
+    """Return a snapshot of a random decoder in memory, and the decoder's tensors."""
+    config, tensors = random_decoder(name)
+    weights = [
+        Weight(key, tuple(tensor.shape), key in matrices(config), tensor.numpy) for key, tensor in tensors.items()
+    ]
+    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="a")), None, {})
+    return hold(Facts("x", None, "X", 1, kind, config, ()), tokenizer, weights), tensors
+
+
+@pytest.mark.parametrize("name", ["gpt2", "odd", "lfm2-biases"])
 @pytest.mark.parametrize(("kind", "steps"), [("float32", 0), ("bfloat16", 2**-8), ("int8", 1 / 127)])
 def test_a_snapshots_tensors_are_the_models(
-    variant: str, kind: Literal["float32", "bfloat16", "int8"], steps: float
+    name: str, kind: Literal["float32", "bfloat16", "int8"], steps: float
 ) -> None:
-    """Every tensor comes out of its panels as it went in, but for what its kind rounds away."""
-    model = model_of(variant)
-    config, weights = convert(model, DecoderConfig.from_transformers(model.config.to_dict()))
-    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="a")), None, {})
-    snapshot = hold(Facts("x", None, "X", 1, kind, config, ()), tokenizer, weights)
+    """Every tensor is unpacked to what was packed, except for the rounding of its kind."""
+    snapshot, tensors = snapshot_of(name, kind)
     got = weights_from_snapshot(snapshot, torch.float32, torch.device("cpu"))
-    assert got.keys() == {weight.name for weight in weights}
-    for weight in weights:
-        expected = torch.tensor(weight.read())
-        allowed = steps * expected.abs().amax(-1, keepdim=True) if weight.matrix else torch.zeros(1)
-        assert ((got[weight.name] - expected).abs() <= allowed).all()
+    assert got.keys() == tensors.keys()
+    for key, expected in tensors.items():
+        allowed = steps * expected.abs().amax(-1, keepdim=True) if snapshot.is_matrix(key) else torch.zeros(1)
+        assert ((got[key] - expected).abs() <= allowed).all()
 
 
-def test_a_snapshot_in_sixteen_bits() -> None:
-    """Tensors have the dtype that was asked for, all of them."""
-    model = model_of("llama")
-    config, weights = convert(model, DecoderConfig.from_transformers(model.config.to_dict()))
-    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="a")), None, {})
-    snapshot = hold(Facts("x", None, "X", 1, "int8", config, ()), tokenizer, weights)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "lfm2"])
+def test_a_snapshot_in_sixteen_bits(name: str) -> None:
+    """All tensors have the requested dtype, and the logits are within 0.1 of the spread of those of float32."""
+    snapshot, _ = snapshot_of(name, "bfloat16")
     got = weights_from_snapshot(snapshot, torch.bfloat16, torch.device("cpu"))
     assert {weight.dtype for weight in got.values()} == {torch.bfloat16}
-    runner = TorchRunner(config, got, kv_bytes=2**22)
-    assert logits_of(runner, placed(prompt(1, 20), range(2))).isfinite().all()
+    config, tokens = snapshot.facts.decoder, prompt(1, 40)
+    expected = DenseDecoder(config, got).logits(tokens)
+    for deterministic in (True, False):
+        runner = TorchRunner(config, dict(got), kv_bytes=2**22, deterministic=deterministic)
+        assert (logits_of(runner, placed(tokens, range(3))) - expected).std() < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_sixteen_bits_give_float32_logits(deterministic: bool) -> None:
-    """What the layers add up and the head's sums are not rounded to 16 bits: with the same weights the logits are
-    within 0.01 of their spread of those of float32, and finer than bfloat16 can tell.
+    """The residual stream and the head's sums are not rounded to 16 bits: with the same weights the logits are within
+    0.01 of their spread of those of float32, and finer than bfloat16.
     """
     config, rounded = embedded_shape(torch.bfloat16, layers=8)
     exact = {name: weight.float() for name, weight in rounded.items()}

@@ -7,10 +7,11 @@ import torch
 
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
 from runtime.host import resident_memory
-from runtime.model.config import DecoderConfig
+from tests.support.random_decoder import CONVOLUTION, PLAIN, describe
 
-CONFIG = DecoderConfig("llama", 2, 8, 16, 4, 2, 4, 50, 64, 1e-5, "silu", True, (1.0, 0.1))
-BLOCK = 2 * 2 * 2 * BLOCK_TOKENS * 4 * 4  # layers, keys and values, heads, positions, size, bytes
+CONFIG = describe(PLAIN, PLAIN)
+BLOCK = 2 * 2 * 2 * BLOCK_TOKENS * 16 * 4  # layers, keys and values, heads, positions, size, bytes
+MIXED = describe(CONVOLUTION, PLAIN, CONVOLUTION, head_dim=10, convolution_width=3)
 
 
 def pool(blocks: int = 5) -> PagedKV:
@@ -30,31 +31,47 @@ def test_what_is_written_is_read_in_order_of_position() -> None:
     """Positions scattered over blocks come back in the order of each row's table, keys apart from values."""
     kv = pool()
     tables = torch.tensor([[3, 1], [0, 4]])
-    stored = torch.randn(2, 2 * BLOCK_TOKENS, 4, 4)  # [rows, positions, kv heads twice, size]
+    stored = torch.randn(2, 2 * BLOCK_TOKENS, 4, 16)  # [rows, positions, kv heads twice, size]
     slots = (tables[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS)).flatten()
-    kv.write(1, kv.places(slots), stored.flatten(0, 1))
-    keys, values = kv.read(1, kv.pages(tables), 2)
+    kv.write(1, kv.slot_indices(slots), stored.flatten(0, 1))
+    keys, values = kv.read(1, kv.page_indices(tables), 2)
     assert torch.equal(keys, stored[:, :, :2].transpose(1, 2))
     assert torch.equal(values, stored[:, :, 2:].transpose(1, 2))
-    assert not kv.read(0, kv.pages(tables), 2)[0].any()
+    assert not kv.read(0, kv.page_indices(tables), 2)[0].any()
 
 
 def test_numbers_that_are_none_are_not_stored() -> None:
     """Whoever gets the block next must not be spoilt by them, not even where a mask hides them."""
     kv = pool()
-    bad = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0]).expand(1, 4, 4)
-    kv.write(0, kv.places(torch.tensor([2 * BLOCK_TOKENS + 7])), bad)
-    assert kv.data[0, 2, :, 7].tolist() == [[0, 0, 0, 1]] * 4
+    bad = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0]).repeat(4).expand(1, 4, 16)
+    kv.write(0, kv.slot_indices(torch.tensor([2 * BLOCK_TOKENS + 7])), bad)
+    assert kv.data[0, 2, :, 7].tolist() == [[0, 0, 0, 1] * 4] * 4
 
 
 def test_copying_a_block_copies_all_layers() -> None:
-    """The target holds what the source holds, and nothing else has changed."""
-    kv = pool()
-    kv.data.copy_(torch.randn(kv.data.shape))
-    before = kv.data.clone()
+    """The target holds what the source holds, in layers of both kinds, and nothing else has changed."""
+    kv = PagedKV(MIXED, 10**5, torch.float32, torch.device("cpu"))
+    for data in (kv.data, kv.inputs):
+        data.copy_(torch.randn(data.shape))
+    before = [kv.data.clone(), kv.inputs.clone()]
     kv.copy_block(1, 4)
-    assert torch.equal(kv.data[:, 4], before[:, 1])
-    assert torch.equal(kv.data[:, :4], before[:, :4])
+    for data, old in zip((kv.data, kv.inputs), before, strict=True):
+        assert torch.equal(data[:, 4], old[:, 1])
+        assert torch.equal(data[:, :4], old[:, :4])
+
+
+def test_convolution_layers_store_their_inputs() -> None:
+    """A position takes the layer's width there, and keys and values as padded elsewhere; layers are told apart."""
+    kv = PagedKV(MIXED, 10**5, torch.float32, torch.device("cpu"))
+    assert kv.block_bytes == BLOCK_TOKENS * 4 * (2 * 48 + 2 * 2 * 16)
+    slots = torch.tensor([3, 40, 41])
+    inputs = torch.randn(2, 3, 48)
+    kv.write_inputs(0, slots, inputs[0])
+    kv.write_inputs(2, slots, inputs[1])
+    assert torch.equal(kv.read_inputs(0, slots), inputs[0])
+    order = torch.tensor([[2, 0], [1, 1]])
+    assert torch.equal(kv.read_inputs(2, slots[order]), inputs[1][order])
+    assert not kv.data.any()
 
 
 def test_memory_is_taken_up_when_it_is_written() -> None:
