@@ -1,0 +1,148 @@
+"""Reads the tensors of a GGUF model, also of a split one, and converts them to float32 when they are asked for.
+
+Nothing here imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.loading.gguf_quants import QUANTIZATIONS, dequantize
+from runtime.model.gguf_header import GGUFHeader, TensorPlace, join, read_part
+from runtime.model.gguf_split import parts
+
+
+class GgufSource:
+    """The tensors of a GGUF model, from files that stay mapped while this object exists.
+
+    Args:
+        header: the model's header, from ``read_header``.
+
+    Raises:
+        ValueError: a tensor has an unknown type or an impossible size or position; the message names file and tensor.
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, header: GGUFHeader) -> None:
+        self._header = header
+        self._files: dict[Path, NDArray[np.uint8]] = {}
+        for file in {place.file for place in header.tensors.values()}:
+            with file.open("rb") as opened:
+                self._files[file] = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        ends: dict[Path, int] = {}
+        for name, place in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+            end = self._check(name, place)
+            if place.offset < ends.get(place.file, 0):
+                raise ValueError(f"{place.file.name} is damaged: {name} overlaps the tensor before it")
+            ends[place.file] = end
+
+    def names(self) -> Collection[str]:
+        """Return the names of all tensors."""
+        return self._header.tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, the slowest-varying dimension first."""
+        return self._header.tensors[name].shape[::-1]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """Return a whole tensor as float32."""
+        return self.read_rows(name, 0, self.shape(name)[0]).reshape(self.shape(name))
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return some of a tensor's rows as float32.
+
+        Args:
+            name: the tensor's name.
+            start: index of the first row, along the slowest-varying dimension; of the first value of a vector.
+            stop: index behind the last row.
+        """
+        place, shape = self._header.tensors[name], self.shape(name)
+        rule = QUANTIZATIONS[place.kind]
+        stop = min(stop, shape[0])
+        if len(shape) == 1 and rule.values > 1:
+            return self._values(place, 0, shape[0])[start:stop]
+        width = math.prod(shape[1:])
+        return self._values(place, start * width, stop * width).reshape(stop - start, *shape[1:])
+
+    def _values(self, place: TensorPlace, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the values from one index of the flattened tensor to another, both multiples of a block."""
+        rule = QUANTIZATIONS[place.kind]
+        first, last = start // rule.values, stop // rule.values
+        data = self._files[place.file][place.offset + first * rule.size : place.offset + last * rule.size]
+        blocks: Any = data.reshape(-1, rule.size)
+        return dequantize(blocks, place.kind).reshape(-1)
+
+    def _check(self, name: str, place: TensorPlace) -> int:
+        """Check that a tensor can be read, and return the position behind it in its file.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        file, size = place.file.name, len(self._files[place.file])
+        if place.kind not in QUANTIZATIONS:
+            raise ValueError(f"{file}: {name} has the type {place.kind}, which is not supported")
+        rule = QUANTIZATIONS[place.kind]
+        if not place.shape or 0 in place.shape:
+            raise ValueError(f"{file} is damaged: {name} has the shape {list(place.shape)}")
+        if place.shape[0] % rule.values:
+            raise ValueError(
+                f"{file} is damaged: {name} has rows of {place.shape[0]} values, not a multiple of {rule.name}'s "
+                f"{rule.values}"
+            )
+        if place.offset % self._header.alignment:
+            raise ValueError(
+                f"{file} is damaged: {name} begins at byte {place.offset}, not at a multiple of "
+                f"{self._header.alignment}"
+            )
+        end = place.offset + math.prod(place.shape) // rule.values * rule.size
+        if end > size:
+            raise ValueError(f"{file} is truncated: {name} ends at byte {end} of {size}")
+        return end
+
+
+def open_gguf(file: Path) -> tuple[GGUFHeader, GgufSource]:
+    """Open a GGUF model.
+
+    Args:
+        file: the file, or any part of a split one.
+
+    Returns:
+        The header, and the tensors of all parts.
+
+    Raises:
+        ValueError: the file or one of the parts is damaged, missing, or does not belong to the others.
+        OSError: a file cannot be read.
+    """
+    files = parts(file)
+    if missing := [part.name for part in files if not part.exists()]:
+        raise ValueError(f"{missing[0]} is missing; the model consists of {len(files)} parts")
+    headers = [read_part(part) for part in files]
+    header = join(headers)
+    _check_parts(files, headers, len(header.tensors))
+    return header, GgufSource(header)
+
+
+def _check_parts(files: Sequence[Path], headers: Sequence[GGUFHeader], tensors: int) -> None:
+    """Check from the metadata that the parts belong together.
+
+    Raises:
+        ValueError: they do not, or the file is one of several parts and was renamed.
+    """
+    first = headers[0].metadata
+    count = first.get("split.count", 0)
+    if len(files) == 1:
+        if count not in (0, 1):
+            raise ValueError(f"{files[0].name} is one of {count} parts, but is not named like one (-00001-of-...)")
+        return
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, len(files)):
+            raise ValueError(f"{file.name} is not part {number + 1} of {len(files)}")
+    if (expected := first.get("split.tensors.count")) != tensors:
+        raise ValueError(f"the {len(files)} parts of {files[0].name} hold {tensors} tensors, not {expected}")
