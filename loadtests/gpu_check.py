@@ -31,8 +31,9 @@ from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as Text
 from runtime.loading.convert import convert
 from runtime.loading.loader import load
+from runtime.loading.tensor_source import StateDictSource
 from runtime.model.catalogue import parse_model_name
-from runtime.model.config import DecoderConfig
+from runtime.model.families import read_config
 from runtime.types import SamplingParams
 
 PROMPT_TOKENS = 85
@@ -254,7 +255,8 @@ def _model(options: argparse.Namespace, dtype: torch.dtype) -> Any:
 def _runner(model: Any, **settings: Any) -> TorchRunner:
     model.generation_config.eos_token_id = None  # so that all texts have the same length
     shape = model.config.to_dict() | {"quantization_config": None}  # of the file; the model has none
-    config, weights = convert(model, DecoderConfig.from_transformers(shape))
+    config, layout = read_config(shape)
+    weights = convert(config, layout, StateDictSource(model.state_dict()))
     tensors = {weight.name: torch.tensor(weight.read()).to(model.device, model.dtype) for weight in weights}
     gigabytes = 8 if model.device.type == "cuda" else 0.5
     return TorchRunner(config, tensors, kv_bytes=int(gigabytes * 2**30), max_tokens=2048, **settings)

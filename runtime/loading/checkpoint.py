@@ -1,32 +1,34 @@
-"""Reads checkpoints with transformers: for the reference engine, and to make a serving snapshot."""
+"""Reads checkpoints with transformers: for the reference engine, and those that cannot be read without it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from runtime.engine.token_ids import known_ids
 from runtime.errors import ServiceError
-from runtime.loading.convert import convert, equalize
+from runtime.loading.checkpoint_tokenizer import read_tokenizer
+from runtime.loading.convert import convert, with_actual_head
 from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
 from runtime.loading.load_weights import load_weights
 from runtime.loading.snapshot_writer import Weight
+from runtime.loading.tensor_source import StateDictSource
 from runtime.model.bars import bar_class
 from runtime.model.catalogue import ModelSpec
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.config import UnsupportedDecoder
 from runtime.model.end_tokens import end_ids, gguf_end_ids
+from runtime.model.families import read_config
 from runtime.model.gguf_header import GGUFHeader, read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
 from runtime.model.load_errors import unavailable
@@ -69,35 +71,19 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
         return model.to(device).eval(), tokenizer
 
 
-def serving_form(
+def form_through_transformers(
     spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress
 ) -> tuple[Facts, Tokenizer, list[Weight]]:
-    """Load a model's properties, tokenizer and converted weights, from which a snapshot is written.
-
-    Args:
-        spec: the model.
-        path: a folder in transformers' layout, or a ``.gguf`` file.
-        kind: number type of the snapshot's matrices.
-        progress: progress callback.
-
-    Raises:
-        UnsupportedDecoder: the fast decoder does not support the model.
-        ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
-    """
+    """Load a model with transformers and convert it. Arguments, result and errors as for ``serving_form``."""
     with _reading(spec, progress) as tensors:
         header = _header(path)
         config = _config(path, header)
-        decoder = DecoderConfig.from_transformers(config.to_dict())
+        decoder, layout = read_config(config.to_dict())
         # The file's own type loses nothing; a GGUF file has several, all of which float32 represents.
         number = "auto" if header is None else torch.float32
         model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
-        try:
-            tokenizer.to_json()
-        except Exception as error:  # the library raises nothing narrower
-            raise UnsupportedDecoder("a tokenizer that cannot be written as tokenizer.json") from error
-        if kind == "int8" and decoder.family == "llama":
-            equalize(model)
-        decoder, weights = convert(model, decoder)
+        source = StateDictSource(model.state_dict())
+        decoder = with_actual_head(decoder, layout, source)
         facts = Facts(
             source=path.name if spec.kind != "hub" else spec.location,
             revision=path.name if spec.kind == "hub" else None,
@@ -107,37 +93,7 @@ def serving_form(
             decoder=decoder,
             end_ids=known_ids(end_ids(model.generation_config.eos_token_id, tokenizer), decoder.vocabulary),
         )
-        return facts, tokenizer, weights
-
-
-def wrap(tokenizer: Any) -> Tokenizer:
-    """Wrap one of transformers' tokenizers, implemented in Rust or in Python, as a ``Tokenizer``."""
-    template = _default_template(tokenizer.chat_template)
-    backend = getattr(tokenizer, "backend_tokenizer", None) or _PythonBackend(tokenizer)
-    return Tokenizer(backend, template, dict(tokenizer.special_tokens_map))
-
-
-def _default_template(templates: str | Mapping[str, str] | None) -> str | None:
-    """Return the chat template that transformers uses for a chat without tools; None if there is none.
-
-    Raises:
-        ValueError: the template is not text.
-    """
-    if isinstance(templates, Mapping):
-        if "default" not in templates:
-            _log.warning(
-                "no chat template is named default, so chats are written plainly; there are %s", list(templates)
-            )
-        templates = templates.get("default")
-    if not isinstance(templates, str | None):
-        raise ValueError("a chat template is not text")
-    return templates or None
-
-
-def _processor_template(folder: Path) -> Any:
-    """Return a multimodal processor's chat template in the older layout, ``chat_template.json``; None without one."""
-    file = folder / "chat_template.json"
-    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+        return facts, tokenizer, convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
 
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -176,13 +132,7 @@ def _load(
     """Load a model and its tokenizer, and merge its adapter if it has one; the model is then float32, not ``dtype``."""
     folder, source = _source(path)
     progress("reading tokenizer", None)
-    if header is None:
-        loaded = AutoTokenizer.from_pretrained(folder, **source)
-        if not loaded.chat_template:
-            loaded.chat_template = _processor_template(folder)
-        tokenizer = wrap(loaded)
-    else:
-        tokenizer = build_tokenizer(header.metadata)
+    tokenizer = read_tokenizer(folder) if header is None else build_tokenizer(header.metadata)
     progress("reading weights", None)
     if spec.adapter is not None:
         from runtime.loading.lora import merge, read_adapter  # imports peft, which only adapters need
@@ -195,63 +145,6 @@ def _load(
         progress("merging adapter", None)
         model = merge(model, adapter)
     return model, tokenizer
-
-
-class _PythonBackend:
-    """Adapts a tokenizer that transformers implements in Python only to the interface of the tokenizers library."""
-
-    decoder = None
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def no_truncation(self) -> None:
-        """Do nothing: truncation and padding are never on."""
-
-    no_padding = no_truncation
-
-    def get_added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Return the added tokens by id. See the tokenizers library."""
-        added: Mapping[int, Any] = self._tokenizer.added_tokens_decoder
-        return added
-
-    def token_to_id(self, token: str) -> Any:
-        """Return a token's id. See the tokenizers library."""
-        return self._tokenizer.convert_tokens_to_ids(token)
-
-    def id_to_token(self, token_id: int) -> Any:
-        """Return the token of an id. See the tokenizers library."""
-        return self._tokenizer.convert_ids_to_tokens(token_id)
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> _PythonEncoding:
-        """Encode a text. See the tokenizers library."""
-        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return _PythonEncoding(ids, text, self.get_added_tokens_decoder())
-
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[_PythonEncoding]:
-        """Encode several texts. See the tokenizers library."""
-        return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
-        """Return the text of token ids. See the tokenizers library."""
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
-
-
-class _PythonEncoding:
-    """Token ids, and the positions of added tokens, which are searched in the text from left to right."""
-
-    def __init__(self, ids: list[int], text: str, added: Mapping[int, Any]) -> None:
-        self.ids = ids
-        self._places: dict[int, tuple[int, int]] = {}
-        end = 0
-        for index, token_id in enumerate(ids):
-            if token_id in added and (start := text.find(added[token_id].content, end)) >= 0:
-                end = start + len(added[token_id].content)
-                self._places[index] = start, end
-
-    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
-        """Return an added token's start and end in the text; None for other tokens. See the tokenizers library."""
-        return self._places.get(token_index)
 
 
 @contextlib.contextmanager

@@ -1,132 +1,447 @@
-"""Converts a transformers model's tensors to the names, shapes and order that the fast decoder reads.
+"""Converts a checkpoint's tensors to the names, shapes and order in ``runtime.model.tensors``.
 
-| name | shape | |
-|---|---|---|
-| ``embed`` | [V, H] | |
-| ``positions`` | [P, H] | gpt2; not packed |
-| ``{i}.attention_norm.weight`` ``.bias`` | [H] | bias: gpt2 |
-| ``{i}.qkv`` | [(heads + 2 kv_heads) head_dim, H] | rows of the queries, then keys, then values |
-| ``{i}.attention_out`` | [H, heads head_dim] | |
-| ``{i}.mlp_norm.weight`` ``.bias`` | [H] | |
-| ``{i}.gate_up`` | [2 I, H] | llama; alternately 16 rows of the gate and 16 of up, I padded to a multiple of 16 |
-| ``{i}.up`` | [I, H] | gpt2 |
-| ``{i}.down`` | [H, I] | |
-| ``final_norm.weight`` ``.bias`` | [H] | |
-| ``head`` | [V, H] | only if it is not tied to the embedding |
-
-Matrices are [outputs, inputs]. Each may have a separate ``.bias`` [outputs] in the order of its rows.
+Names and shapes of all tensors are checked at once; values are read later, one tensor at a time. Nothing here imports
+torch or transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from runtime.loading.snapshot_writer import Weight
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.loading.tensor_source import TensorSource
+from runtime.model.checkpoint_layout import CheckpointLayout
+from runtime.model.config import DecoderConfig
+from runtime.model.load_errors import mismatched, named
 from runtime.model.packing import PANEL_ROWS
 from runtime.model.tensors import gate_up_rows
 
-_Arrange = Callable[[list[NDArray[np.float32]]], NDArray[np.float32]]
+Array = NDArray[np.float32]
+_Shape = tuple[int, ...]
+_Read = Callable[[], Array]
+_Parts = Callable[[], Sequence[Array]]
+
+WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
+"""Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
 
 
-def convert(model: Any, config: DecoderConfig) -> tuple[DecoderConfig, list[Weight]]:
-    """Convert a model's tensors; the values are read later, one tensor at a time.
+def convert(
+    config: DecoderConfig,
+    layout: CheckpointLayout,
+    source: TensorSource,
+    *,
+    model: str = "the model",
+    equalize: bool = False,
+) -> list[Weight]:
+    """Convert a model's tensors.
 
     Args:
-        model: a transformers model of the class that the configuration names.
-        config: the model's configuration.
-
-    Returns:
-        The configuration completed from the loaded model (whether the head is actually tied, and bit-exact rotary
-        frequencies, so that late positions agree with the reference), and the tensors.
+        config: the decoder's configuration; whether it is tied must be as ``with_actual_head`` says.
+        layout: how the checkpoint names and arranges its tensors.
+        source: the checkpoint's tensors.
+        model: the model's name, for error messages.
+        equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see ``_Factors``.
 
     Raises:
-        UnsupportedDecoder: the model has tensors that the decoder does not use, or lacks some.
+        ModelUnavailable: tensors are missing, superfluous, or of shapes that do not match the configuration.
     """
-    state = model.state_dict()
-    head = model.get_output_embeddings().weight
-    config = replace(config, tied=head.data_ptr() == model.get_input_embeddings().weight.data_ptr())
-    if config.family == "llama":
-        rotary = model.model.rotary_emb
-        config = replace(
-            config,
-            inverse_frequencies=tuple(rotary.inv_freq.tolist()),
-            rope_attention_factor=float(rotary.attention_scaling),
+    conversion = _Conversion(config, layout, source, equalize)
+    conversion.run()
+    stored = conversion.stored
+    if missing := stored.missing:
+        raise mismatched(model, f"{named(missing)} missing", stored.left())
+    if stored.misshapen:
+        name, expected = min(stored.misshapen.items())
+        others = f", and {len(stored.misshapen) - 1} more" if len(stored.misshapen) > 1 else ""
+        actual = list(source.shape(name))
+        raise mismatched(model, f"{name} is {actual} where its configuration needs {list(expected)}{others}")
+    if left := stored.left():
+        raise mismatched(model, f"its architecture has no place for {named(left)}")
+    return conversion.weights
+
+
+def with_actual_head(config: DecoderConfig, layout: CheckpointLayout, source: TensorSource) -> DecoderConfig:
+    """Return the configuration with ``tied`` as the checkpoint is.
+
+    As in transformers, a tied configuration does not count if the checkpoint has a head of other values.
+    """
+    stored = _Stored(layout, source)
+    head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
+    if not config.tied or head is None or embed is None:
+        return config
+    same = source.shape(head) == source.shape(embed) and np.array_equal(source.read(head), source.read(embed))
+    return config if same else replace(config, tied=False)
+
+
+def count_parameters(config: DecoderConfig, layout: CheckpointLayout, source: TensorSource) -> int:
+    """Return the number of a checkpoint's parameters, a tied head counted once. Arguments as for ``convert``."""
+    stored = _Stored(layout, source)
+    names = set(source.names()) - stored.ignored()
+    head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
+    if config.tied and head is not None and embed is not None:
+        names.discard(head)
+    return sum(math.prod(source.shape(name)) for name in names)
+
+
+class _Stored:
+    """The tensors of a checkpoint by their names without prefixes; records which were used and which are at fault.
+
+    Attributes:
+        missing: names of missing tensors, with the usual prefix.
+        misshapen: the expected shapes of tensors with other ones, by their names in the checkpoint.
+    """
+
+    def __init__(self, layout: CheckpointLayout, source: TensorSource) -> None:
+        self.source = source
+        self.missing: set[str] = set()
+        self.misshapen: dict[str, _Shape] = {}
+        self._layout = layout
+        self._names: dict[str, str] = {}
+        self._left: set[str] = set()  # names that no tensor of the decoder has
+        for full in source.names():
+            name = self._bare(full)
+            if name in self._names:
+                self._left.add(full)
+            else:
+                self._names[name] = full
+        self._used: set[str] = set()
+
+    def _bare(self, name: str) -> str:
+        """Return a tensor's name without the prefixes of wrappers and of the base model."""
+        name = re.sub(WRAPPERS, "", name)
+        matching = [prefix for prefix in self._layout.prefixes if name.startswith(prefix)]
+        return name[len(max(matching, key=len)) :] if matching else name
+
+    def name(self, name: str) -> str | None:
+        """Return the checkpoint's name of a tensor; None if it does not have it."""
+        return self._names.get(name)
+
+    def use(self, name: str, *shapes: _Shape) -> _Read:
+        """Return a function that reads a tensor, and record whether it is missing or has none of the shapes."""
+        full = self._names.get(name)
+        if full is None:
+            head = self._layout.names["head"]
+            prefix = self._layout.prefixes[0] if self._layout.prefixes and not name.startswith(head) else ""
+            self.missing.add(prefix + name)
+            return lambda: np.zeros(shapes[0], np.float32)
+        self._used.add(full)
+        if self.source.shape(full) not in shapes:
+            self.misshapen[full] = shapes[0]
+        return lambda: self.source.read(full)
+
+    def discard(self, name: str) -> None:
+        """Record a tensor, if there is one, as known although the decoder does not need it."""
+        if (full := self._names.get(name)) is not None:
+            self._used.add(full)
+
+    def left(self) -> set[str]:
+        """Return the names of tensors that are neither used nor ignored."""
+        return self._left | (set(self._names.values()) - self._used - self.ignored())
+
+    def ignored(self) -> set[str]:
+        """Return the names of tensors that the decoder does not need, as the layout says."""
+        patterns = [re.compile(pattern) for pattern in self._layout.ignored]
+        return {
+            full
+            for bare, full in self._names.items()
+            if any(p.match(name) for p in patterns for name in (re.sub(WRAPPERS, "", full), bare))
+        }
+
+
+class _Conversion:
+    """Converts the tensors of one checkpoint. Arguments as for ``convert``."""
+
+    def __init__(self, config: DecoderConfig, layout: CheckpointLayout, source: TensorSource, equalize: bool) -> None:
+        self._config = config
+        self._layout = layout
+        self._equalize = equalize and config.gated
+        self.stored = _Stored(layout, source)
+        self.weights: list[Weight] = []
+
+    def run(self) -> None:
+        """Convert all tensors, in the order in which the decoder reads them."""
+        config, hidden = self._config, self._config.hidden
+        self._embedding()
+        if config.learned_positions:
+            offset = self._layout.position_offset
+            read = self._weight("positions", (config.context_length + offset, hidden))
+            self._add("positions", (config.context_length, hidden), lambda: read()[offset:])
+        if config.embedding_norm:
+            self._norm("embed_norm")
+        for i, layer in enumerate(config.layers):
+            if config.pre_norm:
+                self._norm("attention_norm", i)
+            if layer.kind == "attention":
+                self._attention(i)
+            else:
+                self._convolution(i)
+            if config.post_norm:
+                self._norm("attention_post_norm", i)
+            if config.pre_norm and not config.shared_norm:
+                self._norm("mlp_norm", i)
+            self._mlp(i)
+            if config.post_norm:
+                self._norm("mlp_post_norm", i)
+        self._norm("final_norm")
+        if not config.tied:
+            self._linear("head", None, (config.vocabulary, hidden))
+
+    def _embedding(self) -> None:
+        """Convert the embedding; a tied model may have stored it as its head."""
+        shape = self._config.vocabulary, self._config.hidden
+        part = "embed"
+        if self._config.tied:
+            names = [f"{self._layout.names[name]}.weight" for name in ("embed", "head")]
+            if self.stored.name(names[0]) is None and self.stored.name(names[1]) is not None:
+                part = "head"
+            else:
+                self.stored.discard(names[1])
+        self._add("embed", shape, self._weight(part, shape), matrix=True)
+        if self._config.tied and self._has_bias("head"):
+            self._add("embed.bias", shape[:1], self._bias("head", shape[0]))
+
+    def _attention(self, i: int) -> None:
+        """Convert the tensors of an attention layer."""
+        config, head_dim = self._config, self._config.head_dim
+        heads, kv_heads = config.heads, config.kv_heads
+        counts = {"q": heads, "k": kv_heads, "v": kv_heads}
+        rows = sum(counts.values())
+        if "qkv" in self._layout.names:
+            weights: _Parts = self._split(self._weight("qkv", (rows * head_dim, config.hidden), i))
+            has_bias = self._has_bias("qkv")
+            biases = self._split(self._bias("qkv", rows * head_dim, i)) if has_bias else None
+        else:
+            weights = _each([self._weight(part, (n * head_dim, config.hidden), i) for part, n in counts.items()])
+            has_bias = any(self._has_bias(part) for part in counts)
+            biases = _each([self._bias_or_zeros(part, n * head_dim, i) for part, n in counts.items()])
+
+        def arranged(parts: Sequence[Array]) -> Array:
+            q, k, v = (part.reshape(-1, head_dim, *part.shape[1:]) for part in parts)
+            all_heads = [self._rotated(q, i), self._rotated(k, i), v]
+            return np.concatenate([self._padded(part, 1).reshape(-1, *part.shape[2:]) for part in all_heads])
+
+        width = config.heads_width + 2 * config.kv_width
+        self._add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
+        if has_bias and biases is not None:
+            self._add(f"{i}.qkv.bias", (width,), lambda: arranged(biases()))
+        if config.qk_norm != "none":
+            self._head_norm("q_norm", i, heads)
+            self._head_norm("k_norm", i, kv_heads)
+        out = self._weight("attention_out", (config.hidden, heads * head_dim), i)
+        self._add(
+            f"{i}.attention_out",
+            (config.hidden, config.heads_width),
+            lambda: self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
+            matrix=True,
         )
-    taken = _Taken(state)
-    try:
-        (_llama if config.family == "llama" else _gpt2)(taken, config)
-    except KeyError as error:
-        raise UnsupportedDecoder(f"a checkpoint without {error}") from error
-    if left := state.keys() - taken.names - ({"lm_head.weight"} if config.tied else set()):
-        raise UnsupportedDecoder(f"a checkpoint with {min(left)}")
-    return config, taken.weights
+        if self._has_bias("attention_out"):
+            self._add(f"{i}.attention_out.bias", (config.hidden,), self._bias("attention_out", config.hidden, i))
+
+    def _split(self, joint: _Read) -> _Parts:
+        """Return a function that takes the rows of joint queries, keys and values apart."""
+        config = self._config
+        heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
+
+        def parts() -> Sequence[Array]:
+            values = joint()
+            if self._layout.qkv_order == "blocks":
+                return np.split(values, [heads * head_dim, (heads + kv_heads) * head_dim])
+            # For each key head: its queries, its key and its value. With one query for each, this is "heads", too.
+            rest = values.shape[1:]
+            groups = values.reshape(kv_heads, heads // kv_heads + 2, head_dim, *rest)
+            return [part.reshape(-1, *rest) for part in (groups[:, :-2], groups[:, -2], groups[:, -1])]
+
+        return parts
+
+    def _rotated(self, heads: Array, i: int) -> Array:
+        """Arrange the rows [heads, D, ...] of queries or keys for the rotation of halves instead of pairs."""
+        index = self._config.layers[i].rotation
+        if not self._layout.interleaved_rotation or index is None:
+            return heads
+        width = 2 * len(self._config.rotations[index].frequencies)
+        order = [*range(0, width, 2), *range(1, width, 2), *range(width, self._config.head_dim)]
+        return heads[:, order]
+
+    def _padded(self, heads: Array, axis: int) -> Array:
+        """Pad the heads' width with zeros."""
+        missing = self._config.padded_head_dim - self._config.head_dim
+        return np.pad(heads, [(0, missing if n == axis else 0) for n in range(heads.ndim)]) if missing else heads
+
+    def _head_norm(self, part: str, i: int, heads: int) -> None:
+        """Convert a norm of queries or keys; one that all heads share is repeated for each."""
+        head_dim = self._config.head_dim
+        shapes = [(heads * head_dim,)] if self._config.qk_norm == "full" else [(head_dim,), (heads, head_dim)]
+
+        def arranged(read: _Read) -> Array:
+            values = np.broadcast_to(read().reshape(-1, head_dim), (heads, head_dim))
+            return self._padded(self._rotated(values, i), 1).reshape(-1)
+
+        width = heads * self._config.padded_head_dim
+        name, offset = self._layout.names[part].replace("{i}", str(i)), self._layout.norm_offset
+        weight = self._by_head(f"{name}.weight", heads, shapes)
+        self._add(f"{i}.{part}.weight", (width,), lambda: arranged(lambda: weight() + np.float32(offset)))
+        if self._has_bias(part):
+            bias = self._by_head(f"{name}.bias", heads, shapes)
+            self._add(f"{i}.{part}.bias", (width,), lambda: arranged(bias))
+
+    def _by_head(self, name: str, heads: int, shapes: Sequence[_Shape]) -> _Read:
+        """Return a function that reads a tensor of all heads, or one for each head if its name has ``{h}``."""
+        if "{h}" not in name:
+            return self.stored.use(name, *shapes)
+        head_dim = (self._config.head_dim,)
+        reads = [self.stored.use(name.replace("{h}", str(head)), head_dim) for head in range(heads)]
+        return lambda: np.stack([read() for read in reads])
+
+    def _convolution(self, i: int) -> None:
+        """Convert the tensors of a convolution layer."""
+        hidden, width = self._config.hidden, self._config.convolution_width
+        self._linear("conv_in", i, (3 * hidden, hidden))
+        name = f"{self._layout.names['conv']}.weight".replace("{i}", str(i))
+        read = self.stored.use(name, (hidden, 1, width), (hidden, width))
+        self._add(f"{i}.conv", (width, hidden), lambda: np.ascontiguousarray(read().reshape(hidden, width).T))
+        if self._has_bias("conv"):
+            self._add(f"{i}.conv.bias", (hidden,), self._bias("conv", hidden, i))
+        self._linear("conv_out", i, (hidden, hidden))
+
+    def _mlp(self, i: int) -> None:
+        """Convert the tensors of an MLP."""
+        config = self._config
+        hidden, inner = config.hidden, config.intermediate
+        if not config.gated:
+            self._linear("up", i, (inner, hidden))
+            self._linear("down", i, (hidden, inner))
+            return
+        down = self._weight("down", (hidden, inner), i)
+        if "gate_up" in self._layout.names:
+            joint = self._weight("gate_up", (2 * inner, hidden), i)
+            gate, up = _half(joint, 0), _half(joint, 1)
+            has_bias = self._has_bias("gate_up")
+            joint_bias = self._bias("gate_up", 2 * inner, i) if has_bias else _zeros(2 * inner)
+            gate_bias, up_bias = _half(joint_bias, 0), _half(joint_bias, 1)
+        else:
+            gate, up = (self._weight(part, (inner, hidden), i) for part in ("gate", "up"))
+            has_bias = self._has_bias("gate") or self._has_bias("up")
+            gate_bias, up_bias = (self._bias_or_zeros(part, inner, i) for part in ("gate", "up"))
+        if self._equalize:
+            factors = _Factors(up, down)
+            up, up_bias, down = factors.up(up), factors.up(up_bias), factors.down
+        rows = gate_up_rows(inner)
+        self._add(f"{i}.gate_up", (rows, hidden), lambda: _interleave([gate(), up()]), matrix=True)
+        if has_bias:
+            self._add(f"{i}.gate_up.bias", (rows,), lambda: _interleave([gate_bias(), up_bias()]))
+        self._add(f"{i}.down", (hidden, inner), down, matrix=True)
+        if self._has_bias("down"):
+            self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
+
+    def _linear(self, part: str, i: int | None, shape: _Shape) -> None:
+        """Convert a matrix that keeps its arrangement, and its bias if it has one."""
+        name = part if i is None else f"{i}.{part}"
+        self._add(name, shape, self._weight(part, shape, i), matrix=True)
+        if self._has_bias(part):
+            self._add(f"{name}.bias", shape[:1], self._bias(part, shape[0], i))
+
+    def _norm(self, part: str, i: int | None = None) -> None:
+        """Convert a norm over the residual stream; one without tensors gets weights of ones."""
+        name = part if i is None else f"{i}.{part}"
+        shape = (self._config.hidden,)
+        if part not in self._layout.names:
+            self._add(f"{name}.weight", shape, lambda: np.ones(shape, np.float32))
+            return
+        weight, offset = self._weight(part, shape, i), np.float32(self._layout.norm_offset)
+        self._add(f"{name}.weight", shape, lambda: weight() + offset)
+        if self._has_bias(part):
+            self._add(f"{name}.bias", shape, self._bias(part, shape[0], i))
+
+    def _weight(self, part: str, shape: _Shape, i: int | None = None) -> _Read:
+        """Return a function that reads a part's weights, [outputs, inputs] for a matrix."""
+        name = self._layout.names[part]
+        name = (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
+        if part not in self._layout.transposed:
+            return self.stored.use(name, shape)
+        read = self.stored.use(name, shape[::-1])
+        return lambda: read().T
+
+    def _bias(self, part: str, width: int, i: int | None = None) -> _Read:
+        """Return a function that reads a part's bias."""
+        return self.stored.use(f"{self._layout.names[part]}.bias".replace("{i}", str(i)), (width,))
+
+    def _bias_or_zeros(self, part: str, width: int, i: int) -> _Read:
+        """Return a function that reads a part's bias, or gives zeros for a part without one."""
+        return self._bias(part, width, i) if self._has_bias(part) else _zeros(width)
+
+    def _has_bias(self, part: str) -> bool:
+        """Return whether a part has a bias, the same in all layers."""
+        if self._layout.biases is not None:
+            return part in self._layout.biases
+        name = f"{self._layout.names[part]}.bias"
+        return any(self.stored.name(name.replace("{i}", str(i))) for i in range(len(self._config.layers)))
+
+    def _add(self, name: str, shape: _Shape, read: _Read, *, matrix: bool = False) -> None:
+        self.weights.append(Weight(name, shape, matrix, read))
 
 
-def equalize(model: Any) -> None:
-    """Rescale a Llama's MLP weights so that they lose less in 8-bit quantization, without changing the MLPs' results.
+class _Factors:
+    """Rescales a gated MLP so that it loses less in 8-bit quantization, without changing its results.
 
     The factor of the gate passes linearly from a row of the up projection to a column of the down projection, so the
     two may be scaled inversely until their norms are equal (arXiv:1906.04721, section 4.1). The factors are powers of
-    two, which cause no rounding in any floating-point type.
+    two, which cause no rounding in any floating-point type. They are computed when a tensor is first read.
 
     Args:
-        model: the transformers model, changed in place.
+        up: reads the up projection [I, H].
+        down: reads the down projection [H, I].
     """
-    with torch.no_grad():
-        for layer in model.model.layers:
-            up, down = layer.mlp.up_proj, layer.mlp.down_proj
-            rows, columns = up.weight.float().norm(dim=1), down.weight.float().norm(dim=0)
-            shift = (0.5 * (rows / columns).log2()).nan_to_num(0, 0, 0)  # a row or column of zeros is not scaled
-            factors = torch.exp2((shift - shift.mean()).round()).to(up.weight.dtype)
-            up.weight /= factors[:, None]
-            down.weight *= factors
-            if up.bias is not None:
-                up.bias /= factors
+
+    def __init__(self, up: _Read, down: _Read) -> None:
+        self._up = up
+        self._down = down
+
+    @functools.cached_property
+    def _factors(self) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows, columns = np.linalg.norm(self._up(), axis=1), np.linalg.norm(self._down(), axis=0)
+            # A row or column of zeros is not scaled.
+            shift = np.nan_to_num(0.5 * np.log2(rows / columns), nan=0.0, posinf=0.0, neginf=0.0)
+        return np.exp2(np.round(shift - shift.mean())).astype(np.float32)
+
+    def up(self, read: _Read) -> _Read:
+        """Return a function that reads the rescaled rows of the up projection, or of its bias."""
+
+        def rescaled() -> Array:
+            values = read()
+            result: Array = values / self._factors.reshape(-1, *[1] * (values.ndim - 1))
+            return result
+
+        return rescaled
+
+    def down(self) -> Array:
+        """Return the rescaled down projection."""
+        result: Array = self._down() * self._factors
+        return result
 
 
-def _llama(take: _Taken, config: DecoderConfig) -> None:
-    """Convert the tensors of a Llama or Mistral model."""
-    take.matrix("embed", "model.embed_tokens")
-    for i in range(config.layers):
-        old = f"model.layers.{i}."
-        take.vectors(f"{i}.attention_norm", old + "input_layernorm")
-        take.matrix(f"{i}.qkv", *(f"{old}self_attn.{part}_proj" for part in "qkv"))
-        take.matrix(f"{i}.attention_out", old + "self_attn.o_proj")
-        take.vectors(f"{i}.mlp_norm", old + "post_attention_layernorm")
-        rows = gate_up_rows(config.intermediate)
-        take.matrix(f"{i}.gate_up", old + "mlp.gate_proj", old + "mlp.up_proj", arrange=_interleave, rows=rows)
-        take.matrix(f"{i}.down", old + "mlp.down_proj")
-    take.vectors("final_norm", "model.norm")
-    if not config.tied:
-        take.matrix("head", "lm_head")
+def _zeros(width: int) -> _Read:
+    return lambda: np.zeros(width, np.float32)
 
 
-def _gpt2(take: _Taken, config: DecoderConfig) -> None:
-    """Convert the tensors of a GPT-2 model."""
-    take.matrix("embed", "transformer.wte")
-    take.vector("positions", "transformer.wpe.weight")
-    for i in range(config.layers):
-        old = f"transformer.h.{i}."
-        take.vectors(f"{i}.attention_norm", old + "ln_1")
-        take.matrix(f"{i}.qkv", old + "attn.c_attn", transposed=True)
-        take.matrix(f"{i}.attention_out", old + "attn.c_proj", transposed=True)
-        take.vectors(f"{i}.mlp_norm", old + "ln_2")
-        take.matrix(f"{i}.up", old + "mlp.c_fc", transposed=True)
-        take.matrix(f"{i}.down", old + "mlp.c_proj", transposed=True)
-    take.vectors("final_norm", "transformer.ln_f")
-    if not config.tied:
-        take.matrix("head", "lm_head")
+def _half(read: _Read, half: int) -> _Read:
+    """Return a function that reads the first or the second half of a tensor's rows."""
+    return lambda: np.split(read(), 2)[half]
 
 
-def _interleave(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _each(reads: Sequence[_Read]) -> _Parts:
+    """Return a function that reads several tensors."""
+    return lambda: [read() for read in reads]
+
+
+def _interleave(parts: Sequence[Array]) -> Array:
     """Alternate panels of two tensors, so that one pass computes the gate and up projections side by side.
 
     Args:
@@ -139,62 +454,3 @@ def _interleave(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
     panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
     return np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
-
-
-class _Taken:
-    """Converts tensors of a state dict and records which of them were used."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-        self.names: set[str] = set()
-        self.weights: list[Weight] = []
-
-    def matrix(
-        self,
-        name: str,
-        *old: str,
-        transposed: bool = False,
-        arrange: _Arrange = np.concatenate,
-        rows: int | None = None,
-    ) -> None:
-        """Convert several modules' weights to one matrix, and their biases, if any, to its bias.
-
-        Args:
-            name: the matrix's new name.
-            old: the modules' names.
-            transposed: whether the modules' weights are [inputs, outputs].
-            arrange: combines the modules' rows.
-            rows: number of rows of the result; by default the sum of the modules' rows.
-
-        Raises:
-            KeyError: a tensor is missing.
-        """
-        tensors = [self._take(f"{module}.weight").T if transposed else self._take(f"{module}.weight") for module in old]
-        rows = rows or sum(len(tensor) for tensor in tensors)
-        self._add(name, (rows, tensors[0].shape[1]), tensors, arrange, matrix=True)
-        if f"{old[0]}.bias" in self._state:
-            self._add(f"{name}.bias", (rows,), [self._take(f"{module}.bias") for module in old], arrange)
-
-    def vectors(self, name: str, old: str) -> None:
-        """Convert a norm's weight, and its bias if it has one."""
-        self.vector(f"{name}.weight", f"{old}.weight")
-        if f"{old}.bias" in self._state:
-            self.vector(f"{name}.bias", f"{old}.bias")
-
-    def vector(self, name: str, old: str) -> None:
-        """Convert a tensor that keeps its shape and is not packed."""
-        tensor = self._take(old)
-        self._add(name, tuple(tensor.shape), [tensor], np.concatenate)
-
-    def _take(self, name: str) -> Tensor:
-        """Return a tensor of the state dict and record its use."""
-        self.names.add(name)
-        return self._state[name]
-
-    def _add(
-        self, name: str, shape: tuple[int, ...], tensors: list[Tensor], arrange: _Arrange, *, matrix: bool = False
-    ) -> None:
-        def read() -> NDArray[np.float32]:
-            return arrange([tensor.detach().to("cpu", torch.float32).numpy() for tensor in tensors])
-
-        self.weights.append(Weight(name, shape, matrix, read))

@@ -17,6 +17,7 @@ from typing import Any
 from runtime.loading.model_files import WEIGHT_FILES
 from runtime.model import gguf_split
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.families import read_config
 from runtime.model.snapshot import MODEL, WEIGHTS
 
 _LEAST_KV = 16 << 20  # smallest useful KV cache, in bytes
@@ -101,7 +102,7 @@ def texts_bytes(config: DecoderConfig, rows: int) -> int:
         config: the decoder's configuration.
         rows: number of sequences.
     """
-    return rows * config.context_length * 2 * 4 * config.layers * config.kv_heads * config.head_dim
+    return rows * config.context_length * 2 * 4 * len(config.layers) * config.kv_width
 
 
 def snapshot_footprint(folder: Path, rows: int) -> Footprint | None:
@@ -138,7 +139,7 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
     config = _json_of(path / "config.json")
     parameters = _parameters(path, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     try:
-        texts = texts_bytes(DecoderConfig.from_transformers(config), rows)
+        texts = texts_bytes(read_config(config)[0], rows)
     except UnsupportedDecoder:
         return Footprint(int(parameters * _BYTES[reference_dtype]), 0)
     return Footprint(int(parameters * _BYTES[dtype]), texts)

@@ -18,14 +18,11 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.adapters import CONFIG as ADAPTER_CONFIG
+from runtime.loading.convert import WRAPPERS
 from runtime.loading.gguf_loading import GgufTensors
-from runtime.loading.model_files import missing_shards
+from runtime.loading.model_files import check_files
 from runtime.model.catalogue import ModelSpec
-from runtime.model.load_errors import named
-
-WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
-"""Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
+from runtime.model.load_errors import mismatched, named
 
 # Buffers without weights that older versions of transformers saved: causal masks and their fill value.
 _MASK = re.compile(r"(?P<module>.+\.(?:attn|attention))\.(?:bias|masked_bias)")
@@ -48,7 +45,7 @@ def load_weights(
         ModelUnavailable: tensors are missing, superfluous or of shapes that do not match the configuration; files are
             missing; or the model is not a causal language model.
     """
-    _check_files(spec, folder)
+    check_files(spec, folder)
     _check_class(spec, config)
     with _conversion_errors() as unconverted:
         try:
@@ -63,32 +60,23 @@ def load_weights(
             )
         except RuntimeError:
             if unconverted:
-                raise _refused(spec, f"tensors for {named(unconverted)} are missing or do not fit together") from None
+                raise mismatched(
+                    spec.id, f"tensors for {named(unconverted)} are missing or do not fit together"
+                ) from None
             raise
     model, info = loaded
     if missing := info["missing_keys"]:
-        raise _refused(spec, f"{named(tensors.gguf_names(missing))} missing", _left(model, config, info, tensors))
+        raise mismatched(spec.id, f"{named(tensors.gguf_names(missing))} missing", _left(model, config, info, tensors))
     if half := tensors.half_filled():
-        raise _refused(spec, f"{named(half)} missing")
-    if mismatched := info["mismatched_keys"]:
-        name, found, expected = min(mismatched)
-        others = f", and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        raise mismatched(spec.id, f"{named(half)} missing")
+    if wrong := info["mismatched_keys"]:
+        name, found, expected = min(wrong)
+        others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         (name,) = tensors.gguf_names({name})
-        raise _refused(spec, f"{name} is {list(found)} where its configuration needs {list(expected)}{others}")
+        raise mismatched(spec.id, f"{name} is {list(found)} where its configuration needs {list(expected)}{others}")
     if left := _left(model, config, info, tensors):
-        raise _refused(spec, f"{type(model).__name__} has no place for {named(left)}")
+        raise mismatched(spec.id, f"{type(model).__name__} has no place for {named(left)}")
     return model
-
-
-def _check_files(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a folder that contains a LoRA adapter or lacks files of its checkpoint."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise ModelUnavailable(
-            f"{spec.id} has a LoRA adapter among its files ({ADAPTER_CONFIG}); move the adapter to a folder of its own "
-            "in ADAPTERS_DIR"
-        )
-    if spec.kind in ("hub", "folder") and (missing := missing_shards(folder)):
-        raise _refused(spec, f"{named(missing)} missing")
 
 
 def _check_class(spec: ModelSpec, config: Any) -> None:
@@ -98,20 +86,6 @@ def _check_class(spec: ModelSpec, config: Any) -> None:
         raise ModelUnavailable(
             f"{spec.id} cannot be served: transformers has no causal language model for {name}; serve a text model"
         )
-
-
-def _refused(spec: ModelSpec, fault: str, left: set[str] | None = None) -> ModelUnavailable:
-    """Return the error for a checkpoint that does not match its model.
-
-    Args:
-        spec: the model.
-        fault: description of the tensors or files at fault.
-        left: names of superfluous tensors.
-    """
-    instead = f" and {named(left)} left over" if left else ""
-    return ModelUnavailable(
-        f"{spec.id} cannot be served: its files do not hold this model ({fault}{instead}); copy or convert them again"
-    )
 
 
 def _left(model: Any, config: Any, info: dict[str, Any], tensors: GgufTensors) -> set[str]:

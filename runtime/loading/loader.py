@@ -67,7 +67,7 @@ def open_serving(
         path = fetch(spec, progress)
         # Computed before the files are read, because files that change meanwhile have another identity.
         folder = serving_folder(spec, path, kind, cache)
-        from runtime.loading.checkpoint import serving_form  # importing torch and transformers takes seconds
+        from runtime.loading.serving_form import serving_form
         from runtime.loading.snapshot_writer import hold, save
 
         facts, tokenizer, weights = serving_form(spec, path, kind, progress)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.errors import ModelUnavailable
+from runtime.loading.adapters import CONFIG as ADAPTER_CONFIG
 from runtime.loading.adapters import adapter_files
 from runtime.model.catalogue import ModelSpec
 from runtime.model.gguf_split import parts
+from runtime.model.load_errors import mismatched, named
 
 
 def on_disk(spec: ModelSpec) -> bool:
@@ -95,6 +97,36 @@ def missing_shards(folder: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):  # the load will report what is wrong
         return []
     return sorted(shard for shard in shards if not (folder / shard).is_file())
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint that transformers would load; an empty list if it has others.
+
+    Args:
+        folder: a folder in transformers' layout, which may contain further files of another tool.
+    """
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    try:
+        shards = sorted(set(map(str, json.loads((folder / _INDEXES[0]).read_bytes())["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [folder / shard for shard in shards]
+
+
+def check_files(spec: ModelSpec, folder: Path) -> None:
+    """Check that a folder has all files of its checkpoint, and no LoRA adapter among them.
+
+    Raises:
+        ModelUnavailable: it is otherwise.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelUnavailable(
+            f"{spec.id} has a LoRA adapter among its files ({ADAPTER_CONFIG}); move the adapter to a folder of its own "
+            "in ADAPTERS_DIR"
+        )
+    if spec.kind in ("hub", "folder") and (missing := missing_shards(folder)):
+        raise mismatched(spec.id, f"{named(missing)} missing")
 
 
 def _stamps(files: Sequence[Path]) -> str:

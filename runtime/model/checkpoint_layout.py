@@ -7,7 +7,7 @@ Everything here is undone once, when a model is loaded; the decoder itself has o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 QKVOrder = Literal["blocks", "heads", "groups"]
@@ -29,7 +29,9 @@ class CheckpointLayout:
         norm_offset: added to the weights of all norms (Gemma: 1).
         position_offset: rows of the position embeddings that come before that of position 0 (OPT: 2).
         ignored: patterns of tensors that the decoder does not need, matched from the start of the name.
-        prefixes: prefixes that all names of the decoder may have or lack, besides those of training wrappers.
+        prefixes: prefixes that all names of the decoder may have or lack, besides those of training wrappers; the first
+            is the usual one.
+        biases: parts that have a bias; None if the checkpoint decides, the same for all layers.
     """
 
     names: Mapping[str, str]
@@ -40,4 +42,5 @@ class CheckpointLayout:
     norm_offset: float = 0.0
     position_offset: int = 0
     ignored: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = field(default=())
+    prefixes: tuple[str, ...] = ()
+    biases: frozenset[str] | None = None

@@ -40,6 +40,20 @@ def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
     return ModelUnavailable(f"{spec.id} cannot be loaded: {shown}; {_advice(error)}")
 
 
+def mismatched(model: str, fault: str, left: Collection[str] = ()) -> ModelUnavailable:
+    """Return the error for a checkpoint that does not match its model.
+
+    Args:
+        model: the model's name.
+        fault: description of the tensors or files at fault.
+        left: names of superfluous tensors.
+    """
+    instead = f" and {named(left)} left over" if left else ""
+    return ModelUnavailable(
+        f"{model} cannot be served: its files do not hold this model ({fault}{instead}); copy or convert them again"
+    )
+
+
 def reason(error: Exception, places: Collection[str] = ()) -> str:
     """Return an exception's message, shortened and without folders, URLs, credentials or stack traces.
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from runtime.model.config import DecoderConfig
 from runtime.model.load_timer import Phases
 from runtime.model.packing import Packed, WeightKind, packed_bytes, scale_count
-from runtime.model.tensors import matrices, vectors
+from runtime.model.tensors import biases, matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
 FORMAT = 4
@@ -213,13 +213,12 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     Raises:
         DamagedSnapshot: a tensor is missing, superfluous, of another shape or out of bounds.
     """
-    packed, plain = matrices(facts.decoder), vectors(facts.decoder)
-    biases = {f"{name}.bias": shape[:1] for name, shape in packed.items()}
-    if wrong := (packed | plain).keys() - places.keys() or places.keys() - (packed | plain | biases).keys():
+    packed, plain, optional = matrices(facts.decoder), vectors(facts.decoder), biases(facts.decoder)
+    if wrong := (packed | plain).keys() - places.keys() or places.keys() - (packed | plain | optional).keys():
         raise DamagedSnapshot(f"{min(wrong)} is missing or of no use to the model")
     for name, place in places.items():
         matrix, kind = name in packed, facts.kind
-        shape = packed[name] if matrix else (plain | biases)[name]
+        shape = packed[name] if matrix else (plain | optional)[name]
         need = packed_bytes(shape[0], shape[1], kind) if matrix else 4 * math.prod(shape)
         spans = [(place.offset, need)]
         if matrix and kind == "int8":
@@ -228,9 +227,14 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
             0 <= start <= size - length and start % 4 == 0 for start, length in spans
         ):
             raise DamagedSnapshot(f"{name} is not of the model's shape {list(shape)}")
-    rotations = facts.decoder.head_dim // 2 if facts.decoder.family == "llama" else 0
-    if len(facts.decoder.inverse_frequencies) != rotations:
-        raise DamagedSnapshot(f"{len(facts.decoder.inverse_frequencies)} rotary frequencies, not {rotations}")
+    decoder = facts.decoder
+    for layer in decoder.layers:
+        if layer.rotation is not None and not 0 <= layer.rotation < len(decoder.rotations):
+            raise DamagedSnapshot(f"a layer refers to rotation {layer.rotation} of {len(decoder.rotations)}")
+    if wide := [r for r in decoder.rotations if not 0 < 2 * len(r.frequencies) <= decoder.head_dim]:
+        raise DamagedSnapshot(f"{len(wide[0].frequencies)} rotary frequencies for heads of width {decoder.head_dim}")
+    if len(decoder.alibi_slopes) not in (0, decoder.heads):
+        raise DamagedSnapshot(f"{len(decoder.alibi_slopes)} ALiBi slopes for {decoder.heads} heads")
 
 
 def _map(file: Path, size: int) -> mmap.mmap:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from runtime.engine.pytorch.runner import TorchRunner
 from runtime.engine.sequence import Row, Sequence
-from runtime.loading.convert import convert
-from runtime.model.config import DecoderConfig
+from runtime.loading.convert import convert, with_actual_head
+from runtime.loading.snapshot_writer import Weight
+from runtime.loading.tensor_source import StateDictSource
+from runtime.model.config import DecoderConfig, LayerConfig, Rotation
+from runtime.model.families import read_config
 from runtime.types import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=1, temperature=0)
@@ -63,14 +66,37 @@ def model_of(variant: str) -> Any:
 
 def decoder_of(model: Any, dtype: torch.dtype = torch.float32) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """Return a model's configuration and tensors in the decoder's format."""
-    config, weights = convert(model, DecoderConfig.from_transformers(model.config.to_dict()))
+    config, weights = converted(model)
     return config, {weight.name: torch.tensor(weight.read()).to(dtype) for weight in weights}
+
+
+def converted(model: Any) -> tuple[DecoderConfig, list[Weight]]:
+    """Return a model's configuration and tensors as a serving snapshot gets them."""
+    config, layout = read_config(model.config.to_dict())
+    source = StateDictSource(model.state_dict())
+    config = with_actual_head(config, layout, source)
+    return config, convert(config, layout, source)
 
 
 def embedded_shape(dtype: torch.dtype, layers: int = 2) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """Return the embedded model's shape with few layers, a small vocabulary and random weights."""
-    frequencies = tuple(10_000 ** (-i / 64) for i in range(0, 64, 2))
-    config = DecoderConfig("llama", layers, 576, 1536, 9, 3, 64, 512, 8192, 1e-5, "silu", True, frequencies)
+    config = DecoderConfig(
+        layers=(LayerConfig(rotation=0),) * layers,
+        hidden=576,
+        intermediate=1536,
+        heads=9,
+        kv_heads=3,
+        head_dim=64,
+        vocabulary=512,
+        context_length=8192,
+        norm="rms",
+        norm_epsilon=1e-5,
+        activation="silu",
+        gated=True,
+        tied=True,
+        attention_scale=1 / 8,
+        rotations=(Rotation(tuple(10_000 ** (-i / 64) for i in range(0, 64, 2))),),
+    )
     generator = torch.Generator().manual_seed(3)
     weights = {"embed": torch.randn(512, 576, generator=generator), "final_norm.weight": torch.ones(576)}
     for i in range(layers):

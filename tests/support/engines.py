@@ -39,7 +39,7 @@ needs_kernels = pytest.mark.skipif(
 @cache
 def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
     """Return a folder's snapshot, held in memory."""
-    from runtime.loading.checkpoint import serving_form  # torch
+    from runtime.loading.serving_form import serving_form  # torch
 
     facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
     return snapshot_writer.hold(facts, tokenizer, weights)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.checkpoint import read, wrap
+from runtime.loading.checkpoint import read
+from runtime.loading.checkpoint_tokenizer import wrap
 from runtime.model.catalogue import ModelSpec
 from tests.support.models import train_tokenizer
 

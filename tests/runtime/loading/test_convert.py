@@ -1,195 +1,188 @@
-"""The tensors under their new names compute the model: a decoder of a few lines gives transformers' logits."""
+"""Which tensors of a checkpoint are taken, and which are reported; the values are checked in ``test_families``."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from runtime.loading.convert import convert, equalize
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
-from tests.support.models import save_tiny_llama
+from runtime.errors import ModelUnavailable
+from runtime.loading.convert import convert, count_parameters, with_actual_head
+from runtime.loading.tensor_source import StateDictSource
+from runtime.model.families import read_config
+from tests.support.decoders import model_of
+from tests.support.numpy_decoder import logits
 
 Array = NDArray[np.float32]
-IDS = np.array([5, 1, 7, 7, 2, 90])
+State = Mapping[str, Any]
+
+UP, EMBED, HEAD = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"
 
 
-def llama(**changes: Any) -> Any:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        **{
-            "vocab_size": 101,
-            "hidden_size": 48,
-            "intermediate_size": 72,  # not a multiple of 16
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,  # wider than the residual stream
-            "initializer_range": 0.3,
-            **changes,
-        }
-    )
-    return with_biases(LlamaForCausalLM(config))
+def llama(variant: str = "llama-biases") -> tuple[Any, dict[str, Any]]:
+    """A model's configuration and its tensors."""
+    model = model_of(variant)
+    return model.config.to_dict(), dict(model.state_dict())
 
 
-def gpt2(**changes: Any) -> Any:
-    torch.manual_seed(2)
-    config = GPT2Config(
-        **{"vocab_size": 101, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 32, "initializer_range": 0.3},
-        **changes,
-    )
-    return with_biases(GPT2LMHeadModel(config))
+def converted(config: Mapping[str, Any], state: State, *, equalize: bool = False) -> dict[str, Array]:
+    decoder, layout = read_config(config)
+    source = StateDictSource(state)
+    decoder = with_actual_head(decoder, layout, source)
+    weights = convert(decoder, layout, source, equalize=equalize)
+    return {weight.name: weight.read() for weight in weights}
 
 
-def with_biases(model: Any) -> Any:
-    """They begin as zeros, which would hide one that is forgotten."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    return model.eval()
+def refusal(config: Mapping[str, Any], state: State) -> str:
+    with pytest.raises(ModelUnavailable) as caught:
+        converted(config, state)
+    return str(caught.value)
 
 
-def converted(model: Any) -> tuple[DecoderConfig, dict[str, Array]]:
-    config, weights = convert(model, DecoderConfig.from_transformers(model.config.to_dict()))
-    tensors = {}
-    for weight in weights:
-        tensors[weight.name] = weight.read()
-        assert tensors[weight.name].shape == weight.shape
-        assert tensors[weight.name].dtype == np.float32
-        assert weight.matrix == (weight.name in ("embed", "head") or weight.name.split(".")[-1] in MATRICES)
-    return config, tensors
-
-
-MATRICES = {"qkv", "attention_out", "gate_up", "up", "down"}
-
-
-def logits(config: DecoderConfig, tensors: dict[str, Array], ids: NDArray[np.int64]) -> Array:
-    """The model, written from the table of names in ``runtime.loading.convert``."""
-
-    def product(name: str, x: Array) -> Array:
-        return x @ tensors[name].T + tensors.get(f"{name}.bias", np.float32(0))
-
-    def norm(name: str, x: Array) -> Array:
-        if config.family == "gpt2":
-            x = x - x.mean(-1, keepdims=True)
-        scaled = x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_epsilon)
-        return scaled * tensors[f"{name}.weight"] + tensors.get(f"{name}.bias", np.float32(0))
-
-    def rotated(x: Array) -> Array:  # [T, heads, D]
-        if config.family == "gpt2":
-            return x
-        angles = np.arange(len(ids))[:, None, None] * np.array(config.inverse_frequencies)
-        a, b = np.split(x, 2, axis=-1)
-        turned = [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)]
-        return np.concatenate(turned, -1) * config.rope_attention_factor
-
-    def activation(x: Array) -> Array:
-        found: Array = {
-            "silu": torch.nn.functional.silu,
-            "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
-        }[config.activation](torch.tensor(x)).numpy()
-        return found
-
-    x = tensors["embed"][ids]
-    if config.family == "gpt2":
-        x = x + tensors["positions"][: len(ids)]
-    hidden_future = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
-    for i in range(config.layers):
-        qkv = product(f"{i}.qkv", norm(f"{i}.attention_norm", x)).reshape(len(ids), -1, config.head_dim)
-        q, k, v = np.split(qkv, [config.heads, config.heads + config.kv_heads], axis=1)
-        q, k = rotated(q), rotated(k)
-        group = config.heads // config.kv_heads
-        out = np.zeros_like(q)
-        for head in range(config.heads):
-            scores = q[:, head] @ k[:, head // group].T / np.sqrt(config.head_dim) + hidden_future
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, head // group]
-        x = x + product(f"{i}.attention_out", out.reshape(len(ids), -1))
-        y = norm(f"{i}.mlp_norm", x)
-        if config.family == "llama":
-            both = product(f"{i}.gate_up", y).reshape(len(ids), -1, 2, 16)
-            inner = (activation(both[:, :, 0]) * both[:, :, 1]).reshape(len(ids), -1)[:, : config.intermediate]
-        else:
-            inner = activation(product(f"{i}.up", y))
-        x = x + product(f"{i}.down", inner)
-    return product("embed" if config.tied else "head", norm("final_norm", x))
-
-
-@pytest.mark.parametrize(
-    ("make", "changes"),
-    [
-        (llama, {}),
-        (llama, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
-        (gpt2, {}),
-        (gpt2, {"tie_word_embeddings": False, "n_inner": 80}),
-    ],
-)
-def test_the_tensors_compute_the_model(make: Any, changes: dict[str, Any]) -> None:
-    """Names, shapes, order of rows, transposition, interleaving and rotary convention."""
-    model = make(**changes)
-    config, tensors = converted(model)
-    with torch.inference_mode():
-        expected = model(torch.tensor(IDS)[None]).logits[0].numpy()
-    assert np.allclose(logits(config, tensors, IDS), expected, atol=2e-4)
+def without(*names: str) -> Callable[[State], State]:
+    return lambda state: {name: tensor for name, tensor in state.items() if name not in names}
 
 
 def test_a_head_that_is_the_embedding_is_not_stored_twice() -> None:
-    """Whatever the configuration says, the loaded model decides."""
-    tied, tensors = converted(llama(tie_word_embeddings=True))
-    assert (tied.tied, "head" in tensors) == (True, False)
-    model = llama(tie_word_embeddings=True)
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    config, tensors = converted(model)
-    assert (config.tied, "head" in tensors) == (False, True)
+    """Whether the checkpoint has it once or twice; a head of other values counts as one of its own."""
+    config, state = llama()
+    assert config["tie_word_embeddings"]
+    once = converted(config, without(HEAD)(state))
+    assert "head" not in once
+    twice = converted(config, {**state, HEAD: state[EMBED].clone()})
+    assert once.keys() == twice.keys() == converted(config, state).keys()
+    as_head = converted(config, {**without(EMBED)(state), HEAD: state[EMBED]})
+    assert np.array_equal(as_head["embed"], once["embed"])
+    other = converted(config, {**state, HEAD: state[EMBED] + 1})
+    assert np.array_equal(other["head"], once["embed"] + 1)
 
 
-def test_rotary_frequencies_are_the_models_own() -> None:
-    """To the last bit, which a computation of our own need not hit."""
-    model = llama(rope_parameters={"rope_type": "default", "rope_theta": 100_000.0})
-    config, _ = converted(model)
-    assert config.inverse_frequencies == tuple(model.model.rotary_emb.inv_freq.tolist())
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without(UP), f"({UP} missing)"),
+        (without(UP.replace("weight", "bias")), f"({UP[:-6]}bias missing)"),
+        (
+            lambda state: {**without(UP)(state), "other": state[UP]},
+            f"({UP} missing and other left over)",
+        ),
+        (lambda state: {**state, UP.replace("1", "2"): state[UP].clone()}, f"has no place for {UP.replace('1', '2')}"),
+        (lambda state: {**state, UP: state[UP][1:]}, f"{UP} is [99, 48] where its configuration needs [100, 48])"),
+        (
+            lambda state: {name: tensor[..., 1:] if "norm" in name else tensor for name, tensor in state.items()},
+            "where its configuration needs [48], and 4 more)",
+        ),
+        (without(EMBED, HEAD), f"{EMBED} missing"),
+        (lambda state: {**state, f"module.{UP}": state[UP].clone()}, f"has no place for module.{UP}"),
+        (lambda state: {}, "and 29 more missing"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(change: Callable[[State], State], said: str) -> None:
+    """Missing, superfluous, of another shape, or there twice."""
+    config, state = llama()
+    assert said in refusal(config, change(state))
+
+
+def test_a_head_that_is_not_tied_must_be_there() -> None:
+    """A checkpoint without it is not complete."""
+    config, state = llama("llama-3")
+    assert "(lm_head.weight missing)" in refusal(config, without(HEAD)(state))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.removeprefix("model."),
+        lambda name: "module." + name.removeprefix("model."),
+    ],
+)
+def test_prefixes_of_wrappers_and_of_the_base_model_do_not_matter(rename: Callable[[str], str]) -> None:
+    """As training scripts leave them, and as the base model alone is saved."""
+    config, state = llama("llama-3")
+    expected = converted(config, state)
+    actual = converted(config, {rename(name): tensor for name, tensor in state.items()})
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("variant", "buffer"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt2", "h.1.attn.masked_bias"),
+    ],
+)
+def test_buffers_of_older_versions_are_ignored(variant: str, buffer: str) -> None:
+    """They have no weights, and do not count as parameters."""
+    config, state = llama(variant)
+    assert converted(config, {**state, buffer: torch.ones(3)}).keys() == converted(config, state).keys()
+    decoder, layout = read_config(config)
+    source = StateDictSource({**state, buffer: torch.ones(3)})
+    model = model_of(variant)
+    assert count_parameters(decoder, layout, source) == sum(p.numel() for p in model.parameters())
 
 
 def test_sixteen_bit_weights_are_widened() -> None:
-    """What is read is float32 with the values that the file holds."""
-    model = llama()
-    _, wide = converted(model)
-    _, read = converted(model.to(torch.bfloat16))
-    rounded = torch.tensor(wide["0.down"]).to(torch.bfloat16).float().numpy()
-    assert np.array_equal(read["0.down"], rounded)
+    """What is read is float32 with the stored values."""
+    config, state = llama()
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+    rounded = {name: tensor.float() for name, tensor in narrow.items()}
+    expected = converted(config, rounded)
+    for name, values in converted(config, narrow).items():
+        assert values.dtype == np.float32
+        assert np.array_equal(values, expected[name])
 
 
-def test_tensors_that_do_not_fit_are_refused() -> None:
-    """A tensor too many or too few is not passed over in silence."""
-    model = llama()
-    model.model.layers[1].extra = torch.nn.Linear(2, 2)
-    with pytest.raises(UnsupportedDecoder, match="extra"):
-        converted(model)
-    model = llama()
-    del model.model.layers[1].mlp.up_proj
-    with pytest.raises(UnsupportedDecoder, match="up_proj"):
-        converted(model)
+def test_equalizing_changes_nothing_but_the_scales() -> None:
+    """Exactly, because the factors are powers of two, and rows and columns come nearer to each other."""
+    config, state = llama()
+    uneven = torch.logspace(-2, 2, 100)
+    state |= {
+        name: tensor * (uneven[:, None] if tensor.ndim == 2 else uneven)
+        for name, tensor in state.items()
+        if ".up_proj" in name
+    }
+    state |= {name: tensor / uneven for name, tensor in state.items() if name.endswith("down_proj.weight")}
+    decoder, _ = read_config(config)
+    plain, equalized = converted(config, state), converted(config, state, equalize=True)
+
+    def spread(tensors: Mapping[str, Array]) -> float:
+        up = tensors["0.gate_up"].reshape(-1, 2, 16, 48)[:, 1].reshape(-1, 48)[:100]
+        ratios = np.log2(np.linalg.norm(up, axis=1) / np.linalg.norm(tensors["0.down"], axis=0))
+        return float(ratios.max() - ratios.min())
+
+    assert spread(plain) > 20
+    assert spread(equalized) < 2.01
+    factors = plain["0.down"][0] / equalized["0.down"][0]
+    assert np.array_equal(np.exp2(np.round(np.log2(factors))), factors)
+    ids = list(range(40))
+    assert np.array_equal(logits(decoder, equalized, ids), logits(decoder, plain, ids))
 
 
-def test_equalizing_changes_nothing_but_the_scales(tmp_path: Path) -> None:
-    """The logits stay to the last few bits, and rows and columns come nearer to each other."""
-    folder = save_tiny_llama(tmp_path, mlp_bias=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = torch.arange(50)[None]
-    with torch.inference_mode():
-        before = model(ids).logits
-        up, down = model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj
-    with torch.no_grad():
-        up.weight *= torch.logspace(-2, 2, len(up.weight))[:, None]  # as uneven as can be
-        up.bias *= torch.logspace(-2, 2, len(up.weight))
-        down.weight /= torch.logspace(-2, 2, len(up.weight))
-    equalize(model)
-    ratios = (up.weight.norm(dim=1) / down.weight.norm(dim=0)).log2()
-    assert ratios.max() - ratios.min() <= 2.01
-    with torch.inference_mode():
-        assert torch.allclose(model(ids).logits, before, atol=1e-4 * float(before.abs().max()))
+def test_an_mlp_of_zeros_is_not_scaled() -> None:
+    """No division by zero."""
+    config, state = llama("llama")
+    state |= {name: torch.zeros_like(tensor) for name, tensor in state.items() if ".up_proj" in name}
+    assert all(np.isfinite(values).all() for values in converted(config, state, equalize=True).values())
+
+
+def test_a_layout_without_a_list_of_biases_takes_what_is_there() -> None:
+    """The same in all layers; a bias that is missing beside others of the layer is zeros."""
+    config, state = llama("llama-3")
+    decoder, layout = read_config(config)
+    layout = replace(layout, biases=None)
+    bias = "model.layers.{}.self_attn.q_proj.bias"
+    state |= {bias.format(i): torch.ones(96) for i in range(2)}
+    weights = {weight.name: weight.read() for weight in convert(decoder, layout, StateDictSource(state))}
+    assert {name for name in weights if name.endswith("bias")} == {"0.qkv.bias", "1.qkv.bias"}
+    assert weights["0.qkv.bias"].sum() == 96
+    del state[bias.format(1)]
+    with pytest.raises(ModelUnavailable, match=r"layers\.1\.self_attn\.q_proj\.bias missing"):
+        convert(decoder, layout, StateDictSource(state))

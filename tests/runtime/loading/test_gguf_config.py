@@ -13,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.checkpoint import read, serving_form
+from runtime.loading.checkpoint import read
 from runtime.loading.gguf_config import complete
+from runtime.loading.serving_form import serving_form
 from runtime.model.catalogue import parse_model_name
 from runtime.model.config import DecoderConfig
 from runtime.model.gguf_header import GGUFHeader, TensorPlace

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from runtime.errors import InvalidRequest, ModelUnavailable
-from runtime.loading.checkpoint import wrap
+from runtime.loading.checkpoint_tokenizer import wrap
 from runtime.model.chat_encoder import ChatEncoder
 from runtime.types import Message
 from tests.support.chat_templates import FAMILIES

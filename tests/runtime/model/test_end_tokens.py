@@ -10,7 +10,8 @@ import pytest
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
-from runtime.loading.checkpoint import read, serving_form
+from runtime.loading.checkpoint import read
+from runtime.loading.serving_form import serving_form
 from runtime.model.catalogue import parse_model_name
 from runtime.model.end_tokens import end_ids, gguf_end_ids
 from runtime.model.tokenizer import Tokenizer

@@ -17,22 +17,38 @@ from tokenizers import models
 
 from runtime.loading import snapshot_writer
 from runtime.loading.snapshot_writer import Weight, hold, save
-from runtime.model.config import DecoderConfig
+from runtime.model.config import DecoderConfig, LayerConfig
 from runtime.model.packing import Packed, WeightKind, pack, unpack
 from runtime.model.snapshot import DamagedSnapshot, Facts, Snapshot, digest_of, folder_of, open_snapshot
 from runtime.model.tokenizer import Tokenizer
 
 KINDS: list[WeightKind] = ["float32", "bfloat16", "int8"]
-DECODER = DecoderConfig("gpt2", 1, 7, 33, 1, 1, 7, 5000, 3, 1e-5, "gelu", True)
+DECODER = DecoderConfig(
+    layers=(LayerConfig(),),
+    hidden=7,
+    intermediate=33,
+    heads=1,
+    kv_heads=1,
+    head_dim=7,
+    vocabulary=5000,
+    context_length=3,
+    norm="layer",
+    norm_epsilon=1e-5,
+    activation="gelu",
+    gated=False,
+    tied=True,
+    attention_scale=7**-0.5,
+    learned_positions=True,
+)
 DICE = np.random.default_rng(0)
 MATRICES = {
     "embed": (5000, 7),  # more rows than are packed at a time
-    "0.qkv": (21, 7),
-    "0.attention_out": (7, 7),
+    "0.qkv": (48, 7),
+    "0.attention_out": (7, 16),
     "0.up": (33, 7),
     "0.down": (7, 33),
 }
-VECTORS: dict[str, tuple[int, ...]] = {"positions": (3, 7), "0.qkv.bias": (21,)}
+VECTORS: dict[str, tuple[int, ...]] = {"positions": (3, 7), "0.qkv.bias": (48,)}
 VECTORS |= {
     f"{norm}.{part}": (7,) for norm in ("0.attention_norm", "0.mlp_norm", "final_norm") for part in ("weight", "bias")
 }

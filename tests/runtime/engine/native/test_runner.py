@@ -23,7 +23,7 @@ from runtime.engine.rng import uniform
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError
 from runtime.loading import snapshot_writer
-from runtime.loading.checkpoint import serving_form
+from runtime.loading.serving_form import serving_form
 from runtime.model.catalogue import parse_model_name
 from runtime.model.packing import pack, unpack
 from runtime.types import SamplingParams

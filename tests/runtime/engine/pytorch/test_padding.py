@@ -14,7 +14,7 @@ import transformers
 
 from runtime.engine.pytorch.padding import batching, left_padded
 from runtime.engine.reference import ReferenceEngine
-from runtime.loading.checkpoint import wrap
+from runtime.loading.checkpoint_tokenizer import wrap
 from runtime.model.loaded import Loaded
 from runtime.telemetry.metrics import Metrics
 from runtime.types import Job, SamplingParams, Token

@@ -1,0 +1,86 @@
+"""Reads a model's files into the form from which a serving snapshot is written, if possible without torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from runtime.engine.token_ids import known_ids
+from runtime.errors import ServiceError
+from runtime.loading.checkpoint_tokenizer import read_tokenizer
+from runtime.loading.convert import convert, count_parameters, with_actual_head
+from runtime.loading.model_files import check_files, safetensors_files
+from runtime.loading.safetensors_source import SafetensorsSource
+from runtime.loading.snapshot_writer import Weight
+from runtime.model.catalogue import ModelSpec
+from runtime.model.config import UnsupportedDecoder
+from runtime.model.end_tokens import end_ids
+from runtime.model.families import FAMILIES, configured_end_ids, read_config
+from runtime.model.load_errors import unavailable
+from runtime.model.packing import WeightKind
+from runtime.model.progress import Progress
+from runtime.model.snapshot import Facts
+from runtime.model.tokenizer import Tokenizer
+
+_log = logging.getLogger("warmstart.load")
+
+Form = tuple[Facts, Tokenizer, list[Weight]]
+
+
+def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress) -> Form:
+    """Load a model's properties, tokenizer and converted weights, from which a snapshot is written.
+
+    Args:
+        spec: the model.
+        path: a folder in transformers' layout, or a ``.gguf`` file.
+        kind: number type of the snapshot's matrices.
+        progress: progress callback.
+
+    Raises:
+        UnsupportedDecoder: the fast decoder does not support the model.
+        ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
+    """
+    if path.is_dir() and spec.adapter is None and safetensors_files(path):
+        try:
+            form = _from_safetensors(spec, path, kind, progress)
+        except (ServiceError, UnsupportedDecoder):
+            raise
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            _log.warning("loading %s failed", spec.id, exc_info=error)
+            raise unavailable(spec, error) from error
+    else:
+        from runtime.loading.checkpoint import form_through_transformers  # importing torch takes seconds
+
+        form = form_through_transformers(spec, path, kind, progress)
+    try:
+        form[1].to_json()
+    except Exception as error:  # the library raises nothing narrower
+        raise UnsupportedDecoder("a tokenizer that cannot be written as tokenizer.json") from error
+    return form
+
+
+def _from_safetensors(spec: ModelSpec, folder: Path, kind: WeightKind, progress: Progress) -> Form:
+    """Load a checkpoint with safetensors files. Arguments, result and errors as for ``serving_form``."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    decoder, layout = read_config(config)
+    check_files(spec, folder)
+    progress("reading tokenizer", None)
+    tokenizer = read_tokenizer(folder)
+    progress("reading weights", None)
+    source = SafetensorsSource(safetensors_files(folder))
+    decoder = with_actual_head(decoder, layout, source)
+    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+    generation = folder / "generation_config.json"
+    configured = json.loads(generation.read_bytes()) if generation.is_file() else None
+    facts = Facts(
+        source=folder.name if spec.kind != "hub" else spec.location,
+        revision=folder.name if spec.kind == "hub" else None,
+        architecture=(config.get("architectures") or [FAMILIES[config["model_type"]].architecture])[0],
+        parameters=count_parameters(decoder, layout, source),
+        kind=kind,
+        decoder=decoder,
+        end_ids=known_ids(end_ids(configured_end_ids(config, configured), tokenizer), decoder.vocabulary),
+    )
+    return facts, tokenizer, weights

@@ -1,0 +1,49 @@
+"""The model families of the fast engine: each reads its ``config.json`` into a decoder and a checkpoint's layout.
+
+An option that is not supported here would silently give wrong results. So it is refused by name, and the reference
+engine serves the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.model.checkpoint_layout import CheckpointLayout
+from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.families.family import Family
+from runtime.model.families.gpt import GPT
+from runtime.model.families.llama import LLAMA
+
+FAMILIES: Mapping[str, Family] = {**LLAMA, **GPT}
+"""The families by the ``model_type`` of their configurations."""
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLayout]:
+    """Read the content of a ``config.json``, written by transformers 5 or older.
+
+    Raises:
+        UnsupportedDecoder: it is incomplete or needs something that the decoder does not support.
+    """
+    kind, classes = config.get("model_type"), config.get("architectures")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or (classes and family.architecture not in classes):
+        raise UnsupportedDecoder(f"architecture {', '.join(map(str, classes or [kind]))}")
+    if config.get("quantization_config"):
+        raise UnsupportedDecoder("weights that are quantized in the checkpoint")
+    try:
+        return family.read(family.options(config))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise UnsupportedDecoder(f"an incomplete configuration ({error!r})") from error
+
+
+def configured_end_ids(config: Mapping[str, Any], generation: Mapping[str, Any] | None) -> Any:
+    """Return the ids of the tokens that end a text, as transformers finds them: a number, several, or None.
+
+    Args:
+        config: the content of a ``config.json`` that ``read_config`` has read.
+        generation: the content of a ``generation_config.json``; None if there is none.
+    """
+    if generation is not None:
+        return generation.get("eos_token_id")
+    return FAMILIES[config["model_type"]].options(config).get("eos_token_id")
