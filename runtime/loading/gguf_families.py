@@ -108,8 +108,8 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str]
         raise UnsupportedDecoder(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UnsupportedDecoder(f"incomplete GGUF metadata ({error!r})") from error
-    config, _ = read_config(options)
-    return config, _layout(header, architecture), FAMILIES[architecture.family].architecture
+    config, layout = read_config(options)
+    return config, _layout(header, architecture, layout.biases), FAMILIES[architecture.family].architecture
 
 
 def _rounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,12 +179,27 @@ def _key_heads(header: GGUFHeader, heads: int) -> Any:
     return value
 
 
-def _layout(header: GGUFHeader, architecture: _Architecture) -> CheckpointLayout:
-    """Return the names and the arrangement of a file's tensors; of two ways to store a part, the one that it has."""
-    names = {**_NAMES, **architecture.names}
-    left_out = {"q", "k", "v"} if _has(header, "attn_qkv.weight") else {"qkv"}
-    kept = {part: name for part, name in names.items() if part not in left_out and name}
-    return CheckpointLayout(kept, interleaved_rotation=architecture.interleaved, ignored=_ROTARY)
+def _layout(header: GGUFHeader, architecture: _Architecture, biases: frozenset[str] | None) -> CheckpointLayout:
+    """Return the names and the arrangement of a file's tensors; of two ways to store a part, the one that it has.
+
+    Args:
+        header: the file's header.
+        architecture: the file's architecture.
+        biases: parts that have a bias in the family's checkpoints. A file may have more of them.
+    """
+    joint = _has(header, "attn_qkv.weight")
+    left_out = {"q", "k", "v"} if joint else {"qkv"}
+    names = {part: name for part, name in {**_NAMES, **architecture.names}.items() if part not in left_out and name}
+    needed = set(biases or ())
+    if needed & {"q", "k", "v", "qkv"}:
+        needed |= {"qkv"} if joint else needed & {"q", "k", "v"} or {"q", "k", "v"}
+    present = {part for part, name in names.items() if f"{name}.bias".replace("{i}", "0") in header.tensors}
+    return CheckpointLayout(
+        names,
+        interleaved_rotation=architecture.interleaved,
+        ignored=_ROTARY,
+        biases=frozenset(names.keys() & (needed | present)),
+    )
 
 
 def _has(header: GGUFHeader, name: str) -> bool:
@@ -192,7 +207,8 @@ def _has(header: GGUFHeader, name: str) -> bool:
 
 
 def _llama_biases(header: GGUFHeader, options: _Options) -> _Options:
-    return {"attention_bias": _has(header, "attn_q.bias"), "mlp_bias": _has(header, "ffn_up.bias")}
+    # A file may also have biases of the queries, keys and values alone.
+    return {"attention_bias": _has(header, "attn_output.bias"), "mlp_bias": _has(header, "ffn_up.bias")}
 
 
 def _granite(header: GGUFHeader, options: _Options) -> _Options:
@@ -283,7 +299,7 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
     "llama": _Architecture("llama", {"hidden_act": "silu"}, _llama_biases, interleaved=True),
     "qwen2": _Architecture("qwen2", {"hidden_act": "silu", "use_sliding_window": False}),
     "qwen3": _Architecture(
-        "qwen3", {"hidden_act": "silu", "use_sliding_window": False}, _biases("attention_bias", "attn_q.bias")
+        "qwen3", {"hidden_act": "silu", "use_sliding_window": False}, _biases("attention_bias", "attn_output.bias")
     ),
     "gemma": _Architecture("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": _Architecture(
@@ -367,7 +383,7 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         {"hidden_act": "silu", "logit_scale": 1.0},
         lambda header, options: {
             "use_qk_norm": _has(header, "attn_q_norm.weight"),
-            "attention_bias": _has(header, "attn_q.bias"),
+            "attention_bias": _has(header, "attn_output.bias"),
         },
         interleaved=True,
         norm=_LAYER_NORM,

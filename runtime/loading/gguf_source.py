@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.loading.gguf_quants import QUANTIZATIONS, dequantize
-from runtime.model.gguf_header import GGUFHeader, TensorPlace, join, read_part
+from runtime.model.gguf_header import GGUFHeader, TensorPlace, read_header
 from runtime.model.gguf_split import parts
 
 
@@ -122,27 +122,6 @@ def open_gguf(file: Path) -> tuple[GGUFHeader, GgufSource]:
     """
     files = parts(file)
     if missing := [part.name for part in files if not part.exists()]:
-        raise ValueError(f"{missing[0]} is missing; the model consists of {len(files)} parts")
-    headers = [read_part(part) for part in files]
-    header = join(headers)
-    _check_parts(files, headers, len(header.tensors))
+        raise ValueError(f"the model is split into {len(files)} files, of which {missing[0]} is missing")
+    header = read_header(file)
     return header, GgufSource(header)
-
-
-def _check_parts(files: Sequence[Path], headers: Sequence[GGUFHeader], tensors: int) -> None:
-    """Check from the metadata that the parts belong together.
-
-    Raises:
-        ValueError: they do not, or the file is one of several parts and was renamed.
-    """
-    first = headers[0].metadata
-    count = first.get("split.count", 0)
-    if len(files) == 1:
-        if count not in (0, 1):
-            raise ValueError(f"{files[0].name} is one of {count} parts, but is not named like one (-00001-of-...)")
-        return
-    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
-        if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, len(files)):
-            raise ValueError(f"{file.name} is not part {number + 1} of {len(files)}")
-    if (expected := first.get("split.tensors.count")) != tensors:
-        raise ValueError(f"the {len(files)} parts of {files[0].name} hold {tensors} tensors, not {expected}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,31 +117,35 @@ def read_header(file: Path) -> GGUFHeader:
         file: the file, or any part of a split one.
 
     Raises:
-        ValueError: it is not a GGUF file, or is truncated or damaged; the message names the file and the field.
+        ValueError: it is not a GGUF file, is truncated or damaged, or its parts do not belong together; the message
+            names the file and the field.
         OSError: it cannot be read.
     """
-    first, *others = parts(file)
+    files = parts(file)
     # A missing part is reported when the weights are loaded.
-    return join([read_part(first), *(read_part(other) for other in others if other.exists())])
-
-
-def join(headers: Sequence[GGUFHeader]) -> GGUFHeader:
-    """Return the header of a split model: the first part's metadata, and the tensors of all parts.
-
-    Raises:
-        ValueError: two parts have a tensor of the same name.
-    """
+    headers = {number: _read(part) for number, part in enumerate(files) if number == 0 or part.exists()}
+    first = headers[0]
+    count = first.metadata.get("split.count", 0)
+    if len(files) == 1:
+        if count not in (0, 1):
+            raise ValueError(f"{file.name} is one of {count} parts, but not named NAME-00001-of-0000N.gguf")
+        return first
+    for number, header in headers.items():
+        if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, len(files)):
+            raise ValueError(f"{files[number].name} is not part {number + 1} of {len(files)}")
+    total, expected = sum(len(header.tensors) for header in headers.values()), first.metadata.get("split.tensors.count")
+    if len(headers) == len(files) and expected != total:
+        raise ValueError(f"the {len(files)} parts hold {total} tensors, not {expected}")
     tensors: dict[str, TensorPlace] = {}
-    for header in headers:
+    for number, header in headers.items():
         if twice := tensors.keys() & header.tensors.keys():
-            name = min(twice)
-            raise ValueError(f"{header.tensors[name].file.name} is damaged: another part has a tensor {name}, too")
+            raise ValueError(f"{files[number].name} is damaged: another part has a tensor {min(twice)}, too")
         tensors |= header.tensors
-    return GGUFHeader(headers[0].metadata, tensors, headers[0].alignment)
+    return GGUFHeader(first.metadata, tensors, first.alignment)
 
 
-def read_part(file: Path) -> GGUFHeader:
-    """Read the header of one file, which may be a part of a split one. Errors as for ``read_header``."""
+def _read(file: Path) -> GGUFHeader:
+    """Read the header of one file, which may be a part of a split one."""
     if file.stat().st_size < len(_MAGIC):
         raise ValueError(f"{file.name} is not a GGUF file")
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
