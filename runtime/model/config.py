@@ -140,6 +140,12 @@ class DecoderConfig:
         return self.kv_heads * self.padded_head_dim
 
     @property
+    def cached_values(self) -> int:
+        """Number of values in the KV cache for each position, over all layers."""
+        convolution = -(-self.hidden // PANEL_ROWS) * PANEL_ROWS
+        return sum(2 * self.kv_width if layer.kind == "attention" else convolution for layer in self.layers)
+
+    @property
     def up(self) -> str:
         """Name of the matrix that leads into the MLP."""
         return "gate_up" if self.gated else "up"

@@ -2,7 +2,7 @@
 
 For each group of input columns, a panel stores its 16 output rows side by side, so that a vector register loads one
 group: ``float32 [N/16][K][16]``, ``bfloat16 [N/16][K/2][16][2]`` and ``int8 [N/16][K/4][16][4]`` (the operand layout of
-the dot-product instructions). Rows are padded with zeros to a multiple of 16, columns to a multiple of 4. An int8
+the dot-product instructions). Rows and columns are padded with zeros to a multiple of 16. An int8
 matrix has a scale for every 64 columns of a row, float32 ``[N/16][K/64][16]``.
 """
 
@@ -18,7 +18,7 @@ WeightKind = Literal["float32", "bfloat16", "int8"]
 
 PANEL_ROWS = 16
 _COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # per group
-_COLUMN_MULTIPLE = 4  # one padding for all kinds, so that activations are laid out alike
+_COLUMN_MULTIPLE = 16  # a vector of activations
 GROUP_COLUMNS = 64
 _INT8_ZERO = 128  # stored unsigned, because the dot-product instructions multiply u8 by s8
 

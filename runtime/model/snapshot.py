@@ -27,7 +27,7 @@ from runtime.model.packing import Packed, WeightKind, packed_bytes, scale_count
 from runtime.model.tensors import biases, matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 

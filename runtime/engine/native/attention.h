@@ -1,14 +1,15 @@
 // Attention over paged keys and values.
 //
 // A block holds 16 positions of one key-value head: its keys transposed [head_dim][16], so that one register holds a
-// score for each position, and its values [16][head_dim]. A query is scored against all its positions, then weighed,
-// then summed in order of position, so that its result depends neither on the queries beside it nor on the step that
-// it falls into.
+// score for each position, and its values [16][head_dim]. All scores of a query are computed first, then their softmax,
+// then the sum of the values in order of position, so that a query's result depends neither on the queries beside it nor
+// on the step in which it is computed.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
-#include "vec.h"
+#include "norm.h"
 
 namespace warmstart {
 
@@ -28,24 +29,42 @@ inline void store_kv(uint16_t* to, Floats v) { store_half(to, v); }
 
 // One query head of one token.
 struct Query {
-    const float* q;  // [head_dim], scaled by 1 / sqrt(head_dim)
+    const float* q;  // [head_dim], scaled
     float* out;      // [head_dim]
-    int length;      // positions it may see: 0 ... length - 1
+    int first;       // it attends to the positions first ... length - 1
+    int length;
+    float slope;     // of ALiBi, added for each position
 };
 
-// Keys at `base + block * stride`, values head_dim x 16 elements behind them. `scores` is scratch of
-// kQueries x (longest length rounded up to 16).
+// The blocks that a group of queries reads: first ... end - 1.
+struct BlockRange {
+    int first, end;
+
+    BlockRange(const Query* queries, int count) {
+        int from = queries[0].first, to = queries[0].length;
+        for (int i = 1; i < count; i++) {
+            from = std::min(from, queries[i].first);
+            to = std::max(to, queries[i].length);
+        }
+        first = from / kBlockTokens;
+        end = (to + kBlockTokens - 1) / kBlockTokens;
+    }
+    int positions() const { return (end - first) * kBlockTokens; }
+};
+
+// Keys at `base + block * stride`, values head_dim x 16 elements behind them. `softcap` limits the scores, 0 for none.
+// `scores` is scratch of count x range.positions(). A masked position has a weight of exactly 0, so neither the range nor
+// the queries beside a query change a bit of its result.
 template <class T>
-void attend(const Query* queries, int count, const T* base, size_t stride, const int32_t* blocks, int head_dim,
-            float* scores) {
+void attend(const Query* queries, int count, BlockRange range, const T* base, size_t stride, const int32_t* blocks,
+            int head_dim, float softcap, float* scores) {
     int longest = 0;
-    for (int i = 0; i < count; i++) longest = queries[i].length > longest ? queries[i].length : longest;
-    const int used = (longest + kBlockTokens - 1) / kBlockTokens;
-    const int width = used * kBlockTokens;
+    for (int i = 0; i < count; i++) longest = std::max(longest, queries[i].length);
+    const int width = range.positions();
     Floats lane;
     for (int i = 0; i < kLanes; i++) lane[i] = (float)i;
-    Floats most[kQueries];
-    for (int i = 0; i < count; i++) most[i] = splat(-INFINITY);
+    Floats largest[kQueries];
+    for (int i = 0; i < count; i++) largest[i] = splat(-INFINITY);
 
     auto score = [&](auto number, int first, int b) {
         constexpr int n = decltype(number)::value;
@@ -56,13 +75,18 @@ void attend(const Query* queries, int count, const T* base, size_t stride, const
             for (int i = 0; i < n; i++) acc[i] += k * queries[first + i].q[d];
         }
         for (int i = 0; i < n; i++) {
-            const float left = (float)(queries[first + i].length - b * kBlockTokens);
-            acc[i] = select(lane < splat(left), acc[i], splat(-INFINITY));
-            store(scores + (size_t)(first + i) * width + b * kBlockTokens, acc[i]);
-            most[first + i] = maximum(acc[i], most[first + i]);
+            const Query& query = queries[first + i];
+            const Floats position = lane + (float)(b * kBlockTokens);
+            if (softcap != 0) acc[i] = hyperbolic_tangent(acc[i] * (1.0f / softcap)) * softcap;
+            // Relative to the query, as large absolute positions would cost precision.
+            if (query.slope != 0) acc[i] += (position - splat((float)(query.length - 1))) * query.slope;
+            acc[i] = select(position < splat((float)query.length), acc[i], splat(-INFINITY));
+            if (query.first) acc[i] = select(position < splat((float)query.first), splat(-INFINITY), acc[i]);
+            store(scores + (size_t)(first + i) * width + (b - range.first) * kBlockTokens, acc[i]);
+            largest[first + i] = maximum(acc[i], largest[first + i]);
         }
     };
-    for (int b = 0; b < used; b++) {
+    for (int b = range.first; b < range.end; b++) {
         int i = 0;
         for (; i + 6 <= count; i += 6) score(std::integral_constant<int, 6>{}, i, b);
         for (; i + 3 <= count; i += 3) score(std::integral_constant<int, 3>{}, i, b);
@@ -71,7 +95,7 @@ void attend(const Query* queries, int count, const T* base, size_t stride, const
 
     float inverse[kQueries];
     for (int i = 0; i < count; i++) {
-        const Floats top = splat(maximum(most[i]));
+        const Floats top = splat(maximum(largest[i]));
         Floats total = {};
         float* row = scores + (size_t)i * width;
         for (int t = 0; t < width; t += kLanes) {
@@ -82,18 +106,19 @@ void attend(const Query* queries, int count, const T* base, size_t stride, const
         inverse[i] = 1.0f / sum(total);
     }
 
-    // Only as far as positions are written: what lies behind may be another sequence's leavings.
+    // Only positions that this sequence has written: the rest of the last block may hold another sequence's values.
     auto weigh = [&](auto number, auto vectors, int first, int offset) {
         constexpr int n = decltype(number)::value, v = decltype(vectors)::value;
         Floats acc[n][v] = {};
-        for (int b = 0; b < used; b++) {
+        for (int b = range.first; b < range.end; b++) {
             const T* values = base + (size_t)blocks[b] * stride + (size_t)head_dim * kBlockTokens + offset;
             const int last = longest - b * kBlockTokens < kBlockTokens ? longest - b * kBlockTokens : kBlockTokens;
             for (int t = 0; t < last; t++) {
                 Floats value[v];
                 for (int j = 0; j < v; j++) value[j] = load_kv<T>(values + (size_t)t * head_dim + j * kLanes);
                 for (int i = 0; i < n; i++) {
-                    const float weight = scores[(size_t)(first + i) * width + b * kBlockTokens + t];
+                    const float weight =
+                        scores[(size_t)(first + i) * width + (b - range.first) * kBlockTokens + t];
                     for (int j = 0; j < v; j++) acc[i][j] += value[j] * weight;
                 }
             }

@@ -1,4 +1,4 @@
-// What Python hands over is checked before anything is read through it, in every build. The cost of a step's check is one
+// All that Python passes is checked before it is used as an address or an index, in every build. The cost of a step's check is one
 // pass over its token ids and its block tables.
 #pragma once
 
@@ -47,14 +47,15 @@ inline const char* describe(int32_t status) {
 }
 
 // Bounds that keep every product of sizes, which the kernels compute as int, far from overflow.
-constexpr int kMostWidth = 1 << 20;       // of activations
-constexpr int kMostVocabulary = 1 << 24;
-constexpr int kMostTokens = 1 << 16;      // of a step
-constexpr int kMostBlocks = 1 << 26;
-constexpr int kMostLayers = 1 << 10;
-constexpr int kMostThreads = 1 << 10;
+constexpr int kMaxWidth = 1 << 20;       // of activations
+constexpr int kMaxVocabulary = 1 << 24;
+constexpr int kMaxTokens = 1 << 16;      // of a step
+constexpr int kMaxBlocks = 1 << 26;
+constexpr int kMaxLayers = 1 << 10;
+constexpr int kMaxConvolution = 1 << 10;
+constexpr int kMaxThreads = 1 << 10;
 
-inline bool within(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
+inline bool within(int64_t value, int64_t min, int64_t max) { return value >= min && value <= max; }
 
 // Whether all of `count` values are in [0, bound).
 inline bool all_below(const int32_t* values, int32_t count, int32_t bound) {
@@ -67,49 +68,78 @@ inline bool readable(const void* data, uint64_t count, uint64_t wanted) {
     return data && (uintptr_t)data % alignof(float) == 0 && count == wanted;
 }
 
-inline bool check_vector(const Tensor& t, int size) {
-    return readable(t.data, t.data_bytes, (uint64_t)size * sizeof(float)) &&
-           (!t.bias || readable(t.bias, t.bias_count, size));
+// A vector of floats, padded to a multiple of 16.
+inline bool check_vector(const Tensor& t, int64_t rows, int width) {
+    return readable(t.data, t.data_bytes, (uint64_t)rows * padded(width) * sizeof(float)) &&
+           (!t.bias || readable(t.bias, t.bias_count, padded(width)));
+}
+
+// A norm that the model has, or has not.
+inline bool check_norm(const Tensor& t, int width, bool present) {
+    return present ? check_vector(t, 1, width) : !t.data;
 }
 
 inline bool check_matrix(const Tensor& t, int kind, int rows, int columns) {
-    const uint64_t padded = ((uint64_t)rows + kLanes - 1) / kLanes * kLanes;
     const uint64_t element = kind == kFloat32 ? 4 : kind == kBfloat16 ? 2 : 1;
-    const uint64_t groups = (columns + kGroup - 1) / kGroup;
-    return readable(t.data, t.data_bytes, padded * columns * element) &&
-           (kind != kInt8 || readable(t.scales, t.scale_count, padded * groups)) &&
-           (!t.bias || readable(t.bias, t.bias_count, padded));
+    const uint64_t outputs = padded(rows), inputs = padded(columns), groups = (inputs + kGroup - 1) / kGroup;
+    return readable(t.data, t.data_bytes, outputs * inputs * element) &&
+           (kind != kInt8 || readable(t.scales, t.scale_count, outputs * groups)) &&
+           (!t.bias || readable(t.bias, t.bias_count, outputs));
+}
+
+inline Status check(const Config& c, const Layer& l, const Layer& first) {
+    const int heads = c.heads * padded(c.head_dim), keys = c.kv_heads * padded(c.head_dim);
+    const bool convolves = l.kind == kConvolution, qk_norm = !convolves && c.qk_norm != kNoNorm;
+    const bool pre = first.attention_norm.data, post = first.attention_post_norm.data;
+    if (!within(l.kind, kAttention, kConvolution) || !within(l.window, 0, INT32_MAX) ||
+        !within(l.rotation, -1, (int64_t)c.rotation_count - 1) || (convolves && (!c.convolution_width || c.hidden % kLanes)))
+        return kBadShape;
+    const bool norms = check_norm(l.attention_norm, c.hidden, pre) &&
+                       check_norm(l.mlp_norm, c.hidden, pre && !c.shared_norm) &&
+                       check_norm(l.attention_post_norm, c.hidden, post) &&
+                       check_norm(l.mlp_post_norm, c.hidden, post) && check_norm(l.q_norm, heads, qk_norm) &&
+                       check_norm(l.k_norm, keys, qk_norm);
+    const bool mixer = convolves ? check_matrix(l.qkv, c.kind, 3 * padded(c.hidden), c.hidden) &&
+                                       check_matrix(l.attention_out, c.kind, c.hidden, c.hidden) &&
+                                       check_vector(l.convolution, c.convolution_width, c.hidden)
+                                 : check_matrix(l.qkv, c.kind, heads + 2 * keys, c.hidden) &&
+                                       check_matrix(l.attention_out, c.kind, c.hidden, heads);
+    const int up = padded(c.intermediate) * (c.gated ? 2 : 1);
+    const bool mlp = check_matrix(l.up, c.kind, up, c.hidden) && check_matrix(l.down, c.kind, c.hidden, c.intermediate);
+    return norms && mixer && mlp ? kOk : kBadTensor;
 }
 
 inline Status check(const Config& c) {
-    const int64_t heads_width = (int64_t)c.heads * c.head_dim;
+    const int64_t heads_width = c.heads * padded((int64_t)c.head_dim);  // may be out of range still
     const bool shape =
-        within(c.family, kGpt2, kLlama) && within(c.activation, kSilu, kRelu) && within(c.kind, kFloat32, kInt8) &&
-        within(c.half_kv, 0, 1) && within(c.layers, 1, kMostLayers) && within(c.hidden, 1, kMostWidth) &&
-        within(c.intermediate, 1, kMostWidth) && within(c.heads, 1, kMostWidth) && within(c.kv_heads, 1, c.heads) &&
-        within(c.head_dim, 1, kMostWidth) && within(heads_width, 1, kMostWidth) &&
-        within(c.vocabulary, 1, kMostVocabulary) && within(c.threads, 1, kMostThreads) &&
-        within(c.max_tokens, 1, kMostTokens) && within(c.blocks, 1, kMostBlocks) && c.hidden % kLanes == 0 &&
-        c.intermediate % kLanes == 0 && c.head_dim % kLanes == 0 && c.heads % c.kv_heads == 0;
+        within(c.norm, kRms, kLayerNorm) && within(c.qk_norm, kNoNorm, kFullNorm) &&
+        within(c.activation, kSilu, kSquaredRelu) && within(c.kind, kFloat32, kInt8) && within(c.half_kv, 0, 1) &&
+        within(c.gated, 0, 1) && within(c.parallel, 0, 1) && within(c.shared_norm, 0, 1) &&
+        within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
+        within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&
+        within(heads_width, 1, kMaxWidth) && within(c.vocabulary, 1, kMaxVocabulary) &&
+        within(c.convolution_width, 0, kMaxConvolution) && within(c.threads, 1, kMaxThreads) &&
+        within(c.max_tokens, 1, kMaxTokens) && within(c.blocks, 1, kMaxBlocks) &&
+        within(c.rotation_count, 0, kMaxLayers) && c.heads % c.kv_heads == 0 &&
+        !(c.shared_norm && !c.parallel) && c.residual_scale != 0;
     if (!shape) return kBadShape;
-    if (c.family == kGpt2) {
+    if (c.alibi_slopes && !readable(c.alibi_slopes, c.slope_count, c.heads)) return kBadTensor;
+    if (c.positions) {
         if (!within(c.context, 1, INT32_MAX)) return kBadShape;
-        if (!readable(c.positions, c.position_count, (uint64_t)c.context * c.hidden)) return kBadTensor;
-    } else if (!readable(c.inverse_frequencies, c.frequency_count, c.head_dim / 2)) {
-        return kBadTensor;
+        if (!readable(c.positions, c.position_count, (uint64_t)c.context * padded(c.hidden))) return kBadTensor;
     }
-    if (!c.layer || !check_matrix(c.embed, c.kind, c.vocabulary, c.hidden) || !check_vector(c.final_norm, c.hidden) ||
+    if (c.rotation_count && !c.rotations) return kBadTensor;
+    for (int i = 0; i < c.rotation_count; i++) {
+        const Rotation& rotation = c.rotations[i];
+        if (!within((int64_t)rotation.count, 1, c.head_dim / 2)) return kBadShape;
+        if (!readable(rotation.frequencies, rotation.count, rotation.count)) return kBadTensor;
+    }
+    if (!c.layer || !check_matrix(c.embed, c.kind, c.vocabulary, c.hidden) ||
+        !check_norm(c.embed_norm, c.hidden, c.embed_norm.data) || !check_vector(c.final_norm, 1, c.hidden) ||
         !check_matrix(c.head, c.kind, c.vocabulary, c.hidden))
         return kBadTensor;
-    const int qkv = (c.heads + 2 * c.kv_heads) * c.head_dim;
-    const int up = c.family == kLlama ? 2 * c.intermediate : c.intermediate;
-    for (int i = 0; i < c.layers; i++) {
-        const Layer& l = c.layer[i];
-        if (!check_vector(l.attention_norm, c.hidden) || !check_matrix(l.qkv, c.kind, qkv, c.hidden) ||
-            !check_matrix(l.attention_out, c.kind, c.hidden, (int)heads_width) || !check_vector(l.mlp_norm, c.hidden) ||
-            !check_matrix(l.up, c.kind, up, c.hidden) || !check_matrix(l.down, c.kind, c.hidden, c.intermediate))
-            return kBadTensor;
-    }
+    for (int i = 0; i < c.layers; i++)
+        if (const Status status = check(c, c.layer[i], c.layer[0])) return status;
     return kOk;
 }
 
@@ -118,7 +148,7 @@ inline bool check_ids(const int32_t* ids, int32_t count, int32_t vocabulary) {
 }
 
 inline bool check(const Config& c, const Choice& how) {
-    return within(how.top_k, 0, INT32_MAX) && within(how.logprobs, -1, kMostLogprobs) &&
+    return within(how.top_k, 0, INT32_MAX) && within(how.logprobs, -1, kMaxLogprobs) &&
            check_ids(how.bias_ids, how.biases, c.vocabulary) && (!how.biases || how.bias) &&
            check_ids(how.seen_ids, how.seen, c.vocabulary) &&
            check_ids(how.counted_ids, how.counted, c.vocabulary) && (!how.counted || how.counts) &&
@@ -137,7 +167,7 @@ inline Status check(const Config& c, const Step& s) {
         const int64_t tokens = (int64_t)s.starts[i + 1] - s.starts[i], blocks = (int64_t)s.tables[i + 1] - s.tables[i];
         if (tokens < 1 || blocks < 1) return kBadRows;
         const int64_t end = s.at[i] + tokens;
-        if (s.at[i] < 0 || end > blocks * kBlockTokens || (c.family == kGpt2 && end > c.context)) return kBadPosition;
+        if (s.at[i] < 0 || end > blocks * kBlockTokens || (c.positions && end > c.context)) return kBadPosition;
     }
     if (!all_below(s.blocks, s.block_count, c.blocks)) return kBadBlock;
     if (!all_below(s.ids, s.tokens, c.vocabulary)) return kBadToken;

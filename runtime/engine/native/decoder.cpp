@@ -1,4 +1,4 @@
-// A step of a GPT-2 or Llama decoder on the CPU, from token ids to chosen tokens, in one call without Python.
+// A step of a decoder on the CPU, from token ids to chosen tokens, in one call without Python.
 //
 // All sequences' tokens of a step pass through the linear layers together, packed [tokens, columns]. layout.h has the
 // structures that describe the model and the step.
@@ -14,6 +14,7 @@
 #include "check.h"
 #include "gemm.h"
 #include "layout.h"
+#include "norm.h"
 #include "pool.h"
 #include "sample.h"
 
@@ -40,7 +41,7 @@ class Buffer {  // aligned, never initialized
     size_t size_ = 0;
 };
 
-// Memory for keys and values: pages come into being when first written, so an idle service holds none of it.
+// Memory for keys and values: the system provides a page when it is first written, so an idle service uses none.
 class Pages {
   public:
     explicit Pages(size_t bytes) : bytes_(bytes) {
@@ -58,41 +59,32 @@ class Pages {
     size_t bytes_;
 };
 
-inline Floats activate(Floats x, int activation) {
-    switch (activation) {
-        case kSilu: return x / (exponential(-x) + 1.0f);
-        case kGeluTanh: {
-            // 0.5 x (1 + tanh y) = x / (1 + exp(-2 y))
-            const Floats y = (x + x * x * x * 0.044715f) * 0.7978845608028654f;
-            return x / (exponential(y * -2.0f) + 1.0f);
-        }
-        case kGelu:
-            for (int i = 0; i < kLanes; i++) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678118654752f));
-            return x;
-        default: return maximum(x, splat(0.0f));
-    }
-}
-
 class Decoder {
   public:
     explicit Decoder(const Config& config)
-        : c_(config), layer_(config.layer, config.layer + config.layers), pool_(config.threads),
-          kv_block_((size_t)2 * c_.head_dim * kBlockTokens * (c_.half_kv ? 2 : 4)),
-          kv_(kv_block_ * c_.kv_heads * c_.blocks * c_.layers), found_(pool_.threads()), scores_(pool_.threads()) {
-        heads_width_ = c_.heads * c_.head_dim;
-        qkv_width_ = (c_.heads + 2 * c_.kv_heads) * c_.head_dim;
-        up_width_ = c_.family == kLlama ? 2 * c_.intermediate : c_.intermediate;
-        vocabulary_width_ = (c_.vocabulary + kLanes - 1) / kLanes * kLanes;
+        : c_(config), layer_(config.layer, config.layer + config.layers),
+          rotation_(config.rotations, config.rotations + config.rotation_count), pool_(config.threads),
+          hidden_(padded(c_.hidden)), head_dim_(padded(c_.head_dim)), intermediate_(padded(c_.intermediate)),
+          heads_width_(c_.heads * head_dim_), qkv_width_((c_.heads + 2 * c_.kv_heads) * head_dim_),
+          up_width_(c_.gated ? 2 * intermediate_ : intermediate_), vocabulary_width_(padded(c_.vocabulary)),
+          layer_start_(cache_layout(c_)), cache_(layer_start_.back()), found_(pool_.threads()),
+          scores_(pool_.threads()) {
+        for (const Rotation& rotation : rotation_) {
+            rotation_start_.push_back(angles_width_);
+            angles_width_ += 2 * (int)rotation.count;
+        }
+        const bool convolutions = c_.convolution_width > 0;
         const size_t m = c_.max_tokens;
-        const int widest = std::max({c_.hidden, heads_width_, c_.intermediate});
-        x_.reserve(m * c_.hidden);
+        const int widest = std::max({hidden_, heads_width_, intermediate_});
+        x_.reserve(m * hidden_);
+        if (c_.parallel || layer_[0].attention_post_norm.data) branch_.reserve(m * hidden_);
         normed_.reserve(m * widest);
-        wide_.reserve(m * std::max(qkv_width_, up_width_));
-        rope_.reserve(m * c_.head_dim);
-        groups_ = (widest + kGroup - 1) / kGroup;
+        wide_.reserve(m * std::max({qkv_width_, up_width_, convolutions ? 3 * hidden_ : 0}));
+        angles_.reserve(m * angles_width_);
+        const int groups = (widest + kGroup - 1) / kGroup;
         quantized_.reserve(m * widest);
-        scale_.reserve(m * groups_);
-        offset_.reserve(m * groups_);
+        scale_.reserve(m * groups);
+        offset_.reserve(m * groups);
     }
 
     // Nothing is written before all of the step is checked.
@@ -108,8 +100,7 @@ class Decoder {
     Status copy_block(int source, int target) {
         if (!within(source, 0, c_.blocks - 1) || !within(target, 0, c_.blocks - 1)) return kBadBlock;
         if (source == target) return kOk;
-        for (int i = 0; i < c_.layers; i++)
-            std::memcpy(block(i, target), block(i, source), kv_block_ * c_.kv_heads);
+        for (int i = 0; i < c_.layers; i++) std::memcpy(block(i, target), block(i, source), block_bytes(c_, i));
         return kOk;
     }
 
@@ -135,8 +126,22 @@ class Decoder {
   private:
     static constexpr int kAlone = 2;   // tokens up to which row-wise work stays on the calling thread
 
+    // Where each layer's blocks begin in the cache, and the cache's size, in bytes.
+    static std::vector<size_t> cache_layout(const Config& c) {
+        std::vector<size_t> starts{0};
+        for (int i = 0; i < c.layers; i++) starts.push_back(starts.back() + block_bytes(c, i) * c.blocks);
+        return starts;
+    }
+
+    // A block of a layer: keys and values of 16 positions, or what a convolution reads of them.
+    static size_t block_bytes(const Config& c, int layer) {
+        const size_t position = c.layer[layer].kind == kConvolution ? padded(c.hidden)
+                                                                    : (size_t)2 * c.kv_heads * padded(c.head_dim);
+        return position * kBlockTokens * (c.half_kv ? 2 : 4);
+    }
+
     uint8_t* block(int layer, int block) const {
-        return kv_.get() + ((size_t)layer * c_.blocks + block) * kv_block_ * c_.kv_heads;
+        return cache_.get() + layer_start_[layer] + block * ((layer_start_[layer + 1] - layer_start_[layer]) / c_.blocks);
     }
 
     Matrix matrix(const Tensor& t, int rows, int columns) const {
@@ -144,8 +149,8 @@ class Decoder {
         w.data = (const uint8_t*)t.data;
         w.scales = t.scales;
         w.bias = t.bias;
-        w.rows = (rows + kLanes - 1) / kLanes * kLanes;
-        w.columns = columns;
+        w.rows = padded(rows);
+        w.columns = padded(columns);
         w.kind = c_.kind;
         return w;
     }
@@ -159,7 +164,7 @@ class Decoder {
                   });
     }
 
-    // Hands a row of activations to the next product, in the form that the weights want.
+    // Prepares a row of activations for the next product, quantized if the weights are.
     void ready(int token, const float* row, int columns) {
         if (c_.kind == kInt8) {
             const int groups = (columns + kGroup - 1) / kGroup;
@@ -181,32 +186,30 @@ class Decoder {
         return a;
     }
 
+    // Normalizes a row of the residual stream's width.
     void norm(const float* x, const Tensor& weight, float* out) const {
-        const float* w = (const float*)weight.data;
-        Floats total = {};
-        float mean = 0;
-        if (c_.family == kGpt2) {
-            for (int i = 0; i < c_.hidden; i += kLanes) total += load(x + i);
-            mean = sum(total) / c_.hidden;
-            total = Floats{};
-        }
-        for (int i = 0; i < c_.hidden; i += kLanes) {
-            const Floats v = load(x + i) - splat(mean);
-            total += v * v;
-        }
-        const float scale = 1.0f / std::sqrt(sum(total) / c_.hidden + c_.epsilon);
-        for (int i = 0; i < c_.hidden; i += kLanes) {
-            Floats v = (load(x + i) - splat(mean)) * scale * load(w + i);
-            if (weight.bias) v += load(weight.bias + i);
-            store(out + i, v);
-        }
+        normalize(c_.norm, x, hidden_, c_.hidden, (const float*)weight.data, weight.bias, c_.epsilon, out);
     }
 
-    void norm_all(int tokens, const Tensor& weight) {
+    // Prepares the residual stream for a product, normalized if the layer has that norm.
+    void prepare(int tokens, const Tensor& weight) {
         each(tokens, [&](int t, int) {
-            float* out = normed_.get() + (size_t)t * c_.hidden;
-            norm(x_.get() + (size_t)t * c_.hidden, weight, out);
-            ready(t, out, c_.hidden);
+            const float* x = x_.get() + (size_t)t * hidden_;
+            float* out = normed_.get() + (size_t)t * hidden_;
+            if (weight.data) {
+                norm(x, weight, out);
+                x = out;
+            }
+            ready(t, x, hidden_);
+        });
+    }
+
+    // Adds what a layer has computed in branch_ to the residual stream, normalized if the layer has that norm.
+    void add_branch(int tokens, const Tensor& weight, float factor) {
+        each(tokens, [&](int t, int) {
+            float *x = x_.get() + (size_t)t * hidden_, *branch = branch_.get() + (size_t)t * hidden_;
+            if (weight.data) norm(branch, weight, branch);
+            for (int i = 0; i < hidden_; i += kLanes) store(x + i, load(x + i) + load(branch + i) * factor);
         });
     }
 
@@ -216,108 +219,169 @@ class Decoder {
         for (int i = 0; i < s.sequences; i++)
             for (int t = s.starts[i]; t < s.starts[i + 1]; t++) position_[t] = s.at[i] + t - s.starts[i];
         each(s.tokens, [&](int t, int) {
-            const int id = s.ids[t], lane = id % kLanes;
-            const uint8_t* panel = table.data + id / kLanes * table.panel_bytes();
-            float* x = x_.get() + (size_t)t * c_.hidden;
-            if (c_.kind == kInt8) {
-                const int groups = (c_.hidden + kGroup - 1) / kGroup;
-                const float* scales = table.scales + (size_t)(id / kLanes) * groups * kLanes + lane;
-                for (int k = 0; k < c_.hidden; k++)
-                    x[k] = ((int)panel[(size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128) * scales[k / kGroup * kLanes];
-            } else if (c_.kind == kBfloat16) {
-                for (int k = 0; k < c_.hidden; k++) {
-                    const uint32_t bits = (uint32_t)((const uint16_t*)panel)[(size_t)(k / 2) * 32 + lane * 2 + k % 2] << 16;
-                    std::memcpy(x + k, &bits, 4);
-                }
-            } else {
-                for (int k = 0; k < c_.hidden; k++) x[k] = ((const float*)panel)[(size_t)k * kLanes + lane];
+            float* x = x_.get() + (size_t)t * hidden_;
+            embedding(table, s.ids[t], x);
+            if (c_.embedding_scale != 1)
+                for (int k = 0; k < hidden_; k++) x[k] *= c_.embedding_scale;
+            if (c_.positions) {
+                const float* p = c_.positions + (size_t)position_[t] * hidden_;
+                for (int k = 0; k < hidden_; k++) x[k] += p[k];
             }
-            if (c_.family == kGpt2) {
-                const float* p = c_.positions + (size_t)position_[t] * c_.hidden;
-                for (int k = 0; k < c_.hidden; k++) x[k] += p[k];
-            } else {  // cos, then sin, of this position's angles
-                const int half = c_.head_dim / 2;
-                float* angles = rope_.get() + (size_t)t * c_.head_dim;
-                for (int i = 0; i < half; i++) {
-                    const double angle = (float)position_[t] * c_.inverse_frequencies[i];
-                    angles[i] = (float)std::cos(angle) * c_.rope_factor;
-                    angles[half + i] = (float)std::sin(angle) * c_.rope_factor;
+            if (c_.embed_norm.data) norm(x, c_.embed_norm, x);
+            for (size_t r = 0; r < rotation_.size(); r++) {  // cosines, then sines, of this position's angles
+                const Rotation& rotation = rotation_[r];
+                float* angles = angles_.get() + (size_t)t * angles_width_ + rotation_start_[r];
+                for (uint64_t i = 0; i < rotation.count; i++) {
+                    const double angle = (float)position_[t] * rotation.frequencies[i];
+                    angles[i] = (float)std::cos(angle) * rotation.factor;
+                    angles[rotation.count + i] = (float)std::sin(angle) * rotation.factor;
                 }
             }
         });
     }
 
-    void rotate(float* x, const float* angles) const {
-        const int half = c_.head_dim / 2;
-        int i = 0;
-        for (; i + kLanes <= half; i += kLanes) {
-            const Floats a = load(x + i), b = load(x + half + i), c = load(angles + i), s = load(angles + half + i);
-            store(x + i, a * c - b * s);
-            store(x + half + i, b * c + a * s);
-        }
-        for (; i < half; i++) {
-            const float a = x[i], b = x[half + i];
-            x[i] = a * angles[i] - b * angles[half + i];
-            x[half + i] = b * angles[i] + a * angles[half + i];
+    // Copies a row of the embedding, which is packed as a matrix of weights.
+    void embedding(const Matrix& table, int id, float* x) const {
+        const int lane = id % kLanes;
+        const uint8_t* panel = table.data + id / kLanes * table.panel_bytes();
+        if (c_.kind == kInt8) {
+            const int groups = (hidden_ + kGroup - 1) / kGroup;
+            const float* scales = table.scales + (size_t)(id / kLanes) * groups * kLanes + lane;
+            for (int k = 0; k < hidden_; k++)
+                x[k] = ((int)panel[(size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128) * scales[k / kGroup * kLanes];
+        } else if (c_.kind == kBfloat16) {
+            for (int k = 0; k < hidden_; k++) {
+                const uint32_t bits = (uint32_t)((const uint16_t*)panel)[(size_t)(k / 2) * 32 + lane * 2 + k % 2] << 16;
+                std::memcpy(x + k, &bits, 4);
+            }
+        } else {
+            for (int k = 0; k < hidden_; k++) x[k] = ((const float*)panel)[(size_t)k * kLanes + lane];
         }
     }
 
-    // Rotates a token's queries and keys, and stores its keys and values.
+    // Rotates the first 2 x count values of a head.
+    static void rotate(float* x, const float* angles, int count) {
+        int i = 0;
+        for (; i + kLanes <= count; i += kLanes) {
+            const Floats a = load(x + i), b = load(x + count + i), c = load(angles + i), s = load(angles + count + i);
+            store(x + i, a * c - b * s);
+            store(x + count + i, b * c + a * s);
+        }
+        for (; i < count; i++) {
+            const float a = x[i], b = x[count + i];
+            x[i] = a * angles[i] - b * angles[count + i];
+            x[count + i] = b * angles[i] + a * angles[count + i];
+        }
+    }
+
+    // Normalizes the queries or keys of a token: each head alone, or all at once.
+    void norm_heads(float* x, int heads, const Tensor& weight) const {
+        const float* w = (const float*)weight.data;
+        if (c_.qk_norm == kFullNorm) {
+            normalize(c_.norm, x, heads * head_dim_, heads * c_.head_dim, w, weight.bias, c_.epsilon, x);
+        } else if (c_.qk_norm == kHeadNorm) {
+            for (int at = 0; at < heads * head_dim_; at += head_dim_)
+                normalize(c_.norm, x + at, head_dim_, c_.head_dim, w + at, weight.bias ? weight.bias + at : nullptr,
+                          c_.epsilon, x + at);
+        }
+    }
+
+    // The block that holds a token's position in a layer.
     template <class T>
-    void place(const Step& s, int layer_index, int t, int sequence) {
+    T* block_of(const Step& s, int layer_index, int sequence, int position) const {
+        return (T*)block(layer_index, s.blocks[s.tables[sequence] + position / kBlockTokens]);
+    }
+
+    // Normalizes, rotates and scales a token's queries, and normalizes, rotates and stores its keys and values.
+    template <class T>
+    void store_keys(const Step& s, int layer_index, int t) {
+        const Layer& l = layer_[layer_index];
         float* q = wide_.get() + (size_t)t * qkv_width_;
         float* k = q + heads_width_;
-        const float* v = k + (size_t)c_.kv_heads * c_.head_dim;
-        const float* angles = rope_.get() + (size_t)t * c_.head_dim;
-        const float scale = 1.0f / std::sqrt((float)c_.head_dim);
-        for (int h = 0; h < c_.heads; h++) {
-            if (c_.family == kLlama) rotate(q + (size_t)h * c_.head_dim, angles);
-            for (int d = 0; d < c_.head_dim; d++) q[(size_t)h * c_.head_dim + d] *= scale;
+        const float* v = k + (size_t)c_.kv_heads * head_dim_;
+        norm_heads(q, c_.heads, l.q_norm);
+        norm_heads(k, c_.kv_heads, l.k_norm);
+        if (l.rotation >= 0) {
+            const float* angles = angles_.get() + (size_t)t * angles_width_ + rotation_start_[l.rotation];
+            const int count = (int)rotation_[l.rotation].count;
+            for (int at = 0; at < heads_width_; at += head_dim_) rotate(q + at, angles, count);
+            for (int at = 0; at < c_.kv_heads * head_dim_; at += head_dim_) rotate(k + at, angles, count);
         }
+        for (int i = 0; i < heads_width_; i++) q[i] *= c_.attention_scale;
         const int position = position_[t], offset = position % kBlockTokens;
-        T* base = (T*)block(layer_index, s.blocks[s.tables[sequence] + position / kBlockTokens]);
+        T* base = block_of<T>(s, layer_index, sequence_[t], position);
         for (int h = 0; h < c_.kv_heads; h++) {
-            float* key = k + (size_t)h * c_.head_dim;
-            if (c_.family == kLlama) rotate(key, angles);
-            T* keys = base + (size_t)h * 2 * c_.head_dim * kBlockTokens;
-            T* values = keys + (size_t)c_.head_dim * kBlockTokens + (size_t)offset * c_.head_dim;
-            for (int d = 0; d < c_.head_dim; d += kLanes) {
+            const float* key = k + (size_t)h * head_dim_;
+            T* keys = base + (size_t)h * 2 * head_dim_ * kBlockTokens;
+            T* values = keys + (size_t)head_dim_ * kBlockTokens + (size_t)offset * head_dim_;
+            for (int d = 0; d < head_dim_; d += kLanes) {
                 T sixteen[kLanes];
                 store_kv(sixteen, load(key + d));
                 for (int i = 0; i < kLanes; i++) keys[(size_t)(d + i) * kBlockTokens + offset] = sixteen[i];
-                store_kv(values + d, load(v + (size_t)h * c_.head_dim + d));
+                store_kv(values + d, load(v + (size_t)h * head_dim_ + d));
             }
         }
     }
 
+    // A gated short convolution (LFM2): y = C x conv(B x X) for the projections B, C and X of the input. The products of
+    // all positions are in the cache, where attention layers have keys and values.
+    template <class T>
+    void convolution(const Step& s, int layer_index) {
+        const Tensor& weight = layer_[layer_index].convolution;
+        each(s.tokens, [&](int t, int) {
+            const float *b = wide_.get() + (size_t)t * 3 * hidden_, *x = b + 2 * hidden_;
+            const int position = position_[t];
+            T* cached = block_of<T>(s, layer_index, sequence_[t], position) + (size_t)position % kBlockTokens * hidden_;
+            for (int i = 0; i < hidden_; i += kLanes) store_kv(cached + i, load(b + i) * load(x + i));
+        });
+        each(s.tokens, [&](int t, int) {
+            const float* gate = wide_.get() + (size_t)t * 3 * hidden_ + hidden_;
+            float* out = normed_.get() + (size_t)t * hidden_;
+            for (int i = 0; i < hidden_; i += kLanes) {
+                Floats total = weight.bias ? load(weight.bias + i) : Floats{};
+                for (int w = std::max(0, c_.convolution_width - 1 - position_[t]); w < c_.convolution_width; w++) {
+                    const int position = position_[t] - (c_.convolution_width - 1) + w;
+                    const T* cached = block_of<T>(s, layer_index, sequence_[t], position) +
+                                      (size_t)position % kBlockTokens * hidden_;
+                    total += load_kv<T>(cached + i) * load((const float*)weight.data + (size_t)w * hidden_ + i);
+                }
+                store(out + i, total * load(gate + i));
+            }
+        });
+    }
+
+    // Queries that are computed together: a few tokens of one sequence, for one key-value head.
     struct Task {
         int sequence, kv_head, first, count;  // tokens
     };
 
     template <class T>
     void attention(const Step& s, int layer_index) {
-        each(s.tokens, [&](int t, int) { place<T>(s, layer_index, t, sequence_[t]); });
-        const int group = c_.heads / c_.kv_heads;
-        const size_t stride = kv_block_ * c_.kv_heads / sizeof(T);
+        each(s.tokens, [&](int t, int) { store_keys<T>(s, layer_index, t); });
+        const int group = c_.heads / c_.kv_heads, window = layer_[layer_index].window;
+        const size_t stride = (size_t)2 * c_.kv_heads * head_dim_ * kBlockTokens;
         pool_.run((int)task_.size(), 1, [&](int first, int last, int thread) {
             for (int i = first; i < last; i++) {
                 const Task& task = task_[i];
-                const T* base = (const T*)block(layer_index, 0) + (size_t)task.kv_head * 2 * c_.head_dim * kBlockTokens;
+                const T* base = (const T*)block(layer_index, 0) + (size_t)task.kv_head * 2 * head_dim_ * kBlockTokens;
                 const int32_t* blocks = s.blocks + s.tables[task.sequence];
                 Query queries[kQueries];
                 int count = 0;
                 auto flush = [&] {
-                    int longest = 0;
-                    for (int j = 0; j < count; j++) longest = std::max(longest, queries[j].length);
-                    scores_[thread].reserve((size_t)kQueries * (longest + kBlockTokens));
-                    attend<T>(queries, count, base, stride, blocks, c_.head_dim, scores_[thread].get());
+                    const BlockRange range(queries, count);
+                    scores_[thread].reserve((size_t)kQueries * range.positions());
+                    attend<T>(queries, count, range, base, stride, blocks, head_dim_, c_.attention_softcap,
+                              scores_[thread].get());
                     count = 0;
                 };
                 for (int t = task.first; t < task.first + task.count; t++)
                     for (int g = 0; g < group; g++) {
-                        const size_t at = (size_t)(task.kv_head * group + g) * c_.head_dim;
+                        const int head = task.kv_head * group + g, position = position_[t];
+                        const size_t at = (size_t)head * head_dim_;
                         queries[count++] = {wide_.get() + (size_t)t * qkv_width_ + at,
-                                            query_out(t) + at, position_[t] + 1};
+                                            normed_.get() + (size_t)t * heads_width_ + at,
+                                            window ? std::max(0, position - window + 1) : 0, position + 1,
+                                            c_.alibi_slopes ? c_.alibi_slopes[head] : 0};
                         if (count == kQueries) flush();
                     }
                 if (count) flush();
@@ -325,9 +389,6 @@ class Decoder {
         });
     }
 
-    float* query_out(int t) const { return normed_.get() + (size_t)t * heads_width_; }
-
-    // Who attends together: a few tokens of one sequence, for one key-value head.
     void plan(const Step& s) {
         task_.clear();
         sequence_.resize(s.tokens);
@@ -340,62 +401,78 @@ class Decoder {
         }
     }
 
-    // Behind the last attention only the tokens that something is chosen behind matter: moves them to the front.
-    int keep_outputs(const Step& s) {
+    // After the last layer's attention only the tokens with outputs are needed: moves their rows to the front.
+    int keep_outputs(const Step& s, int width) {
         for (int i = 0; i < s.outputs; i++) {
             const int t = s.output_tokens[i];  // ascending, so nothing is overwritten before it is moved
             if (t == i) continue;
-            std::memcpy(query_out(i), query_out(t), heads_width_ * sizeof(float));
-            std::memcpy(x_.get() + (size_t)i * c_.hidden, x_.get() + (size_t)t * c_.hidden, c_.hidden * sizeof(float));
+            float *mixed = normed_.get(), *x = x_.get();
+            std::memcpy(mixed + (size_t)i * width, mixed + (size_t)t * width, width * sizeof(float));
+            std::memcpy(x + (size_t)i * hidden_, x + (size_t)t * hidden_, hidden_ * sizeof(float));
         }
         return s.outputs;
     }
 
+    // Multiplies the prepared activations, and adds the result to the residual stream, or leaves it in branch_.
+    void project(int tokens, const Tensor& weight, int columns, bool separate) {
+        multiply(pool_, activations(columns), tokens, matrix(weight, c_.hidden, columns),
+                 separate ? branch_.get() : x_.get(), hidden_, separate ? 0 : c_.residual_scale);
+    }
+
     void layer(const Step& s, int index) {
         const Layer& l = layer_[index];
+        const bool convolves = l.kind == kConvolution, attention_apart = c_.parallel || l.attention_post_norm.data;
+        const int in_width = convolves ? 3 * hidden_ : qkv_width_, mixed_width = convolves ? hidden_ : heads_width_;
         int m = s.tokens;
         if (index == 0) plan(s);
-        norm_all(m, l.attention_norm);
-        multiply(pool_, activations(c_.hidden), m, matrix(l.qkv, qkv_width_, c_.hidden), wide_.get(), qkv_width_);
+        prepare(m, l.attention_norm);
+        multiply(pool_, activations(hidden_), m, matrix(l.qkv, in_width, hidden_), wide_.get(), in_width);
         if (c_.half_kv)
-            attention<uint16_t>(s, index);
+            convolves ? convolution<uint16_t>(s, index) : attention<uint16_t>(s, index);
         else
-            attention<float>(s, index);
-        if (index == c_.layers - 1) m = keep_outputs(s);
+            convolves ? convolution<float>(s, index) : attention<float>(s, index);
+        if (index == c_.layers - 1) m = keep_outputs(s, mixed_width);
         if (!m) return;
-        if (c_.kind == kInt8) each(m, [&](int t, int) { ready(t, query_out(t), heads_width_); });
-        multiply(pool_, activations(heads_width_), m, matrix(l.attention_out, c_.hidden, heads_width_), x_.get(), c_.hidden,
-                 true);
-        norm_all(m, l.mlp_norm);
-        multiply(pool_, activations(c_.hidden), m, matrix(l.up, up_width_, c_.hidden), wide_.get(), up_width_);
+        if (c_.kind == kInt8) each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width); });
+        project(m, l.attention_out, mixed_width, attention_apart);
+        if (attention_apart && !c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);
+
+        prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm);
+        multiply(pool_, activations(hidden_), m, matrix(l.up, up_width_, hidden_), wide_.get(), up_width_);
         each(m, [&](int t, int) {
             const float* up = wide_.get() + (size_t)t * up_width_;
-            float* out = normed_.get() + (size_t)t * c_.intermediate;
-            for (int i = 0; i < c_.intermediate; i += kLanes) {
-                if (c_.family == kLlama)
+            float* out = normed_.get() + (size_t)t * intermediate_;
+            for (int i = 0; i < intermediate_; i += kLanes) {
+                if (c_.gated)
                     store(out + i, activate(load(up + 2 * i), c_.activation) * load(up + 2 * i + kLanes));
                 else
                     store(out + i, activate(load(up + i), c_.activation));
             }
-            ready(t, out, c_.intermediate);
+            ready(t, out, intermediate_);
         });
-        multiply(pool_, activations(c_.intermediate), m, matrix(l.down, c_.hidden, c_.intermediate), x_.get(), c_.hidden,
-                 true);
+        if (c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);  // now that the MLP has read its input
+        project(m, l.down, intermediate_, l.mlp_post_norm.data);
+        if (l.mlp_post_norm.data) add_branch(m, l.mlp_post_norm, c_.residual_scale);
     }
 
     void output(const Step& s) {
         if (!s.outputs) return;
         each(s.outputs, [&](int i, int) {
-            float* out = normed_.get() + (size_t)i * c_.hidden;
-            norm(x_.get() + (size_t)i * c_.hidden, c_.final_norm, out);
-            ready(i, out, c_.hidden);
+            float* out = normed_.get() + (size_t)i * hidden_;
+            norm(x_.get() + (size_t)i * hidden_, c_.final_norm, out);
+            ready(i, out, hidden_);
         });
         logits_.reserve((size_t)s.outputs * vocabulary_width_);
-        multiply(pool_, activations(c_.hidden), s.outputs, matrix(c_.head, c_.vocabulary, c_.hidden), logits_.get(),
+        multiply(pool_, activations(hidden_), s.outputs, matrix(c_.head, c_.vocabulary, hidden_), logits_.get(),
                  vocabulary_width_);
         pool_.run(s.outputs, 1, [&](int first, int last, int thread) {
             for (int i = first; i < last; i++) {
                 float* row = logits_.get() + (size_t)i * vocabulary_width_;
+                if (c_.logit_scale != 1)
+                    for (int j = 0; j < vocabulary_width_; j += kLanes) store(row + j, load(row + j) * c_.logit_scale);
+                if (c_.logit_softcap != 0)
+                    for (int j = 0; j < vocabulary_width_; j += kLanes)
+                        store(row + j, hyperbolic_tangent(load(row + j) * (1.0f / c_.logit_softcap)) * c_.logit_softcap);
                 if (s.logits)
                     std::memcpy(s.logits + (size_t)i * c_.vocabulary, row, c_.vocabulary * sizeof(float));
                 choose(row, c_.vocabulary, s.choices[i], s.chosen[i], found_[thread]);
@@ -405,11 +482,15 @@ class Decoder {
 
     Config c_;
     std::vector<Layer> layer_;
+    std::vector<Rotation> rotation_;
     Pool pool_;
-    int heads_width_, qkv_width_, up_width_, vocabulary_width_, groups_;
-    size_t kv_block_;  // bytes of a block of one key-value head
-    Pages kv_;
-    Buffer<float> x_, normed_, wide_, rope_, scale_, logits_;
+    // Padded widths.
+    int hidden_, head_dim_, intermediate_, heads_width_, qkv_width_, up_width_, vocabulary_width_;
+    std::vector<size_t> layer_start_;
+    Pages cache_;  // blocks of keys and values
+    std::vector<int> rotation_start_;
+    int angles_width_ = 0;
+    Buffer<float> x_, branch_, normed_, wide_, angles_, scale_, logits_;
     Buffer<int8_t> quantized_;
     Buffer<uint32_t> offset_;
     std::vector<int32_t> position_, sequence_;

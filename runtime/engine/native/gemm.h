@@ -17,7 +17,7 @@ struct Matrix {
     const float* scales = nullptr;  // [rows / 16][groups][16], int8 only
     const float* bias = nullptr;    // [rows] or none
     int rows = 0;                   // outputs, padded to a multiple of 16
-    int columns = 0;                // inputs, padded to a multiple of 4
+    int columns = 0;                // inputs, padded to a multiple of 16
     int kind = kFloat32;
 
     size_t panel_bytes() const {
@@ -83,9 +83,9 @@ inline V load_as(const uint8_t* from) {
     return v;
 }
 
-// One tile: M tokens x P panels, written (or added) to out[token][panel * 16 ...].
+// One tile: M tokens x P panels, written to out[token][panel * 16 ...], or added to it, times `add`, if that is not 0.
 template <int M, int P, int K>
-inline void tile(const Activations& a, int token, const Matrix& w, int panel, float* out, int stride, bool add) {
+inline void tile(const Activations& a, int token, const Matrix& w, int panel, float* out, int stride, float add) {
     const size_t panel_bytes = w.panel_bytes();
     const uint8_t* data = w.data + panel * panel_bytes;
     Floats total[M][P] = {};
@@ -147,14 +147,14 @@ inline void tile(const Activations& a, int token, const Matrix& w, int panel, fl
             float* to = out + (size_t)(token + m) * stride + (panel + p) * kLanes;
             Floats value = total[m][p];
             if (w.bias) value += load(w.bias + (panel + p) * kLanes);
-            store(to, add ? load(to) + value : value);
+            store(to, add != 0 ? load(to) + value * add : value);
         }
 }
 
 // All tokens x P panels: the panels stay in the nearest cache while the tokens pass.
 template <int P, int K>
 inline void panels(const Activations& a, int first, int last, const Matrix& w, int panel, float* out, int stride,
-                   bool add) {
+                   float add) {
     int token = first;
     for (; token + kTileRows <= last; token += kTileRows) tile<kTileRows, P, K>(a, token, w, panel, out, stride, add);
     if constexpr (kTileRows > 4)
@@ -164,7 +164,7 @@ inline void panels(const Activations& a, int first, int last, const Matrix& w, i
 }
 
 template <int K>
-void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride, bool add) {
+void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride, float add) {
     const int count = w.rows / kLanes;
     if (tokens == 1) {
         const int tasks = (count + kSinglePanels - 1) / kSinglePanels;
@@ -196,9 +196,9 @@ void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, floa
     });
 }
 
-// out[token][row] (+)= sum over columns of activations x weights, plus the bias.
+// out[token][row] = sum over columns of activations x weights, plus the bias; with `add`, out += add x that.
 inline void multiply(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride,
-                     bool add = false) {
+                     float add = 0) {
     switch (w.kind) {
         case kInt8: product<kInt8>(pool, a, tokens, w, out, stride, add); break;
         case kBfloat16: product<kBfloat16>(pool, a, tokens, w, out, stride, add); break;

@@ -9,33 +9,49 @@
 
 namespace warmstart {
 
-enum Family { kGpt2 = 0, kLlama = 1 };
-enum Activation { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3 };
+enum Norm { kRms = 0, kLayerNorm = 1 };
+enum QKNorm { kNoNorm = 0, kHeadNorm = 1, kFullNorm = 2 };
+enum Activation { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3, kSquaredRelu = 4 };
 enum Kind { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+enum LayerKind { kAttention = 0, kConvolution = 1 };
 
-constexpr int kMostLogprobs = 32;
+constexpr int kMaxLogprobs = 32;
 
+// Widths of matrices and vectors are padded to a multiple of 16 with zeros.
 struct Tensor {
-    const void* data;     // a packed matrix, or a vector of floats
+    const void* data;     // a packed matrix, or a vector of floats; null where the model has none
     const float* scales;  // of an int8 matrix
     const float* bias;    // or null
     uint64_t data_bytes, scale_count, bias_count;
 };
 
-struct Layer {
-    Tensor attention_norm, qkv, attention_out, mlp_norm, up, down;  // up: gate and up by turns of 16 rows for Llama
+struct Rotation {
+    const float* frequencies;  // [count] radians per position
+    uint64_t count;            // pairs of values that are rotated
+    float factor;              // of the cosines and sines
 };
 
+struct Layer {
+    int32_t kind, window, rotation;  // window: 0 for all positions; rotation: index, -1 for none
+    Tensor attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
+    Tensor qkv, q_norm, k_norm, attention_out;  // of a convolution: its input and output projections
+    Tensor convolution;                         // [convolution_width, hidden], oldest position first
+    Tensor up, down;                            // up: gate and up alternate in panels of 16 rows if gated
+};
+
+// hidden, intermediate and head_dim are the model's own widths, which the tensors pad.
 struct Config {
-    int32_t family, activation, kind, half_kv;
-    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context;  // context: positions, GPT-2
-    int32_t threads, max_tokens, blocks;
-    float epsilon, rope_factor;
-    const float* inverse_frequencies;  // [head_dim / 2], Llama
-    uint64_t frequency_count;
-    const float* positions;  // [context, hidden], GPT-2
+    int32_t norm, qk_norm, activation, kind;
+    int32_t half_kv, gated, parallel, shared_norm;  // booleans
+    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
+    int32_t threads, max_tokens, blocks, rotation_count;
+    float epsilon, attention_scale, attention_softcap, embedding_scale, residual_scale, logit_scale, logit_softcap;
+    const float* alibi_slopes;  // [heads], or null
+    uint64_t slope_count;
+    const float* positions;  // [context, padded hidden], or null
     uint64_t position_count;
-    Tensor embed, final_norm, head;
+    const Rotation* rotations;  // [rotation_count]
+    Tensor embed, embed_norm, final_norm, head;
     const Layer* layer;  // [layers]
 };
 
@@ -58,8 +74,8 @@ struct Chosen {
     int32_t failed;  // the logits are not numbers
     int32_t tops;
     float logprob;
-    int32_t top_ids[kMostLogprobs];
-    float top_logprobs[kMostLogprobs];
+    int32_t top_ids[kMaxLogprobs];
+    float top_logprobs[kMaxLogprobs];
 };
 
 struct Step {
@@ -75,21 +91,29 @@ struct Step {
     float* logits;                 // [outputs, vocabulary] copy of the raw logits, or null
 };
 
-// Of each structure: its size, then where each field begins.
+// The size of each structure, then the offsets of its fields.
 constexpr int32_t kLayout[] = {
-    sizeof(Tensor), offsetof(Tensor, data), offsetof(Tensor, scales), offsetof(Tensor, bias),
-    offsetof(Tensor, data_bytes), offsetof(Tensor, scale_count), offsetof(Tensor, bias_count),
+    sizeof(Tensor), offsetof(Tensor, data), offsetof(Tensor, scales), offsetof(Tensor, bias), offsetof(Tensor,
+    data_bytes), offsetof(Tensor, scale_count), offsetof(Tensor, bias_count),
 
-    sizeof(Layer), offsetof(Layer, attention_norm), offsetof(Layer, qkv), offsetof(Layer, attention_out),
-    offsetof(Layer, mlp_norm), offsetof(Layer, up), offsetof(Layer, down),
+    sizeof(Rotation), offsetof(Rotation, frequencies), offsetof(Rotation, count), offsetof(Rotation, factor),
 
-    sizeof(Config), offsetof(Config, family), offsetof(Config, activation), offsetof(Config, kind),
-    offsetof(Config, half_kv), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config, intermediate),
-    offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config, vocabulary),
-    offsetof(Config, context), offsetof(Config, threads), offsetof(Config, max_tokens), offsetof(Config, blocks),
-    offsetof(Config, epsilon), offsetof(Config, rope_factor), offsetof(Config, inverse_frequencies),
-    offsetof(Config, frequency_count), offsetof(Config, positions), offsetof(Config, position_count),
-    offsetof(Config, embed), offsetof(Config, final_norm), offsetof(Config, head), offsetof(Config, layer),
+    sizeof(Layer), offsetof(Layer, kind), offsetof(Layer, window), offsetof(Layer, rotation), offsetof(Layer,
+    attention_norm), offsetof(Layer, attention_post_norm), offsetof(Layer, mlp_norm), offsetof(Layer,
+    mlp_post_norm), offsetof(Layer, qkv), offsetof(Layer, q_norm), offsetof(Layer, k_norm), offsetof(Layer,
+    attention_out), offsetof(Layer, convolution), offsetof(Layer, up), offsetof(Layer, down),
+
+    sizeof(Config), offsetof(Config, norm), offsetof(Config, qk_norm), offsetof(Config, activation),
+    offsetof(Config, kind), offsetof(Config, half_kv), offsetof(Config, gated), offsetof(Config, parallel),
+    offsetof(Config, shared_norm), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
+    intermediate), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
+    vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, threads),
+    offsetof(Config, max_tokens), offsetof(Config, blocks), offsetof(Config, rotation_count), offsetof(Config,
+    epsilon), offsetof(Config, attention_scale), offsetof(Config, attention_softcap), offsetof(Config,
+    embedding_scale), offsetof(Config, residual_scale), offsetof(Config, logit_scale), offsetof(Config,
+    logit_softcap), offsetof(Config, alibi_slopes), offsetof(Config, slope_count), offsetof(Config, positions),
+    offsetof(Config, position_count), offsetof(Config, rotations), offsetof(Config, embed), offsetof(Config,
+    embed_norm), offsetof(Config, final_norm), offsetof(Config, head), offsetof(Config, layer),
 
     sizeof(Choice), offsetof(Choice, u), offsetof(Choice, bias_ids), offsetof(Choice, bias), offsetof(Choice, seen_ids),
     offsetof(Choice, counted_ids), offsetof(Choice, counts), offsetof(Choice, banned), offsetof(Choice, temperature),

@@ -14,7 +14,7 @@ import numpy as np
 from runtime.engine.native.build import levels, path_of
 from runtime.host import cpu_flags
 
-MOST_LOGPROBS = 32
+MAX_LOGPROBS = 32
 _NO_MEMORY = 1  # ``kNoMemory`` of check.h
 
 
@@ -27,28 +27,39 @@ class Tensor(Structure):
     )
 
 
-class Layer(Structure):
-    """The tensors of one transformer layer."""
+class Rotation(Structure):
+    """Rotary position embeddings of some layers."""
 
-    _fields_ = tuple((name, Tensor) for name in ("attention_norm", "qkv", "attention_out", "mlp_norm", "up", "down"))
+    _fields_ = (("frequencies", c_void_p), ("count", c_uint64), ("factor", c_float))
+
+
+class Layer(Structure):
+    """One layer's properties and tensors."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "window", "rotation")),
+        *((name, Tensor) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
+        *((name, Tensor) for name in ("qkv", "q_norm", "k_norm", "attention_out", "convolution", "up", "down")),
+    )
 
 
 class Config(Structure):
     """A decoder's configuration and weights, the counterpart of ``Config`` in layout.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("family", "activation", "kind", "half_kv")),
-        *((n, c_int32) for n in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("vocabulary", "context", "threads", "max_tokens", "blocks")),
-        ("epsilon", c_float),
-        ("rope_factor", c_float),
-        ("inverse_frequencies", c_void_p),
-        ("frequency_count", c_uint64),
+        *((name, c_int32) for name in ("norm", "qk_norm", "activation", "kind")),
+        *((name, c_int32) for name in ("half_kv", "gated", "parallel", "shared_norm")),
+        *((name, c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("vocabulary", "context", "convolution_width")),
+        *((name, c_int32) for name in ("threads", "max_tokens", "blocks", "rotation_count")),
+        *((name, c_float) for name in ("epsilon", "attention_scale", "attention_softcap", "embedding_scale")),
+        *((name, c_float) for name in ("residual_scale", "logit_scale", "logit_softcap")),
+        ("alibi_slopes", c_void_p),
+        ("slope_count", c_uint64),
         ("positions", c_void_p),
         ("position_count", c_uint64),
-        ("embed", Tensor),
-        ("final_norm", Tensor),
-        ("head", Tensor),
+        ("rotations", c_void_p),
+        *((name, Tensor) for name in ("embed", "embed_norm", "final_norm", "head")),
         ("layer", c_void_p),
     )
 
@@ -77,8 +88,8 @@ CHOSEN = np.dtype(
     [
         *((name, np.int32) for name in ("id", "failed", "tops")),
         ("logprob", np.float32),
-        ("top_ids", np.int32, MOST_LOGPROBS),
-        ("top_logprobs", np.float32, MOST_LOGPROBS),
+        ("top_ids", np.int32, MAX_LOGPROBS),
+        ("top_logprobs", np.float32, MAX_LOGPROBS),
     ],
     align=True,
 )
@@ -126,7 +137,7 @@ def check(functions: ctypes.CDLL, status: int) -> None:
 
 def layout() -> list[int]:
     """Return each shared structure's size and field offsets in bytes, in the order of ``kLayout`` in layout.h."""
-    structures = [np.dtype(shared) for shared in (Tensor, Layer, Config)] + [CHOICE, CHOSEN, np.dtype(Step)]
+    structures = [np.dtype(shared) for shared in (Tensor, Rotation, Layer, Config)] + [CHOICE, CHOSEN, np.dtype(Step)]
     return [number for dtype in structures for number in (dtype.itemsize, *_offsets(dtype))]
 
 

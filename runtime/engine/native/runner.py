@@ -16,22 +16,19 @@ from runtime.model.config import DecoderConfig
 from runtime.model.packing import PANEL_ROWS
 from runtime.model.snapshot import Snapshot
 
-_FAMILIES = {"gpt2": 0, "llama": 1}
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+# The enumerations of layout.h.
+_NORMS = {"rms": 0, "layer": 1}
+_QK_NORMS = {"none": 0, "head": 1, "full": 2}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+_LAYER_KINDS = {"attention": 0, "convolution": 1}
 _BLOCK_TOKENS = 16
-_MOST_BLOCKS = 1 << 26  # ``kMostBlocks`` of check.h; no model has a context that needs more
+_MAX_BLOCKS = 1 << 26  # ``kMaxBlocks`` of check.h; no model has a context that needs more
 
 
 def available() -> str | None:
     """Return the instruction set level of the best kernels for this processor; None if there are none."""
     return next((kernels.level for kernels in library.usable()), None)
-
-
-def supports(config: DecoderConfig) -> bool:
-    """Whether the kernels can run a model: all its widths must be multiples of ``PANEL_ROWS``."""
-    widths = (config.hidden, config.intermediate, config.head_dim)
-    return not any(width % PANEL_ROWS for width in widths)
 
 
 class NativeRunner:
@@ -45,8 +42,8 @@ class NativeRunner:
         kernels: the library to use; by default the best for this processor.
 
     Raises:
-        RuntimeError: there are no kernels, or they cannot run this model (see ``available`` and ``supports``), or a
-            tensor has another size than the configuration requires.
+        RuntimeError: there are no kernels for this processor, or a tensor has another size than the configuration
+            requires.
         MemoryError: ``kv_bytes`` is less than one block, or an allocation failed.
     """
 
@@ -63,26 +60,30 @@ class NativeRunner:
     ) -> None:
         config, kind = snapshot.facts.decoder, snapshot.facts.kind
         kernels = kernels or next(iter(library.usable()), None)
-        if kernels is None or not supports(config):
-            raise RuntimeError("there are no kernels for this processor or model")
+        if kernels is None:
+            raise RuntimeError("there are no kernels for this processor")
         self.level = kernels.level  # the name of the instruction set level
         self._library = kernels.functions
         self._keep: list[Any] = []  # keeps arrays alive whose addresses the kernels hold
         half = kind != "float32"
-        self.block_bytes = config.layers * config.kv_heads * config.head_dim * _BLOCK_TOKENS * 2 * (2 if half else 4)
-        self.blocks = min(kv_bytes // self.block_bytes, _MOST_BLOCKS)
+        self.block_bytes = config.cached_values * _BLOCK_TOKENS * (2 if half else 4)
+        self.blocks = min(kv_bytes // self.block_bytes, _MAX_BLOCKS)
         if not self.blocks:
             raise MemoryError(f"{kv_bytes} bytes for keys and values are too few: a block takes {self.block_bytes}")
         self.max_tokens = max_tokens
         self._vocabulary = config.vocabulary
-        frequencies = np.array(config.inverse_frequencies, np.float32)
-        positions = snapshot.vector("positions") if "positions" in snapshot else None
+        slopes = np.array(config.alibi_slopes, np.float32)
+        positions = _padded(snapshot.vector("positions")) if config.learned_positions else np.empty(0, np.float32)
         described = library.Config(
-            family=_FAMILIES[config.family],
+            norm=_NORMS[config.norm],
+            qk_norm=_QK_NORMS[config.qk_norm],
             activation=_ACTIVATIONS[config.activation],
             kind=_KINDS[kind],
             half_kv=half,
-            layers=config.layers,
+            gated=config.gated,
+            parallel=config.parallel,
+            shared_norm=config.shared_norm,
+            layers=len(config.layers),
             hidden=config.hidden,
             intermediate=config.intermediate,
             heads=config.heads,
@@ -90,18 +91,27 @@ class NativeRunner:
             head_dim=config.head_dim,
             vocabulary=config.vocabulary,
             context=config.context_length,
+            convolution_width=config.convolution_width,
             threads=threads,
             max_tokens=max_tokens,
             blocks=self.blocks,
+            rotation_count=len(config.rotations),
             epsilon=config.norm_epsilon,
-            rope_factor=config.rope_attention_factor,
-            inverse_frequencies=self._address(frequencies),
-            frequency_count=frequencies.size,
-            positions=None if positions is None else self._address(positions),
-            position_count=0 if positions is None else positions.size,
-            embed=self._tensor(snapshot, "embed"),
-            final_norm=self._tensor(snapshot, "final_norm.weight"),
-            head=self._tensor(snapshot, "embed" if config.tied else "head"),
+            attention_scale=config.attention_scale,
+            attention_softcap=config.attention_softcap,
+            embedding_scale=config.embedding_scale,
+            residual_scale=config.residual_scale,
+            logit_scale=config.logit_scale,
+            logit_softcap=config.logit_softcap,
+            alibi_slopes=self._address(slopes) if slopes.size else None,
+            slope_count=slopes.size,
+            positions=self._address(positions) if positions.size else None,
+            position_count=positions.size,
+            rotations=self._rotations(config),
+            embed=self._matrix(snapshot, "embed"),
+            embed_norm=self._vector(snapshot, "embed_norm"),
+            final_norm=self._vector(snapshot, "final_norm"),
+            head=self._matrix(snapshot, "embed" if config.tied else "head"),
             layer=self._layers(snapshot),
         )
         self._handle = ctypes.c_void_p()
@@ -196,32 +206,61 @@ class NativeRunner:
         self._keep.append(array)
         return array.ctypes.data
 
-    def _tensor(self, snapshot: Snapshot, name: str) -> library.Tensor:
-        tensor = library.Tensor()
-        prefix = name.removesuffix(".weight")
-        if prefix != name:
-            data: NDArray[Any] = snapshot.vector(name)
-        else:
-            packed = snapshot.matrix(name)
-            data = packed.data
-            if packed.scales is not None:
-                tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
-        tensor.data, tensor.data_bytes = self._address(data), data.nbytes
-        if f"{prefix}.bias" in snapshot:
-            bias = snapshot.vector(f"{prefix}.bias")
-            bias = np.concatenate([bias, np.zeros(-len(bias) % PANEL_ROWS, np.float32)])
-            tensor.bias, tensor.bias_count = self._address(bias), bias.size
+    def _matrix(self, snapshot: Snapshot, name: str) -> library.Tensor:
+        """Return a packed matrix with its bias, if it has one."""
+        packed = snapshot.matrix(name)
+        tensor = library.Tensor(data=self._address(packed.data), data_bytes=packed.data.nbytes)
+        if packed.scales is not None:
+            tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
+        self._add_bias(tensor, snapshot, name)
         return tensor
 
-    def _layers(self, snapshot: Snapshot) -> int:
-        up = "gate_up" if snapshot.facts.decoder.family == "llama" else "up"
-        names = ("attention_norm.weight", "qkv", "attention_out", "mlp_norm.weight", up, "down")
-        count = snapshot.facts.decoder.layers
-        layers = (library.Layer * count)(
-            *(library.Layer(*(self._tensor(snapshot, f"{i}.{name}") for name in names)) for i in range(count))
+    def _vector(self, snapshot: Snapshot, name: str, suffix: str = ".weight") -> library.Tensor:
+        """Return a norm's or a convolution's weights and bias, padded; an empty structure if the model has none."""
+        tensor = library.Tensor()
+        if f"{name}{suffix}" in snapshot:
+            data = _padded(snapshot.vector(f"{name}{suffix}"))
+            tensor.data, tensor.data_bytes = self._address(data), data.nbytes
+            self._add_bias(tensor, snapshot, name)
+        return tensor
+
+    def _add_bias(self, tensor: library.Tensor, snapshot: Snapshot, name: str) -> None:
+        if f"{name}.bias" in snapshot:
+            bias = _padded(snapshot.vector(f"{name}.bias"))
+            tensor.bias, tensor.bias_count = self._address(bias), bias.size
+
+    def _rotations(self, config: DecoderConfig) -> int | None:
+        count = len(config.rotations)
+        arrays = [np.array(rotation.frequencies, np.float32) for rotation in config.rotations]
+        rotations = (library.Rotation * count)(
+            *(
+                library.Rotation(self._address(array), array.size, rotation.factor)
+                for array, rotation in zip(arrays, config.rotations, strict=True)
+            )
         )
+        self._keep.append(rotations)
+        return ctypes.addressof(rotations) if count else None
+
+    def _layers(self, snapshot: Snapshot) -> int:
+        config = snapshot.facts.decoder
+        layers = (library.Layer * len(config.layers))()
+        for i, (layer, described) in enumerate(zip(layers, config.layers, strict=True)):
+            layer.kind, layer.window = _LAYER_KINDS[described.kind], described.window
+            layer.rotation = -1 if described.rotation is None else described.rotation
+            for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm"):
+                setattr(layer, name, self._vector(snapshot, f"{i}.{name}"))
+            mixer = ("qkv", "attention_out") if described.kind == "attention" else ("conv_in", "conv_out")
+            layer.qkv, layer.attention_out = (self._matrix(snapshot, f"{i}.{name}") for name in mixer)
+            layer.convolution = self._vector(snapshot, f"{i}.conv", "")
+            layer.up, layer.down = (self._matrix(snapshot, f"{i}.{name}") for name in (config.up, "down"))
         self._keep.append(layers)
         return ctypes.addressof(layers)
+
+
+def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pad an array's last dimension with zeros to a multiple of ``PANEL_ROWS``."""
+    missing = -array.shape[-1] % PANEL_ROWS
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
 
 
 def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:

@@ -103,7 +103,7 @@ inline void choose(float* logits, int size, const Choice& how, Chosen& chosen, s
     std::vector<Candidate> tops;
     if (how.logprobs >= 0) {
         log_mass = std::log(mass(logits, size, raw_top, 1.0f));
-        if (how.logprobs) likeliest(logits, size, std::min(how.logprobs, kMostLogprobs), tops);
+        if (how.logprobs) likeliest(logits, size, std::min(how.logprobs, kMaxLogprobs), tops);
     }
     std::vector<Candidate> kept;  // logits as they were, of the few ids that are changed below
     auto change = [&](int32_t id, float value) {

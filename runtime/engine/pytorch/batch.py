@@ -70,9 +70,9 @@ class BatchPacker:
         for row in rows:
             first, count, blocks = len(ids), len(row.token_ids), row.sequence.blocks
             ids += row.token_ids
-            places = range(row.start, row.start + count)
-            positions += places
-            slots += [blocks[place // size] * size + place % size for place in places]
+            fed = range(row.start, row.start + count)
+            positions += fed
+            slots += [blocks[position // size] * size + position % size for position in fed]
             samples += range(first + count - row.samples, first + count)
             width = next((width for width in self.widths if width >= count), self.widths[-1])
             group = tiles.setdefault(width, [])
@@ -91,7 +91,8 @@ class BatchPacker:
             length = (_power(longest) if decoding else longest) * self.piece
             queries, tables = [0] * (count * width), [self.spare] * (count * length)
             for i, (first, tokens, blocks) in enumerate(group):
-                queries[i * width : i * width + tokens] = range(first, first + tokens)
+                # Padding repeats the first token, so that a tile's queries are within the window that it reads.
+                queries[i * width : (i + 1) * width] = [*range(first, first + tokens), *[first] * (width - tokens)]
                 tables[i * length : i * length + len(blocks)] = blocks
                 outputs[first : first + tokens] = range(done + i * width, done + i * width + tokens)
             parts += [queries, tables]

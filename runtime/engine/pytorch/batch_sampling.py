@@ -45,7 +45,7 @@ class _Inputs:
                 inputs.numbers += (params.temperature, top_k, params.top_p, params.min_p, draw.u)
             if params.logprobs is not None:
                 inputs.reported.append(row)
-            for token, bias in params.bias(draw.place):
+            for token, bias in params.bias(draw.position):
                 inputs.biased.append(start + token)
                 inputs.biases.append(bias)
             if params.repetition_penalty != 1:
@@ -207,6 +207,6 @@ def _results(answers: list[float], draws: Sequence[Draw], inputs: _Inputs) -> li
         result = results[row]
         if isinstance(result, Sampled):
             result.logprob = own[i]
-            places = range(i * width, i * width + min(width, draws[row].params.logprobs or 0))
-            result.top = tuple((int(ids[place]), values[place]) for place in places)
+            reported = range(i * width, i * width + min(width, draws[row].params.logprobs or 0))
+            result.top = tuple((int(ids[index]), values[index]) for index in reported)
     return results

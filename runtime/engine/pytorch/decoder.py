@@ -1,32 +1,31 @@
-"""Decoder models of the GPT-2 and Llama families on packed tokens.
+"""The decoder that ``DecoderConfig`` describes, on packed tokens.
 
-The M tokens of all rows of a step are concatenated without padding; only attention distinguishes sequences.
+The M tokens of all rows of a step are concatenated without padding; only attention and convolutions distinguish
+sequences. The residual stream and the logits are float32 whatever the weights' dtype is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.engine.pytorch.activations import activation
 from runtime.engine.pytorch.attention import Tiles, attend
+from runtime.engine.pytorch.convolution import convolve
 from runtime.engine.pytorch.kv_cache import PagedKV
 from runtime.engine.pytorch.linear import BatchInvariantLinear
+from runtime.engine.pytorch.normalization import Norms
+from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
 from runtime.model.config import DecoderConfig
 from runtime.model.packing import PANEL_ROWS, unpack
 from runtime.model.snapshot import Snapshot
+from runtime.model.tensors import matrices
 
-Weights = Mapping[str, Tensor]  # tensor names are those of ``runtime.loading.convert``
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+Weights = Mapping[str, Tensor]  # tensor names are those of ``runtime.model.tensors``
 
 
 @dataclass(slots=True)
@@ -39,7 +38,9 @@ class Batch:
         slots: [M] KV cache slots (block x ``BLOCK_TOKENS`` + offset) to write the tokens' keys and values to.
         outputs: [M] index of each token in the concatenated attention outputs of all tile groups.
         samples: [S] indices of the tokens whose logits are needed.
-        tiles: attention tiles, one entry per tile width.
+        tiles: for each window of the model's layers its attention tiles, one entry per tile width.
+        history: [M, convolution width] slots that convolutions read, from ``convolution.history_slots``; None for a
+            model without them.
     """
 
     ids: Tensor
@@ -47,11 +48,22 @@ class Batch:
     slots: Tensor
     outputs: Tensor
     samples: Tensor
-    tiles: list[Tiles]
+    tiles: Mapping[int, Sequence[Tiles]]
+    history: Tensor | None
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the layers of one forward pass share: the batch, the cache, and what is computed once from the batch."""
+
+    batch: Batch
+    kv: PagedKV
+    slot_indices: Tensor
+    angles: list[Angles]
 
 
 class Decoder:
-    """A decoder model (GPT-2 or Llama family) on one device. Calling it runs a forward pass.
+    """A decoder model on one device. Calling it runs a forward pass.
 
     Args:
         config: the model's configuration.
@@ -64,21 +76,24 @@ class Decoder:
         self._config = config
         self._exact = exact
         self._embed = weights["embed"]
+        self._dtype, device = self._embed.dtype, self._embed.device
         self._positions = weights.get("positions")
-        norms = ("norm.weight", "norm.bias")
-        self._norms = {name: weight.float() for name, weight in weights.items() if name.endswith(norms)}
-        inner = "gate_up" if config.family == "llama" else "up"
-        names = [f"{i}.{name}" for i in range(config.layers) for name in ("qkv", "attention_out", inner, "down")]
-        names.append("embed" if config.tied else "head")
+        self._norm = Norms(config, weights)
+        self._activation = activation(config.activation, device)
+        self._convolutions = {name: weights[name].float() for name in weights if name.endswith((".conv", ".conv.bias"))}
+        self._head = "embed" if config.tied else "head"
+        names = [name for name in matrices(config) if name not in ("embed", "head")] + [self._head]
         arranged = {name: weights[name] for name in names}
         biases = {name: weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights}
         for parts in (arranged, biases):
             for name in parts:
                 if name.endswith(".gate_up"):
                     parts[name] = _halves(parts[name], config.intermediate)
-        self._head = names[-1]
         self._product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
-        self._frequencies = torch.tensor(config.inverse_frequencies, device=self._embed.device)  # [D / 2]
+        self._rotations = [
+            (torch.tensor(rotation.frequencies, dtype=torch.float32, device=device), rotation.factor)
+            for rotation in config.rotations
+        ]
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:
         """Run a forward pass and write the tokens' keys and values to the cache.
@@ -91,75 +106,87 @@ class Decoder:
             [S, V] float32 logits, and [M] whether the last layer's output of each token is finite.
         """
         config = self._config
+        angles = [rotary_angles(batch.positions, *rotation) for rotation in self._rotations]
+        step = _Step(batch, kv, kv.slot_indices(batch.slots), angles)
+        x = self._embedded(batch)  # [M, H]
+        for layer in range(len(config.layers)):
+            x = self._layer(x, layer, step)
+        finite = torch.isfinite(x).all(dim=1)
+        logits = self._product(self._norm(x[batch.samples], "final_norm"), self._head)
+        if config.logit_scale != 1:
+            logits = logits * config.logit_scale
+        if config.logit_softcap:
+            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+        return logits, finite
+
+    def _embedded(self, batch: Batch) -> Tensor:
         # The residual stream stays in float32, as in the compiled kernels: rounding it to bfloat16 after each layer
         # shifts the logits by 0.05 to 0.1, which is enough to change results.
-        x = F.embedding(batch.ids, self._embed).float()  # [M, H]
-        turn = None
+        x = F.embedding(batch.ids, self._embed).float()
+        if self._config.embedding_scale != 1:
+            x = x * self._config.embedding_scale
         if self._positions is not None:
             x = x + F.embedding(batch.positions, self._positions)
-        if config.family == "llama":
-            turn = rotations(batch.positions, self._frequencies, config.rope_attention_factor)
-        places = kv.places(batch.slots)
-        for i in range(config.layers):
-            x = x + self._attention(self._norm(x, f"{i}.attention_norm"), i, turn, places, batch, kv)
-            x = x + self._mlp(self._norm(x, f"{i}.mlp_norm"), i)
-        finite = torch.isfinite(x).all(dim=1)
-        x = self._norm(x[batch.samples], "final_norm")
-        return self._product(x, self._head), finite
+        return self._norm(x, "embed_norm") if self._config.embedding_norm else x
 
-    def _attention(
-        self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor] | None, places: Tensor, batch: Batch, kv: PagedKV
-    ) -> Tensor:
+    def _layer(self, x: Tensor, layer: int, step: _Step) -> Tensor:
+        """Return the residual stream [M, H] after a layer, given that before it."""
         config = self._config
-        qkv = self._product(x, f"{layer}.qkv").view(len(x), -1, config.head_dim)  # [M, heads + 2 kv_heads, D]
+        mixer = self._attention if config.layers[layer].kind == "attention" else self._convolution
+        normalized = self._norm(x, f"{layer}.attention_norm") if config.pre_norm else x
+        mixed = self._scaled(mixer(normalized, layer, step), f"{layer}.attention_post_norm")
+        if not config.parallel:
+            x = x + mixed
+        if not config.shared_norm:
+            normalized = self._norm(x, f"{layer}.mlp_norm") if config.pre_norm else x
+        out = self._scaled(self._mlp(normalized, layer), f"{layer}.mlp_post_norm")
+        return x + mixed + out if config.parallel else x + out
+
+    def _scaled(self, x: Tensor, post_norm: str) -> Tensor:
+        """Return what is added to the residual stream for the output of attention or MLP."""
+        if self._config.post_norm:
+            x = self._norm(x, post_norm)
+        return x if self._config.residual_scale == 1 else x.float() * self._config.residual_scale
+
+    def _attention(self, x: Tensor, layer: int, step: _Step) -> Tensor:
+        config, described, batch = self._config, self._config.layers[layer], step.batch
+        qkv = self._product(x, f"{layer}.qkv").view(len(x), -1, config.padded_head_dim)  # [M, heads + 2 kv_heads, D]
         q, k, v = torch.split(qkv, [config.heads, config.kv_heads, config.kv_heads], dim=1)
-        if turn is not None:
-            turned = rotate(qkv[:, : -config.kv_heads], *turn)
-            q, k = torch.split(turned, [config.heads, config.kv_heads], dim=1)
-        kv.write(layer, places, torch.cat([k, v], dim=1))
-        parts = [attend(q, kv, layer, tile, exact=self._exact) for tile in batch.tiles]
+        if config.qk_norm != "none":
+            q, k = self._norm.heads(q, f"{layer}.q_norm"), self._norm.heads(k, f"{layer}.k_norm")
+        if described.rotation is not None:
+            angles = step.angles[described.rotation]
+            q, k = rotate(q, angles), rotate(k, angles)
+        step.kv.write(layer, step.slot_indices, torch.cat([k.to(self._dtype), v], dim=1))
+        parts = [
+            attend(
+                q.to(self._dtype),
+                step.kv,
+                layer,
+                tile,
+                scale=config.attention_scale,
+                softcap=config.attention_softcap,
+                exact=self._exact,
+            )
+            for tile in batch.tiles[described.window]
+        ]
         return self._product(torch.cat(parts)[batch.outputs], f"{layer}.attention_out")
 
+    def _convolution(self, x: Tensor, layer: int, step: _Step) -> Tensor:
+        in_gate, out_gate, inner = self._product(x, f"{layer}.conv_in").float().chunk(3, dim=1)  # [M, H] each
+        step.kv.write_inputs(layer, step.batch.slots, in_gate * inner)
+        weight, bias = self._convolutions[f"{layer}.conv"], self._convolutions.get(f"{layer}.conv.bias")
+        assert step.batch.history is not None
+        return self._product(out_gate * convolve(step.kv, layer, step.batch.history, weight, bias), f"{layer}.conv_out")
+
     def _mlp(self, x: Tensor, layer: int) -> Tensor:
-        config = self._config
-        activation = _ACTIVATIONS[config.activation]
-        if config.family == "gpt2":
-            return self._product(activation(self._product(x, f"{layer}.up")), f"{layer}.down")
-        gate, up = self._product(x, f"{layer}.gate_up").chunk(2, dim=1)  # [M, I] each
-        return self._product(activation(gate) * up, f"{layer}.down")
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, shape = self._norms[f"{name}.weight"], (self._config.hidden,)
-        if self._config.family == "llama":
-            return F.rms_norm(x, shape, weight, self._config.norm_epsilon)
-        return F.layer_norm(x, shape, weight, self._norms[f"{name}.bias"], self._config.norm_epsilon)
-
-
-def rotations(positions: Tensor, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Compute the cosines and sines of rotary position embeddings (arXiv:2104.09864).
-
-    Args:
-        positions: [M] positions of the tokens.
-        frequencies: [D / 2] radians per position.
-        factor: factor that cosines and sines are multiplied by (attention scaling).
-
-    Returns:
-        [M, 1, D / 2] each, float32.
-    """
-    angles = positions[:, None, None].float() * frequencies
-    return angles.cos() * factor, angles.sin() * factor
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to the pairs formed by a head's first and second half.
-
-    Args:
-        x: [M, N, D] queries or keys of N heads.
-        cos: [M, 1, D / 2] cosines from ``rotations``.
-        sin: [M, 1, D / 2] sines from ``rotations``.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        inner = self._product(x, f"{layer}.{self._config.up}")
+        if self._config.gated:
+            gate, up = inner.chunk(2, dim=1)  # [M, I] each
+            inner = self._activation(gate) * up
+        else:
+            inner = self._activation(inner)
+        return self._product(inner, f"{layer}.down")
 
 
 def _halves(interleaved: Tensor, rows: int) -> Tensor:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.device import release_memory
-from runtime.engine.pytorch.attention import PIECE_BLOCKS, agreeing_widths, tiles
+from runtime.engine.pytorch.attention import PIECE_BLOCKS, Tiles, agreeing_widths, build_tiles
 from runtime.engine.pytorch.batch import BatchPacker, Shape
 from runtime.engine.pytorch.batch_sampling import sample_rows
+from runtime.engine.pytorch.convolution import history_slots
 from runtime.engine.pytorch.decoder import Batch, Decoder, Weights
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
 from runtime.engine.pytorch.sampling import Draw
@@ -42,7 +43,7 @@ class TorchRunner:
 
     Args:
         config: the decoder's configuration.
-        weights: tensors named as in ``runtime.loading.convert``, all of one dtype on one device; the runner uses both.
+        weights: tensors named as in ``runtime.model.tensors``, all of one dtype on one device; the runner uses both.
         kv_bytes: size of the KV cache in bytes.
         max_tokens: maximum tokens per step.
         deterministic: whether results are batch-invariant: no bit of a row's result depends on the other rows.
@@ -65,17 +66,24 @@ class TorchRunner:
     ) -> None:
         embed = weights["embed"]
         self._device, self._dtype = embed.device, embed.dtype
+        self._config = config
         self._group = config.heads // config.kv_heads
         self._max_tokens = max_tokens
         kind = self._device.type
         tile = _TILE.get(kind, 0) if deterministic else 0
-        exact = deterministic and kind == "cpu"
+        # The kernels of PyTorch have no soft cap, and on a CPU they are not batch-invariant.
+        exact = bool(config.attention_softcap) or (deterministic and kind == "cpu")
         self._decoder = Decoder(config, weights, tile=tile, exact=exact)
         self._kv = PagedKV(config, kv_bytes, self._dtype, self._device)
         widths: tuple[int, ...] = _WIDTHS
         self._scores = torch.float32 if exact else self._dtype
-        if exact:
-            widths = agreeing_widths(self._group, config.head_dim)
+        if exact and deterministic:
+            widths = agreeing_widths(self._group, config.padded_head_dim, self._device) or widths
+        self._windows = {layer.window for layer in config.layers if layer.kind == "attention"}
+        self._slopes = None
+        if config.alibi_slopes:
+            slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=self._device)
+            self._slopes = slopes.view(config.kv_heads, self._group)
         self._packer = BatchPacker(
             block_tokens=BLOCK_TOKENS,
             spare=self._kv.blocks,
@@ -144,8 +152,8 @@ class TorchRunner:
         Returns:
             [samples of all rows, vocabulary] the model's unmodified float32 logits.
         """
-        found: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
-        return found
+        logits: NDArray[np.float32] = self.forward(rows)[0].float().cpu().numpy()
+        return logits
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a KV block onto another, in all layers."""
@@ -171,10 +179,18 @@ class TorchRunner:
         """Run one forward pass over a packed step on the device. This is the part that a CUDA graph captures."""
         ids, positions, slots, outputs, samples, *parts = torch.split(packed, shape.sizes)
         groups = [
-            tiles(self._kv, tokens.view(rows, width), tables.view(rows, blocks), positions, self._group, self._scores)
+            (tokens.view(rows, width), tables.view(rows, blocks))
             for (rows, width, blocks), tokens, tables in zip(shape.groups, parts[::2], parts[1::2], strict=True)
         ]
-        return self._decoder(Batch(ids, positions, slots, outputs, samples, groups), self._kv)
+        tiles = {window: [self._tiles(*group, positions, window) for group in groups] for window in self._windows}
+        taps = self._config.convolution_width
+        history = history_slots(groups, positions, outputs, taps) if taps else None
+        return self._decoder(Batch(ids, positions, slots, outputs, samples, tiles, history), self._kv)
+
+    def _tiles(self, tokens: Tensor, tables: Tensor, positions: Tensor, window: int) -> Tiles:
+        return build_tiles(
+            self._kv, tokens, tables, positions, self._group, self._scores, window=window, slopes=self._slopes
+        )
 
     def _replay(self, shape: Shape, flat: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Run a packed step by replaying the CUDA graph of its shape, capturing it first if needed."""

@@ -28,7 +28,7 @@ class Draw:
         tokens: prompt and generated token ids; used by the repetition penalty only.
         counts: number of times each id was generated; used by the presence and frequency penalties only.
         banned: ids that must not be sampled.
-        place: index of the token among the sequence's generated tokens, from 0; used by forced tokens only.
+        position: index of the token among the sequence's generated tokens, from 0; used by forced tokens only.
     """
 
     params: SamplingParams
@@ -36,7 +36,7 @@ class Draw:
     tokens: Sequence[int] = ()
     counts: Mapping[int, int] | None = None
     banned: Sequence[int] = ()
-    place: int = 0
+    position: int = 0
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -67,7 +67,7 @@ def adjust(logits: Tensor, draw: Draw) -> Tensor:
         [V] float32 logits.
     """
     params, logits = draw.params, logits.float().clone()
-    for token, bias in params.bias(draw.place):
+    for token, bias in params.bias(draw.position):
         logits[token] += bias
     if draw.tokens:
         penalize_repetition(logits, torch.tensor(draw.tokens, device=logits.device), params.repetition_penalty)

@@ -1,6 +1,6 @@
-// A libFuzzer target over everything that Python hands to the kernels: the configuration at open, steps, copies of
-// blocks. Counts, indices and pointers are hostile now and then; an array is as long as its count says, or empty where
-// the count is one that the check must refuse before it reads anything. Build and run it with `make sanitize`.
+// A libFuzzer target over everything that Python passes to the kernels: the configuration at open, steps, copies of
+// blocks. Some counts, indices and pointers are hostile; an array is as long as its count says, or empty where the check
+// must refuse the count before it reads anything. Build and run it with `make sanitize`.
 #include <fuzzer/FuzzedDataProvider.h>
 
 #include <cstdio>
@@ -12,9 +12,9 @@ using namespace warmstart;
 
 namespace {
 
-constexpr int kHidden = 32, kHeads = 2, kKvHeads = 1, kHeadDim = 32, kIntermediate = 48, kVocabulary = 150, kLayers = 2;
+constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 6 * kVariants;
 constexpr int kContext = 28, kMaxTokens = 24, kBlocks = 6;
-constexpr int kMostHonest = 4096;  // an array with a larger count is never allocated
+constexpr int kMaxHonest = 4096;  // an array with a larger count is never allocated
 
 #define REQUIRE(condition)                                       \
     if (!(condition)) {                                          \
@@ -26,6 +26,7 @@ constexpr int kMostHonest = 4096;  // an array with a larger count is never allo
 struct Model {
     std::vector<std::unique_ptr<uint8_t[]>> memory;
     std::vector<Layer> layers;
+    std::vector<Rotation> rotations;
     Config config{};
     uint32_t state = 1;
 
@@ -39,25 +40,26 @@ struct Model {
         return values;
     }
 
-    Tensor vector(int size, bool biased) {
+    Tensor vector(int width, bool biased, int rows = 1) {
         Tensor t{};
-        t.data = floats(size, 1);
-        t.data_bytes = size * 4;
-        if (biased) t.bias = floats(size, 1), t.bias_count = size;
+        t.data = floats((size_t)rows * padded(width), 1);
+        t.data_bytes = (uint64_t)rows * padded(width) * 4;
+        if (biased) t.bias = floats(padded(width), 1), t.bias_count = padded(width);
         return t;
     }
 
     Tensor matrix(int rows, int columns, bool biased) {
-        const int padded = (rows + kLanes - 1) / kLanes * kLanes, groups = (columns + kGroup - 1) / kGroup;
+        rows = padded(rows), columns = padded(columns);
+        const int groups = (columns + kGroup - 1) / kGroup;
         Tensor t{};
-        t.data_bytes = (uint64_t)padded * columns * (config.kind == kFloat32 ? 4 : config.kind == kBfloat16 ? 2 : 1);
-        const float* values = floats((size_t)padded * columns, 0.3f);
+        t.data_bytes = (uint64_t)rows * columns * (config.kind == kFloat32 ? 4 : config.kind == kBfloat16 ? 2 : 1);
+        const float* values = floats((size_t)rows * columns, 0.3f);
         if (config.kind == kFloat32) {
             t.data = values;
         } else {
             memory.emplace_back(new uint8_t[t.data_bytes]);
             uint8_t* bytes = memory.back().get();
-            for (size_t i = 0; i < (size_t)padded * columns; i++) {
+            for (size_t i = 0; i < (size_t)rows * columns; i++) {
                 if (config.kind == kBfloat16)
                     std::memcpy(bytes + 2 * i, (const uint8_t*)(values + i) + 2, 2);
                 else
@@ -65,12 +67,12 @@ struct Model {
             }
             t.data = bytes;
         }
-        if (config.kind == kInt8) t.scales = floats((size_t)padded * groups, 0.01f), t.scale_count = padded * groups;
-        if (biased) t.bias = floats(padded, 1), t.bias_count = padded;
+        if (config.kind == kInt8) t.scales = floats((size_t)rows * groups, 0.01f), t.scale_count = rows * groups;
+        if (biased) t.bias = floats(rows, 1), t.bias_count = rows;
         return t;
     }
 
-    // Make one token's embedding begin with such a number, so that its row fails.
+    // Sets the first value of a token's embedding, so that its row fails.
     void poison(int token, float value) {
         if (config.kind == kInt8) {
             ((float*)config.embed.scales)[token] = value;
@@ -81,28 +83,51 @@ struct Model {
         }
     }
 
-    // Of index 0 to 11: each kind of weights, family and storage of keys and values; every fourth has two threads.
+    // Each number type of the weights and of keys and values, with each variant: GPT-2's features; odd widths; Gemma's
+    // norms, soft caps and window; a convolution with a parallel layer and ALiBi. Every fourth model has two threads.
     explicit Model(int index) {
         Config& c = config;
-        const int kind = index % 3, family = index / 3 % 2, half_kv = index / 6, threads = index % 4 ? 1 : 2;
-        const int activation = index % 4;
-        const bool gpt2 = family == kGpt2;
-        c.family = family, c.activation = activation, c.kind = kind, c.half_kv = half_kv;
-        c.layers = kLayers, c.hidden = kHidden, c.intermediate = kIntermediate, c.heads = kHeads;
-        c.kv_heads = gpt2 ? kHeads : kKvHeads, c.head_dim = kHeadDim, c.vocabulary = kVocabulary, c.context = kContext;
-        c.threads = threads, c.max_tokens = kMaxTokens, c.blocks = kBlocks, c.epsilon = 1e-5f, c.rope_factor = 1;
-        if (gpt2)
-            c.positions = floats(kContext * kHidden, 0.1f), c.position_count = kContext * kHidden;
-        else
-            c.inverse_frequencies = floats(kHeadDim / 2, 1), c.frequency_count = kHeadDim / 2;
-        c.embed = matrix(kVocabulary, kHidden, false);
-        c.final_norm = vector(kHidden, gpt2);
+        const int variant = index / 3 % kVariants;
+        const bool gpt2 = variant == 0, odd = variant == 1, gemma = variant == 2, convolves = variant == 3;
+        c.kind = index % 3, c.half_kv = index / (3 * kVariants), c.activation = index % 5;
+        c.norm = gpt2 || convolves ? kLayerNorm : kRms, c.qk_norm = gemma ? kHeadNorm : odd ? kFullNorm : kNoNorm;
+        c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
+        c.layers = kLayers, c.hidden = odd ? 40 : 32, c.intermediate = odd ? 44 : 48, c.heads = kHeads;
+        c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
+        c.threads = index % 4 ? 1 : 2, c.max_tokens = kMaxTokens, c.blocks = kBlocks;
+        c.epsilon = 1e-5f, c.attention_scale = 0.2f, c.embedding_scale = gemma ? 5 : 1, c.residual_scale = odd ? 0.5f : 1;
+        c.logit_scale = odd ? 0.3f : 1, c.attention_softcap = c.logit_softcap = gemma ? 4 : 0;
+        if (convolves) c.alibi_slopes = floats(kHeads, 1), c.slope_count = kHeads;
+        if (gpt2) c.positions = floats(kContext * c.hidden, 0.1f), c.position_count = kContext * c.hidden;
+        if (odd || gemma) {
+            rotations.push_back({floats(c.head_dim / 2, 1), (uint64_t)c.head_dim / 2, 1});
+            rotations.push_back({floats(3, 1), 3, 1.2f});
+        }
+        c.rotations = rotations.data(), c.rotation_count = (int)rotations.size();
+        c.embed = matrix(kVocabulary, c.hidden, false);
         poison(5, NAN), poison(6, 1e38f);
-        c.head = matrix(kVocabulary, kHidden, false);
-        const int qkv = (c.heads + 2 * c.kv_heads) * c.head_dim, up = gpt2 ? kIntermediate : 2 * kIntermediate;
-        for (int i = 0; i < kLayers; i++)
-            layers.push_back({vector(kHidden, gpt2), matrix(qkv, kHidden, gpt2), matrix(kHidden, kHeads * kHeadDim, gpt2),
-                              vector(kHidden, gpt2), matrix(up, kHidden, gpt2), matrix(kHidden, kIntermediate, gpt2)});
+        if (convolves) c.embed_norm = vector(c.hidden, true);
+        c.final_norm = vector(c.hidden, gpt2);
+        c.head = matrix(kVocabulary, c.hidden, odd);
+        for (int i = 0; i < kLayers; i++) {
+            Layer l{};
+            const int heads = c.heads * padded(c.head_dim), keys = c.kv_heads * padded(c.head_dim);
+            l.kind = convolves && !i ? kConvolution : kAttention;
+            l.window = gemma && !i ? 7 : 0, l.rotation = gemma && i ? -1 : std::min(i, c.rotation_count - 1);
+            l.attention_norm = vector(c.hidden, gpt2);
+            if (!c.shared_norm) l.mlp_norm = vector(c.hidden, gpt2);
+            if (gemma) l.attention_post_norm = vector(c.hidden, false), l.mlp_post_norm = vector(c.hidden, false);
+            if (c.qk_norm) l.q_norm = vector(heads, gemma), l.k_norm = vector(keys, gemma);
+            if (l.kind == kConvolution) {
+                l.qkv = matrix(3 * c.hidden, c.hidden, false), l.attention_out = matrix(c.hidden, c.hidden, false);
+                l.convolution = vector(c.hidden, true, c.convolution_width);
+            } else {
+                l.qkv = matrix(heads + 2 * keys, c.hidden, gpt2), l.attention_out = matrix(c.hidden, heads, gpt2);
+            }
+            l.up = matrix(padded(c.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
+            l.down = matrix(c.hidden, c.intermediate, gpt2);
+            layers.push_back(l);
+        }
         c.layer = layers.data();
     }
 };
@@ -117,7 +142,7 @@ struct Opened {
 };
 
 Opened& opened(int index) {
-    static std::unique_ptr<Opened> all[12];
+    static std::unique_ptr<Opened> all[kModels];
     std::unique_ptr<Opened>& one = all[index];
     if (!one) one.reset(new Opened(index));
     return *one;
@@ -154,7 +179,7 @@ class Input {
 
     // As many numbers as the count says, or none.
     std::vector<int32_t> numbers(int64_t count, int32_t least, int32_t most) {
-        std::vector<int32_t> values(within(count, 0, kMostHonest) ? count : 0);
+        std::vector<int32_t> values(within(count, 0, kMaxHonest) ? count : 0);
         for (int32_t& value : values) value = number(least, most);
         return values;
     }
@@ -183,10 +208,10 @@ Choice choice(Input& in, Arrays& arrays) {
     c.u = in.real(0.5f);
     c.temperature = in.real(0), c.top_p = in.real(1), c.min_p = in.real(0);
     c.repetition_penalty = in.real(1), c.presence_penalty = in.real(0), c.frequency_penalty = in.real(0);
-    c.top_k = in.number(0, 50), c.logprobs = in.number(-1, kMostLogprobs);
+    c.top_k = in.number(0, 50), c.logprobs = in.number(-1, kMaxLogprobs);
     c.biases = in.number(0, 3), c.seen = in.number(0, 5), c.counted = in.number(0, 3), c.bans = in.number(0, 2);
     c.bias_ids = arrays.keep(in, in.numbers(c.biases, 0, kVocabulary - 1));
-    arrays.real.emplace_back(within(c.biases, 0, kMostHonest) ? c.biases : 0);
+    arrays.real.emplace_back(within(c.biases, 0, kMaxHonest) ? c.biases : 0);
     for (float& value : arrays.real.back()) value = in.real(2);
     c.bias = in.address(arrays.real.back());
     c.seen_ids = arrays.keep(in, in.numbers(c.seen, 0, kVocabulary - 1));
@@ -217,7 +242,7 @@ void step(Input& in, Opened& target) {
     if (in.rarely()) tables[in.number(0, rows) % tables.size()] = in.hostile();
     for (int32_t* count : {&s.sequences, &s.tokens, &s.outputs, &s.block_count})
         if (in.rarely()) *count = in.hostile();
-    const auto honest = [](int64_t count) -> size_t { return within(count, 0, kMostHonest) ? count : 0; };
+    const auto honest = [](int64_t count) -> size_t { return within(count, 0, kMaxHonest) ? count : 0; };
     starts.resize(honest((int64_t)s.sequences + 1)), tables.resize(honest((int64_t)s.sequences + 1));
     at.resize(honest(s.sequences)), blocks.resize(honest(s.block_count)), outputs.resize(honest(s.outputs));
     for (std::vector<int32_t>* array : {&starts, &tables, &at, &blocks, &outputs}) array->shrink_to_fit();
@@ -234,7 +259,7 @@ void step(Input& in, Opened& target) {
     REQUIRE(within(status, kOk, kStatuses - 1) && *warmstart_describe(status));
     if (status != kOk) return;
     for (const Chosen& one : chosen) {
-        REQUIRE(within(one.failed, 0, 1) && within(one.id, 0, kVocabulary - 1) && within(one.tops, 0, kMostLogprobs));
+        REQUIRE(within(one.failed, 0, 1) && within(one.id, 0, kVocabulary - 1) && within(one.tops, 0, kMaxLogprobs));
         for (int i = 0; i < one.tops; i++) REQUIRE(within(one.top_ids[i], 0, kVocabulary - 1));
     }
 }
@@ -242,21 +267,31 @@ void step(Input& in, Opened& target) {
 void open(Input& in, int index) {
     Model model(index);
     Config& c = model.config;
-    int32_t* const sizes = &c.family;
-    const int count = &c.blocks - &c.family + 1;
+    int32_t* const sizes = &c.norm;
+    const int count = &c.rotation_count - &c.norm + 1;
     for (int i = in.number(0, 2); i > 0 && in.more(); i--) sizes[(uint32_t)in.number(0, count - 1) % count] = in.hostile();
-    if (within(c.threads, 9, kMostThreads)) c.threads = 2;  // as good, and quick
+    if (within(c.threads, 9, kMaxThreads)) c.threads = 2;  // as good, and quick
     Layer& layer = model.layers[(uint32_t)in.number(0, kLayers - 1) % kLayers];
-    for (Tensor* t : {&c.embed, &c.final_norm, &c.head, &layer.attention_norm, &layer.qkv, &layer.attention_out,
-                      &layer.mlp_norm, &layer.up, &layer.down}) {
+    for (int32_t* field : {&layer.kind, &layer.window, &layer.rotation})
+        if (in.rarely()) *field = in.hostile();
+    for (Tensor* t : {&c.embed, &c.embed_norm, &c.final_norm, &c.head, &layer.attention_norm, &layer.attention_post_norm,
+                      &layer.mlp_norm, &layer.mlp_post_norm, &layer.qkv, &layer.q_norm, &layer.k_norm,
+                      &layer.attention_out, &layer.convolution, &layer.up, &layer.down}) {
         if (in.rarely()) t->data = nullptr;
         if (in.rarely()) t->scales = nullptr;
         if (in.rarely()) t->data = (const void*)((uintptr_t)t->data + 1);
         for (uint64_t* size : {&t->data_bytes, &t->scale_count, &t->bias_count})
             if (in.rarely()) *size = (uint64_t)(int64_t)in.hostile();
     }
-    for (uint64_t* size : {&c.frequency_count, &c.position_count})
+    for (Rotation& rotation : model.rotations) {
+        if (in.rarely()) rotation.frequencies = nullptr;
+        if (in.rarely()) rotation.count = (uint64_t)(int64_t)in.hostile();
+    }
+    for (uint64_t* size : {&c.slope_count, &c.position_count})
         if (in.rarely()) *size = (uint64_t)(int64_t)in.hostile();
+    // `rotations` has as many as it says.
+    if (within(c.rotation_count, (int64_t)model.rotations.size() + 1, INT32_MAX)) c.rotation_count = INT32_MAX;
+    if (in.rarely()) c.rotations = nullptr;
     if (within(c.layers, kLayers + 1, INT32_MAX)) c.layers = in.rarely() ? INT32_MAX : 1;  // `layer` has as many as it says
     if (in.rarely()) c.layer = nullptr;
     void* decoder = nullptr;
@@ -269,7 +304,7 @@ void open(Input& in, int index) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Input in(data, size);
-    const int index = (uint32_t)in.number(0, 11) % 12;
+    const int index = (uint32_t)in.number(0, kModels - 1) % kModels;
     if (in.number(0, 15) == 15) {
         open(in, index);
         return 0;

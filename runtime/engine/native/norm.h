@@ -1,0 +1,72 @@
+// Norms and activation functions of rows of floats. Rows are padded with zeros to a multiple of 16 values.
+#pragma once
+
+#include "layout.h"
+#include "vec.h"
+
+namespace warmstart {
+
+template <class Int>
+inline Int padded(Int width) {
+    return (width + kLanes - 1) / kLanes * kLanes;
+}
+
+// Normalizes a row in `stride` values, of which all but `count` are padding. The sums run over the lanes in one order, so
+// the result never depends on other rows. `out` may be `x`. The padding of the weight is 0, so that of the result is, too.
+inline void normalize(int norm, const float* x, int stride, int count, const float* weight, const float* bias,
+                      float epsilon, float* out) {
+    Floats total = {};
+    float mean = 0;
+    if (norm == kLayerNorm) {
+        for (int i = 0; i < stride; i += kLanes) total += load(x + i);
+        mean = sum(total) / count;
+        total = Floats{};
+    }
+    for (int i = 0; i < stride; i += kLanes) {
+        const Floats v = load(x + i) - splat(mean);
+        total += v * v;
+    }
+    const float squares = sum(total) - (stride - count) * mean * mean;  // each value of the padding added the mean's square
+    const float scale = 1.0f / std::sqrt(squares / count + epsilon);
+    for (int i = 0; i < stride; i += kLanes) {
+        Floats v = (load(x + i) - splat(mean)) * scale * load(weight + i);
+        if (bias) v += load(bias + i);
+        store(out + i, v);
+    }
+}
+
+// tanh(x) = 1 - 2 / (1 + exp(2 x)).
+inline Floats hyperbolic_tangent(Floats x) { return 1.0f - 2.0f / (exponential(x * 2.0f) + 1.0f); }
+
+// erf(x) within 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
+inline Floats error_function(Floats x) {
+    const Ints negative = x < splat(0.0f);
+    const Floats magnitude = select(negative, -x, x);
+    const Floats t = 1.0f / (magnitude * 0.3275911f + 1.0f);
+    Floats p = splat(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Floats found = 1.0f - p * t * exponential(-(magnitude * magnitude));
+    return select(negative, -found, found);
+}
+
+inline Floats activate(Floats x, int activation) {
+    switch (activation) {
+        case kSilu: return x / (exponential(-x) + 1.0f);
+        case kGeluTanh: {
+            // 0.5 x (1 + tanh y) = x / (1 + exp(-2 y))
+            const Floats y = (x + x * x * x * 0.044715f) * 0.7978845608028654f;
+            return x / (exponential(y * -2.0f) + 1.0f);
+        }
+        case kGelu: return x * 0.5f * (error_function(x * 0.70710678118654752f) + 1.0f);
+        case kSquaredRelu: {
+            const Floats positive = maximum(x, splat(0.0f));
+            return positive * positive;
+        }
+        default: return maximum(x, splat(0.0f));
+    }
+}
+
+}  // namespace warmstart

@@ -1,0 +1,96 @@
+"""The kernels run everything that a ``DecoderConfig`` describes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from runtime.engine.native import library
+from runtime.engine.native.runner import NativeRunner
+from runtime.engine.sequence import Row, Sequence
+from runtime.loading.snapshot_writer import Weight, hold
+from runtime.model.config import DecoderConfig
+from runtime.model.packing import WeightKind
+from runtime.model.snapshot import Facts, Snapshot
+from runtime.model.tensors import matrices
+from runtime.model.tokenizer import Tokenizer
+from runtime.types import SamplingParams
+from tests.support.dense_decoder import DenseDecoder
+from tests.support.engines import needs_kernels
+from tests.support.random_decoder import DESCRIPTIONS, random_decoder
+
+pytestmark = needs_kernels
+LENGTH = 150
+
+
+def snapshot(name: str, kind: WeightKind) -> Snapshot:
+    """An in-memory snapshot of a random decoder."""
+    config, tensors = random_decoder(name)
+
+    def weight(part: str, values: NDArray[np.float32]) -> Weight:
+        return Weight(part, values.shape, part in matrices(config), lambda: values)
+
+    facts = Facts("random", None, "Random", 0, kind, config, (0,))
+    return hold(facts, Tokenizer(Backend(BPE()), None, {}), [weight(part, t.numpy()) for part, t in tensors.items()])
+
+
+def opened(name: str, kind: WeightKind, level: str | None = None) -> NativeRunner:
+    kernels = next(one for one in library.usable() if level in (None, one.level))
+    return NativeRunner(snapshot(name, kind), kv_bytes=4 << 20, max_tokens=512, threads=2, kernels=kernels)
+
+
+def text(config: DecoderConfig, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, config.vocabulary, LENGTH).tolist()
+
+
+def row(ids: list[int], first_block: int, start: int, end: int) -> Row:
+    """A row that feeds the tokens from ``start`` to ``end`` and asks for the logits after each."""
+    sequence = Sequence(tuple(ids), SamplingParams(max_new_tokens=1, temperature=0), seed=1)
+    sequence.blocks = list(range(first_block, first_block + LENGTH // 16 + 1))
+    return Row(sequence, start, ids[start:end], samples=end - start)
+
+
+@pytest.mark.parametrize("level", [kernels.level for kernels in library.usable()])
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_logits_are_those_of_the_dense_reference(name: str, level: str) -> None:
+    """In float32 the logits of every position agree with a plain implementation of the description."""
+    config, tensors = random_decoder(name)
+    ids = text(config, 1)
+    runner = opened(name, "float32", level)
+    found = runner.logits([row(ids, 0, 0, LENGTH)])
+    runner.close()
+    assert found == pytest.approx(DenseDecoder(config, tensors).logits(ids).numpy(), abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_results_do_not_depend_on_the_batch(name: str, kind: WeightKind) -> None:
+    """Logits are bit-identical whether a prompt is fed at once, in chunks beside others, or token by token."""
+    runner = opened(name, kind)
+    config = DESCRIPTIONS[name][0]
+    one, other = text(config, 1), text(config, 2)
+    alone = runner.logits([row(one, 0, 0, LENGTH)])
+    chunks = [
+        runner.logits([row(other, 20, start, start + 30), row(one, 40, start, start + 30)])[30:]
+        for start in range(0, LENGTH, 30)
+    ]
+    assert np.array_equal(np.concatenate(chunks), alone)
+    last = runner.logits([row(other, 60, 0, 17), row(one, 40, LENGTH - 1, LENGTH)])[17:]
+    assert np.array_equal(last, alone[-1:])
+    runner.close()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "lfm2"])
+def test_a_copied_block_holds_all_of_its_positions(name: str) -> None:
+    """Keys, values and the inputs of convolutions move with a block: the rest of a text continues from the copy."""
+    runner = opened(name, "float32")
+    ids = text(DESCRIPTIONS[name][0], 3)
+    expected = runner.logits([row(ids, 0, 0, 40)])[-8:]
+    runner.logits([row(ids, 20, 0, 32)])
+    for block in range(2):
+        runner.copy_block(20 + block, 50 + block)
+    assert np.array_equal(runner.logits([row(ids, 50, 32, 40)]), expected)
+    runner.close()
