@@ -190,6 +190,8 @@ def _layout(header: GGUFHeader, architecture: _Architecture, biases: frozenset[s
     joint = _has(header, "attn_qkv.weight")
     left_out = {"q", "k", "v"} if joint else {"qkv"}
     names = {part: name for part, name in {**_NAMES, **architecture.names}.items() if part not in left_out and name}
+    if _has(header, "attn_norm_2.weight"):  # Falcon; the other norm is then the MLP's
+        names |= {"attention_norm": "blk.{i}.attn_norm_2", "mlp_norm": "blk.{i}.attn_norm"}
     needed = set(biases or ())
     if needed & {"q", "k", "v", "qkv"}:
         needed |= {"qkv"} if joint else needed & {"q", "k", "v"} or {"q", "k", "v"}
@@ -354,7 +356,14 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
     "olmo2": _Architecture("olmo2", {"hidden_act": "silu"}),
     "phi2": _Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
     "phi3": _Architecture("phi3", {"hidden_act": "silu"}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}),
-    "stablelm": _Architecture("stablelm", {"hidden_act": "silu"}, _stablelm, partial=True, norm=_LAYER_NORM),
+    "stablelm": _Architecture(
+        "stablelm",
+        {"hidden_act": "silu"},
+        _stablelm,
+        {"use_parallel_residual": "use_parallel_residual"},  # not always right, so the tensors decide
+        partial=True,
+        norm=_LAYER_NORM,
+    ),
     "gpt2": _Architecture("gpt2", {"activation_function": "gelu_new"}, rotary=False, norm="layer_norm_epsilon"),
     "gptneox": _Architecture(
         "gpt_neox", {"hidden_act": "gelu", "use_parallel_residual": True}, partial=True, norm=_LAYER_NORM
@@ -371,7 +380,12 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         _biases("use_bias"),
         norm="norm_epsilon",
     ),
-    "bloom": _Architecture("bloom", rotary=False, norm="layer_norm_epsilon"),
+    "bloom": _Architecture(
+        "bloom",
+        more=lambda header, options: {"seq_length": options["max_position_embeddings"]},
+        rotary=False,
+        norm="layer_norm_epsilon",
+    ),
     "falcon": _Architecture("falcon", {"activation": "gelu"}, _falcon, norm="layer_norm_epsilon"),
     "exaone4": _Architecture("exaone4", {"hidden_act": "silu"}, _exaone4),
     "ernie4_5": _Architecture("ernie4_5", {"hidden_act": "silu"}, _biases("use_bias"), interleaved=True),

@@ -6,10 +6,10 @@ Nothing here imports torch or transformers.
 from __future__ import annotations
 
 import math
-import mmap
+import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from runtime.model.gguf_split import parts
 
 
 class GgufSource:
-    """The tensors of a GGUF model, from files that stay mapped while this object exists.
+    """The tensors of a GGUF model, from files that stay open while this object exists.
+
+    They are read, not mapped: mapped pages would count as this process's memory until the model is converted.
 
     Args:
         header: the model's header, from ``read_header``.
@@ -32,10 +34,11 @@ class GgufSource:
 
     def __init__(self, header: GGUFHeader) -> None:
         self._header = header
-        self._files: dict[Path, NDArray[np.uint8]] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        self._sizes: dict[Path, int] = {}
         for file in {place.file for place in header.tensors.values()}:
-            with file.open("rb") as opened:
-                self._files[file] = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            self._files[file] = file.open("rb", buffering=0)
+            self._sizes[file] = os.fstat(self._files[file].fileno()).st_size
         ends: dict[Path, int] = {}
         for name, place in sorted(header.tensors.items(), key=lambda item: item[1].offset):
             end = self._check(name, place)
@@ -75,8 +78,9 @@ class GgufSource:
         """Return the values from one index of the flattened tensor to another, both multiples of a block."""
         rule = QUANTIZATIONS[place.kind]
         first, last = start // rule.values, stop // rule.values
-        data = self._files[place.file][place.offset + first * rule.size : place.offset + last * rule.size]
-        blocks: Any = data.reshape(-1, rule.size)
+        size, position = (last - first) * rule.size, place.offset + first * rule.size
+        data = _read(self._files[place.file], size, position)
+        blocks: NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(-1, rule.size)
         return dequantize(blocks, place.kind).reshape(-1)
 
     def _check(self, name: str, place: TensorPlace) -> int:
@@ -85,7 +89,7 @@ class GgufSource:
         Raises:
             ValueError: it cannot.
         """
-        file, size = place.file.name, len(self._files[place.file])
+        file, size = place.file.name, self._sizes[place.file]
         if place.kind not in QUANTIZATIONS:
             raise ValueError(f"{file}: {name} has the type {place.kind}, which is not supported")
         rule = QUANTIZATIONS[place.kind]
@@ -107,6 +111,22 @@ class GgufSource:
         return end
 
 
+def _read(file: BinaryIO, size: int, position: int) -> bytes:
+    """Read bytes at a position, from any thread.
+
+    Raises:
+        OSError: the file has become shorter.
+    """
+    parts = []
+    while size:
+        part = os.pread(file.fileno(), size, position)  # at most 2 GiB
+        if not part:
+            raise OSError(f"{Path(file.name).name} was truncated while it was read")
+        parts.append(part)
+        size, position = size - len(part), position + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def open_gguf(file: Path) -> tuple[GGUFHeader, GgufSource]:
     """Open a GGUF model.
 
@@ -124,4 +144,6 @@ def open_gguf(file: Path) -> tuple[GGUFHeader, GgufSource]:
     if missing := [part.name for part in files if not part.exists()]:
         raise ValueError(f"the model is split into {len(files)} files, of which {missing[0]} is missing")
     header = read_header(file)
+    if not isinstance(header.metadata.get("general.architecture"), str):
+        raise ValueError(f"{file.name} does not say which model it is (general.architecture)")
     return header, GgufSource(header)

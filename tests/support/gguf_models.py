@@ -80,7 +80,8 @@ def save_gguf(
     (number,) = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
     names = gguf.get_tensor_name_map(number, keys["block_count"])
     for name, values in state.items():
-        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        short = name.removeprefix("transformer.") if architecture == "bloom" else name
+        new = names.get_name(short, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise KeyError(f"{architecture} has no tensor for {name}")
         add(writer, new, converted(architecture, name, values, heads, np.max(kv_heads), hidden), kind)
