@@ -8,19 +8,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.loading.tokenizer_files import tokenizer_from_files
 from runtime.model.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read a checkpoint's tokenizer with transformers."""
+    """Read a checkpoint's tokenizer, with transformers only if there is no other way to the same result."""
+    tokenizer = tokenizer_from_files(folder)
+    if tokenizer is not None:
+        tokenizer.chat_template = _default_template(_template_of_files(folder) or _processor_template(folder))
+        return tokenizer
     from transformers import AutoTokenizer  # takes seconds to import
 
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not loaded.chat_template:
         loaded.chat_template = _processor_template(folder)
     return wrap(loaded)
+
+
+def _template_of_files(folder: Path) -> Any:
+    """Return the chat template, or several by name, from a checkpoint's files, of which those of their own go first."""
+    main, more = folder / "chat_template.jinja", sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    templates = {file.stem: file.read_text(encoding="utf-8") for file in more}
+    if main.is_file():
+        templates["default"] = main.read_text(encoding="utf-8")
+    if templates:
+        return templates
+    template = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
+    if isinstance(template, list):
+        return {item["name"]: item["template"] for item in template}
+    return template
 
 
 def wrap(tokenizer: Any) -> Tokenizer:

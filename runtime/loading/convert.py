@@ -114,10 +114,14 @@ class _Stored:
         self._used: set[str] = set()
 
     def _bare(self, name: str) -> str:
-        """Return a tensor's name without the prefixes of wrappers and of the base model."""
+        """Return a tensor's name without the prefixes of wrappers and of the base model, as newer versions write it."""
         name = re.sub(WRAPPERS, "", name)
         matching = [prefix for prefix in self._layout.prefixes if name.startswith(prefix)]
-        return name[len(max(matching, key=len)) :] if matching else name
+        name = name[len(max(matching, key=len)) :] if matching else name
+        for old, new in self._layout.renamed.items():
+            if name.startswith(old):
+                return new + name[len(old) :]
+        return name
 
     def name(self, name: str) -> str | None:
         """Return the checkpoint's name of a tensor; None if it does not have it."""

@@ -7,7 +7,7 @@ Everything here is undone once, when a model is loaded; the decoder itself has o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 QKVOrder = Literal["blocks", "heads", "groups"]
@@ -32,6 +32,7 @@ class CheckpointLayout:
         prefixes: prefixes that all names of the decoder may have or lack, besides those of training wrappers; the first
             is the usual one.
         biases: parts that have a bias; None if the checkpoint decides, the same for all layers.
+        renamed: for beginnings of names in checkpoints of older versions, what they are called in ``names``.
     """
 
     names: Mapping[str, str]
@@ -44,3 +45,4 @@ class CheckpointLayout:
     ignored: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     biases: frozenset[str] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)

@@ -12,10 +12,12 @@ from typing import Any
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families.family import Family
+from runtime.model.families.gemma import GEMMA
 from runtime.model.families.gpt import GPT
 from runtime.model.families.llama import LLAMA
+from runtime.model.families.parallel import PARALLEL
 
-FAMILIES: Mapping[str, Family] = {**LLAMA, **GPT}
+FAMILIES: Mapping[str, Family] = {**LLAMA, **GEMMA, **GPT, **PARALLEL}
 """The families by the ``model_type`` of their configurations."""
 
 
@@ -46,4 +48,7 @@ def configured_end_ids(config: Mapping[str, Any], generation: Mapping[str, Any] 
     """
     if generation is not None:
         return generation.get("eos_token_id")
-    return FAMILIES[config["model_type"]].options(config).get("eos_token_id")
+    options = FAMILIES[config["model_type"]].options(config)
+    if options.get("eos_token_id") is None and "text_config" in options:
+        options = FAMILIES["gemma3_text"].options(options["text_config"])
+    return options.get("eos_token_id")
