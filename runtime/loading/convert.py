@@ -140,6 +140,11 @@ class _Stored:
             self.misshapen[full] = shapes[0]
         return lambda: self.source.read(full)
 
+    def rows(self, name: str) -> Callable[[int, int], Array] | None:
+        """Return a function that reads some rows of a matrix; None if the checkpoint does not have it."""
+        full = self._names.get(name)
+        return None if full is None else functools.partial(self.source.read_rows, full)
+
     def discard(self, name: str) -> None:
         """Record a tensor, if there is one, as known although the decoder does not need it."""
         if (full := self._names.get(name)) is not None:
@@ -207,7 +212,7 @@ class _Conversion:
                 part = "head"
             else:
                 self.stored.discard(names[1])
-        self._add("embed", shape, self._weight(part, shape), matrix=True)
+        self._matrix("embed", part, None, shape)
         if self._config.tied and self._has_bias("head"):
             self._add("embed.bias", shape[:1], self._bias("head", shape[0]))
 
@@ -347,9 +352,15 @@ class _Conversion:
     def _linear(self, part: str, i: int | None, shape: _Shape) -> None:
         """Convert a matrix that keeps its arrangement, and its bias if it has one."""
         name = part if i is None else f"{i}.{part}"
-        self._add(name, shape, self._weight(part, shape, i), matrix=True)
+        self._matrix(name, part, i, shape)
         if self._has_bias(part):
             self._add(f"{name}.bias", shape[:1], self._bias(part, shape[0], i))
+
+    def _matrix(self, name: str, part: str, i: int | None, shape: _Shape) -> None:
+        """Convert a matrix that keeps its arrangement, which is read in pieces if it is stored so, too."""
+        read = self._weight(part, shape, i)
+        read_rows = None if part in self._layout.transposed else self.stored.rows(self._name(part, i))
+        self.weights.append(Weight(name, shape, True, read, read_rows))
 
     def _norm(self, part: str, i: int | None = None) -> None:
         """Convert a norm over the residual stream; one without tensors gets weights of ones."""
@@ -365,12 +376,16 @@ class _Conversion:
 
     def _weight(self, part: str, shape: _Shape, i: int | None = None) -> _Read:
         """Return a function that reads a part's weights, [outputs, inputs] for a matrix."""
-        name = self._layout.names[part]
-        name = (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
+        name = self._name(part, i)
         if part not in self._layout.transposed:
             return self.stored.use(name, shape)
         read = self.stored.use(name, shape[::-1])
         return lambda: read().T
+
+    def _name(self, part: str, i: int | None) -> str:
+        """Return the name of a part's weights in the checkpoint."""
+        name = self._layout.names[part]
+        return (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
 
     def _bias(self, part: str, width: int, i: int | None = None) -> _Read:
         """Return a function that reads a part's bias."""

@@ -83,13 +83,16 @@ _TOKENIZER = _words(
 )
 
 
-def complete(config: Any, header: GGUFHeader, read: Collection[str]) -> None:
-    """Set the values of a GGUF file that transformers did not read in a configuration, or refuse the file.
+def complete(
+    config: Any, header: GGUFHeader, read: Collection[str], *, whole: Collection[str] = _WHOLE
+) -> None:
+    """Set the values of a GGUF file that are not yet read in a configuration, or refuse the file.
 
     Args:
-        config: transformers' configuration of the file; changed in place.
+        config: the file's configuration, transformers' or one with the same attributes; changed in place.
         header: the file's header.
-        read: the keys that transformers has read, without the architecture's prefix.
+        read: the keys that have been read, without the architecture's prefix.
+        whole: architectures whose configuration has been read completely.
 
     Raises:
         ModelUnavailable: the model's class does not support a key's value; the message names key and value.
@@ -102,13 +105,13 @@ def complete(config: Any, header: GGUFHeader, read: Collection[str]) -> None:
                 unknown.append(key)
         elif key.startswith(prefix):
             name = key.removeprefix(prefix)
-            if name in read or name in _HARMLESS or name in _ROTARY or header.architecture in _WHOLE:
+            if name in read or name in _HARMLESS or name in _ROTARY or header.architecture in whole:
                 continue
             if not _set(config, name, value):
                 unknown.append(key)
     if unknown:
         _log.warning("the GGUF file has keys that are not known here and are left out: %s", ", ".join(sorted(unknown)))
-    if header.architecture not in _WHOLE:
+    if header.architecture not in whole:
         _complete_heads(config, header)
         _complete_rotary(config, header)
 

@@ -79,7 +79,7 @@ def open_serving(
             return hold(facts, tokenizer, weights)
     del weights  # they reference the transformers model
     release_memory("cpu")
-    return open_snapshot(folder, phases)
+    return open_snapshot(folder, phases, tokenizer)
 
 
 def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path:

@@ -94,15 +94,23 @@ class SafetensorsSource:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a whole tensor as float32; a read-only view of the file if it is stored so."""
+        shape = self._tensors[name].shape
+        return self._values(name, 0, math.prod(shape)).reshape(shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return a matrix's rows from ``start`` to before ``stop`` as float32."""
+        width = self._tensors[name].shape[1]
+        return self._values(name, start * width, stop * width).reshape(-1, width)
+
+    def _values(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the values from one index of the flattened tensor to before another."""
         tensor = self._tensors[name]
         number = _NUMBERS[tensor.number]
-        count = tensor.size // number.itemsize
-        stored: NDArray[Any] = np.frombuffer(self._files[tensor.file], number, count, tensor.start)
+        position = tensor.start + start * number.itemsize
+        stored: NDArray[Any] = np.frombuffer(self._files[tensor.file], number, stop - start, position)
         if tensor.number == "BF16":
-            values: NDArray[np.float32] = (stored.astype(np.uint32) << 16).view(np.float32)
-        else:
-            values = stored.astype(np.float32, copy=False)
-        return values.reshape(tensor.shape)
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32, copy=False)
 
 
 def _read_header(name: str, data: mmap.mmap, file: int) -> dict[str, _Tensor]:

@@ -11,6 +11,7 @@ from runtime.engine.token_ids import known_ids
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, count_parameters, with_actual_head
+from runtime.loading.gguf_serving import form_from_gguf
 from runtime.loading.model_files import check_files, safetensors_files
 from runtime.loading.safetensors_source import SafetensorsSource
 from runtime.loading.snapshot_writer import Weight
@@ -42,9 +43,14 @@ def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progre
         UnsupportedDecoder: the fast decoder does not support the model.
         ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
     """
-    if path.is_dir() and spec.adapter is None and safetensors_files(path):
+    direct = None
+    if spec.adapter is None and path.suffix.lower() == ".gguf":
+        direct = form_from_gguf
+    elif spec.adapter is None and path.is_dir() and safetensors_files(path):
+        direct = _from_safetensors
+    if direct is not None:
         try:
-            form = _from_safetensors(spec, path, kind, progress)
+            form = direct(spec, path, kind, progress)
         except (ServiceError, UnsupportedDecoder):
             raise
         except Exception as error:  # the tokenizers library raises nothing narrower

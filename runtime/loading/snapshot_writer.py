@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
@@ -9,7 +10,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.model.packing import WeightKind, pack, packed_bytes, scale_count
+from runtime.model.packing import PANEL_ROWS, Packed, WeightKind, pack, packed_bytes, scale_count
 from runtime.model.snapshot import FORMAT, MODEL, TOKENIZER, WEIGHTS, Facts, Place, Snapshot, digest_of
 from runtime.model.tokenizer import Tokenizer
 
 _STALE_SECONDS = 3600
 _ALIGNMENT = 64  # a cache line, and a vector register
-_CHUNK_ROWS = 4096  # packed at a time, which bounds packing's extra memory; a multiple of a panel's rows
+_CHUNK_VALUES = 1 << 18  # packed at a time, so that intermediate results stay in the processor's cache
+_WORKERS = 2  # matrices are read and packed in threads, while others are hashed and written
+_AHEAD = 16  # chunks, and so a few megabytes, that are packed but not written yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +40,15 @@ class Weight:
         shape: the tensor's shape; [outputs, inputs] for a matrix.
         matrix: whether the tensor is packed in the snapshot's kind; otherwise it is stored as float32.
         read: returns the float32 values; called when they are written, so that few are in memory at a time.
+        read_rows: returns some rows of a matrix, from the index of the first to that behind the last; None if only the
+            whole matrix can be read.
     """
 
     name: str
     shape: tuple[int, ...]
     matrix: bool
     read: Callable[[], NDArray[np.float32]]
+    read_rows: Callable[[int, int], NDArray[np.float32]] | None = None
 
 
 def save(
@@ -166,18 +174,61 @@ def _fill(
     def go_to(offset: int) -> None:
         put(np.zeros(offset - at, np.uint8))
 
+    packed = _packed(weights, kind)
     for number, weight in enumerate(weights, 1):
-        place, values = places[weight.name], weight.read()
+        place = places[weight.name]
         go_to(place.offset)
         if place.matrix:
-            parts = [pack(values[i : i + _CHUNK_ROWS], kind) for i in range(0, len(values), _CHUNK_ROWS)]
-            for part in parts:
-                put(part.data)
+            scales = []
+            while at < place.offset + place.size:
+                for part in next(packed):
+                    put(part.data)
+                    scales.append(part.scales)
             if place.scales is not None:
                 go_to(place.scales)
-                for part in parts:
-                    put(part.scales)  # type: ignore[arg-type]
+                for part_scales in scales:
+                    put(part_scales)  # type: ignore[arg-type]
         else:
-            put(values.astype(np.float32, copy=False))
+            put(weight.read().astype(np.float32, copy=False))
         progress(number / len(weights))
     return digest.hexdigest()
+
+
+def _packed(weights: Sequence[Weight], kind: WeightKind) -> Iterator[list[Packed]]:
+    """Read and pack the matrices in threads, and yield their parts in order."""
+
+    def tasks() -> Iterator[Callable[[], list[Packed]]]:
+        for weight in weights:
+            if not weight.matrix:
+                continue
+            if weight.read_rows is None:
+                yield functools.partial(_pack_whole, weight, kind)
+                continue
+            step = _chunk_rows(weight)
+            for start in range(0, weight.shape[0], step):
+                yield functools.partial(_pack_rows, weight.read_rows, start, min(start + step, weight.shape[0]), kind)
+
+    with ThreadPoolExecutor(_WORKERS, "pack") as pool:
+        waiting: deque[Future[list[Packed]]] = deque()
+        for task in tasks():
+            waiting.append(pool.submit(task))
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _chunk_rows(weight: Weight) -> int:
+    """Return how many rows of a matrix are packed at a time, a multiple of a panel's."""
+    return max(1, _CHUNK_VALUES // weight.shape[1] // PANEL_ROWS) * PANEL_ROWS
+
+
+def _pack_whole(weight: Weight, kind: WeightKind) -> list[Packed]:
+    values, step = weight.read(), _chunk_rows(weight)
+    return [pack(values[i : i + step], kind) for i in range(0, len(values), step)]
+
+
+def _pack_rows(
+    read_rows: Callable[[int, int], NDArray[np.float32]], start: int, stop: int, kind: WeightKind
+) -> list[Packed]:
+    return [pack(read_rows(start, stop), kind)]

@@ -21,6 +21,9 @@ class TensorSource(Protocol):
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a whole tensor as float32, possibly a read-only view."""
 
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return a matrix's rows from ``start`` to before ``stop`` as float32, possibly a read-only view."""
+
 
 class StateDictSource:
     """The tensors of a PyTorch model in memory. Of tensors that share their storage only the first has a name.
@@ -49,4 +52,9 @@ class StateDictSource:
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a whole tensor as float32."""
         values: NDArray[np.float32] = self._state[name].detach().float().cpu().numpy()
+        return values
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return some of a matrix's rows as float32."""
+        values: NDArray[np.float32] = self._state[name][start:stop].detach().float().cpu().numpy()
         return values

@@ -5,6 +5,7 @@ The layout is specified in ``docs/gguf.md`` in ggml's repository; versions 2 and
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -37,6 +38,9 @@ _SCALARS: dict[int, struct.Struct] = {
     }.items()
 }
 _ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
+_MAX_DIMENSIONS = 4
+_SHOWN = 100  # characters of a wrong value in an error message
+_MIN_ENTRY = {"key": 13, "tensor": 24}  # bytes of the shortest possible entry, which bound the counts
 _FLOATS: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # ggml's types F32 and F16
 
 
@@ -63,11 +67,14 @@ class GGUFHeader:
 
     Args:
         metadata: values by key; arrays of strings are lists, arrays of numbers are NumPy arrays.
-        tensors: the tensors' positions by name.
+        tensors: the tensors' positions by name. Whether they lie within their files is not checked here, so that a
+            header can be read without the rest.
+        alignment: the tensors' positions are multiples of this number of bytes.
     """
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorPlace]
+    alignment: int = _ALIGNMENT
 
     @property
     def architecture(self) -> str:
@@ -95,12 +102,12 @@ class GGUFHeader:
         if place is None:
             return None
         if place.kind not in _FLOATS:
-            raise ValueError(f"{name} is quantized")
-        count = int(np.prod(place.shape, dtype=np.int64))
-        values: NDArray[Any] = np.fromfile(place.file, _FLOATS[place.kind], count, offset=place.offset)
-        if len(values) < count:
-            raise ValueError(f"{name} lies beyond the end of the file")
-        return values.astype(np.float32)
+            raise ValueError(f"{place.file.name}: {name} is quantized")
+        number = _FLOATS[place.kind]
+        count = math.prod(place.shape)
+        if place.offset + count * number.itemsize > place.file.stat().st_size:
+            raise ValueError(f"{place.file.name} is truncated: {name} lies beyond the end of the file")
+        return np.fromfile(place.file, number, count, offset=place.offset).astype(np.float32)
 
 
 def read_header(file: Path) -> GGUFHeader:
@@ -110,50 +117,102 @@ def read_header(file: Path) -> GGUFHeader:
         file: the file, or any part of a split one.
 
     Raises:
-        ValueError: it is not a GGUF file, or is truncated.
+        ValueError: it is not a GGUF file, is truncated or damaged, or its parts do not belong together; the message
+            names the file and the field.
         OSError: it cannot be read.
     """
-    first, *others = parts(file)
-    metadata, tensors = _read(first)
-    for other in others:
-        if other.exists():  # a missing part is reported when the weights are loaded
-            tensors |= _read(other)[1]
-    return GGUFHeader(metadata, tensors)
+    files = parts(file)
+    # A missing part is reported when the weights are loaded.
+    headers = {number: _read(part) for number, part in enumerate(files) if number == 0 or part.exists()}
+    first = headers[0]
+    count = first.metadata.get("split.count", 0)
+    if len(files) == 1:
+        if count not in (0, 1):
+            raise ValueError(f"{file.name} is one of {count} parts, but not named NAME-00001-of-0000N.gguf")
+        return first
+    for number, header in headers.items():
+        if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, len(files)):
+            raise ValueError(f"{files[number].name} is not part {number + 1} of {len(files)}")
+    total, expected = sum(len(header.tensors) for header in headers.values()), first.metadata.get("split.tensors.count")
+    if len(headers) == len(files) and expected != total:
+        raise ValueError(f"the {len(files)} parts hold {total} tensors, not {expected}")
+    tensors: dict[str, TensorPlace] = {}
+    for number, header in headers.items():
+        if twice := tensors.keys() & header.tensors.keys():
+            raise ValueError(f"{files[number].name} is damaged: another part has a tensor {min(twice)}, too")
+        tensors |= header.tensors
+    return GGUFHeader(first.metadata, tensors, first.alignment)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, TensorPlace]]:
-    """Read the metadata and the tensors' positions of one file."""
+def _read(file: Path) -> GGUFHeader:
+    """Read the header of one file, which may be a part of a split one."""
+    if file.stat().st_size < len(_MAGIC):
+        raise ValueError(f"{file.name} is not a GGUF file")
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[: len(_MAGIC)] != _MAGIC:
+            raise ValueError(f"{file.name} is not a GGUF file")
         reader = _Reader(content)
         try:
-            if content[:4] != _MAGIC:
-                raise ValueError("not a GGUF file")
-            reader.position = 4
-            if (version := reader.scalar(4)) not in _VERSIONS:
-                raise ValueError(f"a GGUF file of version {version}, or of another byte order")
-            tensor_count, key_count = reader.scalar(10), reader.scalar(10)
-            metadata = {}
-            for _ in range(key_count):
-                key = reader.text()
-                metadata[key] = reader.value(reader.scalar(4))
-            places = []
-            for _ in range(tensor_count):
-                name = reader.text()
-                shape = tuple(reader.scalar(10) for _ in range(reader.scalar(4)))
-                places.append((name, shape, reader.scalar(4), reader.scalar(10)))
-        except (struct.error, UnicodeDecodeError) as error:
-            raise ValueError(f"a damaged GGUF file: {error}") from error
-        alignment = metadata.get("general.alignment", _ALIGNMENT)
-        start = -(-reader.position // alignment) * alignment
-    return metadata, {n: TensorPlace(shape, kind, file, start + at) for n, shape, kind, at in places}
+            return _read_content(file, reader)
+        except struct.error as error:
+            raise ValueError(f"{file.name} is a damaged GGUF file: it ends within {reader.field}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file.name} is a damaged GGUF file: a text in {reader.field} is not UTF-8") from error
+        except _DamagedError as error:
+            raise ValueError(f"{file.name} is a damaged GGUF file: in {reader.field}, {error}") from error
+
+
+def _read_content(file: Path, reader: _Reader) -> GGUFHeader:
+    """Read a file's header from behind the magic number."""
+    reader.position = len(_MAGIC)
+    if (version := reader.scalar(4)) not in _VERSIONS:
+        raise ValueError(f"{file.name} is a GGUF file of version {version}, or of another byte order")
+    tensor_count, key_count = reader.count("tensor"), reader.count("key")
+    metadata: dict[str, Any] = {}
+    for number in range(key_count):
+        reader.field = f"key {number + 1} of {key_count}"
+        key = reader.text()
+        if key in metadata:
+            raise _DamagedError(f"{key!r} occurs a second time")
+        reader.field = repr(key)
+        metadata[key] = reader.value(reader.scalar(4))
+    places: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for number in range(tensor_count):
+        reader.field = f"tensor {number + 1} of {tensor_count}"
+        name = reader.text()
+        if name in places:
+            raise _DamagedError(f"{name!r} occurs a second time")
+        reader.field = repr(name)
+        if (dimensions := reader.scalar(4)) > _MAX_DIMENSIONS:
+            raise _DamagedError(f"{dimensions} dimensions are more than {_MAX_DIMENSIONS}")
+        shape = tuple(reader.scalar(10) for _ in range(dimensions))
+        places[name] = shape, reader.scalar(4), reader.scalar(10)
+    reader.field = "general.alignment"
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise _DamagedError(f"{str(alignment)[:_SHOWN]!r} is not a power of two")
+    start = -(-reader.position // alignment) * alignment
+    tensors = {n: TensorPlace(shape, kind, file, start + at) for n, (shape, kind, at) in places.items()}
+    return GGUFHeader(metadata, tensors, alignment)
+
+
+class _DamagedError(Exception):
+    """A value is impossible."""
 
 
 class _Reader:
-    """Reads the values of a GGUF file one after the other from a buffer."""
+    """Reads the values of a GGUF file one after the other from a buffer.
+
+    Attributes:
+        position: position of the next value in bytes.
+        field: what is being read, for error messages.
+    """
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
+        self._size = len(content)
         self.position = 0
+        self.field = "the counts of tensors and keys"
 
     def scalar(self, kind: int) -> Any:
         """Read a number or boolean of a GGUF type."""
@@ -162,10 +221,16 @@ class _Reader:
         self.position += layout.size
         return value
 
+    def count(self, entry: str) -> int:
+        """Read how many entries of a kind follow."""
+        value: int = self.scalar(10)
+        if value > self._size // _MIN_ENTRY[entry]:
+            raise _DamagedError(f"{value} {entry}s are more than a file of {self._size} bytes can hold")
+        return value
+
     def text(self) -> str:
         """Read a string."""
-        size = self.scalar(10)
-        return self._take(size).decode()
+        return self._take(self.scalar(10)).decode()
 
     def value(self, kind: int) -> Any:
         """Read a value of any GGUF type: a scalar, a string, or an array of either."""
@@ -173,31 +238,34 @@ class _Reader:
             return self.text()
         if kind != _ARRAY:
             if kind not in _SCALARS:
-                raise ValueError(f"a GGUF file with a value of type {kind}")
+                raise _DamagedError(f"there is a value of the unknown type {kind}")
             return self.scalar(kind)
         kind, count = self.scalar(4), self.scalar(10)
         if kind == _STRING:
             return self._texts(count)
         if kind not in _SCALARS:
-            raise ValueError(f"a GGUF file with an array of type {kind}")
+            raise _DamagedError(f"there is an array of the unsupported type {kind}")
         layout = np.dtype(_SCALARS[kind].format)
         return np.frombuffer(self._take(count * layout.itemsize), layout)
 
     def _texts(self, count: int) -> list[str]:
         """Read an array of strings. Vocabularies have hundreds of thousands, so this loop is kept tight."""
+        if count > (self._size - self.position) // 8:
+            raise _DamagedError(f"{count} texts are more than the rest of the file can hold")
         content, position, size_of = self._content, self.position, _SCALARS[10].unpack_from
         texts = []
         for _ in range(count):
             start = position + 8
             position = start + size_of(content, position)[0]
             texts.append(content[start:position].decode())
-        if position > len(content):
-            raise ValueError("a damaged GGUF file: it is cut short")
+        if position > self._size:
+            raise _DamagedError("the file ends within it")
         self.position = position
         return texts
 
     def _take(self, size: int) -> bytes:
-        start, self.position = self.position, self.position + size
-        if self.position > len(self._content):
-            raise ValueError("a damaged GGUF file: it is cut short")
-        return self._content[start : self.position]
+        start, end = self.position, self.position + size
+        if end > self._size:
+            raise _DamagedError(f"{size} bytes are more than the rest of the file has")
+        self.position = end
+        return self._content[start:end]

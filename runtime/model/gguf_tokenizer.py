@@ -6,18 +6,22 @@ a family's own tokenizer, the latter is followed; ``runtime.model.gguf_pretokeni
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from runtime.errors import ModelUnavailable
 from runtime.model.end_tokens import END_TEXTS
 from runtime.model.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, PreTokenizer
+from runtime.model.merges import pairs_forming
 from runtime.model.tokenizer import Tokenizer
 
 _log = logging.getLogger("warmstart.load")
@@ -74,19 +78,32 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     if len(suppressed := metadata.get("tokenizer.ggml.suppress_tokens", ())):
         raise ModelUnavailable(f"the GGUF file has {len(suppressed)} tokenizer.ggml.suppress_tokens: not supported")
-    backend = build(vocabulary)
+    with _garbage_collection_paused():
+        backend = build(vocabulary)
     strips = _strips(metadata)
     # In one call, because each call rebuilds the search for added tokens.
     backend.add_tokens(
         [
             AddedToken(text, normalized=False, special=kind != _Kind.USER_DEFINED, rstrip=strips(text))
-            for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
-            if kind in (_Kind.CONTROL, _Kind.UNKNOWN, _Kind.USER_DEFINED) and text
+            for text, kind in vocabulary.of_kinds(_Kind.CONTROL, _Kind.UNKNOWN, _Kind.USER_DEFINED)
+            if text
         ]
     )
     _surround(backend, vocabulary)
     names = {name: token for name, key in _TEMPLATE_NAMES.items() if (token := vocabulary.named(key)) is not None}
     return Tokenizer(backend, metadata.get("tokenizer.chat_template"), names)
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the search for unreachable cycles in a block: half a million pairs would set it off again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Vocabulary:
@@ -104,27 +121,31 @@ class _Vocabulary:
         if not isinstance(tokens, list) or not tokens:
             raise ModelUnavailable("the GGUF file has no vocabulary (tokenizer.ggml.tokens)")
         self.tokens: list[str] = tokens
-        kinds = self.get("token_type")
-        self.kinds: list[int] = [_Kind.NORMAL] * len(tokens) if kinds is None else kinds.tolist()
-        if len(self.kinds) < len(tokens):
+        given = self.get("token_type")
+        kinds = np.full(len(tokens), _Kind.NORMAL) if given is None else np.array(given)
+        if len(kinds) < len(tokens):
             raise ValueError("tokenizer.ggml.token_type is shorter than tokenizer.ggml.tokens")
-        # Some converters marked end-of-turn tokens as normal text, which no prompt could then contain.
-        self.kinds = [
-            _Kind.CONTROL if kind == _Kind.NORMAL and text in END_TEXTS else kind
-            for text, kind in zip(tokens, self.kinds, strict=False)
-        ]
-        self.ids = {
-            text: i
-            for i, (text, kind) in enumerate(zip(tokens, self.kinds, strict=True))
-            if kind != _Kind.UNUSED and text
-        }
-        used = sum(kind != _Kind.UNUSED and bool(text) for text, kind in zip(tokens, self.kinds, strict=True))
-        if len(self.ids) < used:
+        self.kinds: NDArray[Any] = kinds[: len(tokens)]
+        used = self.kinds != _Kind.UNUSED
+        if "" in tokens:
+            used &= np.fromiter(map(bool, tokens), bool, len(tokens))
+        indices = range(len(tokens)) if used.all() else np.flatnonzero(used).tolist()
+        self.ids: dict[str, int] = dict(zip(map(tokens.__getitem__, indices), indices, strict=True))
+        if len(self.ids) < len(indices):
             raise ValueError("tokenizer.ggml.tokens has two tokens of the same text")
+        # Some converters marked end-of-turn tokens as normal text, which no prompt could then contain.
+        for text in END_TEXTS & self.ids.keys():
+            if self.kinds[self.ids[text]] == _Kind.NORMAL:
+                self.kinds[self.ids[text]] = _Kind.CONTROL
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the metadata value of ``tokenizer.ggml.{key}``."""
         return self.metadata.get(f"tokenizer.ggml.{key}", default)
+
+    def of_kinds(self, *kinds: _Kind) -> list[tuple[str, int]]:
+        """Return the tokens of some kinds, with their kinds, in ascending order of their ids."""
+        indices = np.flatnonzero(np.isin(self.kinds, kinds)).tolist()
+        return [(self.tokens[i], int(self.kinds[i])) for i in indices]
 
     def scores(self) -> Any:
         """Return the tokens' scores [V] or more.
@@ -153,15 +174,13 @@ class _Vocabulary:
         lines = self.get("merges")
         if lines is None:
             raise ModelUnavailable("the GGUF file has no tokenizer.ggml.merges")
-        pairs = []
+        ids, pairs = self.ids, []
         for line in lines:
             at = line.find(" ", 1)
-            pairs.append((line[:at], line[at + 1 :]))
-        return [
-            (left, right)
-            for left, right in pairs
-            if left in self.ids and right in self.ids and left + right in self.ids
-        ]
+            left, right = line[:at], line[at + 1 :]
+            if left in ids and right in ids and left + right in ids:
+                pairs.append((left, right))
+        return pairs
 
 
 def _pretokenizer_name(vocabulary: _Vocabulary) -> str:
@@ -233,10 +252,11 @@ def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
 def _unigram(vocabulary: _Vocabulary) -> Backend:
     """Build a ``t5`` tokenizer: SentencePiece's unigram model (arXiv:1804.10959)."""
     scores = vocabulary.scores().tolist()
-    normal = [s for s, kind in zip(scores, vocabulary.kinds, strict=False) if kind == _Kind.NORMAL]
+    kinds = vocabulary.kinds.tolist()
+    normal = [s for s, kind in zip(scores, kinds, strict=False) if kind == _Kind.NORMAL]
     lowest = min(normal, default=0.0)
     pieces = []
-    for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+    for i, (text, kind) in enumerate(zip(vocabulary.tokens, kinds, strict=True)):
         if kind == _Kind.NORMAL:
             pieces.append((text, scores[i]))
         elif kind == _Kind.USER_DEFINED:
@@ -279,14 +299,8 @@ def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[An
 def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     """Return every pair of tokens that forms another token, ordered by the score of the result, highest first."""
     order = np.argsort(-np.asarray(vocabulary.scores()[: len(vocabulary.tokens)], np.float32), kind="stable")
-    kinds = vocabulary.kinds
-    known = {text for text, i in vocabulary.ids.items() if kinds[i] in (_Kind.NORMAL, _Kind.UNDEFINED)}
-    merges = []
-    for text in map(vocabulary.tokens.__getitem__, order.tolist()):
-        if text in known:
-            halves = ((text[:at], text[at:]) for at in range(1, len(text)))
-            merges += [(left, right) for left, right in halves if left in known and right in known]
-    return merges
+    normal = order[np.isin(vocabulary.kinds, (_Kind.NORMAL, _Kind.UNDEFINED))[order]]
+    return pairs_forming([text for text in map(vocabulary.tokens.__getitem__, normal.tolist()) if text])
 
 
 def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:

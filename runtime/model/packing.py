@@ -62,22 +62,44 @@ def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
             columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
     """
     n, k = padded(*matrix.shape)
-    full = np.zeros((n, k), np.float32)
-    full[: matrix.shape[0], : matrix.shape[1]] = matrix
+    full = matrix.astype(np.float32, order="C", copy=False)
+    if matrix.shape != (n, k):
+        full = np.zeros((n, k), np.float32)
+        full[: matrix.shape[0], : matrix.shape[1]] = matrix
     scales = None
     values: NDArray[Any] = full
     if kind == "bfloat16":
         bits = full.view(np.uint32)
-        values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        rounded = (bits >> 16) & 1
+        rounded += bits
+        rounded += 0x7FFF
+        values = rounded.view(np.uint16)[:, 1::2]
     elif kind == "int8":
-        starts = np.arange(0, k, GROUP_COLUMNS)
-        largest = np.maximum.reduceat(np.abs(full), starts, axis=1) / np.float32(127)  # [N, groups]
-        by_row = np.maximum(largest, np.finfo(np.float32).tiny)
-        values = (np.rint(full / _by_column(by_row, k)) + _INT8_ZERO).astype(np.uint8)
+        values, by_row = _quantized(full)
         scales = np.ascontiguousarray(by_row.reshape(n // PANEL_ROWS, PANEL_ROWS, -1).transpose(0, 2, 1)).reshape(-1)
-    group = _COLUMNS[kind]
-    panels = values.reshape(n // PANEL_ROWS, PANEL_ROWS, k // group, group).transpose(0, 2, 1, 3)
-    return Packed(np.ascontiguousarray(panels).view(np.uint8).reshape(-1), scales)
+    # A group of columns has four bytes in all kinds, so panels are transposed four bytes at a time.
+    groups = np.ascontiguousarray(values).view(np.uint32).reshape(n // PANEL_ROWS, PANEL_ROWS, -1)
+    return Packed(np.ascontiguousarray(groups.transpose(0, 2, 1)).view(np.uint8).reshape(-1), scales)
+
+
+def _quantized(matrix: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return a padded matrix's int8 steps, stored unsigned [N, K], and the size of a step [N, groups of columns]."""
+    n, k = matrix.shape
+    steps = np.empty((n, k), np.float32)
+    np.abs(matrix, out=steps)
+    by_group = steps.reshape(n, -1, GROUP_COLUMNS) if k % GROUP_COLUMNS == 0 else None
+    if by_group is not None:
+        largest = by_group.max(axis=2)
+    else:
+        largest = np.maximum.reduceat(steps, np.arange(0, k, GROUP_COLUMNS), axis=1)
+    by_row = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
+    if by_group is not None:
+        np.divide(matrix.reshape(by_group.shape), by_row[:, :, None], out=by_group)
+    else:
+        np.divide(matrix, _by_column(by_row, k), out=steps)
+    np.rint(steps, out=steps)
+    steps += _INT8_ZERO
+    return steps.astype(np.uint8), by_row
 
 
 def unpack(packed: Packed, rows: int, columns: int, kind: WeightKind) -> NDArray[np.float32]:

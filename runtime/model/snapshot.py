@@ -169,12 +169,14 @@ def folder_of(cache: Path, name: str, identity: str, kind: WeightKind) -> Path:
     return cache / "serving" / f"{name}-{key}"
 
 
-def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
+def open_snapshot(folder: Path, phases: Phases | None = None, tokenizer: Tokenizer | None = None) -> Snapshot:
     """Map a snapshot and verify it completely; the weights are hashed while the tokenizer is built.
 
     Args:
         folder: the snapshot's folder, from ``folder_of``.
         phases: receives the times of the phases.
+        tokenizer: the tokenizer that was just written to the snapshot; None to read it, which takes a second or more
+            with a large vocabulary.
 
     Raises:
         FileNotFoundError: there is no snapshot.
@@ -194,7 +196,8 @@ def open_snapshot(folder: Path, phases: Phases | None = None) -> Snapshot:
             text = (folder / TOKENIZER).read_bytes()
             if hashlib.sha256(text).hexdigest() != content["sha256"][TOKENIZER]:
                 raise DamagedSnapshot("tokenizer.json has changed")
-            tokenizer = Tokenizer.from_json(text.decode(), content["chat_template"], content["special_tokens"])
+            if tokenizer is None:
+                tokenizer = Tokenizer.from_json(text.decode(), content["chat_template"], content["special_tokens"])
         places = {name: Place(**{**p, "shape": tuple(p["shape"])}) for name, p in content["tensors"].items()}
         _check_places(facts, places, content["size"])
         with phases.phase("weights"):

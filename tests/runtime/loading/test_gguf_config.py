@@ -17,7 +17,6 @@ from runtime.loading.checkpoint import read
 from runtime.loading.gguf_config import complete
 from runtime.loading.serving_form import serving_form
 from runtime.model.catalogue import parse_model_name
-from runtime.model.config import DecoderConfig
 from runtime.model.gguf_header import GGUFHeader, TensorPlace
 from tests.support.models import save_tiny_gguf, save_tiny_llama
 
@@ -80,10 +79,9 @@ def test_positions_turn_as_in_llama_cpp(name: str, tiny_llama: Path, tmp_path: P
         return
     rotary = model.model.rotary_emb
     facts, _, _ = serving_form(parse_model_name(str(file)), file, "float32", lambda stage, share: None)
-    before = DecoderConfig.from_transformers({**model.config.to_dict(), "quantization_config": None})
-    for decoder in (facts.decoder, before):
-        assert decoder.inverse_frequencies == pytest.approx(rotary.inv_freq.tolist(), rel=1e-5)
-        assert decoder.rope_attention_factor == pytest.approx(rotary.attention_scaling)
+    (rotation,) = facts.decoder.rotations
+    assert rotation.frequencies == pytest.approx(rotary.inv_freq.tolist(), rel=1e-5)
+    assert rotation.factor == pytest.approx(rotary.attention_scaling)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Reads a GGUF file into the form from which a serving snapshot is written, without torch and transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.engine.token_ids import known_ids
+from runtime.loading.convert import convert, count_parameters
+from runtime.loading.gguf_families import read_gguf
+from runtime.loading.gguf_source import open_gguf
+from runtime.loading.snapshot_writer import Weight
+from runtime.model.catalogue import ModelSpec
+from runtime.model.end_tokens import end_ids, gguf_end_ids
+from runtime.model.gguf_tokenizer import build_tokenizer
+from runtime.model.packing import WeightKind
+from runtime.model.progress import Progress
+from runtime.model.snapshot import Facts
+from runtime.model.tokenizer import Tokenizer
+
+
+def form_from_gguf(
+    spec: ModelSpec, file: Path, kind: WeightKind, progress: Progress
+) -> tuple[Facts, Tokenizer, list[Weight]]:
+    """Load a GGUF model's properties, tokenizer and converted weights, from which a snapshot is written.
+
+    Args:
+        spec: the model.
+        file: the file, or any part of a split one.
+        kind: number type of the snapshot's matrices.
+        progress: progress callback.
+
+    Raises:
+        UnsupportedDecoder: the fast decoder does not support the model.
+        ModelUnavailable: the tokenizer is not supported, or the file does not contain exactly the model's weights.
+        ValueError: the file is damaged; the message names file and field.
+        OSError: the file cannot be read.
+    """
+    header, source = open_gguf(file)
+    decoder, layout, architecture = read_gguf(header)
+    progress("reading tokenizer", None)
+    tokenizer = build_tokenizer(header.metadata)
+    progress("reading weights", None)
+    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+    facts = Facts(
+        source=file.name if spec.kind != "hub" else spec.location,
+        revision=file.name if spec.kind == "hub" else None,
+        architecture=architecture,
+        parameters=count_parameters(decoder, layout, source),
+        kind=kind,
+        decoder=decoder,
+        end_ids=known_ids(end_ids(gguf_end_ids(header.metadata), tokenizer), decoder.vocabulary),
+    )
+    return facts, tokenizer, weights

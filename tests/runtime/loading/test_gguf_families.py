@@ -1,0 +1,335 @@
+"""GGUF files give the decoder and the weights of the checkpoints that they were converted from, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from runtime.errors import ModelUnavailable
+from runtime.loading.convert import convert
+from runtime.loading.gguf_families import read_gguf
+from runtime.loading.gguf_source import GgufSource, open_gguf
+from runtime.loading.tensor_source import StateDictSource
+from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.families import FAMILIES, read_config
+from runtime.model.gguf_header import GGUFHeader
+from tests.support.gguf_models import save_gguf
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+Keys = dict[str, Any]
+
+
+@dataclass
+class Case:
+    """A model of a family, and how the converter writes its configuration.
+
+    Args:
+        architecture: llama.cpp's name.
+        family: transformers' ``model_type``.
+        options: changes to ``SHAPE``; None removes an option.
+        keys: metadata besides the sizes.
+        tensors: tensors besides the model's parameters, by GGUF names.
+    """
+
+    architecture: str
+    family: str
+    options: dict[str, Any] = field(default_factory=dict)
+    keys: Keys = field(default_factory=dict)
+    tensors: Callable[[DecoderConfig], dict[str, Any]] = lambda decoder: {}
+
+
+def llama3_factors(decoder: DecoderConfig) -> dict[str, Any]:
+    """The divisors of the frequencies, as the converter stores them for Llama 3.1."""
+    width = decoder.head_dim
+    plain = 1.0 / (10_000.0 ** (np.arange(0, width, 2, dtype=np.float32) / width))
+    stored = np.array(decoder.rotations[0].frequencies, np.float32)
+    return {"rope_freqs.weight": (plain / stored).astype(np.float32)}
+
+
+def windowed(count: int, pattern: int) -> list[bool]:
+    """Which layers have a sliding window."""
+    return [bool((i + 1) % pattern) for i in range(count)]
+
+
+GPT = {"num_key_value_heads": None}
+CASES = {
+    "llama": Case("llama", "llama", {}, {RMS: 1e-6, "vocab_size": 64, "rope.dimension_count": 16}),
+    "llama, biases, tied, wide heads": Case(
+        "llama",
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 32, "rms_norm_eps": 1e-5},
+        {
+            RMS: 1e-5,
+            "rope.freq_base": 10_000.0,
+            "rope.dimension_count": 32,
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+        },
+    ),
+    "llama, linear": Case(
+        "llama",
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}},
+        {RMS: 1e-6, "rope.scaling.type": "linear", "rope.scaling.factor": 4.0, "rope.freq_base": 500_000.0},
+    ),
+    "mistral": Case("llama", "mistral", {"sliding_window": None, "head_dim": 24}, {RMS: 1e-6, "attention.key_length": 24, "attention.value_length": 24, "rope.dimension_count": 24}),
+    "qwen2": Case("qwen2", "qwen2", {"tie_word_embeddings": True}, {RMS: 1e-6, "rope.freq_base": 10_000.0}),
+    "qwen3": Case(
+        "qwen3",
+        "qwen3",
+        {"head_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}},
+        {RMS: 1e-6, "rope.freq_base": 1_000_000.0, "attention.key_length": 32, "attention.value_length": 32},
+    ),
+    "gemma": Case(
+        "gemma", "gemma", {"head_dim": 32}, {RMS: 1e-6, "attention.key_length": 32, "attention.value_length": 32}
+    ),
+    "gemma2": Case(
+        "gemma2",
+        "gemma2",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 40},
+        {
+            RMS: 1e-6,
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "attention.sliding_window": 40,
+        },
+    ),
+    "gemma3": Case(
+        "gemma3",
+        "gemma3_text",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 40, "num_hidden_layers": 7},
+        {
+            RMS: 1e-6,
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "rope.freq_base": 1_000_000.0,
+            "attention.sliding_window": 40,
+        },
+    ),
+    "gemma3, linear": Case(
+        "gemma3",
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 40,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+        {
+            RMS: 1e-6,
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "rope.freq_base": 1_000_000.0,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": windowed(7, 6),
+        },
+    ),
+    "smollm3": Case("smollm3", "smollm3", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0}}, {RMS: 1e-6, "rope.freq_base": 5_000_000.0, "rope.dimension_count": 16}),
+    "granite": Case(
+        "granite",
+        "granite",
+        {"attention_multiplier": 0.1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+        {RMS: 1e-6, "attention.scale": 0.1, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0},
+    ),
+    "olmo": Case("olmo", "olmo", {}, {LAYER: 1e-5}),
+    "olmo2": Case(
+        "olmo2",
+        "olmo2",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "rms_norm_eps": 1e-5},
+        {RMS: 1e-5, "rope.freq_base": 500_000.0},
+    ),
+    "phi2": Case(
+        "phi2",
+        "phi",
+        {**GPT, "partial_rotary_factor": 0.5},
+        {LAYER: 1e-5, "rope.dimension_count": 8},
+    ),
+    "phi3": Case(
+        "phi3",
+        "phi3",
+        {"sliding_window": None},
+        {RMS: 1e-5, "rope.dimension_count": 16, "rope.scaling.original_context_length": 128},
+    ),
+    "phi3, partial": Case(
+        "phi3",
+        "phi3",
+        {"sliding_window": None, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+        {RMS: 1e-5, "rope.dimension_count": 12, "rope.scaling.original_context_length": 128},
+    ),
+    "stablelm": Case(
+        "stablelm",
+        "stablelm",
+        {"use_qkv_bias": True, "partial_rotary_factor": 0.25},
+        {LAYER: 1e-5, "rope.dimension_count": 4, "use_parallel_residual": True},
+    ),
+    "gpt2": Case("gpt2", "gpt2", GPT, {LAYER: 1e-5}),
+    "gptneox": Case(
+        "gptneox",
+        "gpt_neox",
+        {**GPT, "rotary_pct": 0.25},
+        {LAYER: 1e-5, "rope.dimension_count": 4, "use_parallel_residual": True},
+    ),
+    "gptneox, sequential": Case(
+        "gptneox",
+        "gpt_neox",
+        {**GPT, "rotary_pct": 1.0, "use_parallel_residual": False},
+        {LAYER: 1e-5, "rope.dimension_count": 16, "use_parallel_residual": False},
+    ),
+    "starcoder": Case("starcoder", "gpt_bigcode", GPT, {LAYER: 1e-5, "attention.head_count_kv": 1}),
+    "starcoder2": Case("starcoder2", "starcoder2", {"sliding_window": None}, {LAYER: 1e-5}),
+    "bloom": Case("bloom", "bloom", {**GPT, "seq_length": 128}, {LAYER: 1e-5}),
+    "falcon": Case(
+        "falcon",
+        "falcon",
+        {**GPT, "multi_query": True, "new_decoder_architecture": False, "alibi": False, "bias": False},
+        {LAYER: 1e-5, "attention.head_count_kv": 1, "tensor_data_layout": "jploski"},
+    ),
+    "falcon, new": Case(
+        "falcon",
+        "falcon",
+        {**GPT, "num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False, "bias": False},
+        {LAYER: 1e-5, "attention.head_count_kv": 2, "tensor_data_layout": "jploski"},
+    ),
+    "exaone4": Case(
+        "exaone4",
+        "exaone4",
+        {"sliding_window": None, "rms_norm_eps": 1e-5, "layer_types": ["full_attention"] * 4},
+        {RMS: 1e-5, "rope.freq_base": 10_000.0},
+    ),
+    "exaone4, windows": Case(
+        "exaone4",
+        "exaone4",
+        {"sliding_window": 40, "sliding_window_pattern": 4, "rms_norm_eps": 1e-5},
+        {
+            RMS: 1e-5,
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": windowed(4, 4),
+        },
+    ),
+    "ernie4_5": Case(
+        "ernie4_5", "ernie4_5",
+        {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "head_dim": 32},
+        {RMS: 1e-5, "rope.freq_base": 500_000.0, "attention.key_length": 32, "attention.value_length": 32},
+    ),
+    "nemotron": Case(
+        "nemotron",
+        "nemotron",
+        {"partial_rotary_factor": 0.5, "norm_eps": 1e-5},
+        {LAYER: 1e-5, "rope.dimension_count": 8, "rope.scaling.type": "none"},
+    ),
+    "command-r": Case(
+        "command-r",
+        "cohere",
+        {"logit_scale": 0.0625, "layer_norm_eps": 1e-5},
+        {LAYER: 1e-5, "logit_scale": 0.0625, "rope.scaling.type": "none", "rope.freq_base": 500_000.0},
+    ),
+    "lfm2": Case(
+        "lfm2",
+        "lfm2",
+        {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        {RMS: 1e-5, "shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0, 2], "rope.freq_base": 1_000_000.0},
+    ),
+}
+
+
+def sizes(decoder: DecoderConfig) -> Keys:
+    """The keys that all converters write."""
+    return {
+        "block_count": len(decoder.layers),
+        "context_length": decoder.context_length,
+        "embedding_length": decoder.hidden,
+        "feed_forward_length": decoder.intermediate,
+        "attention.head_count": decoder.heads,
+        "attention.head_count_kv": decoder.kv_heads,
+    }
+
+
+def model_of(case: Case) -> Any:
+    """A model with random numbers in all of its tensors."""
+    torch.manual_seed(11)
+    options = {name: value for name, value in (SHAPE | case.options).items() if value is not None or name == "sliding_window"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.family, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def saved(case: Case, file: Path, changes: Keys | None = None) -> tuple[Any, DecoderConfig, list[Any]]:
+    """Write a model as a GGUF file, and return it with the decoder and the weights of its checkpoint."""
+    model = model_of(case)
+    source = StateDictSource(model.state_dict())
+    decoder, layout = read_config(model.config.to_dict())
+    weights = convert(decoder, layout, source)
+    state = {name: source.read(name) for name in source.names() if "rotary_emb" not in name}
+    if decoder.tied:
+        state.pop("lm_head.weight", None)
+    keys = sizes(decoder) | case.keys | (changes or {})
+    save_gguf(file, case.architecture, state, keys, {}, more=case.tensors(decoder))
+    return model, decoder, weights
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_gives_its_checkpoints_decoder_and_weights(name: str, tmp_path: Path) -> None:
+    """Each architecture, from the rearrangements of the converter back to one and the same arrangement."""
+    case = CASES[name]
+    if case.family not in FAMILIES:
+        pytest.skip(f"{case.family} is not described yet")
+    _, expected, weights = saved(case, tmp_path / "model.gguf")
+    header, source = open_gguf(tmp_path / "model.gguf")
+    decoder, layout, architecture = read_gguf(header)
+    assert decoder == expected
+    assert architecture == FAMILIES[decoder_family(case)].architecture
+    actual = {weight.name: weight for weight in convert(decoder, layout, source)}
+    assert actual.keys() == {weight.name for weight in weights}
+    for weight in weights:
+        layer, _, part = weight.name.partition(".")
+        compared = [actual[weight.name].read(), weight.read()]
+        if part == "qkv" and decoder.layers[int(layer)].rotation is None:
+            # Without a rotation, the order of a head's values does not matter, and the converter's stays.
+            compared = [scores_of(values, decoder) for values in compared]
+            assert np.allclose(*compared, atol=1e-4), weight.name
+        else:
+            assert np.array_equal(*compared), weight.name
+
+
+def scores_of(qkv: Any, decoder: DecoderConfig) -> Any:
+    """The product of each query head's rows with its key head's, which is all that attention scores depend on."""
+    heads, width = decoder.heads, decoder.padded_head_dim
+    q = qkv[: heads * width].reshape(decoder.kv_heads, -1, width, decoder.hidden)
+    k = qkv[heads * width : (heads + decoder.kv_heads) * width].reshape(decoder.kv_heads, width, decoder.hidden)
+    return np.einsum("kgdi,kdj->kgij", q, k)
+
+
+def decoder_family(case: Case) -> str:
+    """The family that a file is read as; Mistral's are Llama's."""
+    return "llama" if case.architecture == "llama" else case.family

@@ -1,0 +1,103 @@
+"""Writes transformers models as GGUF files, with the names and rearrangements of llama.cpp's converter.
+
+The rules here are written after ``conversion/*.py`` there, independently of ``runtime.loading.gguf_families``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tests.support.models import add_key
+
+
+def interleave(rows: Any, heads: int) -> Any:
+    """Rearrange the rows of queries or keys so that pairs of values are rotated instead of halves of a head."""
+    return rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def ungroup(rows: Any, groups: int, width: int) -> Any:
+    """Rearrange a joint projection of groups (queries, key, value) into all queries, all keys, all values."""
+    parts = rows.reshape(groups, -1, width, *rows.shape[1:])
+    return np.concatenate([p.reshape(-1, *rows.shape[1:]) for p in (parts[:, :-2], parts[:, -2:-1], parts[:, -1:])])
+
+
+class _Rules:
+    """What the converter does to the tensors of one architecture."""
+
+    permuted = frozenset({"llama", "smollm3", "granite", "olmo"})
+    shifted = frozenset({"gemma", "gemma2", "gemma3", "nemotron"})
+    grouped = frozenset({"gptneox", "bloom", "falcon"})
+
+
+def converted(architecture: str, name: str, values: Any, heads: int, kv_heads: int, hidden: int) -> Any:
+    """Return a tensor as the converter writes it."""
+    if architecture in _Rules.permuted and ("q_proj" in name or "k_proj" in name):
+        return interleave(values, heads if "q_proj" in name else kv_heads)
+    if architecture in _Rules.shifted and name.endswith("norm.weight"):
+        return values + np.float32(1)
+    if architecture in _Rules.grouped and "query_key_value" in name:
+        return ungroup(values, kv_heads if architecture == "falcon" else heads, hidden // heads)
+    if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+        return values.T
+    if architecture == "lfm2" and "conv.conv" in name:
+        return values.squeeze(1)
+    return values
+
+
+def save_gguf(
+    file: Path,
+    architecture: str,
+    state: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    *,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as a GGUF file.
+
+    Args:
+        file: the new file.
+        architecture: llama.cpp's name of the model's architecture.
+        state: the model's tensors, float32 arrays by transformers' names.
+        keys: metadata without the prefix of the architecture; sizes are needed for the rearrangements.
+        tokenizer: metadata with complete keys.
+        kind: type of the matrices.
+        more: further tensors by GGUF names.
+    """
+    writer = gguf.GGUFWriter(file, architecture)
+    for key, value in keys.items():
+        add_key(writer, f"{architecture}.{key}", value)
+    for key, value in tokenizer.items():
+        add_key(writer, key, value)
+    heads, hidden = keys["attention.head_count"], keys["embedding_length"]
+    kv_heads = keys.get("attention.head_count_kv", heads)
+    (number,) = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(number, keys["block_count"])
+    for name, values in state.items():
+        short = name.removeprefix("transformer.") if architecture == "bloom" else name
+        new = names.get_name(short, try_suffixes=(".weight", ".bias"))
+        if new is None:
+            raise KeyError(f"{architecture} has no tensor for {name}")
+        add(writer, new, converted(architecture, name, values, heads, np.max(kv_heads), hidden), kind)
+    for name, values in (more or {}).items():
+        add(writer, name, values, gguf.GGMLQuantizationType.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def add(writer: Any, name: str, values: Any, kind: gguf.GGMLQuantizationType) -> None:
+    """Add a tensor; vectors, and matrices whose width does not suit the type, are float32."""
+    values = np.ascontiguousarray(values, np.float32)
+    if kind == gguf.GGMLQuantizationType.F32 or values.ndim < 2 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        writer.add_tensor(name, values)
+    else:
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
