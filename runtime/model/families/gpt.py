@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.model.checkpoint_layout import CheckpointLayout
+from runtime.model.checkpoint_layout import CheckpointLayout, QKVOrder
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families.family import Description, Family
 from runtime.model.families.llama import OUT, QKV, layout, optional_biases
