@@ -323,13 +323,13 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes(kind: str) -> None:
         ),
         ("olmo3", {"rope_theta": 3e5, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
         ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000}),
-        ("phi3", {"rope_theta": 2e4, "rope_scaling": {"type": "su", **dict.fromkeys(FACTORS, [2.0] * 48)}}),
-        ("phi", {"rope_theta": 2e4, "partial_rotary_factor": 0.4}),
+        ("phi3", {"rope_theta": 2e4, "rope_scaling": {"type": "longrope", **dict.fromkeys(FACTORS, [2.0] * 48)}}),
+        ("phi", {"rope_theta": 2e4, "partial_rotary_factor": 0.375}),
         ("lfm2", {"block_ff_dim": 100, "tie_embedding": False, "full_attn_idxs": [1, 3]}),
         ("cohere2", {"sliding_window_pattern": 2}),
         ("bloom", {"n_embed": 128, "num_attention_heads": 4}),
         ("gpt2", {"hidden_size": 96, "num_hidden_layers": 3}),
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 7}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 1000, "max_window_layers": 7}),
     ],
 )
 def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None:
