@@ -6,16 +6,16 @@ torch or transformers.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.loading.equalize import Factors
 from runtime.loading.snapshot_writer import Weight
+from runtime.loading.stored_tensors import StoredTensors
 from runtime.loading.tensor_source import TensorSource
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
@@ -27,9 +27,6 @@ Array = NDArray[np.float32]
 _Shape = tuple[int, ...]
 _Read = Callable[[], Array]
 _Parts = Callable[[], Sequence[Array]]
-
-WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
-"""Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
 
 
 def convert(
@@ -47,7 +44,8 @@ def convert(
         layout: how the checkpoint names and arranges its tensors.
         source: the checkpoint's tensors.
         model: the model's name, for error messages.
-        equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see ``_Factors``.
+        equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see
+            ``runtime.loading.equalize``.
 
     Raises:
         ModelUnavailable: tensors are missing, superfluous, or of shapes that do not match the configuration.
@@ -72,7 +70,7 @@ def with_actual_head(config: DecoderConfig, layout: CheckpointLayout, source: Te
 
     As in transformers, a tied configuration does not count if the checkpoint has a head of other values.
     """
-    stored = _Stored(layout, source)
+    stored = StoredTensors(layout, source)
     head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
     if not config.tied or head is None or embed is None:
         return config
@@ -82,86 +80,12 @@ def with_actual_head(config: DecoderConfig, layout: CheckpointLayout, source: Te
 
 def count_parameters(config: DecoderConfig, layout: CheckpointLayout, source: TensorSource) -> int:
     """Return the number of a checkpoint's parameters, a tied head counted once. Arguments as for ``convert``."""
-    stored = _Stored(layout, source)
+    stored = StoredTensors(layout, source)
     names = set(source.names()) - stored.ignored()
     head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
     if config.tied and head is not None and embed is not None:
         names.discard(head)
     return sum(math.prod(source.shape(name)) for name in names)
-
-
-class _Stored:
-    """The tensors of a checkpoint by their names without prefixes; records which were used and which are at fault.
-
-    Attributes:
-        missing: names of missing tensors, with the usual prefix.
-        misshapen: the expected shapes of tensors with other ones, by their names in the checkpoint.
-    """
-
-    def __init__(self, layout: CheckpointLayout, source: TensorSource) -> None:
-        self.source = source
-        self.missing: set[str] = set()
-        self.misshapen: dict[str, _Shape] = {}
-        self._layout = layout
-        self._names: dict[str, str] = {}
-        self._left: set[str] = set()  # names that no tensor of the decoder has
-        for full in source.names():
-            name = self._bare(full)
-            if name in self._names:
-                self._left.add(full)
-            else:
-                self._names[name] = full
-        self._used: set[str] = set()
-
-    def _bare(self, name: str) -> str:
-        """Return a tensor's name without the prefixes of wrappers and of the base model, as newer versions write it."""
-        name = re.sub(WRAPPERS, "", name)
-        matching = [prefix for prefix in self._layout.prefixes if name.startswith(prefix)]
-        name = name[len(max(matching, key=len)) :] if matching else name
-        for old, new in self._layout.renamed.items():
-            if name.startswith(old):
-                return new + name[len(old) :]
-        return name
-
-    def name(self, name: str) -> str | None:
-        """Return the checkpoint's name of a tensor; None if it does not have it."""
-        return self._names.get(name)
-
-    def use(self, name: str, *shapes: _Shape) -> _Read:
-        """Return a function that reads a tensor, and record whether it is missing or has none of the shapes."""
-        full = self._names.get(name)
-        if full is None:
-            head = self._layout.names["head"]
-            prefix = self._layout.prefixes[0] if self._layout.prefixes and not name.startswith(head) else ""
-            self.missing.add(prefix + name)
-            return lambda: np.zeros(shapes[0], np.float32)
-        self._used.add(full)
-        if self.source.shape(full) not in shapes:
-            self.misshapen[full] = shapes[0]
-        return lambda: self.source.read(full)
-
-    def rows(self, name: str) -> Callable[[int, int], Array] | None:
-        """Return a function that reads some rows of a matrix; None if the checkpoint does not have it."""
-        full = self._names.get(name)
-        return None if full is None else functools.partial(self.source.read_rows, full)
-
-    def discard(self, name: str) -> None:
-        """Record a tensor, if there is one, as known although the decoder does not need it."""
-        if (full := self._names.get(name)) is not None:
-            self._used.add(full)
-
-    def left(self) -> set[str]:
-        """Return the names of tensors that are neither used nor ignored."""
-        return self._left | (set(self._names.values()) - self._used - self.ignored())
-
-    def ignored(self) -> set[str]:
-        """Return the names of tensors that the decoder does not need, as the layout says."""
-        patterns = [re.compile(pattern) for pattern in self._layout.ignored]
-        return {
-            full
-            for bare, full in self._names.items()
-            if any(p.match(name) for p in patterns for name in (re.sub(WRAPPERS, "", full), bare))
-        }
 
 
 class _Conversion:
@@ -171,7 +95,7 @@ class _Conversion:
         self._config = config
         self._layout = layout
         self._equalize = equalize and config.gated
-        self.stored = _Stored(layout, source)
+        self.stored = StoredTensors(layout, source)
         self.weights: list[Weight] = []
 
     def run(self) -> None:
@@ -207,11 +131,13 @@ class _Conversion:
         shape = self._config.vocabulary, self._config.hidden
         part = "embed"
         if self._config.tied:
-            names = [f"{self._layout.names[name]}.weight" for name in ("embed", "head")]
-            if self.stored.name(names[0]) is None and self.stored.name(names[1]) is not None:
+            embed, head = (f"{self._layout.names[name]}.weight" for name in ("embed", "head"))
+            if self.stored.name(embed) is not None:
+                self.stored.discard(head)
+            elif self.stored.name(head) is not None:
                 part = "head"
             else:
-                self.stored.discard(names[1])
+                self.stored.missing.add(head)  # either of the two would do
         self._matrix("embed", part, None, shape)
         if self._config.tied and self._has_bias("head"):
             self._add("embed.bias", shape[:1], self._bias("head", shape[0]))
@@ -339,7 +265,7 @@ class _Conversion:
             has_bias = self._has_bias("gate") or self._has_bias("up")
             gate_bias, up_bias = (self._bias_or_zeros(part, inner, i) for part in ("gate", "up"))
         if self._equalize:
-            factors = _Factors(up, down)
+            factors = Factors(up, down)
             up, up_bias, down = factors.up(up), factors.up(up_bias), factors.down
         rows = gate_up_rows(inner)
         self._add(f"{i}.gate_up", (rows, hidden), lambda: _interleave([gate(), up()]), matrix=True)
@@ -388,8 +314,11 @@ class _Conversion:
         return (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
 
     def _bias(self, part: str, width: int, i: int | None = None) -> _Read:
-        """Return a function that reads a part's bias."""
-        return self.stored.use(f"{self._layout.names[part]}.bias".replace("{i}", str(i)), (width,))
+        """Return a function that reads a part's bias; if the layout leaves it open, zeros for a layer without one."""
+        name = f"{self._layout.names[part]}.bias".replace("{i}", str(i))
+        if self._layout.biases is None and self.stored.name(name) is None:
+            return _zeros(width)
+        return self.stored.use(name, (width,))
 
     def _bias_or_zeros(self, part: str, width: int, i: int) -> _Read:
         """Return a function that reads a part's bias, or gives zeros for a part without one."""
@@ -399,51 +328,13 @@ class _Conversion:
         """Return whether a part has a bias, the same in all layers."""
         if self._layout.biases is not None:
             return part in self._layout.biases
+        if part not in self._layout.names:
+            return False
         name = f"{self._layout.names[part]}.bias"
         return any(self.stored.name(name.replace("{i}", str(i))) for i in range(len(self._config.layers)))
 
     def _add(self, name: str, shape: _Shape, read: _Read, *, matrix: bool = False) -> None:
         self.weights.append(Weight(name, shape, matrix, read))
-
-
-class _Factors:
-    """Rescales a gated MLP so that it loses less in 8-bit quantization, without changing its results.
-
-    The factor of the gate passes linearly from a row of the up projection to a column of the down projection, so the
-    two may be scaled inversely until their norms are equal (arXiv:1906.04721, section 4.1). The factors are powers of
-    two, which cause no rounding in any floating-point type. They are computed when a tensor is first read.
-
-    Args:
-        up: reads the up projection [I, H].
-        down: reads the down projection [H, I].
-    """
-
-    def __init__(self, up: _Read, down: _Read) -> None:
-        self._up = up
-        self._down = down
-
-    @functools.cached_property
-    def _factors(self) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rows, columns = np.linalg.norm(self._up(), axis=1), np.linalg.norm(self._down(), axis=0)
-            # A row or column of zeros is not scaled.
-            shift = np.nan_to_num(0.5 * np.log2(rows / columns), nan=0.0, posinf=0.0, neginf=0.0)
-        return np.exp2(np.round(shift - shift.mean())).astype(np.float32)
-
-    def up(self, read: _Read) -> _Read:
-        """Return a function that reads the rescaled rows of the up projection, or of its bias."""
-
-        def rescaled() -> Array:
-            values = read()
-            result: Array = values / self._factors.reshape(-1, *[1] * (values.ndim - 1))
-            return result
-
-        return rescaled
-
-    def down(self) -> Array:
-        """Return the rescaled down projection."""
-        result: Array = self._down() * self._factors
-        return result
 
 
 def _zeros(width: int) -> _Read:
@@ -472,4 +363,5 @@ def _interleave(parts: Sequence[Array]) -> Array:
     rows = -(-len(parts[0]) // PANEL_ROWS) * PANEL_ROWS
     filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
     panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
-    return np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
+    both: Array = np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
+    return both

@@ -18,9 +18,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.convert import WRAPPERS
 from runtime.loading.gguf_loading import GgufTensors
 from runtime.loading.model_files import check_files
+from runtime.loading.stored_tensors import WRAPPERS
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_errors import mismatched, named
 

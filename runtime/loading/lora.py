@@ -29,7 +29,7 @@ _log = logging.getLogger("warmstart.load")
 _PREFIX = "base_model.model."  # prefix of every tensor's name in an adapter's file
 _WRAPPERS = re.compile(
     rf"^(?:(?:module|_orig_mod)\.)*({re.escape(_PREFIX)})(?:(?:module|_orig_mod)\.)*"
-)  # as in ``WRAPPERS`` of ``runtime.loading.convert``
+)  # as in ``WRAPPERS`` of ``runtime.loading.stored_tensors``
 
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias"}
 _READ |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}

@@ -11,6 +11,7 @@ from runtime.model.families.family import Description, Family
 from runtime.model.families.gpt import GPT2_OPTIONS, MASKS
 from runtime.model.families.llama import OUT, QKV, layout, optional_biases
 from runtime.model.families.options import Options, activation, alternating, decoder, one_rotation, windows
+from runtime.model.families.rotary import rotation
 
 _NORMS = ("attention_norm", "mlp_norm", "final_norm")
 
@@ -49,7 +50,7 @@ def _gpt_neox(options: Options) -> Description:
 
 
 def _gptj(options: Options) -> Description:
-    width, head_dim = options["rotary_dim"], options["hidden_size"] // options["num_attention_heads"]
+    width = options["rotary_dim"]
     if not width:
         raise UnsupportedDecoder(f"rotary_dim={width}")
     config = decoder(
@@ -62,7 +63,7 @@ def _gptj(options: Options) -> Description:
         gated=False,
         parallel=True,
         shared_norm=True,
-        rotations=(one_rotation({**options, "partial_rotary_factor": width / head_dim}, part=1.0),),
+        rotations=(rotation({"rope_theta": 10_000.0}, width, options["max_position_embeddings"]),),
     )
     names = {
         "embed": "wte",

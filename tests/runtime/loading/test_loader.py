@@ -188,14 +188,14 @@ open_serving(parse_model_name(sys.argv[1]), "int8", Path(sys.argv[2]), lambda st
 
 def test_a_model_the_decoder_does_not_know_is_refused_before_it_is_read(tmp_path: Path) -> None:
     """The configuration is enough, so that the reference engine is not kept waiting; it can load it."""
-    from transformers import BloomConfig, BloomForCausalLM
+    from transformers import MptConfig, MptForCausalLM
 
-    folder = tmp_path / "bloom"
-    BloomForCausalLM(BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    folder = tmp_path / "mpt"
+    MptForCausalLM(MptConfig(vocab_size=600, d_model=32, n_layers=1, n_heads=2)).save_pretrained(folder)
     train_tokenizer().save_pretrained(folder)
     spec = parse_model_name(str(folder))
     reports: Reports = []
-    with pytest.raises(UnsupportedDecoder, match="Bloom"):
+    with pytest.raises(UnsupportedDecoder, match="Mpt"):
         serving(spec, tmp_path / "cache", reports)
     assert "reading weights" not in {stage for stage, _ in reports}
     assert not (tmp_path / "cache").exists()

@@ -286,10 +286,11 @@ def test_every_causal_model_of_transformers_is_described_or_refused() -> None:
         for classes in (None, [model] if isinstance(model, str) else list(model)):
             with contextlib.suppress(UnsupportedDecoder):
                 read_config({**raw, "architectures": classes})
-                described.add(kind)
+                described.add(raw["model_type"])
     assert described == FAMILIES.keys()
 
 
+FACTORS = ("short_factor", "long_factor")
 SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"}
 SIZES |= {"n_embd", "n_layer", "n_head", "n_positions", "num_layers", "num_heads", "ffn_dim", "vocab_size"}
 
@@ -310,3 +311,65 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes(kind: str) -> None:
     ids = config().get_text_config().eos_token_id
     assert configured_end_ids({"model_type": kind}, None) == ids
     assert configured_end_ids({"model_type": kind}, {"eos_token_id": [7]}) == [7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [
+        (
+            "gemma3_text",
+            {"rope_theta": 2e6, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+            | {"sliding_window_pattern": 3},
+        ),
+        ("olmo3", {"rope_theta": 3e5, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000}),
+        ("phi3", {"rope_theta": 2e4, "rope_scaling": {"type": "longrope", **dict.fromkeys(FACTORS, [2.0] * 48)}}),
+        ("phi", {"rope_theta": 2e4, "partial_rotary_factor": 0.375}),
+        ("lfm2", {"block_ff_dim": 100, "tie_embedding": False, "full_attn_idxs": [1, 3]}),
+        ("cohere2", {"sliding_window_pattern": 2}),
+        ("bloom", {"n_embed": 128, "num_attention_heads": 4}),
+        ("gpt2", {"hidden_size": 96, "num_hidden_layers": 3}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 1000, "max_window_layers": 7}),
+    ],
+)
+def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None:
+    """As transformers reads them."""
+    config = transformers.CONFIG_MAPPING[kind]
+    raw = {key: value for key, value in config().to_dict().items() if key not in ("rope_parameters", "layer_types")}
+    newer = {"gpt2": {"n_embd", "n_layer"}, "bloom": {"hidden_size", "n_head"}, "lfm2": {"intermediate_size"}}
+    raw = {key: value for key, value in raw.items() if key not in newer.get(kind, ())} | old
+    assert read_config(raw) == read_config(config(**copy.deepcopy(raw)).to_dict())
+    assert read_config(raw) != read_config(config().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before=False"),
+        ("opt", {"word_embed_proj_dim": 512}, "word_embed_proj_dim=512"),
+        ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2"),
+        ("olmo", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gptj", {"rotary_dim": None}, "rotary_dim"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("gpt_bigcode", {"scale_attn_weights": False}, "scale_attn_weights"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 32}, "chunked_attention"),
+        ("gemma3", {"text_config": {"quantization_config": {"bits": 4}}}, "quantized"),
+        (
+            "phi3",
+            {
+                "max_position_embeddings": 8192,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48} | {"long_factor": [2.0] * 48},
+            },
+            "longrope",
+        ),
+    ],
+)
+def test_options_that_are_not_supported_are_refused_by_name(kind: str, options: dict[str, Any], said: str) -> None:
+    """None is passed over."""
+    raw = transformers.CONFIG_MAPPING[kind]().to_dict() | options
+    with pytest.raises(UnsupportedDecoder, match=said):
+        read_config(raw)

@@ -115,7 +115,7 @@ def test_shapes_are_read() -> None:
     ("raw", "said"),
     [
         ({**LLAMA, "model_type": "qwen2"}, "LlamaForCausalLM"),
-        ({"model_type": "bloom"}, "bloom"),
+        ({"model_type": "mpt"}, "mpt"),
         ({}, "None"),
         ({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantized"),
