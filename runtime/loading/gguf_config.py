@@ -83,9 +83,7 @@ _TOKENIZER = _words(
 )
 
 
-def complete(
-    config: Any, header: GGUFHeader, read: Collection[str], *, whole: Collection[str] = _WHOLE
-) -> None:
+def complete(config: Any, header: GGUFHeader, read: Collection[str], *, whole: Collection[str] = _WHOLE) -> None:
     """Set the values of a GGUF file that are not yet read in a configuration, or refuse the file.
 
     Args:
