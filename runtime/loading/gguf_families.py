@@ -356,7 +356,9 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
     ),
     "olmo2": _Architecture("olmo2", {"hidden_act": "silu"}),
     "phi2": _Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
-    "phi3": _Architecture("phi3", {"hidden_act": "silu"}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}),
+    "phi3": _Architecture(
+        "phi3", {"hidden_act": "silu", "sliding_window": None}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}
+    ),
     "stablelm": _Architecture(
         "stablelm",
         {"hidden_act": "silu"},

@@ -174,7 +174,18 @@ CASES = {
         "phi3",
         "phi3",
         {"sliding_window": None},
-        {RMS: 1e-5, "rope.dimension_count": 16, "rope.scaling.original_context_length": 128},
+        {
+            RMS: 1e-5,
+            "rope.dimension_count": 16,
+            "rope.scaling.original_context_length": 128,
+            "attention.sliding_window": 0,
+        },
+    ),
+    "phi3, windows": Case(
+        "phi3",
+        "phi3",
+        {"sliding_window": 40},
+        {RMS: 1e-5, "rope.dimension_count": 16, "attention.sliding_window": 40},
     ),
     "phi3, partial": Case(
         "phi3",
