@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def form_through_transformers(
         number = "auto" if header is None else torch.float32
         model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
         source = StateDictSource(model.state_dict())
+        layout = replace(layout, biases=None)  # transformers has checked them, and an adapter may add some
         decoder = with_actual_head(decoder, layout, source)
         facts = Facts(
             source=path.name if spec.kind != "hub" else spec.location,

@@ -207,11 +207,13 @@ class _Conversion:
         shape = self._config.vocabulary, self._config.hidden
         part = "embed"
         if self._config.tied:
-            names = [f"{self._layout.names[name]}.weight" for name in ("embed", "head")]
-            if self.stored.name(names[0]) is None and self.stored.name(names[1]) is not None:
+            embed, head = (f"{self._layout.names[name]}.weight" for name in ("embed", "head"))
+            if self.stored.name(embed) is not None:
+                self.stored.discard(head)
+            elif self.stored.name(head) is not None:
                 part = "head"
             else:
-                self.stored.discard(names[1])
+                self.stored.missing.add(head)  # either of the two would do
         self._matrix("embed", part, None, shape)
         if self._config.tied and self._has_bias("head"):
             self._add("embed.bias", shape[:1], self._bias("head", shape[0]))
@@ -388,8 +390,11 @@ class _Conversion:
         return (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
 
     def _bias(self, part: str, width: int, i: int | None = None) -> _Read:
-        """Return a function that reads a part's bias."""
-        return self.stored.use(f"{self._layout.names[part]}.bias".replace("{i}", str(i)), (width,))
+        """Return a function that reads a part's bias; zeros if the checkpoint decides and has it in other layers only."""
+        name = f"{self._layout.names[part]}.bias".replace("{i}", str(i))
+        if self._layout.biases is None and self.stored.name(name) is None:
+            return _zeros(width)
+        return self.stored.use(name, (width,))
 
     def _bias_or_zeros(self, part: str, width: int, i: int) -> _Read:
         """Return a function that reads a part's bias, or gives zeros for a part without one."""
@@ -399,6 +404,8 @@ class _Conversion:
         """Return whether a part has a bias, the same in all layers."""
         if self._layout.biases is not None:
             return part in self._layout.biases
+        if part not in self._layout.names:
+            return False
         name = f"{self._layout.names[part]}.bias"
         return any(self.stored.name(name.replace("{i}", str(i))) for i in range(len(self._config.layers)))
 
@@ -472,4 +479,5 @@ def _interleave(parts: Sequence[Array]) -> Array:
     rows = -(-len(parts[0]) // PANEL_ROWS) * PANEL_ROWS
     filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
     panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
-    return np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
+    both: Array = np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
+    return both

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from runtime.model.tokenizer import Tokenizer
 
 _GENERIC = {"TokenizersBackend", "PythonBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer"}
-_GENERIC_TYPES = [
+_GENERIC_TYPES: tuple[str, ...] = (
     "mistral",
     "ministral",
     "granite",
@@ -27,10 +27,8 @@ _GENERIC_TYPES = [
     "glm4",
     "olmo2",
     "olmo3",
-    "gpt_bigcode",
-    "nemotron",
-    "stablelm",
-]
+)
+_GENERIC_TYPES += ("gpt_bigcode", "nemotron", "stablelm")
 CLASSES = {
     **dict.fromkeys(_GENERIC_TYPES, "TokenizersBackend"),
     **dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer"),

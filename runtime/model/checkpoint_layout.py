@@ -31,7 +31,7 @@ class CheckpointLayout:
         ignored: patterns of tensors that the decoder does not need, matched from the start of the name.
         prefixes: prefixes that all names of the decoder may have or lack, besides those of training wrappers; the first
             is the usual one.
-        biases: parts that have a bias; None if the checkpoint decides, the same for all layers.
+        biases: parts that have a bias; None if those do that have one in any layer of the checkpoint.
         renamed: for beginnings of names in checkpoints of older versions, what they are called in ``names``.
     """
 

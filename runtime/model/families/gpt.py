@@ -50,7 +50,8 @@ def _gpt2(options: Options) -> Description:
 
 def _gpt_bigcode(options: Options) -> Description:
     require(options, scale_attn_weights=True, add_cross_attention=False)
-    heads, order = (1, "blocks") if options["multi_query"] else (options["num_attention_heads"], "heads")
+    heads = 1 if options["multi_query"] else options["num_attention_heads"]
+    order: QKVOrder = "blocks" if options["multi_query"] else "heads"
     return _gpt(options, kv_heads=heads), CheckpointLayout(
         _GPT2_NAMES,
         qkv_order=order,

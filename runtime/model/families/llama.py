@@ -42,7 +42,7 @@ def layout(names: Mapping[str, str] | None = None, *, biases: Iterable[str] = ()
         fields: further fields of ``CheckpointLayout``.
     """
     common = {"prefixes": ("model.",), "ignored": _INVERSE_FREQUENCIES}
-    return CheckpointLayout(**{"names": NAMES | (names or {}), "biases": frozenset(biases), **common, **fields})
+    return CheckpointLayout(**{"names": {**NAMES, **(names or {})}, "biases": frozenset(biases), **common, **fields})
 
 
 def optional_biases(options: Options, **parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def test_a_head_that_is_the_embedding_is_not_stored_twice() -> None:
         ),
         (without(EMBED, HEAD), f"{EMBED} missing"),
         (lambda state: {**state, f"module.{UP}": state[UP].clone()}, f"has no place for module.{UP}"),
-        (lambda state: {}, "and 29 more missing"),
+        (lambda state: {}, "and 30 more missing"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change: Callable[[State], State], said: str) -> None:
@@ -174,7 +174,7 @@ def test_an_mlp_of_zeros_is_not_scaled() -> None:
 
 
 def test_a_layout_without_a_list_of_biases_takes_what_is_there() -> None:
-    """The same in all layers; a bias that is missing beside others of the layer is zeros."""
+    """In all layers, and for all of queries, keys and values; those that are missing are zeros."""
     config, state = llama("llama-3")
     decoder, layout = read_config(config)
     layout = replace(layout, biases=None)
@@ -184,5 +184,5 @@ def test_a_layout_without_a_list_of_biases_takes_what_is_there() -> None:
     assert {name for name in weights if name.endswith("bias")} == {"0.qkv.bias", "1.qkv.bias"}
     assert weights["0.qkv.bias"].sum() == 96
     del state[bias.format(1)]
-    with pytest.raises(ModelUnavailable, match=r"layers\.1\.self_attn\.q_proj\.bias missing"):
-        convert(decoder, layout, StateDictSource(state))
+    weights = {weight.name: weight.read() for weight in convert(decoder, layout, StateDictSource(state))}
+    assert (weights["0.qkv.bias"].sum(), weights["1.qkv.bias"].sum()) == (96, 0)

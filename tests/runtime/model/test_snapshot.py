@@ -17,7 +17,7 @@ from tokenizers import models
 
 from runtime.loading import snapshot_writer
 from runtime.loading.snapshot_writer import Weight, hold, save
-from runtime.model.config import DecoderConfig, LayerConfig
+from runtime.model.config import DecoderConfig, LayerConfig, Rotation
 from runtime.model.packing import Packed, WeightKind, pack, unpack
 from runtime.model.snapshot import DamagedSnapshot, Facts, Snapshot, digest_of, folder_of, open_snapshot
 from runtime.model.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ def test_damage_is_noticed(tmp_path: Path, harm: Any) -> None:
 
 OTHERS: dict[str, Callable[[list[Weight]], list[Weight]]] = {
     "a matrix less": lambda w: [each for each in w if each.name != "0.up"],
-    "a vector less": lambda w: [each for each in w if each.name != "final_norm.bias"],
+    "a vector less": lambda w: [each for each in w if each.name != "final_norm.weight"],
     "a tensor more": lambda w: [*w, replace(w[-1], name="1.attention_norm.weight")],
     "fewer rows": lambda w: [replace(each, shape=(20, 7)) if each.name == "0.qkv" else each for each in w],
     "fewer columns": lambda w: [replace(each, shape=(7, 32)) if each.name == "0.down" else each for each in w],
@@ -182,6 +182,23 @@ def test_tensors_of_another_model_are_damage(tmp_path: Path, change: Callable[[l
 
     folder = made(tmp_path, content=[cut(weight) for weight in change(weights())])
     with pytest.raises(DamagedSnapshot, match=r"is missing or of no use|is not of the model's shape"):
+        open_snapshot(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": (LayerConfig(rotation=0),)}, "refers to rotation 0 of 0"),
+        ({"rotations": (Rotation((1.0,) * 4),)}, "4 rotary frequencies for heads of width 7"),
+        ({"rotations": (Rotation(()),)}, "0 rotary frequencies"),
+        ({"alibi_slopes": (1.0, 0.5)}, "2 ALiBi slopes for 1 heads"),
+    ],
+)
+def test_constants_that_do_not_fit_are_damage(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """Kernels use them as indexes and counts as they are."""
+    folder = folder_of(tmp_path, "a", "identity", "int8")
+    save(folder, replace(facts(), decoder=replace(DECODER, **change)), tokenizer(), weights())
+    with pytest.raises(DamagedSnapshot, match=said):
         open_snapshot(folder)
 
 
