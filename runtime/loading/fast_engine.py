@@ -155,7 +155,7 @@ def make_runner(
     config = snapshot.facts.decoder
     threads = settings.num_threads or usable_cores()
     weights = (f"{snapshot.facts.kind} weights",)
-    found = kernels.host_kernels(settings.cache_dir) if device == "cpu" and native.supports(config) else None
+    found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
         native_runner = native.NativeRunner(
             snapshot, kv_bytes=kv_bytes, max_tokens=settings.max_step_tokens, threads=threads, kernels=found

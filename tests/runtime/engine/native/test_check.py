@@ -151,7 +151,7 @@ def test_scales_and_positions_that_are_missing_are_refused(tiny_gpt2: Path) -> N
         ({"0.down": replace(place, scales=None)}, {}),
         ({}, {"context_length": 129}),
         ({}, {"kv_heads": 3}),
-        ({}, {"layers": 0}),
+        ({}, {"layers": ()}),
     ]
     for places, changes in cases:
         facts = replace(snapshot.facts, decoder=replace(snapshot.facts.decoder, **changes))

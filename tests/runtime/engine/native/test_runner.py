@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from runtime.engine.native import library
-from runtime.engine.native.runner import NativeRunner, supports
+from runtime.engine.native.runner import NativeRunner
 from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
 from runtime.engine.rng import uniform
 from runtime.engine.sequence import Row, Sampled, Sequence
@@ -275,10 +275,3 @@ def test_no_room_for_a_block_is_said(tiny_llama: Path, runner: Open) -> None:
     with pytest.raises(MemoryError):
         runner(tiny_llama, kv_bytes=1000)
 
-
-def test_shapes_that_do_not_fill_registers_are_told_beforehand(tiny_llama: Path, tiny_gpt2: Path) -> None:
-    """Widths must be multiples of sixteen."""
-    config = snapshot_of(tiny_llama, "float32").facts.decoder
-    assert supports(config)
-    for field in ("hidden", "intermediate", "head_dim"):
-        assert not supports(replace(config, **{field: 24}))
