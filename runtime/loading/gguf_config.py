@@ -83,9 +83,7 @@ _TOKENIZER = _words(
 )
 
 
-def complete(
-    config: Any, header: GGUFHeader, read: Collection[str], *, whole: Collection[str] = _WHOLE
-) -> None:
+def complete(config: Any, header: GGUFHeader, read: Collection[str], *, whole: Collection[str] = _WHOLE) -> None:
     """Set the values of a GGUF file that are not yet read in a configuration, or refuse the file.
 
     Args:
@@ -122,6 +120,8 @@ def _set(config: Any, name: str, value: Any) -> bool:
     Raises:
         ModelUnavailable: the model's class does not support the value.
     """
+    if name.endswith("sliding_window") and value == 0:
+        value = None  # llama.cpp's converter writes 0 for a model without windows
     for attribute in _ATTRIBUTES.get(name, ()):
         if hasattr(config, attribute):
             setattr(config, attribute, value)
@@ -131,7 +131,7 @@ def _set(config: Any, name: str, value: Any) -> bool:
     neutral = list(_NEUTRAL.get(name, ()))
     if name == "attention.key_length":
         neutral.append(_head_width(config))
-    if name.endswith("sliding_window") and value >= config.max_position_embeddings:
+    if name.endswith("sliding_window") and (value is None or value >= config.max_position_embeddings):
         neutral.append(value)
     if value not in neutral:
         raise _unsupported(name, value)

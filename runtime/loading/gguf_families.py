@@ -3,7 +3,8 @@
 The options are read by ``runtime.model.families``, so each family is described once. Here is only what GGUF files do
 differently: names of keys and tensors, values that llama.cpp takes for granted (``llama-model.cpp`` and ``src/models``
 there), and rearrangements by its converter (``conversion``): rows of queries and keys for interleaved rotation, joint
-projections in blocks of all queries, keys and values, transposed matrices of GPT-2, and Gemma's 1 in the norms' weights.
+projections in blocks of all queries, keys and values, transposed matrices of GPT-2, and the 1 that is already part of
+Gemma's norms.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _options(header: GGUFHeader, architecture: _Architecture) -> _Options:
         KeyError, TypeError, ValueError: a key is missing or is not a number.
     """
     options: _Options = {"model_type": architecture.family, architecture.norm: None, **architecture.options}
-    keys = _COMMON | architecture.keys
+    keys = {**_COMMON, **architecture.keys}
     for key, name in keys.items():
         value = header.of_model(key)
         if value is not None:
@@ -355,7 +356,9 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
     ),
     "olmo2": _Architecture("olmo2", {"hidden_act": "silu"}),
     "phi2": _Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
-    "phi3": _Architecture("phi3", {"hidden_act": "silu"}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}),
+    "phi3": _Architecture(
+        "phi3", {"hidden_act": "silu", "sliding_window": None}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}
+    ),
     "stablelm": _Architecture(
         "stablelm",
         {"hidden_act": "silu"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progre
         UnsupportedDecoder: the fast decoder does not support the model.
         ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
     """
-    direct = None
+    direct: Callable[[ModelSpec, Path, WeightKind, Progress], Form] | None = None
     if spec.adapter is None and path.suffix.lower() == ".gguf":
         direct = form_from_gguf
     elif spec.adapter is None and path.is_dir() and safetensors_files(path):

@@ -1,6 +1,6 @@
 """Names the parts of a split GGUF file as llama.cpp's ``gguf-split`` does: ``NAME-00001-of-00003.gguf``.
 
-Only names are used here. ``runtime.loading.gguf_loading`` checks from the metadata that the parts belong together.
+Only names are used here. ``runtime.model.gguf_header`` checks from the metadata that the parts belong together.
 """
 
 from __future__ import annotations

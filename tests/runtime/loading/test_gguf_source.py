@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_parts_of_a_split_file_are_one_model(tmp_path: Path) -> None:
     _, source = open_gguf(second)
     assert np.array_equal(source.read("blk.0.ffn_up.weight"), MATRIX)
     second.unlink()
-    with pytest.raises(ValueError, match="split into 3 files, of which model-00002-of-00003.gguf is missing"):
+    with pytest.raises(ValueError, match=r"split into 3 files, of which model-00002-of-00003\.gguf is missing"):
         open_gguf(tmp_path / "model-00001-of-00003.gguf")
 
 
@@ -94,7 +95,10 @@ DAMAGE = {
     "a tensor's dimensions": (lambda c: changed(c, place(c, b"ffn_up.weight"), b"\x09"), "9 dimensions"),
     "a tensor's size": (lambda c: changed(c, place(c, b"ffn_up.weight") + 4, b"\xff" * 6), "ffn_up.weight"),
     "a tensor's width": (lambda c: changed(c, place(c, b"token_embd.weight") + 4, b"\x3f"), "a multiple of Q8_0's 32"),
-    "a tensor's type": (lambda c: changed(c, place(c, b"ffn_up.weight") + 20, b"\x63"), "ffn_up.weight has the type 99"),
+    "a tensor's type": (
+        lambda c: changed(c, place(c, b"ffn_up.weight") + 20, b"\x63"),
+        "ffn_up.weight has the type 99",
+    ),
     "a tensor's position": (lambda c: changed(c, place(c, b"ffn_up.weight") + 24, b"\x20\0"), "overlaps"),
     "a crooked position": (lambda c: changed(c, place(c, b"ffn_up.weight") + 24, b"\x01"), "not at a multiple of 32"),
     "a position far away": (lambda c: changed(c, place(c, b"ffn_up.weight") + 24, b"\xe0" * 8), "truncated"),
@@ -138,13 +142,22 @@ def test_no_damage_causes_another_error(
     file.write_bytes(content[: int(size * len(content))])
     tracemalloc.start()
     try:
-        found, source = open_gguf(file)
-        for name in source.names():
-            assert source.read(name).shape == source.shape(name)
-        read_gguf(found)
-    except (ValueError, UnsupportedDecoder) as error:
-        assert "model.gguf" in str(error) or isinstance(error, UnsupportedDecoder)
+        message = outcome(file)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+    assert "model.gguf" in message
     assert peak < 10_000_000
+
+
+def outcome(file: Path) -> str:
+    """Read everything in a file, and return its name or the message of the error that it causes."""
+    try:
+        header, source = open_gguf(file)
+    except ValueError as error:
+        return str(error)
+    for name in source.names():
+        assert source.read(name).shape == source.shape(name)
+    with contextlib.suppress(UnsupportedDecoder):
+        read_gguf(header)
+    return file.name
