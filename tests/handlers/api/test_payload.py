@@ -162,4 +162,7 @@ def test_a_field_that_the_path_names(model: object) -> None:
     """It may not be in the body too, whatever the body says of it."""
     with pytest.raises(InvalidRequest) as refused:
         _read({"model": "fake"}, json.dumps({"model": model}).encode())
-    assert (refused.value.param, refused.value.message) == ("model", "model: remove this field, the path already has it")
+    assert (refused.value.param, refused.value.message) == (
+        "model",
+        "model: remove this field, the path already has it",
+    )

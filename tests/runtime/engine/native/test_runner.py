@@ -290,4 +290,3 @@ def test_no_room_for_a_block_is_said(tiny_llama: Path, runner: Open) -> None:
     """A budget smaller than one block is refused."""
     with pytest.raises(MemoryError):
         runner(tiny_llama, kv_bytes=1000)
-
