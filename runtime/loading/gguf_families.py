@@ -61,7 +61,7 @@ _Options = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Architecture:
+class Architecture:
     """How an architecture of GGUF files maps to a family.
 
     Args:
@@ -100,7 +100,7 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str]
         UnsupportedDecoder: the decoder does not support the model; the message names the unsupported key or value.
     """
     header = GGUFHeader(_rounded(header.metadata), header.tensors, header.alignment)
-    architecture = _ARCHITECTURES.get(header.architecture)
+    architecture = ARCHITECTURES.get(header.architecture)
     if architecture is None or architecture.family not in FAMILIES:
         raise UnsupportedDecoder(f"GGUF architecture {header.architecture}")
     try:
@@ -121,7 +121,7 @@ def _rounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _options(header: GGUFHeader, architecture: _Architecture) -> _Options:
+def _options(header: GGUFHeader, architecture: Architecture) -> _Options:
     """Return a file's metadata as the options of a ``config.json``.
 
     Raises:
@@ -180,7 +180,7 @@ def _key_heads(header: GGUFHeader, heads: int) -> Any:
     return value
 
 
-def _layout(header: GGUFHeader, architecture: _Architecture, biases: frozenset[str] | None) -> CheckpointLayout:
+def _layout(header: GGUFHeader, architecture: Architecture, biases: frozenset[str] | None) -> CheckpointLayout:
     """Return the names and the arrangement of a file's tensors; of two ways to store a part, the one that it has.
 
     Args:
@@ -298,14 +298,14 @@ def _biases(name: str, tensor: str = "attn_q.bias") -> Callable[[GGUFHeader, _Op
 
 
 _LAYER_NORM = "layer_norm_eps"
-_ARCHITECTURES: Mapping[str, _Architecture] = {
-    "llama": _Architecture("llama", {"hidden_act": "silu"}, _llama_biases, interleaved=True),
-    "qwen2": _Architecture("qwen2", {"hidden_act": "silu", "use_sliding_window": False}),
-    "qwen3": _Architecture(
+ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general.architecture
+    "llama": Architecture("llama", {"hidden_act": "silu"}, _llama_biases, interleaved=True),
+    "qwen2": Architecture("qwen2", {"hidden_act": "silu", "use_sliding_window": False}),
+    "qwen3": Architecture(
         "qwen3", {"hidden_act": "silu", "use_sliding_window": False}, _biases("attention_bias", "attn_output.bias")
     ),
-    "gemma": _Architecture("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
-    "gemma2": _Architecture(
+    "gemma": Architecture("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma2": Architecture(
         "gemma2",
         {
             "hidden_activation": "gelu_pytorch_tanh",
@@ -315,7 +315,7 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         },
         _gemma2,
     ),
-    "gemma3": _Architecture(
+    "gemma3": Architecture(
         "gemma3_text",
         {
             "hidden_activation": "gelu_pytorch_tanh",
@@ -328,8 +328,8 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         },
         _gemma3,
     ),
-    "smollm3": _Architecture("smollm3", {"hidden_act": "silu"}, _smollm3, interleaved=True),
-    "granite": _Architecture(
+    "smollm3": Architecture("smollm3", {"hidden_act": "silu"}, _smollm3, interleaved=True),
+    "granite": Architecture(
         "granite",
         {
             "hidden_act": "silu",
@@ -347,19 +347,19 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         },
         interleaved=True,
     ),
-    "olmo": _Architecture(
+    "olmo": Architecture(
         "olmo",
         {"hidden_act": "silu", "clip_qkv": None},
         interleaved=True,
         norm=_LAYER_NORM,
         names={"attention_norm": None, "mlp_norm": None, "final_norm": None},
     ),
-    "olmo2": _Architecture("olmo2", {"hidden_act": "silu"}),
-    "phi2": _Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
-    "phi3": _Architecture(
+    "olmo2": Architecture("olmo2", {"hidden_act": "silu"}),
+    "phi2": Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
+    "phi3": Architecture(
         "phi3", {"hidden_act": "silu", "sliding_window": None}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}
     ),
-    "stablelm": _Architecture(
+    "stablelm": Architecture(
         "stablelm",
         {"hidden_act": "silu"},
         _stablelm,
@@ -367,35 +367,35 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         partial=True,
         norm=_LAYER_NORM,
     ),
-    "gpt2": _Architecture("gpt2", {"activation_function": "gelu_new"}, rotary=False, norm="layer_norm_epsilon"),
-    "gptneox": _Architecture(
+    "gpt2": Architecture("gpt2", {"activation_function": "gelu_new"}, rotary=False, norm="layer_norm_epsilon"),
+    "gptneox": Architecture(
         "gpt_neox", {"hidden_act": "gelu", "use_parallel_residual": True}, partial=True, norm=_LAYER_NORM
     ),
-    "starcoder": _Architecture(
+    "starcoder": Architecture(
         "gpt_bigcode",
         {"activation_function": "gelu_pytorch_tanh", "multi_query": True},
         rotary=False,
         norm="layer_norm_epsilon",
     ),
-    "starcoder2": _Architecture(
+    "starcoder2": Architecture(
         "starcoder2",
         {"hidden_act": "gelu_pytorch_tanh", "sliding_window": None},
         _biases("use_bias"),
         norm="norm_epsilon",
     ),
-    "bloom": _Architecture(
+    "bloom": Architecture(
         "bloom",
         more=lambda header, options: {"seq_length": options["max_position_embeddings"]},
         rotary=False,
         norm="layer_norm_epsilon",
     ),
-    "falcon": _Architecture("falcon", {"activation": "gelu"}, _falcon, norm="layer_norm_epsilon"),
-    "exaone4": _Architecture("exaone4", {"hidden_act": "silu"}, _exaone4),
-    "ernie4_5": _Architecture("ernie4_5", {"hidden_act": "silu"}, _biases("use_bias"), interleaved=True),
-    "nemotron": _Architecture(
+    "falcon": Architecture("falcon", {"activation": "gelu"}, _falcon, norm="layer_norm_epsilon"),
+    "exaone4": Architecture("exaone4", {"hidden_act": "silu"}, _exaone4),
+    "ernie4_5": Architecture("ernie4_5", {"hidden_act": "silu"}, _biases("use_bias"), interleaved=True),
+    "nemotron": Architecture(
         "nemotron", {"hidden_act": "relu2", "mlp_bias": False}, _llama_biases, partial=True, norm="norm_eps"
     ),
-    "command-r": _Architecture(
+    "command-r": Architecture(
         "cohere",
         {"hidden_act": "silu", "logit_scale": 1.0},
         lambda header, options: {
@@ -405,7 +405,7 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         interleaved=True,
         norm=_LAYER_NORM,
     ),
-    "lfm2": _Architecture(
+    "lfm2": Architecture(
         "lfm2",
         {"block_auto_adjust_ff_dim": False},
         _lfm2,

@@ -66,7 +66,12 @@ def load_engine(
         except UnsupportedDecoder as reason:
             if settings.engine == "fast":
                 raise ModelUnavailable(f"ENGINE=fast cannot run {spec.id}: {reason}") from None
-            _log.info("%s is served by the reference engine; the fast one does not know: %s", spec.id, reason)
+            _log.warning(
+                "%s is served by the reference engine, several times slower and without continuous batching, as "
+                "the fast engine does not support %s",
+                spec.id,
+                reason,
+            )
     if engine is None:
         engine = load_reference(spec, settings, device, progress, metrics, phases)
     progress("warming up", None)

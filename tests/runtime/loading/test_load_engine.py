@@ -40,12 +40,12 @@ async def greedy(engine: Any) -> list[int]:
 
 
 @pytest.fixture
-def bloom(tmp_path: Path) -> Path:
-    """A tiny model of an architecture that the fast decoder does not know."""
-    from transformers import BloomConfig, BloomForCausalLM
+def codegen(tmp_path: Path) -> Path:
+    """A tiny model of an architecture that the fast engine does not support."""
+    from transformers import CodeGenConfig, CodeGenForCausalLM
 
-    folder = tmp_path / "bloom"
-    BloomForCausalLM(BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    folder = tmp_path / "codegen"
+    CodeGenForCausalLM(CodeGenConfig(vocab_size=600, n_embd=32, n_layer=1, n_head=4, rotary_dim=8)).save_pretrained(folder)
     train_tokenizer().save_pretrained(folder)
     return folder
 
@@ -80,20 +80,20 @@ async def test_a_multimodal_model_is_served_as_text(tmp_path: Path) -> None:
 
 
 async def test_a_model_the_decoder_does_not_know_is_served_all_the_same(
-    bloom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    codegen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the reference engine, and the log says why."""
     caplog.set_level(logging.INFO, "warmstart.load")
-    with loaded(bloom, tmp_path, engine="auto") as engine:
+    with loaded(codegen, tmp_path, engine="auto") as engine:
         assert engine.info.engine == "reference"
         assert await greedy(engine)
-    assert "BloomForCausalLM" in caplog.text
+    assert "CodeGenForCausalLM" in caplog.text
 
 
-def test_the_fast_engine_or_none(bloom: Path, tmp_path: Path) -> None:
+def test_the_fast_engine_or_none(codegen: Path, tmp_path: Path) -> None:
     """Who asks for the fast engine alone is told why there is none."""
-    refused = pytest.raises(ModelUnavailable, match=r"ENGINE=fast.*BloomForCausalLM")
-    with refused, loaded(bloom, tmp_path, engine="fast"):
+    refused = pytest.raises(ModelUnavailable, match=r"ENGINE=fast.*CodeGenForCausalLM")
+    with refused, loaded(codegen, tmp_path, engine="fast"):
         pass
 
 
@@ -116,15 +116,15 @@ def test_a_pull_leaves_nothing_to_convert(tiny_llama: Path, tmp_path: Path) -> N
         assert "convert" not in phases.seconds
 
 
-def test_a_pull_proves_that_the_files_load(bloom: Path, tmp_path: Path) -> None:
+def test_a_pull_proves_that_the_files_load(codegen: Path, tmp_path: Path) -> None:
     """Also where there is no snapshot to make."""
     settings = Settings.load(cache_dir=tmp_path / "cache")
-    pull(parse_model_name(str(bloom)), settings)
+    pull(parse_model_name(str(codegen)), settings)
     assert not (tmp_path / "cache").exists()
-    for file in bloom.glob("*.safetensors"):
+    for file in codegen.glob("*.safetensors"):
         file.write_bytes(b"nothing")
     with pytest.raises(ModelUnavailable):
-        pull(parse_model_name(str(bloom)), settings)
+        pull(parse_model_name(str(codegen)), settings)
 
 
 def test_nothing_heavy_is_imported_on_the_way_to_a_first_token(tiny_llama: Path, tmp_path: Path) -> None:

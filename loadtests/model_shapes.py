@@ -1,0 +1,260 @@
+"""Measures the kernels with the shapes of well-known models and random weights: ``python -m loadtests.model_shapes``.
+
+Speed depends on a model's shape, not on its weights, so this needs no download. For each model it prints the size of
+its int8 weights, decoded tokens per second for 1 and 8 sequences with 200 positions in the cache, prompt tokens per
+second, and the share of the memory bandwidth that decoding one sequence reaches. ``--write`` stores the rates for
+``docs/models.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import mmap
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from loadtests.peers.machine import machine_facts
+from loadtests.service import ROOT
+from runtime.engine.native import build
+from runtime.engine.native.runner import NativeRunner
+from runtime.engine.sequence import Row, Sequence
+from runtime.host import usable_cores
+from runtime.model.config import DecoderConfig
+from runtime.model.families import read_config
+from runtime.model.packing import packed_bytes, scale_count
+from runtime.model.snapshot import Facts, Place, Snapshot
+from runtime.model.tensors import matrices, vectors
+from runtime.model.tokenizer import Tokenizer
+from runtime.types import SamplingParams
+
+RATES = ROOT / "loadtests/model_rates.json"
+POSITIONS = 200
+PROMPT = 256
+_LLAMA: Mapping[str, Any] = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "SmolLM2-135M": _LLAMA
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.2-1B": _LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "Qwen3-0.6B": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "gemma-3-270m": {
+        "model_type": "gemma3_text",
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+        "sliding_window": 512,
+        "query_pre_attn_scalar": 256,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "distilgpt2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 6,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 50_257,
+        "tie_word_embeddings": True,
+    },
+    "pythia-410m": {
+        "model_type": "gpt_neox",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "rotary_pct": 0.25,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50_304,
+    },
+    "OLMo-2-0425-1B": {
+        "model_type": "olmo2",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 2048,
+        "vocab_size": 100_352,
+    },
+    "bloom-560m": {
+        "model_type": "bloom",
+        "hidden_size": 1024,
+        "n_layer": 24,
+        "n_head": 16,
+        "vocab_size": 250_880,
+        "tie_word_embeddings": True,
+    },
+    "opt-125m": {
+        "model_type": "opt",
+        "hidden_size": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50_272,
+        "word_embed_proj_dim": 768,
+        "tie_word_embeddings": True,
+    },
+    "LFM2-350M": {
+        "model_type": "lfm2",
+        "hidden_size": 1024,
+        "intermediate_size": 6656,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "conv_L_cache": 3,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        "max_position_embeddings": 2048,
+        "vocab_size": 65_536,
+    },
+}
+
+
+def random_snapshot(config: DecoderConfig) -> Snapshot:
+    """Return a snapshot with random int8 weights in memory."""
+    packed = matrices(config)
+    places: dict[str, Place] = {}
+    end = 0
+    for name, shape in (packed | vectors(config)).items():
+        matrix = name in packed
+        size = packed_bytes(shape[0], shape[1], "int8") if matrix else 4 * math.prod(shape)
+        scales = end + size if matrix else None
+        places[name] = Place(shape, matrix, end, size, scales)
+        end = -(-(end + size + (4 * scale_count(*shape) if matrix else 0)) // 64) * 64
+    buffer = mmap.mmap(-1, end)
+    values = np.frombuffer(buffer, np.uint8)
+    random = np.random.default_rng(0)
+    for name, place in places.items():
+        if place.matrix and place.scales is not None:
+            values[place.offset : place.offset + place.size] = random.integers(1, 256, place.size, np.uint8)
+            scales = values[place.scales : place.scales + 4 * scale_count(*place.shape)].view(np.float32)
+            scales[:] = 1 / (74 * math.sqrt(place.shape[1]))  # so that a product keeps its inputs' size
+        else:
+            values[place.offset : place.offset + place.size].view(np.float32)[:] = 1.0 if "norm" in name else 0.01
+    facts = Facts("random", None, "Random", 0, "int8", config, (0,))
+    return Snapshot(facts, Tokenizer(Backend(BPE()), None, {}), buffer, places, "")
+
+
+def rates(shape: Mapping[str, Any], repeats: int) -> dict[str, float]:
+    """Measure one model.
+
+    Args:
+        shape: the content of its ``config.json``.
+        repeats: steps of each kind; medians are returned.
+
+    Returns:
+        Megabytes of weights, tokens per second by kind of step, and the share of the memory bandwidth.
+    """
+    config, _ = read_config(shape)
+    snapshot = random_snapshot(config)
+    runner = NativeRunner(snapshot, kv_bytes=1 << 30, max_tokens=512, threads=usable_cores())
+    buffer = np.ones(1 << 26, np.float32)  # 256 MiB, more than any cache
+    seconds = _seconds(lambda: runner.read(buffer), repeats)
+    decode = {count: _seconds(partial(runner.step, _rows(count, 1)), repeats) for count in (1, 8)}
+    prompt = _seconds(partial(runner.step, _rows(1, PROMPT)), max(2, repeats // 4))
+    runner.close()
+    megabytes = snapshot.nbytes / 1e6
+    return {
+        "megabytes": round(megabytes),
+        "decode_1": round(1 / decode[1], 1),
+        "decode_8": round(8 / decode[8], 1),
+        "prompt": round(PROMPT / prompt),
+        "bandwidth_share": round((snapshot.nbytes / decode[1]) / (buffer.nbytes / seconds), 2),
+    }
+
+
+def _rows(count: int, tokens: int) -> list[Row]:
+    rows = []
+    for number in range(count):
+        sequence = Sequence((7 + number,) * tokens, SamplingParams(max_new_tokens=1, temperature=0), seed=0)
+        sequence.blocks = list(range(number * 32, number * 32 + 32))
+        rows.append(Row(sequence, POSITIONS if tokens == 1 else 0, [7 + number] * tokens))
+    return rows
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Return the median time of a call in seconds."""
+    call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.model_shapes", description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="by default all")
+    parser.add_argument("--repeats", type=int, default=20, help="steps of each kind; medians are printed")
+    parser.add_argument("--write", action="store_true", help=f"store the rates in {RATES.relative_to(ROOT)}")
+    options = parser.parse_args()
+    build.build()
+    result: dict[str, Any] = {"machine": f"{machine_facts().get('processor', platform.machine())}", "models": {}}
+    result["machine"] += f", {usable_cores()} cores"
+    print("| model | MB | 1 sequence tok/s | 8 sequences tok/s | prompt tok/s | share of bandwidth |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name in options.models:
+        row = result["models"][name] = rates(SHAPES[name], options.repeats)
+        print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+    if options.write:
+        Path(RATES).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
