@@ -21,6 +21,7 @@ from runtime.engine.pytorch.decoder import weights_from_snapshot
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.pytorch.runner import TorchRunner
 from runtime.host import usable_cores
+from runtime.loading import kernels
 from runtime.loading.loader import load, open_serving
 from runtime.model.catalogue import ModelSpec, parse_model_name
 from runtime.model.chat_encoder import ChatEncoder
@@ -62,7 +63,7 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---|")
     exact = 0.0
     for engine, dtype in _PATHS:
-        if engine == "native" and not native.available():
+        if engine == "native" and kernels.host_kernels(settings.cache_dir) is None:
             continue
         logits, close = _open(spec, engine, dtype, settings)
         found = perplexity(ids, logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from runtime.errors import AuditUnavailable
@@ -13,7 +14,7 @@ from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Policy, Reject, Retry
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.logging import log_facts
-from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_facts, request_scope
+from runtime.telemetry.request_scope import UsageCounter, request_facts, request_scope
 from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.events")
@@ -84,7 +85,8 @@ class DeliveryReport:
         self._envelope: Envelope | None = None
         self._usage = UsageCounter()
         self._facts: dict[str, Any] = {}  # ``request_facts`` holds this object; the tracer adds the trace's ids to it
-        request_scope.set(RequestScope(f"events:{reporter.source}", self._usage))
+        # A rate limit's reservation function, if an HTTP request brought the events, stays that of the request.
+        request_scope.set(replace(request_scope.get(), caller=f"events:{reporter.source}", usage=self._usage))
         reporter.in_flight.inc()
 
     def identify(self, envelope: Envelope) -> None:

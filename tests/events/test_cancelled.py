@@ -190,7 +190,7 @@ async def within(errors: Callable[[], AbstractContextManager[None]], call: Corou
 
 
 @pytest.mark.parametrize(
-    "link",
+    "connection",
     [
         redis_connection.RedisConnection(OPTIONS).call,
         partial(within, nats_connection.broker_errors),

@@ -264,7 +264,7 @@ def _submitted(queue: Queue) -> int:
     ("settings", "said"),
     [
         ({"EVENTS_URL": ""}, "EVENTS_URL"),
-        ({"EVENTS_URL": "http://:hunter2@host"}, "EVENTS_URL: begin it with one of nats://"),
+        ({"EVENTS_URL": "http://:hunter2@host"}, "EVENTS_URL: it must begin with one of nats://"),
         ({"EVENTS_URL": "nats://host", "PYTHONPATH": "{hidden}"}, "pip install 'warmstart[nats]'"),
         ({"EVENTS_ACK_SECONDS": "no"}, "EVENTS_ACK_SECONDS"),
     ],

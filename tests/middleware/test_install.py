@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient
 
 import middleware
 from handlers.api.routes import speaks_openai
-from handlers.context import free
+from handlers.context import reserve_unlimited
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
 from middleware.errors import errors_middleware
@@ -37,7 +37,7 @@ def _app(**settings: Any) -> web.Application:
         assert scope.usage is not None
         assert scope.usage.total is None
         assert scope == RequestScope(usage=scope.usage)
-        request_scope.set(RequestScope("caller", scope.usage, free))
+        request_scope.set(RequestScope("caller", scope.usage, reserve_unlimited))
         return web.Response(text=(await request.read()).decode())
 
     app.router.add_route("*", "/", handler)

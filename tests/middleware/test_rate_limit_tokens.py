@@ -99,7 +99,7 @@ async def test_more_tokens_than_there_ever_are() -> None:
         refused = await ask(session, "/complete", {"prompt": "x", "max_new_tokens": 95})
         assert (refused.status, refused.body["code"]) == (400, "exceeds_rate_limit")
         assert "Retry-After" not in refused.headers
-        for part in ("96 tokens", "95 at once", "100 in a minute", "RATE_LIMIT_TOKENS_PER_MINUTE"):
+        for part in ("96 tokens", "95 are allowed at once", "100 per minute", "RATE_LIMIT_TOKENS_PER_MINUTE"):
             assert part in refused.body["detail"]
         assert await tokens_left(session) == 95
 
@@ -182,7 +182,7 @@ async def test_who_computes_pays() -> None:
         first = asyncio.create_task(ask(session, "/complete", asked, X_API_Key=keys[0][0]))
         await until(lambda: engine.open_streams)
         second = asyncio.create_task(ask(session, "/complete", asked, X_API_Key=keys[1][0]))
-        await until(lambda: cache.counts.shared == 1)
+        await until(lambda: cache.counters.shared == 1)
         first.cancel()
         answer = await second
         assert (answer.status, answer.headers["X-Cache"]) == (200, "SHARED")

@@ -13,7 +13,7 @@ from runtime import bench
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
-from tests.support.engines import needs_kernels
+from tests.support.engines import needs_kernels, without_kernels
 from tests.support.soak import soak
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def test_stats_are_whole(kernels: bool, tiny_llama: Path, tmp_path: Path, monkey
     """Every part is measured, through compiled kernels and through torch, and they survive JSON."""
     monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
     if not kernels:
-        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+        without_kernels(monkeypatch)
     found = measured(tiny_llama, dtype="float32", cache_dir=tmp_path, kv_cache_bytes=8 << 20)
     assert set(found["prefill"]) == {16, 64}
     assert set(found["decode"]) == {1, 2, 4, 8, 16, 32}
@@ -51,7 +51,7 @@ def test_perplexity_is_that_of_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not kernels:
-        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+        without_kernels(monkeypatch)
     monkeypatch.setattr(bench, "_READ_BYTES", 1 << 20)
     monkeypatch.setattr(bench, "_WINDOW", 100)
     text = (ROOT / "LICENSE").read_text()[:300]

@@ -16,7 +16,7 @@ import pytest
 from handlers.protocols import Engine
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
-from runtime.engine.native.runner import available
+from runtime.engine.native import library
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as Text
@@ -33,7 +33,7 @@ Load = Callable[..., Any]
 """Loads an engine from a model's name and settings; see the fixture ``load``."""
 
 needs_kernels = pytest.mark.skipif(
-    not available(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
+    not library.usable(), reason="no kernels; install a C++ compiler and run: python -m runtime.engine.native.build"
 )
 
 
@@ -44,6 +44,11 @@ def snapshot_of(folder: Path, kind: WeightKind) -> Snapshot:
 
     facts, tokenizer, weights = serving_form(parse_model_name(str(folder)), folder, kind, lambda stage, share: None)
     return snapshot_writer.hold(facts, tokenizer, weights)
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models load as on a machine without compiled kernels: PyTorch computes."""
+    monkeypatch.setattr("runtime.loading.kernels.host_kernels", lambda cache_dir: None)
 
 
 FOREVER = 1000  # tokens; a request with so many is still running when a test looks

@@ -26,11 +26,6 @@ _LAYER_KINDS = {"attention": 0, "convolution": 1}
 _MAX_BLOCKS = 1 << 26  # ``kMaxBlocks`` of check.h; no model has a context that needs more
 
 
-def available() -> str | None:
-    """Return the instruction set level of the best kernels for this processor; None if there are none."""
-    return next((kernels.level for kernels in library.usable()), None)
-
-
 class NativeRunner:
     """Runs steps with the compiled CPU kernels. Implements ``runtime.engine.sequence.Runner``.
 

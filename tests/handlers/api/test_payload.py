@@ -12,7 +12,7 @@ from handlers.api.routes import ROUTES
 from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
 from runtime.errors import InvalidRequest, UnsupportedMediaType
-from runtime.strict_json import DEPTH
+from runtime.strict_json import DEFAULT_MAX_DEPTH
 
 JSON = "application/json"
 DEEP = 100_000
@@ -76,7 +76,7 @@ BODY_ROUTES = {route.operation: route for route in ROUTES if route.method in ("P
 
 
 def _read(named: dict[str, str], body: bytes | None, content_type: str = JSON, charset: str | None = None) -> Any:
-    return body_payload(named, body, content_type, charset, DEPTH)
+    return body_payload(named, body, content_type, charset, DEFAULT_MAX_DEPTH)
 
 
 def _check_message(message: str) -> None:

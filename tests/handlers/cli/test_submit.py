@@ -154,7 +154,7 @@ def test_many_messages(fake: FakeSubmitter, feed: Any, capsys: pytest.CaptureFix
 
 def test_many_are_waited_for_together(fake: FakeSubmitter, feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Up to a bound; none is sent before there is room."""
-    fake.pause = 0.01
+    fake.pause = 0.2  # long enough to read many lines meanwhile
     fake.reply = lambda envelope: [Reply("result", envelope.data)]
     feed(b"".join(b'{"n": %d}\n' % number for number in range(300)))
     assert submit(URL, "health") == 0

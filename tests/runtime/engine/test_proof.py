@@ -18,9 +18,12 @@ import torch
 from runtime.engine.engine import FastEngine
 from runtime.host import resident_memory
 from runtime.types import Job, SamplingParams, Token
-from tests.support.engines import Load, needs_kernels
+from tests.support.engines import Load, needs_kernels, without_kernels
 from tests.support.fakes import until
-from tests.support.soak import soak
+from tests.support.family_models import CASES as FAMILY_CASES
+from tests.support.family_models import random_model
+from tests.support.models import train_tokenizer
+from tests.support.soak import SOAK, soak
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (ROOT / "loadtests/quality.txt").read_text().split()
@@ -91,7 +94,7 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
     name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
     settings = dict(settings)
     if not settings.pop("kernels", True):
-        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+        without_kernels(monkeypatch)
     alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
     engine: FastEngine = load(
         name, **settings, token_budget=40, max_step_tokens=64, max_batch=16, kv_cache_bytes=64 << 20
@@ -115,6 +118,55 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
     assert not different
 
 
+_ONE_OF_EACH = {family: case for case, (family, _) in reversed(FAMILY_CASES.items())}.values()
+PROVEN = list(FAMILY_CASES if SOAK else _ONE_OF_EACH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernels", [pytest.param(True, marks=needs_kernels, id="native"), pytest.param(False, id="torch")]
+)
+@pytest.mark.parametrize("case", PROVEN)
+async def test_every_family_is_the_same_alone_and_among_others(
+    case: str, kernels: bool, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast engine serves the family, greedily with transformers' tokens; and alone, or beside other requests with
+    preemption, chunks, prefix hits and drafts, tokens and log-probabilities are identical to the last bit.
+    """
+    if not kernels:
+        without_kernels(monkeypatch)
+    family, options = FAMILY_CASES[case]
+    folder = tmp_path / "model"
+    model = random_model(family, options | {"vocab_size": 600})
+    model.save_pretrained(folder)
+    train_tokenizer().save_pretrained(folder)
+    settings: dict[str, Any] = {"dtype": "float32", "engine": "fast", "num_threads": 1}
+    alone_engine = load(folder, **settings, speculate_tokens=0, prefix_cache_bytes=0)
+    engine = load(folder, **settings, token_budget=20, max_step_tokens=32, max_batch=4, prefix_cache_bytes=1 << 20)
+    assert engine.info.engine == ("native" if kernels else "torch")
+    dice = random.Random(22)
+    limit = engine.info.context_length - 12
+    jobs = []
+    for number in range(soak(40, 8)):
+        prompt = tuple(dice.choices(range(3, 500), k=dice.randint(1, limit)))
+        if number % 2 and len(jobs[-1].token_ids) > 16:
+            prompt = jobs[-1].token_ids[:16] + prompt[: limit - 16]
+        params = SamplingParams(
+            max_new_tokens=12, temperature=dice.choice([0.0, 0.9]), seed=number, logprobs=2, min_new_tokens=12
+        )
+        jobs.append(Job(prompt, params, background=number % 4 == 3))
+    alone = [await answer(alone_engine, [job]) for job in jobs]
+    assert await asyncio.gather(*(answer(engine, [job]) for job in jobs)) == alone
+    for job, (tokens,) in zip(jobs, alone, strict=True):
+        if job.params.temperature == 0:
+            text = torch.tensor([[*job.token_ids, *(token.id for token in tokens)]])
+            with torch.inference_mode():
+                expected = model(text).logits[0, len(job.token_ids) - 1 : -1].log_softmax(-1)
+            chosen = expected[range(len(tokens)), [token.id for token in tokens]]
+            assert [token.logprob for token in tokens] == pytest.approx(chosen.tolist(), abs=2e-3)
+            assert torch.all(expected.max(-1).values - chosen < 1e-4)  # but for ties it is the most likely
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "settings"),
@@ -134,7 +186,7 @@ async def test_requests_that_are_interrupted_are_the_same_as_alone(
     name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
     settings = dict(settings)
     if not settings.pop("kernels", True):
-        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+        without_kernels(monkeypatch)
     alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
     engine: FastEngine = load(
         name, **settings, token_budget=40, max_step_tokens=64, max_batch=4, prefix_cache_bytes=100_000

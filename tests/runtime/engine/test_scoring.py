@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from runtime.types import Job, SamplingParams, Token
-from tests.support.engines import Load, needs_kernels
+from tests.support.engines import Load, needs_kernels, without_kernels
 
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -61,12 +61,12 @@ async def test_scores_are_those_of_transformers(
     """In float32 each token of a text has the log-probability that one pass of transformers over it all gives it."""
     settings = dict(settings)
     if not settings.pop("kernels", True):
-        monkeypatch.setattr("runtime.engine.native.runner.available", lambda: None)
+        without_kernels(monkeypatch)
     name = {"embedded": EMBEDDED, "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
     engine = load(name, dtype="float32", **settings)
     oracle: Any
     if model == "embedded":
-        oracle = load(name, dtype="float32", engine="reference")._model
+        oracle = load(name, dtype="float32", engine="reference")._generator._model
     else:
         oracle = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     jobs = texts(6, prompt=50, text=70)

@@ -45,7 +45,8 @@ def codegen(tmp_path: Path) -> Path:
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
     folder = tmp_path / "codegen"
-    CodeGenForCausalLM(CodeGenConfig(vocab_size=600, n_embd=32, n_layer=1, n_head=4, rotary_dim=8)).save_pretrained(folder)
+    config = CodeGenConfig(vocab_size=600, n_embd=32, n_layer=1, n_head=4, rotary_dim=8)
+    CodeGenForCausalLM(config).save_pretrained(folder)
     train_tokenizer().save_pretrained(folder)
     return folder
 

@@ -30,7 +30,7 @@ async def test_results_go_first(clock: Clock) -> None:
     assert await records.begin("second", "f", "b", 10) == Done(b"2")
     assert await records.begin("first", "f", "a", 10) == Started(0)
     assert len(records) == 3
-    with pytest.raises(RecordsUnavailable, match="3 events are being worked on"):
+    with pytest.raises(RecordsUnavailable, match="3 events are in progress"):
         await records.begin("another", "f", "a", 10)
     assert await records.renew("running", "a", 10)
     await records.release("first", "a")
