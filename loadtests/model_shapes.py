@@ -41,7 +41,7 @@ from runtime.types import SamplingParams
 RATES = ROOT / "loadtests/model_rates.json"
 POSITIONS = 200
 PROMPT = 256
-_LLAMA: Mapping[str, Any] = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+_LLAMA: dict[str, Any] = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "SmolLM2-135M": _LLAMA
@@ -181,8 +181,8 @@ def random_snapshot(config: DecoderConfig) -> Snapshot:
     for name, place in places.items():
         if place.matrix and place.scales is not None:
             values[place.offset : place.offset + place.size] = random.integers(1, 256, place.size, np.uint8)
-            scales = values[place.scales : place.scales + 4 * scale_count(*place.shape)].view(np.float32)
-            scales[:] = 1 / (74 * math.sqrt(place.shape[1]))  # so that a product keeps its inputs' size
+            steps = values[place.scales : place.scales + 4 * scale_count(*place.shape)].view(np.float32)
+            steps[:] = 1 / (74 * math.sqrt(place.shape[1]))  # so that a product keeps its inputs' size
         else:
             values[place.offset : place.offset + place.size].view(np.float32)[:] = 1.0 if "norm" in name else 0.01
     facts = Facts("random", None, "Random", 0, "int8", config, (0,))
