@@ -49,22 +49,6 @@ constexpr bool kUnsignedWeights = true;  // u8 x s8 leaves 128 x sum(activations
 inline Ints dot(Ints acc, Ints weights, int32_t four) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(four));
 }
-#elif defined(__AVX2__)
-constexpr bool kUnsignedWeights = false;
-inline Ints dot(Ints acc, Ints weights, int32_t four) {
-    // |a| x (w with a's sign): neither pair can pass 16 bits, as both stay within +-127.
-    const __m256i a = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(a);
-    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_set1_epi8((char)128);
-    __m256i part[2], sums[2];
-    std::memcpy(part, &weights, 64);
-    std::memcpy(sums, &acc, 64);
-    for (int i = 0; i < 2; i++) {
-        const __m256i w = _mm256_sign_epi8(_mm256_xor_si256(part[i], zero), a);
-        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, w), ones));
-    }
-    std::memcpy(&acc, sums, 64);
-    return acc;
-}
 #else
 constexpr bool kUnsignedWeights = false;
 inline Ints dot(Ints acc, Ints weights, int32_t four) {
@@ -83,13 +67,71 @@ inline V load_as(const uint8_t* from) {
     return v;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr bool kOwnInt8Tile = true;
+
+// The sums of M tokens x P panels with int8 weights. A panel is two registers of eight rows here, written out because
+// the compiler keeps vectors of 64 bytes in memory on this level.
+template <int M, int P>
+inline void tile_int8(const Activations& a, int token, const Matrix& w, int panel, Floats (&total)[M][P]) {
+    const size_t panel_bytes = w.panel_bytes();
+    const uint8_t* data = w.data + panel * panel_bytes;
+    const int8_t* rows = a.quantized + (size_t)token * a.stride;
+    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_set1_epi8((char)128);
+    for (int g = 0; g < a.groups; g++) {
+        __m256i acc[M][P][2];
+        for (int m = 0; m < M; m++)
+            for (int p = 0; p < P; p++) acc[m][p][0] = acc[m][p][1] = _mm256_setzero_si256();
+        const int last = std::min((g + 1) * kGroup, w.columns);
+        for (int k = g * kGroup; k < last; k += 4) {
+            __m256i weights[P][2];
+            for (int p = 0; p < P; p++)
+                for (int half = 0; half < 2; half++) {
+                    const uint8_t* from = data + p * panel_bytes + (size_t)k * kLanes + 32 * half;
+                    weights[p][half] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)from), zero);
+                }
+            for (int m = 0; m < M; m++) {
+                int32_t four;
+                std::memcpy(&four, rows + (size_t)m * a.stride + k, 4);
+                const __m256i x = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(x);
+                // |x| x (w with the sign of x): a pair of products fits 16 bits, as both factors are within +-127.
+                for (int p = 0; p < P; p++)
+                    for (int half = 0; half < 2; half++) {
+                        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights[p][half], x));
+                        acc[m][p][half] = _mm256_add_epi32(acc[m][p][half], _mm256_madd_epi16(pairs, ones));
+                        asm volatile("" : "+x"(acc[m][p][half]));  // token by token, or the registers do not suffice
+                    }
+            }
+        }
+        for (int p = 0; p < P; p++)
+            for (int half = 0; half < 2; half++) {
+                const __m256 scale =
+                    _mm256_loadu_ps(w.scales + ((size_t)(panel + p) * a.groups + g) * kLanes + 8 * half);
+                for (int m = 0; m < M; m++) {
+                    const __m256 step = _mm256_set1_ps(a.scales[(size_t)(token + m) * a.groups + g]);
+                    const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[m][p][half]), scale);
+                    float* sum = (float*)&total[m][p] + 8 * half;
+                    _mm256_storeu_ps(sum, _mm256_fmadd_ps(value, step, _mm256_loadu_ps(sum)));
+                }
+            }
+        asm volatile("" : : "r"(total) : "memory");  // keeps the sums in memory, and so the registers for `acc`
+    }
+}
+#else
+constexpr bool kOwnInt8Tile = false;
+template <int M, int P>
+inline void tile_int8(const Activations&, int, const Matrix&, int, Floats (&)[M][P]) {}
+#endif
+
 // One tile: M tokens x P panels, written to out[token][panel * 16 ...], or added to it, times `add`, if that is not 0.
 template <int M, int P, int K>
 inline void tile(const Activations& a, int token, const Matrix& w, int panel, float* out, int stride, float add) {
     const size_t panel_bytes = w.panel_bytes();
     const uint8_t* data = w.data + panel * panel_bytes;
     Floats total[M][P] = {};
-    if constexpr (K == kInt8) {
+    if constexpr (K == kInt8 && kOwnInt8Tile) {
+        tile_int8<M, P>(a, token, w, panel, total);
+    } else if constexpr (K == kInt8) {
         const int8_t* rows = a.quantized + (size_t)token * a.stride;
         for (int g = 0; g < a.groups; g++) {
             Ints acc[M][P];
