@@ -84,6 +84,7 @@ def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
         "stage": status.stage,
         "progress": status.progress,
         "error": status.error,
+        "engine": None if status.info is None else status.info.engine,
         "memory_bytes": status.memory_bytes,
         "reserved_bytes": status.reserved_bytes,
         "last_used": status.last_used,

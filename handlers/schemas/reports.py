@@ -73,6 +73,11 @@ class ModelEntry(LazyModel):
     stage: str | None = Field(None, description="Current stage of the load.")
     progress: float | None = Field(None, description="Progress of that stage, from 0 to 1.")
     error: str | None = Field(None, description="Error of the last load, if it failed.")
+    engine: str | None = Field(
+        None,
+        description="native (compiled kernels), torch, or reference: transformers' own generation, which serves models "
+        "that the fast engine does not support, several times slower; null if the model is not loaded.",
+    )
     memory_bytes: int = Field(description="Memory in use: weights, and the keys and values written so far.")
     reserved_bytes: int | None = Field(
         None, description="Memory reserved: weights and the maximum of keys and values; null if not yet known."

@@ -58,6 +58,7 @@ async def test_answer(state: ModelState) -> None:
                 "stage": None,
                 "progress": None,
                 "error": None,
+                "engine": "fake",
                 "memory_bytes": 0,
                 "reserved_bytes": None,
                 "last_used": None,
