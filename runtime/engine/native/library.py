@@ -27,8 +27,8 @@ class Tensor(Structure):
     )
 
 
-class Rotation(Structure):
-    """Rotary position embeddings of some layers."""
+class RotaryTable(Structure):
+    """Rotary position embeddings of some layers, the counterpart of ``Rotation`` in layout.h."""
 
     _fields_ = (("frequencies", c_void_p), ("count", c_uint64), ("factor", c_float))
 
@@ -137,7 +137,8 @@ def check(functions: ctypes.CDLL, status: int) -> None:
 
 def layout() -> list[int]:
     """Return each shared structure's size and field offsets in bytes, in the order of ``kLayout`` in layout.h."""
-    structures = [np.dtype(shared) for shared in (Tensor, Rotation, Layer, Config)] + [CHOICE, CHOSEN, np.dtype(Step)]
+    shared = [np.dtype(structure) for structure in (Tensor, RotaryTable, Layer, Config)]
+    structures = [*shared, CHOICE, CHOSEN, np.dtype(Step)]
     return [number for dtype in structures for number in (dtype.itemsize, *_offsets(dtype))]
 
 

@@ -227,9 +227,9 @@ class NativeRunner:
     def _rotations(self, config: DecoderConfig) -> int | None:
         count = len(config.rotations)
         arrays = [np.array(rotation.frequencies, np.float32) for rotation in config.rotations]
-        rotations = (library.Rotation * count)(
+        rotations = (library.RotaryTable * count)(
             *(
-                library.Rotation(self._address(array), array.size, rotation.factor)
+                library.RotaryTable(self._address(array), array.size, rotation.factor)
                 for array, rotation in zip(arrays, config.rotations, strict=True)
             )
         )
