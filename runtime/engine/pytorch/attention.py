@@ -146,8 +146,8 @@ def _in_pieces(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, softcap: float = 0
     rows, kv_heads, queries, size = q.shape
     pieces = k.shape[2] // PIECE
     if rows * kv_heads * pieces == 1:  # a single product, which libraries split among threads in another way
-        twice = _in_pieces(*(x.expand(2, *x.shape[1:]).contiguous() for x in (q, k, v, bias)), softcap)
-        return twice[:1]
+        q, k, v, bias = (x.expand(2, *x.shape[1:]).contiguous() for x in (q, k, v, bias))
+        return _in_pieces(q, k, v, bias, softcap)[:1]
     split = (rows, kv_heads, pieces)
     each = q[:, :, None].expand(*split, queries, size).reshape(-1, queries, size)  # [B * kv_heads * P, Q, D]
     scores = torch.bmm(each, k.view(-1, PIECE, size).transpose(1, 2)).view(*split, queries, PIECE)
