@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from runtime.backoff import FailurePause
 from runtime.errors import CacheUnavailable
 from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
 from runtime.response_cache.single_flight import SingleFlight, Start
@@ -74,8 +75,7 @@ class ResponseCache:
         self._limit_bytes = limit_bytes
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._monotonic = monotonic
-        self._paused_until = float("-inf")
+        self._pause = FailurePause(PAUSE_SECONDS, monotonic)
         self._lock = threading.Lock()  # guards ``counters``: several event loops may use the cache
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], SingleFlight] = {}
 
@@ -198,7 +198,7 @@ class ResponseCache:
 
     async def _try(self, call: Callable[[], T]) -> T | None:
         """Call the store; return None if the call fails or the store is paused after a failure."""
-        if self._monotonic() < self._paused_until:
+        if self._pause.active:
             return None
         try:
             if not self._store.blocking:
@@ -208,8 +208,8 @@ class ResponseCache:
         except (StoreFailed, TimeoutError) as error:
             self._count(errors=1)
             with self._lock:
-                first = self._monotonic() >= self._paused_until
-                self._paused_until = self._monotonic() + PAUSE_SECONDS
+                first = not self._pause.active
+                self._pause.start()
             if first:
                 reason = str(error) or f"{self._store.name} did not answer within {_STORE_TIMEOUT_SECONDS:g} s"
                 _log.warning("answers are neither read from the cache nor stored for %g s: %s", PAUSE_SECONDS, reason)
@@ -217,7 +217,7 @@ class ResponseCache:
 
     def _unless_paused(self, call: Callable[[], T]) -> T | None:
         # Another call may have failed, and paused the store, while this one waited for a thread.
-        return None if self._monotonic() < self._paused_until else call()
+        return None if self._pause.active else call()
 
     def _count(self, **more: float) -> None:
         with self._lock:
