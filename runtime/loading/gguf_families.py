@@ -21,6 +21,7 @@ from runtime.loading.gguf_config import complete
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families import FAMILIES, read_config
+from runtime.model.families.options import alternating
 from runtime.model.gguf_header import GGUFHeader
 
 _NAMES = {
@@ -231,14 +232,8 @@ def _scalar_of_gemma(large: int) -> Callable[[GGUFHeader, _Options], _Options]:
     return read
 
 
-def _windowed(pattern: int, count: int) -> list[str]:
-    """Return the layers' types where every ``pattern``-th has full attention and the others a sliding window."""
-    return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(count)]
-
-
 def _gemma2(header: GGUFHeader, options: _Options) -> _Options:
-    types = _windowed(2, options["num_hidden_layers"])
-    return {**_scalar_of_gemma(46)(header, options), "layer_types": types}
+    return {**_scalar_of_gemma(46)(header, options), "layer_types": alternating(options, 2)}
 
 
 def _gemma3(header: GGUFHeader, options: _Options) -> _Options:
@@ -246,7 +241,7 @@ def _gemma3(header: GGUFHeader, options: _Options) -> _Options:
     count = options["num_hidden_layers"]
     return {
         **_scalar_of_gemma(62)(header, options),
-        "layer_types": _windowed(6, count) if windowed else ["full_attention"] * count,
+        "layer_types": alternating(options, 6) if windowed else ["full_attention"] * count,
     }
 
 
@@ -260,7 +255,7 @@ def _exaone4(header: GGUFHeader, options: _Options) -> _Options:
     windowed = count == 64 or bool(header.of_model("attention.sliding_window"))  # as llama.cpp tells the 32B model
     if not windowed:
         return {"sliding_window": None, "layer_types": ["full_attention"] * count}
-    return {"sliding_window": 4096, "sliding_window_pattern": "LLLG", "layer_types": _windowed(4, count)}
+    return {"sliding_window": 4096, "sliding_window_pattern": "LLLG", "layer_types": alternating(options, 4)}
 
 
 def _lfm2(header: GGUFHeader, options: _Options) -> _Options:

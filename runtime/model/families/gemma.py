@@ -161,16 +161,13 @@ def _exaone4(options: Options) -> Description:
     config = rms_decoder(
         options,
         windows=windows(options, types),
+        rotated=[sliding is None or kind == "sliding_attention" for kind in types],
         rotations=(one_rotation(options),),
         pre_norm=False,
         post_norm=True,
         qk_norm="head",
     )
-    layers = [
-        layer if sliding is None or kind == "sliding_attention" else replace(layer, rotation=None)
-        for layer, kind in zip(config.layers, types, strict=True)
-    ]
-    return replace(config, layers=tuple(layers)), layout(_POST_NORMS)
+    return config, layout(_POST_NORMS)
 
 
 _GEMMA = {

@@ -10,10 +10,8 @@ from runtime.model.families.family import Description, Family
 from runtime.model.families.llama import OUT, QKV, layout, optional_biases
 from runtime.model.families.options import Options, activation, decoder, one_rotation, require
 
-_NORMS = ("attention_norm", "mlp_norm", "final_norm")
-_ALL_BIASES = frozenset(
-    {"embed_norm", "attention_norm", "mlp_norm", "final_norm", "qkv", "q", "k", "v", "attention_out", "up", "down"}
-)
+NORMS = ("attention_norm", "mlp_norm", "final_norm")
+_ALL_BIASES = frozenset({"embed_norm", *NORMS, "qkv", *QKV, *OUT, "up", "down"})
 MASKS: tuple[str, ...] = (r".*\.(?:attn|attention)\.(?:bias|masked_bias)$",)
 """Patterns of causal masks, saved by older versions of transformers."""
 
@@ -96,10 +94,9 @@ def _opt(options: Options) -> Description:
         "final_norm": "final_layer_norm",
         "head": "lm_head",
     }
-    norms = {"attention_norm", "mlp_norm", "final_norm"}
-    biases = _ALL_BIASES if options["enable_bias"] else norms
+    biases = _ALL_BIASES if options["enable_bias"] else NORMS
     if not options["layer_norm_elementwise_affine"]:
-        names = {name: module for name, module in names.items() if name not in norms}
+        names = {name: module for name, module in names.items() if name not in NORMS}
     return _gpt(options, intermediate=options["ffn_dim"]), CheckpointLayout(
         names, position_offset=2, prefixes=("model.decoder.", "decoder."), biases=frozenset(biases)
     )
@@ -141,7 +138,7 @@ def _starcoder2(options: Options) -> Description:
     )
     names = {"up": "layers.{i}.mlp.c_fc", "down": "layers.{i}.mlp.c_proj"}
     biases = optional_biases(options, use_bias=QKV + OUT + ("up", "down"))
-    return config, layout(names, biases=(*_NORMS, *biases))
+    return config, layout(names, biases=(*NORMS, *biases))
 
 
 def _nemotron(options: Options) -> Description:
@@ -154,7 +151,7 @@ def _nemotron(options: Options) -> Description:
         rotations=(one_rotation(options, part=0.5),),
     )
     biases = optional_biases(options, attention_bias=QKV + OUT, mlp_bias=("up", "down"))
-    return config, layout(biases=(*_NORMS, *biases), norm_offset=1.0)
+    return config, layout(biases=(*NORMS, *biases), norm_offset=1.0)
 
 
 def _gpt(options: Options, **fields: Any) -> DecoderConfig:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.model.checkpoint_layout import CheckpointLayout
-from runtime.model.config import LayerConfig
+from runtime.model.config import DecoderConfig, LayerConfig
 from runtime.model.families.family import Description, Family
 from runtime.model.families.options import Options, activation, decoder, one_rotation, windows
 
@@ -50,7 +50,7 @@ def optional_biases(options: Options, **parts: tuple[str, ...]) -> tuple[str, ..
     return tuple(part for option, names in parts.items() if options.get(option) for part in names)
 
 
-def rms_decoder(options: Options, **fields: Any) -> Any:
+def rms_decoder(options: Options, **fields: Any) -> DecoderConfig:
     """Return a decoder with what this module's families have in common. Arguments as for ``decoder``."""
     common = {"norm": "rms", "norm_epsilon": options["rms_norm_eps"], "gated": True}
     if "activation" not in fields:
@@ -88,13 +88,13 @@ def _smollm3(options: Options) -> Description:
     rotated = options.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]  # 1: with rotation
     sliding = options.get("use_sliding_window") and options.get("sliding_window")
     types = ["full_attention" if with_rotation or not sliding else "sliding_attention" for with_rotation in rotated]
-    config = rms_decoder(options, windows=windows(options, types), rotations=(one_rotation(options, theta=2e6),))
-    layers = [
-        layer if with_rotation else replace(layer, rotation=None)
-        for layer, with_rotation in zip(config.layers, rotated[:count], strict=True)
-    ]
-    biases = optional_biases(options, attention_bias=QKV + OUT, mlp_bias=MLP)
-    return replace(config, layers=tuple(layers)), layout(biases=biases)
+    config = rms_decoder(
+        options,
+        windows=windows(options, types),
+        rotated=rotated[:count],
+        rotations=(one_rotation(options, theta=2e6),),
+    )
+    return config, layout(biases=optional_biases(options, attention_bias=QKV + OUT, mlp_bias=MLP))
 
 
 def _granite(options: Options) -> Description:

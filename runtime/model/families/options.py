@@ -90,16 +90,17 @@ def decoder(options: Options, **fields: Any) -> DecoderConfig:
 
     Args:
         options: the configuration.
-        fields: fields of ``DecoderConfig``. ``windows`` gives each layer's window instead of ``layers``, which then use
-            the first rotation.
+        fields: fields of ``DecoderConfig``. Instead of ``layers``, ``windows`` gives each layer's window, and
+            ``rotated`` whether it uses the first rotation; by default all do.
     """
     heads, head_dim = options["num_attention_heads"], head_width(options)
     rotations = fields.get("rotations", ())
     layer_windows = fields.pop("windows", None) or [0] * options["num_hidden_layers"]
+    rotated = fields.pop("rotated", [bool(rotations)] * len(layer_windows))
     context = options.get("max_position_embeddings") or 0
     layers = tuple(
-        LayerConfig(window=window if window < context else 0, rotation=0 if rotations else None)
-        for window in layer_windows
+        LayerConfig(window=window if window < context else 0, rotation=0 if with_rotation else None)
+        for window, with_rotation in zip(layer_windows, rotated, strict=True)
     )
     common = {
         "layers": layers,

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from runtime.model.checkpoint_layout import CheckpointLayout, QKVOrder
-from runtime.model.config import UnsupportedDecoder
+from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families.family import Description, Family
-from runtime.model.families.gpt import GPT2_OPTIONS, MASKS
+from runtime.model.families.gpt import GPT2_OPTIONS, MASKS, NORMS
 from runtime.model.families.llama import OUT, QKV, layout, optional_biases
 from runtime.model.families.options import Options, activation, alternating, decoder, one_rotation, windows
 from runtime.model.families.rotary import rotation
 
-_NORMS = ("attention_norm", "mlp_norm", "final_norm")
+
+def _layer_norm_decoder(options: Options, **fields: Any) -> DecoderConfig:
+    """Return a decoder with LayerNorm whose options are named as Llama's. Arguments as for ``decoder``."""
+    common = {
+        "norm": "layer",
+        "norm_epsilon": options["layer_norm_eps"],
+        "activation": activation(options["hidden_act"]),
+    }
+    return decoder(options, **common, **fields)
 
 
 def _gpt_neox(options: Options) -> Description:
-    config = decoder(
+    config = _layer_norm_decoder(
         options,
         kv_heads=options["num_attention_heads"],
-        norm="layer",
-        norm_epsilon=options["layer_norm_eps"],
-        activation=activation(options["hidden_act"]),
         gated=False,
         parallel=bool(options["use_parallel_residual"]),
         rotations=(one_rotation(options, part=0.25),),
@@ -38,7 +42,7 @@ def _gpt_neox(options: Options) -> Description:
         "final_norm": "final_layer_norm",
         "head": "lm_head",
     }
-    biases = (*_NORMS, "up", "down", *optional_biases(options, attention_bias=("qkv", "attention_out")))
+    biases = (*NORMS, "up", "down", *optional_biases(options, attention_bias=("qkv", "attention_out")))
     return config, CheckpointLayout(
         names,
         qkv_order="heads",
@@ -87,11 +91,8 @@ def _gptj(options: Options) -> Description:
 
 
 def _phi(options: Options) -> Description:
-    config = decoder(
+    config = _layer_norm_decoder(
         options,
-        norm="layer",
-        norm_epsilon=options["layer_norm_eps"],
-        activation=activation(options["hidden_act"]),
         gated=False,
         parallel=True,
         shared_norm=True,
@@ -106,17 +107,14 @@ def _phi(options: Options) -> Description:
         "down": "layers.{i}.mlp.fc2",
         "final_norm": "final_layernorm",
     }
-    biases = (*_NORMS, *QKV, *OUT, "q_norm", "k_norm", "up", "down", "head")
+    biases = (*NORMS, *QKV, *OUT, "q_norm", "k_norm", "up", "down", "head")
     return config, layout(names, biases=biases)
 
 
 def _stablelm(options: Options) -> Description:
     parallel = bool(options.get("use_parallel_residual"))
-    config = decoder(
+    config = _layer_norm_decoder(
         options,
-        norm="layer",
-        norm_epsilon=options["layer_norm_eps"],
-        activation=activation(options["hidden_act"]),
         gated=True,
         parallel=parallel,
         shared_norm=parallel,
@@ -127,7 +125,7 @@ def _stablelm(options: Options) -> Description:
         "q_norm": "layers.{i}.self_attn.q_layernorm.norms.{h}",
         "k_norm": "layers.{i}.self_attn.k_layernorm.norms.{h}",
     }
-    return config, layout(names, biases=(*_NORMS, *optional_biases(options, use_qkv_bias=QKV)))
+    return config, layout(names, biases=(*NORMS, *optional_biases(options, use_qkv_bias=QKV)))
 
 
 def _falcon(options: Options) -> Description:
@@ -169,7 +167,7 @@ def _falcon(options: Options) -> Description:
         "final_norm": "ln_f",
         "head": "lm_head",
     }
-    biases = (*_NORMS, *optional_biases(options, bias=("qkv", "attention_out", "up", "down")))
+    biases = (*NORMS, *optional_biases(options, bias=("qkv", "attention_out", "up", "down")))
     return config, CheckpointLayout(
         names,
         qkv_order=order,
@@ -183,12 +181,11 @@ def _cohere(options: Options) -> Description:
     """Read Command R or Command R7B (``cohere2``), which rotates only in the layers with a window."""
     second = options["model_type"] == "cohere2"
     types = options.get("layer_types") or alternating(options, options.get("sliding_window_pattern", 4))
-    fields: dict[str, Any] = {"windows": windows(options, types)} if second else {}
-    config = decoder(
+    fields: dict[str, Any] = {}
+    if second:
+        fields = {"windows": windows(options, types), "rotated": [kind == "sliding_attention" for kind in types]}
+    config = _layer_norm_decoder(
         options,
-        norm="layer",
-        norm_epsilon=options["layer_norm_eps"],
-        activation=activation(options["hidden_act"]),
         gated=True,
         parallel=True,
         shared_norm=True,
@@ -197,12 +194,6 @@ def _cohere(options: Options) -> Description:
         rotations=(one_rotation(options, theta=1e4 if second else 5e5),),
         **fields,
     )
-    if second:
-        layers = [
-            layer if kind == "sliding_attention" else replace(layer, rotation=None)
-            for layer, kind in zip(config.layers, types, strict=True)
-        ]
-        config = replace(config, layers=tuple(layers))
     biases = optional_biases(options, attention_bias=QKV + OUT)
     return config, layout(biases=biases, interleaved_rotation=True)
 
