@@ -16,18 +16,18 @@ from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from runtime.engine.token_ids import known_ids
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, with_actual_head
 from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
 from runtime.loading.load_weights import load_weights
+from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.tensor_source import StateDictSource
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
-from runtime.model.end_tokens import end_ids, gguf_end_ids
+from runtime.model.end_tokens import gguf_end_ids
 from runtime.model.families import read_config
 from runtime.model.gguf_header import GGUFHeader, read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
@@ -85,14 +85,15 @@ def form_through_transformers(
         source = StateDictSource(model.state_dict())
         layout = replace(layout, biases=None)  # transformers has checked them, and an adapter may add some
         decoder = with_actual_head(decoder, layout, source)
-        facts = Facts(
-            source=path.name if spec.kind != "hub" else spec.location,
-            revision=path.name if spec.kind == "hub" else None,
+        facts = model_facts(
+            spec,
+            path,
+            kind,
+            decoder,
+            tokenizer,
             architecture=type(model).__name__,
             parameters=sum(p.numel() for p in model.parameters()),
-            kind=kind,
-            decoder=decoder,
-            end_ids=known_ids(end_ids(model.generation_config.eos_token_id, tokenizer), decoder.vocabulary),
+            configured_ends=model.generation_config.eos_token_id,
         )
         return facts, tokenizer, convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
 

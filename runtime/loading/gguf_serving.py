@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.engine.token_ids import known_ids
 from runtime.loading.convert import convert, count_parameters
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
+from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
-from runtime.model.end_tokens import end_ids, gguf_end_ids
+from runtime.model.end_tokens import gguf_end_ids
 from runtime.model.gguf_tokenizer import build_tokenizer
 from runtime.model.packing import WeightKind
 from runtime.model.progress import Progress
@@ -41,13 +41,14 @@ def form_from_gguf(
     tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
     weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
-    facts = Facts(
-        source=file.name if spec.kind != "hub" else spec.location,
-        revision=file.name if spec.kind == "hub" else None,
+    facts = model_facts(
+        spec,
+        file,
+        kind,
+        decoder,
+        tokenizer,
         architecture=architecture,
         parameters=count_parameters(decoder, layout, source),
-        kind=kind,
-        decoder=decoder,
-        end_ids=known_ids(end_ids(gguf_end_ids(header.metadata), tokenizer), decoder.vocabulary),
+        configured_ends=gguf_end_ids(header.metadata),
     )
     return facts, tokenizer, weights

@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.engine.token_ids import known_ids
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, count_parameters, with_actual_head
 from runtime.loading.gguf_serving import form_from_gguf
+from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
 from runtime.loading.safetensors_source import SafetensorsSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
-from runtime.model.end_tokens import end_ids
 from runtime.model.families import FAMILIES, configured_end_ids, read_config
 from runtime.model.load_errors import unavailable
 from runtime.model.packing import WeightKind
@@ -81,13 +80,14 @@ def _from_safetensors(spec: ModelSpec, folder: Path, kind: WeightKind, progress:
     weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
     generation = folder / "generation_config.json"
     configured = json.loads(generation.read_bytes()) if generation.is_file() else None
-    facts = Facts(
-        source=folder.name if spec.kind != "hub" else spec.location,
-        revision=folder.name if spec.kind == "hub" else None,
+    facts = model_facts(
+        spec,
+        folder,
+        kind,
+        decoder,
+        tokenizer,
         architecture=(config.get("architectures") or [FAMILIES[config["model_type"]].architecture])[0],
         parameters=count_parameters(decoder, layout, source),
-        kind=kind,
-        decoder=decoder,
-        end_ids=known_ids(end_ids(configured_end_ids(config, configured), tokenizer), decoder.vocabulary),
+        configured_ends=configured_end_ids(config, configured),
     )
     return facts, tokenizer, weights
