@@ -69,6 +69,7 @@ class Decoder {
           up_width_(c_.gated ? 2 * intermediate_ : intermediate_), vocabulary_width_(padded(c_.vocabulary)),
           layer_start_(cache_layout(c_)), cache_(layer_start_.back()), found_(pool_.threads()),
           scores_(pool_.threads()) {
+        for (int i = 0; i < c_.layers; i++) block_bytes_.push_back(block_bytes(c_, i));
         for (const Rotation& rotation : rotation_) {
             rotation_start_.push_back(angles_width_);
             angles_width_ += 2 * (int)rotation.count;
@@ -100,7 +101,7 @@ class Decoder {
     Status copy_block(int source, int target) {
         if (!within(source, 0, c_.blocks - 1) || !within(target, 0, c_.blocks - 1)) return kBadBlock;
         if (source == target) return kOk;
-        for (int i = 0; i < c_.layers; i++) std::memcpy(block(i, target), block(i, source), block_bytes(c_, i));
+        for (int i = 0; i < c_.layers; i++) std::memcpy(block(i, target), block(i, source), block_bytes_[i]);
         return kOk;
     }
 
@@ -141,7 +142,7 @@ class Decoder {
     }
 
     uint8_t* block(int layer, int block) const {
-        return cache_.get() + layer_start_[layer] + block * ((layer_start_[layer + 1] - layer_start_[layer]) / c_.blocks);
+        return cache_.get() + layer_start_[layer] + block * block_bytes_[layer];
     }
 
     Matrix matrix(const Tensor& t, int rows, int columns) const {
@@ -337,16 +338,17 @@ class Decoder {
         each(s.tokens, [&](int t, int) {
             const float* gate = wide_.get() + (size_t)t * 3 * hidden_ + hidden_;
             float* out = normed_.get() + (size_t)t * hidden_;
-            for (int i = 0; i < hidden_; i += kLanes) {
-                Floats total = weight.bias ? load(weight.bias + i) : Floats{};
-                for (int w = std::max(0, c_.convolution_width - 1 - position_[t]); w < c_.convolution_width; w++) {
-                    const int position = position_[t] - (c_.convolution_width - 1) + w;
-                    const T* cached = block_of<T>(s, layer_index, sequence_[t], position) +
-                                      (size_t)position % kBlockTokens * hidden_;
-                    total += load_kv<T>(cached + i) * load((const float*)weight.data + (size_t)w * hidden_ + i);
-                }
-                store(out + i, total * load(gate + i));
+            for (int i = 0; i < hidden_; i += kLanes)
+                store(out + i, weight.bias ? load(weight.bias + i) : Floats{});
+            for (int w = std::max(0, c_.convolution_width - 1 - position_[t]); w < c_.convolution_width; w++) {
+                const int position = position_[t] - (c_.convolution_width - 1) + w;
+                const T* cached = block_of<T>(s, layer_index, sequence_[t], position) +
+                                  (size_t)position % kBlockTokens * hidden_;
+                const float* taps = (const float*)weight.data + (size_t)w * hidden_;
+                for (int i = 0; i < hidden_; i += kLanes)
+                    store(out + i, load(out + i) + load_kv<T>(cached + i) * load(taps + i));
             }
+            for (int i = 0; i < hidden_; i += kLanes) store(out + i, load(out + i) * load(gate + i));
         });
     }
 
@@ -486,7 +488,7 @@ class Decoder {
     Pool pool_;
     // Padded widths.
     int hidden_, head_dim_, intermediate_, heads_width_, qkv_width_, up_width_, vocabulary_width_;
-    std::vector<size_t> layer_start_;
+    std::vector<size_t> layer_start_, block_bytes_;  // of each layer in the cache
     Pages cache_;  // blocks of keys and values
     std::vector<int> rotation_start_;
     int angles_width_ = 0;
