@@ -30,10 +30,11 @@ from runtime.engine.native import build
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
 from runtime.host import usable_cores
+from runtime.loading.snapshot_writer import Weight, lay_out
 from runtime.model.config import DecoderConfig
 from runtime.model.families import read_config
-from runtime.model.packing import packed_bytes, scale_count
-from runtime.model.snapshot import Facts, Place, Snapshot
+from runtime.model.packing import scale_count
+from runtime.model.snapshot import Facts, Snapshot
 from runtime.model.tensors import matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 from runtime.types import SamplingParams
@@ -167,15 +168,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 def random_snapshot(config: DecoderConfig) -> Snapshot:
     """Return a snapshot with random int8 weights in memory."""
     packed = matrices(config)
-    places: dict[str, Place] = {}
-    end = 0
-    for name, shape in (packed | vectors(config)).items():
-        matrix = name in packed
-        size = packed_bytes(shape[0], shape[1], "int8") if matrix else 4 * math.prod(shape)
-        scales = end + size if matrix else None
-        places[name] = Place(shape, matrix, end, size, scales)
-        end = -(-(end + size + (4 * scale_count(*shape) if matrix else 0)) // 64) * 64
-    buffer = mmap.mmap(-1, end)
+    tensors = packed | vectors(config)
+    weights = [Weight(name, shape, name in packed, lambda: np.empty(0, np.float32)) for name, shape in tensors.items()]
+    places, size = lay_out(weights, "int8")
+    buffer = mmap.mmap(-1, size)
     values = np.frombuffer(buffer, np.uint8)
     random = np.random.default_rng(0)
     for name, place in places.items():

@@ -76,7 +76,7 @@ def save(
             shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        places, size = _lay_out(weights, facts.kind)
+        places, size = lay_out(weights, facts.kind)
         with (partial / WEIGHTS).open("wb") as file:
             digest = _fill(file, weights, places, facts.kind, progress)
         text = tokenizer.to_json().encode()
@@ -94,7 +94,7 @@ def save(
 
 def hold(facts: Facts, tokenizer: Tokenizer, weights: Sequence[Weight]) -> Snapshot:
     """Build a snapshot in this process's memory only. Arguments as for ``save``."""
-    places, size = _lay_out(weights, facts.kind)
+    places, size = lay_out(weights, facts.kind)
     buffer = mmap.mmap(-1, size)
     digest = _fill(buffer, weights, places, facts.kind, lambda share: None)
     content = _content(facts, tokenizer, tokenizer.to_json().encode(), places, size, digest)
@@ -131,8 +131,8 @@ class _Sink(Protocol):
     def write(self, data: Any, /) -> int: ...
 
 
-def _lay_out(weights: Sequence[Weight], kind: WeightKind) -> tuple[dict[str, Place], int]:
-    """Return the position of each tensor in ``weights.bin``, and the file's size in bytes."""
+def lay_out(weights: Sequence[Weight], kind: WeightKind) -> tuple[dict[str, Place], int]:
+    """Return each tensor's position in ``weights.bin``, and the file's size in bytes. Arguments as for ``save``."""
     places, end = {}, 0
 
     def take(size: int) -> int:
