@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from runtime.model.gguf_tokenizer import build_tokenizer
 from runtime.model.load_errors import unavailable
 from runtime.model.packing import WeightKind
 from runtime.model.progress import Progress, bar_class
+from runtime.model.size_limits import check_sizes
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
 
@@ -114,6 +116,8 @@ def _header(path: Path) -> GGUFHeader | None:
 def _config(path: Path, header: GGUFHeader | None) -> Any:
     """Read a model's configuration with transformers, completed with the keys of a GGUF file that it leaves out."""
     folder, source = _source(path)
+    if header is None:
+        check_sizes(json.loads((path / "config.json").read_bytes()))
     config = AutoConfig.from_pretrained(folder, **source)
     if header is not None:
         mappings: Any = GGUF_CONFIG_MAPPING

@@ -23,6 +23,7 @@ from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families import FAMILIES, read_config
 from runtime.model.families.options import alternating
 from runtime.model.gguf_header import GGUFHeader
+from runtime.model.size_limits import check_sizes
 
 _NAMES = {
     "embed": "token_embd",
@@ -137,6 +138,7 @@ def _options(header: GGUFHeader, architecture: Architecture) -> _Options:
             options[name] = _same(key, value)
         elif key in _COMMON:
             raise KeyError(f"{header.architecture}.{key}")
+    check_sizes(options)
     heads, hidden = options["num_attention_heads"], options["hidden_size"]
     options["vocab_size"] = header.tensors["token_embd.weight"].shape[-1]
     options["tie_word_embeddings"] = "output.weight" not in header.tensors

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.model.gguf_split import parts
+from runtime.model.size_limits import check_sizes
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -193,6 +194,11 @@ def _read_content(file: Path, reader: _Reader) -> GGUFHeader:
         raise _DamagedError(f"{str(alignment)[:_SHOWN]!r} is not a power of two")
     start = -(-reader.position // alignment) * alignment
     tensors = {n: TensorPlace(shape, kind, file, start + at) for n, (shape, kind, at) in places.items()}
+    reader.field = "the metadata"
+    try:
+        check_sizes(metadata)
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
     return GGUFHeader(metadata, tensors, alignment)
 
 

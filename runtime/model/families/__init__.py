@@ -16,6 +16,7 @@ from runtime.model.families.gemma import GEMMA
 from runtime.model.families.gpt import GPT
 from runtime.model.families.llama import LLAMA
 from runtime.model.families.parallel import PARALLEL
+from runtime.model.size_limits import check_sizes
 
 FAMILIES: Mapping[str, Family] = {**LLAMA, **GEMMA, **GPT, **PARALLEL}
 """The families by the ``model_type`` of their configurations."""
@@ -34,6 +35,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLay
     if config.get("quantization_config"):
         raise UnsupportedDecoder("weights that are quantized in the checkpoint")
     try:
+        check_sizes(config)
         return family.read(family.options(config))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UnsupportedDecoder(f"an incomplete configuration ({error!r})") from error

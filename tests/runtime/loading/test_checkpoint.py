@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,15 @@ def load(model: Path, folder: Path, files: dict[str, str]) -> Any:
         (folder / name).write_text(content)
     spec = ModelSpec("local", "folder", str(folder))
     return read(spec, folder, "cpu", "float32", lambda stage, fraction: None)[1]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba"])
+def test_a_configuration_with_impossible_sizes_is_refused(kind: str, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """Before anything is allocated, of a model for the fast engine and of one for the reference engine."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_gpt2, folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    config |= {"model_type": kind, "n_layer": 2_000_000_000}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnavailable, match="n_layer is 2000000000, which is above the limit of 10000"):
+        read(ModelSpec("tiny", "folder", str(folder)), folder, "cpu", "float32", lambda stage, share: None)

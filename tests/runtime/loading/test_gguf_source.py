@@ -84,6 +84,10 @@ DAMAGE = {
     "the number of keys": (lambda c: changed(c, 16, b"\xff" * 4), "keys are more than a file of"),
     "a key's length": (lambda c: changed(c, 24, b"\xff" * 8), "in key 1 of"),
     "a value's type": (lambda c: changed(c, place(c, b"llama.block_count"), b"\x63"), "'llama.block_count'.* type 99"),
+    "the number of layers": (
+        lambda c: changed(c, place(c, b"llama.block_count") + 4, b"\xff" * 4),
+        "llama.block_count is 4294967295, which is above the limit of 10000",
+    ),
     "an array's length": (
         lambda c: changed(c, place(c, b"tokenizer.ggml.token_type") + 8, b"\xff" * 7),
         "'tokenizer.ggml.token_type'",
