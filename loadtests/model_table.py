@@ -49,7 +49,7 @@ EXAMPLES: Mapping[str, str] = {
     "olmo3": "OLMo 3",
     "opt": "OPT (not the 350M model)",
     "phi": "Phi-1, Phi-1.5, Phi-2",
-    "phi3": "Phi-3, Phi-4 (LongRoPE within the trained length)",
+    "phi3": "Phi-3, Phi-4 (LongRoPE)",
     "qwen2": "Qwen2, Qwen2.5",
     "qwen3": "Qwen3",
     "seed_oss": "Seed-OSS",
@@ -83,8 +83,8 @@ logits of a dense reference, and bit-identical results alone, in chunks and besi
 transformers' list of causal language models finds each one read or refused with a reason.
 
 **Not in the fast engine**, and refused by it by name: mixtures of experts, state-space models and linear attention
-(Mamba, RWKV, Qwen3-Next), checkpoints with quantized weights, LongRoPE with different divisors for texts beyond the
-trained length, ALiBi in Falcon, OPT 350M.
+(Mamba, RWKV, Qwen3-Next), checkpoints with quantized weights, ALiBi in Falcon (transformers rounds it to bfloat16), OPT
+350M.
 
 """
 

@@ -106,6 +106,12 @@ class Admission:
             self._pool.release(sequence, keep=keep)
         self._blocked = None
 
+    def recompute(self, sequence: Sequence, changes: SchedulingChanges) -> None:
+        """Preempt a sequence that has become a long text: its keys must be computed again, rotated differently."""
+        self._preempt(sequence, changes)
+        sequence.long_text = True
+        self._blocked = None
+
     def _allocate(self, sequence: Sequence, changes: SchedulingChanges) -> bool:
         """Allocate a row and blocks, preempting background sequences if needed. Returns whether that succeeded."""
         if len(self.running) < self._max_rows and self._pool.reserve(sequence):
@@ -118,13 +124,13 @@ class Admission:
         return True
 
     def _preempt(self, sequence: Sequence, changes: SchedulingChanges) -> None:
-        """Preempt a background sequence: release its blocks and requeue it with the tokens that it has."""
+        """Preempt a sequence: release its blocks and requeue it with the tokens that it has."""
         self.running.remove(sequence)
         if sequence.generated:  # otherwise its followers keep waiting for it
             self._promote_follower(sequence)
         self._pool.release(sequence)
         sequence.leader, sequence.computed, sequence.preempted = None, 0, True
-        self.waiting.put_back(sequence)
+        self.waiting.put_back(sequence, background=sequence.background)
         changes.preempted.append(sequence)
 
     def _promote_follower(self, leader: Sequence) -> None:

@@ -16,7 +16,7 @@ BLOCK_TOKENS = 16
 """Positions per KV block in every runner."""
 
 _Key = tuple[int, tuple[int, ...]]  # (id of the chain before the block, the block's token ids)
-_ROOT = 0  # the empty chain
+_ROOT, _LONG_ROOT = 0, 1  # the empty chain, and that of long texts, whose keys are rotated differently
 
 
 class BlockPool:
@@ -40,7 +40,9 @@ class BlockPool:
         self.queries = 0  # prompt tokens looked up
         self.hits = 0  # of those, tokens found in the prefix cache
         self.touched = 0  # highest block ever allocated + 1: the memory that may be resident
-        self._chains = count(_ROOT + 1)  # ids are never reused, so an evicted chain cannot be mistaken for a new one
+        self._chains = count(
+            _LONG_ROOT + 1
+        )  # ids are never reused, so an evicted chain cannot be mistaken for a new one
         self.reset()
 
     def reset(self) -> None:
@@ -112,7 +114,7 @@ class BlockPool:
         for index in range(sequence.num_cached_blocks, sequence.computed // size):
             blocks = sequence.blocks
             block = blocks[index]
-            chain = self._chain[blocks[index - 1]] if index else _ROOT
+            chain = self._chain[blocks[index - 1]] if index else _root(sequence)
             key = (chain, tuple(sequence.tokens[index * size : (index + 1) * size]))
             cached = self._cached.get(key)
             if cached is None:
@@ -146,7 +148,7 @@ class BlockPool:
         if sequence.leader is not None:
             return sequence.leader.blocks[:full_blocks]
         blocks: list[int] = []
-        chain = _ROOT
+        chain = _root(sequence)
         for start in range(0, full_blocks * size, size):
             block = self._cached.get((chain, tuple(tokens[start : start + size])))
             if block is None:
@@ -187,3 +189,7 @@ class BlockPool:
         if key is not None:
             del self._cached[key]
             self._keys[block] = None
+
+
+def _root(sequence: Sequence) -> int:
+    return _LONG_ROOT if sequence.long_text else _ROOT

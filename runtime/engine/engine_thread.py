@@ -141,7 +141,8 @@ class EngineThread:
             self._add_sequences()
             plan = self._scheduler.schedule()
             for sequence in plan.preempted:
-                self._waiting_background.add(self._owners[sequence][0])
+                request, _ = self._owners[sequence]
+                self._waiting(request.background).add(request)
             for sequence in plan.admitted:
                 request, _ = self._owners[sequence]
                 request.started = request.started or time.monotonic()

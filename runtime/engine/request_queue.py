@@ -42,9 +42,9 @@ class RequestQueue(Generic[T]):
         """Append an item to the background queue if ``background``, else to the interactive one."""
         (self.background if background else self.interactive).append(item)
 
-    def put_back(self, item: T) -> None:
-        """Insert a preempted item at the head of the background queue."""
-        self.background.appendleft(item)
+    def put_back(self, item: T, *, background: bool) -> None:
+        """Insert a preempted item at the head of its queue."""
+        (self.background if background else self.interactive).appendleft(item)
 
     def peek(self, *, background: bool) -> T | None:
         """Return the first item of a kind, or None if the other kind is next or the queue is empty."""

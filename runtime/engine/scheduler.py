@@ -61,6 +61,7 @@ class Scheduler:
         eos: token ids that end a sequence.
         speculate: maximum draft tokens per sequence and step; 0 turns speculation off.
         speculate_rows: draft only while at most this many sequences run, because only then are drafts cheap.
+        short_context: number of tokens above which a text uses other rotations, see ``DecoderConfig``; 0 for none.
     """
 
     def __init__(
@@ -73,16 +74,18 @@ class Scheduler:
         eos: frozenset[int],
         speculate: int = 0,
         speculate_rows: int = 1,
+        short_context: int = 0,
     ) -> None:
         if not 1 <= max_rows <= max_tokens:
             raise ValueError(f"{max_rows} rows do not fit a step of {max_tokens} tokens")
-        self.speculation = Speculation(speculate, speculate_rows)
+        self.speculation = Speculation(speculate, speculate_rows, short_context)
         self.preemptions = 0  # number of preemptions
         self._pool = pool
         self._admission = Admission(pool, max_rows)
         self.max_rows = max_rows
         self._max_tokens = max_tokens
         self._token_budget = min(token_budget, max_tokens)
+        self._short_context = short_context
         self._eos = eos
         self._banned = tuple(sorted(eos))
         self._cancelled = False  # whether a sequence was cancelled since the last step
@@ -129,6 +132,7 @@ class Scheduler:
         """
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
+        sequence.long_text = self._is_long(sequence)
         self._admission.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -143,6 +147,8 @@ class Scheduler:
             self._cancelled = False  # reset before the scan, so that a concurrent ``cancel`` is seen by the next step
             self._remove([s for s in (*admission.running, *admission.waiting) if s.cancelled])
         plan = StepPlan()
+        for sequence in [s for s in reversed(admission.running) if not s.long_text and self._is_long(s)]:
+            admission.recompute(sequence, plan)
         rows = plan.rows
         # The partly computed prompt of each kind. There is at most one, since it used up the budget of its step.
         interactive: Sequence | None = None
@@ -211,6 +217,9 @@ class Scheduler:
             self._remove(ended)
         return results
 
+    def _is_long(self, sequence: Sequence) -> bool:
+        return 0 < self._short_context < len(sequence.tokens)
+
     def _append_tokens(self, row: Row, choices: list[Sampled]) -> StepResult:
         """Append the sampled tokens that are valid: up to the first rejected draft or the end of the sequence."""
         sequence, params = row.sequence, row.sequence.params
@@ -274,7 +283,7 @@ class Scheduler:
         for row in rows:
             if not (row.samples and row.sequence.params.forced):
                 continue
-            drafts = row.sequence.forced[:-1][:budget]
+            drafts = row.sequence.forced[:-1][: min(budget, self.speculation.room(row.sequence))]
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)

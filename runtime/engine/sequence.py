@@ -43,6 +43,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # KV blocks in order of position; replaced, never changed in place
     num_cached_blocks: int = 0  # of those, leading blocks in the prefix cache
     cancelled: bool = False
+    long_text: bool = False  # whether its keys are rotated by ``Rotation.long_frequencies``
     preempted: bool = False  # ever preempted: its later prefix cache hits may be its own blocks and do not count
 
     def __post_init__(self) -> None:

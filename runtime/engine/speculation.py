@@ -80,13 +80,15 @@ class Speculation:
     Args:
         limit: maximum draft tokens per sequence and step; 0 turns speculation off.
         rows: draft only while at most this many sequences run, because only then are drafts cheap.
+        short_context: number of tokens above which a text uses other rotations; 0 for none.
     """
 
-    def __init__(self, limit: int, rows: int) -> None:
+    def __init__(self, limit: int, rows: int, short_context: int = 0) -> None:
         self.drafted = 0  # draft tokens
         self.accepted = 0  # of those, accepted tokens, each of which saved a step
         self._limit = limit
         self._rows = rows
+        self._short_context = short_context
         self._drafters: dict[Sequence, Drafter] = {}
 
     def reset(self) -> None:
@@ -96,6 +98,12 @@ class Speculation:
     def remove(self, sequence: Sequence) -> None:
         """Drop the state of a sequence, if there is any."""
         self._drafters.pop(sequence, None)
+
+    def room(self, sequence: Sequence) -> int:
+        """Return how many tokens may be fed ahead: all tokens of a step are rotated for a text of the same length."""
+        if not self._short_context or sequence.long_text:
+            return sequence.params.max_new_tokens
+        return self._short_context - len(sequence.tokens)
 
     def draft(self, rows: Items[Row], max_tokens: int) -> None:
         """Append drafts to rows.
@@ -112,7 +120,7 @@ class Speculation:
             remaining = params.max_new_tokens - sequence.generated
             if row.banned:  # bans apply to all choices of a row, so drafts must not reach beyond ``min_new_tokens``
                 remaining = min(remaining, params.min_new_tokens - sequence.generated)
-            limit = min(remaining - 1, self._limit, budget)
+            limit = min(remaining - 1, self._limit, budget, self.room(sequence))
             if sequence.penalized or sequence.forced or limit < 1:
                 continue
             drafter = self._drafters.get(sequence)

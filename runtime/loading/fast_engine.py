@@ -103,6 +103,7 @@ def load_fast(
         token_budget=settings.token_budget,
         eos=frozenset(facts.end_ids),
         speculate=settings.speculate_tokens,
+        short_context=facts.decoder.short_context,
     )
     chat = ChatEncoder(snapshot.tokenizer)
     level = runner.level if isinstance(runner, native.NativeRunner) else None

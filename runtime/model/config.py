@@ -33,10 +33,15 @@ class Rotation:
     Args:
         frequencies: radians per position of each pair.
         factor: factor of the cosines and sines (YaRN, arXiv:2309.00071, section 3.4).
+        long_frequencies: the frequencies in texts of more than ``short_context`` tokens, for all of their positions
+            (LongRoPE, arXiv:2402.13753); empty if they are the same.
+        short_context: maximum length of a text that uses ``frequencies``; 0 without ``long_frequencies``.
     """
 
     frequencies: tuple[float, ...]
     factor: float = 1.0
+    long_frequencies: tuple[float, ...] = ()
+    short_context: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,11 @@ class DecoderConfig:
         return sum(2 * self.kv_width if layer.kind == "attention" else convolution for layer in self.layers)
 
     @property
+    def short_context(self) -> int:
+        """Number of tokens from which on a text uses other rotations, minus one; 0 if that never happens."""
+        return max((rotation.short_context for rotation in self.rotations), default=0)
+
+    @property
     def up(self) -> str:
         """Name of the matrix that leads into the MLP."""
         return "gate_up" if self.gated else "up"
@@ -162,6 +172,9 @@ class DecoderConfig:
             KeyError, TypeError: a field is missing or unknown.
         """
         layers = tuple(LayerConfig(**layer) for layer in data["layers"])
-        rotations = tuple(Rotation(tuple(item["frequencies"]), item["factor"]) for item in data["rotations"])
+        rotations = tuple(
+            Rotation(**{**item, **{name: tuple(item[name]) for name in ("frequencies", "long_frequencies")}})
+            for item in data["rotations"]
+        )
         slopes = tuple(data["alibi_slopes"])
         return cls(**{**data, "layers": layers, "rotations": rotations, "alibi_slopes": slopes})

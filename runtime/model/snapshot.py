@@ -27,7 +27,7 @@ from runtime.model.packing import Packed, WeightKind, packed_bytes, scale_count
 from runtime.model.tensors import biases, matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 5
+FORMAT = 6
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
@@ -236,6 +236,8 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
             raise DamagedSnapshot(f"a layer refers to rotation {layer.rotation} of {len(decoder.rotations)}")
     if wide := [r for r in decoder.rotations if not 0 < 2 * len(r.frequencies) <= decoder.head_dim]:
         raise DamagedSnapshot(f"{len(wide[0].frequencies)} rotary frequencies for heads of width {decoder.head_dim}")
+    if any(len(r.long_frequencies) != (len(r.frequencies) if r.short_context else 0) for r in decoder.rotations):
+        raise DamagedSnapshot("rotary frequencies of long texts do not match the others")
     if len(decoder.alibi_slopes) not in (0, decoder.heads):
         raise DamagedSnapshot(f"{len(decoder.alibi_slopes)} ALiBi slopes for {decoder.heads} heads")
 

@@ -111,7 +111,9 @@ class DenseDecoder:
     def rotated(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Multiply each pair as a complex number by the rotation of its position."""
         pairs = len(rotation.frequencies)
-        angles = torch.arange(len(x), dtype=torch.float64)[:, None] * torch.tensor(rotation.frequencies).double()
+        long_text = 0 < rotation.short_context < len(x)
+        frequencies = torch.tensor(rotation.long_frequencies if long_text else rotation.frequencies).double()
+        angles = torch.arange(len(x), dtype=torch.float64)[:, None] * frequencies
         turns = torch.polar(torch.full_like(angles, rotation.factor), angles)[:, None]  # [T, 1, pairs]
         turned = torch.complex(x[..., :pairs].contiguous(), x[..., pairs : 2 * pairs].contiguous()) * turns
         return torch.cat([turned.real, turned.imag, x[..., 2 * pairs :]], -1)

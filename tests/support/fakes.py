@@ -340,6 +340,7 @@ class FakeRunner:
         vocabulary: the number of token ids.
         fail: returns a row's error, or None; an exception raised here fails the whole step.
         pause: seconds that a step takes.
+        short_context: number of tokens above which a text's keys and values are others; 0 for none.
     """
 
     blocks: int = 64
@@ -348,6 +349,7 @@ class FakeRunner:
     vocabulary: int = 20
     fail: Callable[[Row], ServiceError | None] = lambda row: None
     pause: float = 0
+    short_context: int = 0
     block_bytes: int = 1
     steps: list[int] = field(default_factory=list)  # the number of tokens of each step
     closed: bool = False
@@ -363,6 +365,8 @@ class FakeRunner:
             known = row.sequence.tokens[row.start :][: len(row.token_ids) - row.drafts]
             assert row.token_ids[: len(row.token_ids) - row.drafts] == known != [], "other tokens than the sequence's"
             assert row.samples == (1 + row.drafts if row.start + len(known) == len(row.sequence.tokens) else 0)
+            lengths = (len(row.sequence.tokens), len(row.sequence.tokens) + row.drafts)
+            assert {row.sequence.long_text} == {0 < self.short_context < length for length in lengths}
             self._read(row, row.start)
         written: dict[int, int] = {}
         for row in rows:
@@ -389,7 +393,10 @@ class FakeRunner:
 
     def _digests(self, row: Row) -> list[int]:
         text = row.sequence.tokens[: row.start] + row.token_ids
-        return list(itertools.accumulate(text, lambda digest, token: zlib.crc32(b"%d" % token, digest), initial=1))[1:]
+        first = 1 + row.sequence.long_text
+        return list(itertools.accumulate(text, lambda digest, token: zlib.crc32(b"%d" % token, digest), initial=first))[
+            1:
+        ]
 
     def _read(self, row: Row, length: int) -> None:
         held = [self._slots.get(self._slot(row, position)) for position in range(length)]
@@ -414,7 +421,7 @@ def check_pool(pool: BlockPool, sequences: Sequence[TextSequence]) -> None:
     assert all(pool._keys[block] is None for block in pool._free)
     assert all(pool._keys[block] is not None for block in pool._idle)
     for sequence in sequences:
-        chain = 0
+        chain = int(sequence.long_text)
         for block in sequence.blocks[: sequence.num_cached_blocks]:
             key = pool._keys[block]
             assert key is not None

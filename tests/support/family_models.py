@@ -106,6 +106,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL, **TIED, "rope_parameters": {**LONG, "long_factor": LONG["short_factor"]}}
         | {"original_max_position_embeddings": 24},
     ),
+    "phi3 with other rotations in long texts": (
+        "Phi3",
+        {**SMALL, "rope_parameters": {**LONG, "long_factor": [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]}}
+        | {"original_max_position_embeddings": 24},
+    ),
     "phi3 within the trained length": (
         "Phi3",
         {**SMALL, "rope_parameters": {**LONG, "short_factor": [2.0] * 4, "long_factor": [3.0] * 4}}

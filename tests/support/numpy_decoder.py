@@ -90,7 +90,9 @@ class _Forward:
             return heads
         rotation = self.config.rotations[index]
         n = len(rotation.frequencies)
-        angles = self.positions[:, None, None] * np.array(rotation.frequencies)
+        long_text = 0 < rotation.short_context < len(self.positions)
+        frequencies = rotation.long_frequencies if long_text else rotation.frequencies
+        angles = self.positions[:, None, None] * np.array(frequencies)
         cos, sin = np.cos(angles) * rotation.factor, np.sin(angles) * rotation.factor
         a, b, rest = heads[..., :n], heads[..., n : 2 * n], heads[..., 2 * n :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ def _descriptions() -> Iterator[tuple[str, DecoderConfig, str]]:
     yield "llama", describe(), NO_BIAS
     yield "llama-biases", describe(intermediate=100, tied=False), f"{ATTENTION}|{MLP}"
     yield "llama-yarn", describe(rotations=(rotation(8, factor=1.2),), attention_scale=0.3), f"{NORM}|{HEAD}"
+    long = replace(rotation(8, factor=1.1), long_frequencies=rotation(8, 50.0).frequencies, short_context=100)
+    yield "phi3-longrope", describe(rotations=(long,)), NO_BIAS
     yield "gpt2", describe(PLAIN, PLAIN, **GPT2, learned_positions=True), f"{NORM}|{ATTENTION}|{MLP}"
     yield "mistral", describe(*[LayerConfig(window=40, rotation=0)] * 2, tied=False), NO_BIAS
     yield "qwen2", describe(heads=6, kv_heads=1), QKV

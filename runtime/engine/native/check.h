@@ -133,6 +133,8 @@ inline Status check(const Config& c) {
         const Rotation& rotation = c.rotations[i];
         if (!within((int64_t)rotation.count, 1, c.head_dim / 2)) return kBadShape;
         if (!readable(rotation.frequencies, rotation.count, rotation.count)) return kBadTensor;
+        if (rotation.long_frequencies && !readable(rotation.long_frequencies, rotation.count, rotation.count))
+            return kBadTensor;
     }
     if (!c.layer || !check_matrix(c.embed, c.kind, c.vocabulary, c.hidden) ||
         !check_norm(c.embed_norm, c.hidden, c.embed_norm.data) || !check_vector(c.final_norm, 1, c.hidden) ||
@@ -157,7 +159,7 @@ inline bool check(const Config& c, const Choice& how) {
 
 inline Status check(const Config& c, const Step& s) {
     if (!within(s.tokens, 1, c.max_tokens) || !within(s.sequences, 1, s.tokens) || !within(s.outputs, 0, s.tokens) ||
-        !within(s.block_count, 1, (int64_t)s.sequences * c.blocks) || !s.ids || !s.starts || !s.at || !s.tables ||
+        !within(s.block_count, 1, (int64_t)s.sequences * c.blocks) || !s.ids || !s.starts || !s.at || !s.long_texts || !s.tables ||
         !s.blocks || (s.outputs && (!s.output_tokens || !s.choices || !s.chosen)))
         return kBadSizes;
     if (s.starts[0] != 0 || s.tables[0] != 0 || s.starts[s.sequences] != s.tokens ||

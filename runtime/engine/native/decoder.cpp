@@ -217,8 +217,12 @@ class Decoder {
     void embed(const Step& s) {
         const Matrix table = matrix(c_.embed, c_.vocabulary, c_.hidden);
         position_.resize(s.tokens);
+        sequence_.resize(s.tokens);
         for (int i = 0; i < s.sequences; i++)
-            for (int t = s.starts[i]; t < s.starts[i + 1]; t++) position_[t] = s.at[i] + t - s.starts[i];
+            for (int t = s.starts[i]; t < s.starts[i + 1]; t++) {
+                position_[t] = s.at[i] + t - s.starts[i];
+                sequence_[t] = i;
+            }
         each(s.tokens, [&](int t, int) {
             float* x = x_.get() + (size_t)t * hidden_;
             embedding(table, s.ids[t], x);
@@ -231,9 +235,11 @@ class Decoder {
             if (c_.embed_norm.data) norm(x, c_.embed_norm, x);
             for (size_t r = 0; r < rotation_.size(); r++) {  // cosines, then sines, of this position's angles
                 const Rotation& rotation = rotation_[r];
+                const bool long_text = s.long_texts[sequence_[t]] && rotation.long_frequencies;
+                const float* frequencies = long_text ? rotation.long_frequencies : rotation.frequencies;
                 float* angles = angles_.get() + (size_t)t * angles_width_ + rotation_start_[r];
                 for (uint64_t i = 0; i < rotation.count; i++) {
-                    const double angle = (float)position_[t] * rotation.frequencies[i];
+                    const double angle = (float)position_[t] * frequencies[i];
                     angles[i] = (float)std::cos(angle) * rotation.factor;
                     angles[rotation.count + i] = (float)std::sin(angle) * rotation.factor;
                 }
@@ -393,10 +399,8 @@ class Decoder {
 
     void plan(const Step& s) {
         task_.clear();
-        sequence_.resize(s.tokens);
         const int group = c_.heads / c_.kv_heads, together = std::max(1, kQueries / group);
         for (int i = 0; i < s.sequences; i++) {
-            for (int t = s.starts[i]; t < s.starts[i + 1]; t++) sequence_[t] = i;
             for (int t = s.starts[i]; t < s.starts[i + 1]; t += together)
                 for (int h = 0; h < c_.kv_heads; h++)
                     task_.push_back({i, h, t, std::min(together, s.starts[i + 1] - t)});

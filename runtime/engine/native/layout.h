@@ -27,6 +27,7 @@ struct Tensor {
 
 struct Rotation {
     const float* frequencies;  // [count] radians per position
+    const float* long_frequencies;  // [count] the same in long texts, or null
     uint64_t count;            // pairs of values that are rotated
     float factor;              // of the cosines and sines
 };
@@ -83,6 +84,7 @@ struct Step {
     const int32_t* ids;            // [tokens]
     const int32_t* starts;         // [sequences + 1] first token of each sequence
     const int32_t* at;             // [sequences] position of its first token
+    const int32_t* long_texts;     // [sequences] whether its tokens use long_frequencies
     const int32_t* tables;         // [sequences + 1] where its blocks begin in `blocks`
     const int32_t* blocks;         // [block_count]
     const int32_t* output_tokens;  // [outputs] tokens behind which to choose, ascending
@@ -96,7 +98,8 @@ constexpr int32_t kLayout[] = {
     sizeof(Tensor), offsetof(Tensor, data), offsetof(Tensor, scales), offsetof(Tensor, bias), offsetof(Tensor,
     data_bytes), offsetof(Tensor, scale_count), offsetof(Tensor, bias_count),
 
-    sizeof(Rotation), offsetof(Rotation, frequencies), offsetof(Rotation, count), offsetof(Rotation, factor),
+    sizeof(Rotation), offsetof(Rotation, frequencies), offsetof(Rotation, long_frequencies),
+    offsetof(Rotation, count), offsetof(Rotation, factor),
 
     sizeof(Layer), offsetof(Layer, kind), offsetof(Layer, window), offsetof(Layer, rotation), offsetof(Layer,
     attention_norm), offsetof(Layer, attention_post_norm), offsetof(Layer, mlp_norm), offsetof(Layer,
@@ -127,7 +130,7 @@ constexpr int32_t kLayout[] = {
 
     sizeof(Step), offsetof(Step, sequences), offsetof(Step, tokens), offsetof(Step, outputs),
     offsetof(Step, block_count), offsetof(Step, ids), offsetof(Step, starts), offsetof(Step, at),
-    offsetof(Step, tables), offsetof(Step, blocks), offsetof(Step, output_tokens), offsetof(Step, choices),
+    offsetof(Step, long_texts),    offsetof(Step, tables), offsetof(Step, blocks), offsetof(Step, output_tokens), offsetof(Step, choices),
     offsetof(Step, chosen), offsetof(Step, logits),
 };
 

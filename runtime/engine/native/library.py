@@ -30,7 +30,12 @@ class Tensor(Structure):
 class RotaryTable(Structure):
     """Rotary position embeddings of some layers, the counterpart of ``Rotation`` in layout.h."""
 
-    _fields_ = (("frequencies", c_void_p), ("count", c_uint64), ("factor", c_float))
+    _fields_ = (
+        ("frequencies", c_void_p),
+        ("long_frequencies", c_void_p),
+        ("count", c_uint64),
+        ("factor", c_float),
+    )
 
 
 class Layer(Structure):
@@ -69,7 +74,7 @@ class Step(Structure):
 
     _fields_ = (
         *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
-        *((n, c_void_p) for n in ("ids", "starts", "at", "tables", "blocks", "output_tokens")),
+        *((n, c_void_p) for n in ("ids", "starts", "at", "long_texts", "tables", "blocks", "output_tokens")),
         *((name, c_void_p) for name in ("choices", "chosen", "logits")),
     )
 

@@ -149,7 +149,8 @@ class NativeRunner:
         self._outputs[:count] = outputs
         if count:
             self._choices[:count] = choices
-        arrays = [np.array(values, np.int32) for values in (starts, [row.start for row in rows], tables, blocks)]
+        ats, long_texts = [row.start for row in rows], [row.sequence.long_text for row in rows]
+        arrays = [np.array(values, np.int32) for values in (starts, ats, long_texts, tables, blocks)]
         step = library.Step(
             len(rows),
             len(ids),
@@ -226,11 +227,15 @@ class NativeRunner:
 
     def _rotations(self, config: DecoderConfig) -> int | None:
         count = len(config.rotations)
-        arrays = [np.array(rotation.frequencies, np.float32) for rotation in config.rotations]
         rotations = (library.RotaryTable * count)(
             *(
-                library.RotaryTable(self._address(array), array.size, rotation.factor)
-                for array, rotation in zip(arrays, config.rotations, strict=True)
+                library.RotaryTable(
+                    self._address(np.array(rotation.frequencies, np.float32)),
+                    self._address(np.array(long, np.float32)) if (long := rotation.long_frequencies) else None,
+                    len(rotation.frequencies),
+                    rotation.factor,
+                )
+                for rotation in config.rotations
             )
         )
         self._keep.append(rotations)

@@ -28,9 +28,9 @@ class Shape:
 
     @property
     def sizes(self) -> list[int]:
-        """Lengths of the packed parts: ids, positions, slots, outputs, samples, then each group's tokens and tables."""
+        """Lengths of the parts: ids, positions, long, slots, outputs, samples, then each group's tokens and tables."""
         groups = [size for rows, width, blocks in self.groups for size in (rows * width, rows * blocks)]
-        return [self.tokens] * 4 + [self.samples, *groups]
+        return [self.tokens] * 5 + [self.samples, *groups]
 
     @property
     def decoding(self) -> bool:
@@ -63,6 +63,7 @@ class BatchPacker:
         """Return the step's shape, and its parts concatenated in the order of ``Shape.sizes``."""
         ids: list[int] = []
         positions: list[int] = []
+        long: list[int] = []  # whether each token is of a long text
         slots: list[int] = []
         samples: list[int] = []
         tiles: dict[int, list[tuple[int, int, list[int]]]] = {}  # width -> (first token, tokens, blocks up to the last)
@@ -72,6 +73,7 @@ class BatchPacker:
             ids += row.token_ids
             fed = range(row.start, row.start + count)
             positions += fed
+            long += [row.sequence.long_text] * count
             slots += [blocks[position // size] * size + position % size for position in fed]
             samples += range(first + count - row.samples, first + count)
             width = next((width for width in self.widths if width >= count), self.widths[-1])
@@ -106,7 +108,7 @@ class BatchPacker:
         slots += [self.spare * size] * (shape.tokens - len(ids))
         flat = np.zeros(sum(shape.sizes), np.int64)
         starts = accumulate(shape.sizes, initial=0)
-        for start, part in zip(starts, [ids, positions, slots, outputs, samples, *parts], strict=False):
+        for start, part in zip(starts, [ids, positions, long, slots, outputs, samples, *parts], strict=False):
             flat[start : start + len(part)] = part
         return shape, flat
 

@@ -35,6 +35,7 @@ class Batch:
     Args:
         ids: [M] token ids.
         positions: [M] positions of the tokens in their sequences.
+        long: [M] whether each token's text uses ``Rotation.long_frequencies``.
         slots: [M] KV cache slots (block x ``BLOCK_TOKENS`` + offset) to write the tokens' keys and values to.
         outputs: [M] index of each token in the concatenated attention outputs of all tile groups.
         samples: [S] indices of the tokens whose logits are needed.
@@ -45,6 +46,7 @@ class Batch:
 
     ids: Tensor
     positions: Tensor
+    long: Tensor
     slots: Tensor
     outputs: Tensor
     samples: Tensor
@@ -90,9 +92,13 @@ class Decoder:
                 if name.endswith(".gate_up"):
                     parts[name] = _halves(parts[name], config.intermediate)
         self._product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
+
+        def frequencies(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
         self._rotations = [
-            (torch.tensor(rotation.frequencies, dtype=torch.float32, device=device), rotation.factor)
-            for rotation in config.rotations
+            (frequencies(r.frequencies), frequencies(r.long_frequencies) if r.long_frequencies else None, r.factor)
+            for r in config.rotations
         ]
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:
@@ -106,7 +112,7 @@ class Decoder:
             [S, V] float32 logits, and [M] whether the last layer's output of each token is finite.
         """
         config = self._config
-        angles = [rotary_angles(batch.positions, *rotation) for rotation in self._rotations]
+        angles = [rotary_angles(batch.positions, batch.long, *rotation) for rotation in self._rotations]
         step = _Step(batch, kv, kv.slot_indices(batch.slots), angles)
         x = self._embedded(batch)  # [M, H]
         for layer in range(len(config.layers)):

@@ -8,17 +8,23 @@ from torch import Tensor
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [M, 1, R] float32 each
 
 
-def rotary_angles(positions: Tensor, frequencies: Tensor, factor: float) -> Angles:
+def rotary_angles(
+    positions: Tensor, long: Tensor, frequencies: Tensor, long_frequencies: Tensor | None, factor: float
+) -> Angles:
     """Compute the cosines and sines of tokens' rotations.
 
     Args:
         positions: [M] positions of the tokens.
+        long: [M] whether each token is of a long text; integers or booleans.
         frequencies: [R] radians per position of each pair.
+        long_frequencies: [R] the same in long texts; None if they are the same.
         factor: factor that cosines and sines are multiplied by.
 
     Returns:
         [M, 1, R] each, float32.
     """
+    if long_frequencies is not None:
+        frequencies = torch.where(long.bool()[:, None, None], long_frequencies, frequencies)
     angles = positions[:, None, None].float() * frequencies
     return angles.cos() * factor, angles.sin() * factor
 

@@ -187,7 +187,7 @@ class TorchRunner:
 
     def _pass(self, shape: Shape, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Run one forward pass over a packed step on the device. This is the part that a CUDA graph captures."""
-        ids, positions, slots, outputs, samples, *parts = torch.split(packed, shape.sizes)
+        ids, positions, long, slots, outputs, samples, *parts = torch.split(packed, shape.sizes)
         groups = [
             (tokens.view(rows, width), tables.view(rows, blocks))
             for (rows, width, blocks), tokens, tables in zip(shape.groups, parts[::2], parts[1::2], strict=True)
@@ -195,7 +195,7 @@ class TorchRunner:
         tiles = {window: [self._tiles(*group, positions, window) for group in groups] for window in self._windows}
         taps = self._config.convolution_width
         history = history_slots(groups, positions, outputs, taps) if taps else None
-        return self._decoder(Batch(ids, positions, slots, outputs, samples, tiles, history), self._kv)
+        return self._decoder(Batch(ids, positions, long, slots, outputs, samples, tiles, history), self._kv)
 
     def _tiles(self, tokens: Tensor, tables: Tensor, positions: Tensor, window: int) -> Tiles:
         return build_tiles(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def rotation(rope: Mapping[str, Any], head_dim: int, context: int) -> Rotation:
     """Return the rotary embedding that parameters describe.
 
     Supported are unscaled frequencies; linearly interpolated ones; those of Llama 3.1 (its reference code); those of
-    YaRN (arXiv:2309.00071); those of LongRoPE (arXiv:2402.13753: a divisor for each frequency) if short and long texts
-    have the same divisors; and dynamic NTK scaling, which changes nothing within the configured context.
+    YaRN (arXiv:2309.00071); those of LongRoPE (arXiv:2402.13753: a divisor for each frequency, others in long texts);
+    and dynamic NTK scaling, which changes nothing within the configured context.
     Intermediate results are rounded to float32 where transformers rounds them, so that late positions agree with it.
 
     Args:
@@ -76,8 +77,7 @@ def rotation(rope: Mapping[str, Any], head_dim: int, context: int) -> Rotation:
     if kind == "yarn":
         return _rotation(_yarn(bases, rope, trained, context), _yarn_factor(rope, trained, context))
     if kind == "longrope":
-        divisors, factor = _longrope(rope, trained, context)
-        return _rotation(np.float32(1) / (divisors * bases), factor)
+        return _longrope(bases, rope, trained, context)
     raise UnsupportedDecoder(f"rotary positions of type {kind}")
 
 
@@ -139,16 +139,16 @@ def _yarn_factor(rope: Mapping[str, Any], trained: int, context: int) -> float:
     return scale(1.0)
 
 
-def _longrope(rope: Mapping[str, Any], trained: int, context: int) -> tuple[_Frequencies, float]:
-    """Return LongRoPE's divisors of the frequencies, and the factor of the cosines and sines."""
-    if context > trained and rope["short_factor"] != rope["long_factor"]:
-        # Cached keys would have to be rotated again when a text grows past the trained length.
-        raise UnsupportedDecoder("longrope with different factors for short and long texts")
-    divisors = np.array(rope["short_factor"], np.float32)
-    if rope.get("attention_factor") is not None:
-        return divisors, float(rope["attention_factor"])
+def _longrope(bases: _Frequencies, rope: Mapping[str, Any], trained: int, context: int) -> Rotation:
+    """Return LongRoPE's rotary embedding. Arguments as for ``_yarn``."""
     factor = _factor(rope, trained, context)
-    return divisors, math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    if rope.get("attention_factor") is not None:
+        scale = float(rope["attention_factor"])
+    short, long = (np.float32(1) / (np.array(rope[f"{name}_factor"], np.float32) * bases) for name in ("short", "long"))
+    if context <= trained or np.array_equal(short, long):
+        return _rotation(short, scale)
+    return replace(_rotation(short, scale), long_frequencies=tuple(long.tolist()), short_context=trained)
 
 
 def _factor(rope: Mapping[str, Any], trained: int, context: int) -> float:

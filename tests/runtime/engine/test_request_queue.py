@@ -22,9 +22,10 @@ def test_interactive_work_goes_first() -> None:
         waiting.pop(background=False, starving=False)
     assert (waiting.peek(background=False), waiting.peek(background=True)) == (None, "q1")
     waiting.pop(background=True, starving=True)
-    waiting.put_back("q1")
-    assert list(waiting) == ["q1", "q2"]
-    waiting.remove({"q1"})
+    waiting.put_back("q1", background=True)
+    waiting.put_back("o2", background=False)
+    assert list(waiting) == ["o2", "q1", "q2"]
+    waiting.remove({"q1", "o2"})
     assert list(waiting) == ["q2"]
 
 

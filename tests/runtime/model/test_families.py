@@ -171,14 +171,6 @@ def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None
         ("gpt_bigcode", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 32}, "chunked_attention"),
         ("gemma3", {"text_config": {"quantization_config": {"bits": 4}}}, "quantized"),
-        (
-            "phi3",
-            {
-                "max_position_embeddings": 8192,
-                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48} | {"long_factor": [2.0] * 48},
-            },
-            "longrope",
-        ),
     ],
 )
 def test_options_that_are_not_supported_are_refused_by_name(kind: str, options: dict[str, Any], said: str) -> None:

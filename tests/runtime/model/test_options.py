@@ -122,10 +122,6 @@ def test_shapes_are_read() -> None:
         ({**LLAMA, "hidden_act": "quick_gelu"}, "quick_gelu"),
         ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}, "dynamic"),
         ({**LLAMA, "rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "ntk"),
-        (
-            {**LLAMA, "original_max_position_embeddings": 64, "rope_scaling": LONGROPE | {"long_factor": [2.0] * 8}},
-            "longrope",
-        ),
         ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({**LLAMA, "partial_rotary_factor": 0.5}, "part of each head"),
         ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "part of each head"),

@@ -100,8 +100,8 @@ struct Model {
         if (convolves) c.alibi_slopes = floats(kHeads, 1), c.slope_count = kHeads;
         if (gpt2) c.positions = floats(kContext * c.hidden, 0.1f), c.position_count = kContext * c.hidden;
         if (odd || gemma) {
-            rotations.push_back({floats(c.head_dim / 2, 1), (uint64_t)c.head_dim / 2, 1});
-            rotations.push_back({floats(3, 1), 3, 1.2f});
+            rotations.push_back({floats(c.head_dim / 2, 1), floats(c.head_dim / 2, 1), (uint64_t)c.head_dim / 2, 1});
+            rotations.push_back({floats(3, 1), nullptr, 3, 1.2f});
         }
         c.rotations = rotations.data(), c.rotation_count = (int)rotations.size();
         c.embed = matrix(kVocabulary, c.hidden, false);
@@ -224,12 +224,13 @@ Choice choice(Input& in, Arrays& arrays) {
 void step(Input& in, Opened& target) {
     Arrays arrays;
     arrays.whole.reserve(1024), arrays.real.reserve(1024);
-    std::vector<int32_t> starts{0}, tables{0}, at, blocks, outputs;
+    std::vector<int32_t> starts{0}, tables{0}, at, long_texts, blocks, outputs;
     const int rows = 1 + in.number(0, 3) % 4;
     for (int i = 0; i < rows; i++) {
         const int tokens = std::max(1, in.number(1, 6) % 8), first = in.number(0, 30);
         starts.push_back(starts.back() + tokens);
         at.push_back(first);
+        long_texts.push_back(in.number(0, 1));
         const int needed = within(first, 0, 1000) ? (first + tokens + kBlockTokens - 1) / kBlockTokens : 1;
         for (int b = in.rarely() ? 2 : 0; b < needed; b++) blocks.push_back(in.number(0, kBlocks - 1));
         tables.push_back((int32_t)blocks.size());
@@ -244,8 +245,8 @@ void step(Input& in, Opened& target) {
         if (in.rarely()) *count = in.hostile();
     const auto honest = [](int64_t count) -> size_t { return within(count, 0, kMaxHonest) ? count : 0; };
     starts.resize(honest((int64_t)s.sequences + 1)), tables.resize(honest((int64_t)s.sequences + 1));
-    at.resize(honest(s.sequences)), blocks.resize(honest(s.block_count)), outputs.resize(honest(s.outputs));
-    for (std::vector<int32_t>* array : {&starts, &tables, &at, &blocks, &outputs}) array->shrink_to_fit();
+    at.resize(honest(s.sequences)), long_texts.resize(honest(s.sequences)), blocks.resize(honest(s.block_count)), outputs.resize(honest(s.outputs));
+    for (std::vector<int32_t>* array : {&starts, &tables, &at, &long_texts, &blocks, &outputs}) array->shrink_to_fit();
     const std::vector<int32_t> ids = in.numbers(s.tokens, 0, kVocabulary - 1);
     std::vector<Choice> choices;
     choices.reserve(outputs.size());
@@ -253,6 +254,7 @@ void step(Input& in, Opened& target) {
     std::vector<Chosen> chosen(outputs.size());
     std::vector<float> logits(in.rarely() ? outputs.size() * kVocabulary : 0);
     s.ids = in.address(ids), s.starts = in.address(starts), s.at = in.address(at), s.tables = in.address(tables);
+    s.long_texts = in.address(long_texts);
     s.blocks = in.address(blocks), s.output_tokens = in.address(outputs), s.choices = in.address(choices);
     s.chosen = (Chosen*)in.address(chosen), s.logits = logits.empty() ? nullptr : logits.data();
     const int32_t status = warmstart_step(target.decoder, &s);

@@ -28,15 +28,17 @@ def parts(shape: Shape, flat: np.ndarray) -> list[list[int]]:
 DECODE = Row(placed([0] * 9, [7, 8, 9]), 8, [50])
 CHUNK = Row(placed(range(20), [1, 2, 3, 4, 5]), 2, [12, 13, 14, 15, 16], samples=0)
 DRAFTS = Row(placed([0] * 3, [6, 0]), 3, [60, 61, 62], drafts=2, samples=3)
+DRAFTS.sequence.long_text = True
 
 
 def test_rows_are_cut_into_tiles() -> None:
     """Each token has a slot in its sequence's blocks; a tile is padded with its first token, tables to whole pieces."""
     shape, flat = packer().pack([DECODE, CHUNK, DRAFTS])
     assert shape == Shape(9, 4, ((1, 1, 4), (3, 4, 2)))
-    ids, positions, slots, outputs, samples, *groups = parts(shape, flat)
+    ids, positions, long, slots, outputs, samples, *groups = parts(shape, flat)
     assert ids == [50, 12, 13, 14, 15, 16, 60, 61, 62]
     assert positions == [8, 2, 3, 4, 5, 6, 3, 4, 5]
+    assert long == [0] * 6 + [1] * 3
     assert slots == [9 * 4, 1 * 4 + 2, 1 * 4 + 3, 2 * 4, 2 * 4 + 1, 2 * 4 + 2, 6 * 4 + 3, 0, 1]
     assert samples == [0, 6, 7, 8]
     assert groups == [
@@ -53,7 +55,7 @@ def test_steps_are_filled_up_to_the_tile() -> None:
     """What fills up is written to the spare block; a step without samples has a tile of them all the same."""
     shape, flat = packer(tile=8).pack([CHUNK])
     assert (shape.tokens, shape.samples) == (8, 8)
-    assert parts(shape, flat)[2][5:] == [99 * 4] * 3
+    assert parts(shape, flat)[3][5:] == [99 * 4] * 3
 
 
 def test_decode_steps_have_few_shapes() -> None:
@@ -63,5 +65,5 @@ def test_decode_steps_have_few_shapes() -> None:
     assert shapes == {Shape(8, 8, ((8, 1, 4),))}
     assert shapes.pop().decoding
     _, flat = packer(buckets=True).pack(rows[:5])
-    assert parts(Shape(8, 8, ((8, 1, 4),)), flat)[6][-4:] == [99] * 4
+    assert parts(Shape(8, 8, ((8, 1, 4),)), flat)[7][-4:] == [99] * 4
     assert packer(buckets=True).pack([*rows, CHUNK])[0].groups == ((8, 1, 4), (2, 4, 2))

@@ -33,7 +33,9 @@ def test_logits_are_those_of_the_dense_decoder(name: str) -> None:
     for deterministic in (True, False):
         runner = TorchRunner(config, dict(weights), kv_bytes=2**23, deterministic=deterministic)
         for chunk in (LENGTH, 97):
-            got = logits_of(runner, placed(tokens, range(3, 30)), chunk=chunk)
+            sequence = placed(tokens, range(3, 30))
+            sequence.long_text = 0 < config.short_context < LENGTH
+            got = logits_of(runner, sequence, chunk=chunk)
             assert (got - expected).abs().max() < 3e-4
             assert (torch.log_softmax(got, 1) - torch.log_softmax(expected, 1)).abs().max() < 3e-4
 
@@ -48,6 +50,7 @@ def test_rows_of_a_mixed_batch_are_those_of_the_dense_decoder(name: str, determi
     rows, expected = [], []
     for i, (length, fed) in enumerate([(60, 60), (350, 70), (301, 1), (1, 1), (150, 1), (90, 4)]):
         sequence = placed(prompt(i, length), range(25 * i, 25 * i + 25))
+        sequence.long_text = 0 < config.short_context < length
         start = length - fed
         if start:
             runner.forward([Row(sequence, 0, sequence.tokens[:start], samples=0)])
