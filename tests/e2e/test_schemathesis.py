@@ -166,7 +166,9 @@ def tried() -> Iterator[Counter[tuple[str, str]]]:
 
 
 @api.parametrize()
-@settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 def test_service_is_what_it_says(case: schemathesis.Case, url: str, tried: Counter[tuple[str, str]]) -> None:
     """Whatever is generated from the description, the answer is one that the description allows, and never 5xx."""
     response = case.call(base_url=url)
