@@ -156,7 +156,7 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 
 @pytest.fixture
 def tried() -> Iterator[Counter[tuple[str, str]]]:
-    """Counts the requests of a test, many of which must be good and many bad. How many varies with Python's hash seed."""
+    """Counts the requests of a test, of which many must be good and many bad. How many varies with the hash seed."""
     counts: Counter[tuple[str, str]] = Counter()
     yield counts
     for label in MANY & {label for label, _ in counts}:
