@@ -14,18 +14,22 @@ import aiohttp
 import pytest
 
 from loadtests.service import Service, running_service
-from runtime.response_cache.cache import ResponseCache
+from runtime.response_cache.cache import PAUSE_SECONDS, ResponseCache
 from runtime.response_cache.redis import RedisStore
 from runtime.signatures.client import Signer
 from tests.attacks.fault_proxy import FaultProxy
-from tests.attacks.faults import FAULTS, cut, garble, stall
+from tests.attacks.faults import FAULTS, cut, garble, refuse, stall
 from tests.attacks.keys import SECRET, SIGNING_ID, signing_record
 from tests.attacks.raw import PATIENCE, Answer, exchange
+from tests.support.clock import Clock
 from tests.support.fakes import FakeEngine, fake_context, serving
 from tests.support.redis_server import proxied_redis
+from tests.support.soak import SOAK
 
 T = TypeVar("T")
 GREEDY = {"prompt": "x", "temperature": 0}
+# Limits and nonces make their calls through the same client: in the short form one test meets every fault.
+SOME_FAULTS = FAULTS if SOAK else [stall, garble, refuse]
 
 
 @asynccontextmanager
@@ -53,8 +57,10 @@ async def _until(ask: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> 
     return answer
 
 
-@pytest.mark.parametrize(("fail", "status"), [("open", 200), ("closed", 503)])
-async def test_rate_limits(fail: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("fail", "status", "faults"), [("open", 200, SOME_FAULTS), ("closed", 503, FAULTS)], ids=["open", "closed"]
+)
+async def test_rate_limits(fail: str, status: int, faults: list[Callable[[FaultProxy], None]]) -> None:
     """While Redis is not to be had, RATE_LIMIT_FAIL decides; when it is back, so are the limits."""
     limits = {"RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_STORE": "redis", "RATE_LIMIT_FAIL": fail}
     async with _service(**limits, RATE_LIMIT_REQUESTS_PER_MINUTE="1000000") as (proxy, service):
@@ -62,7 +68,7 @@ async def test_rate_limits(fail: str, status: int) -> None:
         def counted(answer: Answer) -> bool:
             return answer.status == 200 and "ratelimit" in answer.headers
 
-        for fault in FAULTS:
+        for fault in faults:
             assert counted(await _until(lambda: _get(service), counted)), f"before {fault.__name__}"
             fault(proxy)
             # The connection that the fault has broken is tried once more, so the second answer is the one to judge.
@@ -87,7 +93,7 @@ async def test_nonces() -> None:
         def served(answer: Answer) -> bool:
             return answer.status == 200
 
-        for fault in FAULTS:
+        for fault in SOME_FAULTS:
             assert served(await _until(ask, served)), f"before {fault.__name__}"
             used = signer.headers("GET", url)
             assert served(await _get(service, **used))
@@ -103,11 +109,11 @@ async def test_nonces() -> None:
 
 async def test_response_cache() -> None:
     """Whatever the line does, every question is answered with the words of the engine, from the cache or anew."""
-    engine = FakeEngine()
+    engine, monotonic = FakeEngine(), Clock()
     async with proxied_redis() as (proxy, url):
         store = RedisStore(url, 2**20, 3600, time.time, f"{{warmstart-test:{uuid4().hex}}}")
         cache = ResponseCache(
-            store, limit_bytes=2**20, ttl_seconds=3600, per_caller=True, clock=time.time, monotonic=time.monotonic
+            store, limit_bytes=2**20, ttl_seconds=3600, per_caller=True, clock=time.time, monotonic=monotonic
         )
         async with serving(replace(fake_context(engine), cache=cache)) as service, aiohttp.ClientSession() as session:
 
@@ -118,11 +124,12 @@ async def test_response_cache() -> None:
                     return response.headers["X-Cache"]
 
             assert [await ask(), await ask()] == ["MISS", "HIT"]
-            for fault in (stall, cut, garble):  # after each the store is left alone for five seconds
+            for fault in (stall, cut, garble):
                 fault(proxy)
                 for _ in range(3):
                     await ask()
                 proxy.heal()
                 proxy.cut()
+                monotonic.now += PAUSE_SECONDS  # for which the store is left alone after a failure
                 assert await _until(ask, lambda status: status == "HIT") == "HIT", fault.__name__
             await asyncio.to_thread(store.remove)

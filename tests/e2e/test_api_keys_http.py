@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,11 @@ from aiohttp.test_utils import TestClient
 import server
 from app import ROUTES, create_app
 from handlers.operations import OPERATIONS, SCOPES
-from loadtests.service import ROOT, Service, running_service
+from loadtests.service import Service, running_service
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.settings import Settings
 from runtime.types import Caller
+from tests.support.command_line import warmstart
 from tests.support.fakes import caching, fake_context
 from tests.support.waiting import wait_until
 
@@ -208,10 +206,7 @@ async def test_a_file_without_keys_locks(aiohttp_client: Client, tmp_path: Path)
 )
 def test_wrong_records_stop_the_start(name: str, value: str, fault: str) -> None:
     """With the setting's name, the record and the field; the key is not repeated."""
-    environment = os.environ | {"PORT": "0", "PRELOAD": "false", name: value}
-    ended = subprocess.run(
-        [sys.executable, "server.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+    ended = warmstart("serve", **{"PORT": "0", "PRELOAD": "false", name: value})
     assert ended.returncode == 2
     assert fault in ended.stderr
     assert KEYS["*"] not in ended.stdout + ended.stderr
@@ -236,7 +231,8 @@ def test_a_key_s_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         return json.loads(capsys.readouterr().out)
 
     old = keys("create", "--name", "ci")
-    with running_service(PRELOAD="false", API_KEYS_FILE=str(path), LOG_LEVEL="DEBUG") as service:
+    limits = {"AUTH_FAILURES_PER_MINUTE": "100000"}  # or a poll beyond the limit would be answered with 429 for seconds
+    with running_service(PRELOAD="false", API_KEYS_FILE=str(path), LOG_LEVEL="DEBUG", **limits) as service:
         service.wait("/livez", 60)
         assert _status(service, old["key"]) == 200
         new = keys("create", "--name", "ci")

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import pytest
 from loadtests.service import Service, running_service
 from runtime.audit.verify import verify
 from tests.runtime.audit.logs import KEYS, SECRET, check, records
-from tests.support.models import ROOT
+from tests.support.command_line import warmstart
 
 
 @pytest.fixture
@@ -137,18 +136,17 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, required: str) -> None:
 
 def test_verify_as_an_operator_runs_it(path: Path) -> None:
     """While the service runs and after it, in a process of its own."""
-    command = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))", "audit", "verify"]
     with running_service(**settings(path)) as service:
         service.wait("/livez")
         ask(service, 20)
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | settings(path), capture_output=True, text=True)
+        done = warmstart("audit", "verify", **settings(path))
         assert (done.returncode, done.stderr) == (0, "")
         assert "ok: 21 records" in done.stdout
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(30) == 0
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:9] + lines[10:]))
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings(path), capture_output=True, text=True)
+    done = warmstart("audit", "verify", **settings(path))
     assert done.returncode == 1
     assert done.stderr == f"warmstart: {path}:10: record 10 is missing before record 11: removed, or moved\n"
     assert json.loads(lines[9])["seq"] == 10

@@ -178,7 +178,7 @@ def test_lambda_s_page(tmp_path: Path) -> None:
     reader = Reader(tmp_path / "reader", {})
     (text,) = [text for language, text in blocks("events-lambda") if language == "python"]
     direct, chat, queue = reader.run("python", text).splitlines()[:3]
-    assert direct
+    assert direct == " Paris."
     assert chat == "The capital of France is Paris."
     assert "batchItemFailures" in queue
 

@@ -1,6 +1,6 @@
 """The served description against the served behaviour: schemathesis, all its checks, good data and bad.
 
-Two hundred examples are generated per operation beside those that its coverage phase derives from the description;
+``EXAMPLES`` examples are generated per operation beside those that its coverage phase derives from the description;
 of an operation without fields there is only the one request to make, and those with methods that it does not have.
 """
 
@@ -27,7 +27,9 @@ from handlers.context import RequestLimits
 from handlers.operations import OPERATIONS
 from handlers.schemas.base import Sampling
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving
+from tests.support.soak import soak
 
+EXAMPLES = soak(200, 80)
 # Bounds that the description does not know of, as wide as anything that is generated: what it calls valid must pass.
 LIMITS = RequestLimits(max_prompt_chars=10**9, max_sequences=10**7)
 # A body of a field or two has few distinct forms; those that generate text have many.
@@ -154,17 +156,19 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 
 @pytest.fixture
 def tried() -> Iterator[Counter[tuple[str, str]]]:
-    """Counts the requests of a test, which must not run dry. How many are good varies with Python's hash seed."""
+    """Counts the requests of a test, of which many must be good and many bad. How many varies with the hash seed."""
     counts: Counter[tuple[str, str]] = Counter()
     yield counts
     for label in MANY & {label for label, _ in counts}:
         good, bad = counts[label, "positive"], counts[label, "negative"]
-        assert good >= 50
-        assert bad >= 50
+        assert good >= EXAMPLES // 4
+        assert bad >= EXAMPLES // 4
 
 
 @api.parametrize()
-@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 def test_service_is_what_it_says(case: schemathesis.Case, url: str, tried: Counter[tuple[str, str]]) -> None:
     """Whatever is generated from the description, the answer is one that the description allows, and never 5xx."""
     response = case.call(base_url=url)

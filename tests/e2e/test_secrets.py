@@ -111,6 +111,19 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def run_all(*commands: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line with each of these commands, in one process, whose imports take a second."""
+    program = "import json, sys, server; sys.exit(any([server.main(command) for command in json.loads(sys.argv[1])]))"
+    return subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def keys(canaries: Canaries, where: str) -> tuple[str, str, str]:
     """(records, API key, signing key's id) with canaries for the key, its hash and the signing key's secret."""
     key = canaries.plant(f"{where}: API key", new_key())
@@ -305,15 +318,18 @@ def test_nothing_that_is_said_holds_a_secret(tls: bool, canaries: Canaries, tmp_
             f"{sent['bearer']}\r\n\r\n",
         ):
             assert " 4" in listener.send(request.encode("latin-1"))[:12]
-        beside = [
-            run("config", **settings),
-            run("config", "--markdown", **settings),
-            run("keys", "list", **settings),
-            run("keys", "list", "--json", **settings),
-            run("audit", "verify", **settings),
-        ]
-        said = {f"warmstart, run {number}": done.stdout + done.stderr for number, done in enumerate(beside)}
-        assert [done.returncode for done in beside] == [0] * 5, said
+        beside = run_all(
+            ["config"],
+            ["config", "--markdown"],
+            ["keys", "list"],
+            ["keys", "list", "--json"],
+            ["audit", "verify"],
+            **settings,
+        )
+        said = {"warmstart": beside.stdout + beside.stderr}
+        assert beside.returncode == 0, said
+        assert said["warmstart"].count("REDIS_URL") >= 2
+        assert "ok: " in said["warmstart"]
         text = log.read_text(errors="replace")
         assert "Redis" in text
         assert "DEBUG" in text

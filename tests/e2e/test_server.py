@@ -14,13 +14,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadtests.service import free_port, running_service
+from tests.support.command_line import warmstart
 from tests.support.models import ROOT
 from tests.support.waiting import wait_until
 
@@ -30,18 +31,6 @@ FRANCE = {"messages": [{"role": "user", "content": "What is the capital of Franc
 
 def environment(**settings: str) -> dict[str, str]:
     return os.environ | {"LOG_FORMAT": "json"} | settings
-
-
-def warmstart(*arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*WARMSTART, *arguments],
-        cwd=ROOT,
-        env=environment(**settings),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @contextmanager
@@ -286,9 +275,14 @@ def test_chat_on_a_terminal_survives_ctrl_c(tiny_llama: Path) -> None:
     while ">" not in seen:
         assert select.select([main], [], [], 60)[0], seen
         seen += os.read(main, 1000).decode()
-    time.sleep(0.5)  # Python's input() misses a signal between writing its prompt and reading; no hand is that fast
-    os.write(main, b"\x03")
-    assert process.wait(30) == 130
+    status = None
+    for _ in range(12):  # Python's input() misses a signal between writing its prompt and reading; no hand is that fast
+        time.sleep(0.2)
+        os.write(main, b"\x03")
+        with suppress(subprocess.TimeoutExpired):
+            status = process.wait(10)
+            break
+    assert status == 130
     assert "Traceback" not in seen
     os.close(main)
 

@@ -12,6 +12,7 @@ import pytest
 from handlers.local import build_context
 from runtime.settings import Settings
 from tests.support.fakes import serving
+from tests.support.soak import soak
 
 CLIENTS = 16
 TEXT = {"prompt": "You may not use this file", "max_new_tokens": 24, "temperature": 0, "stream": True}
@@ -26,7 +27,7 @@ def text_of(stream: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("room", "switches"), [(2, 200), (1, 20)], ids=["both fit", "one fits"])
+@pytest.mark.parametrize(("room", "switches"), [(2, soak(200, 40)), (1, soak(20, 4))], ids=["both fit", "one fits"])
 async def test_no_stream_fails_and_none_is_mixed(
     tiny_gpt2: Path, tiny_llama: Path, tmp_path: Path, room: int, switches: int
 ) -> None:

@@ -91,7 +91,7 @@ def test_tests_that_hang_fail(tmp_path: Path) -> None:
 
 def test_code_that_cannot_be_interrupted_ends_the_run(tmp_path: Path) -> None:
     """With the stack that it hangs in."""
-    done = _run(tmp_path, DEADLOCK, "-o", "timeout=1", "-o", "faulthandler_timeout=3")
+    done = _run(tmp_path, DEADLOCK, "-o", "timeout=1", "-o", "faulthandler_timeout=2")
     assert done.returncode == 1
-    assert "Timeout (0:00:03)!" in done.stderr
+    assert "Timeout (0:00:02)!" in done.stderr
     assert "in test_waits_for_a_lock_in_native_code" in done.stderr

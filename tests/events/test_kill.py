@@ -17,7 +17,7 @@ from tests.events.brokers import BROKERS, Broker
 from tests.events.workers import Worker, envelope, reading, submitting, until
 from tests.support.soak import soak
 
-KILLS = soak(50, 10)
+KILLS = soak(50, 5)
 BACKLOG = 48  # messages that are there and not answered, at every kill
 CONCURRENCY = 16
 

@@ -26,10 +26,10 @@ class Visit:
 
     Args:
         page: the page.
-        shots: the folder of its screenshots.
+        shots: the folder of its screenshots, if any.
     """
 
-    def __init__(self, page: Page, shots: Path) -> None:
+    def __init__(self, page: Page, shots: Path | None) -> None:
         self.page = page
         self.complaints: list[str] = []
         self.requests: list[Request] = []
@@ -58,8 +58,9 @@ class Visit:
         )
 
     def shot(self, name: str) -> None:
-        """Keep a screenshot."""
-        self.page.screenshot(path=self._shots / f"{name}.png")
+        """Keep a screenshot, where ``SCREENSHOTS`` names a folder for them."""
+        if self._shots is not None:
+            self.page.screenshot(path=self._shots / f"{name}.png")
 
     def outside(self) -> list[str]:
         """Requests to anyone but the page's own origin."""
@@ -67,10 +68,16 @@ class Visit:
         allowed = (own.group() if own else "", "about:", "data:", "blob:")
         return [request.url for request in self.requests if not request.url.startswith(allowed)]
 
-    def violations(self) -> list[str]:
-        """What axe-core finds that is serious or critical."""
-        self.page.evaluate((_AXE / "axe.min.js").read_text(encoding="utf-8"))
-        found: dict[str, Any] = self.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    def violations(self, *rules: str) -> list[str]:
+        """What axe-core finds that is serious or critical.
+
+        Args:
+            rules: the names of its rules to apply; by default all.
+        """
+        if not self.page.evaluate("Boolean(window.axe)"):
+            self.page.evaluate((_AXE / "axe.min.js").read_text(encoding="utf-8"))
+        options: dict[str, Any] = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+        found: dict[str, Any] = self.page.evaluate("options => axe.run(document, options)", options)
         return [
             f"{rule['id']}: {node['html']}"
             for rule in found["violations"]
@@ -93,17 +100,22 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: ``SCREENSHOTS``, or a temporary folder."""
+def shots() -> Path | None:
+    """Where screenshots go: ``SCREENSHOTS``; without it none are taken."""
     named = os.environ.get("SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.getbasetemp() / "screenshots"
+    if not named:
+        return None
+    folder = Path(named)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextmanager
-def visiting(chromium: Browser, shots: Path) -> Iterator[Callable[..., Visit]]:
-    """Makes visits; options are Playwright's of a context. Afterwards none may have complained or asked elsewhere."""
+def visiting(chromium: Browser, shots: Path | None) -> Iterator[Callable[..., Visit]]:
+    """Makes visits; options are Playwright's of a context. Afterwards none may have complained or asked elsewhere.
+
+    A page asks its service for statistics until it is closed: the service must outlive the visits.
+    """
     made: list[Visit] = []
 
     def make(**options: Any) -> Visit:
@@ -113,16 +125,14 @@ def visiting(chromium: Browser, shots: Path) -> Iterator[Callable[..., Visit]]:
         return made[-1]
 
     yield make
-    # A test's server may have ended before the page, which then asks for the statistics in vain.
-    complaints = [[text for text in visit.complaints if "ERR_CONNECTION_REFUSED" not in text] for visit in made]
-    found = [(texts, visit.outside(), visit.dialogs) for texts, visit in zip(complaints, made, strict=True)]
+    found = [(visit.complaints, visit.outside(), visit.dialogs) for visit in made]
     for visit in made:
         visit.page.context.close()
     assert found == [([], [], [])] * len(found)
 
 
 @pytest.fixture
-def visits(chromium: Browser, shots: Path) -> Iterator[Callable[..., Visit]]:
+def visits(chromium: Browser, shots: Path | None) -> Iterator[Callable[..., Visit]]:
     """See ``visiting``."""
     with visiting(chromium, shots) as make:
         yield make

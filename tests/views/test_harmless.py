@@ -48,7 +48,7 @@ def serve(engine: FakeEngine, ctx: Context | None = None) -> Iterator[str]:
         yield service.url
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evil() -> Iterator[str]:
     """A service whose model wants to hurt."""
     yield from serve(FakeEngine(words=EVIL))
@@ -119,5 +119,6 @@ def test_names_and_reasons(visit: Visit) -> None:
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text(IMAGE)
         unhurt(visit)
+        page.close()  # before its service
         assert [text for text in visit.complaints if "503" not in text] == []
         visit.complaints.clear()

@@ -14,10 +14,12 @@ from runtime.errors import ModelLoading, TooManyRequests
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.support.fakes import INFO, FakeEngine, FakeModels, fake_context
+from tests.support.waiting import wait_until
 from tests.views.conftest import Visit
 from tests.views.served import Served, served
 
 WORDS = ("One", " two", " three", " four", ".")
+LONG = WORDS * 200  # an answer that does not end by itself before something ends it
 
 
 @pytest.fixture
@@ -37,6 +39,12 @@ def service(models: FakeModels) -> Iterator[Served]:
     """The service, at its root and below a prefix that a proxy would strip."""
     with served(replace(fake_context(), models=models), "/below") as found:
         yield found
+
+
+@pytest.fixture
+def visits(service: Served, visits: Callable[..., Visit]) -> Callable[..., Visit]:
+    """The visits, whose pages are closed before the service is."""
+    return visits
 
 
 @pytest.fixture
@@ -86,7 +94,7 @@ def test_a_chat(visit: Visit, chat: Page, engine: FakeEngine) -> None:
 
 def test_stop_keeps_what_came(visit: Visit, chat: Page, engine: FakeEngine) -> None:
     """Stop ends the answer, on the page and in the engine; what had come stays, and the chat goes on with it."""
-    engine.pause = 0.2
+    engine.words, engine.pause = LONG, 0.2
     send(chat, "Hello")
     expect(chat.locator(".turn.assistant .said")).to_contain_text("One")
     chat.get_by_role("button", name="Stop").click()
@@ -94,11 +102,11 @@ def test_stop_keeps_what_came(visit: Visit, chat: Page, engine: FakeEngine) -> N
     expect(chat.locator(".turn.assistant .notes")).to_contain_text("stopped")
     expect(chat.get_by_role("button", name="Send")).to_be_visible()
     partial = chat.locator(".turn.assistant .markdown").inner_text()
-    assert "One two three four.".startswith(partial)
-    engine.pause = 0
+    assert "".join(LONG).startswith(partial)
+    wait_until(lambda: engine.open_streams == 0, 30)
+    engine.words, engine.pause = WORDS, 0
     send(chat, "Go on")
     visit.answered(2)
-    assert engine.open_streams == 0
     assert asked(engine)[-1][1] == ("assistant", partial)
 
 
@@ -148,12 +156,12 @@ def test_history_stays_in_the_browser(visit: Visit, chat: Page, engine: FakeEngi
     assert "Remember" not in chat.evaluate("JSON.stringify(localStorage)")
 
 
-@pytest.mark.parametrize("damaged", ["not json", "{}", '[{"id": 1}, null]'])
-def test_a_damaged_history_is_no_obstacle(chat: Page, damaged: str) -> None:
+def test_a_damaged_history_is_no_obstacle(chat: Page) -> None:
     """What cannot be read is as if it were not there."""
-    chat.evaluate("text => localStorage.setItem('warmstart.chats', text)", damaged)
-    chat.reload()
-    expect(chat.get_by_role("heading", name="Ask something")).to_be_visible()
+    for damaged in ("not json", "{}", '[{"id": 1}, null]'):
+        chat.evaluate("text => localStorage.setItem('warmstart.chats', text)", damaged)
+        chat.reload()
+        expect(chat.get_by_role("heading", name="Ask something")).to_be_visible()
 
 
 def test_controls_come_from_the_schema(visit: Visit, chat: Page, service: Served, engine: FakeEngine) -> None:
@@ -184,13 +192,16 @@ def test_controls_come_from_the_schema(visit: Visit, chat: Page, service: Served
     expect(chat.get_by_role("spinbutton", name="Temperature")).to_have_value("0.7")
 
 
-@pytest.mark.parametrize(("control", "value"), [("Temperature", "2.5"), ("Top p", "1.5"), ("Top k", "1.5")])
-def test_a_value_out_of_range_is_not_sent(visit: Visit, chat: Page, control: str, value: str) -> None:
+def test_a_value_out_of_range_is_not_sent(visit: Visit, chat: Page) -> None:
     """The page says which control is wrong, and asks the service nothing."""
-    chat.get_by_role("spinbutton", name=control).fill(value)
-    send(chat, "Hello")
-    expect(chat.get_by_role("spinbutton", name=control)).to_be_focused()
-    expect(chat.locator("#said")).to_have_text("A setting is out of range.")
+    for name, value in (("Temperature", "2.5"), ("Top p", "1.5"), ("Top k", "1.5")):
+        control = chat.get_by_role("spinbutton", name=name)
+        right = control.input_value()
+        control.fill(value)
+        send(chat, "Hello")
+        expect(control).to_be_focused()
+        expect(chat.locator("#said")).to_have_text("A setting is out of range.")
+        control.fill(right)
     assert [request for request in visit.requests if request.method == "POST"] == []
 
 
@@ -266,6 +277,7 @@ def test_a_service_that_asks_for_keys(visit: Visit, models: FakeModels) -> None:
         expect(page.locator(".turn .markdown").last).to_have_text("One two three four.")
         page.goto(f"{service.url}/#/models")
         expect(page.get_by_role("heading", name="fake")).to_be_visible()
+        page.close()  # before its service
     forgive(visit, 401)
 
 
@@ -334,7 +346,7 @@ def test_an_error_in_mid_stream(visit: Visit, chat: Page, engine: FakeEngine) ->
 
 def test_a_service_that_is_gone(visit: Visit, chat: Page, engine: FakeEngine, service: Served) -> None:
     """The connection breaks while an answer streams: it is kept, and the page says that nobody answers."""
-    engine.pause = 0.2
+    engine.words, engine.pause = LONG, 0.2
     send(chat, "Hello")
     expect(chat.locator(".turn.assistant .said")).to_contain_text("One")
     service.stop()
@@ -343,6 +355,7 @@ def test_a_service_that_is_gone(visit: Visit, chat: Page, engine: FakeEngine, se
     send(chat, "Anyone?")
     expect(chat.get_by_role("alert").last).to_contain_text("The service does not answer.")
     visit.shot("gone")
+    visit.page.close()  # or it would go on asking
     forgive(visit)
 
 
@@ -372,21 +385,28 @@ def test_views_have_addresses(visit: Visit, service: Served) -> None:
 
 def test_charts_pause_when_nobody_looks(visit: Visit, service: Served) -> None:
     """Figures are asked for while the live view is shown; in another view, or a hidden tab, they are not."""
+    visit.page.clock.install()
     page = visit.go(f"{service.url}/#/live")
     expect(page.locator(".chart")).to_have_count(6)
     expect(page.locator(".chart canvas")).to_have_count(6)
     page.locator("summary").first.click()
-    expect(page.locator(".chart tbody tr").nth(2)).to_be_visible()
 
     def polls(action: Callable[[], Any]) -> int:
+        """How often they are asked for within ten seconds of the page's clock after an action."""
         action()
-        page.wait_for_timeout(200)  # for one under way
-        before = len([r for r in visit.requests if r.url.endswith("/stats")])
-        page.wait_for_timeout(2500)
-        return len([r for r in visit.requests if r.url.endswith("/stats")]) - before
+        before = asked_for()
+        for _ in range(10):
+            page.clock.run_for(1000)
+            page.wait_for_function("fetch('livez').then((answer) => answer.ok)")  # one that was sent is answered, too
+        return asked_for() - before
+
+    def asked_for() -> int:
+        return len([request for request in visit.requests if request.url.endswith("/stats")])
 
     hide = "value => { Object.defineProperty(document, 'hidden', { value, configurable: true });"
     hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+    assert polls(lambda: None) > 0
+    expect(page.locator(".chart tbody tr").nth(2)).to_be_visible()
     assert polls(lambda: page.evaluate(hide, True)) == 0
     assert polls(lambda: page.evaluate(hide, False)) > 0
     assert polls(lambda: page.get_by_role("link", name="Complete", exact=True).click()) == 0
