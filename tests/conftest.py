@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from runtime.settings import Settings
@@ -19,9 +21,24 @@ from tests.support.time_limits import pytest_sessionfinish as pytest_sessionfini
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# Tests and the services they start share the cores, and torch's threads would take them from each other by waiting in a
+# loop, which makes a model twenty times slower. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# An example's time depends on what else the machine does; ``tests/support/time_limits.py`` limits whole tests.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
 # A shell starts background commands with SIGINT ignored, and the programs under test would inherit that from this one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _objects_of_earlier_modules() -> None:
+    """Leave what was imported so far out of later collections: each unloaded model runs one, which took a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from tests.attacks.raw import PATIENCE, exchange
 from tests.attacks.raw import parse as parse_answers
 from tests.support.soak import soak
 
-MANY = settings(max_examples=soak(10_000), deadline=None)  # of each parser
+MANY = settings(max_examples=soak(10_000))  # of each parser
 
 
 @MANY
@@ -54,7 +54,7 @@ _JSON = st.one_of(_PLAIN, st.lists(_PLAIN, max_size=3), st.dictionaries(st.text(
 _NAMES = sorted({name for operation in OPERATIONS.values() for name in operation.request.model_fields})
 
 
-@settings(max_examples=soak(2000), deadline=None)  # pydantic's, not ours
+@settings(max_examples=soak(2000))  # pydantic's, not ours
 @given(st.sampled_from(sorted(OPERATIONS)), st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=6))
 def test_requests(operation: str, payload: dict[str, object]) -> None:
     """Any JSON object is a request of an operation, or InvalidRequest."""

@@ -278,7 +278,7 @@ _PIECES = [
 ]
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.binary(max_size=12))  # each byte begins a line or chooses a piece of it
 def test_any_headers(chosen: bytes) -> None:
     """Whatever is sent: the one key that all lines show, bare; none; or a fault that repeats nothing."""

@@ -376,7 +376,7 @@ def outcome(peer: str | None, headers: CIMultiDict[str], source: Source, trust_u
         return None
 
 
-@settings(max_examples=soak(4_000), deadline=None)
+@settings(max_examples=soak(4_000))
 @given(_requests())
 def test_resolve_only_denies_and_is_idempotent(request: tuple[str | None, CIMultiDict[str], Source, bool]) -> None:
     """Whatever comes in: an answer or ClientAddressDenied, the same each time; the answer is definite and, as a peer
@@ -391,7 +391,7 @@ def test_resolve_only_denies_and_is_idempotent(request: tuple[str | None, CIMult
         assert resolve(first, headers, (), source) == ip_address(first)
 
 
-@settings(max_examples=soak(3_000), deadline=None)
+@settings(max_examples=soak(3_000))
 @given(chain=st.lists(_DECORATED, min_size=1, max_size=6), split=st.integers(0, 6), forwarded=st.booleans())
 def test_a_proxy_is_the_client_only_if_all_are_proxies(chain: list[str], split: int, forwarded: bool) -> None:
     """A well-formed chain always has an answer, and it is a trusted proxy only if every address in it is one."""
@@ -403,7 +403,7 @@ def test_a_proxy_is_the_client_only_if_all_are_proxies(chain: list[str], split: 
     assert client == (outside[-1] if outside else alone[0])
 
 
-@settings(max_examples=soak(3_000), deadline=None)
+@settings(max_examples=soak(3_000))
 @given(
     forged=st.lists(_ENTRY, max_size=4),
     own_line=st.booleans(),

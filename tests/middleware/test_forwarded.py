@@ -177,7 +177,7 @@ async def test_http_1_0_needs_no_host() -> None:
 TEXT = st.text(st.sampled_from('aZ0.-_~:[]@/%, ;="\\\t\x00é'), max_size=40) | st.text(max_size=40)
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(TEXT)
 @example("[::1]:80")
 def test_any_host(text: str) -> None:
@@ -201,7 +201,7 @@ PAIRS = st.lists(
 LINES = TEXT | PAIRS.map(lambda pairs: ",".join(f"{name}={value}" for name, value in pairs))
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.lists(LINES, max_size=3), st.sampled_from(SOURCES))
 def test_any_header(lines: list[str], source: Source) -> None:
     """Any lines end in an origin of this service's shape or in the one error, and nothing to the left matters."""

@@ -514,7 +514,7 @@ def connection() -> Iterator[http.client.HTTPConnection]:
     loop.close()
 
 
-@settings(max_examples=soak(1_000), deadline=None)
+@settings(max_examples=soak(1_000))
 @given(HEADER, HEADER, st.none() | HEADER)
 def test_any_headers(connection: http.client.HTTPConnection, described: str, made: str, digest: str | None) -> None:
     """Whatever stands in the three header fields, the answer is 401, and never anything else."""

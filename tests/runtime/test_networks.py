@@ -185,7 +185,7 @@ _V6 = st.builds(lambda value, prefix: IPv6Network((value >> (128 - prefix) << (1
                 st.integers(0, 2**128 - 1), st.integers(0, 128))  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(networks=st.lists(st.one_of(_V4, _V6), max_size=12), data=st.data())
 def test_lookup_equals_a_linear_scan(networks: list[Network], data: st.DataObject) -> None:
     """The bisection answers as a scan does, right at and beside every edge."""

@@ -113,7 +113,7 @@ def depth_of(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
 
 
-@settings(max_examples=soak(1_000), deadline=None)
+@settings(max_examples=soak(1_000))
 @given(VALUES, st.booleans(), st.integers(0, 6))
 def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
     """Every JSON value comes back as it was, unless it is too deep, which is counted right."""
@@ -128,7 +128,7 @@ def test_any_value(value: Any, ascii_only: bool, limit: int) -> None:
 PIECES = st.text('[]{}",:\\1eé ', max_size=40)
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(PIECES.map(str.encode) | st.binary(max_size=60))
 def test_any_bytes(data: bytes) -> None:
     """Whatever comes is decoded as Python's own decoder does it, or is an InvalidRequest."""

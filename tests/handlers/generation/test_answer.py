@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.context import Commit, Context, reserve_unlimited
@@ -128,7 +128,6 @@ _SAME: dict[Any, dict[str, list[Any]]] = {
 
 
 @pytest.mark.parametrize("operation", [complete, chat])
-@settings(deadline=None)
 @given(data=st.data())
 def test_different_questions(operation: Any, data: st.DataObject) -> None:
     """Two requests that differ in any field that decides the answer have different keys."""
@@ -144,7 +143,6 @@ def test_different_questions(operation: Any, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("operation", [complete, chat])
-@settings(deadline=None)
 @given(data=st.data())
 def test_same_question(operation: Any, data: st.DataObject) -> None:
     """Requests that differ only in how they are written, or in what decides nothing, have one key."""
@@ -155,7 +153,6 @@ def test_same_question(operation: Any, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("operation", [complete, chat])
-@settings(deadline=None)
 @given(data=st.data())
 def test_greedy_question(operation: Any, data: st.DataObject) -> None:
     """Where nothing is drawn, neither a seed nor what shapes the draw makes another question; penalties do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -532,10 +531,8 @@ async def test_concurrent_requests_do_not_mix() -> None:
 
     ctx = fake_context(Echo())
     prompts = [f"prompt {i}" for i in range(50)]
-    started = time.monotonic()
     answers = await asyncio.gather(*(complete.handle({"prompt": prompt}, ctx) for prompt in prompts))
     assert [answer["text"] for answer in answers] == prompts
-    assert time.monotonic() - started < 30
 
 
 def _small(engine: FakeEngine) -> FakeEngine:

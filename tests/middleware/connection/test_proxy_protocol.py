@@ -140,7 +140,7 @@ heads = st.one_of(
 )
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(heads)
 def test_anything(data: bytes) -> None:
     """Any bytes end in a header, a wish for more, or the one error; in whichever pieces they come, with one answer."""
@@ -156,7 +156,7 @@ def test_anything(data: bytes) -> None:
     assert parse(data[: header.length - 1]) is parse(data[: header.length // 2]) is None
 
 
-@settings(max_examples=soak(1_000), deadline=None)
+@settings(max_examples=soak(1_000))
 @given(st.ip_addresses(v=4), st.ip_addresses(v=6), st.integers(0, 65_535))
 def test_round_trip(v4: IPv4Address, v6: IPv6Address, port: int) -> None:
     """Every address that can be written is the address that is read, in both versions."""

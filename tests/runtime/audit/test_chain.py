@@ -172,7 +172,7 @@ _PIECES = (
 )
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.binary(max_size=40) | st.lists(st.sampled_from(_PIECES), max_size=9).map(b"".join))
 def test_any_bytes_are_refused(content: bytes) -> None:
     """Whatever a file holds, reading it as a line or as a head ends with the one error there is for that."""

@@ -46,7 +46,7 @@ def test_a_whole_log(kept: Path) -> None:
     assert len(files_of([kept])) >= 3
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_edit_of_any_byte_of_any_file_is_found(kept: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Replaced, added or taken away, in any file of the log, the last line and the head included."""
@@ -69,7 +69,7 @@ def test_any_edit_of_any_byte_of_any_file_is_found(kept: Path, tmp_path: Path, d
         )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_log_cut_anywhere_is_found(kept: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Any file, at any byte, all of it included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,5 +46,7 @@ def load() -> Iterator[Load]:
         return loaded[key]
 
     yield make
+    gc.freeze()  # each engine that closes collects cycles, among all that the tests have imported
     for engine in loaded.values():
         engine.close()
+    gc.unfreeze()

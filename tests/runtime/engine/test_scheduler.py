@@ -730,7 +730,7 @@ def _groups(draw: st.DrawFn, background: bool) -> list[Sequence]:
     return group((*start, *rest), params, seed=draw(st.integers(0, 2)), background=background)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
     """Under any arrivals, chunks, prefix hits, shared prefills, guesses, interruptions, cancellations and failures,
@@ -797,7 +797,7 @@ def check_text(m: Machine, sequence: Sequence, *, cut: bool = False) -> None:
     assert m.ended[sequence] == ("stop" if ends else "length")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> None:
     """The same where background work is preempted all the time, for lack of rows and of blocks, and some of it is

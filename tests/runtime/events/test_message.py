@@ -137,7 +137,7 @@ NAMES = st.sampled_from([*KNOWN, *map(str.upper, KNOWN), *CLOUD])
 FIELDS = st.lists(st.tuples(NAMES, TEXTS), max_size=3).map(dict)
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @example(b'{"a": ' + b"9" * 5000 + b"}", {}, "1", None, None)
 @given(st.binary(max_size=40) | JSON, FIELDS, TEXTS, TEXTS | st.none(), TEXTS | st.none())
 def test_any_message(body: bytes, fields: dict[str, str], id: str, operation: str | None, reply_to: str | None) -> None:

@@ -196,7 +196,7 @@ _NAMES = [f'"{name}":' for name in (*GOOD, "hmac_secret", "tokens_per_minute", "
 _PIECES = [_text(), *'{}[],: \n"\\\0u9-e.é\ud800\ufeff', *_VALUES, *_NAMES]
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.integers(0, 255), st.binary(max_size=12))  # the bytes choose pieces: ten times as fast as lists of texts
 def test_any_text(place: int, chosen: bytes) -> None:
     """Whatever is in the file: records, which are read back from their lines, or a ValueError that names one."""

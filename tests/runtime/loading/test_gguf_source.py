@@ -133,7 +133,7 @@ DAMAGES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damages=DAMAGES, size=st.one_of(st.just(1.0), st.floats(0, 1)))
 def test_no_damage_causes_another_error(
     damages: list[tuple[float, bytes]], size: float, content: bytes, tmp_path: Path

@@ -27,6 +27,7 @@ from runtime.settings import Settings
 from runtime.types import Job, SamplingParams
 from tests.support.adapters import SAVED, Tensors, random_lora, save_by_peft, save_lora, weights_of, write_adapter
 from tests.support.fakes import serving
+from tests.support.soak import SOAK
 
 PROMPT = "You may not use this file except in compliance with the"
 MODELS = ["tiny_gpt2", "tiny_llama"]
@@ -318,33 +319,41 @@ def test_a_missing_folder_stops_the_start(tmp_path: Path) -> None:
         build_context(Settings.load(adapters_dir=tmp_path / "none"))
 
 
-@pytest.mark.slow
-async def test_the_embedded_model_with_an_adapter(tmp_path: Path) -> None:
-    """From a GGUF file to the fast engine in float32: the reference engine's tokens, and not the base's."""
-    base = CATALOGUE["smollm2-135m-instruct"]
+def _shift(base: ModelSpec, folder: Path) -> None:
+    """Write an adapter of the embedded model, or of the tiny one."""
+    embedded = base.id == EMBEDDED
+    layers, hidden, values = (30, 576, 192) if embedded else (2, 64, 32)
     dice = np.random.default_rng(0)
     tensors = {}
-    for layer in range(30):
-        for target, outputs in (("q_proj", 576), ("v_proj", 192)):
+    for layer in range(layers):
+        for target, outputs in (("q_proj", hidden), ("v_proj", values)):
             prefix = f"base_model.model.model.layers.{layer}.self_attn.{target}."
-            tensors[prefix + "lora_A.weight"] = dice.normal(0, 0.02, (8, 576)).astype(np.float32)
-            tensors[prefix + "lora_B.weight"] = dice.normal(0, 0.02, (outputs, 8)).astype(np.float32)
-    write_adapter(
-        tmp_path / "dir/shift",
-        tensors,
-        r=8,
-        lora_alpha=64,
-        target_modules=["q_proj", "v_proj"],
-        base_model_name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
+            tensors[prefix + "lora_A.weight"] = dice.normal(0, 0.02 if embedded else 0.2, (8, hidden)).astype(
+                np.float32
+            )
+            tensors[prefix + "lora_B.weight"] = dice.normal(0, 0.02 if embedded else 0.2, (outputs, 8)).astype(
+                np.float32
+            )
+    write_adapter(folder, tensors, r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"])
+
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", *(["embedded"] if SOAK else [])])
+async def test_a_gguf_model_with_an_adapter(model: str, tiny_gguf: Path, tmp_path: Path) -> None:
+    """From a GGUF file to the fast engine in float32: the reference engine's tokens, and not the base's."""
+    base = CATALOGUE[EMBEDDED] if model == "embedded" else parse_model_name(str(tiny_gguf))
+    _shift(base, tmp_path / "dir/shift")
     _, spec = with_adapters([base], tmp_path / "dir")
     with engine(spec, tmp_path, engine="reference") as reference, engine(spec, tmp_path) as fast:
         expected = await greedy(reference)
         assert await greedy(fast) == expected
-    with engine(base, Settings.load().cache_dir, dtype="auto") as plain:
+    with engine(base, tmp_path) as plain:
         assert await greedy(plain) != expected
-    with engine(spec, tmp_path, dtype="auto") as packed:
-        assert packed.info.dtype in ("int8", "bfloat16")
+    with engine(spec, tmp_path, dtype="int8") as packed:
+        assert packed.info.dtype == "int8"
         assert len(await greedy(packed)) == 24
 
 

@@ -64,7 +64,7 @@ def test_control_text_in_a_message_stays_text(tokenizer: Any, attack: str, role:
     assert attack in tokenizer.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     pieces=st.lists(st.sampled_from([*SPOKEN, "<", "|", "im_end", "|>", "a", " ", "\n", "<|im_", "end|>"]), max_size=12)
 )
@@ -94,7 +94,7 @@ def overlapping(normalizer: Any = None) -> Any:
     return tokenizer
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(alphabet="ab|<> \u00e9\uff41\uff5c", max_size=14), normalizer=st.sampled_from([None, "NFKC"]))
 def test_no_text_forges_tokens_that_overlap(text: str, normalizer: str | None) -> None:
     """With neighbours that the template writes, and with characters that a normalizer folds into a token's."""
@@ -123,7 +123,7 @@ MEDDLING = {
 
 
 @pytest.mark.parametrize("template", MEDDLING.values(), ids=list(MEDDLING))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pieces=st.lists(
         st.sampled_from(

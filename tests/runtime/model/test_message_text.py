@@ -61,7 +61,7 @@ def unmarked(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(alphabet="ab \n<\u2581\u00e9\U0001f680", max_size=12))
 def test_it_behaves_like_the_true_text(operation: Callable[[Any], Any], text: str) -> None:
     """Every operation gives what it gives for an ordinary string, and says so in stand-ins, too."""
@@ -72,7 +72,7 @@ def test_it_behaves_like_the_true_text(operation: Callable[[Any], Any], text: st
             assert MARKS.unmark("".join([piece])) == MARKS.unmark(piece)  # both of its forms agree
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(min_size=1))
 def test_every_character_but_white_space_is_known_as_a_messages(text: str) -> None:
     """Whatever it is, in the class and out of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -241,14 +240,10 @@ async def test_the_event_loop_stays_free_while_a_model_loads() -> None:
     loads = Loads(gated=True)
     registry = Registry([SPEC], loads)
     registry.preload()
-    started = time.monotonic()
-    ticks = 0
-    while ticks < 20:
+    for _ in range(20):
         await asyncio.sleep(0.001)
-        ticks += 1
+    assert registry.status()[0].state == "loading"  # else the loop was held up until the load gave up waiting
     loads.gate.set()
-    assert ticks == 20
-    assert time.monotonic() - started < 9  # the gate was never waited for
 
 
 # Several models

@@ -70,7 +70,7 @@ def test_the_oracle_counts() -> None:
     assert most_in_a_window(log, 12) == 7
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     QUOTAS,
     BOOTED,
@@ -103,7 +103,7 @@ def test_no_window_sees_more_than_the_limit(
     assert most_in_a_window(log, quota.window) <= quota.limit
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     QUOTAS,
     BOOTED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
@@ -23,7 +23,6 @@ _token = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(_token, max_size=30), st.floats(0, 1e9), st.floats(0, 1e5), st.integers(0, 10**7))
 def test_round_trip(tokens: list[Token], created: float, seconds: float, prompt_tokens: int) -> None:
     """Whatever the tokens are, all their fields come back, to the last bit of a number."""

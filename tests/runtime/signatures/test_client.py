@@ -72,7 +72,7 @@ async def _verify(method: str, url: str, headers: dict[str, str], body: bytes, n
     return await verifier.verify(message(method, target, authority=host, fields=headers), read if body else None)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(METHODS, HOSTS, PATHS, QUERIES, BODIES)
 def test_verified_by_another(method: str, host: str, path: str, query: str | None, body: bytes) -> None:
     """http-message-signatures finds our signatures good, over the components that we say."""
@@ -86,7 +86,7 @@ def test_verified_by_another(method: str, host: str, path: str, query: str | Non
     assert [name.strip('"') for name in result.covered_components] == wanted
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(METHODS, HOSTS, PATHS, QUERIES, BODIES)
 async def test_verifies_another(method: str, host: str, path: str, query: str | None, body: bytes) -> None:
     """We find the signatures of http-message-signatures good."""

@@ -268,7 +268,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.lists(PIECES, max_size=8).map("".join), st.lists(PIECES, max_size=4).map("".join))
 def test_any_two_fields(described: str, made: str) -> None:
     """Any two texts are a signature or a SignatureError, never anything else."""

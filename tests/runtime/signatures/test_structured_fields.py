@@ -165,7 +165,7 @@ def test_writes_printable_ascii_only(value: str) -> None:
         serialise(Item(value, {}))
 
 
-@settings(max_examples=soak(1_000), deadline=None)
+@settings(max_examples=soak(1_000))
 @given(st.dictionaries(KEYS, MEMBERS, max_size=3))
 def test_round_trip(members: dict[str, Item | InnerList]) -> None:
     """What is written is read again as it was, here and by http_sf, which writes the same."""
@@ -177,7 +177,7 @@ def test_round_trip(members: dict[str, Item | InnerList]) -> None:
     assert parse_dictionary("Field", http_sf.ser(theirs) if theirs else "") == members
 
 
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=30))
 @example("a=1;b=1;a")
 def test_any_text(text: str) -> None:
@@ -191,7 +191,7 @@ def test_any_text(text: str) -> None:
         assert parse_dictionary("Field", canonical) == found
 
 
-@settings(max_examples=soak(2_000), deadline=None)
+@settings(max_examples=soak(2_000))
 @given(st.lists(PIECES, max_size=12).map("".join))
 def test_what_is_refused(text: str) -> None:
     """What http_sf reads is refused for a reason: a repetition, or a kind that is not needed here."""

@@ -321,7 +321,7 @@ def _claimed(covered: str, parameters: list[str], label: str, with_body: bool) -
         return str(error)
 
 
-@settings(max_examples=soak(2_000), deadline=None)
+@settings(max_examples=soak(2_000))
 @given(
     st.sampled_from([COVERED, WITH_BODY, WITH_BODY[::-1], (*COVERED, "host"), COVERED[1:]]),
     st.permutations(PARAMETERS).flatmap(

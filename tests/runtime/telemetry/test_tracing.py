@@ -364,7 +364,7 @@ FIELDS = ["00", "01", "ff", "0A", "", TRACE, TRACE.upper(), "0" * 32, PARENT, PA
 TRACEPARENTS = st.text(max_size=60) | st.lists(st.sampled_from(FIELDS), max_size=6).map("-".join)
 
 
-@examples(max_examples=soak(10_000), deadline=None)
+@examples(max_examples=soak(10_000))
 @any_of(TRACEPARENTS)
 def test_any_traceparent(value: str) -> None:
     """Any text is no trace, or one that reads field by field as the recommendation has it."""

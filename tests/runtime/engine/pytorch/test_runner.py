@@ -21,6 +21,7 @@ from runtime.types import SamplingParams
 from tests.support.decoders import GREEDY, embedded_shape, logits_of, placed, prompt
 from tests.support.dense_decoder import DenseDecoder
 from tests.support.random_decoder import DESCRIPTIONS, random_decoder
+from tests.support.soak import soak
 
 Weights = dict[str, torch.Tensor]
 COARSE = ["llama", "gpt2", "gemma2", "gemma3", "bloom", "lfm2", "odd"]
@@ -118,7 +119,7 @@ def test_padded_decode_steps_give_the_same_bits(decoder: tuple[DecoderConfig, We
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "odd", "lfm2"])
 def test_mixed_requests_alone_and_together(name: str) -> None:
-    """40 requests of all kinds: alone, and at random moments among the others with drafts and cached prefixes on."""
+    """Requests of all kinds: alone, and at random moments among the others with drafts and cached prefixes on."""
     config, weights = random_decoder(name)
     rng = random.Random(7)
     shared = prompt(99, 70)
@@ -126,7 +127,7 @@ def test_mixed_requests_alone_and_together(name: str) -> None:
     def requests() -> list[Sequence]:
         rng = random.Random(11)
         made = []
-        for i in range(40):
+        for i in range(soak(40, 12)):
             start = shared[: rng.choice([0, 40, 70])]
             pattern = prompt(i, rng.choice([2, 5])) * rng.choice([1, 8])  # repetition is what drafts come from
             params = SamplingParams(

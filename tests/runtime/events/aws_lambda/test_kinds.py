@@ -77,7 +77,7 @@ def _damaged(draw: st.DrawFn) -> dict[str, object]:
     return event
 
 
-@settings(max_examples=soak(1_000), deadline=None)
+@settings(max_examples=soak(1_000))
 @given(_damaged() | st.dictionaries(st.sampled_from([*_MEMBERS, "operation"]), _VALUES))
 def test_what_can_go_wrong_is_what_is_said(event: dict[str, object]) -> None:
     """However an event is damaged, reading it raises what its readers know how to catch, and nothing else."""

@@ -338,7 +338,7 @@ def problem(read: Any) -> ServiceError | None:
 
 
 @given(HEADERS, BODIES)
-@settings(max_examples=soak(10_000), deadline=None)
+@settings(max_examples=soak(10_000))
 def test_anything_is_read_or_refused(headers: list[tuple[str, str]], body: bytes) -> None:
     """Whatever comes, it is events, or an error that is the sender's, in words that can be shown."""
     for read in (

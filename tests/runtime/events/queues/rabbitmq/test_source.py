@@ -37,6 +37,7 @@ from runtime.events.queues.rabbitmq.source import (
 from tests.attacks.fault_proxy import FaultProxy
 from tests.support.queue_work import Opened, echo, eventually, one, work
 from tests.support.rabbitmq_server import own_queues, own_rabbitmq, real_rabbitmq
+from tests.support.soak import soak
 
 BODY = b'{"prompt": "Hi"}'
 ERROR = InternalError("it failed")
@@ -599,8 +600,9 @@ async def test_two_workers_share_a_thousand_messages(bench: Bench) -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, unused_tcp_port_factory: Any) -> None:
-    """Three times among three hundred messages: each is worked on once, and those answered twice have one answer."""
+    """In the middle of its messages: each is worked on once, and those answered twice have one answer."""
     ports = (unused_tcp_port_factory(), unused_tcp_port_factory())
+    count, kills = soak(300, 120), [50, 120, 200][: soak(3, 1)]
     called: list[str] = []
 
     async def draw(envelope: Envelope, send_chunk: SendChunk | None = None) -> Mapping[str, Any]:
@@ -616,8 +618,7 @@ async def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, unused_tcp_
         await source.open()
         async with await aio_pika.connect(node.url) as connection:
             bench = Bench(options, await connection.channel(), AsyncExitStack())
-            await asyncio.gather(*(bench.publish(message_id=str(number)) for number in range(300)))
-        kills = [50, 120, 200]
+            await asyncio.gather(*(bench.publish(message_id=str(number)) for number in range(count)))
         async with asyncio.timeout(180):
             while kills or not await settled(source, processor):
                 if kills and len(called) >= kills[0]:
@@ -632,7 +633,7 @@ async def test_a_server_that_is_killed_loses_nothing(tmp_path: Path, unused_tcp_
             queue = await (await connection.channel()).get_queue(options.results, ensure=False)
             while message := await queue.get(no_ack=True, fail=False):
                 answers.setdefault(message.message_id or "", set()).add(message.body)
-    assert sorted(answers, key=int) == sorted(called, key=int) == [str(number) for number in range(300)]
+    assert sorted(answers, key=int) == sorted(called, key=int) == [str(number) for number in range(count)]
     assert {len(bodies) for bodies in answers.values()} == {1}
 
 
