@@ -65,7 +65,8 @@ def test_greedy_tokens_are_those_of_the_dense_decoder(name: str) -> None:
     runner = TorchRunner(config, weights, kv_bytes=2**24)
     prompts = [prompt(seed, length) for seed, length in enumerate([1, 5, 33, 140, 290])]
     params = SamplingParams(max_new_tokens=5, temperature=0)
-    results = run(runner, [Sequence(tokens, params, 0) for tokens in prompts])
+    sequences = [Sequence(tokens, params, 0) for tokens in prompts]
+    results = run(runner, sequences, short_context=config.short_context)
     for tokens, result in zip(prompts, results, strict=True):
         assert [choice.id for choice in result] == dense.greedy(tokens, 5, end=0)
 
