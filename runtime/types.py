@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,21 @@ class Message:
 
     role: Role
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A grammar that a generated text must match.
+
+    Args:
+        kind: the kind of definition.
+        definition: a JSON Schema as JSON text, a regular expression, or a grammar in Lark's syntax.
+        field: the request's field that holds it, for error messages.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    definition: str
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,7 @@ class SamplingParams:
             ends the sequence. With ``max_new_tokens`` forced tokens the model scores a given text: their
             log-probabilities are the model's own.
         n: number of sequences per prompt.
+        grammar: grammar that the text must match; None for any text.
     """
 
     max_new_tokens: int
@@ -61,10 +78,19 @@ class SamplingParams:
     seed: int | None = None
     n: int = 1
     forced: tuple[int, ...] = ()
+    grammar: Grammar | None = None
 
-    def bias(self, position: int) -> tuple[tuple[int, float], ...]:
-        """The logit bias of the sequence's generated token number ``position`` (from 0): (token id, number to add)."""
-        return ((self.forced[position], _FORCING_BIAS),) if position < len(self.forced) else self.logit_bias
+    def bias(self, forced: Sequence[int], ahead: int) -> tuple[tuple[int, float], ...]:
+        """Return the logit bias of a token to sample.
+
+        Args:
+            forced: the tokens that must come next.
+            ahead: the token's position behind the last known one, from 0.
+
+        Returns:
+            (token id, number to add to its logit).
+        """
+        return ((forced[ahead], _FORCING_BIAS),) if ahead < len(forced) else self.logit_bias
 
 
 @dataclass(frozen=True, slots=True)

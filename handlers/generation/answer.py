@@ -56,6 +56,8 @@ class Question:
             caller: the caller's identifier if each caller has its own entries, else "".
         """
         params = {field.name: getattr(self.params, field.name) for field in fields(SamplingParams)}
+        grammar = self.params.grammar
+        params["grammar"] = grammar and (grammar.kind, grammar.definition)
         params["logit_bias"] = sorted((token, bias + 0.0) for token, bias in self.params.logit_bias)
         if self.params.temperature == 0:  # greedy: the parameters of random sampling have no effect
             params |= {"seed": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

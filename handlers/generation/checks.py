@@ -10,7 +10,7 @@ from handlers.context import Context
 from handlers.protocols import Engine
 from handlers.schemas.base import Sampling
 from runtime.errors import ContextLengthExceeded, InvalidRequest
-from runtime.types import Message, SamplingParams
+from runtime.types import Grammar, Message, SamplingParams
 
 _MAX_CONCURRENT_TEXTS = 16  # tokenized concurrently
 
@@ -104,6 +104,7 @@ def sampling_params(
     min_new_tokens: int = 0,
     logprobs: int | None = None,
     stop: Sequence[str] = (),
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """Build the engine's sampling parameters from a request; ``stop`` is added to the request's own stop strings."""
     return SamplingParams(
@@ -121,6 +122,7 @@ def sampling_params(
         stop=(*(request.stop or ()), *stop),
         seed=request.seed,
         n=n,
+        grammar=grammar,
     )
 
 

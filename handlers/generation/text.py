@@ -20,6 +20,7 @@ from handlers.generation.checks import (
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
 from handlers.generation.prepared_request import PreparedRequest
+from handlers.generation.structured import requested_grammar
 from handlers.protocols import Engine
 from handlers.schemas.requests import CompleteRequest, GenerateRequest
 from runtime.errors import InvalidRequest
@@ -71,6 +72,7 @@ def _question(request: TextRequest) -> Question:
         n=request.num_return_sequences,
         min_new_tokens=request.min_new_tokens,
         logprobs=request.logprobs,
+        grammar=requested_grammar(request),
     )
     bounded = request.max_new_tokens is None or "max_length" in request.model_fields_set
     return Question("text", request.prompt, params, request.max_length if bounded else None)

@@ -20,6 +20,7 @@ from handlers.generation.checks import (
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
 from handlers.generation.prepared_request import PreparedRequest
+from handlers.generation.structured import requested_grammar
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
@@ -120,6 +121,7 @@ def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
         min_new_tokens=request.min_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         stop=stops,
+        grammar=requested_grammar(request),
     )
 
 

@@ -22,6 +22,7 @@ from handlers.generation.collect import Collected, collecting
 from handlers.generation.logprobs import TextOffsets, columns, entries
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.scoring import score
+from handlers.generation.structured import requested_grammar
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import CompletionsRequest
@@ -93,6 +94,7 @@ def _params(request: CompletionsRequest) -> SamplingParams:
         n=request.n,
         min_new_tokens=request.min_tokens,
         logprobs=request.logprobs,
+        grammar=requested_grammar(request),
     )
 
 

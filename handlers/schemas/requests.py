@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.base import Cacheable, ModelChoice, ModelName, Sampling
+from handlers.schemas.base import ModelChoice, ModelName, Sampling
 from handlers.schemas.fields import (
     AnyText,
     MinP,
@@ -24,6 +24,7 @@ from handlers.schemas.fields import (
 )
 from handlers.schemas.messages import ChatMessage
 from handlers.schemas.strict import Strict, needs
+from handlers.schemas.structured import AT_MOST_ONE, Structured
 from handlers.schemas.unsupported import CHAT, COMPLETIONS, STREAM_OPTIONS
 
 
@@ -42,7 +43,7 @@ class ClearCacheRequest(Strict):
     )
 
 
-class _TextRequest(Cacheable):
+class _TextRequest(Structured):
     prompt: Prompts = Field(description="The text to continue, or a list of texts.")
     max_length: int = Field(
         100, ge=2, le=10_000_000, strict=False, description="Maximum number of tokens, prompt and new text together."
@@ -75,7 +76,10 @@ class GenerateRequest(_TextRequest):
     """Continue a prompt; the response has the prompt and its continuation."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_new_tokens": 24, "temperature": 0}]}
+        json_schema_extra={
+            "examples": [{"prompt": "Once upon a time", "max_new_tokens": 24, "temperature": 0}],
+            "allOf": AT_MOST_ONE,
+        }
     )
 
 
@@ -87,7 +91,9 @@ class CompleteRequest(_TextRequest):
             "examples": [
                 {"prompt": "The capital of France is", "max_new_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is", "max_new_tokens": 1, "logprobs": 5, "temperature": 0},
-            ]
+                {"prompt": "The sky is", "guided_choice": ["blue", "grey"], "temperature": 0},
+            ],
+            "allOf": AT_MOST_ONE,
         }
     )
 
@@ -102,7 +108,7 @@ class StreamOptions(Strict):
     include_usage: bool = Field(False, description="End the stream with a chunk that contains the usage.")
 
 
-class _OpenAIRequest(Cacheable):
+class _OpenAIRequest(Structured):
     n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
     stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
@@ -133,6 +139,7 @@ class ChatRequest(_OpenAIRequest):
             "allOf": [
                 needs("stream_options", "object", "stream"),
                 needs("top_logprobs", "integer", "logprobs"),
+                *AT_MOST_ONE,
             ],
         }
     )
@@ -195,7 +202,7 @@ class CompletionsRequest(_OpenAIRequest):
                 {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is Paris.", "max_tokens": 0, "echo": True, "logprobs": 1},
             ],
-            **needs("stream_options", "object", "stream"),
+            "allOf": [needs("stream_options", "object", "stream"), *AT_MOST_ONE],
         }
     )
     unsupported = COMPLETIONS

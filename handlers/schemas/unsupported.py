@@ -52,7 +52,6 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
         "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
         "functions": Unsupported(_FUNCTIONS, ([],)),
         "function_call": Unsupported(_FUNCTIONS, ("none", "auto")),
-        "response_format": Unsupported("this server generates text only", ({"type": "text"},)),
         "modalities": Unsupported("this server generates text only", (["text"],)),
         "audio": Unsupported("audio is not supported by this server"),
         "store": Unsupported("stored completions are not supported by this server", (False,)),

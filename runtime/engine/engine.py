@@ -15,6 +15,7 @@ from typing import Protocol
 
 from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
 from runtime.engine.engine_thread import EngineThread
+from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.request import Request
 from runtime.engine.request_queue import timeout_error
 from runtime.engine.scheduler import Scheduler
@@ -64,6 +65,7 @@ class FastEngine:
         chat: encoder of chat messages to token ids.
         info: the model's metadata.
         metrics: the model's metrics.
+        grammars: compiles grammars for the model.
         max_queue: maximum number of waiting requests, for interactive requests and background requests each.
         timeout: maximum seconds per request, including the time in the queue.
     """
@@ -77,6 +79,7 @@ class FastEngine:
         info: ModelInfo,
         *,
         metrics: ModelMetrics,
+        grammars: GrammarCompiler,
         max_queue: int = 64,
         timeout: float = 600,
     ) -> None:
@@ -87,6 +90,7 @@ class FastEngine:
         self._tokenizer = tokenizer
         self._chat = chat
         self._metrics = metrics
+        self._grammars = grammars
         self._max_queue = max_queue
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -134,6 +138,7 @@ class FastEngine:
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
+        await self._compile_grammars(sequences)
         unfinished = set(range(len(sequences)))
         detokenizers: dict[int, IncrementalDetokenizer] = {}  # by index, of started sequences
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # per prompt
@@ -237,6 +242,25 @@ class FastEngine:
                 self._scheduler.reset()
                 self._thread = self._start()
                 self._metrics.restarts.inc()
+
+    async def _compile_grammars(self, sequences: Items[Sequence]) -> None:
+        """Set the grammar of each sequence that has one; compiling takes a while, so it is done in the thread pool."""
+        constrained = [sequence for sequence in sequences if sequence.params.grammar is not None]
+        if not constrained:
+            return
+        background = constrained[0].background
+        self._admit(lambda thread: thread.check_admission(background))
+
+        def compile_all() -> None:
+            for sequence in constrained:
+                assert sequence.params.grammar is not None
+                sequence.grammar = self._grammars.compile(sequence.params.grammar)
+
+        try:
+            await asyncio.to_thread(compile_all)
+        except ServiceError as error:
+            self._metrics.rejected(error.code)
+            raise
 
     async def _tokenize(self, encode: Callable[[], tuple[int, ...]], background: bool) -> tuple[int, ...]:
         """Tokenize in the thread pool; check the queue limit before the submission and again before the work."""

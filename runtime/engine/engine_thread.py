@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from runtime.engine.request import Request, StepOutput
 from runtime.engine.scheduler import Scheduler, StepPlan
 from runtime.engine.sequence import Row, Runner, Sampled, Sequence
+from runtime.engine.token_masks import TokenMasks
 from runtime.errors import Draining, EngineRestarting, InternalError, ServiceError, TooManyRequests
 from runtime.telemetry.model_metrics import ModelMetrics
 
@@ -39,6 +40,7 @@ class EngineThread:
         self._scheduler = scheduler
         self._max_queue = max_queue
         self._metrics = metrics
+        self._masks = TokenMasks()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._inbox: deque[Request | Sequence] = deque()  # new requests and cancelled sequences, in order
@@ -184,6 +186,7 @@ class EngineThread:
         """Run a planned step, apply its results and deliver the tokens."""
         for source, target in plan.copies:
             self._runner.copy_block(source, target)
+        self._masks.fill(plan.rows)
         results = self._scheduler.commit(plan.rows, self._run_rows(plan.rows))
         now = time.monotonic()
         outputs: dict[Request, StepOutput] = {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from runtime.engine.detokenizer import IncrementalDetokenizer
+from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.pytorch.generator import BatchGenerator, BatchRow
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.request_queue import BlockingRequestQueue, timeout_error
@@ -107,6 +108,7 @@ class ReferenceEngine:
         self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
         eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
+        self._grammars = GrammarCompiler(loaded.tokenizer, end_ids=eos, vocabulary=info.vocabulary_size)
         self._head_bytes = widen_head(loaded.model)
         self._generator = BatchGenerator(loaded.model, loaded.tokenizer, loaded.device, eos)
         self._queue = BlockingRequestQueue[_Task]()
@@ -161,11 +163,12 @@ class ReferenceEngine:
             self._check_admission(background)
             for job in jobs:
                 check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
+            rows = await self._compiled(self._rows(jobs))
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
         loop = asyncio.get_running_loop()
-        task = _Task(self._rows(jobs), background, loop, asyncio.Queue())
+        task = _Task(rows, background, loop, asyncio.Queue())
         record = self._metrics.request(len(task.rows))
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
         self._queue.put(task, background=background)
@@ -235,6 +238,18 @@ class ReferenceEngine:
             seed = secrets.randbits(64) if params.seed is None else params.seed
             for index in range(params.n):
                 rows.append(BatchRow(prompt, params, seed, index, len(rows), self._detokenizer(prompt, params)))
+        return rows
+
+    async def _compiled(self, rows: list[BatchRow]) -> list[BatchRow]:
+        """Set the grammar of each row that has one, in the thread pool, and return the rows."""
+
+        def compile_all() -> None:
+            for row in rows:
+                if row.params.grammar is not None:
+                    row.grammar = self._grammars.compile(row.params.grammar)
+
+        if any(row.params.grammar is not None for row in rows):
+            await asyncio.to_thread(compile_all)
         return rows
 
     def _detokenizer(self, prompt: tuple[int, ...], params: SamplingParams) -> IncrementalDetokenizer:

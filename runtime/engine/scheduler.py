@@ -197,14 +197,18 @@ class Scheduler:
             sequence = row.sequence
             if sequence.cancelled:
                 continue
+            result = None
+            if not isinstance(output, ServiceError) and row.samples:
+                try:
+                    result = self._append_tokens(row, output)
+                except ServiceError as error:  # its grammar became too complex
+                    output = error
             if isinstance(output, ServiceError):
                 results.append(StepResult(sequence, [], error=output))
                 failed.append(sequence)
                 continue
-            if row.samples:
-                result = self._append_tokens(row, output)
+            if result is not None:
                 results.append(result)
-                sequence.computed = len(sequence.tokens) - 1
                 if result.reason is not None:
                     ended.append(sequence)
             else:
@@ -238,7 +242,20 @@ class Scheduler:
         if sequence.penalized:
             sequence.counts.update(choice.id for choice in result.tokens)
         self.speculation.update(row, len(result.tokens))
+        sequence.computed = len(tokens) - 1
+        if sequence.grammar is not None:
+            sequence.grammar.accept([choice.id for choice in result.tokens])
+            if result.reason is None and params.logprobs is None and sequence.grammar.ends:
+                self._append_end(sequence, result, limit)
         return result
+
+    def _append_end(self, sequence: Sequence, result: StepResult, limit: int) -> None:
+        """Append the last tokens of a sequence, between which a grammar leaves no choice, without computing them."""
+        last = [*sequence.forced, self._banned[0]]
+        added = last[: limit - len(sequence.tokens)]
+        sequence.tokens += added
+        result.tokens += map(Sampled, added)
+        result.reason = "stop" if len(added) == len(last) else "length"
 
     def _schedule_prefills(self, prompt: Sequence | None, plan: StepPlan, budget: int, *, background: bool) -> int:
         """Schedule prefills of one kind: first the partly computed prompt, then newly admitted ones.
@@ -267,7 +284,7 @@ class Scheduler:
         chunk = tokens[start : start + max_tokens]
         if start + len(chunk) < len(tokens):
             return Row(sequence, start, chunk, samples=0)
-        ban_end_tokens = len(params.forced) <= sequence.generated < params.min_new_tokens
+        ban_end_tokens = sequence.grammar is None and len(params.forced) <= sequence.generated < params.min_new_tokens
         return Row(sequence, start, chunk, banned=self._banned if ban_end_tokens else ())
 
     def _remove(self, sequences: list[Sequence], *, keep: bool = True) -> None:
@@ -278,13 +295,18 @@ class Scheduler:
     def _add_forced_tokens(self, rows: list[Row], budget: int) -> None:
         """Append forced tokens as drafts to rows that sample, several per step, since the model does not choose them.
 
-        The last forced token is sampled instead of fed, so that a row's choices are either all forced or all free.
+        The last forced token is sampled instead of fed, so that a row's choices are either all forced or all free;
+        behind tokens that a grammar forces, the next one is sampled in the same step, unless a penalty counts them.
         """
         for row in rows:
-            if not (row.samples and row.sequence.params.forced):
+            sequence = row.sequence
+            forced = sequence.forced
+            if not (row.samples and forced):
                 continue
-            drafts = row.sequence.forced[:-1][: min(budget, self.speculation.room(row.sequence))]
+            count = len(forced) - (sequence.grammar is None or sequence.penalized)
+            remaining = sequence.params.max_new_tokens - sequence.generated
+            drafts = forced[: min(count, budget, remaining - 1, self.speculation.room(sequence))]
             row.token_ids += drafts
-            row.drafts = len(drafts)
+            row.drafts = row.forced = len(drafts)
             row.samples += len(drafts)
             budget -= len(drafts)

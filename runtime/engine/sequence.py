@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runtime.engine.grammar import GrammarMatcher
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -27,6 +29,7 @@ class Sequence:
         number: index among the sequences of the same prompt; together with the seed it determines the random numbers.
         leader: the first sequence of the same prompt, whose prefill this one shares; None for the first itself.
         background: whether this is a background sequence, see ``Job``.
+        grammar: the state of the grammar that the text must match; None for any text.
     """
 
     prompt: tuple[int, ...]
@@ -35,6 +38,7 @@ class Sequence:
     number: int = 0
     leader: Sequence | None = None
     background: bool = False
+    grammar: GrammarMatcher | None = None
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens by id; kept only if a penalty needs it
@@ -55,9 +59,13 @@ class Sequence:
         return len(self.tokens) - len(self.prompt)
 
     @property
-    def forced(self) -> tuple[int, ...]:
-        """The forced tokens that are still to be generated."""
-        return self.params.forced[self.generated :]
+    def forced(self) -> Items[int]:
+        """The tokens that must be generated next, by the request or by its grammar."""
+        return self.params.forced[self.generated :] if self.grammar is None else self.grammar.forced
+
+    def bias(self, ahead: int = 0) -> tuple[tuple[int, float], ...]:
+        """The logit bias of the token ``ahead`` positions after the next one: (token id, number to add)."""
+        return self.params.bias(self.forced, ahead)
 
     @property
     def penalized(self) -> bool:
@@ -84,9 +92,12 @@ class Row:
         start: position of the first token; all earlier positions are in the KV cache.
         token_ids: tokens to feed: known tokens, then drafts.
         drafts: number of trailing ``token_ids`` that are draft tokens, or forced tokens, which are always accepted.
+        forced: number of drafts, from the first, that are forced tokens.
         samples: number of tokens to sample, one after each of the last ``samples`` fed tokens: 0 for a prompt chunk
             that is not the last, 1 + drafts otherwise.
         banned: token ids that must not be sampled now (end tokens, before ``min_new_tokens``).
+        masks: [N, ceil(vocabulary / 32)] int32 with a bit for each token id that the grammar allows, for the last N
+            sampled tokens; the ones before them are forced. None without a grammar or if all are forced.
     """
 
     sequence: Sequence
@@ -95,6 +106,15 @@ class Row:
     drafts: int = 0
     samples: int = 1
     banned: tuple[int, ...] = ()
+    forced: int = 0
+    masks: NDArray[np.int32] | None = None
+
+    def mask(self, index: int) -> NDArray[np.int32] | None:
+        """Return the mask of a sampled token; None if every token id is allowed."""
+        if self.masks is None or index < self.samples - len(self.masks):
+            return None
+        found: NDArray[np.int32] = self.masks[index - self.samples + len(self.masks)]
+        return found
 
 
 @dataclass(slots=True)

@@ -127,6 +127,8 @@ class Speculation:
             if drafter is None:
                 drafter = self._drafters[sequence] = Drafter(self._limit)
             drafts = drafter.draft(sequence.tokens, limit)
+            if drafts and sequence.grammar is not None:
+                drafts = drafts[: sequence.grammar.valid(drafts)]
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)
@@ -140,7 +142,7 @@ class Speculation:
             tokens: number of tokens that the step added to the sequence.
         """
         drafter = self._drafters.get(row.sequence)
-        if row.drafts and drafter is not None:  # without a drafter the drafts were forced tokens
+        if row.drafts > row.forced and drafter is not None:
             accepted = tokens - 1
             self.drafted += row.drafts
             self.accepted += accepted

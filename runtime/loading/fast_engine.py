@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
+from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import BenchRunner
@@ -133,6 +134,7 @@ def load_fast(
         chat,
         info,
         metrics=metrics,
+        grammars=GrammarCompiler(snapshot.tokenizer, end_ids=facts.end_ids, vocabulary=facts.decoder.vocabulary),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
     )

@@ -371,7 +371,7 @@ async def test_models() -> None:
         ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
         ({"n": 1025}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"extra_body": {"stream_options": {"include_usage": True}, "stream": False}}, "stream_options"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 from handlers.protocols import Engine
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
+from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.native import library
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Sampled
@@ -140,6 +141,7 @@ class Made:
             Chat(self.tokenizer),  # type: ignore[arg-type]
             replace(INFO, context_length=context_length),
             metrics=self.metrics.model("fake"),
+            grammars=GrammarCompiler(self.tokenizer, end_ids=eos, vocabulary=INFO.vocabulary_size),  # type: ignore[arg-type]
             **options,
         )
 

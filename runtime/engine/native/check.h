@@ -154,7 +154,8 @@ inline bool check(const Config& c, const Choice& how) {
            check_ids(how.bias_ids, how.biases, c.vocabulary) && (!how.biases || how.bias) &&
            check_ids(how.seen_ids, how.seen, c.vocabulary) &&
            check_ids(how.counted_ids, how.counted, c.vocabulary) && (!how.counted || how.counts) &&
-           check_ids(how.banned, how.bans, c.vocabulary);
+           check_ids(how.banned, how.bans, c.vocabulary) &&
+           (how.mask ? how.mask_words == (c.vocabulary + 31) / 32 : !how.mask_words);
 }
 
 inline Status check(const Config& c, const Step& s) {

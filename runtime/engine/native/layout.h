@@ -65,9 +65,10 @@ struct Choice {
     const int32_t* counted_ids;
     const int32_t* counts;  // times generated
     const int32_t* banned;
+    const uint32_t* mask;  // [mask_words] a bit for each id that may be chosen, or null
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k, logprobs;  // logprobs: -1 for none
-    int32_t biases, seen, counted, bans;
+    int32_t biases, seen, counted, bans, mask_words;
 };
 
 struct Chosen {
@@ -119,11 +120,12 @@ constexpr int32_t kLayout[] = {
     embed_norm), offsetof(Config, final_norm), offsetof(Config, head), offsetof(Config, layer),
 
     sizeof(Choice), offsetof(Choice, u), offsetof(Choice, bias_ids), offsetof(Choice, bias), offsetof(Choice, seen_ids),
-    offsetof(Choice, counted_ids), offsetof(Choice, counts), offsetof(Choice, banned), offsetof(Choice, temperature),
+    offsetof(Choice, counted_ids), offsetof(Choice, counts), offsetof(Choice, banned), offsetof(Choice, mask),
+    offsetof(Choice, temperature),
     offsetof(Choice, top_p), offsetof(Choice, min_p), offsetof(Choice, repetition_penalty),
     offsetof(Choice, presence_penalty), offsetof(Choice, frequency_penalty), offsetof(Choice, top_k),
     offsetof(Choice, logprobs), offsetof(Choice, biases), offsetof(Choice, seen), offsetof(Choice, counted),
-    offsetof(Choice, bans),
+    offsetof(Choice, bans), offsetof(Choice, mask_words),
 
     sizeof(Chosen), offsetof(Chosen, id), offsetof(Chosen, failed), offsetof(Chosen, tops), offsetof(Chosen, logprob),
     offsetof(Chosen, top_ids), offsetof(Chosen, top_logprobs),

@@ -82,10 +82,10 @@ class Step(Structure):
 CHOICE = np.dtype(
     [
         ("u", np.float64),
-        *((name, np.uint64) for name in ("bias_ids", "bias", "seen_ids", "counted_ids", "counts", "banned")),
+        *((name, np.uint64) for name in ("bias_ids", "bias", "seen_ids", "counted_ids", "counts", "banned", "mask")),
         *((name, np.float32) for name in ("temperature", "top_p", "min_p")),
         *((name, np.float32) for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")),
-        *((name, np.int32) for name in ("top_k", "logprobs", "biases", "seen", "counted", "bans")),
+        *((name, np.int32) for name in ("top_k", "logprobs", "biases", "seen", "counted", "bans", "mask_words")),
     ],
     align=True,
 )

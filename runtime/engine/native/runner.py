@@ -279,7 +279,8 @@ def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
         keep.append(array)
         return array.ctypes.data
 
-    biases = params.bias(sequence.generated + index)
+    biases = sequence.bias(index)
+    mask = row.mask(index)
     bias_ids = bias = seen_ids = counted_ids = counts = banned = 0
     seen = counted = 0
     if biases:
@@ -296,10 +297,11 @@ def _choice(row: Row, index: int, keep: list[Any]) -> tuple[Any, ...]:
     return (
         sequence.random(index),
         *(bias_ids, bias, seen_ids, counted_ids, counts, banned),
+        0 if mask is None else mask.ctypes.data,
         *(params.temperature, params.top_p, params.min_p),
         *(params.repetition_penalty, params.presence_penalty, params.frequency_penalty),
         *(params.top_k, -1 if params.logprobs is None else params.logprobs),
-        *(len(biases), seen, counted, len(row.banned)),
+        *(len(biases), seen, counted, len(row.banned), 0 if mask is None else mask.size),
     )
 
 

@@ -92,6 +92,16 @@ inline void likeliest(const float* logits, int size, int count, std::vector<Cand
     std::sort(found.begin(), found.end(), likelier);
 }
 
+// Sets the logits of all ids without a bit in the mask to -infinity.
+inline void apply_mask(float* logits, int size, const uint32_t* mask) {
+    for (int first = 0; first < size; first += 32) {
+        const uint32_t word = mask[first / 32];
+        if (word == ~0u) continue;
+        const int count = std::min(32, size - first);
+        for (int i = 0; i < count; i++) logits[first + i] = word >> i & 1 ? logits[first + i] : -INFINITY;
+    }
+}
+
 // Changes the logits in place.
 inline void choose(float* logits, int size, const Choice& how, Chosen& chosen, std::vector<Candidate>& found) {
     const float raw_top = largest(logits, size);
@@ -120,8 +130,9 @@ inline void choose(float* logits, int size, const Choice& how, Chosen& chosen, s
         change(how.counted_ids[i], logits[how.counted_ids[i]] -
                                        (how.presence_penalty + how.frequency_penalty * (float)how.counts[i]));
     for (int i = 0; i < how.bans; i++) change(how.banned[i], -INFINITY);
+    if (how.mask) apply_mask(logits, size, how.mask);
 
-    const bool changed = how.biases || how.counted || how.bans || how.repetition_penalty != 1.0f;
+    const bool changed = how.mask || how.biases || how.counted || how.bans || how.repetition_penalty != 1.0f;
     const float top = changed ? largest(logits, size) : raw_top;
     chosen.failed = top != top;  // a bias or penalty that is not a number, or too large, made it so
     if (chosen.failed) return;

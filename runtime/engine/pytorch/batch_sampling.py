@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.engine.pytorch.sampling import Draw
+from runtime.engine.pytorch.sampling import Draw, unpacked
 from runtime.engine.sequence import Sampled
 from runtime.errors import InternalError
 
@@ -45,7 +46,7 @@ class _Inputs:
                 inputs.numbers += (params.temperature, top_k, params.top_p, params.min_p, draw.u)
             if params.logprobs is not None:
                 inputs.reported.append(row)
-            for token, bias in params.bias(draw.position):
+            for token, bias in draw.bias:
                 inputs.biased.append(start + token)
                 inputs.biases.append(bias)
             if params.repetition_penalty != 1:
@@ -98,7 +99,11 @@ def _choose(logits: Tensor, draws: Sequence[Draw], candidates: int) -> tuple[lis
     sampled, reported = sampled.long(), reported.long()
     finite = torch.isfinite(logits.amax(dim=1))  # [B]; the maximum of a row with a NaN is NaN
     sure = torch.ones_like(finite)
-    edited = _edit(logits.clone(), edits) if any(map(len, edits)) else logits
+    masked = [row for row, draw in enumerate(draws) if draw.mask is not None]
+    edited = _edit(logits.clone(), edits) if masked or any(map(len, edits)) else logits
+    if masked:
+        masks = unpacked(np.stack([draw.mask for draw in draws if draw.mask is not None]), vocabulary)
+        edited[torch.tensor(masked, device=logits.device)] += torch.where(masks, 0.0, -torch.inf).to(logits.device)
     choice = edited.argmax(dim=1)  # [B]; the first of equal logits
     if inputs.sampled:
         everything = vocabulary in inputs.numbers[1::5]

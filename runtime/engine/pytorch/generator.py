@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from runtime.device import release_memory
 from runtime.engine.detokenizer import IncrementalDetokenizer
+from runtime.engine.grammar import GrammarMatcher
 from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
 from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
 from runtime.engine.rng import uniform
@@ -41,20 +42,29 @@ class BatchRow:
     index: int  # index within its prompt
     sequence: int  # index within its request
     detokenizer: IncrementalDetokenizer
+    grammar: GrammarMatcher | None = None
     ids: list[int] = field(default_factory=list)
     reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # logprob, top_logprobs of the last id
     done: bool = False
 
     def draw(self, end_tokens: frozenset[int]) -> Draw:
         """Return the sampling inputs of the row's next token, except the logits."""
-        params = self.params
+        params, position = self.params, len(self.ids)
+        forced = params.forced[position:] if self.grammar is None else self.grammar.forced
+        ban_end = len(params.forced) <= position < params.min_new_tokens
+        mask = None
+        if self.grammar is not None and not forced:
+            mask = self.grammar.mask()
+            if ban_end:
+                self.grammar.ban_end(mask)
         return Draw(
             params,
-            uniform(self.seed, self.index, len(self.ids)),
+            uniform(self.seed, self.index, position),
             [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
             Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
-            tuple(end_tokens) if len(params.forced) <= len(self.ids) < params.min_new_tokens else (),
-            len(self.ids),
+            tuple(end_tokens) if ban_end and self.grammar is None else (),
+            params.bias(forced, 0),
+            mask,
         )
 
 
@@ -159,6 +169,8 @@ class _DeliverTokens(StoppingCriteria):
             if row.done:
                 continue
             row.ids.append(token_id)
+            if row.grammar is not None:
+                row.grammar.accept([token_id])
             reason: FinishReason | None = None
             if token_id in self._eos and len(row.ids) > len(row.params.forced):
                 text, reason = row.detokenizer.flush(), "stop"

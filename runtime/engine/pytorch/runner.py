@@ -237,7 +237,8 @@ def _draws(row: Row) -> list[Draw]:
             sequence.tokens if params.repetition_penalty != 1 else (),
             sequence.counts if params.presence_penalty or params.frequency_penalty else None,
             row.banned,
-            sequence.generated + j,
+            sequence.bias(j),
+            row.mask(j),
         )
         for j in range(row.samples)
     ]

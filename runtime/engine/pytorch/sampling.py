@@ -2,7 +2,8 @@
 
 ``runtime.engine.pytorch.batch_sampling`` gives the same results for all rows of a step in one pass on the device.
 
-A row's logits are changed in this order: logit bias, repetition penalty, presence and frequency penalties, banned ids.
+A row's logits are changed in this order: logit bias, repetition penalty, presence and frequency penalties, banned ids,
+the grammar's mask.
 Then temperature, top-k, top-p and min-p apply (the order of transformers), and the token is drawn by inverse CDF from
 the most likely token down.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.types import SamplingParams
@@ -28,7 +31,8 @@ class Draw:
         tokens: prompt and generated token ids; used by the repetition penalty only.
         counts: number of times each id was generated; used by the presence and frequency penalties only.
         banned: ids that must not be sampled.
-        position: index of the token among the sequence's generated tokens, from 0; used by forced tokens only.
+        bias: (token id, number to add to its logit).
+        mask: [ceil(V / 32)] int32 with a bit for each id that may be sampled; None for all.
     """
 
     params: SamplingParams
@@ -36,7 +40,8 @@ class Draw:
     tokens: Sequence[int] = ()
     counts: Mapping[int, int] | None = None
     banned: Sequence[int] = ()
-    position: int = 0
+    bias: Sequence[tuple[int, float]] = ()
+    mask: NDArray[np.int32] | None = None
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -67,7 +72,7 @@ def adjust(logits: Tensor, draw: Draw) -> Tensor:
         [V] float32 logits.
     """
     params, logits = draw.params, logits.float().clone()
-    for token, bias in params.bias(draw.position):
+    for token, bias in draw.bias:
         logits[token] += bias
     if draw.tokens:
         penalize_repetition(logits, torch.tensor(draw.tokens, device=logits.device), params.repetition_penalty)
@@ -75,7 +80,23 @@ def adjust(logits: Tensor, draw: Draw) -> Tensor:
         logits[token] -= params.presence_penalty + params.frequency_penalty * count
     for token in draw.banned:
         logits[token] = float("-inf")
+    if draw.mask is not None:
+        logits[~unpacked(draw.mask[None], len(logits))[0].to(logits.device)] = float("-inf")
     return logits
+
+
+def unpacked(masks: NDArray[np.int32], vocabulary: int) -> Tensor:
+    """Return masks as booleans.
+
+    Args:
+        masks: [B, ceil(V / 32)] int32, the lowest bit first.
+        vocabulary: V.
+
+    Returns:
+        [B, V] bool on the CPU.
+    """
+    bits = np.unpackbits(np.ascontiguousarray(masks).view(np.uint8), axis=1, count=vocabulary, bitorder="little")
+    return torch.from_numpy(bits).bool()
 
 
 def sample(logits: Tensor, params: SamplingParams, u: float) -> int:

@@ -55,6 +55,7 @@ _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": st.sampled_from([None, {"1": 1}, {"1": 2}, {"2": 1}, {"1": 1, "2": 1}]),
     "stop": st.sampled_from([None, ["a"], ["b"], ["a", "b"], ["ab"], ["é"]]),
     "seed": st.sampled_from([0, 1, -1, 2**63 - 1]),
+    "guided_regex": st.sampled_from([None, "a", "b"]),
 }
 _MATTERS: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
     complete: _SAMPLING

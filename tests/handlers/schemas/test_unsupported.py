@@ -48,8 +48,8 @@ def test_other_values(model: type[Strict], base: dict[str, Any], name: str, fiel
             "tools: tools are not supported by this server; leave it out or send null or []",
         ),
         (
-            {"response_format": {"type": "json_object"}},
-            'response_format: this server generates text only; leave it out or send null or {"type": "text"}',
+            {"modalities": ["audio"]},
+            'modalities: this server generates text only; leave it out or send null or ["text"]',
         ),
         (
             {"store": True},

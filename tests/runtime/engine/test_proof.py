@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 
 from runtime.engine.engine import FastEngine
 from runtime.host import resident_memory
-from runtime.types import Job, SamplingParams, Token
+from runtime.types import Grammar, Job, SamplingParams, Token
 from tests.support.engines import Load, needs_kernels, without_kernels
 from tests.support.fakes import until
 from tests.support.family_models import CASES as FAMILY_CASES
@@ -27,6 +28,17 @@ from tests.support.soak import SOAK, soak
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = (ROOT / "loadtests/quality.txt").read_text().split()
+
+
+_PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer"}},
+    "required": ["name", "kind", "age"],
+}
+GRAMMARS = (
+    Grammar("json_schema", json.dumps(_PERSON), "response_format"),
+    Grammar("regex", "(the |a |and ){1,9}end", "guided_regex"),
+)
 
 
 def some_text(dice: random.Random, most: int) -> str:
@@ -69,6 +81,7 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
             stop=dice.choice([(), (), (" the", "\n")]),
             seed=dice.randrange(2**63),
             n=dice.choice([1, 1, 1, 3]),
+            grammar=dice.choice([None, None, *GRAMMARS]),
         )
         jobs.append(Job(prompt, params))
     return jobs

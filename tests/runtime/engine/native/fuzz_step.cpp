@@ -218,6 +218,10 @@ Choice choice(Input& in, Arrays& arrays) {
     c.counted_ids = arrays.keep(in, in.numbers(c.counted, 0, kVocabulary - 1));
     c.counts = arrays.keep(in, in.numbers(c.counted, 1, 9));
     c.banned = arrays.keep(in, in.numbers(c.bans, 0, kVocabulary - 1));
+    if (in.number(0, 1) || in.rarely()) {
+        c.mask_words = in.rarely() ? in.hostile() : (kVocabulary + 31) / 32;
+        c.mask = (const uint32_t*)arrays.keep(in, in.numbers(c.mask_words, INT32_MIN, INT32_MAX));
+    }
     return c;
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from runtime.engine.native import library
@@ -182,6 +183,17 @@ def params_of(dice: random.Random) -> SamplingParams:
     )
 
 
+def some_mask(dice: random.Random, vocabulary: int) -> NDArray[np.int32] | None:
+    """A grammar's mask of one row, or none: of a few ids, of nearly all, or of any."""
+    share = dice.choice([None, None, 0.0, 0.01, 0.5, 0.999])
+    if share is None:
+        return None
+    words = -(-vocabulary // 32)
+    bits = np.array([dice.random() < share for _ in range(32 * words)])
+    bits[dice.randrange(vocabulary)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)[None]
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_choices_are_those_of_the_sampling_functions(tiny_llama: Path, level: str, runner: Open) -> None:
     """For any parameters, the token and its log-probabilities are what ``runtime.engine.pytorch.sampling`` gives for
@@ -195,12 +207,13 @@ def test_choices_are_those_of_the_sampling_functions(tiny_llama: Path, level: st
         made.tokens += (new := some_ids(dice.randint(0, 6), seed=-attempt))
         made.counts = Counter(new)
         row = Row(made, 0, list(made.tokens), banned=tuple(some_ids(dice.choice([0, 2]), seed=attempt)))
+        row.masks = some_mask(dice, 600)
         logits = torch.from_numpy(kernels.logits([row])[0])
         found = kernels.step([row])[0]
         assert isinstance(found, list)
         u = uniform(made.seed, made.number, made.generated)
         counts = made.counts if made.params.presence_penalty or made.params.frequency_penalty else None
-        draw = Draw(made.params, u, made.tokens, counts, row.banned)
+        draw = Draw(made.params, u, made.tokens, counts, row.banned, made.params.logit_bias, row.mask(0))
         wanted = sample(adjust(logits, draw), made.params, u)
         assert found[0].id == wanted
         if made.params.logprobs is None:

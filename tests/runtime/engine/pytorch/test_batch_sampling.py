@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,14 @@ def some_draw(rng: random.Random, vocabulary: int) -> Draw:
     )
     tokens = [rng.randrange(vocabulary) for _ in range(10)]
     banned = range(vocabulary) if rng.random() < 0.05 else ids(rng.choice([0, 2]))
-    return Draw(params, rng.choice([*ENDS, *(rng.random() for _ in range(4))]), tokens, Counter(tokens[4:]), banned)
+    mask = None
+    if rng.random() < 0.4:
+        share = rng.choice([0, 0.01, 0.5, 0.999])
+        bits = np.array([rng.random() < share for _ in range(-(-vocabulary // 32) * 32)])
+        bits[rng.randrange(vocabulary)] = True
+        mask = np.packbits(bits, bitorder="little").view(np.int32)
+    u = rng.choice([*ENDS, *(rng.random() for _ in range(4))])
+    return Draw(params, u, tokens, Counter(tokens[4:]), banned, params.logit_bias, mask)
 
 
 def check(logits: torch.Tensor, draws: list[Draw]) -> None:

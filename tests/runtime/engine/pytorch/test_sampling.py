@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -100,9 +101,16 @@ def test_adjusting_goes_in_its_order() -> None:
     changes = params(
         logit_bias=((0, 3.0), (4, 100.0)), repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25
     )
-    got = adjust(raw, Draw(changes, 0, tokens=[0, 2, 2, 3], counts={2: 2}, banned=[4]))
+    got = adjust(raw, Draw(changes, 0, tokens=[0, 2, 2, 3], counts={2: 2}, banned=[4], bias=changes.logit_bias))
     assert got.tolist() == [(1 + 3) / 2, 2.0, -1 * 2 - 0.5 - 0.25 * 2, 0.25, float("-inf")]
     assert raw.tolist() == [1.0, 2.0, -1.0, 0.5, 3.0]
+
+
+def test_a_mask_leaves_the_ids_with_a_bit() -> None:
+    """Bit i of word j is id 32 j + i; bits behind the vocabulary have no effect."""
+    mask = np.array([1 << 3, -1], np.int32)
+    got = adjust(torch.zeros(35), Draw(params(), 0, mask=mask))
+    assert torch.isfinite(got).nonzero().flatten().tolist() == [3, 32, 33, 34]
 
 
 def test_log_probabilities_are_of_the_logits_as_they_are() -> None:

@@ -1,0 +1,141 @@
+"""Fields that constrain the generated text: OpenAI's response_format, and vLLM's guided_* and structured_outputs."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from handlers.schemas.base import Cacheable
+from handlers.schemas.fields import AnyText, Text
+from handlers.schemas.strict import Strict
+
+_MAX_CHOICES = 1024
+
+
+def _schema(value: object) -> object:
+    """Accept a JSON Schema as an object, or as its JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise PydanticCustomError("json_schema", "input is not JSON: {error}", {"error": str(error)}) from None
+    if not isinstance(value, dict | bool):
+        raise PydanticCustomError(
+            "json_schema", "input should be a JSON Schema: an object, a boolean, or its JSON text"
+        )
+    return value
+
+
+JSONSchema = Annotated[
+    Any, BeforeValidator(_schema), WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "boolean"}]})
+]
+"""A JSON Schema; its JSON text is accepted, too."""
+
+Choices = Annotated[list[Text], Field(min_length=1, max_length=_MAX_CHOICES)]
+
+
+class PlainFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JSONObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Strict):
+    """A JSON Schema with a name."""
+
+    model_config = ConfigDict(protected_namespaces=(), populate_by_name=True, serialize_by_alias=True)
+
+    name: Text = Field(max_length=64, description="Accepted for compatibility; not used.")
+    description: str | None = Field(None, description="Accepted for compatibility; not used.")
+    definition: JSONSchema = Field(alias="schema", description="The JSON Schema.")
+    strict: bool | None = Field(None, description="Accepted for compatibility: a schema is always followed.")
+
+
+class JSONSchemaFormat(Strict):
+    """JSON that is valid under a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+def _format_kind(value: object) -> object:
+    return value.get("type") if isinstance(value, dict) else None
+
+
+ResponseFormat = Annotated[
+    Annotated[PlainFormat, Tag("text")]
+    | Annotated[JSONObjectFormat, Tag("json_object")]
+    | Annotated[JSONSchemaFormat, Tag("json_schema")],
+    Discriminator(
+        _format_kind,
+        custom_error_type="response_format",
+        custom_error_message="type should be text, json_object or json_schema",
+    ),
+]
+"""OpenAI's response format."""
+
+
+class StructuredOutputs(Strict):
+    """vLLM's structured outputs: exactly one of the kinds."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    json_schema: JSONSchema | None = Field(None, alias="json", description="A JSON Schema that the text must match.")
+    regex: Text | None = Field(None, description="A regular expression that the whole text must match.")
+    choice: Choices | None = Field(None, description="The texts to choose from.")
+    grammar: Text | None = Field(None, description="A grammar in Lark's syntax that the text must match.")
+    json_object: bool | None = Field(None, description="True for any JSON object.")
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1 or self.json_object is False:
+            raise PydanticCustomError("structured_outputs", "give one of json, regex, choice, grammar, json_object")
+        return self
+
+
+_FIELDS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_UNCONSTRAINED = {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"type": {"const": "text"}}}]}
+_GIVEN = {name: {"not": _UNCONSTRAINED if name == "response_format" else {"type": "null"}} for name in _FIELDS}
+
+AT_MOST_ONE: list[Any] = [
+    {"not": {"required": list(pair), "properties": {name: _GIVEN[name] for name in pair}}}
+    for pair in combinations(_FIELDS, 2)
+]
+"""JSON Schema rules: at most one of the fields constrains the text."""
+
+
+class Structured(Cacheable):
+    """A request whose text may be constrained."""
+
+    response_format: ResponseFormat | None = Field(
+        None, description="Constrains the text to any JSON object, or to JSON that is valid under a schema."
+    )
+    guided_json: JSONSchema | None = Field(None, description="A JSON Schema that the text must match.")
+    guided_regex: AnyText | None = Field(
+        None, min_length=1, description="A regular expression that the whole text must match."
+    )
+    guided_choice: Choices | None = Field(None, description="The texts to choose from.")
+    guided_grammar: AnyText | None = Field(
+        None, min_length=1, description="A grammar in Lark's syntax that the text must match."
+    )
+    structured_outputs: StructuredOutputs | None = Field(None, description="The same in vLLM's newer form.")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Structured:
+        given = [name for name in _FIELDS if getattr(self, name) is not None]
+        if isinstance(self.response_format, PlainFormat):
+            given.remove("response_format")
+        if len(given) > 1:
+            raise PydanticCustomError("one_constraint", "give only one of {names}", {"names": ", ".join(given)})
+        return self

@@ -1,0 +1,57 @@
+"""Computes the token masks of a step's rows whose sequences have a grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.engine.grammar import GrammarMatcher
+from runtime.engine.sequence import Row
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+
+class TokenMasks:
+    """Computes masks for all rows of a step at once, on several threads. Only the engine thread may call it."""
+
+    def __init__(self) -> None:
+        self._executor: LLExecutor | None = None
+
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Set ``Row.masks`` of the rows that have a grammar and sample a token that it does not force."""
+        alone: list[tuple[LLMatcher, int]] = []
+        drafting: list[tuple[LLMatcher, int, list[int]]] = []
+        spans: list[tuple[Row, GrammarMatcher, int, int]] = []
+        end = 0
+        for row in rows:
+            grammar = row.sequence.grammar
+            free = 0 if grammar is None else row.samples - len(grammar.forced)  # the last choices of the row
+            if grammar is None or free < 1:
+                continue
+            if free == 1:
+                alone.append((grammar.matcher, end))
+            else:
+                drafting.append((grammar.matcher, end, row.token_ids[1 - free :]))
+            spans.append((row, grammar, end, end + free))
+            end += free
+        if not spans:
+            return
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor()
+        words = spans[0][1].words
+        masks = np.zeros((end, words), np.int32)
+        if alone:
+            self._executor.unsafe_compute_mask_ptr(alone, masks.ctypes.data, words * 4, end)
+        if drafting:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafting, masks.ctypes.data, words * 4, end)
+        for row, grammar, start, stop in spans:
+            row.masks = masks[start:stop, : grammar.used_words]
+            sequence = row.sequence
+            first = sequence.generated + len(grammar.forced)  # number of the generated token that the first mask is for
+            for mask in row.masks[: max(0, sequence.params.min_new_tokens - first)]:
+                grammar.ban_end(mask)
