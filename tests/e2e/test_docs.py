@@ -199,3 +199,9 @@ def test_the_page_of_cloud_events(tmp_path: Path) -> None:
     complete, chat = json.loads(batch)
     assert complete["data"]["text"] == answer["data"]["text"]
     assert "Paris" in chat["data"]["choices"][0]["message"]["content"]
+
+
+def test_the_api_reference_is_up_to_date() -> None:
+    """After a change of the routes or request models ``PYTHONPATH=. python .ci/api_reference.py`` must be run again."""
+    command = [sys.executable, ROOT / ".ci/api_reference.py", "--check"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
