@@ -12,7 +12,7 @@ from aiohttp import web
 
 import middleware
 from handlers.api.openapi import build
-from handlers.api.routes import ROUTES, speaks_openai
+from handlers.api.routes import ROUTES, error_form
 from handlers.context import Context
 from handlers.dispatch.consumer import consumer_of
 from handlers.dispatch.events import Dispatcher
@@ -21,10 +21,11 @@ from handlers.local import build_context, open_processor
 from handlers.operations import OPERATIONS, SCOPES
 from handlers.operations.health import default_state
 from middleware.access import Access
-from middleware.request_keys import AUDIT, SPEAKS_OPENAI
+from middleware.request_keys import AUDIT, ERROR_FORM
 from runtime.events.audit import EventAudit
 from runtime.events.consumer import Consumer
 from runtime.events.delivery_report import DeliveryReporter
+from runtime.events.idempotency.factory import open_records
 from runtime.events.idempotency.records import Records
 from runtime.events.queues.base import QueueOptions
 from runtime.events.queues.factory import open_source
@@ -32,15 +33,17 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
-from runtime.telemetry.request_scope import current_caller, observe_usage
+from runtime.telemetry.request_scope import current_caller, has_token_limit, observe_usage
 from views import pages
 from views.app_keys import CONTEXT, METRICS, SETTINGS, STATE
 from views.events import Events
+from views.idempotency import REPLAYED, IdempotentRequests
 from views.operations import caller_of, operation_handler, reserve
 from views.probes import exposition, livez, readyz
 
 _PRELOAD_SECONDS = 0.03
-_EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age")  # for CORS
+# Response headers that pages of other origins may read (CORS).
+_EXPOSED = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Cache", "X-Cache-Key", "Age", *REPLAYED)
 
 
 def create_app(
@@ -61,7 +64,11 @@ def create_app(
     """
     metrics = metrics or Metrics()
     ctx = replace(
-        ctx or build_context(settings, metrics), observe=observe_usage, caller=current_caller, reserve=reserve
+        ctx or build_context(settings, metrics),
+        observe=observe_usage,
+        caller=current_caller,
+        reserve=reserve,
+        has_token_limit=has_token_limit,
     )
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[CONTEXT] = ctx
@@ -69,11 +76,14 @@ def create_app(
     app[SETTINGS] = settings
     app[STATE] = lambda: default_state(ctx.models)
     admin = frozenset(name for name, operation in OPERATIONS.items() if operation.admin)
-    access = Access(admin=admin, scopes=SCOPES)
-    app[SPEAKS_OPENAI] = speaks_openai
+    included = {name: operation.part_of for name, operation in OPERATIONS.items() if operation.part_of is not None}
+    access = Access(admin=admin, scopes=SCOPES, included=included)
+    app[ERROR_FORM] = error_form
     middleware.install(app, settings, access, metrics)
+    idempotent = IdempotentRequests(settings, open_records)
+    app.on_cleanup.append(idempotent.close)
     for route in ROUTES if full_api else [route for route in ROUTES if route.operation == "health"]:
-        handler = operation_handler(find(route.operation, ctx), route, settings)
+        handler = operation_handler(find(route.operation, ctx), route, settings, idempotent)
         access.operations[handler] = route.operation
         if route.operation == "health":
             access.open.add(handler)

@@ -87,5 +87,5 @@ def __getattr__(name: str) -> Any:
 
 
 def _problem(error: ServiceError) -> flask.Response:
-    response = error_response(error, openai=False, allow=("POST",) if isinstance(error, MethodNotAllowed) else ())
+    response = error_response(error, "problem", allow=("POST",) if isinstance(error, MethodNotAllowed) else ())
     return flask.Response(response.body, response.status, response.headers)

@@ -53,6 +53,7 @@ class Context:
         new_id: returns a short unique id for a response.
         background: whether this is background work, which yields to interactive requests, see ``Job.background``.
         limits: limits of one request.
+        reasoning: whether reasoning is separated from the content of answers.
         version: the service's version.
         started: monotonic time at which the service started.
         tracing: traces requests, see ``handlers.dispatch.lookup``; None for no tracing.
@@ -62,6 +63,7 @@ class Context:
             starts; raises RateLimited or ExceedsRateLimit if the caller has fewer left. Returns a function that commits
             the number of tokens really used and is called once. ``handlers.generation.prepared_request.start_charged``
             calls both.
+        has_token_limit: whether the caller's tokens are limited, so that ``reserve`` may refuse a request.
     """
 
     models: Models
@@ -73,8 +75,10 @@ class Context:
     caller: Callable[[], str] = lambda: ""
     background: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
+    reasoning: bool = True
     version: str = "0"
     started: float = 0.0
     tracing: Tracing | None = None
     observe: Callable[[TokenUsage], None] = lambda usage: None
     reserve: Callable[[int], Awaitable[Commit]] = reserve_unlimited
+    has_token_limit: Callable[[], bool] = lambda: False

@@ -52,8 +52,8 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
     Raises:
         ModelUnavailable: ``MODEL_NAME`` or one of ``MODELS`` is not a valid model name.
-        SettingsError: ``MODELS``, ``PINNED_MODELS`` or ``ADAPTERS_DIR`` is wrong, or ``TRACING`` is on and
-            OpenTelemetry is not installed or misconfigured.
+        SettingsError: ``MODELS``, ``MODEL_ALIASES``, ``PINNED_MODELS`` or ``ADAPTERS_DIR`` is wrong, or ``TRACING`` is
+            on and OpenTelemetry is not installed or misconfigured.
     """
     metrics = metrics or Metrics()
     specs = with_adapters(
@@ -82,6 +82,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         pinned=settings.pinned_models,
         wait_seconds=settings.model_wait_seconds,
         idle_seconds=settings.idle_unload_seconds,
+        aliases=settings.model_aliases,
     )
 
     @cache
@@ -100,6 +101,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         clock=Clock(time.time, time.monotonic),
         new_id=lambda: secrets.token_hex(12),
         limits=RequestLimits(settings.max_prompt_chars, settings.max_sequences),
+        reasoning=settings.reasoning == "on",
         version=service_version(),
         started=time.monotonic(),
         cache=_response_cache(settings),

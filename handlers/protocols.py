@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, Protocol
 
+from runtime.answer_format import AnswerFormat
 from runtime.status import CacheStats, ModelStatus
-from runtime.types import CacheUse, Job, Message, ModelInfo, Token
+from runtime.types import CacheUse, Job, Message, ModelInfo, TemplateOptions, Token, Tool
 
 
 class Engine(Protocol):
@@ -28,6 +29,11 @@ class Engine(Protocol):
         """Stop strings with which the chat template ends the assistant's turn."""
         ...
 
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes tool calls and reasoning."""
+        ...
+
     async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         """Tokenize a raw prompt off the event loop. Control tokens spelled in the text become control tokens, and an
         empty text becomes the token that begins a text.
@@ -42,16 +48,60 @@ class Engine(Protocol):
         """
         ...
 
-    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a chat with the model's template, up to the start of the assistant's next turn. No text in a message
-        becomes a control token.
+    async def encode_text(
+        self, text: str, *, add_special_tokens: bool = True, background: bool = False
+    ) -> tuple[int, ...]:
+        """Tokenize a text as it is: control tokens spelled in it become control tokens, an empty text may have none.
+
+        Args:
+            text: the text.
+            add_special_tokens: whether the tokenizer adds its own tokens around the text (often a BOS token).
+            background: see ``encode``.
+        """
+        ...
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions | None = None,
+        background: bool = False,
+    ) -> tuple[int, ...]:
+        """Tokenize a chat with the model's template. No text in a message, tool or argument becomes a control token.
 
         Args:
             messages: the chat's messages.
+            tools: the tools that the model is told of.
+            options: the template's options; None for the defaults, up to the start of the assistant's next turn.
             background: see ``encode``.
 
         Raises:
             InvalidRequest: the model's template refuses the messages.
+        """
+        ...
+
+    async def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions | None = None,
+        background: bool = False,
+    ) -> str:
+        """Format a chat with the model's template. Arguments and errors as for ``encode_chat``."""
+        ...
+
+    async def decode(self, ids: Sequence[int], field: str, *, background: bool = False) -> str:
+        """Return the text of token ids, with the names of control tokens.
+
+        Args:
+            ids: the token ids.
+            field: the request's field that holds them, for error messages.
+            background: see ``encode``.
+
+        Raises:
+            InvalidRequest: the model does not have one of the ids.
         """
         ...
 
@@ -66,6 +116,10 @@ class Engine(Protocol):
         Raises:
             InvalidRequest: the text spells a control token and cannot be tokenized otherwise.
         """
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it, such as ``Ġthe``; empty for an id unknown to the tokenizer."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

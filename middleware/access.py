@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import hdrs, web
@@ -27,12 +28,14 @@ class Access:
         open: handlers that answer without a credential.
         admin: names of the operations that need the scope ``admin``.
         scopes: all scopes that a key may have.
+        included: operation -> another operation whose scope allows it, too.
     """
 
     operations: dict[Handler, str] = field(default_factory=dict)
     open: set[Handler] = field(default_factory=set)
     admin: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
+    included: Mapping[str, str] = field(default_factory=dict)
 
     def operation(self, request: web.Request) -> str | None:
         """Return the name of the request's operation; None if the route has none, or if no route matched."""
@@ -61,7 +64,9 @@ class Access:
         if operation is None:  # a route without an operation exposes nothing: any caller may get its 404
             return
         scope = ADMIN if operation in self.admin else operation
-        if scope in caller.scopes or (scope != ADMIN and ALL in caller.scopes):
+        if scope != ADMIN and caller.scopes & {ALL, self.included.get(operation)}:
+            return
+        if scope in caller.scopes:
             return
         _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(

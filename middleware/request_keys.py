@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from runtime.audit.log import AuditLog
+from runtime.error_response import ErrorForm
 from runtime.networks import Address
 from runtime.types import Caller
 
@@ -79,5 +80,5 @@ REASON: Final = web.RequestKey[str]("reason")
 CLIENT_CERTIFICATE: Final = web.RequestKey[str]("client_certificate")
 """The subject of the client's certificate (RFC 4514), if TLS_CLIENT_CA_FILE requires one."""
 
-SPEAKS_OPENAI: Final = web.AppKey[Callable[[str], bool]]("speaks_openai")
-"""Returns whether errors on a path have OpenAI's format (``handlers.api.routes.speaks_openai``); if unset, none do."""
+ERROR_FORM: Final = web.AppKey[Callable[[str], ErrorForm]]("error_form")
+"""Returns the form of errors on a path (``handlers.api.routes.error_form``); if unset, all are problem details."""

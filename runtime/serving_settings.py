@@ -31,6 +31,9 @@ class ServingSettings(BaseSettings):
         description="More models to serve, named as in MODEL_NAME; a JSON array if names contain blanks or commas. "
         "Each is loaded on its first use.",
     )
+    model_aliases: Strings = Field(
+        (), description="More names of served models, as name=model; they are listed and accepted wherever a model is."
+    )
     pinned_models: Strings = Field((), description="Ids of models that are never unloaded to free memory for others.")
     adapters_dir: OptionalPath = Field(
         None, description="Folder of LoRA adapters (PEFT format), each served as model:adapter."
@@ -93,6 +96,11 @@ class ServingSettings(BaseSettings):
         description="Folder for converted models; hub downloads are kept in the hub client's own cache.",
     )
 
+    generation_config: Literal["openai", "model"] = Field(
+        "openai",
+        description="Sampling defaults of OpenAI's routes: openai, or model for the model's own generation config.",
+    )
+
     # Limits of one request
     max_prompt_chars: int = Field(
         200_000,
@@ -117,6 +125,11 @@ class ServingSettings(BaseSettings):
     body_timeout_seconds: float = Field(30, gt=0, le=3600, description="Deadline for receiving a request's body.")
     drain_seconds: float = Field(
         30, ge=0, le=3600, description="How long running requests may take to finish after SIGTERM."
+    )
+
+    # Answers
+    reasoning: Literal["on", "off"] = Field(
+        "on", description="on: an answer's reasoning is its reasoning_content; off: it stays in the content."
     )
 
     # Response cache

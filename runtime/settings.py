@@ -153,13 +153,14 @@ class Settings(ServingSettings):
     )
     idempotency: Literal["off", "memory", "sqlite", "redis"] = Field(
         "sqlite",
-        description="Where processed events are recorded: off, memory, sqlite (in CACHE_DIR) or redis (shared).",
+        description="Where processed events and answers of requests with an Idempotency-Key are recorded: off, memory, "
+        "sqlite (in CACHE_DIR) or redis (shared).",
     )
     idempotency_ttl_seconds: float = Field(
         86_400,
         gt=0,
         le=31_536_000,
-        description="How long a processed event is remembered and answered with its stored result.",
+        description="How long a processed event or request with an Idempotency-Key is answered with its stored result.",
     )
 
     # Connections

@@ -30,6 +30,7 @@ class ModelStatus:
         running: requests that use it now.
         loads: number of loads since the process began; ``load_failures`` counts those that failed.
         unloads: number of unloads, of which ``evictions`` freed memory for another model.
+        aliases: further names that requests may use.
     """
 
     id: str
@@ -50,6 +51,7 @@ class ModelStatus:
     load_failures: int = 0
     unloads: int = 0
     evictions: int = 0
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

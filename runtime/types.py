@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 # A logit bias that forces a token: in float32 the sum keeps nothing of the original logit, and the softmax gives every
 # other token probability 0.
@@ -15,11 +15,78 @@ _FORCING_BIAS = 1e30
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call.
+
+    Args:
+        name: letters, digits, ``_`` and ``-`` only.
+        description: what the function does; "" for none.
+        parameters: JSON Schema of its arguments, which are an object.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function in an assistant's message; ``arguments`` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a chat."""
+    """One message of a chat.
+
+    Args:
+        role: the author's role.
+        content: the text.
+        tool_calls: the calls of an assistant's message.
+        tool_call_id: of a tool's message, the call whose result it is.
+        reasoning: the reasoning before an assistant's message.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningLimit:
+    """A limit on reasoning: after ``tokens`` generated tokens its end is forced.
+
+    Args:
+        tokens: the number of tokens of the answer's start in which reasoning may go on.
+        begin, end: ids of the tokens that begin and end reasoning; ``begin`` is None if the prompt has begun it.
+    """
+
+    tokens: int
+    begin: int | None
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateOptions:
+    """How a chat is formatted with the model's template.
+
+    Args:
+        add_generation_prompt: whether the prompt ends with the start of the assistant's next turn.
+        continue_final_message: whether the prompt ends with the last message's text, which the model continues.
+        arguments: further variables of the template, as a JSON object.
+        add_special_tokens: whether the tokenizer adds its own tokens around the prompt; None to add them only if the
+            model has no template of its own.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    arguments: str = "{}"
+    add_special_tokens: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +97,20 @@ class Grammar:
         kind: the kind of definition.
         definition: a JSON Schema as JSON text, a regular expression, or a grammar in Lark's syntax.
         field: the request's field that holds it, for error messages.
+        parts: grammars to which ``definition``, in Lark's syntax, refers as ``@part0``, ``@part1``, ...
+        reasoning: limit on the reasoning before the text; None for none.
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     definition: str
     field: str
+    parts: tuple[Grammar, ...] = ()
+    reasoning: ReasoningLimit | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What determines the texts that match, apart from the limit on reasoning."""
+        return self.kind, self.definition, *(part.key for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +131,8 @@ class SamplingParams:
         logprobs: number of most likely tokens to report in addition to the chosen one; None reports nothing. The values
             are natural-log softmax values of the model's unmodified logits.
         stop: strings that end a sequence; they are not part of its text.
+        stop_token_ids: ids of further tokens that end a sequence; their text is not part of its text.
+        ignore_eos: whether the model's own end tokens do not end a sequence.
         seed: seed that makes sampling reproducible; None draws a random one.
         forced: ids of the first generated tokens, used instead of sampled ones. No end token or stop string among them
             ends the sequence. With ``max_new_tokens`` forced tokens the model scores a given text: their
@@ -75,10 +153,20 @@ class SamplingParams:
     min_new_tokens: int = 0
     logprobs: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     seed: int | None = None
     n: int = 1
     forced: tuple[int, ...] = ()
     grammar: Grammar | None = None
+
+    def end_ids(self, eos: frozenset[int]) -> frozenset[int]:
+        """Return the ids of all tokens that end a sequence.
+
+        Args:
+            eos: the model's own end tokens.
+        """
+        return (frozenset() if self.ignore_eos else eos).union(self.stop_token_ids)
 
     def bias(self, forced: Sequence[int], ahead: int) -> tuple[tuple[int, float], ...]:
         """Return the logit bias of a token to sample.
@@ -123,6 +211,7 @@ class Token:
         logprob: the token's log-probability, if requested.
         top_logprobs: (token id, logprob) of the most likely tokens, best first, if requested.
         cached_tokens: number of prompt tokens found in the prefix cache; set on a prompt's first token only.
+        stop: the stop string that ended the sequence; set on its last token, None if it ended for another reason.
     """
 
     sequence: int
@@ -132,13 +221,16 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     cached_tokens: int = 0
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """Metadata of a loaded model. Times are in seconds, memory is in bytes.
 
-    ``kv_bytes`` is the maximum size of the KV cache. ``fingerprint`` identifies everything that determines the bits of
+    ``kv_bytes`` is the maximum size of the KV cache, and ``kv_tokens`` how many tokens it holds; 0 for no limit.
+    ``sampling_defaults`` are the values of sampling parameters, by name, that OpenAI's routes use where a request has
+    none, in place of OpenAI's own. ``fingerprint`` identifies everything that determines the bits of
     a result: the weights, the tokenizer and its chat template, the dtypes, and the code that computes.
     """
 
@@ -158,7 +250,14 @@ class ModelInfo:
     engine: str
     optimizations: tuple[str, ...] = ()
     kv_bytes: int = 0
+    kv_tokens: int = 0
+    sampling_defaults: tuple[tuple[str, float], ...] = ()
     fingerprint: str = ""
+
+    @property
+    def system_fingerprint(self) -> str | None:
+        """OpenAI's ``system_fingerprint``: it changes with ``fingerprint``; None if that is not known."""
+        return f"fp_{self.fingerprint[:16]}" if self.fingerprint else None
 
 
 @dataclass(frozen=True, slots=True)

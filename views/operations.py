@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +17,7 @@ from handlers.api.routes import Route
 from handlers.context import Commit, reserve_unlimited
 from handlers.operations import Operation
 from middleware.request_keys import CALLER, PAYLOAD, REASON
+from runtime.error_response import ErrorForm, error_body
 from runtime.errors import InternalError, ServiceError
 from runtime.json_answer import encoded
 from runtime.request_headers import credentials_hash
@@ -24,9 +25,11 @@ from runtime.settings import Settings
 from runtime.telemetry.request_scope import request_scope
 from runtime.types import Caller
 from views.app_keys import CONTEXT
+from views.event_stream import event_stream
+from views.idempotency import REPLAYED, IdempotentRequests
 
 _JSON = "application/json; charset=utf-8"
-
+_PROMPTS = ("prompt", "messages", "input")  # fields that hold a prompt
 
 _log = logging.getLogger("warmstart.app")
 
@@ -43,28 +46,46 @@ async def reserve(max_tokens: int) -> Commit:
     return await (request_scope.get().reserve or reserve_unlimited)(max_tokens)
 
 
-def operation_handler(operation: Operation, route: Route, settings: Settings) -> Handler:
+_Once = Callable[[Callable[[], Awaitable[Mapping[str, Any]]]], Awaitable[tuple[Mapping[str, Any], bool]]]
+"""Does work, or returns the stored result of the same request, and whether it was stored."""
+
+
+def operation_handler(
+    operation: Operation, route: Route, settings: Settings, idempotent: IdempotentRequests
+) -> Handler:
     """Return an aiohttp handler that calls an operation.
 
     Args:
         operation: the operation.
         route: the route, which says how the payload is built.
         settings: the application's settings.
+        idempotent: does the work of requests with the same idempotency key once.
     """
+    generates = operation.stream is not None and not operation.admin
 
     async def adapter(request: web.Request) -> web.StreamResponse:
         request_scope.set(replace(request_scope.get(), caller=caller_of(request)))
         payload = await _payload(request, route, settings.max_json_depth)
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
-        if settings.log_prompts and isinstance(payload, dict) and payload.keys() & {"prompt", "messages"}:
-            _log.info("prompt", extra={"prompt": payload.get("prompt", payload.get("messages"))})
+        if settings.log_prompts and (prompts := [payload[name] for name in _PROMPTS if name in payload]):
+            _log.info("prompt", extra={"prompt": next((prompt for prompt in prompts if prompt is not None), None)})
         request[PAYLOAD] = payload
         ctx = request.app[CONTEXT]
-        if operation.stream is not None and isinstance(payload, dict) and payload.get("stream") is True:
-            return await _send_events(request, operation.stream(payload, ctx))
-        body = await encoded(await operation.handle(payload, ctx))
-        return web.Response(body=body, headers={"Content-Type": _JSON} | _cache_headers())
+        key = idempotent.key_of(request) if generates else None
+        once: _Once | None = None
+        if key is not None:
+            once = partial(idempotent.run, key, request_scope.get().caller, route.operation, payload)
+        if operation.stream is not None and payload.get("stream") is True:
+            events = operation.stream(payload, ctx)
+            return await _send_events(request, events, route.errors, once, named=operation.named_events)
+        answer: Mapping[str, Any]
+        if once is None:
+            answer, repeated = await operation.handle(payload, ctx), False
+        else:
+            answer, repeated = await once(lambda: operation.handle(payload, ctx))
+        headers = {"Content-Type": _JSON} | _cache_headers() | (REPLAYED if repeated else {})
+        return web.Response(body=await encoded(answer), headers=headers)
 
     return adapter
 
@@ -96,34 +117,77 @@ async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[s
     return body_payload(path_fields, body, request.content_type, request.charset, max_depth)
 
 
-async def _send_events(request: web.Request, events: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
-    """Send server-sent events (HTML Living Standard section 9.2) as OpenAI does: data lines, ``[DONE]`` last."""
-    async with aclosing(events):
-        # Errors of the request are raised by the first event, while an error status can still be sent.
-        first = await anext(events, None)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            | _cache_headers()
-        )
-        await response.prepare(request)
-        try:
-            if first is not None:
-                await _send(response, first)
+async def _send_events(
+    request: web.Request,
+    events: AsyncGenerator[dict[str, Any], None],
+    form: ErrorForm,
+    once: _Once | None,
+    *,
+    named: bool,
+) -> web.StreamResponse:
+    """Send the events. An error before the first one is raised, a later one is sent as the last event.
+
+    Args:
+        request: the request.
+        events: the operation's chunks.
+        form: the form of errors on the request's route.
+        once: returns the stored events instead, if there are any; None without an idempotency key.
+        named: whether each event is sent under its ``type`` as its name; otherwise as data only, with ``[DONE]`` last.
+    """
+    replayed = dict[str, str]()
+    async with (
+        aclosing(events),
+        event_stream(request, lambda: _cache_headers() | replayed, named=named) as stream,
+    ):
+
+        async def send_all() -> dict[str, Any]:
+            sent = []
             async for event in events:
-                await _send(response, event)
-            await response.write(b"data: [DONE]\n\n")
+                await stream.send(event)
+                if once is not None:
+                    sent.append(event)
+            return {"events": sent}
+
+        try:
+            if once is None:
+                await send_all()
+            else:
+                result, repeated = await once(send_all)
+                if repeated:
+                    replayed |= REPLAYED
+                    for event in result["events"]:
+                        await stream.send(event)
+            if not named:
+                await stream.write(b"data: [DONE]\n\n")
         except ServiceError as error:
+            if not stream.begun:
+                raise
             request[REASON] = error.code
-            await _send(response, error.openai())
+            await stream.send(_error_event(error, form, stream.events, named=named))
         except ConnectionError:
             raise
         except Exception:
+            if not stream.begun:
+                raise
             _log.exception("a stream failed")
             request[REASON] = InternalError.code
-            await _send(response, InternalError("the stream failed").openai())
-        await response.write_eof()
-        return response
+            failure = InternalError("the stream failed")
+            await stream.send(_error_event(failure, form, stream.events, named=named))
+        return await stream.begun_response()
 
 
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+def _error_event(error: ServiceError, form: ErrorForm, sent: int, *, named: bool) -> dict[str, Any]:
+    """Return the event that ends a failed stream: OpenAI's error object on routes without a client's form, too.
+
+    Args:
+        error: the error.
+        form: the form of errors on the route.
+        sent: the number of events before it.
+        named: whether the events have names.
+    """
+    if form == "anthropic":
+        return error_body(error, form)
+    if not named:
+        return error.openai()
+    members = {"code": error.code, "message": error.message, "param": error.param}
+    return {"type": "error", "sequence_number": sent} | members

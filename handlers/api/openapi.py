@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from handlers.api.openapi_events import events_path, events_schemas
 from handlers.api.routes import Route
 from handlers.operations import OPERATIONS, Operation
+from runtime.error_response import ErrorForm
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {
@@ -43,6 +44,20 @@ _OPENAI_ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "description": "Anthropic's error object.",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+_ERRORS = {"problem": "Problem", "openai": "OpenAIError", "anthropic": "AnthropicError"}
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires one."},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key in another header."},
@@ -79,7 +94,8 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """
     models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
     _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
-    schemas = definitions["$defs"] | {"Problem": _PROBLEM, "OpenAIError": _OPENAI_ERROR} | events_schemas()
+    errors = dict(zip(_ERRORS.values(), (_PROBLEM, _OPENAI_ERROR, _ANTHROPIC_ERROR), strict=True))
+    schemas = definitions["$defs"] | errors | events_schemas()
     paths: dict[str, Any] = {
         f"/{name}": {"get": _probe(name, summary, answers, content)}
         for name, summary, answers, content in (
@@ -101,7 +117,8 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "info": {
             "title": "Warmstart",
             "version": version,
-            "description": "Serves small language models. The /v1 routes are compatible with OpenAI's API.",
+            "description": "Serves small language models. The /v1 routes are compatible with OpenAI's API, "
+            "and those below /v1/messages with Anthropic's.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -116,7 +133,7 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         "operationId": name.strip("_"),
         "summary": operation.summary,
         "description": (operation.request.__doc__ or "").strip(),
-        "tags": ["OpenAI" if route.path.startswith("/v1/") else "Warmstart"],
+        "tags": [_tag(route)],
     }
     codes = _ANY_ERRORS | _READ_ERRORS
     fields: dict[str, Any] = operation.request.model_json_schema().get("properties", {})
@@ -138,11 +155,18 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
         description["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
     if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": _event(operation.chunk)}
+        named = operation.named_events
+        content["text/event-stream"] = {"schema": (_named_event if named else _event)(operation.chunk, route.errors)}
     description["responses"] = {"200": {"description": "The response.", "content": content}} | _errors(
-        codes, route.openai
+        codes, route.errors
     )
     return description
+
+
+def _tag(route: Route) -> str:
+    if route.errors == "anthropic":
+        return "Anthropic"
+    return "OpenAI" if route.path.startswith("/v1/") else "Warmstart"
 
 
 def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any]:
@@ -157,7 +181,27 @@ def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any
     }
 
 
-def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+def _named_event(chunk: type[BaseModel], errors: ErrorForm) -> dict[str, Any]:
+    """Describe one server-sent event that has its type as its name, as ``_event`` does."""
+    options = [{"$ref": _REF.format(model=chunk.__name__)}]
+    if errors == "anthropic":
+        options.append({"$ref": _REF.format(model=_ERRORS[errors])})
+    return {
+        "type": "object",
+        "description": f"A server-sent event, if stream is true: a {chunk.__name__} or an error, under its type.",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"type": "string", "description": "The member type of the data."},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": options},
+            },
+        },
+    }
+
+
+def _event(chunk: type[BaseModel], errors: ErrorForm) -> dict[str, Any]:
     """Describe one server-sent event as OpenAPI 3.2 does (section 4.14.4); OpenAPI 3.1 defines no form for it."""
     refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, "OpenAIError")]
     return {
@@ -183,9 +227,9 @@ def _content(model: type[BaseModel]) -> dict[str, Any]:
     return content
 
 
-def _errors(codes: dict[int, str], openai: bool) -> dict[str, Any]:
-    kind, model = ("application/json", "OpenAIError") if openai else ("application/problem+json", "Problem")
-    content = {kind: {"schema": {"$ref": _REF.format(model=model)}}}
+def _errors(codes: dict[int, str], form: ErrorForm) -> dict[str, Any]:
+    kind = "application/problem+json" if form == "problem" else "application/json"
+    content = {kind: {"schema": {"$ref": _REF.format(model=_ERRORS[form])}}}
     return {str(code): {"description": text, "content": content} for code, text in sorted(codes.items())}
 
 
@@ -195,5 +239,5 @@ def _probe(name: str, summary: str, answers: dict[int, str], content: dict[str, 
         "operationId": name,
         "summary": summary,
         "tags": ["Probes"],
-        "responses": responses | _errors({code: _ANY_ERRORS[code] for code in (401, 403)}, openai=False),
+        "responses": responses | _errors({code: _ANY_ERRORS[code] for code in (401, 403)}, "problem"),
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.operations import OPERATIONS
+from pydantic import ValidationError
+
+from handlers.operations import OPERATIONS, Operation
 from runtime.events.envelope import TYPE_PREFIX
 
 _STRUCTURED = "application/cloudevents+json"
@@ -43,10 +45,9 @@ def events_schemas() -> dict[str, Any]:
     operations = {name: operation for name, operation in OPERATIONS.items() if not operation.admin}
     data, answers = [], [{"$ref": "#/components/schemas/OpenAIError"}]
     for name, operation in operations.items():
-        needed = operation.request.model_json_schema().get("required", [])
         data.append(
             {
-                "required": ["type", *(["data"] if needed else [])],
+                "required": ["type", *([] if _valid_when_empty(operation) else ["data"])],
                 "properties": {
                     "type": {"const": TYPE_PREFIX + name},
                     "data": {"$ref": f"#/components/schemas/{operation.request.__name__}"},
@@ -130,3 +131,12 @@ def events_path(errors: dict[int, str]) -> dict[str, Any]:
             },
         }
     }
+
+
+def _valid_when_empty(operation: Operation) -> bool:
+    """Whether a request without fields is valid."""
+    try:
+        operation.request.model_validate({})
+    except ValidationError:
+        return False
+    return True

@@ -15,12 +15,12 @@ def query_payload(route: Route, path_fields: Mapping[str, str], query: Mapping[s
     """Build the payload of a request without a body.
 
     Args:
-        route: the request's route. On OpenAI routes the query is ignored, because its clients send parameters that are
-            no fields (``api-version``, ``limit``).
+        route: the request's route. On OpenAI's routes the query is ignored, because its clients send parameters that
+            are no fields (``api-version``, ``limit``).
         path_fields: the fields in the path.
         query: the values of each query parameter. A repeated parameter becomes a list, which every field refuses.
     """
-    if route.openai:
+    if route.errors == "openai":
         return dict(path_fields)
     return {name: list(values) if len(values) > 1 else values[0] for name, values in query.items()} | dict(path_fields)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from runtime.error_response import ErrorForm
 from runtime.errors import MethodNotAllowed, NotFound
 
 _FIELD = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
@@ -17,18 +18,18 @@ class Route:
     """The HTTP route of an operation.
 
     Args:
-        method: the HTTP method. GET and DELETE take the fields from the query, which OpenAI routes ignore; the others
-            take them from a JSON body.
+        method: the HTTP method. GET and DELETE take the fields from the query, which the routes of OpenAI's API ignore;
+            the others take them from a JSON body.
         path: the path in aiohttp's syntax; ``{field:regex}`` in it is a field of the operation and makes the body
             optional.
         operation: the operation's name in ``OPERATIONS``.
-        openai: whether errors have OpenAI's form.
+        errors: the form of errors.
     """
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     operation: str
-    openai: bool = False
+    errors: ErrorForm = "problem"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -54,15 +55,22 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/stats", "stats"),
     Route("POST", "/generate", "generate"),
     Route("POST", "/complete", "complete"),
-    Route("POST", "/chat/completions", "chat", openai=True),
-    Route("GET", "/v1/models", "models", openai=True),
-    Route("GET", "/v1/models/{model:.+}", "get_model", openai=True),
-    Route("POST", "/v1/completions", "completions", openai=True),
-    Route("POST", "/v1/chat/completions", "chat", openai=True),
+    Route("POST", "/tokenize", "tokenize"),
+    Route("POST", "/detokenize", "detokenize"),
+    Route("POST", "/apply-template", "apply_template"),
+    Route("POST", "/chat/completions", "chat", errors="openai"),
+    Route("GET", "/v1/models", "models", errors="openai"),
+    Route("GET", "/v1/models/{model:.+}", "get_model", errors="openai"),
+    Route("POST", "/v1/completions", "completions", errors="openai"),
+    Route("POST", "/v1/chat/completions", "chat", errors="openai"),
+    Route("POST", "/v1/responses", "responses", errors="openai"),
+    Route("POST", "/v1/messages", "messages", errors="anthropic"),
+    Route("POST", "/v1/messages/count_tokens", "count_tokens", errors="anthropic"),
 )
 
+_ANTHROPIC_PATH = "/v1/messages"
 _OPENAI_PREFIX = "/v1/"
-_OPENAI_PATHS = frozenset({"/v1", *(route.path for route in ROUTES if route.openai)})
+_OPENAI_PATHS = frozenset({"/v1", *(route.path for route in ROUTES if route.errors == "openai")})
 
 
 def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
@@ -92,9 +100,11 @@ def allowed(path: str) -> list[str]:
     return sorted({*methods, "HEAD"} if "GET" in methods else methods)
 
 
-def speaks_openai(path: str) -> bool:
-    """Whether errors on this path have OpenAI's form."""
-    return path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX)
+def error_form(path: str) -> ErrorForm:
+    """Return the form of errors on a path: that of the API whose clients ask there."""
+    if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
+        return "anthropic"
+    return "openai" if path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX) else "problem"
 
 
 def _matching(path: str) -> list[tuple[Route, dict[str, str]]]:

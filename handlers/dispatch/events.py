@@ -104,8 +104,9 @@ def _asking_usage(operation: Operation, payload: Payload) -> tuple[Payload, bool
         request = cast(ChatRequest | CompletionsRequest, parse_stream(operation.request, payload))
     except InvalidRequest:
         return payload, True  # the stream raises the error again, inside its trace
-    options = request.stream_options
-    return payload | {"stream_options": {"include_usage": True}}, options is not None and options.include_usage
+    if request.include_usage:
+        return payload, True
+    return payload | {"stream_options": {"include_usage": True}}, False
 
 
 async def _send(unsent: asyncio.Queue[Payload | None], send_chunk: SendChunk) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from handlers.generation.answer_parser import message
+from handlers.generation.messages_output import finished_block
+
 Chunk = dict[str, Any]
 
 
@@ -40,12 +43,14 @@ def _chat(chunks: Sequence[Chunk]) -> dict[str, Any]:
         choices.append(
             {
                 "index": index,
-                "message": {"role": "assistant", "content": _joined([piece["delta"] for piece in found], "content")},
+                "message": message(piece["delta"] for piece in found if "role" not in piece["delta"]),
                 "finish_reason": found[-1]["finish_reason"],
                 "logprobs": {"content": [entry for entries in reported for entry in entries]} if reported else None,
             }
+            | {name: found[-1][name] for name in found[-1].keys() & {"stop_reason"}}
+            | _token_ids(found)
         )
-    return _whole(chunks[-1], "chat.completion", choices)
+    return _whole(chunks, "chat.completion", choices)
 
 
 def _completions(chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -61,17 +66,50 @@ def _completions(chunks: Sequence[Chunk]) -> dict[str, Any]:
                 "finish_reason": found[-1]["finish_reason"],
                 "logprobs": columns,
             }
+            | {name: found[0][name] for name in ("prompt_token_ids",) if name in found[0]}
+            | _token_ids(found)
         )
-    return _whole(chunks[-1], "text_completion", choices)
+    return _whole(chunks, "text_completion", choices)
 
 
 def _last(chunks: Sequence[Chunk]) -> dict[str, Any]:
     return chunks[-1]
 
 
-def _whole(last: Chunk, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    head = {"id": last["id"], "object": kind, "created": last["created"], "model": last["model"]}
-    return head | {"choices": choices, "usage": last["usage"]}
+def _response(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    response: dict[str, Any] = chunks[-1]["response"]
+    return response
+
+
+def _message(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    events = _by_type(chunks)
+    (start,), (end,) = events["message_start"], events["message_delta"]
+    pieces = [
+        (event["index"], next(reversed(event["delta"].values()))) for event in events.get("content_block_delta", ())
+    ]
+    content = [
+        finished_block(event["content_block"], "".join(piece for index, piece in pieces if index == event["index"]))
+        for event in events.get("content_block_start", ())
+    ]
+    ended: Chunk = start["message"] | {"content": content} | end["delta"]
+    return ended | {"usage": ended["usage"] | end["usage"]}
+
+
+def _by_type(chunks: Sequence[Chunk]) -> dict[str, list[Chunk]]:
+    found: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        found.setdefault(chunk["type"], []).append(chunk)
+    return found
+
+
+def _whole(chunks: Sequence[Chunk], kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    head = {name: value for name, value in chunks[0].items() if name not in ("choices", "usage")}
+    return head | {"object": kind, "choices": choices, "usage": chunks[-1]["usage"]}
+
+
+def _token_ids(pieces: Sequence[Chunk]) -> dict[str, list[int]]:
+    found = [piece["token_ids"] for piece in pieces if "token_ids" in piece]
+    return {"token_ids": [token_id for ids in found for token_id in ids]} if found else {}
 
 
 def _by_index(pieces: Iterable[Chunk]) -> list[list[Chunk]]:
@@ -91,6 +129,8 @@ _JOINS: Mapping[str, Callable[[Sequence[Chunk]], dict[str, Any]]] = MappingProxy
         "complete": _text,
         "chat": _chat,
         "completions": _completions,
+        "responses": _response,
+        "messages": _message,
         "compare": _last,
         "load_model": _last,
     }

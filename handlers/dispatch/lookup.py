@@ -23,6 +23,8 @@ _KINDS = {
     "generate": "text_completion",
     "complete": "text_completion",
     "completions": "text_completion",
+    "responses": "chat",
+    "messages": "chat",
 }
 _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
@@ -34,6 +36,7 @@ _NUMBERS = {
     "max_tokens": "gen_ai.request.max_tokens",
     "max_completion_tokens": "gen_ai.request.max_tokens",
     "max_new_tokens": "gen_ai.request.max_tokens",
+    "max_output_tokens": "gen_ai.request.max_tokens",
     "n": "gen_ai.request.choice.count",
     "num_return_sequences": "gen_ai.request.choice.count",
 }
@@ -92,11 +95,14 @@ class _Request:
 
     def saw(self, answer: Mapping[str, Any]) -> None:
         """Read the attributes from an answer or a chunk."""
+        answer = answer.get("response") or answer.get("message") or answer  # events of the Responses and Messages APIs
         self._model = answer.get("model") or self._model
-        if "choices" in answer:
+        if "choices" in answer or answer.get("object") == "response" or answer.get("type") == "message":
             self._id = answer.get("id")
-        parts = answer.get("choices") or answer.get("sequences") or answer.get("answers") or [answer]
-        reasons = [part["finish_reason"] for part in parts if part.get("finish_reason")]
+        delta = answer.get("delta")
+        last = delta if isinstance(delta, dict) else answer
+        parts = answer.get("choices") or answer.get("sequences") or answer.get("answers") or [last]
+        reasons = [reason for part in parts if (reason := part.get("finish_reason") or part.get("stop_reason"))]
         # The last chunk of a comparison repeats the answers of the chunks before it.
         self._reasons = reasons if "answers" in answer else self._reasons + reasons
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from handlers.api.payload import body_payload, cache_headers, query_payload
-from handlers.api.routes import Route, allowed, match, speaks_openai
+from handlers.api.routes import Route, allowed, error_form, match
 from handlers.dispatch.events import Dispatcher
 from handlers.operations import OPERATIONS
 from runtime.error_response import error_response
@@ -42,6 +42,10 @@ from runtime.telemetry.tracing import continue_trace
 
 _log = logging.getLogger("warmstart.access")
 
+_IDEMPOTENCY = (
+    "Idempotency-Key: a function's HTTP events are not recorded; leave it out, or send an event with an id "
+    "(docs/events-lambda.md)"
+)
 _STREAM = (
     "stream: a function cannot stream its answer; leave it out, or use the Lambda Web Adapter, which streams "
     "(docs/events-lambda.md)"
@@ -123,6 +127,8 @@ class LambdaHttpRequests:
             payload |= _cache_control(request)
         if operation.stream is not None and payload.get("stream") is True:
             raise InvalidRequest(_STREAM, param="stream")
+        if operation.stream is not None and not operation.admin and "idempotency-key" in request.headers:
+            raise InvalidRequest(_IDEMPOTENCY, param="Idempotency-Key")
         envelope = Envelope(request_id, "http", TYPE_PREFIX + route.operation, route.operation, payload)
         return await self._dispatch(envelope)
 
@@ -162,7 +168,7 @@ def _cache_control(request: HttpRequest) -> dict[str, str]:
 
 def _render(request: HttpRequest, error: ServiceError) -> tuple[int, dict[str, str], bytes]:
     allow = allowed(request.path) if isinstance(error, MethodNotAllowed) else ()
-    response = error_response(error, openai=speaks_openai(request.path), allow=allow)
+    response = error_response(error, error_form(request.path), allow=allow)
     if isinstance(error, UnsupportedMediaType):
         response.headers["Accept-Encoding"] = "identity"
     return response.status, response.headers, response.body

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ from handlers.context import Context
 from handlers.generation.cache_control import CacheControl
 from handlers.generation.collect import Collected, collecting
 from handlers.generation.prepared_request import PreparedRequest, generating, start_charged
+from handlers.generation.tools import NO_TOOLS, ToolUse
 from handlers.protocols import Engine
 from handlers.schemas.base import Cacheable
 from runtime.errors import ExceedsRateLimit, RateLimited
-from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, Token
+from runtime.types import CacheUse, Message, ModelInfo, SamplingParams, TemplateOptions, Token
 
 _MAX_RENDERED_ON_LOOP = 1_000  # log-probabilities rendered on the event loop, which takes a few milliseconds
 
@@ -31,12 +32,18 @@ class Question:
         texts: the prompts, or the chat's messages.
         params: the requested sampling parameters; the model's context may allow fewer new tokens.
         max_length: maximum number of tokens of prompt and new text together; None for no such limit.
+        template: how a chat is formatted; None for raw prompts.
+        tools: the tools of a chat, and how they may be used.
+        reasoning: what determines how a chat's model reasons.
     """
 
     kind: Literal["text", "chat"]
-    texts: Sequence[str | Message]
+    texts: Sequence[str | Sequence[int] | Message]
     params: SamplingParams
     max_length: int | None = None
+    template: TemplateOptions | None = None
+    tools: ToolUse = NO_TOOLS
+    reasoning: tuple[object, ...] = ()
 
     @property
     def repeatable(self) -> bool:
@@ -52,19 +59,21 @@ class Question:
         """Return the cache key: 64 hexadecimal digits, a SHA-256 from which the texts cannot be read.
 
         Args:
-            model: the model that answers; its name, revision, fingerprint and context length are in the key.
+            model: the model that answers; its name, revision, fingerprint and space for tokens are in the key.
             caller: the caller's identifier if each caller has its own entries, else "".
         """
         params = {field.name: getattr(self.params, field.name) for field in fields(SamplingParams)}
-        grammar = self.params.grammar
-        params["grammar"] = grammar and (grammar.kind, grammar.definition)
+        params["grammar"] = self.params.grammar and self.params.grammar.key
         params["logit_bias"] = sorted((token, bias + 0.0) for token, bias in self.params.logit_bias)
         if self.params.temperature == 0:  # greedy: the parameters of random sampling have no effect
             params |= {"seed": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         values = [value + 0.0 if isinstance(value, float) else value for value in params.values()]  # -0.0 becomes 0.0
-        texts = [text if isinstance(text, str) else (text.role, text.content) for text in self.texts]
-        named = (model.name, model.revision, model.fingerprint, model.context_length)
-        parts = [caller, *named, self.kind, texts, self.max_length, *values]
+        texts = [astuple(text) if isinstance(text, Message) else text for text in self.texts]
+        template = self.template and astuple(self.template)
+        space = min(model.context_length, model.kv_tokens or model.context_length)
+        named = (model.name, model.revision, model.fingerprint, model.context_length, space)
+        chat = (template, astuple(self.tools), self.reasoning)
+        parts = [caller, *named, self.kind, texts, *chat, self.max_length, *values]
         return sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -82,14 +91,17 @@ class Generation:
     collected: Collected
     tokens: AsyncIterator[Token]
 
-    async def render(self, build: Callable[[Collected], dict[str, Any]]) -> dict[str, Any]:
+    async def render(
+        self, build: Callable[[Collected], dict[str, Any]], each: Callable[[Token], object] = lambda token: None
+    ) -> dict[str, Any]:
         """Read all tokens and render the response, on a thread if many log-probabilities would block the event loop.
 
         Args:
             build: builds the response; must not use data that another thread changes.
+            each: is called with each token.
         """
-        async for _ in self.tokens:
-            pass
+        async for token in self.tokens:
+            each(token)
         if self.collected.unreported <= _MAX_RENDERED_ON_LOOP:
             return build(self.collected)
         return await asyncio.to_thread(build, self.collected)
@@ -97,13 +109,16 @@ class Generation:
 
 @asynccontextmanager
 async def answering(
-    request: Cacheable, question: Question, prepare: Callable[[Engine], Awaitable[PreparedRequest]], ctx: Context
+    request: Cacheable,
+    ask: Callable[[Engine], Question],
+    prepare: Callable[[Engine], Awaitable[PreparedRequest]],
+    ctx: Context,
 ) -> AsyncIterator[Generation]:
     """Lease the model and yield the response in progress. Leaving the block stops the generation unless it is shared.
 
     Args:
         request: the validated request.
-        question: the parts of ``request`` that determine its response.
+        ask: returns the parts of ``request`` that determine its response, with the model's defaults filled in.
         prepare: tokenizes and checks the request; called only if the response must be generated.
         ctx: the operation's context.
 
@@ -113,6 +128,7 @@ async def answering(
     control = CacheControl.parse(request.cache_control)
     async with AsyncExitStack() as lease:
         engine: Engine = await lease.enter_async_context(ctx.models.lease(request.model))
+        question = ask(engine)
         if ctx.cache is None or not question.repeatable or not control.store:
             use = None
             if ctx.cache is not None:

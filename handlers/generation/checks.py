@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from handlers.context import Context
 from handlers.protocols import Engine
 from handlers.schemas.base import Sampling
+from handlers.schemas.messages import ChatMessage
+from handlers.schemas.tools import ToolDefinition
 from runtime.errors import ContextLengthExceeded, InvalidRequest
-from runtime.types import Grammar, Message, SamplingParams
+from runtime.types import Grammar, Message, SamplingParams, ToolCall
 
+Prompt: TypeAlias = str | Sequence[int]
+"""A text or token ids."""
+
+_LEAST_SHARE = 512  # tokens
 _MAX_CONCURRENT_TEXTS = 16  # tokenized concurrently
 
 
-def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> None:
-    """Check the total length of the texts against ``RequestLimits.max_prompt_chars``.
+def check_prompt_chars(texts: Sequence[Prompt], ctx: Context, field_name: str) -> None:
+    """Check the total length of the texts against ``RequestLimits.max_prompt_chars``; a token id counts as a character.
 
     Args:
         texts: all texts of the request.
@@ -33,6 +39,12 @@ def check_prompt_chars(texts: Sequence[str], ctx: Context, field_name: str) -> N
             "shorten the text",
             param=field_name,
         )
+
+
+def check_chat_chars(messages: Iterable[Message], tools: Iterable[ToolDefinition], ctx: Context) -> None:
+    """Check the length of a chat's messages and tools together, as ``check_prompt_chars`` does."""
+    definitions = [tool.model_dump_json() for tool in tools]
+    check_prompt_chars([*message_texts(messages), *definitions], ctx, "messages")
 
 
 def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_field: str = "prompt") -> None:
@@ -59,6 +71,23 @@ def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_fi
             f"{n_field}: {prompts} x {n} sequences exceed the limit of {limit} per request (MAX_SEQUENCES)",
             param=n_field,
         )
+
+
+def default_limit(engine: Engine, prompt_tokens: int) -> int:
+    """Return the number of new tokens if the request sets none: to the end of the context.
+
+    Space in the KV cache is reserved for all of them. So that a few such requests do not keep others waiting, it is not
+    more than a sixteenth of the cache, unless that is less than ``_LEAST_SHARE``.
+
+    Args:
+        engine: the model's engine.
+        prompt_tokens: the prompt's length in tokens.
+    """
+    info = engine.info
+    left = info.context_length - prompt_tokens
+    if info.kv_tokens:
+        left = min(left, max(info.kv_tokens // 16, _LEAST_SHARE), info.kv_tokens - prompt_tokens)
+    return max(1, left)
 
 
 def remaining_context(prompt_tokens: int, context_length: int, field_name: str) -> int:
@@ -105,42 +134,82 @@ def sampling_params(
     logprobs: int | None = None,
     stop: Sequence[str] = (),
     grammar: Grammar | None = None,
+    defaults: Sequence[tuple[str, float]] = (),
 ) -> SamplingParams:
-    """Build the engine's sampling parameters from a request; ``stop`` is added to the request's own stop strings."""
+    """Build the engine's sampling parameters from a request.
+
+    Args:
+        request: the validated request.
+        stop: further stop strings.
+        defaults: values for fields that the request leaves out, see ``ModelInfo.sampling_defaults``.
+    """
+    model = {name: value for name, value in defaults if name not in request.model_fields_set}
+    top_p = model.get("top_p", request.top_p)
     return SamplingParams(
         max_new_tokens=max_new_tokens,
-        temperature=request.temperature if request.top_p else 0,  # top_p 0 keeps only the likeliest token
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
+        # top_p 0 keeps only the likeliest token.
+        temperature=model.get("temperature", request.temperature) if top_p else 0,
+        top_k=int(model.get("top_k", request.top_k)),
+        top_p=top_p,
+        min_p=model.get("min_p", request.min_p),
+        repetition_penalty=model.get("repetition_penalty", request.repetition_penalty),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=tuple((request.logit_bias or {}).items()),
         min_new_tokens=min_new_tokens,
         logprobs=logprobs,
         stop=(*(request.stop or ()), *stop),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=request.ignore_eos,
         seed=request.seed,
         n=n,
         grammar=grammar,
     )
 
 
-async def encode_all(engine: Engine, texts: Sequence[str], ctx: Context) -> list[tuple[int, ...]]:
-    """Tokenize texts a few at a time, so that thousands of them do not delay other requests' tokenization."""
+async def encode_all(engine: Engine, prompts: Sequence[Prompt], ctx: Context) -> list[tuple[int, ...]]:
+    """Tokenize prompts a few at a time, so that thousands of them do not delay other requests' tokenization."""
     ids: list[tuple[int, ...]] = []
-    for start in range(0, len(texts), _MAX_CONCURRENT_TEXTS):
-        batch = texts[start : start + _MAX_CONCURRENT_TEXTS]
-        ids += await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in batch))
+    for start in range(0, len(prompts), _MAX_CONCURRENT_TEXTS):
+        batch = prompts[start : start + _MAX_CONCURRENT_TEXTS]
+        texts = [text for text in batch if isinstance(text, str)]
+        found = iter(await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in texts)))
+        ids += [next(found) if isinstance(prompt, str) else tuple(prompt) for prompt in batch]
     return ids
 
 
-def chat_messages(turns: Iterator[tuple[str, Any]]) -> tuple[Message, ...]:
-    """Convert (role, content) pairs to engine messages: text parts are joined, the role developer becomes system."""
+async def prompt_texts(engine: Engine, prompts: Sequence[Prompt], ctx: Context) -> list[str]:
+    """Return the prompts as texts.
+
+    Raises:
+        InvalidRequest: the model does not have a token id.
+    """
+    return [
+        prompt if isinstance(prompt, str) else await engine.decode(prompt, "prompt", background=ctx.background)
+        for prompt in prompts
+    ]
+
+
+def chat_messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
+    """Convert messages to the engine's: text parts are joined, the role developer becomes system."""
     return tuple(
         Message(
-            "system" if role == "developer" else role,  # type: ignore[arg-type]  # the schema admits these roles only
-            content if isinstance(content, str) else "".join(part.text for part in content),
+            "system" if message.role == "developer" else message.role,
+            message.content
+            if isinstance(message.content, str)
+            else "".join(part.text for part in message.content or ()),
+            tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()),
+            message.tool_call_id,
+            message.reasoning_content or "",
         )
-        for role, content in turns
+        for message in messages
     )
+
+
+def message_texts(messages: Iterable[Message]) -> list[str]:
+    """Return all texts of messages: their contents, their reasoning, and the arguments of their calls."""
+    return [
+        text
+        for message in messages
+        for text in (message.content, message.reasoning, *(call.arguments for call in message.tool_calls))
+    ]

@@ -24,6 +24,7 @@ class Collected:
         completion_tokens: the number of tokens added.
         cached_tokens: the number of prompt tokens found in the prefix cache.
         reasons: each sequence's finish reason; ``length`` until it is known.
+        stops: the stop string that ended each sequence; None if none did.
     """
 
     prompt_tokens: int
@@ -32,24 +33,30 @@ class Collected:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasons: list[FinishReason] = field(default_factory=list)
+    stops: list[str | None] = field(default_factory=list)
     _pieces: list[list[str]] = field(default_factory=list)
     _unreported: list[list[Token]] = field(default_factory=list)
+    _ids: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reasons = ["length"] * self.sequences
+        self.stops = [None] * self.sequences
         self._pieces = [[] for _ in range(self.sequences)]
         self._unreported = [[] for _ in range(self.sequences)]
+        self._ids = [[] for _ in range(self.sequences)]
 
     def add(self, token: Token) -> None:
         """Add one token."""
         self.completion_tokens += 1
         self.cached_tokens += token.cached_tokens
+        self._ids[token.sequence].append(token.id)
         if token.text:
             self._pieces[token.sequence].append(token.text)
         if token.logprob is not None:
             self._unreported[token.sequence].append(token)
         if token.finish_reason is not None:
             self.reasons[token.sequence] = token.finish_reason
+            self.stops[token.sequence] = token.stop
 
     @property
     def texts(self) -> list[str]:
@@ -64,6 +71,11 @@ class Collected:
     def take(self, sequence: int) -> list[Token]:
         """Return and forget a sequence's tokens whose log-probabilities have not been taken yet."""
         taken, self._unreported[sequence] = self._unreported[sequence], []
+        return taken
+
+    def take_ids(self, sequence: int) -> list[int]:
+        """Return and forget the ids of a sequence's tokens that have not been taken yet."""
+        taken, self._ids[sequence] = self._ids[sequence], []
         return taken
 
     @property

@@ -14,6 +14,7 @@ from handlers.generation.checks import (
     check_prompt_chars,
     check_sequences,
     encode_all,
+    prompt_texts,
     remaining_context,
     sampling_params,
 )
@@ -79,7 +80,7 @@ def _question(request: TextRequest) -> Question:
 
 
 def _answering(request: TextRequest, ctx: Context) -> AbstractAsyncContextManager[Generation]:
-    return answering(request, _question(request), lambda engine: prepare(request, engine, ctx), ctx)
+    return answering(request, lambda engine: _question(request), lambda engine: prepare(request, engine, ctx), ctx)
 
 
 async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str, Any]:
@@ -95,11 +96,11 @@ async def answer(request: TextRequest, ctx: Context, *, echo: bool) -> dict[str,
     """
     check(request, ctx)
     async with _answering(request, ctx) as response:
+        prefixes = await _prefixes(request, response, ctx, echo)
 
         def render(collected: Collected) -> dict[str, Any]:
             sequences = [
-                {"index": i, "text": _prefix(request, i, echo) + text, "finish_reason": reason}
-                | _logprobs(request, response, i)
+                {"index": i, "text": prefixes[i] + text, "finish_reason": reason} | _logprobs(request, response, i)
                 for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
             ]
             return {
@@ -118,19 +119,22 @@ async def events(request: TextRequest, ctx: Context, *, echo: bool) -> AsyncGene
     The texts of one index, joined, equal the text that ``answer`` returns. Arguments and errors as in ``answer``.
     """
     check(request, ctx)
-    started: set[int] = set()
     async with _answering(request, ctx) as response:
+        prefixes = await _prefixes(request, response, ctx, echo)
         async for token in response.tokens:
             if token.text or token.finish_reason:
-                prefix = "" if token.sequence in started else _prefix(request, token.sequence, echo)
-                started.add(token.sequence)
-                piece = {"index": token.sequence, "text": prefix + token.text, "finish_reason": token.finish_reason}
+                text, prefixes[token.sequence] = prefixes[token.sequence] + token.text, ""
+                piece = {"index": token.sequence, "text": text, "finish_reason": token.finish_reason}
                 yield piece | _logprobs(request, response, token.sequence)
         yield {"model": response.engine.info.name, "usage": response.collected.usage.openai()}
 
 
-def _prefix(request: TextRequest, index: int, echo: bool) -> str:
-    return request.prompt[index // request.num_return_sequences] if echo else ""
+async def _prefixes(request: TextRequest, response: Generation, ctx: Context, echo: bool) -> list[str]:
+    """Return the text before each sequence's new text: its prompt with ``echo``, else nothing."""
+    if not echo:
+        return [""] * response.collected.sequences
+    texts = await prompt_texts(response.engine, request.prompt, ctx)
+    return [text for text in texts for _ in range(request.num_return_sequences)]
 
 
 def _logprobs(request: TextRequest, response: Generation, index: int) -> dict[str, Any]:

@@ -10,8 +10,34 @@ from typing import Any
 from pydantic import BaseModel
 
 from handlers.context import Context
-from handlers.operations import cache, chat, compare, complete, completions, generate, health, model_info, models, stats
-from handlers.schemas import base, reports, requests, responses
+from handlers.operations import (
+    apply_template,
+    cache,
+    chat,
+    compare,
+    complete,
+    completions,
+    create_response,
+    detokenize,
+    generate,
+    health,
+    messages,
+    model_info,
+    models,
+    stats,
+    tokenize,
+)
+from handlers.schemas import (
+    base,
+    messages_api,
+    messages_api_objects,
+    reports,
+    requests,
+    responses,
+    responses_api,
+    responses_api_objects,
+    tokens,
+)
 
 Payload = dict[str, Any]
 
@@ -27,6 +53,9 @@ class Operation:
         handle: computes the whole response from payload and context.
         stream: yields the response in chunks; None if the operation does not stream.
         chunk: the model of one chunk; None if the operation does not stream.
+        named_events: whether each event of the stream is sent over HTTP under its ``type`` as the event's name, without
+            ``[DONE]`` at the end.
+        part_of: another operation, whose scope allows an API key this one, too.
         admin: whether it changes the service for other callers, so that an API key needs the scope ``admin``.
     """
 
@@ -36,6 +65,8 @@ class Operation:
     handle: Callable[[Payload, Context], Awaitable[Payload]]
     stream: Callable[[Payload, Context], AsyncGenerator[Payload, None]] | None = None
     chunk: type[BaseModel] | None = None
+    named_events: bool = False
+    part_of: str | None = None
     admin: bool = False
 
 
@@ -107,6 +138,33 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             chat.stream,
             responses.ChatChunk,
         ),
+        "responses": Operation(
+            "Create a response, compatible with OpenAI's Responses API.",
+            responses_api.ResponsesRequest,
+            responses_api_objects.Response,
+            create_response.handle,
+            create_response.stream,
+            responses_api_objects.ResponseEvent,
+            named_events=True,
+            part_of="chat",
+        ),
+        "messages": Operation(
+            "Create a message, compatible with Anthropic's Messages API.",
+            messages_api.MessagesRequest,
+            messages_api_objects.MessageResponse,
+            messages.handle,
+            messages.stream,
+            messages_api_objects.MessageEvent,
+            named_events=True,
+            part_of="chat",
+        ),
+        "count_tokens": Operation(
+            "Count the tokens of a conversation, compatible with Anthropic's Messages API.",
+            messages_api.CountTokensRequest,
+            messages_api_objects.TokenCount,
+            messages.count,
+            part_of="chat",
+        ),
         "completions": Operation(
             "Create a completion, compatible with OpenAI's.",
             requests.CompletionsRequest,
@@ -114,6 +172,24 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             completions.handle,
             completions.stream,
             responses.CompletionsResponse,
+        ),
+        "tokenize": Operation(
+            "Return the token ids of a text or chat.",
+            tokens.TokenizeRequest,
+            tokens.TokenizeResponse,
+            tokenize.handle,
+        ),
+        "detokenize": Operation(
+            "Return the text of token ids.",
+            tokens.DetokenizeRequest,
+            tokens.DetokenizeResponse,
+            detokenize.handle,
+        ),
+        "apply_template": Operation(
+            "Return a chat as the text that the model continues.",
+            tokens.ApplyTemplateRequest,
+            tokens.ApplyTemplateResponse,
+            apply_template.handle,
         ),
         "compare": Operation(
             "Run a prompt or chat with several models or settings at the same time.",

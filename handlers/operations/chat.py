@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from handlers.context import Context
 from handlers.generation.answer import Generation, Question, answering
+from handlers.generation.answer_grammar import answer_grammar
+from handlers.generation.answer_parser import AnswerParser, message
 from handlers.generation.checks import (
     chat_messages,
+    check_chat_chars,
     check_min_tokens,
-    check_prompt_chars,
     check_sequences,
+    default_limit,
     remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
+from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.structured import requested_grammar
+from handlers.generation.tools import requested_tools
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
-from runtime.types import Job, Message, SamplingParams
+from runtime.errors import InvalidRequest
+from runtime.types import FinishReason, Job, Message, SamplingParams, Token
 
-DEFAULT_MAX_TOKENS = 512
+LIMITED_NEW_TOKENS = 512
+"""Maximum new tokens if the request sets no number and the caller's tokens are limited: all of them are reserved."""
+
+_UNLIMITED_NEW_TOKENS = 10_000_000  # new tokens if the request sets no number: the field's greatest value
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -37,52 +46,60 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         ServiceError: other errors of ``Models.lease``, ``Engine.stream`` and ``Context.reserve``.
     """
     request = parse(ChatRequest, payload)
-    async with _answering(request, read(request, ctx), ctx) as answer:
+    messages = read(request, ctx)
+    async with _answering(request, messages, ctx) as answer:
+        head = _head(request, answer.engine, ctx, "chat.completion")
+        about = await _report(request, messages, answer.engine, ctx)
+        parsing = _Parsing(request, answer.engine, ctx)
+        deltas: list[list[dict[str, Any]]] = [[] for _ in range(request.n)]
 
         def render(collected: Collected) -> dict[str, Any]:
             choices = [
                 {
                     "index": i,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": reason,
+                    "message": message(deltas[i]),
+                    "finish_reason": parsing.finish_reason(i, reason),
                     "logprobs": _logprobs(answer, i),
+                    **_stop_reason(request, collected.stops[i]),
                 }
-                for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
+                | new_token_ids(request, answer, i)
+                for i, reason in enumerate(collected.reasons)
             ]
-            return {
-                **_head(answer.engine, ctx, "chat.completion"),
-                "choices": choices,
-                "usage": collected.usage.openai(),
-            }
+            return {**head, **about.members, "choices": choices, "usage": collected.usage.openai()}
 
-        return await answer.render(render)
+        return await answer.render(render, lambda token: deltas[token.sequence].extend(parsing.deltas(token)))
 
 
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield a chat completion as OpenAI's chunks: roles, deltas and finish reasons, and the usage if asked for."""
     request = parse_stream(ChatRequest, payload)
-    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    messages = read(request, ctx)
     started: set[int] = set()
-    async with _answering(request, read(request, ctx), ctx) as answer:
-        head = _head(answer.engine, ctx, "chat.completion.chunk")
-        if include_usage:
-            head["usage"] = None  # on every chunk but the last, as OpenAI does
+    async with _answering(request, messages, ctx) as answer:
+        about = await _report(request, messages, answer.engine, ctx)
+        head = _head(request, answer.engine, ctx, "chat.completion.chunk")
 
         def chunk(
-            index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, reason: str | None = None
+            index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, **ended: Any
         ) -> dict[str, Any]:
-            return head | {"choices": [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}]}
+            first = about.members if not started else {}
+            started.add(index)
+            ids = new_token_ids(request, answer, index) if delta.get("role") is None else {}
+            choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": logprobs} | ended | ids
+            return head | first | {"choices": [choice]} | chunk_usage(request, answer)
 
+        parsing = _Parsing(request, answer.engine, ctx)
         async for token in answer.tokens:
             index = token.sequence
             if index not in started:
-                started.add(index)
-                yield chunk(index, {"role": "assistant", "content": ""})
-            if token.text:
-                yield chunk(index, {"content": token.text}, _logprobs(answer, index))
+                yield chunk(index, {"role": "assistant", "content": None if parsing.calls else ""})
+            for delta in parsing.deltas(token):
+                yield chunk(index, delta, _logprobs(answer, index))
             if token.finish_reason is not None:
-                yield chunk(index, {}, _logprobs(answer, index), token.finish_reason)
-        if include_usage:
+                reason = parsing.finish_reason(index, token.finish_reason)
+                stop = _stop_reason(request, token.stop)
+                yield chunk(index, {}, _logprobs(answer, index), finish_reason=reason, **stop)
+        if request.include_usage:
             yield head | {"choices": [], "usage": answer.collected.usage.openai()}
 
 
@@ -92,44 +109,128 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
     Raises:
         InvalidRequest: a limit is exceeded.
     """
-    messages = chat_messages((message.role, message.content) for message in request.messages)
-    check_prompt_chars([message.content for message in messages], ctx, "messages")
+    messages = chat_messages(request.messages)
+    check_chat_chars(messages, request.tools or (), ctx)
     check_sequences(1, request.n, ctx, "n")
     return messages
+
+
+async def encode(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> tuple[int, ...]:
+    """Return the tokens of a chat as the model's template renders it.
+
+    Raises:
+        InvalidRequest: the template refuses the messages.
+    """
+    tools, effort = requested_tools(request).tools, request.reasoning_effort
+    more = {} if effort is None else {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+    options = request.template_options(more)
+    return await engine.encode_chat(messages, tools=tools, options=options, background=ctx.background)
 
 
 async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
     """Tokenize a chat and check it against the model's limits.
 
     Raises:
-        InvalidRequest: a limit is exceeded, or the template refuses the messages.
+        InvalidRequest: a limit is exceeded, the template refuses the messages, or the model cannot do what is asked.
         ContextLengthExceeded: the chat fills the model's context.
     """
-    ids = await engine.encode_chat(messages, background=ctx.background)
-    params = _params(request, engine.chat_stops)
+    ids = await encode(request, messages, engine, ctx)
+    use, effort, form = requested_tools(request), request.reasoning_effort, engine.answer_format
+    if effort == "none" and form.reasoning != "none" and not form.switchable:
+        raise InvalidRequest(
+            "reasoning_effort: the reasoning of this model cannot be turned off", param="reasoning_effort"
+        )
+    params = _params(request, engine, ctx, engine.chat_stops)
+    budget = request.thinking_token_budget
+    reasoning = _reasoning(request, engine, ctx) if budget is None or effort == "none" else form.reasoning
+    grammar = answer_grammar(use, form, reasoning, params.grammar, budget)
+    if grammar is not None and request.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos: an answer that may have tool calls or limited reasoning ends with an end token",
+            param="ignore_eos",
+        )
     limit = min(remaining_context(len(ids), engine.info.context_length, "messages"), params.max_new_tokens)
-    check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens (512 by default)")
-    return PreparedRequest(engine, (Job(ids, replace(params, max_new_tokens=limit), ctx.background, "messages"),))
+    if params.max_new_tokens == _UNLIMITED_NEW_TOKENS:
+        limit = default_limit(engine, len(ids))
+    check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens")
+    params = replace(params, max_new_tokens=limit, grammar=grammar)
+    return PreparedRequest(engine, (Job(ids, params, ctx.background, "messages"),))
 
 
-def _params(request: ChatRequest, stops: Sequence[str] = ()) -> SamplingParams:
+def _params(request: ChatRequest, engine: Engine, ctx: Context, stops: Sequence[str] = ()) -> SamplingParams:
+    default = LIMITED_NEW_TOKENS if ctx.has_token_limit() else _UNLIMITED_NEW_TOKENS
     limits = [limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None]
     return sampling_params(
         request,
-        max_new_tokens=min(limits or [DEFAULT_MAX_TOKENS]),
+        max_new_tokens=min(limits or [default]),
         n=request.n,
         min_new_tokens=request.min_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         stop=stops,
         grammar=requested_grammar(request),
+        defaults=engine.info.sampling_defaults,
     )
+
+
+def _reasoning(request: ChatRequest, engine: Engine, ctx: Context) -> Literal["none", "optional", "open"]:
+    """Return where the answer's reasoning begins; ``none`` also if it is turned off, by the request or the settings."""
+    form, arguments = engine.answer_format, request.chat_template_kwargs or {}
+    off = form.switchable and arguments.get("enable_thinking") is False
+    if off or request.reasoning_effort == "none" or not ctx.reasoning:
+        return "none"
+    # Without the start of an answer the prompt does not end inside reasoning.
+    begun = request.add_generation_prompt is not False and not request.continue_final_message
+    return form.reasoning if begun or form.reasoning != "open" else "optional"
 
 
 def _answering(
     request: ChatRequest, messages: Sequence[Message], ctx: Context
 ) -> AbstractAsyncContextManager[Generation]:
-    question = Question("chat", messages, _params(request))
-    return answering(request, question, lambda engine: prepare(request, messages, engine, ctx), ctx)
+    use, template = requested_tools(request), request.template_options()
+    reasoning = (request.reasoning_effort, request.thinking_token_budget, ctx.reasoning)
+    return answering(
+        request,
+        lambda engine: Question(
+            "chat", messages, _params(request, engine, ctx), template=template, tools=use, reasoning=reasoning
+        ),
+        lambda engine: prepare(request, messages, engine, ctx),
+        ctx,
+    )
+
+
+async def _report(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PromptReport:
+    if not reports_prompt(request):
+        return PromptReport()
+    return await report(request, await encode(request, messages, engine, ctx), engine, ctx)
+
+
+class _Parsing:
+    """Parses the answers of a request: each token becomes deltas of its sequence's message.
+
+    Attributes:
+        calls: whether the answers may have tool calls.
+    """
+
+    def __init__(self, request: ChatRequest, engine: Engine, ctx: Context) -> None:
+        use, reasoning = requested_tools(request), _reasoning(request, engine, ctx)
+        self.calls = bool(use.tools)
+        self._parsers = [
+            AnswerParser(
+                engine.answer_format, use.names, reasoning=reasoning, calls_only=use.required, new_id=ctx.new_id
+            )
+            for _ in range(request.n)
+        ]
+
+    def deltas(self, token: Token) -> list[dict[str, Any]]:
+        """Return the deltas that are final with a token."""
+        parser = self._parsers[token.sequence]
+        deltas = parser.push(token.id, token.text)
+        return deltas if token.finish_reason is None else [*deltas, *parser.finish()]
+
+    def finish_reason(self, index: int, reason: FinishReason) -> str:
+        """Return OpenAI's finish reason of a sequence that ended with ``reason``."""
+        parser = self._parsers[index]
+        return "tool_calls" if reason == "stop" and parser.calls and parser.complete else reason
 
 
 def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:
@@ -138,10 +239,17 @@ def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:
     return {"content": entries(answer.engine, tokens)} if tokens else None
 
 
-def _head(engine: Engine, ctx: Context, kind: str) -> dict[str, Any]:
-    return {
+def _stop_reason(request: ChatRequest, stop: str | None) -> dict[str, Any]:
+    """Return vLLM's ``stop_reason`` if one of the request's own stop strings ended the text."""
+    return {"stop_reason": stop} if stop is not None and stop in (request.stop or ()) else {}
+
+
+def _head(request: ChatRequest, engine: Engine, ctx: Context, kind: str) -> dict[str, Any]:
+    head = {
         "id": f"chatcmpl-{ctx.new_id()}",
         "object": kind,
         "created": int(ctx.clock.time()),
         "model": engine.info.name,
+        "system_fingerprint": engine.info.system_fingerprint,
     }
+    return head if request.service_tier is None else head | {"service_tier": "default"}

@@ -17,6 +17,7 @@ from handlers.generation.checks import (
     chat_messages,
     check_prompt_chars,
     check_sequences,
+    message_texts,
     remaining_context,
     sampling_params,
 )
@@ -67,8 +68,8 @@ def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, An
     """
     request = parse(CompareRequest, payload)
     check_sequences(len(request.variants), 1, ctx, "variants", "variants")
-    messages = chat_messages((message.role, message.content) for message in request.messages or ())
-    texts = [request.prompt] if request.prompt is not None else [message.content for message in messages]
+    messages = chat_messages(request.messages or ())
+    texts = [request.prompt] if request.prompt is not None else message_texts(messages)
     check_prompt_chars(texts, ctx, _field(request))
     return _events(_variants(request, ctx), messages, ctx)
 

@@ -15,11 +15,13 @@ from handlers.generation.checks import (
     check_prompt_chars,
     check_sequences,
     encode_all,
+    prompt_texts,
     remaining_context,
     sampling_params,
 )
 from handlers.generation.collect import Collected, collecting
 from handlers.generation.logprobs import TextOffsets, columns, entries
+from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.scoring import score
 from handlers.generation.structured import requested_grammar
@@ -59,20 +61,21 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
 async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield completions as OpenAI's chunks: pieces of the choices' texts, and the usage if asked for."""
     request = parse_stream(CompletionsRequest, payload)
-    include_usage = request.stream_options is not None and request.stream_options.include_usage
     _check(request, ctx)
     async with _answering(request, ctx) as answer:
         head = _head(answer.engine, ctx)
-        if include_usage:
-            head["usage"] = None  # on every chunk but the last, as OpenAI does
         choices = await _choices(request, answer, ctx)
+
+        def chunk(index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+            return head | {"choices": [choices.piece(index, text, reason)]} | chunk_usage(request, answer)
+
         async for token in answer.tokens:
             if token.text or token.finish_reason:
-                yield head | {"choices": [choices.piece(token.sequence, token.text, token.finish_reason)]}
+                yield chunk(token.sequence, token.text, token.finish_reason)
         if not _limit(request):
             for index in range(answer.collected.sequences):
-                yield head | {"choices": [choices.piece(index, "", "length")]}
-        if include_usage:
+                yield chunk(index, "", "length")
+        if request.include_usage:
             yield head | {"choices": [], "usage": answer.collected.usage.openai()}
 
 
@@ -87,7 +90,7 @@ def _limit(request: CompletionsRequest) -> int:
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
 
 
-def _params(request: CompletionsRequest) -> SamplingParams:
+def _params(request: CompletionsRequest, engine: Engine) -> SamplingParams:
     return sampling_params(
         request,
         max_new_tokens=_limit(request),
@@ -95,12 +98,13 @@ def _params(request: CompletionsRequest) -> SamplingParams:
         min_new_tokens=request.min_tokens,
         logprobs=request.logprobs,
         grammar=requested_grammar(request),
+        defaults=engine.info.sampling_defaults,
     )
 
 
 async def _prepare(request: CompletionsRequest, engine: Engine, ctx: Context) -> PreparedRequest:
     """Tokenize the prompts and check them against the model's limits."""
-    params = _params(request)
+    params = _params(request, engine)
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):
         limit = min(remaining_context(len(ids), engine.info.context_length, "prompt"), params.max_new_tokens)
@@ -112,12 +116,17 @@ async def _prepare(request: CompletionsRequest, engine: Engine, ctx: Context) ->
 @asynccontextmanager
 async def _answering(request: CompletionsRequest, ctx: Context) -> AsyncIterator[Generation]:
     if _limit(request):
-        question = Question("text", request.prompt, _params(request))
-        async with answering(request, question, lambda engine: _prepare(request, engine, ctx), ctx) as answer:
+        async with answering(
+            request,
+            lambda engine: Question("text", request.prompt, _params(request, engine)),
+            lambda engine: _prepare(request, engine, ctx),
+            ctx,
+        ) as answer:
             yield answer
         return
     async with ctx.models.lease(request.model) as engine:
         prompts = await encode_all(engine, request.prompt, ctx)
+        await prompt_texts(engine, request.prompt, ctx)  # refuses unknown token ids, which no engine sees otherwise
         collected = Collected(sum(map(len, prompts)), len(prompts) * request.n)
         commit = await ctx.reserve(collected.prompt_tokens)
         try:
@@ -151,16 +160,19 @@ class _Choices:
         answer: the generation that the choices come from.
         echoes: one per prompt; empty without ``echo``.
         offsets: one per choice, its token offsets; None before its first piece.
+        reports: one per prompt; empty if nothing about the prompts was asked for.
     """
 
     request: CompletionsRequest
     answer: Generation
     echoes: list[_Echo]
     offsets: list[TextOffsets | None]
+    reports: list[PromptReport]
 
     def piece(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         """Return a choice's text and log-probabilities since the last call; the first piece has the echo, too."""
         earlier, starts, offsets = list[dict[str, Any]](), list[int](), self.offsets[index]
+        about = dict[str, Any]()
         if offsets is None:
             start = 0
             if self.echoes:
@@ -168,24 +180,32 @@ class _Choices:
                 text, start = echo.text + text, len(echo.text)
                 earlier, starts = [*echo.entries], [*echo.offsets]
             offsets = self.offsets[index] = TextOffsets(start)
+            about = self.reports[index // self.request.n].members if self.reports else {}
         piece: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
         if self.request.logprobs is not None:
             new = entries(self.answer.engine, self.answer.collected.take(index))
             starts += [offsets.add(bytes(entry["bytes"])) for entry in new]
             piece["logprobs"] = columns([*earlier, *new], starts)
-        return piece
+        return piece | about | new_token_ids(self.request, self.answer, index)
 
 
 async def _choices(request: CompletionsRequest, answer: Generation, ctx: Context) -> _Choices:
-    echoes = [await _echo(text, request, answer.engine, ctx) for text in request.prompt] if request.echo else []
-    return _Choices(request, answer, echoes, [None] * answer.collected.sequences)
+    engine, echoes, reports = answer.engine, list[_Echo](), list[PromptReport]()
+    scored = request.echo and request.logprobs is not None
+    ids = await encode_all(engine, request.prompt, ctx) if scored or reports_prompt(request) else []
+    if request.echo:
+        texts = await prompt_texts(engine, request.prompt, ctx)
+        echoes = [
+            await _echo(text, ids[i], request, engine, ctx) if scored else _Echo(text, [], [])
+            for i, text in enumerate(texts)
+        ]
+    if reports_prompt(request):
+        reports = [await report(request, prompt, engine, ctx) for prompt in ids]
+    return _Choices(request, answer, echoes, [None] * answer.collected.sequences, reports)
 
 
-async def _echo(text: str, request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
-    """Return the echo of a prompt, with its tokens' log-probabilities if asked for."""
-    ids = () if request.logprobs is None else await engine.encode(text, background=ctx.background)
-    if not ids:
-        return _Echo(text, [], [])
+async def _echo(text: str, ids: Sequence[int], request: CompletionsRequest, engine: Engine, ctx: Context) -> _Echo:
+    """Return the echo of a prompt, with its tokens' log-probabilities."""
     first = Token(0, ids[0], "")
     scores = await score(engine, ids[:1], ids[1:], request.logprobs or 0, background=ctx.background)
     return await asyncio.to_thread(_locate_tokens, text, engine, [first, *scores])
@@ -213,4 +233,5 @@ def _head(engine: Engine, ctx: Context) -> dict[str, Any]:
         "object": "text_completion",
         "created": int(ctx.clock.time()),
         "model": engine.info.name,
+        "system_fingerprint": engine.info.system_fingerprint,
     }

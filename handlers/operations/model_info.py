@@ -22,5 +22,6 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         return asdict(engine.info) | {
             "capabilities": CAPABILITIES,
             "memory_bytes": engine.memory_bytes,
+            "sampling_defaults": dict(engine.info.sampling_defaults),
             "optimizations": list(engine.info.optimizations),
         }

@@ -14,9 +14,12 @@ from runtime.status import ModelStatus
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
-    """List the served models, the default first, see ``ModelsResponse``."""
+    """List the served models, the default first, and then their aliases, see ``ModelsResponse``."""
     parse(Empty, payload)
-    return {"object": "list", "data": [entry(status, ctx) for status in ctx.models.status()]}
+    models = ctx.models.status()
+    entries = [entry(status, ctx) for status in models]
+    entries += [entry(status, ctx, alias) for status in models for alias in status.aliases]
+    return {"object": "list", "data": entries}
 
 
 async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -25,7 +28,8 @@ async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     Raises:
         ModelNotFound: no model of that name is served.
     """
-    return entry(ctx.models.find(parse(ModelName, payload).model), ctx)
+    name = parse(ModelName, payload).model
+    return entry(ctx.models.find(name), ctx, name)
 
 
 async def load(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -68,17 +72,25 @@ async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return entry(await ctx.models.set_default(parse(ModelName, payload).model), ctx)
 
 
-def entry(status: ModelStatus, ctx: Context) -> dict[str, Any]:
-    """Return a model's status and statistics as a dict, see ``ModelEntry``."""
+def entry(status: ModelStatus, ctx: Context, name: str | None = None) -> dict[str, Any]:
+    """Return a model's status and statistics as a dict, see ``ModelEntry``.
+
+    Args:
+        status: the model's status.
+        ctx: the operation's context.
+        name: the name by which it is listed: its id, which is the default, or an alias.
+    """
     stats = ctx.model_stats(status.id)
     first = stats.time_to_first_token
     return {
-        "id": status.id,
+        "id": name or status.id,
         "object": "model",
         "created": status.created,
         "owned_by": "warmstart",
+        "root": status.id,
+        "max_model_len": None if status.info is None else status.info.context_length,
         "state": status.state,
-        "default": status.default,
+        "default": status.default and name in (None, status.id),
         "pinned": status.pinned,
         "source": status.source,
         "stage": status.stage,

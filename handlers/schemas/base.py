@@ -13,6 +13,7 @@ from handlers.schemas.fields import (
     Stops,
     Temperature,
     Text,
+    TokenIds,
     TopK,
     TopP,
 )
@@ -65,6 +66,12 @@ class Sampling(ModelChoice):
         description="Map of token ids to numbers added to their logits; -100 practically bans a token, 100 forces it.",
     )
     stop: Stops | None = Field(None, description="Strings that end the text; they are not included in it.")
+    stop_token_ids: TokenIds | None = Field(
+        None, max_length=128, description="Ids of further tokens that end the text; they are not included in it."
+    )
+    ignore_eos: bool = Field(
+        False, description="Continue behind the model's own end tokens, up to the maximum number of tokens."
+    )
     seed: Seed | None = Field(
         None, description="Seed of the random numbers: the same request with the same seed gives the same text."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -36,19 +36,69 @@ def _one_or_many(text: dict[str, Any], min_items: int, max_items: int) -> WithJs
 
 MAX_PROMPTS = 2048  # the limit of OpenAI's completions
 
+MAX_ID = 2**31 - 1
+
+
+def _whole(value: object) -> object:
+    # 5.0 is an integer in JSON Schema. The test is quick, because a prompt may have a hundred thousand ids.
+    if isinstance(value, list) and float in set(map(type, value)):
+        return [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
+    return value
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_ID)]], BeforeValidator(_whole)]
+"""Token ids; whether the model has them is checked by its engine."""
+
+
+def _prompts(value: object) -> object:
+    if isinstance(value, str) or (isinstance(value, list) and value and set(map(type, value)) <= {int, float}):
+        return [value]
+    if not isinstance(value, list):
+        raise PydanticCustomError("prompts", "input should be a text, a list of texts, or token ids")
+    return value
+
+
+def _prompt_kind(value: object) -> str | None:
+    return "text" if isinstance(value, str) else "ids" if isinstance(value, list) else None
+
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_ID}, "minItems": 1}
+
 Prompts = Annotated[
-    list[AnyText],
-    BeforeValidator(_listed),
+    list[
+        Annotated[
+            Annotated[AnyText, Tag("text")] | Annotated[TokenIds, Field(min_length=1), Tag("ids")],
+            Discriminator(
+                _prompt_kind,
+                custom_error_type="text_or_ids",
+                custom_error_message="input should be a text or a list of token ids",
+            ),
+        ]
+    ],
+    BeforeValidator(_prompts),
     Field(min_length=1, max_length=MAX_PROMPTS),
-    _one_or_many({"type": "string"}, 1, MAX_PROMPTS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "string"}, _IDS]},
+                    "minItems": 1,
+                    "maxItems": MAX_PROMPTS,
+                },
+                _IDS,
+            ]
+        }
+    ),
 ]
-"""A text or a list of texts, each possibly empty; validation makes it a list."""
+"""A text, token ids, or a list of either; validation makes it a list."""
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
     BeforeValidator(_listed),
-    Field(max_length=8),
-    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 0, 8),
+    Field(max_length=16),
+    _one_or_many({"type": "string", "minLength": 1, "maxLength": 256}, 0, 16),
 ]
 """A stop string or a list of them, possibly empty; validation makes it a list. An empty string is refused, because it
 would end every text at its start.
@@ -61,6 +111,11 @@ MinP = Annotated[float, Field(ge=0, le=1, strict=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, strict=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=False)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, strict=False)]
+
+BestOf = Annotated[
+    int, Field(ge=1, le=1024, strict=False), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1})
+]
+"""OpenAI's ``best_of``; values other than 1 depend on another field, which JSON Schema cannot express."""
 
 _TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # noqa: S105 - a pattern
 

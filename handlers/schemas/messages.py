@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.fields import AnyText
 from handlers.schemas.strict import Strict
+from handlers.schemas.tools import MAX_TOOLS, FunctionName
 from handlers.schemas.unsupported import MESSAGE
 
 
@@ -42,18 +53,68 @@ Content = Annotated[
 """A message's content: a text or a list of text parts."""
 
 
+def _arguments(value: object) -> object:
+    """Accept the text of a JSON object; an empty text is an object without members."""
+    if isinstance(value, str):
+        try:
+            if isinstance(json.loads(value or "{}"), dict):
+                return value or "{}"
+        except (ValueError, RecursionError):
+            pass
+    raise PydanticCustomError("arguments", "input should be the text of a JSON object")
+
+
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
+
+
+class FunctionCall(Strict):
+    """A function and its arguments."""
+
+    name: FunctionName
+    arguments: Annotated[AnyText, BeforeValidator(_arguments), WithJsonSchema(_JSON_TEXT)] = Field(
+        description="The arguments: a JSON object, as text."
+    )
+    parsed_arguments: Any = Field(None, description="Accepted for compatibility; not used.")
+
+
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class MessageToolCall(Strict):
+    """A call of a tool in an assistant's message."""
+
+    id: CallId = Field(description="Id of the call, to which the tool's message refers.")
+    type: Literal["function"]
+    function: FunctionCall
+    index: int | None = Field(None, description="Accepted for compatibility; not used.")
+
+
+_CALLS: dict[str, Any] = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
+
+
 class ChatMessage(Strict):
     """One message of a chat."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "if": {"properties": {"role": {"const": "assistant"}}},
-            "else": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+            "then": {"properties": {"tool_call_id": {"type": "null"}}},
+            "else": {
+                "required": ["content"],
+                "properties": {
+                    "content": {"not": {"type": "null"}},
+                    "tool_calls": _CALLS,
+                    "reasoning_content": {"enum": [None, ""]},
+                },
+                "if": {"properties": {"role": {"const": "tool"}}},
+                "then": {"required": ["tool_call_id"], "properties": {"tool_call_id": {"type": "string"}}},
+                "else": {"properties": {"tool_call_id": {"type": "null"}}},
+            },
         }
     )
     unsupported = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Role of the author; developer is OpenAI's newer name of system."
     )
     content: Content | None = Field(
@@ -62,6 +123,16 @@ class ChatMessage(Strict):
         description="Content of the message; an assistant's may be null, which means empty.",
     )
     name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not passed to the model.")
+    tool_calls: list[MessageToolCall] | None = Field(
+        None, max_length=MAX_TOOLS, description="The tools that an assistant's message calls."
+    )
+    tool_call_id: CallId | None = Field(
+        None, validate_default=True, description="Of a tool's message: the id of the call whose result it is."
+    )
+    parsed: Any = Field(None, description="Accepted for compatibility; not used.")
+    reasoning_content: AnyText | None = Field(
+        None, description="The reasoning before an assistant's message; chat templates may leave it out."
+    )
 
     @field_validator("content")
     @classmethod
@@ -69,3 +140,19 @@ class ChatMessage(Strict):
         if value is None and info.data.get("role", "assistant") != "assistant":
             raise PydanticCustomError("missing", "field required")
         return "" if value is None else value
+
+    @field_validator("tool_calls", "reasoning_content")
+    @classmethod
+    def _of_an_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role", "assistant") != "assistant":
+            raise PydanticCustomError("wrong_role", "only an assistant's message has it")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _of_a_tool(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "role" in info.data and (value is None) == (info.data["role"] == "tool"):
+            if value is None:
+                raise PydanticCustomError("missing", "field required")
+            raise PydanticCustomError("wrong_role", "only a tool's message has it")
+        return value

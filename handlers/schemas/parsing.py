@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from runtime.errors import InvalidRequest
 
@@ -28,7 +29,7 @@ def parse(model: type[M], payload: object) -> M:
         if error.error_count() > _MAX_ERRORS:
             raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        faults = [(_path(item["loc"]), _explain(item["type"], item["msg"])) for item in problems[:5]]
+        faults = [(_path(_without_branches(item)), _explain(item["type"], item["msg"])) for item in problems[:5]]
         raise InvalidRequest(
             "; ".join(f"{path}: {text}" if path else text for path, text in faults), param=faults[0][0] or None
         ) from None
@@ -45,11 +46,22 @@ def parse_stream(model: type[M], payload: object) -> M:
     return parse(model, payload)
 
 
+def _without_branches(error: ErrorDetails) -> tuple[int | str, ...]:
+    """Return an error's location without the branches of unions that are named in angle brackets."""
+    *location, last = error["loc"] or ("",)
+    known = [part for part in location if not str(part).startswith("<")]
+    return (*known, *([] if str(last).startswith("<") and error["type"] != "extra_forbidden" else [last]))
+
+
 def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds a union's branch to the path after messages.N.content, and "[key]" to the path of a dict's key; a
-    # caller knows fields and indexes only.
-    if location[:1] == ("messages",) and location[2:3] == ("content",):
+    # pydantic adds a union's branch to the path after messages.N.content and prompt.N, and "[key]" to the path of a
+    # dict's key; a caller knows fields and indexes only.
+    if location[:1] == ("messages",) and location[2:4] in (("content", "text"), ("content", "parts")):
         location = location[:3] + location[4:]
+    if location[:1] == ("prompt",) and location[2:3] in (("text",), ("ids",)):
+        location = location[:2] + location[3:]
+    if location[:2] in (("tool_choice", "mode"), ("tool_choice", "named")):
+        location = location[:1] + location[2:]
     if location[:1] == ("logit_bias",) and location[2:] == ("[key]",):
         location = location[:2]
     return ".".join(_printable(str(part)) or "''" for part in location)

@@ -52,6 +52,11 @@ class ModelInfoResponse(LazyModel):
     engine: str
     optimizations: list[str]
     kv_bytes: int = Field(description="Maximum memory of keys and values.")
+    kv_tokens: int = Field(description="Maximum number of tokens in the KV cache; 0 for no limit.")
+    sampling_defaults: dict[str, float] = Field(
+        description="Values for sampling fields that a request of OpenAI's routes leaves out, with "
+        "GENERATION_CONFIG=model; OpenAI's own defaults apply to the others."
+    )
     fingerprint: str = Field(
         description="Identifies everything that determines the bits of an answer; it changes when answers may change."
     )
@@ -64,6 +69,8 @@ class ModelEntry(LazyModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "warmstart"
+    root: str = Field(description="Id of the model; another one than id for an alias (MODEL_ALIASES).")
+    max_model_len: int | None = Field(None, description="The model's context length; null if it is not loaded.")
     state: ModelState = Field(
         description="State of the model; draining: it is being unloaded while its last requests run."
     )

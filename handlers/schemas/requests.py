@@ -1,10 +1,8 @@
-"""Request models of the operations: each field with its type, range and description.
-
-Types are strict, except that numeric fields use pydantic's lax mode (``"0.5"`` is a number). Unknown fields are
-refused. Null is the same as leaving an optional field out.
-"""
+"""Request models of the operations. Types are strict, except that texts may be numbers; unknown fields are refused."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from handlers.schemas.base import ModelChoice, ModelName, Sampling
 from handlers.schemas.fields import (
     AnyText,
+    BestOf,
     MinP,
     Penalty,
     Prompts,
@@ -23,9 +22,12 @@ from handlers.schemas.fields import (
     TopP,
 )
 from handlers.schemas.messages import ChatMessage
+from handlers.schemas.openai import OpenAIRequest, not_streamed
 from handlers.schemas.strict import Strict, needs
-from handlers.schemas.structured import AT_MOST_ONE, Structured
-from handlers.schemas.unsupported import CHAT, COMPLETIONS, STREAM_OPTIONS
+from handlers.schemas.structured import Structured
+from handlers.schemas.template import TemplateFields
+from handlers.schemas.tools import TOOLS_NEEDED, ToolFields
+from handlers.schemas.unsupported import CHAT, COMPLETIONS
 
 
 class LoadRequest(ModelName):
@@ -44,7 +46,7 @@ class ClearCacheRequest(Strict):
 
 
 class _TextRequest(Structured):
-    prompt: Prompts = Field(description="The text to continue, or a list of texts.")
+    prompt: Prompts = Field(description="The text to continue, its token ids, or a list of either.")
     max_length: int = Field(
         100, ge=2, le=10_000_000, strict=False, description="Maximum number of tokens, prompt and new text together."
     )
@@ -78,7 +80,6 @@ class GenerateRequest(_TextRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"prompt": "Once upon a time", "max_new_tokens": 24, "temperature": 0}],
-            "allOf": AT_MOST_ONE,
         }
     )
 
@@ -93,35 +94,13 @@ class CompleteRequest(_TextRequest):
                 {"prompt": "The capital of France is", "max_new_tokens": 1, "logprobs": 5, "temperature": 0},
                 {"prompt": "The sky is", "guided_choice": ["blue", "grey"], "temperature": 0},
             ],
-            "allOf": AT_MOST_ONE,
         }
     )
 
     echo: bool = Field(False, description="Return the prompt before the completion.")
 
 
-class StreamOptions(Strict):
-    """OpenAI's stream options."""
-
-    unsupported = STREAM_OPTIONS
-
-    include_usage: bool = Field(False, description="End the stream with a chunk that contains the usage.")
-
-
-class _OpenAIRequest(Structured):
-    n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
-    stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
-    user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
-
-    @field_validator("stream_options")
-    @classmethod
-    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and info.data.get("stream", True) is not True:
-            raise PydanticCustomError("needs_stream", "needs stream to be true")
-        return value
-
-
-class ChatRequest(_OpenAIRequest):
+class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
     """OpenAI's chat completion request, plus top_k, min_p, repetition_penalty, min_tokens and cache_control."""
 
     model_config = ConfigDict(
@@ -139,7 +118,8 @@ class ChatRequest(_OpenAIRequest):
             "allOf": [
                 needs("stream_options", "object", "stream"),
                 needs("top_logprobs", "integer", "logprobs"),
-                *AT_MOST_ONE,
+                not_streamed("prompt_logprobs"),
+                TOOLS_NEEDED,
             ],
         }
     )
@@ -151,7 +131,8 @@ class ChatRequest(_OpenAIRequest):
         ge=1,
         le=10_000_000,
         strict=False,
-        description="Maximum number of new tokens; 512 if neither this nor max_completion_tokens is given.",
+        description="Maximum number of new tokens; if neither this nor max_completion_tokens is given, to the end of "
+        "the context, at most a sixteenth of the KV cache, or 512 for a caller whose tokens are limited.",
     )
     max_completion_tokens: int | None = Field(
         None,
@@ -178,6 +159,9 @@ class ChatRequest(_OpenAIRequest):
     metadata: dict[str, str] | None = Field(
         None, max_length=16, description="Accepted for compatibility; neither used nor stored."
     )
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = Field(
+        None, description="Accepted for compatibility: every request is served alike, as default."
+    )
     safety_identifier: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
     prompt_cache_key: str | None = Field(
         None,
@@ -193,7 +177,7 @@ class ChatRequest(_OpenAIRequest):
         return value
 
 
-class CompletionsRequest(_OpenAIRequest):
+class CompletionsRequest(OpenAIRequest):
     """OpenAI's completion request, plus top_k, min_p, repetition_penalty, min_tokens and cache_control."""
 
     model_config = ConfigDict(
@@ -201,13 +185,14 @@ class CompletionsRequest(_OpenAIRequest):
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is Paris.", "max_tokens": 0, "echo": True, "logprobs": 1},
+                {"prompt": [72, 19, 65], "max_tokens": 8, "temperature": 0},
             ],
-            "allOf": [needs("stream_options", "object", "stream"), *AT_MOST_ONE],
+            "allOf": [needs("stream_options", "object", "stream"), not_streamed("prompt_logprobs")],
         }
     )
     unsupported = COMPLETIONS
 
-    prompt: Prompts = Field(description="The text to complete, or a list of texts.")
+    prompt: Prompts = Field(description="The text to complete, its token ids, or a list of either.")
     max_tokens: int | None = Field(
         None,
         ge=0,
@@ -223,6 +208,9 @@ class CompletionsRequest(_OpenAIRequest):
         description="Minimum number of new tokens: end tokens and stop strings do not end a text before.",
     )
     echo: bool = Field(False, description="Return the prompt before the completion, in text and logprobs.")
+    best_of: BestOf | None = Field(
+        None, description="1 or the same number as n: the completions are not generated in excess and ranked."
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -230,6 +218,13 @@ class CompletionsRequest(_OpenAIRequest):
         strict=False,
         description="Return the log-probability of each token and of this many most likely alternatives.",
     )
+
+    @field_validator("best_of")
+    @classmethod
+    def _as_many_as_returned(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value not in (None, 1, info.data.get("n", value)):
+            raise PydanticCustomError("best_of", "should be 1 or equal to n; no more completions are generated")
+        return value
 
 
 class Variant(ModelChoice):

@@ -93,11 +93,47 @@ class TextChunk(LazyModel):
     usage: Usage | None = None
 
 
+_FINGERPRINT = "Identifies model, weights, chat template and kernels; it changes when answers may change."
+_NEW_IDS = "Ids of all generated tokens, end tokens included; present with return_token_ids."
+_PROMPT_IDS = "Ids of the prompt's tokens; present with return_token_ids."
+_PROMPT_LOGPROBS = (
+    "For each token of the prompt, the likeliest tokens and the actual one by token id; null for the first token."
+)
+
+
+class PromptLogprob(LazyModel):
+    """A token's log-probability at a position of the prompt."""
+
+    logprob: float
+    rank: int | None = Field(description="1 for the likeliest; null for a token that is not among the likeliest.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class FunctionCallResponse(LazyModel):
+    """A function that the model calls, and the arguments."""
+
+    name: str
+    arguments: str = Field(description="The arguments: a JSON object, as text.")
+
+
+class ToolCallResponse(LazyModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCallResponse
+
+
 class AnswerMessage(LazyModel):
     """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null if the message has nothing but calls of tools.")
+    reasoning_content: str | None = Field(None, description="Reasoning before the content; absent if there is none.")
+    tool_calls: list[ToolCallResponse] | None = Field(None, description="Absent if there are none.")
 
 
 class ChatLogprobs(LazyModel):
@@ -111,8 +147,12 @@ class ChatChoice(LazyModel):
 
     index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
+        description="length also if a call of a tool is cut off, whose arguments are incomplete then."
+    )
+    stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
     logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | None = Field(None, description=_NEW_IDS)
 
 
 class ChatResponse(LazyModel):
@@ -122,8 +162,28 @@ class ChatResponse(LazyModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str | None = Field(None, description=_FINGERPRINT)
+    service_tier: Literal["default"] | None = Field(None, description="Present if the request has it.")
+    prompt_token_ids: list[int] | None = Field(None, description=_PROMPT_IDS)
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=_PROMPT_LOGPROBS)
     choices: list[ChatChoice]
     usage: Usage
+
+
+class FunctionCallDelta(LazyModel):
+    """The part of a function's call that a chunk adds."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(LazyModel):
+    """The part of a tool's call that a chunk adds; the first one has id, type and name, and no arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta
 
 
 class Delta(LazyModel):
@@ -131,6 +191,8 @@ class Delta(LazyModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(LazyModel):
@@ -138,8 +200,10 @@ class ChunkChoice(LazyModel):
 
     index: int
     delta: Delta
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
     logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | None = Field(None, description=_NEW_IDS)
 
 
 class ChatChunk(LazyModel):
@@ -149,6 +213,9 @@ class ChatChunk(LazyModel):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
+    system_fingerprint: str | None = Field(None, description=_FINGERPRINT)
+    service_tier: Literal["default"] | None = Field(None, description="Present if the request has it.")
+    prompt_token_ids: list[int] | None = Field(None, description=_PROMPT_IDS + " In a stream, in the first chunk only.")
     choices: list[ChunkChoice]
     usage: Usage | None = None
 
@@ -171,6 +238,9 @@ class CompletionsChoice(LazyModel):
     text: str
     finish_reason: Literal["stop", "length"] | None = None
     logprobs: CompletionLogprobs | None = None
+    prompt_token_ids: list[int] | None = Field(None, description=_PROMPT_IDS + " In a stream, in the first piece only.")
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=_PROMPT_LOGPROBS)
+    token_ids: list[int] | None = Field(None, description=_NEW_IDS)
 
 
 class CompletionsResponse(LazyModel):
@@ -180,6 +250,7 @@ class CompletionsResponse(LazyModel):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str | None = Field(None, description=_FINGERPRINT)
     choices: list[CompletionsChoice]
     usage: Usage | None = None
 

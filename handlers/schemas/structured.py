@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
@@ -85,10 +84,19 @@ ResponseFormat = Annotated[
 """OpenAI's response format."""
 
 
+_KINDS = ("json", "regex", "choice", "grammar", "json_object")
+
+
+def _only(name: str) -> dict[str, Any]:
+    given = {"const": True} if name == "json_object" else {"not": {"type": "null"}}
+    others = {other: {"type": "null"} for other in _KINDS if other != name}
+    return {"required": [name], "properties": {name: given} | others}
+
+
 class StructuredOutputs(Strict):
     """vLLM's structured outputs: exactly one of the kinds."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only(name) for name in _KINDS]})
 
     json_schema: JSONSchema | None = Field(None, alias="json", description="A JSON Schema that the text must match.")
     regex: Text | None = Field(None, description="A regular expression that the whole text must match.")
@@ -105,18 +113,10 @@ class StructuredOutputs(Strict):
 
 
 _FIELDS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
-_UNCONSTRAINED = {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"type": {"const": "text"}}}]}
-_GIVEN = {name: {"not": _UNCONSTRAINED if name == "response_format" else {"type": "null"}} for name in _FIELDS}
-
-AT_MOST_ONE: list[Any] = [
-    {"not": {"required": list(pair), "properties": {name: _GIVEN[name] for name in pair}}}
-    for pair in combinations(_FIELDS, 2)
-]
-"""JSON Schema rules: at most one of the fields constrains the text."""
 
 
 class Structured(Cacheable):
-    """A request whose text may be constrained."""
+    """A request whose text may be constrained, by one of the fields."""
 
     response_format: ResponseFormat | None = Field(
         None, description="Constrains the text to any JSON object, or to JSON that is valid under a schema."
@@ -138,4 +138,8 @@ class Structured(Cacheable):
             given.remove("response_format")
         if len(given) > 1:
             raise PydanticCustomError("one_constraint", "give only one of {names}", {"names": ", ".join(given)})
+        if given and self.ignore_eos:
+            raise PydanticCustomError(
+                "needs_end", "ignore_eos: a text that {name} constrains ends with an end token", {"name": given[0]}
+            )
         return self

@@ -42,21 +42,15 @@ class Unsupported:
         return {"enum": [None, *self.neutral], "description": f"Not supported: {self.reason}."}
 
 
-_TOOLS = "tools are not supported by this server"
-_FUNCTIONS = "functions are not supported by this server"
+_FUNCTIONS = "functions are not supported by this server, tools are"
 
 CHAT: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "tools": Unsupported(_TOOLS, ([],)),
-        "tool_choice": Unsupported(_TOOLS, ("none", "auto")),
-        "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
         "functions": Unsupported(_FUNCTIONS, ([],)),
         "function_call": Unsupported(_FUNCTIONS, ("none", "auto")),
         "modalities": Unsupported("this server generates text only", (["text"],)),
         "audio": Unsupported("audio is not supported by this server"),
         "store": Unsupported("stored completions are not supported by this server", (False,)),
-        "service_tier": Unsupported("service tiers are not supported by this server", ("auto", "default")),
-        "reasoning_effort": Unsupported("reasoning effort is not supported by this server"),
         "verbosity": Unsupported("verbosity is not supported by this server", ("medium",)),
         "prediction": Unsupported("predicted outputs are not supported by this server"),
         "web_search_options": Unsupported("web search is not supported by this server"),
@@ -69,7 +63,6 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
 
 COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "best_of": Unsupported("best_of is not supported by this server", (1,)),
         "suffix": Unsupported("a text after the completion is not supported by this server", ("",)),
     }
 )
@@ -77,7 +70,6 @@ COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
 
 MESSAGE: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "tool_calls": Unsupported(_TOOLS, ([],)),
         "function_call": Unsupported(_FUNCTIONS),
         "audio": Unsupported("audio is not supported by this server"),
         "refusal": Unsupported("refusals are not supported by this server", ("",)),

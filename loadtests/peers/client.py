@@ -38,7 +38,7 @@ class Streamed(NamedTuple):
         return self.completion_tokens * sum(start <= moment < end for moment in times) / len(times)
 
 
-class Response:
+class HTTPAnswer:
     """Parses one HTTP/1.1 response (RFC 9112) as it arrives: with a length, chunked, or until the close."""
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class _Connection(asyncio.Protocol):
     """An asyncio protocol that carries one request and response at a time."""
 
     def __init__(self) -> None:
-        self.response = Response()
+        self.response = HTTPAnswer()
         self.ended: asyncio.Future[float] | None = None
         self.transport: asyncio.Transport | None = None
 
@@ -216,7 +216,7 @@ class Client:
         self._port = port
         self._connection: _Connection | None = None
 
-    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[Response, float, float]:
+    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[HTTPAnswer, float, float]:
         """Send one request and wait for its response.
 
         Returns:
@@ -240,9 +240,9 @@ class Client:
 
     async def _exchange(
         self, connection: _Connection, method: str, path: str, body: bytes
-    ) -> tuple[Response, float, float]:
+    ) -> tuple[HTTPAnswer, float, float]:
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Length: {len(body)}\r\n"
-        connection.response, connection.ended = Response(), asyncio.get_running_loop().create_future()
+        connection.response, connection.ended = HTTPAnswer(), asyncio.get_running_loop().create_future()
         began = time.perf_counter()
         if connection.transport is None:
             raise ConnectionError("the connection closed before the request")

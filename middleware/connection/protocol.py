@@ -195,7 +195,7 @@ class Connection(web.RequestHandler):
             _log.error("a request failed outside all middlewares", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has already begun")
-        rendered = error_response(error, openai=False)
+        rendered = error_response(error, "problem")
         response = web.Response(status=rendered.status, headers=rendered.headers, body=rendered.body)
         secure(response.headers, https=request.secure)
         response.headers[hdrs.CONNECTION] = "close"

@@ -54,18 +54,23 @@ class IncrementalDetokenizer:
             self._append(token_id)
         self._before = self._text()
         self._held = ""
-        self.stopped = False
+        self.stop_string: str | None = None  # the one that ended the sequence
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the sequence."""
+        return self.stop_string is not None
 
     def push(self, token_id: int) -> str:
         """Append a token and return the text that is now final. Sets ``stopped`` once a stop string is complete.
 
         Returns:
             The new text: empty while a character is incomplete or a stop string may have begun. At a stop string it
-            ends right before that string.
+            ends right before that string. All text before a control token is returned with it.
         """
         self._remaining_min_tokens -= 1
         if not self._tokenizer.has_text(token_id):
-            return ""  # control tokens are not part of the decoding context either
+            return self.flush()  # a stop string has no control token in it, and they are no decoding context either
         self._append(token_id)
         text = self._text()
         new = text[len(self._before) :]
@@ -83,7 +88,11 @@ class IncrementalDetokenizer:
     def _append(self, token_id: int) -> None:
         self._ids.append(token_id)
         self._utf8.decode(raw := self._tokenizer.token_bytes(token_id))
-        incomplete = len(self._utf8.getstate()[0])  # bytes
+        rest = self._utf8.getstate()[0]
+        if rest[:1] == b"\xed" and rest[1:] >= b"\xa0":  # Python waits for the third byte of a surrogate: not UTF-8
+            self._utf8.reset()
+            rest = b""
+        incomplete = len(rest)
         if not incomplete:
             self._pending = 0
         else:
@@ -101,9 +110,10 @@ class IncrementalDetokenizer:
         if self._remaining_min_tokens <= 0:
             # The held text may contain a stop string that was completed too early; a valid one ends in the new text.
             starts = [text.find(stop, max(0, len(self._held) - len(stop) + 1)) for stop in self._stop]
-            start = min((start for start in starts if start >= 0), default=None)
-            if start is not None:
-                self.stopped, self._held = True, ""
+            found = [(start, stop) for start, stop in zip(starts, self._stop, strict=True) if start >= 0]
+            if found:
+                start, self.stop_string = min(found, key=lambda match: match[0])
+                self._held = ""
                 return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]

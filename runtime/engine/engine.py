@@ -11,9 +11,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
-from typing import Protocol
 
-from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
+from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.engine_thread import EngineThread
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.request import Request
@@ -21,6 +20,7 @@ from runtime.engine.request_queue import timeout_error
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.token_ids import check_token_ids, known_ids
+from runtime.engine.tokenization import T, Tokenization, TokenizerLike
 from runtime.errors import (
     ContextLengthExceeded,
     Draining,
@@ -29,9 +29,9 @@ from runtime.errors import (
     ModelUnavailable,
     ServiceError,
 )
-from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
+from runtime.model.chat_encoder import ChatEncoder
 from runtime.telemetry.model_metrics import ModelMetrics
-from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
+from runtime.types import Job, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
@@ -41,19 +41,7 @@ _MAX_HEARTBEAT_AGE_SECONDS = 10.0  # a step takes tens of milliseconds; only lon
 _MAX_BURST = 64  # tokens of a step that are yielded before the event loop runs other tasks
 
 
-class TokenizerLike(Decoding, Protocol):
-    """The tokenizer interface that the engine needs. All methods are thread-safe."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a raw text."""
-        ...
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the token ids of a prompt to continue, at least one; see ``runtime.model.tokenizer.Tokenizer``."""
-        ...
-
-
-class FastEngine:
+class FastEngine(Tokenization):
     """Engine that batches all requests on one engine thread. Implements ``handlers.protocols.Engine``.
 
     A crashed engine thread is replaced; after four crashes within a minute it is not restarted.
@@ -83,12 +71,9 @@ class FastEngine:
         max_queue: int = 64,
         timeout: float = 600,
     ) -> None:
-        self.info = info
-        self.chat_stops: tuple[str, ...] = () if chat.own_template else PLAIN_STOPS
+        super().__init__(tokenizer, chat, info)
         self._runner = runner
         self._scheduler = scheduler
-        self._tokenizer = tokenizer
-        self._chat = chat
         self._metrics = metrics
         self._grammars = grammars
         self._max_queue = max_queue
@@ -119,22 +104,6 @@ class FastEngine:
             kv_bytes = self._scheduler.kv_touched * self._runner.block_bytes
         return self.info.weights_bytes + kv_bytes
 
-    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a raw prompt. Raises at once if the engine accepts no requests now."""
-        return await self._tokenize(lambda: tuple(self._tokenizer.encode_prompt(text)), background)
-
-    async def encode_chat(self, messages: Items[Message], *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a chat. Raises at once if the engine accepts no requests now."""
-        return await self._tokenize(lambda: self._chat.encode(messages), background)
-
-    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a text without control tokens. Raises at once if the engine accepts no requests now."""
-        return await self._tokenize(lambda: self._chat.encode_plain(text), background)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token, which may be part of a UTF-8 character."""
-        return self._tokenizer.token_bytes(token_id)
-
     async def stream(self, jobs: Items[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         sequences = [sequence for job in jobs for sequence in self._sequences(job)]
@@ -144,7 +113,7 @@ class FastEngine:
         firsts = {index for index, sequence in enumerate(sequences) if sequence.number == 0}  # per prompt
         loop = asyncio.get_running_loop()
         request = Request(sequences, loop)
-        record = self._metrics.request(len(sequences))
+        record = self._metrics.request(jobs)
         thread = self._admit(lambda thread: thread.submit(request))
         timer = loop.call_later(self._timeout, lambda: request.outbox.put_nowait(timeout_error(self._timeout, request)))
         try:
@@ -179,7 +148,9 @@ class FastEngine:
                         cached = sequences[index].cached
                         record.prompt(len(sequences[index].prompt), cached)
                     record.token(index, item.time, request.started, reason)
-                    yield Token(index, sampled.id, text, reason, sampled.logprob, sampled.top, cached)
+                    yield Token(
+                        index, sampled.id, text, reason, sampled.logprob, sampled.top, cached, detokenizer.stop_string
+                    )
         finally:
             timer.cancel()
             record.closed(request.started)
@@ -262,15 +233,15 @@ class FastEngine:
             self._metrics.rejected(error.code)
             raise
 
-    async def _tokenize(self, encode: Callable[[], tuple[int, ...]], background: bool) -> tuple[int, ...]:
-        """Tokenize in the thread pool; check the queue limit before the submission and again before the work."""
+    async def _on_thread(self, call: Callable[[], T], background: bool) -> T:
+        """Call in the thread pool; the queue limit is checked before the submission and again before the work."""
 
-        def check_and_encode() -> tuple[int, ...]:
+        def check_and_call() -> T:
             self._admit(lambda thread: thread.check_admission(background))
-            return encode()
+            return call()
 
         self._admit(lambda thread: thread.check_admission(background))
-        return await asyncio.to_thread(check_and_encode)
+        return await asyncio.to_thread(check_and_call)
 
     def _admit(self, call: Callable[[EngineThread], None]) -> EngineThread:
         """Call ``check_admission`` or ``submit`` of the current engine thread, and count rejections in the metrics."""

@@ -186,6 +186,7 @@ class EngineThread:
         """Run a planned step, apply its results and deliver the tokens."""
         for source, target in plan.copies:
             self._runner.copy_block(source, target)
+        self._metrics.step_tokens.observe(sum(len(row.token_ids) for row in plan.rows))
         self._masks.fill(plan.rows)
         results = self._scheduler.commit(plan.rows, self._run_rows(plan.rows))
         now = time.monotonic()

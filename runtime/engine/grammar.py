@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InternalError, InvalidRequest
-from runtime.types import Grammar
+from runtime.types import Grammar, ReasoningLimit
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which only requests with a grammar should wait for
     from llguidance import LLMatcher, LLTokenizer
@@ -57,7 +57,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Any, ...], LLMatcher] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> GrammarMatcher:
         """Return a matcher at the start of a grammar. This takes up to a second, so no event loop should call it.
@@ -66,13 +66,13 @@ class GrammarCompiler:
             InvalidRequest: the grammar is invalid, too long, too complex, or nothing matches it; the message names the
                 request's field.
         """
-        if len(grammar.definition) > MAX_DEFINITION_CHARACTERS:
+        length = sum(len(part.definition) for part in (grammar, *grammar.parts))
+        if length > MAX_DEFINITION_CHARACTERS:
             raise InvalidRequest(
-                f"{grammar.field}: {len(grammar.definition)} characters are more than the limit of "
-                f"{MAX_DEFINITION_CHARACTERS}",
+                f"{grammar.field}: {length} characters are more than the limit of {MAX_DEFINITION_CHARACTERS}",
                 param=grammar.field,
             )
-        key = (grammar.kind, grammar.definition)
+        key = grammar.key
         if not self._end_ids:
             raise InvalidRequest(f"{grammar.field}: this model has no token that ends a text", param=grammar.field)
         with self._lock:
@@ -89,7 +89,9 @@ class GrammarCompiler:
                 while len(self._compiled) > _MAX_COMPILED:
                     self._compiled.popitem(last=False)
         words = -(-tokenizer.vocab_size // _WORD)
-        return GrammarMatcher(compiled.deep_copy(), grammar.field, self._vocabulary, words, frozenset(self._end_ids))
+        return GrammarMatcher(
+            compiled.deep_copy(), grammar.field, self._vocabulary, words, frozenset(self._end_ids), grammar.reasoning
+        )
 
     def _read_tokenizer(self) -> LLTokenizer:
         """Read the tokenizer, extended to the model's vocabulary if it is smaller."""
@@ -105,6 +107,14 @@ class GrammarCompiler:
 class GrammarMatcher:
     """The state of a sequence's grammar.
 
+    Args:
+        matcher: the library's matcher at the start of the grammar.
+        field: the request's field that holds the grammar, for error messages.
+        vocabulary: number of the model's logits.
+        words: number of 32-bit words of the library's masks.
+        end_ids: ids of the tokens that end a text.
+        reasoning: limit on the reasoning at the start of the text; None for none.
+
     Attributes:
         matcher: the library's matcher, which has consumed the generated and the forced tokens.
         forced: the tokens that the grammar forces next.
@@ -112,12 +122,23 @@ class GrammarMatcher:
         used_words: number of them that the model's vocabulary takes.
     """
 
-    def __init__(self, matcher: LLMatcher, field: str, vocabulary: int, words: int, end_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        field: str,
+        vocabulary: int,
+        words: int,
+        end_ids: Collection[int],
+        reasoning: ReasoningLimit | None = None,
+    ) -> None:
         self.matcher = matcher
         self.forced: list[int] = []
         self.words = words
         self.used_words = -(-vocabulary // _WORD)
         self._field = field
+        self._limit = reasoning  # None once the reasoning has ended
+        self._reasons = reasoning is not None and reasoning.begin is None
+        self._accepted = 0
         self._vocabulary = vocabulary
         self._end_ids = end_ids
         self._extend()
@@ -135,10 +156,10 @@ class GrammarMatcher:
         self._check()
         return mask[: self.used_words]
 
-    def ban_end(self, mask: NDArray[np.int32]) -> None:
-        """Remove the end tokens from a mask, unless it allows nothing else."""
+    def ban(self, mask: NDArray[np.int32], ids: Collection[int]) -> None:
+        """Remove token ids from a mask, unless it allows nothing else."""
         allowed = mask.view(np.uint32).copy()
-        for token in self._end_ids:
+        for token in ids:
             allowed[token // _WORD] &= ~(np.uint32(1) << np.uint32(token % _WORD))
         if allowed.any():
             mask[:] = allowed.view(np.int32)
@@ -156,6 +177,11 @@ class GrammarMatcher:
         given = list(tokens)
         if given and given[-1] in self._end_ids:
             given.pop()
+        self._accepted += len(given)
+        if self._limit is not None:
+            self._reasons = self._reasons or self._limit.begin in given
+            if self._limit.end in given:
+                self._limit, self._reasons = None, False
         ahead = min(len(given), len(self.forced))
         if given[:ahead] != self.forced[:ahead]:
             raise InternalError("a token that the grammar forces was not generated")
@@ -169,6 +195,11 @@ class GrammarMatcher:
     def valid(self, drafts: Sequence[int]) -> int:
         """Return how many of the drafts, from the first, the grammar allows. No tokens must be forced."""
         found = next((i for i, token in enumerate(drafts) if token in self._end_ids), len(drafts))
+        if self._limit is not None:  # the token behind the last draft cannot be forced in the same step
+            if self._reasons:
+                found = min(found, max(0, self._limit.tokens - self._accepted - 1))
+            elif self._limit.begin in drafts:
+                found = min(found, drafts.index(self._limit.begin))
         return min(found, int(self.matcher.validate_tokens(list(drafts))))
 
     def _check(self) -> None:
@@ -190,6 +221,10 @@ class GrammarMatcher:
         if self.matcher.is_stopped():
             return
         tokens = self.matcher.compute_ff_tokens()
+        limit = self._limit
+        due = limit is not None and self._reasons and not tokens and self._accepted >= limit.tokens
+        if limit is not None and due and self.matcher.validate_tokens([limit.end]):  # else a character is incomplete
+            self._limit, self._reasons, tokens = None, False, [limit.end]
         known = next((i for i, token in enumerate(tokens) if not 0 <= token < self._vocabulary), len(tokens))
         if tokens[:known]:
             self.matcher.consume_tokens(tokens[:known])
@@ -200,7 +235,7 @@ def _compiled(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
     """Compile a grammar.
 
     Raises:
-        InvalidRequest: it cannot be compiled.
+        InvalidRequest: it cannot be compiled; the error names the part that cannot.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -214,21 +249,34 @@ def _compiled(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
     except (ValueError, RecursionError) as error:
         fault = str(error)
     if fault:
+        for part in grammar.parts:
+            _compiled(tokenizer, part)
         raise InvalidRequest(f"{grammar.field}: {_shortened(fault)}", param=grammar.field)
     return matcher
 
 
 def _definition(grammar: Grammar) -> str:
-    """Return a grammar in the library's form."""
+    """Return a grammar in the library's form: a list of grammars that refer to each other by name."""
+    parts = [_named(part) | {"name": f"part{i}"} for i, part in enumerate(grammar.parts)]
+    return json.dumps({"grammars": [_named(grammar), *parts]})
+
+
+def _named(grammar: Grammar) -> dict[str, Any]:
+    """Return a grammar without its parts as a member of the library's list."""
     from llguidance import LLMatcher
 
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.definition)
+        return {"lark_grammar": grammar.definition}
     if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.definition)
-    schema: Any = json.loads(grammar.definition)
-    options: Any = _JSON_OPTIONS
-    return LLMatcher.grammar_from_json_schema({"allOf": [schema]} if isinstance(schema, bool) else schema, options)
+        converted = LLMatcher.grammar_from_regex(grammar.definition)
+    else:
+        schema: Any = json.loads(grammar.definition)
+        options: Any = _JSON_OPTIONS
+        converted = LLMatcher.grammar_from_json_schema(
+            {"allOf": [schema]} if isinstance(schema, bool) else schema, options
+        )
+    (member,) = json.loads(converted)["grammars"]
+    return dict(member)
 
 
 def _shortened(message: str) -> str:

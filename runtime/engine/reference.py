@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,7 @@ from runtime.engine.pytorch.generator import BatchGenerator, BatchRow
 from runtime.engine.pytorch.linear import widen_head
 from runtime.engine.request_queue import BlockingRequestQueue, timeout_error
 from runtime.engine.token_ids import check_token_ids, known_ids
+from runtime.engine.tokenization import T, Tokenization
 from runtime.errors import (
     ContextLengthExceeded,
     Draining,
@@ -34,11 +35,11 @@ from runtime.errors import (
     TooManyRequests,
 )
 from runtime.host import usable_cores
-from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
+from runtime.model.chat_encoder import ChatEncoder
 from runtime.model.end_tokens import end_ids
 from runtime.model.loaded import Loaded
 from runtime.telemetry.model_metrics import ModelMetrics
-from runtime.types import Job, Message, ModelInfo, SamplingParams, Token
+from runtime.types import Job, ModelInfo, SamplingParams, Token
 
 _log = logging.getLogger("warmstart.engine")
 
@@ -77,7 +78,7 @@ class _Task:
             self.cancelled.set()
 
 
-class ReferenceEngine:
+class ReferenceEngine(Tokenization):
     """Engine that runs transformers' ``generate``. Implements ``handlers.protocols.Engine``.
 
     Args:
@@ -100,12 +101,9 @@ class ReferenceEngine:
         timeout: float = 600,
         num_threads: int = 0,
     ) -> None:
-        self.info = info
+        super().__init__(loaded.tokenizer, ChatEncoder(loaded.tokenizer), info)
         self._metrics = metrics
-        self._tokenizer = loaded.tokenizer
         self._timeout = timeout
-        self._chat = ChatEncoder(loaded.tokenizer)
-        self.chat_stops: tuple[str, ...] = () if self._chat.own_template else PLAIN_STOPS
         configured = loaded.model.generation_config.eos_token_id
         eos = frozenset(known_ids(end_ids(configured, loaded.tokenizer), info.vocabulary_size))
         self._grammars = GrammarCompiler(loaded.tokenizer, end_ids=eos, vocabulary=info.vocabulary_size)
@@ -138,22 +136,6 @@ class ReferenceEngine:
         """Memory of the weights and the float32 head in bytes, without the keys and values of running batches."""
         return self.info.weights_bytes + self._head_bytes
 
-    async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a raw prompt in the thread pool."""
-        return tuple(await asyncio.to_thread(self._tokenizer.encode_prompt, text))
-
-    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a chat in the thread pool."""
-        return await asyncio.to_thread(self._chat.encode, messages)
-
-    async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
-        """Tokenize a text without control tokens, in the thread pool."""
-        return await asyncio.to_thread(self._chat.encode_plain, text)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token, which may be part of a UTF-8 character."""
-        return self._tokenizer.token_bytes(token_id)
-
     async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
         """Generate for all jobs and yield one token at a time; see ``handlers.protocols.Engine`` for the errors."""
         background = any(job.background for job in jobs)
@@ -169,7 +151,7 @@ class ReferenceEngine:
             raise
         loop = asyncio.get_running_loop()
         task = _Task(rows, background, loop, asyncio.Queue())
-        record = self._metrics.request(len(task.rows))
+        record = self._metrics.request(jobs)
         prompts = {index: row for index, row in enumerate(task.rows) if row.index == 0}  # the first of each prompt
         self._queue.put(task, background=background)
         self._update_metrics()
@@ -208,6 +190,9 @@ class ReferenceEngine:
         self._aborting.set()
         self._thread.join()
         self._generator.close()
+
+    async def _on_thread(self, call: Callable[[], T], background: bool) -> T:
+        return await asyncio.to_thread(call)
 
     def _update_metrics(self) -> None:
         with self._metrics_lock:  # otherwise the thread with the older values might report last
@@ -280,6 +265,7 @@ class ReferenceEngine:
         """Generate some rows of a request. Returns the error if that failed, else None."""
 
         def deliver(tokens: list[Token]) -> bool:
+            self._metrics.step_tokens.observe(len(tokens))
             task.put(_StepOutput(time.monotonic(), tokens))
             return not (task.cancelled.is_set() or self._aborting.is_set())
 

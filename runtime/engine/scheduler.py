@@ -58,7 +58,7 @@ class Scheduler:
         max_tokens: maximum tokens per step.
         token_budget: maximum tokens of a step that contains a decoding sequence; limits the latency that a long prefill
             adds to decoding.
-        eos: token ids that end a sequence.
+        eos: the model's token ids that end a sequence, see ``SamplingParams.end_ids``.
         speculate: maximum draft tokens per sequence and step; 0 turns speculation off.
         speculate_rows: draft only while at most this many sequences run, because only then are drafts cheap.
         short_context: number of tokens above which a text uses other rotations, see ``DecoderConfig``; 0 for none.
@@ -87,7 +87,6 @@ class Scheduler:
         self._token_budget = min(token_budget, max_tokens)
         self._short_context = short_context
         self._eos = eos
-        self._banned = tuple(sorted(eos))
         self._cancelled = False  # whether a sequence was cancelled since the last step
 
     def reset(self) -> None:
@@ -133,6 +132,7 @@ class Scheduler:
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
         sequence.long_text = self._is_long(sequence)
+        sequence.end_ids = sequence.params.end_ids(self._eos)
         self._admission.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -233,7 +233,7 @@ class Scheduler:
         for choice, draft in zip(choices, (*drafts, None), strict=False):  # no choices after a failed one
             tokens.append(choice.id)
             result.tokens.append(choice)
-            if choice.id in self._eos and sequence.generated > len(params.forced):
+            if choice.id in sequence.end_ids and sequence.generated > len(params.forced):
                 result.reason = "stop"
             elif len(tokens) >= limit:
                 result.reason = "length"
@@ -245,13 +245,18 @@ class Scheduler:
         sequence.computed = len(tokens) - 1
         if sequence.grammar is not None:
             sequence.grammar.accept([choice.id for choice in result.tokens])
-            if result.reason is None and params.logprobs is None and sequence.grammar.ends:
+            if (
+                result.reason is None
+                and params.logprobs is None
+                and sequence.grammar.ends
+                and sequence.end_ids.isdisjoint(sequence.forced)
+            ):
                 self._append_end(sequence, result, limit)
         return result
 
     def _append_end(self, sequence: Sequence, result: StepResult, limit: int) -> None:
         """Append the last tokens of a sequence, between which a grammar leaves no choice, without computing them."""
-        last = [*sequence.forced, self._banned[0]]
+        last = [*sequence.forced, min(self._eos)]
         added = last[: limit - len(sequence.tokens)]
         sequence.tokens += added
         result.tokens += map(Sampled, added)
@@ -285,7 +290,7 @@ class Scheduler:
         if start + len(chunk) < len(tokens):
             return Row(sequence, start, chunk, samples=0)
         ban_end_tokens = sequence.grammar is None and len(params.forced) <= sequence.generated < params.min_new_tokens
-        return Row(sequence, start, chunk, banned=self._banned if ban_end_tokens else ())
+        return Row(sequence, start, chunk, banned=tuple(sorted(sequence.end_ids)) if ban_end_tokens else ())
 
     def _remove(self, sequences: list[Sequence], *, keep: bool = True) -> None:
         self._admission.remove(sequences, keep=keep)

@@ -41,6 +41,7 @@ class Sequence:
     grammar: GrammarMatcher | None = None
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
+    end_ids: frozenset[int] = frozenset()  # tokens that end it; set when it is added to the scheduler
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens by id; kept only if a penalty needs it
     computed: int = 0  # tokens whose keys and values are in the cache
     cached: int = 0  # of those, tokens found in the prefix cache
@@ -95,7 +96,7 @@ class Row:
         forced: number of drafts, from the first, that are forced tokens.
         samples: number of tokens to sample, one after each of the last ``samples`` fed tokens: 0 for a prompt chunk
             that is not the last, 1 + drafts otherwise.
-        banned: token ids that must not be sampled now (end tokens, before ``min_new_tokens``).
+        banned: token ids that must not be sampled now (tokens that end the sequence, before ``min_new_tokens``).
         masks: [N, ceil(vocabulary / 32)] int32 with a bit for each token id that the grammar allows, for the last N
             sampled tokens; the ones before them are forced. None without a grammar or if all are forced.
     """

@@ -16,7 +16,7 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
     Tokenizers may produce such ids, for example for a padding token that was added without resizing the model.
 
     Args:
-        job: the job; its prompt, forced tokens and logit bias are checked.
+        job: the job; its prompt, forced tokens, stop tokens and logit bias are checked.
         vocabulary_size: number of rows of the model's embedding and output head.
         token_bytes: function that returns a token's text in UTF-8, for the error message.
 
@@ -24,9 +24,10 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
         InvalidRequest: a token id is out of range; the message names the request's field, the id, the token's text if
             it is printable, and the vocabulary size.
     """
-    _check(job.token_ids, job.field, vocabulary_size, token_bytes)
-    _check(job.params.forced, job.field, vocabulary_size, token_bytes)
-    _check([token for token, _ in job.params.logit_bias], "logit_bias", vocabulary_size, token_bytes)
+    check_ids(job.token_ids, job.field, vocabulary_size, token_bytes)
+    check_ids(job.params.forced, job.field, vocabulary_size, token_bytes)
+    check_ids(job.params.stop_token_ids, "stop_token_ids", vocabulary_size, token_bytes)
+    check_ids([token for token, _ in job.params.logit_bias], "logit_bias", vocabulary_size, token_bytes)
 
 
 def known_ids(ids: Iterable[int], vocabulary_size: int) -> tuple[int, ...]:
@@ -34,7 +35,13 @@ def known_ids(ids: Iterable[int], vocabulary_size: int) -> tuple[int, ...]:
     return tuple(token for token in ids if 0 <= token < vocabulary_size)
 
 
-def _check(ids: Sequence[int], field: str, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
+def check_ids(ids: Sequence[int], field: str, vocabulary_size: int, token_bytes: Callable[[int], bytes]) -> None:
+    """Reject token ids that are out of range; arguments and errors as for ``check_token_ids``.
+
+    Args:
+        ids: the token ids.
+        field: the request's field that holds them, for the error message.
+    """
     largest, smallest = max(ids, default=0), min(ids, default=0)
     if smallest >= 0 and largest < vocabulary_size:
         return

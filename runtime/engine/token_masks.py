@@ -54,4 +54,4 @@ class TokenMasks:
             sequence = row.sequence
             first = sequence.generated + len(grammar.forced)  # number of the generated token that the first mask is for
             for mask in row.masks[: max(0, sequence.params.min_new_tokens - first)]:
-                grammar.ban_end(mask)
+                grammar.ban(mask, sequence.end_ids)

@@ -97,6 +97,7 @@ def load_fast(
     if settings.speculate_tokens:
         optimizations += ("n-gram speculation",)
     pool = BlockPool(runner.blocks, runner.block_tokens, cache_blocks=settings.prefix_cache_bytes // runner.block_bytes)
+    metrics.kv_cache(runner.block_tokens, runner.blocks, prefix_caching=settings.prefix_cache_bytes > 0)
     scheduler = Scheduler(
         pool,
         max_rows=settings.max_batch,
@@ -125,6 +126,8 @@ def load_fast(
         engine="native" if level else "torch",
         optimizations=optimizations,
         kv_bytes=runner.blocks * runner.block_bytes,
+        kv_tokens=runner.blocks * runner.block_tokens,
+        sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
     )
     return FastEngine(

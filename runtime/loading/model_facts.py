@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from runtime.engine.token_ids import known_ids
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import DecoderConfig
 from runtime.model.end_tokens import end_ids
+from runtime.model.gguf_header import read_header
+from runtime.model.gguf_split import parts
 from runtime.model.packing import WeightKind
+from runtime.model.sampling_defaults import gguf_generation_config, sampling_defaults
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
 
@@ -46,4 +50,17 @@ def model_facts(
         kind=kind,
         decoder=decoder,
         end_ids=known_ids(end_ids(configured_ends, tokenizer), decoder.vocabulary),
+        sampling_defaults=configured_sampling(path),
     )
+
+
+def configured_sampling(path: Path) -> tuple[tuple[str, float], ...]:
+    """Return the sampling parameters that a model's files recommend, as (name, value).
+
+    Args:
+        path: a folder in transformers' layout, or a ``.gguf`` file.
+    """
+    if not path.is_dir():
+        return sampling_defaults(gguf_generation_config(read_header(parts(path)[0]).metadata))
+    file = path / "generation_config.json"
+    return sampling_defaults(json.loads(file.read_bytes()) if file.is_file() else {})

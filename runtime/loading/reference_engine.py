@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.loading.loader import fetch, load
+from runtime.loading.model_facts import configured_sampling
 from runtime.loading.model_files import identity
 from runtime.loading.precision import reference_dtype, reference_fingerprint
 from runtime.model.catalogue import ModelSpec
@@ -34,9 +35,12 @@ def load_reference(
     started = time.perf_counter()
     dtype = reference_dtype(settings, device)
     with phases.phase("weights"):
-        source = identity(spec, fetch(spec, progress))  # before the files are read, as they may change
+        path = fetch(spec, progress)
+        source = identity(spec, path)  # before the files are read, as they may change
         loaded = load(spec, device, dtype, progress)
     info = _reference_info(spec, loaded, time.perf_counter() - started)
+    if settings.generation_config == "model":
+        info = replace(info, sampling_defaults=configured_sampling(path))
     return ReferenceEngine(
         loaded,
         replace(info, fingerprint=reference_fingerprint(source, device, dtype, settings)),

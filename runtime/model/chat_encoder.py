@@ -8,15 +8,21 @@ there are no more of them. A chat without such text is not cut and is encoded ex
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, replace
 
+from runtime.answer_format import AnswerFormat
 from runtime.errors import InvalidRequest
+from runtime.model.answer_formats import answer_format
 from runtime.model.chat_template import ChatTemplate
+from runtime.model.chat_turns import PLAIN_FORMS, TurnForm, tool_forms
 from runtime.model.message_text import STAND_INS, Marks
 from runtime.model.tokenizer import Encoding, Tokenizer
-from runtime.types import Message
+from runtime.types import Message, TemplateOptions, Tool
 
 # For models without a chat template: readable by a base model, and documented in the README.
 PLAIN_TEMPLATE = (
@@ -24,6 +30,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+_DEFAULTS = TemplateOptions()
 _MOST_ROUNDS = 8  # of cutting; two are enough for every known tokenizer
 _BATCH = 1024  # pieces of a prompt that are encoded in one call
 _MOST_SHAPES = 256  # of chats for which the form of the content is cached
@@ -42,7 +49,7 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self.own_template = bool(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
-        self._forms: dict[str, bool] = {}
+        self._forms: dict[str, TurnForm] = {}
         # Added tokens that are runs of white space, or not special and a single character, are plain text.
         self._control = {
             i: token.content
@@ -53,19 +60,52 @@ class ChatEncoder:
         self._openings = frozenset(text[:2] for text in self._spelled)
         self._lengths = sorted({len(text) for text in self._spelled})
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return a chat's token ids, up to the start of the assistant's answer.
+    @functools.cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes tool calls and reasoning."""
+        return answer_format(self._tokenizer, self._template if self.own_template else None)
+
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), options: TemplateOptions = _DEFAULTS
+    ) -> tuple[int, ...]:
+        """Return a chat's token ids, up to the start of the assistant's answer unless the options say otherwise.
+
+        Args:
+            messages: the chat's messages.
+            tools: the tools that the model is told of.
+            options: how the prompt ends, and further variables of the template.
 
         Raises:
             InvalidRequest: the template refuses these messages or drops one, or a message contains text that cannot be
                 distinguished from a control token.
             ModelUnavailable: the template cannot be compiled.
         """
+        prompt = self._rendered(messages, tools, options)
+        # The plain template writes no BOS token, so the tokenizer adds its own, as for a raw prompt.
+        add = not self.own_template if options.add_special_tokens is None else options.add_special_tokens
+        return self._ids(prompt, self._template.marks, "messages", add_special_tokens=add)
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), options: TemplateOptions = _DEFAULTS
+    ) -> str:
+        """Return a chat as the text that ``encode`` tokenizes. Arguments and errors as for ``encode``."""
+        text: str = self._template.marks.unmark(self._rendered(messages, tools, options))
+        return text
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool], options: TemplateOptions) -> str:
         for index, message in enumerate(messages):
             _check_unicode(message.content, f"messages.{index}.content")
-        prompt = self._template.render(messages, parts=self._reads_parts(messages))
-        # The plain template writes no BOS token, so the tokenizer adds its own, as for a raw prompt.
-        return self._ids(prompt, self._template.marks, "messages", add_special_tokens=not self.own_template)
+            for call in message.tool_calls:
+                values = json.dumps(json.loads(call.arguments), ensure_ascii=False)
+                _check_unicode(f"{call.id}{call.name}{values}", f"messages.{index}.tool_calls")
+        _check_unicode(json.dumps([astuple(tool) for tool in tools], ensure_ascii=False), "tools")
+        return self._template.render(
+            messages,
+            form=self._form(messages, tools, options),
+            tools=tools,
+            syntax=self.answer_format.tools,
+            options=options,
+        )
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a text without a template, added tokens or control tokens.
@@ -77,51 +117,88 @@ class ChatEncoder:
         marks = Marks("")
         return self._ids(marks.mark(text), marks, "text", add_special_tokens=False)
 
-    def _reads_parts(self, messages: Sequence[Message]) -> bool:
-        """Return whether the template needs these messages' content as a list of parts rather than as a string.
+    def _form(self, messages: Sequence[Message], tools: Sequence[Tool], options: TemplateOptions) -> TurnForm:
+        """Return the form in which the template reads these messages and tools.
 
-        The result is cached by the messages' roles and whether each has text.
+        The result is cached by the messages' roles, whether each has text, the numbers of their calls, whether there
+        are tools, and the template's arguments.
 
         Raises:
             InvalidRequest: the template drops a message that has text.
         """
-        shape = "".join(message.role[0].upper() if message.content.strip() else message.role[0] for message in messages)
+        shape = "".join(
+            (message.role[0].upper() if message.content.strip() else message.role[0])
+            + (str(len(message.tool_calls)) if message.tool_calls else "")
+            for message in messages
+        )
+        shape += ("+" if tools else "") + options.arguments
         if shape not in self._forms:
-            form = self._find_form(messages)
+            form = self._find_form(messages, tools, options)
             if len(self._forms) == _MOST_SHAPES:
                 self._forms.clear()
             self._forms[shape] = form
         return self._forms[shape]
 
-    def _find_form(self, messages: Sequence[Message]) -> bool:
-        """Compute ``_reads_parts`` by rendering the chat in both forms. Raises the same error."""
+    def _find_form(self, messages: Sequence[Message], tools: Sequence[Tool], options: TemplateOptions) -> TurnForm:
+        """Compute ``_form`` by rendering the chat in one form after the other. Raises the same error."""
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            forms = tool_forms(self.answer_format.tools)
+        else:
+            forms = PLAIN_FORMS
         dropped = None
-        for parts in (False, True):
+        for form in forms:
             try:
-                missing = self._first_dropped(messages, parts)
+                missing = self._first_dropped(messages, tools, form, options)
             except InvalidRequest:
                 continue  # rendering the chat itself will report the reason
             if missing is None:
-                return parts
+                return form
             dropped = missing if dropped is None else dropped
         if dropped is None:
-            return False
+            return forms[0]
         raise InvalidRequest(
             f"the model's chat template leaves out this {messages[dropped].role} message, and its text would be lost",
             param=f"messages.{dropped}",
         )
 
-    def _first_dropped(self, messages: Sequence[Message], parts: bool) -> int | None:
+    def _first_dropped(
+        self, messages: Sequence[Message], tools: Sequence[Tool], form: TurnForm, options: TemplateOptions
+    ) -> int | None:
         """Return the index of the first message that the template does not render; None if it renders all.
 
         Each text is replaced by a number, which is searched in the rendered prompt. The text itself cannot be searched,
-        because templates may change it, and drop the reasoning of earlier answers.
+        because templates may change it, and drop the reasoning of earlier answers. Calls and tools are searched in the
+        same way; missing tools count as the first message.
         """
         numbers = [f"{_PROBE}{i:09d}" if message.content.strip() else "" for i, message in enumerate(messages)]
-        probes = [Message(message.role, number) for message, number in zip(messages, numbers, strict=True)]
-        prompt = self._template.marks.unmark(self._template.render(probes, parts=parts))
+        calls = [
+            [f"{_PROBE}{1 + i:04d}{j:05d}" for j in range(len(message.tool_calls))]
+            for i, message in enumerate(messages)
+        ]
+        probes = [
+            replace(
+                message,
+                content=number,
+                tool_calls=tuple(
+                    replace(call, arguments=json.dumps({"value": probe}))
+                    for call, probe in zip(message.tool_calls, probed, strict=True)
+                ),
+                reasoning="",
+            )
+            for message, number, probed in zip(messages, numbers, calls, strict=True)
+        ]
+        definitions = [Tool(f"{_PROBE}{9999:04d}00000", "", {})] if tools else []
+        syntax = self.answer_format.tools
+        plain = TemplateOptions(arguments=options.arguments)
+        prompt = self._template.marks.unmark(
+            self._template.render(probes, form=form, tools=definitions, syntax=syntax, options=plain)
+        )
         shown = {"", *_SHOWN.findall(prompt)}
-        return next((index for index, number in enumerate(numbers) if number not in shown), None)
+        if definitions and definitions[0].name not in shown:
+            return 0
+        return next(
+            (i for i, number in enumerate(numbers) if number not in shown or not shown.issuperset(calls[i])), None
+        )
 
     def _ids(self, prompt: str, marks: Marks, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Return the token ids of a rendered text, without control tokens that contain a message's character.

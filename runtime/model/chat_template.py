@@ -18,13 +18,17 @@ import jinja2.nodes
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
 
+from runtime.answer_format import GENERIC, ToolSyntax
 from runtime.errors import InvalidRequest, ModelUnavailable
+from runtime.model.chat_turns import PLAIN_FORMS, TurnForm, definitions, turns
 from runtime.model.message_text import Marks
-from runtime.types import Message
+from runtime.types import Message, TemplateOptions, Tool
 
 _MOST_RENDERED = 1 << 26  # characters; far more than any context, and small enough for memory
 _HIGHEST_POWER = 1000
 _MOST_SHOWN = 300  # characters of a template's error message
+_COMPARED = 64  # characters at the end of a message that is continued
+_DEFAULTS = TemplateOptions()
 
 
 class ChatTemplate:
@@ -44,25 +48,39 @@ class ChatTemplate:
         """The stand-ins that distinguish messages' characters from the template's in the result of ``render``."""
         return self._compiled[1]
 
-    def render(self, messages: Sequence[Message], *, parts: bool = False) -> str:
-        """Render a chat up to the start of the assistant's answer, with the stand-ins of ``marks`` for messages' text.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        form: TurnForm = PLAIN_FORMS[0],
+        tools: Sequence[Tool] = (),
+        syntax: ToolSyntax = GENERIC,
+        options: TemplateOptions = _DEFAULTS,
+    ) -> str:
+        """Render a chat, with the stand-ins of ``marks`` for the text of messages and of the template's arguments.
 
         Args:
             messages: the chat's messages; their text may be anything.
-            parts: whether to pass each content as a list with one text part, as in OpenAI's API, rather than a string.
+            form: the form in which the template reads messages and tools.
+            tools: the tools that the model is told of.
+            syntax: how the model writes calls.
+            options: how the prompt ends, and further variables of the template.
 
         Raises:
-            InvalidRequest: the template refuses the messages, or fails on them.
+            InvalidRequest: the template refuses the messages or fails on them, or the last one cannot be continued.
             ModelUnavailable: the template cannot be compiled.
         """
         template, marks = self._compiled
-        turns = []
-        for message in messages:
-            content = marks.mark(message.content)
-            turns.append({"role": message.role, "content": [{"type": "text", "text": content}] if parts else content})
         try:
             text = template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                {
+                    "documents": None,
+                    **self._special_tokens,
+                    **_marked(json.loads(options.arguments), marks),
+                    "add_generation_prompt": options.add_generation_prompt and not options.continue_final_message,
+                    "messages": turns(messages, tools, syntax, form, marks),
+                    "tools": definitions(tools, marks.mark) if tools and form.tools == "template" else None,
+                }
             )
         except Exception as error:  # a template is a program and may raise anything: TypeError, RecursionError, ...
             reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
@@ -70,6 +88,8 @@ class ChatTemplate:
                 f"the model's chat template does not take these messages: {marks.unmark(reason)[:_MOST_SHOWN]}",
                 param="messages",
             ) from error
+        if options.continue_final_message:
+            text = _up_to_last_message(text, messages[-1], marks)
         return marks.recognize(text)
 
     @functools.cached_property
@@ -87,6 +107,34 @@ class ChatTemplate:
             ) from error
         template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         return template, environment.marks
+
+
+def _up_to_last_message(text: str, last: Message, marks: Marks) -> str:
+    """Return a rendered chat up to the end of its last message's text, without what the template writes behind it.
+
+    Raises:
+        InvalidRequest: the message has no text, or the template does not end it as it is written.
+    """
+    end = marks.end_of_messages(text)
+    kept, content = str.__getitem__(text, slice(end)), last.content.rstrip()
+    if not content or not marks.unmark(kept).endswith(content[-_COMPARED:]):
+        reason = "the model's chat template changes its end" if content else "it has no text"
+        raise InvalidRequest(f"the last message cannot be continued: {reason}", param="continue_final_message")
+    blanks = last.content[len(content) :]
+    return kept + blanks if text.startswith(blanks, end) else kept
+
+
+def _marked(value: Any, marks: Marks) -> Any:
+    """Return a JSON value with stand-ins in all strings but the names of the outermost object."""
+
+    def inner(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {marks.mark(name): inner(member) for name, member in part.items()}
+        if isinstance(part, list):
+            return [inner(member) for member in part]
+        return marks.mark(part) if isinstance(part, str) else part
+
+    return {name: inner(member) for name, member in value.items()}
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -69,6 +69,13 @@ class Marks:
         part = str.__getitem__(rendered, slice(start, end))
         return next((start + i for i, c in enumerate(part) if c not in self._own and not c.isspace()), None)
 
+    def end_of_messages(self, rendered: str) -> int:
+        """Return the position after the last character from a message, white space excepted; 0 if there is none."""
+        text = str.__getitem__(rendered, slice(None))
+        return next(
+            (i + 1 for i in reversed(range(len(text))) if text[i] not in self._own and not text[i].isspace()), 0
+        )
+
 
 def _translate(text: str, table: dict[int, str]) -> str:
     """Call ``str.translate`` piecewise so that other threads can run: it takes 70 ms for a million characters."""

@@ -27,7 +27,7 @@ from runtime.model.packing import Packed, WeightKind, packed_bytes, scale_count
 from runtime.model.tensors import biases, matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 6
+FORMAT = 7
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
@@ -47,6 +47,7 @@ class Facts:
         kind: number type of the packed matrices.
         decoder: the decoder's configuration.
         end_ids: ids of all tokens that end a sequence.
+        sampling_defaults: the sampling parameters of the model's generation config, as (name, value).
     """
 
     source: str
@@ -56,6 +57,7 @@ class Facts:
     kind: WeightKind
     decoder: DecoderConfig
     end_ids: tuple[int, ...]
+    sampling_defaults: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Facts:
@@ -65,7 +67,8 @@ class Facts:
             KeyError, TypeError: a field is missing or unknown.
         """
         decoder = DecoderConfig.from_json(data["decoder"])
-        return cls(**{**data, "decoder": decoder, "end_ids": tuple(data["end_ids"])})
+        defaults = tuple((name, value) for name, value in data["sampling_defaults"])
+        return cls(**{**data, "decoder": decoder, "end_ids": tuple(data["end_ids"]), "sampling_defaults": defaults})
 
 
 @dataclass(frozen=True, slots=True)

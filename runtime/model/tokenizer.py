@@ -134,6 +134,11 @@ class Tokenizer:
         added = self.added_tokens.get(token_id)
         return self._backend.id_to_token(token_id) is not None and not (added is not None and added.special)
 
+    def token(self, token_id: int) -> str | None:
+        """Return a token as the vocabulary spells it (``Ġthe``); None for an unknown id."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to a text, possibly a part of a character; empty for an unknown id."""
         token: str | None = self._backend.id_to_token(token_id)

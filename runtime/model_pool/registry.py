@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import Generic
@@ -34,9 +34,10 @@ class Registry(Generic[E]):
         pinned: ids of models that are exempt from eviction.
         wait_seconds: seconds that a call waits for a load, or for a draining model's requests to end.
         idle_seconds: seconds without a request after which a model is unloaded; 0 for never.
+        aliases: more names of models, each as ``name=model``.
 
     Raises:
-        SettingsError: a pinned model is not served.
+        SettingsError: a pinned model or an alias's model is not served, or an alias is the name of a served model.
     """
 
     def __init__(
@@ -49,14 +50,30 @@ class Registry(Generic[E]):
         pinned: Collection[str] = (),
         wait_seconds: float = 120,
         idle_seconds: float = 0,
+        aliases: Iterable[str] = (),
     ) -> None:
         self._slots = {spec.id: ModelSlot[E](spec, spec.id in pinned) for spec in specs}
         for name in pinned:
             if name not in self._slots:
                 raise SettingsError(f"PINNED_MODELS: {name!r} is not served; served: {', '.join(self._slots)}")
+        self._aliases = dict(self._alias(alias) for alias in aliases)
         self._pool = ModelPool(self._slots, specs[0].id, load, measure, budget, idle_seconds)
         self._lock = self._pool.lock
         self._wait_seconds = wait_seconds
+
+    def _alias(self, alias: str) -> tuple[str, str]:
+        """Return an alias's name and model.
+
+        Raises:
+            SettingsError: it has no name or a served model's, or its model is not served.
+        """
+        name, _, model = alias.partition("=")
+        if not name or model not in self._slots:
+            served = ", ".join(self._slots)
+            raise SettingsError(f"MODEL_ALIASES: {alias!r} is not name=model with a served model; served: {served}")
+        if name in self._slots:
+            raise SettingsError(f"MODEL_ALIASES: {name!r} is a served model")
+        return name, model
 
     @property
     def draining(self) -> bool:
@@ -195,9 +212,10 @@ class Registry(Generic[E]):
         Raises:
             ModelNotFound: no model of that name is served.
         """
-        slot = self._slots.get(self._pool.default if name is None else name)
+        slot = self._slots.get(self._pool.default if name is None else self._aliases.get(name, name))
         if slot is None:
-            raise ModelNotFound(f"no model {name!r} here; served: {', '.join(self._slots)}", param="model")
+            served = ", ".join([*self._slots, *self._aliases])
+            raise ModelNotFound(f"no model {name!r} here; served: {served}", param="model")
         return slot
 
     @contextmanager
@@ -273,6 +291,7 @@ class Registry(Generic[E]):
             load_failures=slot.load_failures,
             unloads=slot.unloads,
             evictions=slot.evictions,
+            aliases=tuple(name for name, model in self._aliases.items() if model == slot.spec.id),
         )
 
 

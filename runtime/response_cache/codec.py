@@ -54,6 +54,7 @@ def pack(key: str, answer: CachedAnswer) -> bytes:
         "logprob": _sparse([token.logprob for token in tokens], None),
         "top_logprobs": _sparse([token.top_logprobs for token in tokens], ()),
         "cached_tokens": _sparse([token.cached_tokens for token in tokens], 0),
+        "stop": _sparse([token.stop for token in tokens], None),
     }
     text = json.dumps(columns, separators=(",", ":")).encode()
     return _checksum(key, text) + text
@@ -83,6 +84,7 @@ def unpack(key: str, value: bytes) -> CachedAnswer:
         _dense(columns["logprob"], size, None),
         tops,
         _dense(columns["cached_tokens"], size, 0),
+        _dense(columns.get("stop", []), size, None),  # entries of older versions have none
     )
     return CachedAnswer(columns["created"], columns["seconds"], columns["prompt_tokens"], tuple(tokens))
 

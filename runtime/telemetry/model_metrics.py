@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from runtime.telemetry.rolling_stats import RollingStats
+from runtime.telemetry.rolling_stats import GAP_BOUNDS, RollingStats
 from runtime.telemetry.tracing import GenerationTimings, current_trace
-from runtime.types import FinishReason
+from runtime.types import FinishReason, Job
 
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_COUNT_BUCKETS = (1, 2, 5, 10, 20)
 _REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 300, 600)
 
 
 @dataclass(frozen=True, slots=True)
 class Collectors:
-    """The Prometheus collectors of all models; each metric has the label ``model_name``. Histograms are in seconds."""
+    """The Prometheus collectors of all models; each metric has the label ``model_name``."""
 
     load: Gauge
     cold_start: Gauge
@@ -34,6 +37,15 @@ class Collectors:
     queue: Histogram
     prefill: Histogram
     decode: Histogram
+    inference: Histogram
+    token_time: Histogram
+    prompt_tokens: Histogram
+    generation_tokens: Histogram
+    max_generation_tokens: Histogram
+    params_n: Histogram
+    params_max_tokens: Histogram
+    step_tokens: Histogram
+    cache_config: Gauge
 
     @classmethod
     def register(cls, registry: CollectorRegistry) -> Collectors:
@@ -72,6 +84,26 @@ class Collectors:
             queue=histogram("request_queue_time_seconds", "From arrival to the first step.", _FIRST_TOKEN_BUCKETS),
             prefill=histogram("request_prefill_time_seconds", "From first step to first token.", _FIRST_TOKEN_BUCKETS),
             decode=histogram("request_decode_time_seconds", "From first token to last token.", _REQUEST_BUCKETS),
+            inference=histogram("request_inference_time_seconds", "From first step to last token.", _REQUEST_BUCKETS),
+            token_time=histogram(
+                "request_time_per_output_token_seconds", "Mean time between two tokens of a request.", GAP_BOUNDS
+            ),
+            prompt_tokens=histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKEN_BUCKETS),
+            generation_tokens=histogram("request_generation_tokens", "Generated tokens of a request.", _TOKEN_BUCKETS),
+            max_generation_tokens=histogram(
+                "request_max_num_generation_tokens", "Generated tokens of a request's longest sequence.", _TOKEN_BUCKETS
+            ),
+            params_n=histogram("request_params_n", "Sequences per prompt of a request.", _COUNT_BUCKETS),
+            params_max_tokens=histogram(
+                "request_params_max_tokens", "Maximum new tokens per sequence of a request.", _TOKEN_BUCKETS
+            ),
+            step_tokens=histogram("iteration_tokens_total", "Tokens of an engine step.", _STEP_BUCKETS),
+            cache_config=Gauge(
+                "warmstart:cache_config_info",
+                "1, with the KV cache's size as labels.",
+                ("model_name", "block_size", "num_blocks", "enable_prefix_caching"),
+                registry=registry,
+            ),
         )
 
 
@@ -105,6 +137,15 @@ class ModelMetrics:
         self.queue = collectors.queue.labels(name)
         self.prefill = collectors.prefill.labels(name)
         self.decode = collectors.decode.labels(name)
+        self.inference = collectors.inference.labels(name)
+        self.token_time = collectors.token_time.labels(name)
+        self.prompt_tokens = collectors.prompt_tokens.labels(name)
+        self.generation_tokens = collectors.generation_tokens.labels(name)
+        self.max_generation_tokens = collectors.max_generation_tokens.labels(name)
+        self.params_n = collectors.params_n.labels(name)
+        self.params_max_tokens = collectors.params_max_tokens.labels(name)
+        self.step_tokens = collectors.step_tokens.labels(name)
+        self._cache_config = collectors.cache_config
         self._failure = collectors.failure
         self._rejected = collectors.rejected
 
@@ -112,6 +153,10 @@ class ModelMetrics:
         """Record that the model is loaded and warm, and how many seconds loading took."""
         self.load.set(load_seconds)
         self.cold_start.set(max(0.0, time.time() - self._started))
+
+    def kv_cache(self, block_tokens: int, blocks: int, *, prefix_caching: bool) -> None:
+        """Record the KV cache's block size in tokens, its number of blocks, and whether it caches prefixes."""
+        self._cache_config.labels(self._name, block_tokens, blocks, str(prefix_caching).lower()).set(1)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted; ``reason`` is the error's code."""
@@ -123,9 +168,9 @@ class ModelMetrics:
         self._failure.labels(self._name, code).inc()
         self.stats.ended("failed")
 
-    def request(self, sequences: int) -> RequestRecord:
+    def request(self, jobs: Sequence[Job]) -> RequestRecord:
         """Start the record of a request that arrives now. A request that is not admitted leaves its record unused."""
-        return RequestRecord(self, self._name, sequences)
+        return RequestRecord(self, self._name, jobs)
 
 
 class RequestRecord:
@@ -134,7 +179,7 @@ class RequestRecord:
     Args:
         metrics: the model's metrics.
         model: the model's id.
-        sequences: the number of sequences of the request.
+        jobs: the request's jobs.
     """
 
     __slots__ = (
@@ -143,9 +188,11 @@ class RequestRecord:
         "_ended",
         "_first",
         "_firsts",
+        "_generated",
         "_last",
         "_metrics",
         "_model",
+        "_params",
         "_prompt",
         "_started",
         "_tokens",
@@ -153,7 +200,10 @@ class RequestRecord:
         "_unfinished",
     )
 
-    def __init__(self, metrics: ModelMetrics, model: str, sequences: int) -> None:
+    def __init__(self, metrics: ModelMetrics, model: str, jobs: Sequence[Job]) -> None:
+        sequences = sum(job.params.n for job in jobs)
+        self._params = jobs[0].params  # those of the others differ in the maximum number of tokens at most
+        self._generated = [0] * sequences  # tokens of each sequence
         self._metrics = metrics
         self._model = model
         self._trace = current_trace.get()
@@ -182,6 +232,7 @@ class RequestRecord:
         """
         metrics, last = self._metrics, self._last[sequence]
         self._tokens += 1
+        self._generated[sequence] += 1
         if last:
             metrics.stats.token(now, now - last)
         else:
@@ -238,3 +289,11 @@ class RequestRecord:
         metrics.queue.observe(self._started - self._arrived)
         metrics.prefill.observe(self._first - self._started)
         metrics.decode.observe(now - self._first)
+        metrics.inference.observe(now - self._started)
+        if self._tokens > len(self._last):
+            metrics.token_time.observe((sum(self._last) - self._firsts) / (self._tokens - len(self._last)))
+        metrics.prompt_tokens.observe(self._prompt)
+        metrics.generation_tokens.observe(self._tokens)
+        metrics.max_generation_tokens.observe(max(self._generated))
+        metrics.params_n.observe(self._params.n)
+        metrics.params_max_tokens.observe(self._params.max_new_tokens)

@@ -69,6 +69,11 @@ def current_caller() -> str:
     return request_scope.get().caller
 
 
+def has_token_limit() -> bool:
+    """Return whether the tokens of the request being served are limited."""
+    return request_scope.get().reserve is not None
+
+
 def observe_usage(usage: TokenUsage) -> None:
     """Add a generation's usage to that of the request being served, if it is counted."""
     if (counter := request_scope.get().usage) is not None:

@@ -19,7 +19,7 @@ from yarl import URL
 
 import app
 from app import ROUTES, create_app
-from handlers.api.routes import Route, speaks_openai
+from handlers.api.routes import Route, error_form
 from handlers.context import Context
 from handlers.operations import OPERATIONS
 from handlers.schemas.base import Cacheable
@@ -45,8 +45,12 @@ Http = TestClient[web.Request, web.Application]
 TEXT: dict[str, Any] = {"prompt": "x"}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 GETS = [route.plain_path.format(model="fake") for route in ROUTES if route.method == "GET"]
-# Those that generate one answer, and so stream its tokens.
-POSTS = [route.path for route in ROUTES if issubclass(OPERATIONS[route.operation].request, Cacheable)]
+# Those that generate one answer, and so stream its tokens as data without names.
+POSTS = [
+    route.path
+    for route in ROUTES
+    if issubclass(OPERATIONS[route.operation].request, Cacheable) and not OPERATIONS[route.operation].named_events
+]
 # What else does something, with the fake model in the paths: what it is asked with, and of a body what it needs.
 LOAD, UNLOAD, DEFAULT, COMPARE = "/models/fake/load", "/models/fake/unload", "/models/default", "/models/compare"
 DOING = {LOAD: "POST", UNLOAD: "POST", DEFAULT: "PUT", COMPARE: "POST", "/cache": "DELETE"}
@@ -85,7 +89,7 @@ async def _refusal(response: aiohttp.ClientResponse, status: int, code: str | No
     assert response.status == status, text
     assert response.headers["X-Request-Id"]
     body: dict[str, Any] = json.loads(text)
-    if speaks_openai(response.url.path):
+    if error_form(response.url.path) == "openai":
         assert response.content_type == "application/json"
         assert body.keys() == {"error"}
         assert body["error"].keys() == {"message", "type", "param", "code"}
@@ -152,7 +156,7 @@ async def test_every_operation_has_a_route() -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_described_errors_are_the_rendered_ones(route: Route) -> None:
     """What a route says of its errors' shape is what the middleware does."""
-    assert route.openai == speaks_openai(route.path)
+    assert route.errors == error_form(route.path)
 
 
 async def test_served_description(http: Http) -> None:
@@ -937,12 +941,22 @@ async def test_denied_address(aiohttp_client: Client, path: str) -> None:
     assert engine.jobs == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"prompt": "my secret"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "my secret"}]}),
+        ("/v1/responses", {"input": "my secret"}),
+    ],
+)
 @pytest.mark.parametrize("logged", [False, True])
-async def test_log_prompts(aiohttp_client: Client, caplog: pytest.LogCaptureFixture, logged: bool) -> None:
+async def test_log_prompts(
+    aiohttp_client: Client, caplog: pytest.LogCaptureFixture, path: str, body: dict[str, Any], logged: bool
+) -> None:
     """What people write is in the log only if LOG_PROMPTS says so."""
     http = await aiohttp_client(_app(log_prompts=logged))
     with caplog.at_level(logging.DEBUG):
-        await http.post("/generate", json={"prompt": "my secret"})
+        await http.post(path, json=body)
     told = [record for record in caplog.records if "my secret" in str(vars(record))]
     assert bool(told) == logged
 

@@ -295,7 +295,7 @@ async def test_completion_stream() -> None:
         ({"best_of": 3}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt.0"),
+        ({"prompt": [1, "a"]}, "prompt.0"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": ["x"] * 2049}, "prompt"),
         ({"prompt": ["x"] * 3, "n": 1024}, "n"),
@@ -361,7 +361,7 @@ async def test_models() -> None:
     [
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
         ({"extra_body": {"tempratur": 1}}, "tempratur"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -370,7 +370,7 @@ async def test_models() -> None:
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
         ({"n": 1025}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools.0.function.name"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"extra_body": {"stream_options": {"include_usage": True}, "stream": False}}, "stream_options"),
     ],
@@ -451,11 +451,11 @@ async def test_retry_succeeds() -> None:
     class Full(FakeEngine):
         refused = False
 
-        async def encode_chat(self, messages: Any, *, background: bool = False) -> tuple[int, ...]:
+        async def encode_chat(self, messages: Any, **options: Any) -> tuple[int, ...]:
             if not self.refused:
                 self.refused = True
                 raise TooManyRequests("full", retry_after=0.01)
-            return await super().encode_chat(messages)
+            return await super().encode_chat(messages, **options)
 
     async with _client(fake_context(Full())) as client:
         answer = await client.with_options(max_retries=1).chat.completions.create(model="fake", messages=HI)

@@ -20,6 +20,7 @@ from handlers.dispatch.events import Dispatcher
 from handlers.lambda_function import Function
 from handlers.local import build_context, invoke, invoke_stream
 from handlers.operations import OPERATIONS
+from runtime.error_response import error_body
 from runtime.errors import ServiceError
 from runtime.events.aws_lambda.kinds import FunctionError
 from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
@@ -46,6 +47,18 @@ CHAT: dict[str, Any] = {
     "temperature": "0.5",
 }
 NEUTRAL: dict[str, Any] = {"top_p": None, "stop": [], "tools": [], "response_format": {"type": "text"}}
+CALLING: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "x"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        },
+        {"role": "tool", "content": "y", "tool_call_id": "1"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "auto",
+}
 PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "health": [{}],
     "model_info": [{}, {"model": "fake"}],
@@ -62,12 +75,42 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "completions": [
         {"prompt": ["a", "é😀"], "n": 2, "echo": True, "logprobs": 2, "stop": "x", "temperature": None},
         SHAPED | {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
+        {"prompt": [[0, 1], "x"], "return_token_ids": True, "best_of": 1, "stop_token_ids": [7]},
     ],
+    "tokenize": [{"prompt": "x", "return_token_strs": True}, {"messages": CHAT["messages"]}],
+    "detokenize": [{"tokens": [0, 2]}],
+    "apply_template": [{"messages": CHAT["messages"], "add_generation_prompt": False}],
     "compare": [
         {"prompt": "x", "variants": [{"seed": 1}, {"label": "b", "temperature": 0}]},
         SHAPED | {"messages": CHAT["messages"], "variants": [{"model": "other"}], "score": False},
     ],
-    "chat": [CHAT | NEUTRAL, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
+    "responses": [
+        {"input": "é", "instructions": "Be brief.", "temperature": "0.5", "stop": None},
+        {
+            "input": [
+                {"role": "developer", "content": "Be brief."},
+                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "é"}]},
+                {"type": "reasoning", "summary": []},
+            ],
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+            "max_output_tokens": 2,
+            "metadata": {"a": "b"},
+            "store": True,
+        },
+    ],
+    "messages": [
+        {"messages": [{"role": "user", "content": "é"}], "max_tokens": 9},
+        {
+            "system": [{"type": "text", "text": "Be brief."}],
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "é"}]}],
+            "max_tokens": 2,
+            "stop_sequences": ["x"],
+            "top_k": 3,
+        },
+    ],
+    "count_tokens": [{"system": "Be brief.", "messages": [{"role": "user", "content": "é"}]}],
+    "chat": [CHAT | NEUTRAL, CHAT | CALLING, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
 WRONG: dict[str, dict[str, Any]] = {
     "health": {"x": "1"},
@@ -83,7 +126,13 @@ WRONG: dict[str, dict[str, Any]] = {
     "generate": {"prompt": []},
     "complete": {"prompt": "x", "model": "other"},
     "completions": {"prompt": "x", "logprobs": 6},
+    "tokenize": {"prompt": "x", "content": "x"},
+    "detokenize": {"tokens": [256]},
+    "apply_template": {"messages": []},
     "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
+    "responses": {"input": [{"role": "nobody", "content": "x"}]},
+    "messages": {"messages": [{"role": "user", "content": "x"}]},
+    "count_tokens": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
     "chat": {"messages": [{"role": "nobody", "content": "x"}]},
 }
 CALLS = [
@@ -200,7 +249,7 @@ async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(ServiceError) as caught:
         await invoke(route.operation, payload, ctx=_context())
     error = caught.value
-    assert await _http(route, payload) == (error.status, error.openai() if route.openai else error.problem())
+    assert await _http(route, payload) == (error.status, error_body(error, route.errors))
     assert await _command_line(route.operation, payload, monkeypatch, capsys) == (1, error.openai())
 
 
@@ -259,9 +308,13 @@ async def test_same_stream(route: Any) -> None:
             aiohttp.ClientSession() as session,
             session.post(url + route.plain_path.format(**payload), json=_body(route, payload)) as response,
         ):
-            *sent, last = (await response.text()).removesuffix("\n\n").split("\n\n")
-        assert [json.loads(event.removeprefix("data: ")) for event in sent] == events
-        assert last == "data: [DONE]"
+            sent = (await response.text()).removesuffix("\n\n").split("\n\n")
+        if OPERATIONS[route.operation].named_events:
+            names = [event.splitlines()[0] for event in sent]
+            assert names == [f"event: {event['type']}" for event in events]
+        else:
+            assert sent.pop() == "data: [DONE]"
+        assert [json.loads(event.partition("data: ")[2]) for event in sent] == events
 
 
 def _body(route: Any, payload: dict[str, Any]) -> dict[str, Any]:

@@ -117,9 +117,57 @@ def _promises_too_much(body: Any) -> bool:
     return isinstance(least, int | float) and least > 0 and least >= min(numbers, default=16)  # the least default
 
 
+def _contradicts_itself(body: Any) -> bool:
+    """Whether two fields contradict each other, which JSON Schema cannot express well: several that constrain the text,
+    two ends of a prompt, a choice among tools that names another, two tools of one name, a conversation that ends with
+    the assistant's turn, or arguments that are not JSON.
+    """
+    if not isinstance(body, dict):
+        return False
+    constraints = [name for name in CONSTRAINTS if body.get(name) not in (None, {"type": "text"})]
+    if len(constraints) + (body.get("ignore_eos") is True) > 1:
+        return True
+    if body.get("add_generation_prompt") is body.get("continue_final_message") is True:
+        return True
+    tools: list[Any] = [tool.get("function", tool).get("name") for tool in body.get("tools") or ()]
+    choice = body.get("tool_choice")
+    chosen = [choice] if isinstance(choice, dict) and choice.get("type") in ("function", "tool") else []
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        chosen = choice["tools"]
+    named = [function.get("function", function).get("name") for function in chosen]
+    turns = body.get("messages") or [{}]
+    prefilled = turns[-1].get("role") == "assistant"
+    return len(set(tools)) < len(tools) or not set(named) <= set(tools) or prefilled or _wrong_arguments(body)
+
+
+CONSTRAINTS = (
+    "response_format",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+)
+
+
+def _wrong_arguments(value: Any) -> bool:
+    """Whether there is a call whose arguments are not the text of a JSON object, which JSON Schema does not check."""
+    if isinstance(value, list):
+        return any(map(_wrong_arguments, value))
+    if not isinstance(value, dict):
+        return False
+    text = value.get("arguments")
+    if isinstance(text, str):
+        try:
+            return not isinstance(json.loads(text or "{}"), dict)
+        except ValueError:
+            return True
+    return any(map(_wrong_arguments, value.values()))
+
+
 @api.hook
 def filter_case(context: Any, case: schemathesis.Case) -> bool:
-    """Drop right data that promises too much, and wrong data that is none here.
+    """Drop right data that promises too much or contradicts itself, and wrong data that is none here.
 
     The one thing in which the service takes more than its description says is numbers: it also takes texts and
     booleans that mean one (``"0.5"``). A body that is valid once they are written as numbers is dropped; whatever else
@@ -134,11 +182,13 @@ def filter_case(context: Any, case: schemathesis.Case) -> bool:
         events = case.body if batch else [case.body]
         if any(isinstance(event, dict) and _promises_too_much(event.get("data")) for event in events):
             return False
+        if validator.is_valid(case.body) and any(_contradicts_itself(event.get("data")) for event in events):
+            return False
         read: Any = [_event_as_read(event) for event in events] if batch else _event_as_read(case.body)
         if batch and not validator.is_valid(case.body):  # is answered event by event
             return False
     else:
-        if _promises_too_much(case.body):
+        if _promises_too_much(case.body) or (validator.is_valid(case.body) and _contradicts_itself(case.body)):
             return False
         read = _as_read(case.body, schema)
     if repr(read) == repr(case.body):  # which tells True from 1

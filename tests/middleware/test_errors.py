@@ -13,11 +13,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from handlers.api.routes import speaks_openai
+from handlers.api.routes import error_form
 from middleware.errors import errors_middleware
-from middleware.request_keys import SPEAKS_OPENAI
+from middleware.request_keys import ERROR_FORM
 from runtime import errors
-from runtime.error_response import error_response
+from runtime.error_response import ErrorForm, error_response
 from runtime.errors import ServiceError
 from tests.support.fakes import until
 
@@ -34,7 +34,7 @@ def _app(failure: BaseException | None, *, size: int = 1000) -> web.Application:
         return web.Response(text="ok")
 
     app = web.Application(middlewares=[errors_middleware], client_max_size=size)
-    app[SPEAKS_OPENAI] = speaks_openai
+    app[ERROR_FORM] = error_form
     app.router.add_get("/only-get", handler)
     app.router.add_get("/v1/only-get", handler)
     app.router.add_post("/{path:.*}", handler)
@@ -45,12 +45,16 @@ def _app(failure: BaseException | None, *, size: int = 1000) -> web.Application:
     "error",
     [errors.InvalidRequest, errors.Unauthenticated, errors.InsufficientScope, errors.TooManyRequests, ServiceError],
 )
-@pytest.mark.parametrize(("path", "openai"), [("/generate", False), ("/v1/chat/completions", True)])
-async def test_errors_are_rendered(aiohttp_client: Client, error: type[ServiceError], path: str, openai: bool) -> None:
+@pytest.mark.parametrize(
+    ("path", "form"), [("/generate", "problem"), ("/v1/chat/completions", "openai"), ("/v1/messages", "anthropic")]
+)
+async def test_errors_are_rendered(
+    aiohttp_client: Client, error: type[ServiceError], path: str, form: ErrorForm
+) -> None:
     """The answer is what ``error_response`` makes of the error, in the shape of its path: status, fields and body."""
     failure = error("what to do", param="messages.0.role", retry_after=1.5)
     response = await (await aiohttp_client(_app(failure))).post(path)
-    expected = error_response(failure, openai=openai)
+    expected = error_response(failure, form)
     assert (response.status, await response.read()) == (expected.status, expected.body)
     assert expected.headers.items() <= dict(response.headers).items()
 
@@ -72,7 +76,7 @@ async def test_method_not_allowed(aiohttp_client: Client, path: str, openai: boo
 async def test_not_found(aiohttp_client: Client, path: str, openai: bool) -> None:
     """An unknown path is 404 in the shape of its neighbourhood, and does not repeat what was asked."""
     app = web.Application(middlewares=[errors_middleware])
-    app[SPEAKS_OPENAI] = speaks_openai
+    app[ERROR_FORM] = error_form
     response = await (await aiohttp_client(app)).get(path)
     body = await response.json()
     assert response.status == 404
@@ -171,7 +175,7 @@ async def test_failing_after_the_answer_began(failure: Exception) -> None:
         raise failure
 
     app = web.Application(middlewares=[errors_middleware])
-    app[SPEAKS_OPENAI] = speaks_openai
+    app[ERROR_FORM] = error_form
     app.router.add_get("/", handler)
     async with _raw(app) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -202,7 +206,7 @@ async def test_nobody_is_answered_who_has_gone(caplog: pytest.LogCaptureFixture)
         raise ConnectionResetError("Cannot write to closing transport")
 
     app = web.Application(middlewares=[outside, errors_middleware])
-    app[SPEAKS_OPENAI] = speaks_openai
+    app[ERROR_FORM] = error_form
     app.router.add_get("/", handler)
     runner = web.AppRunner(app, handler_cancellation=False, access_log=None)
     await runner.setup()

@@ -12,13 +12,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 import middleware
-from handlers.api.routes import speaks_openai
+from handlers.api.routes import error_form
 from handlers.context import reserve_unlimited
 from middleware.access import Access
 from middleware.access_log import access_log_middleware
 from middleware.errors import errors_middleware
 from middleware.request_id import request_id_middleware
-from middleware.request_keys import CLIENT_IP, REQUEST_ID, SPEAKS_OPENAI
+from middleware.request_keys import CLIENT_IP, ERROR_FORM, REQUEST_ID
 from runtime.settings import Settings
 from runtime.telemetry.request_scope import RequestScope, request_facts, request_scope
 
@@ -98,7 +98,7 @@ async def test_denied_client(
 async def test_denied_client_of_openai(aiohttp_client: Client) -> None:
     """An OpenAI client is refused in its own language."""
     app = _app(allowed_ips="10.0.0.0/8")
-    app[SPEAKS_OPENAI] = speaks_openai
+    app[ERROR_FORM] = error_form
     response = await (await aiohttp_client(app)).post("/v1/chat/completions")
     assert response.status == 403
     assert (await response.json())["error"]["code"] == "client_address_denied"

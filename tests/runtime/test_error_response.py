@@ -6,19 +6,30 @@ import json
 
 import pytest
 
-from runtime.error_response import error_response
-from runtime.errors import InsufficientScope, InvalidSignature, MethodNotAllowed, ServiceError, TooManyRequests
+from runtime.error_response import error_body, error_response
+from runtime.errors import (
+    DeadlineExceeded,
+    InsufficientScope,
+    InvalidRequest,
+    InvalidSignature,
+    MethodNotAllowed,
+    ModelLoading,
+    ModelNotFound,
+    PayloadTooLarge,
+    ServiceError,
+    TooManyRequests,
+)
 from tests.runtime.test_errors import tree
 
 
 @pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("param", [None, "messages.0.role"])
-def test_both_shapes(kind: type[ServiceError], param: str | None) -> None:
+def test_shapes(kind: type[ServiceError], param: str | None) -> None:
     """OpenAI's object always has its four members; problem details (RFC 9457) have title, status, detail, our code, and
-    the field at fault if there is one.
+    the field at fault if there is one. Anthropic's object has a type and the message.
     """
     error = kind("what to do", param=param)
-    response = error_response(error, openai=True)
+    response = error_response(error, "openai")
     assert (response.status, response.headers["Content-Type"]) == (kind.status, "application/json; charset=utf-8")
     fault = "rate_limit_error" if kind.status == 429 else "invalid_request_error"
     assert json.loads(response.body) == {
@@ -29,11 +40,34 @@ def test_both_shapes(kind: type[ServiceError], param: str | None) -> None:
             "code": kind.code,
         }
     }
-    response = error_response(error, openai=False)
+    response = error_response(error, "problem")
     problem = "application/problem+json; charset=utf-8"
     assert (response.status, response.headers["Content-Type"]) == (kind.status, problem)
     expected = {"title": kind.title, "status": kind.status, "detail": "what to do", "code": kind.code}
     assert json.loads(response.body) == expected | ({"param": param} if param else {})
+    response = error_response(error, "anthropic")
+    assert (response.status, response.headers["Content-Type"]) == (kind.status, "application/json; charset=utf-8")
+    body = json.loads(response.body)
+    assert body == {"type": "error", "error": {"type": body["error"]["type"], "message": "what to do"}}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidRequest("m"), "invalid_request_error"),
+        (InvalidSignature("m"), "authentication_error"),
+        (InsufficientScope("m"), "permission_error"),
+        (ModelNotFound("m"), "not_found_error"),
+        (PayloadTooLarge("m"), "request_too_large"),
+        (TooManyRequests("m"), "rate_limit_error"),
+        (ServiceError("m"), "api_error"),
+        (ModelLoading("m"), "overloaded_error"),
+        (DeadlineExceeded("m"), "timeout_error"),
+    ],
+)
+def test_types_of_anthropic(error: ServiceError, kind: str) -> None:
+    """The type follows from the status, as in Anthropic's documentation of errors."""
+    assert error_body(error, "anthropic")["error"]["type"] == kind
 
 
 @pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
@@ -41,9 +75,9 @@ def test_challenge(kind: type[ServiceError]) -> None:
     """401 names the credential that would help (RFC 9110 section 15.5.2); 403 only where another key would."""
     wanted = "Signature" if kind is InvalidSignature else "Bearer"
     credentials = kind.status == 401 or kind is InsufficientScope
-    headers = error_response(kind("what to do"), openai=True).headers
+    headers = error_response(kind("what to do"), "openai").headers
     assert headers.get("WWW-Authenticate") == (wanted if credentials else None)
-    assert error_response(kind("what to do"), openai=False).headers.keys() == headers.keys()
+    assert error_response(kind("what to do"), "problem").headers.keys() == headers.keys()
 
 
 @pytest.mark.parametrize(
@@ -52,11 +86,11 @@ def test_challenge(kind: type[ServiceError]) -> None:
 )
 def test_retry_after(seconds: float | None, field: str | None) -> None:
     """Seconds are rounded up and never 0, so that nobody comes back too soon (RFC 9110 section 10.2.3)."""
-    response = error_response(TooManyRequests("full", retry_after=seconds), openai=False)
+    response = error_response(TooManyRequests("full", retry_after=seconds), "problem")
     assert response.headers.get("Retry-After") == field
 
 
 def test_allowed_methods() -> None:
     """The methods that a path supports stand in Allow, and only there."""
-    assert error_response(MethodNotAllowed("no"), openai=True, allow=["GET", "HEAD"]).headers["Allow"] == "GET,HEAD"
-    assert "Allow" not in error_response(MethodNotAllowed("no"), openai=True).headers
+    assert error_response(MethodNotAllowed("no"), "openai", allow=["GET", "HEAD"]).headers["Allow"] == "GET,HEAD"
+    assert "Allow" not in error_response(MethodNotAllowed("no"), "openai").headers

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from handlers.protocols import Engine
+from runtime.answer_format import AnswerFormat
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.engine import FastEngine
 from runtime.engine.grammar import GrammarCompiler
@@ -61,7 +62,7 @@ class Letters:
     def __init__(self) -> None:
         self.encoded: list[str] = []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         self.encoded.append(text)
         return [ord(letter) % 20 for letter in text]
 
@@ -75,6 +76,9 @@ class Letters:
     def has_text(self, token_id: int) -> bool:
         return True
 
+    def token(self, token_id: int) -> str | None:
+        return chr(ord("a") + token_id)
+
     def token_bytes(self, token_id: int) -> bytes:
         return self.decode([token_id], skip_special_tokens=True).encode()
 
@@ -83,11 +87,12 @@ class Chat:
     """A chat encoder that uses only the last message."""
 
     own_template = False
+    answer_format = AnswerFormat()
 
     def __init__(self, tokenizer: Letters) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode(self, messages: Sequence[Message], tools: object = (), options: object = None) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(messages[-1].content))
 
 

@@ -13,16 +13,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from handlers.context import Clock, Context, RequestLimits
+from runtime.answer_format import AnswerFormat
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.sequence import Row, Sampled
 from runtime.engine.sequence import Sequence as TextSequence
-from runtime.engine.token_ids import check_token_ids
+from runtime.engine.token_ids import check_ids, check_token_ids
 from runtime.errors import ModelNotFound, ServiceError
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
 from runtime.status import ModelState, ModelStatus
-from runtime.types import Job, Message, ModelInfo, Token
+from runtime.types import Job, Message, ModelInfo, TemplateOptions, Token, Tool
 
 INFO = ModelInfo(
     name="fake",
@@ -52,6 +53,7 @@ class FakeEngine:
         pause: seconds before each token.
         fail_after: the number of tokens after which it raises ``failure``.
         cached_tokens: how many tokens of each prompt were in the prefix cache.
+        stop_string: the stop string that ends every sequence; None for an end token.
 
     ``generated`` counts the tokens of all requests. A token's id is its word's index, its log-probability
     -(index + 1) / 4, and the top tokens at every position are the words in their order.
@@ -63,6 +65,7 @@ class FakeEngine:
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: ServiceError("planted"))
     cached_tokens: int = 0
+    stop_string: str | None = None
     info: ModelInfo = INFO
     chat_stops: tuple[str, ...] = ()
     memory_bytes: int = 1
@@ -70,15 +73,51 @@ class FakeEngine:
     beating: bool = True
     jobs: list[tuple[Job, ...]] = field(default_factory=list)
     chats: list[tuple[Message, ...]] = field(default_factory=list)
+    tools: list[tuple[Tool, ...]] = field(default_factory=list)  # of each chat
+    template_options: list[TemplateOptions | None] = field(default_factory=list)  # of each chat
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     open_streams: int = 0
     generated: int = 0
 
     async def encode(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(i % self.info.vocabulary_size for i in range(self._length(text)))
 
-    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
+    async def encode_text(
+        self, text: str, *, add_special_tokens: bool = True, background: bool = False
+    ) -> tuple[int, ...]:
+        return tuple(range(self._length(text) + add_special_tokens))
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions | None = None,
+        background: bool = False,
+    ) -> tuple[int, ...]:
         self.chats.append(tuple(messages))
+        self.tools.append(tuple(tools))
+        self.template_options.append(options)
         return await self.encode("".join(message.content for message in messages))
+
+    async def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions | None = None,
+        background: bool = False,
+    ) -> str:
+        self.tools.append(tuple(tools))
+        self.template_options.append(options)
+        return "".join(f"<{message.role}>{message.content}" for message in messages)
+
+    async def decode(self, ids: Sequence[int], field: str, *, background: bool = False) -> str:
+        check_ids(ids, field, self.info.vocabulary_size, self.token_bytes)
+        return b"".join(map(self.token_bytes, ids)).decode()
+
+    def token_name(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode().replace(" ", "_")
 
     async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
         return tuple(range(self._length(text)))
@@ -122,6 +161,7 @@ class FakeEngine:
                         logprob=None if params.logprobs is None else _logprob(token_id),
                         top_logprobs=tuple((i, _logprob(i)) for i in range(min(params.logprobs or 0, len(self.words)))),
                         cached_tokens=self.cached_tokens if position == number == 0 else 0,
+                        stop=self.stop_string if last else None,
                     )
         finally:
             self.open_streams -= 1
@@ -317,11 +357,11 @@ def fake_choice(sequence: TextSequence, prefix: Sequence[int], banned: Sequence[
 
 def fake_text(sequence: TextSequence, eos: frozenset[int], vocabulary: int) -> list[int]:
     """Return the tokens that a sequence must get, computed without batches, caches and drafts."""
-    tokens = list(sequence.prompt)
+    tokens, ends = list(sequence.prompt), sequence.params.end_ids(eos)
     for generated in range(sequence.params.max_new_tokens):
-        banned = sorted(eos) if len(sequence.params.forced) <= generated < sequence.params.min_new_tokens else []
+        banned = sorted(ends) if len(sequence.params.forced) <= generated < sequence.params.min_new_tokens else []
         tokens.append(fake_choice(sequence, tokens, banned, vocabulary).id)
-        if tokens[-1] in eos and generated >= len(sequence.params.forced):
+        if tokens[-1] in ends and generated >= len(sequence.params.forced):
             break
     return tokens[len(sequence.prompt) :]
 

@@ -189,7 +189,7 @@ def test_controls_come_from_the_schema(visit: Visit, chat: Page, service: Served
     chat.reload()
     expect(chat.get_by_role("spinbutton", name="Seed")).to_have_value("7")
     chat.get_by_role("button", name="Reset to defaults").click()
-    expect(chat.get_by_role("spinbutton", name="Temperature")).to_have_value("0.7")
+    expect(chat.get_by_role("spinbutton", name="Temperature")).to_have_value("1")
 
 
 def test_a_value_out_of_range_is_not_sent(visit: Visit, chat: Page) -> None:

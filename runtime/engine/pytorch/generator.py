@@ -51,18 +51,19 @@ class BatchRow:
         """Return the sampling inputs of the row's next token, except the logits."""
         params, position = self.params, len(self.ids)
         forced = params.forced[position:] if self.grammar is None else self.grammar.forced
+        ends = params.end_ids(end_tokens)
         ban_end = len(params.forced) <= position < params.min_new_tokens
         mask = None
         if self.grammar is not None and not forced:
             mask = self.grammar.mask()
             if ban_end:
-                self.grammar.ban_end(mask)
+                self.grammar.ban(mask, ends)
         return Draw(
             params,
             uniform(self.seed, self.index, position),
             [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
             Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
-            tuple(end_tokens) if ban_end and self.grammar is None else (),
+            tuple(ends) if ban_end and self.grammar is None else (),
             params.bias(forced, 0),
             mask,
         )
@@ -172,7 +173,7 @@ class _DeliverTokens(StoppingCriteria):
             if row.grammar is not None:
                 row.grammar.accept([token_id])
             reason: FinishReason | None = None
-            if token_id in self._eos and len(row.ids) > len(row.params.forced):
+            if token_id in row.params.end_ids(self._eos) and len(row.ids) > len(row.params.forced):
                 text, reason = row.detokenizer.flush(), "stop"
             else:
                 text = row.detokenizer.push(token_id)
@@ -182,6 +183,7 @@ class _DeliverTokens(StoppingCriteria):
                     reason = "stop"
             row.done = reason is not None
             logprob, top = row.reported
-            tokens.append(Token(row.sequence, token_id, text, reason, logprob, top))
+            stop = row.detokenizer.stop_string
+            tokens.append(Token(row.sequence, token_id, text, reason, logprob, top, stop=stop))
         proceed = self._deliver(tokens)
         return torch.tensor([row.done or not proceed for row in self._rows], device=input_ids.device)

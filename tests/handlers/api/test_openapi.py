@@ -14,10 +14,17 @@ from handlers.api.openapi import build
 from handlers.api.routes import Route
 from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
+from runtime.error_response import ErrorForm, error_body
 from runtime.errors import InvalidRequest, ServiceError
 from tests.support.fakes import fake_context
 
 DOCUMENT = json.loads(json.dumps(build(ROUTES, "1.2.3")))
+
+ERRORS: dict[ErrorForm, tuple[str, str]] = {
+    "problem": ("application/problem+json", "Problem"),
+    "openai": ("application/json", "OpenAIError"),
+    "anthropic": ("application/json", "AnthropicError"),
+}
 
 
 def _described(route: Route) -> dict[str, Any]:
@@ -51,6 +58,8 @@ PAYLOADS: dict[str, dict[str, Any]] = {
     "complete": {"prompt": ["x", "y"], "logprobs": 2},
     "completions": {"prompt": ["x", "y"], "logprobs": 2, "stream": True, "stream_options": {"include_usage": True}},
     "compare": {"prompt": "x", "variants": [{"seed": 1}, {"model": "other"}]},
+    "responses": {"input": "x", "stream": True, "top_logprobs": 2},
+    "messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "stream": True},
 }
 
 
@@ -90,9 +99,7 @@ def test_every_route_is_described(route: Route) -> None:
     assert ("text/event-stream" in answer) == (operation.stream is not None)
     for status, response in described["responses"].items():
         if status != "200":
-            kind, model = (
-                ("application/json", "OpenAIError") if route.openai else ("application/problem+json", "Problem")
-            )
+            kind, model = ERRORS[route.errors]
             assert response["content"][kind]["schema"]["$ref"].endswith(f"/{model}")
 
 
@@ -164,17 +171,19 @@ async def test_answers_fit_their_schema(route: Route) -> None:
         assert operation.chunk.__name__ in DOCUMENT["components"]["schemas"]
 
 
-@pytest.mark.parametrize("openai", [False, True])
-def test_errors_fit_their_schema(openai: bool) -> None:
+@pytest.mark.parametrize("form", ERRORS)
+def test_errors_fit_their_schema(form: ErrorForm) -> None:
     """Errors are what the description says, with and without a field at fault."""
     for error in (InvalidRequest("m", param="p"), ServiceError("m")):
-        value = error.openai() if openai else error.problem()
-        _check(value, {"$ref": f"#/components/schemas/{'OpenAIError' if openai else 'Problem'}"})
+        _check(error_body(error, form), {"$ref": f"#/components/schemas/{ERRORS[form][1]}"})
 
 
 BASES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "x"}]},
     "compare": {"prompt": "x", "variants": [{}]},
+    "responses": {"input": "x"},
+    "messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
+    "count_tokens": {"messages": [{"role": "user", "content": "x"}]},
     "load_model": {},
     "default_model": {"model": "fake"},
 }
@@ -263,6 +272,17 @@ BASES: dict[str, dict[str, Any]] = {
         {"tools": [{}]},
         {"tool_choice": "none"},
         {"tool_choice": "required"},
+        {"tool_choice": "required", "tools": []},
+        {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tools": [{"type": "function", "function": {"name": "f g"}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+        {"thinking_token_budget": -1},
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        {"messages": [{"role": "tool", "tool_call_id": "1"}]},
+        {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
+        {"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
+        {"messages": [{"role": "user", "content": "x", "reasoning_content": "x"}]},
+        {"messages": [{"role": "user", "content": "x", "reasoning_content": ""}]},
         {"response_format": {"type": "text"}},
         {"response_format": {"type": "json_object"}},
         {"store": False},
@@ -271,7 +291,6 @@ BASES: dict[str, dict[str, Any]] = {
         {"metadata": {"a": 1}},
         {"best_of": 1},
         {"best_of": 1.0},
-        {"best_of": True},
         {"reasoning_effort": None},
         {"reasoning_effort": "high"},
         {"messages": [{"role": "assistant", "content": None}]},
@@ -300,6 +319,29 @@ BASES: dict[str, dict[str, Any]] = {
         {"variants": [{"stop": "x"}]},
         {"variants": [{"top_p": 0}]},
         {"score": None},
+        {"input": ""},
+        {"input": []},
+        {"input": [{"type": "reasoning", "summary": []}]},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        {"input": [{"type": "item_reference", "id": "x"}]},
+        {"tools": [{"type": "function", "name": "f", "parameters": {}}]},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"name": "f", "input_schema": {}}]},
+        {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "any"}},
+        {"tool_choice": {"type": "any"}},
+        {"tool_choice": {"type": "auto"}},
+        {"tool_choice": {"type": "auto", "name": "f"}},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}},
+        {"text": {"format": {"type": "grammar"}}},
+        {"previous_response_id": "x"},
+        {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+        {"system": [{"type": "image"}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]},
+        {"thinking": {"type": "disabled"}},
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {"metadata": {"user_id": "x"}},
         {"score": False},
     ],
     ids=lambda change: json.dumps(change)[:60],

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from app import create_app
-from handlers.api.routes import ROUTES, allowed, match, speaks_openai
+from handlers.api.routes import ROUTES, allowed, error_form, match
 from handlers.operations import OPERATIONS
 from runtime.errors import MethodNotAllowed, NotFound
 from runtime.settings import Settings
@@ -51,17 +51,31 @@ def test_every_operation_has_a_route() -> None:
     assert {route.operation for route in ROUTES} == OPERATIONS.keys()
 
 
-OPENAI_PATHS = ["/v1/models", "/v1/chat/completions", "/v1/nowhere", "/v1/", "/v1", "/chat/completions"]
+OPENAI_PATHS = [
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/nowhere",
+    "/v1/messagesx",
+    "/v1/",
+    "/v1",
+    "/chat/completions",
+]
 PROBLEM_PATHS = ["/", "/generate", "/nowhere", "/v1x", "/v10/models", "/V1/models", "/chat/completions/", "/x/v1/"]
 
 
 @pytest.mark.parametrize("path", OPENAI_PATHS)
 def test_openai_paths(path: str) -> None:
     """OpenAI's clients get OpenAI's shape wherever they may ask."""
-    assert speaks_openai(path)
+    assert error_form(path) == "openai"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches"])
+def test_anthropic_paths(path: str) -> None:
+    """Anthropic's clients get Anthropic's shape."""
+    assert error_form(path) == "anthropic"
 
 
 @pytest.mark.parametrize("path", PROBLEM_PATHS)
 def test_problem_paths(path: str) -> None:
     """All other paths speak problem details."""
-    assert not speaks_openai(path)
+    assert error_form(path) == "problem"

@@ -181,7 +181,9 @@ class Told(FakeEngine):
         self.kinds.add(background)
         return await super().encode(text)
 
-    async def encode_chat(self, messages: Sequence[Message], *, background: bool = False) -> tuple[int, ...]:
+    async def encode_chat(
+        self, messages: Sequence[Message], *, background: bool = False, **options: Any
+    ) -> tuple[int, ...]:
         self.kinds.add(background)
         return (1, 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from handlers.context import Clock, Context
 from handlers.dispatch.join import join
 from handlers.local import build_context, invoke, invoke_stream
 from handlers.operations import OPERATIONS
+from runtime.answer_format import AnswerFormat
 from runtime.model_pool.registry import Registry
 from runtime.settings import Settings
 from tests.e2e.test_same_answer import CHAT, PAYLOADS
@@ -42,6 +44,42 @@ async def test_joined_is_whole(operation: str, payload: dict[str, Any]) -> None:
     assert await joined(operation, payload, ctx()) == json.dumps(await invoke(operation, payload, ctx=ctx()))
 
 
+async def test_calls_of_tools() -> None:
+    """Text, calls and their arguments are put together."""
+    words = ("I look.\n", "<tool_call>\n", '{"name": "time", "arguments": {"zone": ', '"UTC"}}\n', "</tool_call>")
+    tool = {"name": "time", "parameters": {"type": "object"}}
+    payloads = {
+        "chat": USAGE | CHAT | {"n": 1, "tools": [{"type": "function", "function": tool}]},
+        "responses": {"input": "x", "tools": [{"type": "function", **tool}]},
+        "messages": {
+            "messages": [{"role": "user", "content": "x"}],
+            "max_tokens": 9,
+            "tools": [{"name": "time", "input_schema": {"type": "object"}}],
+        },
+    }
+    for operation, payload in payloads.items():
+        ctx = replace(fake_context(FakeEngine(words)), new_id=lambda: "id")
+        assert await joined(operation, payload, ctx) == json.dumps(await invoke(operation, payload, ctx=ctx))
+
+
+async def test_calls_and_reasoning() -> None:
+    """A chat's calls of tools and its reasoning are joined, too."""
+    words = ("<think>Hm", ".</think>", '<tool_call>\n{"name": "f", ', '"arguments": {"x": ', "1}}\n</tool_call>")
+    payload = CHAT | USAGE | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+
+    def ctx() -> Context:
+        return fake_context(FakeEngine(words, answer_format=AnswerFormat(reasoning="optional")))
+
+    whole = await invoke("chat", payload, ctx=ctx())
+    assert whole["choices"][0]["message"]["reasoning_content"] == "Hm."
+    assert whole["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert _without_ids(await joined("chat", payload, ctx())) == _without_ids(json.dumps(whole))
+
+
+def _without_ids(answer: str) -> str:
+    return re.sub("call_id[0-9]+", "", answer)
+
+
 @pytest.mark.parametrize("operation", ["generate", "complete"])
 async def test_what_the_response_cache_did_is_kept(operation: str) -> None:
     """Its report is in the usage of both; an answer that was kept streams as the same one."""
@@ -66,6 +104,8 @@ REAL: list[tuple[str, dict[str, Any]]] = [
     ("completions", USAGE | {"prompt": ["You may", "é"], "n": 2, "max_tokens": 9, "echo": True, "logprobs": 2}),
     ("completions", USAGE | {"prompt": "You", "max_tokens": 0, "echo": True, "logprobs": 1}),
     ("chat", USAGE | CHAT | {"max_tokens": 12}),
+    ("responses", {"input": "You", "max_output_tokens": 12, "top_logprobs": 2, "stop": ["a"]}),
+    ("messages", {"messages": CHAT["messages"][1:], "max_tokens": 12, "stop_sequences": ["e", "a"]}),
     ("chat", USAGE | CHAT | {"max_tokens": 12, "logprobs": True, "top_logprobs": 2, "stop": ["a"]}),
 ]
 

@@ -80,6 +80,39 @@ async def test_an_answer_is_told_and_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("operation", "payload", "told"),
+    [
+        ("responses", {"input": "x", "max_output_tokens": 9}, {"gen_ai.response.id": "resp_id1"}),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9},
+            {"gen_ai.response.id": "msg_id1", "gen_ai.response.finish_reasons": ["end_turn"]},
+        ),
+    ],
+)
+async def test_other_apis(operation: str, payload: dict[str, Any], told: dict[str, Any]) -> None:
+    """A response and a message are told as chats, whole and streamed."""
+    told = told | {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "warmstart",
+        "gen_ai.request.max_tokens": 9,
+        "gen_ai.response.model": "fake",
+        "gen_ai.usage.input_tokens": 1,
+        "gen_ai.usage.output_tokens": 3,
+    }
+    ctx, notes = traced()
+    await find(operation, ctx).handle(payload, ctx)
+    assert notes.attributes == told
+    ctx, notes = traced()
+    stream = find(operation, ctx).stream
+    assert stream is not None
+    async for _ in stream(payload, ctx):
+        pass
+    assert notes.attributes == told
+    assert notes.ends == [(f"{operation} fake", None, False)]
+
+
+@pytest.mark.parametrize(
     "payload",
     [{"seed": 2**63}, {"seed": "1"}, {"temperature": [1]}, {"temperature": True}, {"max_new_tokens": float("nan")}],
     ids=str,

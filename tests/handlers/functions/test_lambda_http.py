@@ -209,6 +209,14 @@ async def test_streams_are_refused_with_the_way_out() -> None:
     assert (await function.answer(event))["statusCode"] == 200
 
 
+async def test_idempotency_keys_are_refused() -> None:
+    """Nothing is recorded, so the header is not ignored."""
+    function = Function(Settings.load(idempotency="off"), _context())
+    event = _event("v2", "POST", "/generate", JSON | {"idempotency-key": "a"}, json.dumps(TEXT).encode())
+    answer = await function.answer(event)
+    assert (answer["statusCode"], json.loads(answer["body"])["param"]) == (400, "Idempotency-Key")
+
+
 async def test_the_response_cache_tells_what_it_did() -> None:
     """X-Cache, its key and its age; Cache-Control is heard; and callers with other credentials share nothing."""
     function = Function(Settings.load(idempotency="off"), caching(_context()))

@@ -60,7 +60,9 @@ _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
 _MATTERS: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
     complete: _SAMPLING
     | {
-        "prompt": st.sampled_from([["a"], ["b"], ["a", "b"], ["b", "a"], ["ab"], ["a,b"], ["é😀"]]),
+        "prompt": st.sampled_from(
+            [["a"], ["b"], [1], [[1], [2]], ["1"], ["a", "b"], ["b", "a"], ["ab"], ["a,b"], ["é😀"]]
+        ),
         "max_new_tokens": st.sampled_from([None, 10, 11]),
         "min_new_tokens": st.sampled_from([0, 1, 2]),
         "num_return_sequences": st.sampled_from([1, 2]),
@@ -80,6 +82,8 @@ _MATTERS: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
             ]
         ),
         "max_tokens": st.sampled_from([10, 11, 512]),
+        "add_generation_prompt": st.sampled_from([None, False]),
+        "chat_template_kwargs": st.sampled_from([None, {"a": 1}, {"a": "1"}]),
         "min_tokens": st.sampled_from([0, 1, 2]),
         "n": st.sampled_from([1, 2]),
         "logprobs": st.sampled_from([False, True]),
@@ -114,7 +118,7 @@ _SAME: dict[Any, dict[str, list[Any]]] = {
         "user": [None, "ann", "bob"],
         "cache_control": [None, "max-age=5", "unknown"],
         "temperature": [0.5, "0.5"],
-        "top_p": [None, 0.9],
+        "top_p": [None, 1, 1.0],
         "messages": [
             [{"role": "user", "content": "a"}],
             [{"role": "user", "content": "a", "name": "ann"}],
@@ -122,6 +126,8 @@ _SAME: dict[Any, dict[str, list[Any]]] = {
             [{"role": "user", "content": [{"type": "text", "text": ""}, {"type": "text", "text": "a"}]}],
         ],
         "max_completion_tokens": [None, 10, 99],
+        "add_generation_prompt": [None, True],
+        "chat_template_kwargs": [None, {}],
         "logprobs": [None, False],
         "min_tokens": [0],
     },
@@ -188,7 +194,9 @@ async def test_order_of_biases() -> None:
     assert await _key(complete, text | one) == await _key(complete, text | other)
 
 
-@pytest.mark.parametrize("change", [{"name": "n"}, {"revision": "r"}, {"fingerprint": "f"}, {"context_length": 99}])
+@pytest.mark.parametrize(
+    "change", [{"name": "n"}, {"revision": "r"}, {"fingerprint": "f"}, {"context_length": 99}, {"kv_tokens": 99}]
+)
 async def test_other_model(change: dict[str, Any]) -> None:
     """Another model, another revision of it, or other numbers in it, give other answers."""
     payload = {"prompt": "x", "temperature": 0}

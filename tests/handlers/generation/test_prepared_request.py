@@ -22,7 +22,7 @@ from handlers.generation.checks import (
 from handlers.generation.collect import Collected
 from handlers.generation.prepared_request import PreparedRequest, generating, start_charged
 from handlers.operations import chat, complete, generate
-from handlers.schemas.messages import TextPart
+from handlers.schemas.messages import ChatMessage
 from handlers.schemas.requests import ChatRequest, GenerateRequest
 from runtime.errors import (
     ContextLengthExceeded,
@@ -181,7 +181,9 @@ def test_sampling_params_carry_every_field() -> None:
 def test_sampling_params_of_a_chat() -> None:
     """A chat request is read the same way."""
     request = ChatRequest.model_validate(CHAT | {"temperature": 0, "seed": -1, "stop": "s"})
-    assert sampling_params(request, max_new_tokens=1, n=1) == SamplingParams(1, temperature=0, stop=("s",), seed=-1)
+    assert sampling_params(request, max_new_tokens=1, n=1) == SamplingParams(
+        1, temperature=0, top_p=1.0, top_k=0, stop=("s",), seed=-1
+    )
 
 
 def test_collected() -> None:
@@ -249,7 +251,7 @@ async def test_logit_bias_knows_the_vocabulary(operation: Any, payload: dict[str
         pytest.param(complete, TEXT | {"max_new_tokens": 50}, 8, 7, id="the context"),
         pytest.param(chat, CHAT | {"max_tokens": 4}, 1000, 4, id="max_tokens"),
         pytest.param(chat, CHAT | {"max_tokens": 9, "max_completion_tokens": 5}, 1000, 5, id="max_completion_tokens"),
-        pytest.param(chat, CHAT, 1000, 512, id="the default of a chat"),
+        pytest.param(chat, CHAT, 1000, 999, id="the default of a chat"),
         pytest.param(chat, CHAT, 8, 7, id="the context of a chat"),
     ],
 )
@@ -268,9 +270,9 @@ async def test_least_new_tokens(operation: Any, payload: dict[str, Any], context
 
 def test_messages() -> None:
     """developer is system; text parts are joined; everything else stays as it is, in order."""
-    parts = [TextPart(type="text", text="b"), TextPart(type="text", text="c")]
+    parts: list[Any] = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
     turns = [("developer", "a"), ("user", parts), ("assistant", "d"), ("system", "e"), ("user", [])]
-    assert chat_messages(iter(turns)) == (
+    assert chat_messages(ChatMessage(role=role, content=content) for role, content in turns) == (
         Message("system", "a"),
         Message("user", "bc"),
         Message("assistant", "d"),

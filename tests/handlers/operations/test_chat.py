@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from handlers.context import RequestLimits
 from handlers.operations import chat
 from handlers.schemas.responses import ChatChunk, ChatResponse
 from runtime.errors import InvalidRequest
-from runtime.types import Message
-from tests.support.fakes import FakeEngine, fake_context, usage
+from runtime.types import Message, TemplateOptions
+from tests.support.fakes import INFO, FakeEngine, fake_context, usage
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -28,6 +29,7 @@ async def test_answer() -> None:
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": "fake",
+        "system_fingerprint": None,
         "choices": [
             {
                 "index": 0,
@@ -39,6 +41,16 @@ async def test_answer() -> None:
         "usage": usage(9, 3),
     }
     ChatResponse.model_validate(answer, extra="forbid", strict=True)
+
+
+async def test_stop_reason() -> None:
+    """The request's stop string that ended the text is named, whole and streamed; one of the template is not."""
+    for stop, expected in ((["y", "x"], "x"), (["y"], None)):
+        engine = FakeEngine(stop_string="x")
+        answer = await chat.handle(HI | {"stop": stop}, fake_context(engine))
+        assert answer["choices"][0].get("stop_reason") == expected
+        chunks = await _chunks({"stop": stop}, engine)
+        assert [chunk["choices"][0].get("stop_reason") for chunk in chunks][-2:] == [None, expected]
 
 
 async def test_n_answers() -> None:
@@ -66,18 +78,18 @@ async def test_messages_reach_the_template() -> None:
 @pytest.mark.parametrize(
     ("given", "most"),
     [
-        ({}, 512),
+        ({}, 4999),
         ({"max_tokens": 5}, 5),
         ({"max_completion_tokens": 6}, 6),
         ({"max_tokens": 5, "max_completion_tokens": 6}, 5),
         ({"max_tokens": 7, "max_completion_tokens": 6}, 6),
         ({"max_tokens": 4000}, 4000),
-        ({"max_tokens": None, "max_completion_tokens": None}, 512),
+        ({"max_tokens": None, "max_completion_tokens": None}, 4999),
     ],
 )
 async def test_most_new_tokens(given: dict[str, Any], most: int) -> None:
-    """The tighter of OpenAI's two names for it holds; 512 if neither is given."""
-    engine = FakeEngine()
+    """The tighter of OpenAI's two names for it holds; as many as the context has space for if neither is given."""
+    engine = FakeEngine(info=replace(INFO, context_length=5000))
     await chat.handle(HI | given, fake_context(engine))
     assert engine.jobs[0][0].params.max_new_tokens == most
 
@@ -97,6 +109,7 @@ async def test_stream() -> None:
     """A role chunk, a chunk per text, the finish reason on an empty delta; all of one answer share id and time."""
     chunks = await _chunks({})
     head = {"id": "chatcmpl-id1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "fake"}
+    head["system_fingerprint"] = None
     deltas = [{"role": "assistant", "content": ""}, {"content": "Hello"}, {"content": " there"}, {"content": "."}, {}]
     assert chunks == [
         head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop", "logprobs": None}]}
@@ -173,3 +186,74 @@ async def test_wrong_request_fails_at_the_first_read() -> None:
     """A wrong request's stream fails before it has given anything."""
     with pytest.raises(InvalidRequest, match="messages: field required"):
         await anext(chat.stream({}, fake_context()))
+
+
+async def test_most_new_tokens_in_a_small_kv_cache() -> None:
+    """Without a number it is no more than the KV cache holds, so that the request is not refused."""
+    engine = FakeEngine(token_length=3, info=replace(INFO, context_length=5000, kv_tokens=100))
+    await chat.handle(HI, fake_context(engine))
+    assert engine.jobs[0][0].params.max_new_tokens == 97
+
+
+async def test_most_new_tokens_of_a_limited_caller() -> None:
+    """Without a number it is 512 where the caller's tokens are limited, because all of them are reserved."""
+    engine = FakeEngine()
+    await chat.handle(HI, replace(fake_context(engine), has_token_limit=lambda: True))
+    assert engine.jobs[0][0].params.max_new_tokens == chat.LIMITED_NEW_TOKENS
+
+
+async def test_template_options() -> None:
+    """How the prompt ends and the template's variables reach the template; the default is the start of an answer."""
+    engine = FakeEngine()
+    await chat.handle(HI, fake_context(engine))
+    await chat.handle(
+        HI | {"continue_final_message": True, "chat_template_kwargs": {"b": [1, None], "a": "x"}}, fake_context(engine)
+    )
+    await chat.handle(HI | {"add_generation_prompt": False, "continue_final_message": True}, fake_context(engine))
+    assert engine.template_options == [
+        TemplateOptions(),
+        TemplateOptions(True, True, '{"a": "x", "b": [1, null]}'),
+        TemplateOptions(False, True),
+    ]
+
+
+async def test_tokens_that_end_a_message() -> None:
+    """Further end tokens, and none of the model's own, reach the engine; sixteen stop strings are the most."""
+    engine = FakeEngine()
+    await chat.handle(HI | {"stop_token_ids": [5, 6], "ignore_eos": True, "stop": ["x"] * 16}, fake_context(engine))
+    params = engine.jobs[0][0].params
+    assert (params.stop_token_ids, params.ignore_eos, len(params.stop)) == ((5, 6), True, 16)
+    for wrong in ({"stop": ["x"] * 17}, {"stop_token_ids": [-1]}, {"stop_token_ids": [256]}):
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            await chat.handle(HI | wrong, fake_context(engine))
+    with pytest.raises(InvalidRequest, match="ignore_eos: a text that guided_regex constrains ends"):
+        await chat.handle(HI | {"ignore_eos": True, "guided_regex": "a+"}, fake_context(engine))
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(InvalidRequest, match="ignore_eos: an answer that may have tool calls"):
+        await chat.handle(HI | {"ignore_eos": True, "tools": [tool]}, fake_context(engine))
+
+
+async def test_token_ids() -> None:
+    """The prompt's ids and each choice's; a stream has the prompt's in its first chunk and the others as they come."""
+    fields = {"return_token_ids": True, "prompt_logprobs": 0, "n": 2}
+    answer = await chat.handle(HI | fields, fake_context(FakeEngine(token_length=2)))
+    ChatResponse.model_validate(answer, extra="forbid", strict=True)
+    assert answer["prompt_token_ids"] == [0, 1]
+    assert answer["prompt_logprobs"] == [None, {"1": {"logprob": -0.5, "rank": None, "decoded_token": " there"}}]
+    assert [choice["token_ids"] for choice in answer["choices"]] == [[0, 1, 2]] * 2
+    chunks = await _chunks({"return_token_ids": True}, FakeEngine(token_length=2))
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [[0, 1], None, None, None, None]
+    assert [chunk["choices"][0].get("token_ids") for chunk in chunks] == [None, [0], [1], [2], []]
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex", "scale", "priority"])
+async def test_service_tier(tier: str) -> None:
+    """Each of OpenAI's tiers is accepted; all requests are served alike, and the answer says so."""
+    assert (await chat.handle(HI | {"service_tier": tier}, fake_context()))["service_tier"] == "default"
+    assert {chunk["service_tier"] for chunk in await _chunks({"service_tier": tier})} == {"default"}
+
+
+async def test_system_fingerprint() -> None:
+    """It is made of the model's fingerprint."""
+    engine = FakeEngine(info=replace(INFO, fingerprint="0123456789abcdef0123"))
+    assert (await chat.handle(HI, fake_context(engine)))["system_fingerprint"] == "fp_0123456789abcdef"

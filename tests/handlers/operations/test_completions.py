@@ -42,6 +42,7 @@ async def test_answer() -> None:
         "object": "text_completion",
         "created": 1_700_000_000,
         "model": "fake",
+        "system_fingerprint": None,
         "choices": [{"index": 0, "text": "Hello there.", "finish_reason": "stop", "logprobs": None}],
         "usage": usage(4, 3),
     }
@@ -209,7 +210,7 @@ async def test_kept_answers() -> None:
         ({"prompt": "x", "best_of": 2}, RequestLimits(), "best_of"),
         ({"prompt": "x", "logprobs": 6}, RequestLimits(), "logprobs"),
         ({"prompt": "x", "max_tokens": -1}, RequestLimits(), "max_tokens"),
-        ({"prompt": [[1, 2]]}, RequestLimits(), "prompt.0"),
+        ({"prompt": [[1, "2"]]}, RequestLimits(), "prompt.0.1"),
         ({"prompt": "x", "min_tokens": 17}, RequestLimits(), "min_tokens"),
         ({"prompt": "x", "min_tokens": 1, "max_tokens": 0}, RequestLimits(), "min_tokens"),
         ({"prompt": "four"}, RequestLimits(max_prompt_chars=3), "prompt"),
@@ -243,3 +244,103 @@ async def test_a_failure_to_score_is_the_request_s(tokens: int) -> None:
             {"prompt": "ab", "echo": True, "logprobs": 0, "max_tokens": tokens}, fake_context(engine)
         )
     assert engine.open_streams == 0
+
+
+# Token ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "jobs"),
+    [([5, 6], [(5, 6)]), ([[5, 6], [7]], [(5, 6), (7,)]), ([[5], "ab"], [(5,), (0, 1)]), ([5.0], [(5,)])],
+)
+async def test_prompts_of_token_ids(prompt: Any, jobs: list[tuple[int, ...]]) -> None:
+    """One prompt of ids, several, and texts among them; they reach the engine as they are."""
+    engine = FakeEngine(token_length=len)
+    answer = await completions.handle({"prompt": prompt, "max_tokens": 1}, fake_context(engine))
+    assert [job.token_ids for job in engine.jobs[0]] == jobs
+    assert len(answer["choices"]) == len(jobs)
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [[1], []], [-1], [True], [1.5], [[1, "a"]], [1, "a"], {"a": 1}])
+async def test_what_is_no_prompt(prompt: Any) -> None:
+    """It is refused with the field's name."""
+    with pytest.raises(InvalidRequest) as caught:
+        await completions.handle({"prompt": prompt}, fake_context())
+    assert str(caught.value.param).startswith("prompt")
+    assert "ids" not in str(caught.value.param)
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 0}, {"echo": True}])
+async def test_an_id_that_the_model_lacks(fields: dict[str, Any]) -> None:
+    """The error names field, id and vocabulary."""
+    with pytest.raises(InvalidRequest, match=r"prompt: 256 is not a token id .* 256 tokens"):
+        await completions.handle({"prompt": [0, 256], **fields}, fake_context())
+
+
+async def test_scoring_by_token_ids() -> None:
+    """As lm-evaluation-harness asks: an entry for each id of the prompt, the first without a value, and one more."""
+    payload = {"prompt": [[0, 1, 2], [2, 1]], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    answer = await completions.handle(payload, fake_context())
+    first, second = (choice["logprobs"] for choice in answer["choices"])
+    assert first["tokens"] == ["Hello", " there", ".", "Hello"]
+    assert first["token_logprobs"] == [None, -0.5, -0.75, -0.25]
+    assert first["text_offset"] == [0, 5, 11, 12]
+    assert first["top_logprobs"][1] == {"Hello": -0.25, " there": -0.5}
+    assert second["token_logprobs"] == [None, -0.5, -0.25]
+    assert answer["choices"][0]["text"] == "Hello there.Hello"
+
+
+async def test_returned_token_ids() -> None:
+    """The ids of prompt and completion, end token included; in a stream those of each piece."""
+    payload = {"prompt": [7, 8], "return_token_ids": True}
+    (choice,) = (await completions.handle(payload, fake_context()))["choices"]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([7, 8], [0, 1, 2])
+    pieces = [chunk["choices"][0] for chunk in await chunks(payload, FakeEngine())]
+    assert [piece.get("prompt_token_ids") for piece in pieces] == [[7, 8], None, None]
+    assert [piece["token_ids"] for piece in pieces] == [[0], [1], [2]]
+
+
+async def test_log_probabilities_of_a_prompt() -> None:
+    """In vLLM's shape; the rank of a token that is not among the likeliest is null."""
+    answer = await completions.handle({"prompt": [0, 2], "prompt_logprobs": 1}, fake_context())
+    CompletionsResponse.model_validate(answer, extra="forbid", strict=True)
+    assert answer["choices"][0]["prompt_logprobs"] == [
+        None,
+        {
+            "0": {"logprob": -0.25, "rank": 1, "decoded_token": "Hello"},
+            "2": {"logprob": -0.75, "rank": None, "decoded_token": "."},
+        },
+    ]
+    with pytest.raises(InvalidRequest, match="prompt_logprobs: needs stream to be false"):
+        await chunks({"prompt": "x", "prompt_logprobs": 0}, FakeEngine())
+
+
+@pytest.mark.parametrize(("n", "best_of", "good"), [(1, 1, True), (3, 3, True), (3, 1, True), (1, 2, False)])
+async def test_best_of(n: int, best_of: int, good: bool) -> None:
+    """No more completions are generated than are returned, so it is 1 or n."""
+    call = completions.handle({"prompt": "x", "n": n, "best_of": best_of}, fake_context())
+    if good:
+        assert len((await call)["choices"]) == n
+        return
+    with pytest.raises(InvalidRequest, match="best_of: should be 1 or equal to n"):
+        await call
+
+
+async def test_usage_with_every_chunk() -> None:
+    """The usage so far in each chunk, and the whole at the end."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    found = await chunks({"prompt": "x", "stream_options": options}, FakeEngine())
+    assert [chunk["usage"]["completion_tokens"] for chunk in found] == [1, 2, 3, 3]
+    with pytest.raises(InvalidRequest, match="continuous_usage_stats: needs include_usage"):
+        await chunks({"prompt": "x", "stream_options": {"continuous_usage_stats": True}}, FakeEngine())
+
+
+async def test_sampling_defaults() -> None:
+    """OpenAI's; where the model has its own they hold for what a request leaves out."""
+    plain, own = FakeEngine(), FakeEngine(info=replace(INFO, sampling_defaults=(("temperature", 0.3), ("top_k", 20))))
+    for engine in (plain, own):
+        await completions.handle({"prompt": "x", "top_k": None}, fake_context(engine))
+    found = [(params.temperature, params.top_p, params.top_k) for params in (e.jobs[0][0].params for e in (plain, own))]
+    assert found == [(1.0, 1.0, 0), (0.3, 1.0, 20)]
+    await completions.handle({"prompt": "x", "temperature": 1}, fake_context(own))
+    assert own.jobs[1][0].params.temperature == 1.0

@@ -18,14 +18,14 @@ from tests.support.fakes import FakeEngine, fake_context
 async def test_answer(payload: dict[str, Any]) -> None:
     """All that the engine knows of itself, its memory now, and what the service can do with it; plain JSON."""
     engine = FakeEngine(memory_bytes=77)
-    engine.info = replace(engine.info, optimizations=("packed", "int8"))
+    engine.info = replace(engine.info, optimizations=("packed", "int8"), sampling_defaults=(("top_k", 20),))
     answer = await model_info.handle(payload, fake_context(engine))
     ModelInfoResponse.model_validate(answer, extra="forbid", strict=True)
     assert json.loads(json.dumps(answer)) == answer
     assert answer["memory_bytes"] == 77
     assert answer["optimizations"] == ["packed", "int8"]
     assert {"generate", "complete", "chat", "streaming"} <= set(answer["capabilities"])
-    facts = asdict(engine.info) | {"optimizations": ["packed", "int8"]}
+    facts = asdict(engine.info) | {"optimizations": ["packed", "int8"], "sampling_defaults": {"top_k": 20}}
     assert {name: answer[name] for name in facts} == facts
 
 

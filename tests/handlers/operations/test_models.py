@@ -51,6 +51,8 @@ async def test_answer(state: ModelState) -> None:
                 "object": "model",
                 "created": 1,
                 "owned_by": "warmstart",
+                "root": "fake",
+                "max_model_len": INFO.context_length,
                 "state": state,
                 "default": True,
                 "pinned": False,
@@ -146,3 +148,16 @@ async def test_a_caller_that_goes_leaves_the_load_alone() -> None:
         await anext(stream)
     gate.set()
     await until(lambda: ctx.models.status()[1].state == "ready")
+
+
+async def test_aliases_are_listed() -> None:
+    """Behind the models, with the id of the model that they stand for; only the model itself is the default."""
+    registry = Registry([ModelSpec("a", "folder", "/x")], lambda spec, progress: FakeEngine(), aliases=["gpt-4o=a"])
+    ctx = replace(fake_context(), models=registry)
+    found = (await models.handle({}, ctx))["data"]
+    assert [(entry["id"], entry["root"], entry["default"]) for entry in found] == [
+        ("a", "a", True),
+        ("gpt-4o", "a", False),
+    ]
+    assert (await models.get({"model": "gpt-4o"}, ctx)) == found[1]
+    registry.close()

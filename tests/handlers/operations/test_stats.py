@@ -11,13 +11,14 @@ from handlers.schemas.reports import StatsResponse
 from runtime.errors import InvalidRequest
 from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
+from runtime.types import Job, SamplingParams
 from tests.support.fakes import fake_context
 
 
 async def test_stats() -> None:
     """Each model's state and statistics, their sums, memory and the cache, in the documented shape."""
     metrics = Metrics(lambda: 5.0)
-    record = metrics.model("fake").request(1)
+    record = metrics.model("fake").request([Job((1,), SamplingParams(2))])
     record.prompt(7, 3)
     record.token(0, 6.0, 5.5, None)
     record.token(0, 6.5, 5.5, "stop")

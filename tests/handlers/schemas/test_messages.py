@@ -10,6 +10,7 @@ from handlers.generation.checks import chat_messages
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import ChatRequest
 from runtime.errors import InvalidRequest
+from runtime.types import Message, ToolCall
 
 # What the official client's message.model_dump() has beside role and content.
 DUMPED: dict[str, Any] = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
@@ -17,7 +18,7 @@ DUMPED: dict[str, Any] = dict.fromkeys(("refusal", "annotations", "audio", "func
 
 def _read(message: dict[str, Any]) -> str:
     request = parse(ChatRequest, {"messages": [message]})
-    (found,) = chat_messages((message.role, message.content) for message in request.messages)
+    (found,) = chat_messages(request.messages)
     return found.content
 
 
@@ -40,7 +41,6 @@ def test_others_say_something(role: str, content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tool_calls", [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]),
         ("function_call", {"name": "f", "arguments": "{}"}),
         ("audio", {"id": "a"}),
         ("refusal", "I cannot."),
@@ -66,3 +66,47 @@ def test_no_other_cache_control() -> None:
     with pytest.raises(InvalidRequest) as caught:
         _read({"role": "user", "content": [part]})
     assert caught.value.param == "messages.0.content.0.cache_control.type"
+
+
+def _call(**changes: Any) -> dict[str, Any]:
+    function = {"name": "f", "arguments": '{"x": 1}', "parsed_arguments": None} | changes
+    return {"id": "1", "type": "function", "index": 0, "function": function}
+
+
+def test_calls_and_their_results() -> None:
+    """Calls and results in the history keep their ids; the text of no arguments is an empty object."""
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [_call(), _call(arguments="")]},
+        {"role": "tool", "content": [{"type": "text", "text": "r"}], "tool_call_id": "1"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."},
+    ]
+    assert chat_messages(parse(ChatRequest, {"messages": messages}).messages) == (
+        Message("assistant", "", (ToolCall("1", "f", '{"x": 1}'), ToolCall("1", "f", "{}"))),
+        Message("tool", "r", tool_call_id="1"),
+        Message("assistant", "Yes.", reasoning="Hm."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "says"),
+    [
+        ({"role": "tool", "content": "r"}, "tool_call_id", "field required"),
+        ({"role": "tool", "tool_call_id": "1"}, "content", "field required"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, "tool_call_id", "only a tool's message"),
+        ({"role": "user", "content": "x", "tool_calls": [_call()]}, "tool_calls", "only an assistant's message"),
+        ({"role": "user", "content": "x", "reasoning_content": "x"}, "reasoning_content", "only an assistant's"),
+        (
+            {"role": "assistant", "tool_calls": [_call(arguments="[]")]},
+            "tool_calls.0.function.arguments",
+            "JSON object",
+        ),
+        ({"role": "assistant", "tool_calls": [_call(arguments="{")]}, "tool_calls.0.function.arguments", "JSON object"),
+        ({"role": "assistant", "tool_calls": [_call(name="a b")]}, "tool_calls.0.function.name", "match"),
+    ],
+)
+def test_wrong_calls_and_results(message: dict[str, Any], param: str, says: str) -> None:
+    """The error names the member that is missing, wrong or of another role."""
+    with pytest.raises(InvalidRequest) as caught:
+        _read(message)
+    assert caught.value.param == f"messages.0.{param}"
+    assert says in caught.value.message

@@ -44,8 +44,8 @@ def test_other_values(model: type[Strict], base: dict[str, Any], name: str, fiel
     ("wrong", "says"),
     [
         (
-            {"tools": [{"type": "function"}]},
-            "tools: tools are not supported by this server; leave it out or send null or []",
+            {"functions": [{"name": "f"}]},
+            "functions: functions are not supported by this server, tools are; leave it out or send null or []",
         ),
         (
             {"modalities": ["audio"]},

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from loadtests.answers import BadAnswer
-from loadtests.peers.client import Client, Response, Streamed, read_streamed
+from loadtests.peers.client import Client, HTTPAnswer, Streamed, read_streamed
 from tests.loadtests.peers.events import ANSWER, BODY, USAGE, chunk, line
 
 
@@ -18,7 +18,7 @@ def chunked(body: bytes, size: int) -> bytes:
 def test_a_chunked_response_is_the_same_however_it_is_cut(cut: int) -> None:
     """Heads, sizes and chunks may be split anywhere on their way; the end is known from the last chunk."""
     wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunked(BODY, 50)
-    response = Response()
+    response = HTTPAnswer()
     for start in range(0, len(wire), cut):
         assert not response.done
         response.feed(wire[start : start + cut], float(start))
@@ -28,20 +28,20 @@ def test_a_chunked_response_is_the_same_however_it_is_cut(cut: int) -> None:
 
 def test_a_response_with_a_length_ends_with_its_last_byte() -> None:
     """And says so at once if it has no byte."""
-    response = Response()
+    response = HTTPAnswer()
     response.feed(b"HTTP/1.1 503 No\r\ncontent-length: 3\r\nConnection: close\r\n\r\nab", 0.0)
     assert not response.done
     response.feed(b"c", 1.0)
     assert (response.done, response.status, response.keep_alive) == (True, 503, False)
     assert response.pieces == [(0.0, b"ab"), (1.0, b"c")]
-    empty = Response()
+    empty = HTTPAnswer()
     empty.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0.0)
     assert empty.done
 
 
 def test_a_response_without_a_length_ends_with_its_connection() -> None:
     """As HTTP/1.0 has it; the connection is not used again."""
-    response = Response()
+    response = HTTPAnswer()
     response.feed(b"HTTP/1.0 200 OK\r\n\r\nabc", 0.0)
     assert not response.done
     response.closed()
@@ -59,7 +59,7 @@ def test_a_response_without_a_length_ends_with_its_connection() -> None:
 )
 def test_a_cut_response_is_refused(wire: bytes) -> None:
     """A server that dies in an answer has not answered."""
-    response = Response()
+    response = HTTPAnswer()
     response.feed(wire, 0.0)
     with pytest.raises(BadAnswer, match="closed"):
         response.closed()
@@ -69,7 +69,7 @@ def test_a_cut_response_is_refused(wire: bytes) -> None:
 def test_what_is_no_http_is_refused(wire: bytes) -> None:
     """Neither another protocol's greeting nor a broken chunk is waited on."""
     with pytest.raises(BadAnswer):
-        Response().feed(wire, 0.0)
+        HTTPAnswer().feed(wire, 0.0)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 64, 10_000])

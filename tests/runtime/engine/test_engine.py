@@ -139,6 +139,19 @@ async def test_a_stop_string_ends_its_sequence_only(make: Any) -> None:
     assert made.value("generation_tokens_total") == len(rows[0]) + len(rows[1])
 
 
+async def test_stop_tokens_and_ignored_end_tokens(make: Any) -> None:
+    """A stop token ends its sequence without its text; a sequence that ignores end tokens goes on behind them."""
+    made = make(eos=frozenset({7}))
+    plain, ignoring = job(tokens=40), job(tokens=40, ignore_eos=True)
+    whole = expected(ignoring)[0]
+    stopping = job(tokens=40, ignore_eos=True, stop_token_ids=(whole[3],))
+    end = whole.index(whole[3]) + 1
+    rows = await collect(made.engine, plain, ignoring, stopping)
+    assert ids(rows) == [expected(plain, frozenset({7}))[0], whole, whole[:end]]
+    assert [row[-1].finish_reason for row in rows[1:]] == ["length", "stop"]
+    assert rows[2][-1].text == ""
+
+
 async def test_what_comes_after_a_stop_string_is_dropped(make: Any) -> None:
     """Tokens that were computed before the engine heard of the stop string are neither shown nor counted."""
     made = make()

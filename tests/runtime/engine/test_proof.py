@@ -79,6 +79,8 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
             min_new_tokens=dice.choice([0, 0, 1]),
             logprobs=dice.choice([None, 0, 3]),
             stop=dice.choice([(), (), (" the", "\n")]),
+            stop_token_ids=dice.choice([(), (), tuple(range(20, 40))]),
+            ignore_eos=dice.choice([False, False, True]),
             seed=dice.randrange(2**63),
             n=dice.choice([1, 1, 1, 3]),
             grammar=dice.choice([None, None, *GRAMMARS]),

@@ -168,6 +168,23 @@ async def test_the_end_token_ends_a_row(engine: ReferenceEngine, monkeypatch: py
     assert row[-1].finish_reason == "stop"
 
 
+async def test_stop_tokens_end_a_row_and_end_tokens_may_be_ignored(
+    engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop token ends its row only, without its text; a row that ignores end tokens goes on behind them."""
+    (job,) = await jobs_for(engine, PROMPTS[:1], GREEDY)
+    (whole,) = ids(await run(engine, [job]))
+    stop = next(token for token in whole[2:] if token not in whole[:2])
+    end = whole.index(stop) + 1
+    stopping = replace(job, params=replace(GREEDY, stop_token_ids=(stop,)))
+    rows = await run(engine, [stopping, job])
+    assert ids(rows) == [whole[:end], whole]
+    assert (rows[0][-1].finish_reason, rows[0][-1].text) == ("stop", "")
+    monkeypatch.setattr(engine._generator, "eos", frozenset({stop}))
+    ignoring = replace(job, params=replace(GREEDY, ignore_eos=True))
+    assert ids(await run(engine, [job, ignoring])) == [whole[:end], whole]
+
+
 async def test_streamed_text_is_the_decoded_text(engine: ReferenceEngine, folder: Path) -> None:
     """The pieces, joined, are what the tokenizer decodes from all tokens at once."""
     row = (await run(engine, await jobs_for(engine, ["You may"], GREEDY)))[0]

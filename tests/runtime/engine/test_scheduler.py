@@ -282,6 +282,33 @@ def test_end_tokens_are_banned_before_the_minimum() -> None:
     m.finish()
 
 
+@pytest.mark.parametrize(
+    ("params", "end", "reason"),
+    [
+        pytest.param({"stop_token_ids": (3,)}, [1, 2, 3], "stop", id="a stop token"),
+        pytest.param({"ignore_eos": True}, [1, 2, 3, 7, 4], "length", id="no end token"),
+        pytest.param({"ignore_eos": True, "stop_token_ids": (7,)}, [1, 2, 3, 7], "stop", id="an end token asked for"),
+    ],
+)
+def test_ends_as_asked(params: dict[str, Any], end: list[int], reason: str) -> None:
+    """A request's own stop tokens end a sequence like end tokens, which it may ignore."""
+    m = machine()
+    m.runner._choices = choosing(1, 2, 3, 7, 4)  # type: ignore[method-assign]
+    (sequence,) = m.add(group(prompt(3), replace(PARAMS, max_new_tokens=5, **params)))
+    m.finish()
+    assert generated(sequence) == end
+    assert m.ended == {sequence: reason}
+
+
+def test_stop_tokens_are_banned_before_the_minimum() -> None:
+    """So are end tokens, unless they do not end the sequence."""
+    m = machine()
+    m.add(group(prompt(3), replace(PARAMS, min_new_tokens=1, stop_token_ids=(3,))))
+    m.add(group(prompt(3), replace(PARAMS, min_new_tokens=1, stop_token_ids=(3,), ignore_eos=True)))
+    assert [row.banned for row in m.step().rows] == [(3, 7, 8), (3,)]
+    m.finish()
+
+
 def test_penalties_count_what_was_generated() -> None:
     """A sequence with a penalty counts its generated tokens, others do not bother."""
     m = machine()

@@ -49,6 +49,7 @@ def test_no_end_before_the_least_number_of_tokens() -> None:
     matcher.accept([a])
     for least, ends in ((0, True), (1, True), (2, False)):
         made = sequence(matcher, min_new_tokens=least)
+        made.end_ids = frozenset({END})
         made.tokens.append(a)
         row = Row(made, 1, [a])
         TokenMasks().fill([row])
@@ -57,5 +58,5 @@ def test_no_end_before_the_least_number_of_tokens() -> None:
         assert (END in allowed(mask)) == ends
     mask = np.zeros(-(-VOCABULARY // 32), np.int32)
     mask[END // 32] = 1 << (END % 32)
-    matcher.ban_end(mask)
+    matcher.ban(mask, [END])
     assert allowed(mask) == [END]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.loading.checkpoint_tokenizer import wrap
 from runtime.model.chat_encoder import ChatEncoder
-from runtime.types import Message
+from runtime.types import Message, TemplateOptions
 from tests.support.chat_templates import FAMILIES
 from tests.support.models import CHATML, train_tokenizer
 
@@ -287,11 +288,12 @@ THOUGHTS = [
 ]
 
 
-def transformers_own(template: str, chat: list[Message], parts: bool = False) -> str:
+def transformers_own(template: str, chat: list[Message], parts: bool = False, **options: bool) -> str:
     """The text that transformers renders."""
     turns = [{"role": m.role, "content": [{"type": "text", "text": m.content}] if parts else m.content} for m in chat]
     special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    (text,), _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **special)
+    options = {"add_generation_prompt": True} | options
+    (text,), _ = render_jinja_template([turns], chat_template=template, **special, **options)
     return str(text)
 
 
@@ -303,6 +305,27 @@ def test_every_text_is_in_the_prompt(family: str) -> None:
     text = tokenizer.decode(ChatEncoder(wrap(tokenizer)).encode(chat))
     assert all(message.content.strip() in text for message in chat)
     assert text == transformers_own(FAMILIES[family], chat, parts=family == "Llama Guard 3")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_message_is_continued(family: str) -> None:
+    """The prompt ends as with transformers, white space at the end of the message included."""
+    tokenizer = train_tokenizer(template=FAMILIES[family])
+    chat, parts = [Message("user", "A <question>?"), Message("assistant", "Some {{ answer ")], family == "Llama Guard 3"
+    text = ChatEncoder(wrap(tokenizer)).render(chat, options=TemplateOptions(continue_final_message=True))
+    expected = transformers_own(FAMILIES[family], chat, parts, add_generation_prompt=False, continue_final_message=True)
+    assert text == expected
+
+
+def test_control_text_in_an_argument_stays_text() -> None:
+    """As in a message."""
+    tokenizer = train_tokenizer(
+        control=CONTROL, template="{{ extra }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    options = TemplateOptions(arguments=json.dumps({"extra": CONTROL[0]}))
+    ids = ChatEncoder(wrap(tokenizer)).encode([Message("user", "x")], options=options)
+    assert control_ids(tokenizer, ids) == []
+    assert tokenizer.decode(ids) == f"{CONTROL[0]}x"
 
 
 @pytest.mark.parametrize("added", [(), ("<think>", "</think>")], ids=["as text", "as added tokens"])

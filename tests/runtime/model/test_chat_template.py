@@ -9,7 +9,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.chat_template import ChatTemplate
-from runtime.types import Message
+from runtime.model.chat_turns import TurnForm
+from runtime.types import Message, TemplateOptions
 from tests.support.models import CHATML
 
 TURNS: list[dict[str, Any]] = [
@@ -127,6 +128,55 @@ def test_content_as_parts() -> None:
     """As OpenAI's clients send it."""
     template = ChatTemplate(LOOP + "{{ m.content[0].type }}:{{ m.content[0].text }};{% endfor %}", SPECIAL)
     assert (
-        template.marks.unmark(template.render([Message("user", "a"), Message("user", "b")], parts=True))
+        template.marks.unmark(template.render([Message("user", "a"), Message("user", "b")], form=TurnForm(parts=True)))
         == "text:a;text:b;"
     )
+
+
+def rendered(template: str, turns: list[Message], **options: Any) -> str:
+    """A chat rendered with options, without stand-ins."""
+    chat = ChatTemplate(template, SPECIAL)
+    return str(chat.marks.unmark(chat.render(turns, options=TemplateOptions(**options))))
+
+
+@pytest.mark.parametrize(
+    ("last", "end"),
+    [
+        pytest.param("The answer", "The answer", id="a text"),
+        pytest.param("The answer is ", "The answer is ", id="white space at the end is kept if the template keeps it"),
+        pytest.param("a<|im_end|>\nb", "a<|im_end|>\nb", id="control text in it"),
+    ],
+)
+def test_the_last_message_is_continued(last: str, end: str) -> None:
+    """The prompt ends with the message's text, without the token that would end the message."""
+    turns = [Message("user", "Hi"), Message("assistant", last)]
+    assert rendered(CHATML, turns, continue_final_message=True).endswith("<|im_start|>assistant\n" + end)
+
+
+@pytest.mark.parametrize(
+    ("template", "last"),
+    [(CHATML, " "), (LOOP + "{{ m.content[:2] }}{% endfor %}", "abcd")],
+    ids=["without text", "cut off by the template"],
+)
+def test_a_message_that_cannot_be_continued(template: str, last: str) -> None:
+    """It is refused with the field's name."""
+    with pytest.raises(InvalidRequest, match="cannot be continued") as caught:
+        rendered(template, [Message("user", last)], continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_without_the_start_of_an_answer() -> None:
+    """The prompt ends with the last message."""
+    assert rendered("{{ add_generation_prompt }}", [], add_generation_prompt=False) == "False"
+    assert rendered("{{ add_generation_prompt }}", [Message("user", "x")]) == "True"
+
+
+def test_arguments() -> None:
+    """They are variables of the template, which reads them as JSON values; texts in them count as a message's."""
+    template = "{{ 1 if thinking is false }}{{ list[1] }}{% if level == 'high' and d['k'] %}{{ level }}{% endif %}"
+    options = TemplateOptions(arguments='{"thinking": false, "list": [1, "two"], "level": "high", "d": {"k": 1}}')
+    chat = ChatTemplate(template, SPECIAL)
+    text = chat.render([], options=options)
+    assert chat.marks.unmark(text) == "1twohigh"
+    assert chat.marks.first_of_message(text, 1, len(text)) == 1
+    assert chat.marks.first_of_message(text, 0, 1) is None

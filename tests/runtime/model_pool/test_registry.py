@@ -560,3 +560,22 @@ async def test_sixteen_streams_while_the_default_switches(size: int, switches: i
         assert stream.endswith("data: [DONE]\n\n")
         assert "error" not in stream
     assert {" a0" in stream for stream in whole} == {True, False}
+
+
+async def test_aliases() -> None:
+    """A model answers to its aliases wherever it is named; its status lists them."""
+    registry = Registry([SPEC, ModelSpec("b", "folder", "/b")], Loads(), aliases=["gpt-4o=fake", "o=fake"])
+    async with registry.lease("gpt-4o") as engine, registry.lease("fake") as same:
+        assert engine is same
+    assert registry.find("o").aliases == ("gpt-4o", "o")
+    assert [status.aliases for status in registry.status()] == [("gpt-4o", "o"), ()]
+    with pytest.raises(ModelNotFound, match="served: fake, b, gpt-4o, o"):
+        registry.find("x")
+    registry.close()
+
+
+@pytest.mark.parametrize("alias", ["x", "x=", "=fake", "x=other", "fake=fake"])
+def test_wrong_aliases(alias: str) -> None:
+    """An alias needs a name of its own and a served model."""
+    with pytest.raises(SettingsError, match="MODEL_ALIASES"):
+        Registry([SPEC], Loads(), aliases=[alias])

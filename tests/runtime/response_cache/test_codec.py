@@ -20,6 +20,7 @@ _token = st.builds(
     logprob=st.none() | _number,
     top_logprobs=st.lists(st.tuples(st.integers(0, 300_000), _number), max_size=3).map(tuple),
     cached_tokens=st.sampled_from([0, 0, 0, 17]),
+    stop=st.sampled_from([None, None, None, "x"]),
 )
 
 

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from runtime.status import CacheStats, Memory, ModelState, ModelStatus
 from runtime.telemetry.exposition import ServiceStats, prefers_openmetrics, service_families
 from runtime.telemetry.metrics import Metrics
+from runtime.types import Job, SamplingParams
 
 
 def status(name: str, state: ModelState, **more: object) -> ModelStatus:
@@ -82,7 +83,7 @@ def test_all_of_the_cache_is_shown() -> None:
 def test_it_is_valid_openmetrics() -> None:
     """Together with what is counted, and with names that a label must escape."""
     metrics = Metrics(lambda: 0.25)
-    metrics.model("a").request(1).token(0, 1.0, 0.5, "stop")
+    metrics.model("a").request([Job((1,), SamplingParams(1))]).token(0, 1.0, 0.5, "stop")
     odd = ServiceStats([status('we"ird\\name\n', "ready")], False, Memory(), CacheStats())
     body, _ = metrics.render("application/openmetrics-text", service_families(odd))
     families = list(read_openmetrics(body.decode()))

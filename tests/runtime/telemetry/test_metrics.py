@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from runtime.status import EngineStats, Percentiles
 from runtime.telemetry import metrics as metrics_module
 from runtime.telemetry.metrics import Metrics
+from runtime.types import Job, SamplingParams
 
 NAMES = (
     "num_requests_running",
@@ -36,6 +37,11 @@ HISTOGRAMS = (
     "request_prefill_time",
     "request_decode_time",
 )
+
+
+def job(n: int) -> Job:
+    """A request's job of so many sequences."""
+    return Job((1,), SamplingParams(max_new_tokens=9, n=n))
 
 
 def value(metrics: Metrics, name: str, model: str = "m", **labels: str) -> float | None:
@@ -106,7 +112,7 @@ def test_plain_text_otherwise(accept: str) -> None:
 def test_the_course_of_a_request() -> None:
     """Each interval is measured from the right moment to the right moment, sequence by sequence."""
     metrics = Metrics(lambda: 100.0)
-    record = metrics.model("m").request(2)
+    record = metrics.model("m").request([job(2)])
     record.prompt(30, 16)
     record.token(0, 103.0, 102.0, None)
     record.token(1, 103.5, 102.0, None)
@@ -137,7 +143,7 @@ def test_the_course_of_a_request() -> None:
 def test_a_request_ends_in_one_way_only() -> None:
     """One that failed was not cancelled; one whose caller went away is neither a success nor a failure."""
     metrics = Metrics()
-    failed, left = (metrics.model("m").request(1) for _ in range(2))
+    failed, left = (metrics.model("m").request([job(1)]) for _ in range(2))
     failed.token(0, 1.0, 0.5, None)
     failed.failed("deadline_exceeded")
     failed.closed(0.5)
@@ -171,7 +177,7 @@ def test_a_name_that_was_asked_for_is_not_kept() -> None:
 def test_stats_and_metrics_agree() -> None:
     """One request is told once and shown in both."""
     metrics = Metrics(lambda: 1.0)
-    record = metrics.model("m").request(2)
+    record = metrics.model("m").request([job(2)])
     record.prompt(9, 4)
     for sequence, now in ((0, 2.0), (1, 2.0), (0, 2.5), (1, 3.0)):
         record.token(sequence, now, 1.5, "length" if now > 2 else None)
@@ -191,7 +197,7 @@ def test_threads_count_together() -> None:
     model = metrics.model("m")
 
     def work() -> None:
-        record = model.request(1)
+        record = model.request([job(1)])
         for i in range(2000):
             record.token(0, i + 1.0, 0.5, None)
 
@@ -211,3 +217,24 @@ def test_events() -> None:
     shown = 'warmstart:events_total{operation="generate",outcome="acked",source="nats:s"} 1.0'
     assert shown in metrics.render()[0].decode()
     assert shown not in Metrics().render()[0].decode()
+
+
+def test_what_requests_ask_for_and_get() -> None:
+    """vLLM's histograms of tokens, parameters and steps, and the KV cache's size."""
+    metrics = Metrics(lambda: 100.0)
+    model = metrics.model("m")
+    record = model.request([job(2)])
+    record.prompt(30, 16)
+    for sequence, now in ((0, 103.0), (1, 103.0), (0, 105.0)):
+        record.token(sequence, now, 102.0, None)
+    record.token(0, 106.0, 102.0, "stop")
+    record.token(1, 107.0, 102.0, "stop")
+    model.step_tokens.observe(31)
+    model.kv_cache(32, 100, prefix_caching=True)
+    names = ("prompt_tokens", "generation_tokens", "max_num_generation_tokens", "params_n", "params_max_tokens")
+    assert [value(metrics, f"request_{name}_sum") for name in names] == [30, 5, 3, 2, 9]
+    assert value(metrics, "request_inference_time_seconds_sum") == 5
+    assert value(metrics, "request_time_per_output_token_seconds_sum") == pytest.approx((3 + 4) / 3)
+    assert value(metrics, "iteration_tokens_total_sum") == 31
+    labels = {"block_size": "32", "num_blocks": "100", "enable_prefix_caching": "true"}
+    assert value(metrics, "cache_config_info", **labels) == 1

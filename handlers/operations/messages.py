@@ -1,0 +1,73 @@
+"""``messages`` and ``count_tokens``: Anthropic's Messages API, as a translation to and from a chat completion."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from handlers.context import Context
+from handlers.generation.messages_input import FIELDS, chat_payload
+from handlers.generation.messages_output import MessageBuilder
+from handlers.generation.translated_errors import renaming
+from handlers.operations import chat
+from handlers.schemas.messages_api import CountTokensRequest, MessagesRequest
+from handlers.schemas.parsing import parse, parse_stream
+from handlers.schemas.requests import ChatRequest
+
+
+async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Return a whole message; fields as in ``MessagesRequest`` and ``MessageResponse``.
+
+    Raises:
+        InvalidRequest: a field is wrong, or a limit is exceeded.
+        ServiceError: other errors of the operation ``chat``.
+    """
+    request = parse(MessagesRequest, payload)
+    with renaming(FIELDS):
+        answer = await chat.handle(chat_payload(request, payload), ctx)
+    builder = MessageBuilder(request, answer)
+    builder.add(answer["choices"][0])
+    builder.finish(answer["usage"])
+    return builder.message
+
+
+async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the events of a message.
+
+    Raises:
+        InvalidRequest: a field is wrong, or a limit is exceeded.
+        ServiceError: other errors of the operation ``chat``.
+    """
+    request = parse_stream(MessagesRequest, payload)
+    builder: MessageBuilder | None = None
+    asked = chat_payload(request, payload) | {"stream_options": {"include_usage": True}}
+    with renaming(FIELDS):
+        async with aclosing(chat.stream(asked, ctx)) as chunks:
+            async for chunk in chunks:
+                if builder is None:
+                    builder = MessageBuilder(request, chunk)
+                    for event in builder.start():
+                        yield event
+                for choice in chunk["choices"]:
+                    for event in builder.add(choice):
+                        yield event
+                if not chunk["choices"]:  # the last chunk, which has the usage
+                    for event in builder.finish(chunk["usage"]):
+                        yield event
+
+
+async def count(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Return the number of tokens of a conversation as the model's chat template renders it.
+
+    Raises:
+        InvalidRequest: a field is wrong, a limit is exceeded, or the template refuses the messages.
+        ServiceError: errors of ``Models.lease``.
+    """
+    request = parse(CountTokensRequest, payload)
+    with renaming(FIELDS):
+        asked = parse(ChatRequest, chat_payload(request, payload))
+        messages = chat.read(asked, ctx)
+        async with ctx.models.lease(asked.model) as engine:
+            ids = await chat.encode(asked, messages, engine, ctx)
+    return {"input_tokens": len(ids)}

@@ -1,0 +1,96 @@
+"""The fields that OpenAI's chat completions and completions have in common, with vLLM's additions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from handlers.schemas.fields import Temperature, TopK, TopP
+from handlers.schemas.strict import Strict
+from handlers.schemas.structured import Structured
+from handlers.schemas.unsupported import STREAM_OPTIONS
+
+
+class StreamOptions(Strict):
+    """OpenAI's stream options."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["continuous_usage_stats"], "properties": {"continuous_usage_stats": {"const": True}}},
+            "then": {"required": ["include_usage"], "properties": {"include_usage": {"const": True}}},
+        }
+    )
+    unsupported = STREAM_OPTIONS
+
+    include_usage: bool = Field(False, description="End the stream with a chunk that contains the usage.")
+    continuous_usage_stats: bool = Field(
+        False, description="Also put the usage so far into every other chunk; requires include_usage to be true."
+    )
+
+    @field_validator("continuous_usage_stats")
+    @classmethod
+    def _needs_usage(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("include_usage", True) is not True:
+            raise PydanticCustomError("needs_usage", "needs include_usage to be true")
+        return value
+
+
+def not_streamed(field: str) -> dict[str, Any]:
+    """Return a JSON schema rule: with ``field`` not null, ``stream`` must not be true."""
+    return {
+        "not": {
+            "required": [field, "stream"],
+            "properties": {field: {"type": "integer"}, "stream": {"const": True}},
+        }
+    }
+
+
+class OpenAIRequest(Structured):
+    """A request of OpenAI's chat completions or completions. Its sampling defaults are OpenAI's.
+
+    With ``GENERATION_CONFIG=model`` a model's own values take the place of the defaults.
+    """
+
+    temperature: Temperature = Field(
+        1.0, description="0 is greedy (always the most likely token); higher is more varied."
+    )
+    top_p: TopP = Field(
+        1.0,
+        description="Sample from the most likely tokens with this total probability; 1 is all, 0 is greedy.",
+    )
+    top_k: TopK = Field(0, description="Sample from the k most likely tokens; 0 is all.")
+    n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
+    stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
+    user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
+    return_token_ids: bool = Field(
+        False, description="Return the token ids of each choice (token_ids) and of the prompt (prompt_token_ids)."
+    )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        strict=False,
+        description="Return the log-probability of each token of the prompt and of this many most likely alternatives; "
+        "not with stream.",
+    )
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @field_validator("prompt_logprobs")
+    @classmethod
+    def _not_streamed(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("stream") is True:
+            raise PydanticCustomError("not_streamed", "needs stream to be false")
+        return value
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and info.data.get("stream", True) is not True:
+            raise PydanticCustomError("needs_stream", "needs stream to be true")
+        return value

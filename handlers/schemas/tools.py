@@ -1,0 +1,140 @@
+"""Fields for tools and reasoning, as in OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
+
+from handlers.schemas.fields import AnyText
+from handlers.schemas.strict import Strict
+
+MAX_TOOLS = 128
+"""Maximum number of tools, which is OpenAI's."""
+
+FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+def _parameters(value: object) -> object:
+    if not isinstance(value, dict) or value.get("type", "object") != "object":
+        raise PydanticCustomError("parameters", "input should be a JSON Schema with type object")
+    return value
+
+
+Parameters = Annotated[
+    dict[str, Any],
+    BeforeValidator(_parameters),
+    WithJsonSchema({"type": "object", "properties": {"type": {"const": "object"}}}),
+]
+"""A JSON Schema of a function's arguments, which are an object."""
+
+
+class FunctionDefinition(Strict):
+    """A function that the model may call."""
+
+    name: FunctionName = Field(description="Up to 64 letters, digits, underscores and dashes.")
+    description: AnyText | None = Field(None, description="What the function does; shown to the model.")
+    parameters: Parameters = Field(
+        {}, description="JSON Schema of the arguments, which are an object; no arguments if left out."
+    )
+    strict: bool | None = Field(None, description="Accepted for compatibility: the schema is always followed.")
+
+
+class ToolDefinition(Strict):
+    """A tool: always a function."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionChoice(Strict):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedToolChoice(Strict):
+    """The function that the model must call."""
+
+    type: Literal["function"]
+    function: FunctionChoice
+
+
+def _choice_kind(value: object) -> str | None:
+    return "mode" if isinstance(value, str) else "named" if isinstance(value, dict) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")] | Annotated[NamedToolChoice, Tag("named")],
+    Discriminator(
+        _choice_kind,
+        custom_error_type="tool_choice",
+        custom_error_message="input should be none, auto, required or a function",
+    ),
+]
+"""How tools may be used."""
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+TOOLS_NEEDED: dict[str, Any] = {
+    "if": {
+        "required": ["tool_choice"],
+        "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+    },
+    "then": {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}},
+}
+"""JSON Schema rule: a tool can be required only if there are tools."""
+
+
+class ToolFields(Strict):
+    """A request that may have tools, and whose model may reason."""
+
+    tools: list[ToolDefinition] | None = Field(
+        None, max_length=MAX_TOOLS, description="Functions that the model may call."
+    )
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="none: the model is not told of the tools; auto (default): it may call them; required: it must; "
+        "or the function that it must call.",
+    )
+    parallel_tool_calls: bool = Field(True, description="Whether an answer may have several calls, at most 16.")
+    reasoning_effort: ReasoningEffort | None = Field(
+        None,
+        description="none: the model does not reason, if its chat template can turn it off. Others are passed to the "
+        "chat template, and have no effect if it does not read them.",
+    )
+
+    thinking_token_budget: int | None = Field(
+        None,
+        ge=0,
+        le=10_000_000,
+        strict=False,
+        description="Maximum number of tokens of the model's reasoning, whose end is forced then; no effect on models "
+        "that do not reason.",
+    )
+
+    @field_validator("tools")
+    @classmethod
+    def _unique_names(cls, value: list[ToolDefinition] | None) -> list[ToolDefinition] | None:
+        names = [tool.function.name for tool in value or ()]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise PydanticCustomError(
+                    "duplicate_tool",
+                    "{name} is the name of two functions; the second is number {index}",
+                    {"name": name, "index": index},
+                )
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _known_tool(cls, value: Any, info: ValidationInfo) -> Any:
+        if "tools" in info.data:
+            names = {tool.function.name for tool in info.data["tools"] or ()}
+            if not names and value not in (None, "none", "auto"):
+                raise PydanticCustomError("needs_tools", "needs tools")
+            if isinstance(value, NamedToolChoice) and value.function.name not in names:
+                raise PydanticCustomError("unknown_tool", "no tool is named {name}", {"name": value.function.name})
+        return value

@@ -1,0 +1,68 @@
+"""handlers.schemas.tools: tools and reasoning in a request, and what is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handlers.schemas.parsing import parse
+from handlers.schemas.requests import ChatRequest
+from runtime.errors import InvalidRequest
+
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def tool(name: str = "get", **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [tool(description="It gets.", parameters={"type": "object"}, strict=True)]},
+        {"tools": [tool(description=None, parameters=None, strict=None)]},
+        {"tools": [tool(f"f{i}") for i in range(128)], "tool_choice": "required"},
+        {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "get"}}},
+        {"tools": None, "tool_choice": "none", "parallel_tool_calls": True},
+        {"tools": [], "tool_choice": "auto"},
+        {"reasoning_effort": "high", "thinking_token_budget": 0},
+    ],
+)
+def test_accepted(fields: dict[str, Any]) -> None:
+    """All that OpenAI's clients send, nulls included."""
+    parse(ChatRequest, HI | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"tools": [tool(f"f{i}") for i in range(129)]}, "tools", "128"),
+        ({"tools": [tool(), tool()]}, "tools", "get is the name of two functions"),
+        ({"tools": [tool("a b")]}, "tools.0.function.name", "match"),
+        ({"tools": [tool("a" * 65)]}, "tools.0.function.name", "match"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters", "type object"),
+        ({"tools": [tool(parameters=True)]}, "tools.0.function.parameters", "type object"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "needs tools"),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "tool_choice",
+            "no tool is named x",
+        ),
+        ({"tools": [tool()], "tool_choice": "any"}, "tool_choice", "'required'"),
+        ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "function"),
+        ({"tools": [tool()], "tool_choice": 1}, "tool_choice", "none, auto, required or a function"),
+        ({"functions": [{"name": "x"}]}, "functions", "tools are"),
+        ({"function_call": {"name": "x"}}, "function_call", "tools are"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort", "high"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget", "0"),
+    ],
+)
+def test_refused(fields: dict[str, Any], param: str, says: str) -> None:
+    """The error names the field and what is wrong with it."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse(ChatRequest, HI | fields)
+    assert caught.value.param == param
+    assert says in caught.value.message

@@ -1,0 +1,99 @@
+"""Responses of server-sent events (HTML Living Standard section 9.2), with comments while nothing else is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from aiohttp import web
+
+from runtime.cancellation import cancel_and_wait
+
+KEEP_ALIVE_SECONDS = 5.0
+"""After this time without an event a comment is sent: proxies close a connection that is silent for a minute."""
+
+_COMMENT = b": keep-alive\n\n"
+
+
+class EventStream:
+    """A response of server-sent events. Its status and headers are sent with the first event or comment.
+
+    Until then, an error can still be answered with a status of its own.
+
+    Args:
+        request: the request to answer.
+        headers: returns further headers; called when the response begins.
+        named: whether each event is sent under its ``type`` as its name; otherwise as data only.
+
+    Attributes:
+        events: the number of events sent.
+    """
+
+    def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]], *, named: bool) -> None:
+        self.events = 0
+        self._request = request
+        self._headers = headers
+        self._named = named
+        self._response: web.StreamResponse | None = None
+        self._starting = asyncio.Lock()
+        self._writes = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the response has begun, so that its status cannot be changed."""
+        return self._response is not None
+
+    async def send(self, event: Mapping[str, Any]) -> None:
+        """Send an event; waits while the client does not receive what was sent before (aiohttp buffers 64 KiB)."""
+        name = f"event: {event['type']}\n".encode() if self._named else b""
+        await self.write(name + b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+        self.events += 1
+
+    async def write(self, data: bytes) -> None:
+        """Send one or more whole events or comments."""
+        self._writes += 1
+        await (self._response or await self._start()).write(data)
+
+    async def begun_response(self) -> web.StreamResponse:
+        """Return the response; aiohttp ends it when the middlewares have seen it, so that it is recorded before."""
+        return self._response or await self._start()
+
+    async def _start(self) -> web.StreamResponse:
+        async with self._starting:  # a comment may be about to start it
+            if self._response is None:
+                response = web.StreamResponse(
+                    headers={
+                        "Content-Type": "text/event-stream",
+                        "Cache-Control": "no-store",
+                        "X-Accel-Buffering": "no",
+                    }
+                    | dict(self._headers())
+                )
+                await response.prepare(self._request)
+                self._response = response
+            return self._response
+
+    async def send_comments(self) -> None:
+        """Send a comment whenever nothing was sent for a while, until it is cancelled."""
+        while True:
+            before = self._writes
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            if self._writes == before:
+                with suppress(ConnectionError):  # the next event meets it, too
+                    await self.write(_COMMENT)
+
+
+@asynccontextmanager
+async def event_stream(
+    request: web.Request, headers: Callable[[], Mapping[str, str]], *, named: bool
+) -> AsyncIterator[EventStream]:
+    """Yield a stream that sends comments while the block sends nothing. Arguments as for ``EventStream``."""
+    stream = EventStream(request, headers, named=named)
+    comments = asyncio.create_task(stream.send_comments())
+    try:
+        yield stream
+    finally:
+        await cancel_and_wait(comments)
