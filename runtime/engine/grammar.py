@@ -158,11 +158,13 @@ class GrammarMatcher:
 
     def ban(self, mask: NDArray[np.int32], ids: Collection[int]) -> None:
         """Remove token ids from a mask, unless it allows nothing else."""
-        allowed = mask.view(np.uint32).copy()
+        words = mask.view(np.uint32)
+        before = {token // _WORD: int(words[token // _WORD]) for token in ids}
         for token in ids:
-            allowed[token // _WORD] &= ~(np.uint32(1) << np.uint32(token % _WORD))
-        if allowed.any():
-            mask[:] = allowed.view(np.int32)
+            words[token // _WORD] = int(words[token // _WORD]) & ~(1 << token % _WORD)
+        if not words.any():
+            for word, bits in before.items():
+                words[word] = bits
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Advance by generated tokens.

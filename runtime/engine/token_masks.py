@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.engine.grammar import GrammarMatcher
 from runtime.engine.sequence import Row
+from runtime.host import usable_cores
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
 class TokenMasks:
     """Computes masks for all rows of a step at once, on several threads. Only the engine thread may call it."""
 
-    def __init__(self) -> None:
-        self._executor: LLExecutor | None = None
+    @cached_property
+    def _threads(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(usable_cores())  # by default it leaves some idle: one of two
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Set ``Row.masks`` of the rows that have a grammar and sample a token that it does not force."""
@@ -39,16 +44,13 @@ class TokenMasks:
             end += free
         if not spans:
             return
-        if self._executor is None:
-            from llguidance import LLExecutor
-
-            self._executor = LLExecutor()
         words = spans[0][1].words
         masks = np.zeros((end, words), np.int32)
+        address, size = masks.ctypes.data, words * 4
         if alone:
-            self._executor.unsafe_compute_mask_ptr(alone, masks.ctypes.data, words * 4, end)
+            self._threads.unsafe_compute_mask_ptr(alone, address, size, end)
         if drafting:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafting, masks.ctypes.data, words * 4, end)
+            self._threads.unsafe_compute_mask_ptr_with_draft_token(drafting, address, size, end)
         for row, grammar, start, stop in spans:
             row.masks = masks[start:stop, : grammar.used_words]
             sequence = row.sequence
