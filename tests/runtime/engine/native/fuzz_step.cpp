@@ -220,7 +220,7 @@ Choice choice(Input& in, Arrays& arrays) {
     c.banned = arrays.keep(in, in.numbers(c.bans, 0, kVocabulary - 1));
     if (in.number(0, 1) || in.rarely()) {
         c.mask_words = in.rarely() ? in.hostile() : (kVocabulary + 31) / 32;
-        c.mask = (const uint32_t*)arrays.keep(in, in.numbers(c.mask_words, INT32_MIN, INT32_MAX));
+        c.mask = (const uint32_t*)arrays.keep(in, in.numbers(c.mask_words, -(1 << 29), 1 << 29));
     }
     return c;
 }
