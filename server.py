@@ -185,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _accept_any_text()
     status = _run(build_parser(_serve, _consume).parse_args(arguments))
-    if any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
+    ends_process = threading.current_thread() is threading.main_thread()
+    if ends_process and any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
         # An abandoned load still runs. Python cannot stop it, and torch aborts if the interpreter exits meanwhile.
         logging.shutdown()
         sys.stdout.flush()

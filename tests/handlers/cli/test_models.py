@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from handlers.cli.output import table
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress
+from runtime.model_pool.pool import LOAD_THREAD
 from runtime.model_pool.registry import Registry
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving
 
@@ -64,6 +66,18 @@ async def test_the_life_of_models(capsys: pytest.CaptureFixture[str], monkeypatc
         async with registry.lease("a"):
             registry._wait_seconds = 0.01
             assert (await run("unload", "a"))[1] == "a is draining; it is unloaded when its 1 requests have ended\n"
+
+
+async def test_a_load_in_this_process_outlives_a_command_on_another_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only where a command's end is the process's does it end with a load that still runs: without waiting for it."""
+    done = threading.Event()
+    loading = threading.Thread(target=done.wait, name=f"{LOAD_THREAD}model")
+    loading.start()
+    try:
+        assert await asyncio.to_thread(server.main, ["config"]) == 0  # else this process has ended
+    finally:
+        done.set()
+        loading.join()
 
 
 async def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
