@@ -70,8 +70,7 @@ class Question:
         values = [value + 0.0 if isinstance(value, float) else value for value in params.values()]  # -0.0 becomes 0.0
         texts = [astuple(text) if isinstance(text, Message) else text for text in self.texts]
         template = self.template and astuple(self.template)
-        space = min(model.context_length, model.kv_tokens or model.context_length)
-        named = (model.name, model.revision, model.fingerprint, model.context_length, space)
+        named = (model.name, model.revision, model.fingerprint, model.context_length, model.kv_tokens)
         chat = (template, astuple(self.tools), self.reasoning)
         parts = [caller, *named, self.kind, texts, *chat, self.max_length, *values]
         return sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()

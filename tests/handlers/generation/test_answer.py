@@ -195,7 +195,15 @@ async def test_order_of_biases() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "n"}, {"revision": "r"}, {"fingerprint": "f"}, {"context_length": 99}, {"kv_tokens": 99}]
+    "change",
+    [
+        {"name": "n"},
+        {"revision": "r"},
+        {"fingerprint": "f"},
+        {"context_length": 99},
+        {"kv_tokens": 99},
+        {"kv_tokens": 10**6},  # a share of it limits a text without a limit of its own
+    ],
 )
 async def test_other_model(change: dict[str, Any]) -> None:
     """Another model, another revision of it, or other numbers in it, give other answers."""
