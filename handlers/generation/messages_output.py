@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from handlers.generation.translated_chat import Event
 from handlers.schemas.messages_api import MessagesRequest
-
-Event = dict[str, Any]
+from runtime.errors import ServiceError
 
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}
 
@@ -80,6 +80,10 @@ class MessageBuilder:
         self.message = self.message | {"content": self._content} | ended
         self.message["usage"] = self.message["usage"] | counted
         return [*events, {"type": "message_delta", "delta": ended, "usage": counted}, {"type": "message_stop"}]
+
+    def failed(self, error: ServiceError) -> list[Event]:
+        """Return no events: a stream of messages ends with the error alone."""
+        return []
 
     def _stop_reason(self, usage: Mapping[str, Any]) -> str:
         if self._reason == "length":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from handlers.generation.responses_input import logprobs_wanted
+from handlers.generation.translated_chat import Event
 from handlers.schemas.requests import ChatRequest
 from handlers.schemas.responses_api import ResponsesRequest
 from runtime.errors import ServiceError
-
-Event = dict[str, Any]
 
 
 class ResponseBuilder:
@@ -19,9 +18,11 @@ class ResponseBuilder:
     Args:
         request: the validated request.
         chat: the chat completion, or the first chunk of one.
+        now: returns the Unix time in seconds.
     """
 
-    def __init__(self, request: ResponsesRequest, chat: Mapping[str, Any]) -> None:
+    def __init__(self, request: ResponsesRequest, chat: Mapping[str, Any], now: Callable[[], float]) -> None:
+        self._now = now
         self._suffix = chat["id"].removeprefix("chatcmpl-")
         self.response: dict[str, Any] = _head(request, chat, f"resp_{self._suffix}")
         self._output: list[dict[str, Any]] = []  # finished items
@@ -55,12 +56,11 @@ class ResponseBuilder:
             events += self._add_call(call.get("index", index), call)
         return events
 
-    def finish(self, usage: Mapping[str, Any], now: float) -> list[Event]:
+    def finish(self, usage: Mapping[str, Any]) -> list[Event]:
         """End the response; ``response`` is complete then.
 
         Args:
             usage: the usage of the chat completion.
-            now: Unix time in seconds.
         """
         events: list[Event] = []
         if self._open in (None, "reasoning") and not any(item["type"] != "reasoning" for item in self._output):
@@ -70,19 +70,19 @@ class ResponseBuilder:
         events += self._close(status)
         self.response = self.response | {
             "status": status,
-            "completed_at": None if cut else int(now),
+            "completed_at": None if cut else int(self._now()),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": self._output,
             "usage": _usage(usage),
         }
         return [*events, self._event(f"response.{status}", response=self.response)]
 
-    def failed(self, error: ServiceError) -> Event:
+    def failed(self, error: ServiceError) -> list[Event]:
         """Return the event of a response that an error ends."""
         code = "server_error" if error.status >= 500 else "invalid_prompt"
         code = "rate_limit_exceeded" if error.status == 429 else code
         ended = {"status": "failed", "error": {"code": code, "message": error.message}, "output": self._output}
-        return self._event("response.failed", response=self.response | ended)
+        return [self._event("response.failed", response=self.response | ended)]
 
     def _add_text(self, kind: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
         events = [] if self._open == kind else self._open_text(kind)

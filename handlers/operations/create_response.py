@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from handlers.context import Context
 from handlers.generation.responses_input import FIELDS, chat_payload
 from handlers.generation.responses_output import ResponseBuilder
+from handlers.generation.translated_chat import streamed, translated
 from handlers.generation.translated_errors import renaming
 from handlers.operations import chat
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.responses_api import ResponsesRequest
-from runtime.errors import ServiceError
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -26,13 +25,13 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     request = parse(ResponsesRequest, payload)
     with renaming(FIELDS):
         answer = await chat.handle(chat_payload(request, payload), ctx)
-    builder = ResponseBuilder(request, answer)
+    builder = ResponseBuilder(request, answer, ctx.clock.time)
     builder.add(answer["choices"][0])
-    builder.finish(answer["usage"], ctx.clock.time())
+    builder.finish(answer["usage"])
     return builder.response
 
 
-async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the typed events of a response.
 
     Raises:
@@ -40,23 +39,5 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
         ServiceError: other errors of the operation ``chat``; once the stream has begun, after ``response.failed``.
     """
     request = parse_stream(ResponsesRequest, payload)
-    builder: ResponseBuilder | None = None
-    asked = chat_payload(request, payload) | {"stream_options": {"include_usage": True}}
-    with renaming(FIELDS):
-        async with aclosing(chat.stream(asked, ctx)) as chunks:
-            try:
-                async for chunk in chunks:
-                    if builder is None:
-                        builder = ResponseBuilder(request, chunk)
-                        for event in builder.start():
-                            yield event
-                    for choice in chunk["choices"]:
-                        for event in builder.add(choice):
-                            yield event
-                    if not chunk["choices"]:  # the last chunk, which has the usage
-                        for event in builder.finish(chunk["usage"], ctx.clock.time()):
-                            yield event
-            except ServiceError as error:
-                if builder is not None:
-                    yield builder.failed(error)
-                raise
+    chunks = chat.stream(streamed(chat_payload(request, payload)), ctx)
+    return translated(chunks, lambda chunk: ResponseBuilder(request, chunk, ctx.clock.time), FIELDS)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from handlers.context import Context
 from handlers.generation.messages_input import FIELDS, chat_payload
 from handlers.generation.messages_output import MessageBuilder
+from handlers.generation.translated_chat import streamed, translated
 from handlers.generation.translated_errors import renaming
 from handlers.operations import chat
 from handlers.schemas.messages_api import CountTokensRequest, MessagesRequest
@@ -32,7 +32,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return builder.message
 
 
-async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the events of a message.
 
     Raises:
@@ -40,21 +40,8 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
         ServiceError: other errors of the operation ``chat``.
     """
     request = parse_stream(MessagesRequest, payload)
-    builder: MessageBuilder | None = None
-    asked = chat_payload(request, payload) | {"stream_options": {"include_usage": True}}
-    with renaming(FIELDS):
-        async with aclosing(chat.stream(asked, ctx)) as chunks:
-            async for chunk in chunks:
-                if builder is None:
-                    builder = MessageBuilder(request, chunk)
-                    for event in builder.start():
-                        yield event
-                for choice in chunk["choices"]:
-                    for event in builder.add(choice):
-                        yield event
-                if not chunk["choices"]:  # the last chunk, which has the usage
-                    for event in builder.finish(chunk["usage"]):
-                        yield event
+    chunks = chat.stream(streamed(chat_payload(request, payload)), ctx)
+    return translated(chunks, lambda chunk: MessageBuilder(request, chunk), FIELDS)
 
 
 async def count(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:

@@ -18,6 +18,15 @@ def _encodable(value: str) -> str:
     return value
 
 
+def branch_of_type(value: object) -> str | None:
+    """Return the branch of a union of objects whose member ``type`` tells them apart.
+
+    Branches are written in angle brackets, which keeps them out of the field names of errors.
+    """
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if isinstance(kind, str) else None
+
+
 Text = Annotated[str, Field(min_length=1)]
 AnyText = Annotated[str, AfterValidator(_encodable)]
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import AnyText
+from handlers.schemas.fields import AnyText, branch_of_type
 from handlers.schemas.messages import CallId, PromptCaching
-from handlers.schemas.responses_api_items import branch_of_type, text_or_list
+from handlers.schemas.responses_api_items import text_or_list
 from handlers.schemas.strict import Strict
 from handlers.schemas.tools import FunctionName
 from handlers.schemas.unsupported import Unsupported

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.fields import Temperature, TopK, TopP
-from handlers.schemas.strict import Strict
+from handlers.schemas.strict import Strict, check_needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.unsupported import STREAM_OPTIONS
 
@@ -32,9 +32,7 @@ class StreamOptions(Strict):
     @field_validator("continuous_usage_stats")
     @classmethod
     def _needs_usage(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("include_usage", True) is not True:
-            raise PydanticCustomError("needs_usage", "needs include_usage to be true")
-        return value
+        return check_needs(value, info, "include_usage")
 
 
 def not_streamed(field: str) -> dict[str, Any]:
@@ -91,6 +89,4 @@ class OpenAIRequest(Structured):
     @field_validator("stream_options")
     @classmethod
     def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and info.data.get("stream", True) is not True:
-            raise PydanticCustomError("needs_stream", "needs stream to be true")
-        return value
+        return check_needs(value, info, "stream")

@@ -23,7 +23,7 @@ from handlers.schemas.fields import (
 )
 from handlers.schemas.messages import ChatMessage
 from handlers.schemas.openai import OpenAIRequest, not_streamed
-from handlers.schemas.strict import Strict, needs
+from handlers.schemas.strict import Strict, check_needs, needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.template import TemplateFields
 from handlers.schemas.tools import TOOLS_NEEDED, ToolFields
@@ -172,9 +172,7 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("logprobs", True) is not True:
-            raise PydanticCustomError("needs_logprobs", "needs logprobs to be true")
-        return value
+        return check_needs(value, info, "logprobs")
 
 
 class CompletionsRequest(OpenAIRequest):

@@ -6,10 +6,9 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from handlers.schemas.base import Cacheable
-from handlers.schemas.fields import AnyText
+from handlers.schemas.fields import AnyText, branch_of_type
 from handlers.schemas.function_tools import (
     AllowedTools,
     FunctionTool,
@@ -17,8 +16,8 @@ from handlers.schemas.function_tools import (
     check_choice,
     check_hosted,
 )
-from handlers.schemas.responses_api_items import Items, branch_of_type, text_or_list
-from handlers.schemas.strict import Strict, needs
+from handlers.schemas.responses_api_items import Items, text_or_list
+from handlers.schemas.strict import Strict, check_needs, needs
 from handlers.schemas.structured import JSONObjectFormat, NamedSchema, PlainFormat
 from handlers.schemas.tools import MAX_TOOLS, TOOLS_NEEDED, ReasoningEffort
 from handlers.schemas.unsupported import STREAM_OPTIONS, Unsupported
@@ -193,6 +192,4 @@ class ResponsesRequest(Cacheable):
     @field_validator("stream_options")
     @classmethod
     def _needs_stream(cls, value: ResponseStreamOptions | None, info: ValidationInfo) -> ResponseStreamOptions | None:
-        if value is not None and info.data.get("stream", True) is not True:
-            raise PydanticCustomError("needs_stream", "needs stream to be true")
-        return value
+        return check_needs(value, info, "stream")

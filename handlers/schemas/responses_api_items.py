@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import AnyText
+from handlers.schemas.fields import AnyText, branch_of_type
 from handlers.schemas.messages import CallId, FunctionCall
 from handlers.schemas.strict import Strict
 from handlers.schemas.unsupported import Unsupported
@@ -34,12 +34,6 @@ class OutputText(Strict):
     type: Literal["output_text"]
     text: AnyText
     logprobs: list[Any] | None = Field(None, description="Accepted for compatibility; not used.")
-
-
-def branch_of_type(value: object) -> str | None:
-    """Return the branch of a union of objects whose member ``type`` tells them apart."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if isinstance(kind, str) else None
 
 
 def text_or_list(value: object) -> str | None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from handlers.schemas.unsupported import Unsupported
+
+T = TypeVar("T")
 
 _ABOUT = ("title", "description", "default")  # keys of a field's JSON schema that are not part of its type
 
@@ -69,6 +78,22 @@ def _nullable(field: dict[str, Any]) -> dict[str, Any]:
     if {"type": "null"} in options:
         return field
     return {"anyOf": [*options, {"type": "null"}]} | {k: value for k, value in field.items() if k in _ABOUT}
+
+
+def check_needs(value: T, info: ValidationInfo, flag: str) -> T:
+    """Return a field's value after checking the rule of ``needs``; for a validator of the field.
+
+    Args:
+        value: the field's value; None and False need nothing.
+        info: pydantic's information, with the fields before this one.
+        flag: the other field, a boolean before this one.
+
+    Raises:
+        PydanticCustomError: the other field is not true.
+    """
+    if value is not None and value is not False and info.data.get(flag, True) is not True:
+        raise PydanticCustomError("needs", "needs {flag} to be true", {"flag": flag})
+    return value
 
 
 def needs(field: str, kind: str, flag: str) -> dict[str, Any]:

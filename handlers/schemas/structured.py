@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Wit
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.base import Cacheable
-from handlers.schemas.fields import AnyText, Text
+from handlers.schemas.fields import AnyText, Text, branch_of_type
 from handlers.schemas.strict import Strict
 
 _MAX_CHOICES = 1024
@@ -67,16 +67,12 @@ class JSONSchemaFormat(Strict):
     json_schema: NamedSchema
 
 
-def _format_kind(value: object) -> object:
-    return value.get("type") if isinstance(value, dict) else None
-
-
 ResponseFormat = Annotated[
-    Annotated[PlainFormat, Tag("text")]
-    | Annotated[JSONObjectFormat, Tag("json_object")]
-    | Annotated[JSONSchemaFormat, Tag("json_schema")],
+    Annotated[PlainFormat, Tag("<text>")]
+    | Annotated[JSONObjectFormat, Tag("<json_object>")]
+    | Annotated[JSONSchemaFormat, Tag("<json_schema>")],
     Discriminator(
-        _format_kind,
+        branch_of_type,
         custom_error_type="response_format",
         custom_error_message="type should be text, json_object or json_schema",
     ),

@@ -84,8 +84,11 @@ def test_without_a_constraint_there_is_no_grammar(fields: dict[str, Any]) -> Non
         ({"structured_outputs": {"json_object": False}}, "structured_outputs: give one of"),
         ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
         ({"response_format": {"type": "xml"}}, "response_format: type should be text, json_object or json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: field required"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema: field required",
+        ),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "give only one of guided_regex, guided_choice"),
         (
             {"response_format": {"type": "json_object"}, "guided_regex": "a"},

@@ -42,11 +42,11 @@ def _chat(**payload: Any) -> dict[str, Any]:
 
 def _build(chunks: list[dict[str, Any]], **payload: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The response and the events of a chat completion's choices."""
-    builder = ResponseBuilder(parse(ResponsesRequest, {"input": "Hi"} | payload), CHAT)
+    builder = ResponseBuilder(parse(ResponsesRequest, {"input": "Hi"} | payload), CHAT, lambda: 9.5)
     events = builder.start()
     for choice in chunks:
         events += builder.add(choice)
-    events += builder.finish(usage(3, 4, 1), 9.5)
+    events += builder.finish(usage(3, 4, 1))
     for event in events:
         ResponseEvent.model_validate(event, extra="forbid", strict=True)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
