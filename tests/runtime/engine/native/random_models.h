@@ -1,0 +1,147 @@
+// Small decoders with random weights, of every number type and feature, for the programs that run the kernels without
+// Python: the fuzz target and the comparison of instruction set levels.
+#pragma once
+
+#include <cstdio>
+#include <memory>
+
+#include "decoder.cpp"
+
+namespace warmstart {
+
+constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 6 * kVariants;
+constexpr int kContext = 28, kMaxTokens = 24, kBlocks = 6;
+
+#define REQUIRE(condition)                                       \
+    if (!(condition)) {                                          \
+        std::fprintf(stderr, "not so: %s\n", #condition);        \
+        std::abort();                                            \
+    }
+
+// A model and its memory, every array exactly as long as it must be.
+struct Model {
+    std::vector<std::unique_ptr<uint8_t[]>> memory;
+    std::vector<Layer> layers;
+    std::vector<Rotation> rotations;
+    Config config{};
+    uint32_t state = 1;
+
+    const float* floats(size_t count, float scale) {
+        memory.emplace_back(new uint8_t[count * 4]);
+        float* values = (float*)memory.back().get();
+        for (size_t i = 0; i < count; i++) {
+            state = state * 1664525 + 1013904223;
+            values[i] = ((int32_t)state >> 8) / 8388608.0f * scale;
+        }
+        return values;
+    }
+
+    Tensor vector(int width, bool biased, int rows = 1) {
+        Tensor t{};
+        t.data = floats((size_t)rows * padded(width), 1);
+        t.data_bytes = (uint64_t)rows * padded(width) * 4;
+        if (biased) t.bias = floats(padded(width), 1), t.bias_count = padded(width);
+        return t;
+    }
+
+    Tensor matrix(int rows, int columns, bool biased) {
+        rows = padded(rows), columns = padded(columns);
+        const int groups = (columns + kGroup - 1) / kGroup;
+        Tensor t{};
+        t.data_bytes = (uint64_t)rows * columns * (config.kind == kFloat32 ? 4 : config.kind == kBfloat16 ? 2 : 1);
+        const float* values = floats((size_t)rows * columns, 0.3f);
+        if (config.kind == kFloat32) {
+            t.data = values;
+        } else {
+            memory.emplace_back(new uint8_t[t.data_bytes]);
+            uint8_t* bytes = memory.back().get();
+            for (size_t i = 0; i < (size_t)rows * columns; i++) {
+                if (config.kind == kBfloat16)
+                    std::memcpy(bytes + 2 * i, (const uint8_t*)(values + i) + 2, 2);
+                else
+                    bytes[i] = (uint8_t)(128 + values[i] * 400);
+            }
+            t.data = bytes;
+        }
+        if (config.kind == kInt8) t.scales = floats((size_t)rows * groups, 0.01f), t.scale_count = rows * groups;
+        if (biased) t.bias = floats(rows, 1), t.bias_count = rows;
+        return t;
+    }
+
+    // Sets the first value of a token's embedding, so that its row fails.
+    void poison(int token, float value) {
+        if (config.kind == kInt8) {
+            ((float*)config.embed.scales)[token] = value;
+        } else if (config.kind == kBfloat16) {
+            std::memcpy((uint8_t*)config.embed.data + token * 4, (uint8_t*)&value + 2, 2);
+        } else {
+            ((float*)config.embed.data)[token] = value;
+        }
+    }
+
+    // Each number type of the weights and of keys and values, with each variant: GPT-2's features; odd widths; Gemma's
+    // norms, soft caps and window; a convolution with a parallel layer and ALiBi. Every fourth model has two threads.
+    explicit Model(int index) {
+        Config& c = config;
+        const int variant = index / 3 % kVariants;
+        const bool gpt2 = variant == 0, odd = variant == 1, gemma = variant == 2, convolves = variant == 3;
+        c.kind = index % 3, c.half_kv = index / (3 * kVariants), c.activation = index % 5;
+        c.norm = gpt2 || convolves ? kLayerNorm : kRms, c.qk_norm = gemma ? kHeadNorm : odd ? kFullNorm : kNoNorm;
+        c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
+        c.layers = kLayers, c.hidden = odd ? 40 : 32, c.intermediate = odd ? 44 : 48, c.heads = kHeads;
+        c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
+        c.threads = index % 4 ? 1 : 2, c.max_tokens = kMaxTokens, c.blocks = kBlocks;
+        c.epsilon = 1e-5f, c.attention_scale = 0.2f, c.embedding_scale = gemma ? 5 : 1, c.residual_scale = odd ? 0.5f : 1;
+        c.logit_scale = odd ? 0.3f : 1, c.attention_softcap = c.logit_softcap = gemma ? 4 : 0;
+        if (convolves) c.alibi_slopes = floats(kHeads, 1), c.slope_count = kHeads;
+        if (gpt2) c.positions = floats(kContext * c.hidden, 0.1f), c.position_count = kContext * c.hidden;
+        if (odd || gemma) {
+            rotations.push_back({floats(c.head_dim / 2, 1), floats(c.head_dim / 2, 1), (uint64_t)c.head_dim / 2, 1});
+            rotations.push_back({floats(3, 1), nullptr, 3, 1.2f});
+        }
+        c.rotations = rotations.data(), c.rotation_count = (int)rotations.size();
+        c.embed = matrix(kVocabulary, c.hidden, false);
+        poison(5, NAN), poison(6, 1e38f);
+        if (convolves) c.embed_norm = vector(c.hidden, true);
+        c.final_norm = vector(c.hidden, gpt2);
+        c.head = matrix(kVocabulary, c.hidden, odd);
+        for (int i = 0; i < kLayers; i++) {
+            Layer l{};
+            const int heads = c.heads * padded(c.head_dim), keys = c.kv_heads * padded(c.head_dim);
+            l.kind = convolves && !i ? kConvolution : kAttention;
+            l.window = gemma && !i ? 7 : 0, l.rotation = gemma && i ? -1 : std::min(i, c.rotation_count - 1);
+            l.attention_norm = vector(c.hidden, gpt2);
+            if (!c.shared_norm) l.mlp_norm = vector(c.hidden, gpt2);
+            if (gemma) l.attention_post_norm = vector(c.hidden, false), l.mlp_post_norm = vector(c.hidden, false);
+            if (c.qk_norm) l.q_norm = vector(heads, gemma), l.k_norm = vector(keys, gemma);
+            if (l.kind == kConvolution) {
+                l.qkv = matrix(3 * c.hidden, c.hidden, false), l.attention_out = matrix(c.hidden, c.hidden, false);
+                l.convolution = vector(c.hidden, true, c.convolution_width);
+            } else {
+                l.qkv = matrix(heads + 2 * keys, c.hidden, gpt2), l.attention_out = matrix(c.hidden, heads, gpt2);
+            }
+            l.up = matrix(padded(c.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
+            l.down = matrix(c.hidden, c.intermediate, gpt2);
+            layers.push_back(l);
+        }
+        c.layer = layers.data();
+    }
+};
+
+struct Opened {
+    Model model;
+    void* decoder = nullptr;
+    explicit Opened(int index) : model(index) {
+        REQUIRE(warmstart_open(&model.config, &decoder) == kOk);
+    }
+    ~Opened() { warmstart_close(decoder); }
+};
+
+inline Opened& opened(int index) {
+    static std::unique_ptr<Opened> all[kModels];
+    std::unique_ptr<Opened>& one = all[index];
+    if (!one) one.reset(new Opened(index));
+    return *one;
+}
+
+}  // namespace warmstart
