@@ -20,7 +20,7 @@ class Input {
 
     int32_t hostile() {
         static const int32_t extremes[] = {-1,      INT32_MIN, INT32_MAX, 0,           1 << 16,        1 << 20,
-                                           1 << 24, 1 << 26,   1 << 30,   kVocabulary, kVocabulary + 8, kMaxTokens + 1};
+                                           1 << 24, 1 << 26,   1 << 30,   kVocabulary, kVocabulary + 8, kStepTokens + 1};
         const uint8_t which = data_.ConsumeIntegral<uint8_t>();
         return which < 128 ? extremes[which % 12] : data_.ConsumeIntegral<int32_t>();
     }

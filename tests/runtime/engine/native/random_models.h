@@ -10,7 +10,7 @@
 namespace warmstart {
 
 constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 6 * kVariants;
-constexpr int kContext = 28, kMaxTokens = 24, kBlocks = 6;
+constexpr int kContext = 28, kStepTokens = 24, kBlocks = 6;
 
 #define REQUIRE(condition)                                       \
     if (!(condition)) {                                          \
@@ -90,7 +90,7 @@ struct Model {
         c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
         c.layers = kLayers, c.hidden = odd ? 40 : 32, c.intermediate = odd ? 44 : 48, c.heads = kHeads;
         c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
-        c.threads = index % 4 ? 1 : 2, c.max_tokens = kMaxTokens, c.blocks = kBlocks;
+        c.threads = index % 4 ? 1 : 2, c.max_tokens = kStepTokens, c.blocks = kBlocks;
         c.epsilon = 1e-5f, c.attention_scale = 0.2f, c.embedding_scale = gemma ? 5 : 1, c.residual_scale = odd ? 0.5f : 1;
         c.logit_scale = odd ? 0.3f : 1, c.attention_softcap = c.logit_softcap = gemma ? 4 : 0;
         if (convolves) c.alibi_slopes = floats(kHeads, 1), c.slope_count = kHeads;
