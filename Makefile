@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak check sanitize audit format lock load image-test
+.PHONY: help serve test soak check sanitize arm audit format lock load image-test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ check: $(VENV)/.dev ## Format, lint, types and import arrows
 
 sanitize: $(VENV)/.dev ## Run the kernels' tests under sanitizers, then fuzz them for SECONDS=60 a level (needs clang)
 	PYTHONPATH=. $(VENV)/bin/python .ci/sanitize.py
+
+arm: $(VENV)/.dev ## Compile the kernels for Arm and compare their results in an emulator (Debian, root)
+	apt-get install -y -qq --no-install-recommends g++ clang g++-aarch64-linux-gnu qemu-user
+	$(VENV)/bin/python -m pytest tests/runtime/engine/native/test_levels.py $(ARGS)
 
 audit: $(VENV)/.dev ## Look the installed packages up in the advisory database
 	$(VENV)/bin/python .ci/audit.py

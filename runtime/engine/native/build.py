@@ -47,11 +47,16 @@ _X86 = (
     Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
 )
 _ANY = (Level("generic", frozenset(), ()),)
+_LEVELS = {"x86_64": _X86, "AMD64": _X86}
 
 
-def levels() -> tuple[Level, ...]:
-    """Return the levels that can be built for this architecture, best first."""
-    return (_X86 if platform.machine() in ("x86_64", "AMD64") else ()) + _ANY
+def levels(machine: str | None = None) -> tuple[Level, ...]:
+    """Return the levels of an architecture, best first.
+
+    Args:
+        machine: the architecture as ``platform.machine`` names it; by default that of this machine.
+    """
+    return _LEVELS.get(machine or platform.machine(), ()) + _ANY
 
 
 @cache

@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace warmstart {
@@ -96,21 +98,42 @@ inline void store_half(uint16_t* to, Floats v) {
         _mm_storeu_si128((__m128i*)to + i, _mm256_cvtps_ph(part, _MM_FROUND_TO_NEAREST_INT));
     }
 }
-#else
+#elif defined(__aarch64__)
 inline Floats load_half(const uint16_t* from) {
     Floats v;
-    for (int i = 0; i < kLanes; i++) {
-        _Float16 h;
-        std::memcpy(&h, from + i, 2);
-        v[i] = (float)h;
+    for (int i = 0; i < 4; i++) {
+        const float32x4_t part = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i)));
+        std::memcpy((char*)&v + 16 * i, &part, 16);
     }
     return v;
 }
 inline void store_half(uint16_t* to, Floats v) {
-    for (int i = 0; i < kLanes; i++) {
-        const _Float16 h = (_Float16)v[i];
-        std::memcpy(to + i, &h, 2);
+    for (int i = 0; i < 4; i++) {
+        float32x4_t part;
+        std::memcpy(&part, (const char*)&v + 16 * i, 16);
+        vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(part)));
     }
+}
+#else
+inline Words select(Ints mask, Words yes, Words no) { return (yes & (Words)mask) | (no & ~(Words)mask); }
+
+// In integers, since compilers have a half-precision type only where the processor does.
+inline Floats load_half(const uint16_t* from) {
+    Words h;
+    for (int i = 0; i < kLanes; i++) h[i] = from[i];
+    const Words magnitude = h & 0x7fffu;
+    const Words scaled = (Words)((Floats)(magnitude << 13) * 0x1p112f);  // exact, for subnormal numbers as well
+    return (Floats)(select(magnitude < 0x7c00u, scaled, magnitude << 13 | 0x7f800000u) | (h & 0x8000u) << 16);
+}
+inline void store_half(uint16_t* to, Floats v) {
+    const Words magnitude = (Words)v & 0x7fffffffu;
+    const Words normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;  // to nearest even
+    const Words subnormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);  // the addition rounds
+    const Words no_number = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+    const Words large = select(magnitude > 0x7f800000u, no_number, Words{} + 0x7c00u);
+    const Words half = select(magnitude < 0x38800000u, subnormal, select(magnitude < 0x47800000u, normal, large));
+    const Words all = half | ((Words)v >> 16 & 0x8000u);
+    for (int i = 0; i < kLanes; i++) to[i] = (uint16_t)all[i];
 }
 #endif
 

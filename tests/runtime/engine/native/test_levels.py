@@ -1,0 +1,67 @@
+"""The kernels as other compilers and another architecture compile them: warnings, and the numbers that they compute."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.engine.native import build
+
+ROOT = Path(__file__).resolve().parents[4]
+SOURCES = ROOT / "runtime/engine/native"
+PROGRAM = Path(__file__).parent / "level_outputs.cpp"
+MODELS = 24  # as level_outputs.cpp has them; every third in float32, the first twelve with float32 keys and values
+CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+NATIVE = build.levels()
+
+needs_emulator = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not all(map(shutil.which, (CROSS_COMPILER, EMULATOR, "g++"))),
+    reason="compiles for Arm on x86; run: make arm, or apt-get install g++ g++-aarch64-linux-gnu qemu-user",
+)
+
+
+def compiled(compiler: str, options: Sequence[str], target: Path) -> Path:
+    """Compile the program that writes logits."""
+    shared = [option for option in build.OPTIONS if option not in ("-shared", "-fPIC")]
+    command = [compiler, *shared, *options, "-static", "-I", str(SOURCES), str(PROGRAM), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+def written(*command: str | Path) -> NDArray[np.float32]:
+    """Run a program and return the logits that it writes, a row for each model."""
+    output = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(output, np.float32).reshape(MODELS, -1)
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("level", NATIVE, ids=lambda level: level.name)
+def test_no_warning(compiler: str, level: build.Level) -> None:
+    """Both compilers accept the kernels of every level as C++17 with all warnings turned into errors."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}; run: apt-get install {'clang' if compiler == 'clang++' else compiler}")
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only", *level.options]
+    subprocess.run([compiler, *options, str(SOURCES / "decoder.cpp")], check=True)
+
+
+@needs_emulator
+def test_arm(tmp_path: Path) -> None:
+    """On Arm every level computes the same bits as the generic one, and what x86 does but for the last digits."""
+    here = written(compiled("g++", [], tmp_path / "here"))
+    generic, *others = [
+        written(EMULATOR, compiled(CROSS_COMPILER, level.options, tmp_path / level.name))
+        for level in reversed(build.levels("aarch64"))
+    ]
+    for found in others:
+        assert np.array_equal(found, generic)
+    largest, difference = np.abs(here).max(axis=1), np.abs(generic - here).max(axis=1)
+    assert np.isfinite(here).all()
+    assert (difference[: MODELS // 2 : 3] < 1e-5 * largest[: MODELS // 2 : 3]).all()
+    assert (difference < 1e-3 * largest).all()  # a code or a half may be rounded the other way
