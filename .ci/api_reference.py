@@ -32,9 +32,8 @@ name.
 **vLLM**: change the base URL. `guided_*`, `structured_outputs`, `top_k`, `min_p`, `repetition_penalty` and `min_tokens`
 have vLLM's names and meaning. Beam search is refused; LoRA adapters are models of their own.
 
-**llama.cpp**: `/v1/completions` instead of `/completion`; `n_predict` is `max_tokens`, `json_schema` is `guided_json`,
-`grammar` is `guided_grammar` in Lark's syntax instead of GBNF, `cache_prompt` is always on. GGUF files are served as
-they are: `MODEL_NAME=/path/model.gguf`.
+**llama.cpp**: `/v1/completions` instead of `/completion`; `n_predict` is `max_tokens`, `cache_prompt` is always on.
+GGUF files are served as they are: `MODEL_NAME=/path/model.gguf`.
 
 **Ollama**: `/v1/chat/completions` instead of `/api/chat`; `options` are fields of the request, `num_predict` is
 `max_tokens`, `format` is `response_format`, and `keep_alive` is the setting IDLE_UNLOAD_SECONDS.

@@ -95,13 +95,13 @@ class Grammar:
 
     Args:
         kind: the kind of definition.
-        definition: a JSON Schema as JSON text, a regular expression, or a grammar in Lark's syntax.
+        definition: a JSON Schema as JSON text, a regular expression, or a grammar in Lark's or llama.cpp's syntax.
         field: the request's field that holds it, for error messages.
         parts: grammars to which ``definition``, in Lark's syntax, refers as ``@part0``, ``@part1``, ...
         reasoning: limit on the reasoning before the text; None for none.
     """
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "gbnf"]
     definition: str
     field: str
     parts: tuple[Grammar, ...] = ()

@@ -11,15 +11,22 @@ from handlers.schemas.structured import JSONObjectFormat, JSONSchemaFormat, Stru
 from runtime.types import Grammar
 
 _ANY_OBJECT = {"type": "object"}
+_GBNF = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)  # the start of a rule, which Lark writes with a colon
 
 
 def requested_grammar(request: Structured) -> Grammar | None:
     """Return the grammar that a request's text must match; None for any text."""
     form = request.response_format
     if isinstance(form, JSONObjectFormat):
+        if form.definition is not None:
+            return _json(form.definition, "response_format.schema")
         return _json(_ANY_OBJECT, "response_format")
     if isinstance(form, JSONSchemaFormat):
         return _json(form.json_schema.definition, "response_format.json_schema.schema")
+    if request.json_schema is not None:
+        return _json(request.json_schema, "json_schema")
+    if request.grammar is not None:
+        return _grammar(request.grammar, "grammar")
     if request.guided_json is not None:
         return _json(request.guided_json, "guided_json")
     if request.guided_regex is not None:
@@ -27,7 +34,7 @@ def requested_grammar(request: Structured) -> Grammar | None:
     if request.guided_choice is not None:
         return _choice(request.guided_choice, "guided_choice")
     if request.guided_grammar is not None:
-        return Grammar("lark", request.guided_grammar, "guided_grammar")
+        return _grammar(request.guided_grammar, "guided_grammar")
     options = request.structured_outputs
     if options is None:
         return None
@@ -36,7 +43,7 @@ def requested_grammar(request: Structured) -> Grammar | None:
     if options.choice is not None:
         return _choice(options.choice, "structured_outputs.choice")
     if options.grammar is not None:
-        return Grammar("lark", options.grammar, "structured_outputs.grammar")
+        return _grammar(options.grammar, "structured_outputs.grammar")
     if options.json_object:
         return _json(_ANY_OBJECT, "structured_outputs.json_object")
     return _json(options.json_schema, "structured_outputs.json")
@@ -44,6 +51,10 @@ def requested_grammar(request: Structured) -> Grammar | None:
 
 def _json(schema: Any, field: str) -> Grammar:
     return Grammar("json_schema", json.dumps(schema), field)
+
+
+def _grammar(text: str, field: str) -> Grammar:
+    return Grammar("gbnf" if _GBNF.search(text) else "lark", text, field)
 
 
 def _choice(texts: Sequence[str], field: str) -> Grammar:

@@ -1,4 +1,4 @@
-"""Fields that constrain the generated text: OpenAI's response_format, and vLLM's guided_* and structured_outputs."""
+"""Fields that constrain the generated text, as OpenAI, vLLM and llama.cpp name them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,12 @@ class PlainFormat(Strict):
 
 
 class JSONObjectFormat(Strict):
-    """Any JSON object."""
+    """Any JSON object, or JSON that is valid under a schema, which llama.cpp takes here, too."""
+
+    model_config = ConfigDict(protected_namespaces=())
 
     type: Literal["json_object"]
+    definition: JSONSchema | None = Field(None, alias="schema", description="A JSON Schema.")
 
 
 class NamedSchema(Strict):
@@ -54,7 +57,7 @@ class NamedSchema(Strict):
 
     model_config = ConfigDict(protected_namespaces=(), populate_by_name=True, serialize_by_alias=True)
 
-    name: Text = Field(max_length=64, description="Accepted for compatibility; not used.")
+    name: Text | None = Field(None, max_length=64, description="Accepted for compatibility; not used.")
     description: str | None = Field(None, description="Accepted for compatibility; not used.")
     definition: JSONSchema = Field(alias="schema", description="The JSON Schema.")
     strict: bool | None = Field(None, description="Accepted for compatibility: a schema is always followed.")
@@ -97,7 +100,9 @@ class StructuredOutputs(Strict):
     json_schema: JSONSchema | None = Field(None, alias="json", description="A JSON Schema that the text must match.")
     regex: Text | None = Field(None, description="A regular expression that the whole text must match.")
     choice: Choices | None = Field(None, description="The texts to choose from.")
-    grammar: Text | None = Field(None, description="A grammar in Lark's syntax that the text must match.")
+    grammar: Text | None = Field(
+        None, description="A grammar that the text must match, in Lark's syntax or llama.cpp's (GBNF)."
+    )
     json_object: bool | None = Field(None, description="True for any JSON object.")
 
     @model_validator(mode="after")
@@ -108,7 +113,16 @@ class StructuredOutputs(Strict):
         return self
 
 
-_FIELDS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_FIELDS = (
+    "response_format",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "json_schema",
+    "grammar",
+)
 
 
 class Structured(Cacheable):
@@ -123,9 +137,11 @@ class Structured(Cacheable):
     )
     guided_choice: Choices | None = Field(None, description="The texts to choose from.")
     guided_grammar: AnyText | None = Field(
-        None, min_length=1, description="A grammar in Lark's syntax that the text must match."
+        None, min_length=1, description="A grammar that the text must match, in Lark's syntax or llama.cpp's (GBNF)."
     )
     structured_outputs: StructuredOutputs | None = Field(None, description="The same in vLLM's newer form.")
+    json_schema: JSONSchema | None = Field(None, description="llama.cpp's name of guided_json.")
+    grammar: AnyText | None = Field(None, min_length=1, description="llama.cpp's name of guided_grammar.")
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Structured:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine.gbnf import gbnf_to_lark
+from runtime.engine.json_schema import rewritten
 from runtime.errors import InternalError, InvalidRequest
 from runtime.types import Grammar, ReasoningLimit
 
@@ -269,10 +271,12 @@ def _named(grammar: Grammar) -> dict[str, Any]:
 
     if grammar.kind == "lark":
         return {"lark_grammar": grammar.definition}
+    if grammar.kind == "gbnf":
+        return {"lark_grammar": gbnf_to_lark(grammar.definition)}
     if grammar.kind == "regex":
         converted = LLMatcher.grammar_from_regex(grammar.definition)
     else:
-        schema: Any = json.loads(grammar.definition)
+        schema = rewritten(json.loads(grammar.definition))
         options: Any = _JSON_OPTIONS
         converted = LLMatcher.grammar_from_json_schema(
             {"allOf": [schema]} if isinstance(schema, bool) else schema, options

@@ -147,6 +147,8 @@ CONSTRAINTS = (
     "guided_choice",
     "guided_grammar",
     "structured_outputs",
+    "json_schema",
+    "grammar",
 )
 
 
