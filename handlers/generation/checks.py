@@ -17,7 +17,6 @@ from runtime.types import Grammar, Message, SamplingParams, ToolCall
 Prompt: TypeAlias = str | Sequence[int]
 """A text or token ids."""
 
-_LEAST_SHARE = 512  # tokens
 _MAX_CONCURRENT_TEXTS = 16  # tokenized concurrently
 
 
@@ -74,20 +73,15 @@ def check_sequences(prompts: int, n: int, ctx: Context, n_field: str, prompts_fi
 
 
 def default_limit(engine: Engine, prompt_tokens: int) -> int:
-    """Return the number of new tokens if the request sets none: to the end of the context.
-
-    Space in the KV cache is reserved for all of them. So that a few such requests do not keep others waiting, it is not
-    more than a sixteenth of the cache, unless that is less than ``_LEAST_SHARE``.
+    """Return the number of new tokens if the request sets none: to the end of the context, or of the KV cache if that
+    is smaller.
 
     Args:
         engine: the model's engine.
         prompt_tokens: the prompt's length in tokens.
     """
     info = engine.info
-    left = info.context_length - prompt_tokens
-    if info.kv_tokens:
-        left = min(left, max(info.kv_tokens // 16, _LEAST_SHARE), info.kv_tokens - prompt_tokens)
-    return max(1, left)
+    return max(1, min(info.context_length, info.kv_tokens or info.context_length) - prompt_tokens)
 
 
 def remaining_context(prompt_tokens: int, context_length: int, field_name: str) -> int:

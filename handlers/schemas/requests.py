@@ -132,7 +132,7 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
         le=10_000_000,
         strict=False,
         description="Maximum number of new tokens; if neither this nor max_completion_tokens is given, to the end of "
-        "the context, at most a sixteenth of the KV cache, or 512 for a caller whose tokens are limited.",
+        "the context, or 512 for a caller whose tokens are limited.",
     )
     max_completion_tokens: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Admission of waiting sequences to the batch, and preemption of background sequences."""
+"""Admission of waiting sequences to the batch, and preemption of running ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ class SchedulingChanges:
 class Admission:
     """The waiting queue and the running sequences.
 
-    A sequence is admitted when a row is free and the pool has all blocks that it may ever need. The queue is first in,
-    first out within each kind: the others wait behind the first, so none starves.
+    A sequence is admitted when a row is free and the pool has blocks for the tokens that it has and one more for each
+    sequence that may still grow. It gets further blocks as its text grows. If none is available, the sequence that was
+    admitted last is preempted, a background one first (see ``Job``): it returns to the head of its queue with its
+    tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after another one
+    has ended, so no more is computed again than fits the blocks which that one held. The queue is first in, first out
+    within each kind: the others wait behind the first. The first admitted sequence is never preempted for its blocks,
+    so it ends, and none starves.
 
-    Background sequences (see ``Job``) are admitted when no interactive one waits. An interactive sequence that lacks a
-    row or blocks preempts background ones, youngest first: they return to the head of their queue with their tokens,
-    and their computed blocks stay in the prefix cache while there is space. Background sequences do not starve: while
-    none of them runs, the first is overdue after ``request_queue.MAX_BYPASSES`` interactive admissions and is then
-    admitted before all others; and the oldest running one is never preempted.
+    Background sequences are admitted when no interactive one waits. A waiting interactive sequence that lacks a row or
+    blocks preempts background ones, youngest first. Background sequences do not starve: while none of them runs, the
+    first is overdue after ``request_queue.MAX_BYPASSES`` interactive admissions and is then admitted before all others;
+    and the oldest running one is preempted only when a sequence admitted earlier needs its blocks, as if it was
+    interactive.
 
     Args:
         pool: the KV block pool.
@@ -50,7 +55,7 @@ class Admission:
     def reset(self) -> None:
         """Drop all sequences and the prefix cache."""
         self.waiting = RequestQueue[Sequence]()
-        self.running: list[Sequence] = []  # in order of arrival within each kind
+        self.running: list[Sequence] = []  # in order of admission
         self._blocked: Sequence | None = None  # lacks a row or blocks until a running sequence ends
         self._pool.reset()
 
@@ -106,22 +111,33 @@ class Admission:
             self._pool.release(sequence, keep=keep)
         self._blocked = None
 
+    def grow(self, changes: SchedulingChanges) -> None:
+        """Allocate a block for each running sequence that has filled its last one, preempting others if needed."""
+        for sequence in [*self.running]:
+            # A preempted one has no blocks, also if it was preempted for itself.
+            while sequence.blocks and self._pool.extend(sequence, len(sequence.tokens)) < len(sequence.tokens):
+                background = [s for s in self.running if s.background]
+                self._preempt(background[-1] if len(background) > 1 else self.running[-1], changes)
+
     def recompute(self, sequence: Sequence, changes: SchedulingChanges) -> None:
         """Preempt a sequence that has become a long text: its keys must be computed again, rotated differently."""
         self._preempt(sequence, changes)
         sequence.long_text = True
-        self._blocked = None
 
     def _allocate(self, sequence: Sequence, changes: SchedulingChanges) -> bool:
         """Allocate a row and blocks, preempting background sequences if needed. Returns whether that succeeded."""
-        if len(self.running) < self._max_rows and self._pool.reserve(sequence):
+        if len(self.running) < self._max_rows and self._pool.reserve(sequence, self._spare(sequence)):
             return True
         victims = [] if sequence.background else [s for s in self.running if s.background][1:]
-        if not victims or not self._pool.can_reserve_after_release(sequence, victims):
+        if not victims or not self._pool.can_reserve_after_release(sequence, victims, self._spare(sequence, victims)):
             return False
-        while len(self.running) == self._max_rows or not self._pool.reserve(sequence):
+        while len(self.running) == self._max_rows or not self._pool.reserve(sequence, self._spare(sequence)):
             self._preempt(victims.pop(), changes)
         return True
+
+    def _spare(self, sequence: Sequence, victims: Items[Sequence] = ()) -> int:
+        """Return the number of sequences that may grow after an admission: one block stays available for each."""
+        return sum(map(self._pool.grows, (sequence, *self.running))) - sum(map(self._pool.grows, victims))
 
     def _preempt(self, sequence: Sequence, changes: SchedulingChanges) -> None:
         """Preempt a sequence: release its blocks and requeue it with the tokens that it has."""
@@ -131,6 +147,7 @@ class Admission:
         self._pool.release(sequence)
         sequence.leader, sequence.computed, sequence.preempted = None, 0, True
         self.waiting.put_back(sequence, background=sequence.background)
+        self._blocked = None
         changes.preempted.append(sequence)
 
     def _promote_follower(self, leader: Sequence) -> None:

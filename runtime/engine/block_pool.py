@@ -22,9 +22,9 @@ _ROOT, _LONG_ROOT = 0, 1  # the empty chain, and that of long texts, whose keys 
 class BlockPool:
     """Allocates the KV blocks of one runner to sequences, and keeps the prefix cache.
 
-    A sequence gets all its blocks at once, so that it never waits for memory while it runs. Full blocks enter the
-    prefix cache while their sequence still runs, and stay there after it ends, until their memory is needed or newer
-    blocks evict them (LRU). A sequence that references a cached block references the chain before it too, so a parent
+    A sequence gets blocks for the tokens that it has, and more while it grows. Full blocks enter the prefix cache while
+    their sequence still runs, and stay there after it ends, until their memory is needed or newer blocks evict them
+    (LRU). A sequence that references a cached block references the chain before it too, so a parent
     is never unreferenced for longer than its children, and the least recently used idle block is always a leaf.
 
     Args:
@@ -65,24 +65,29 @@ class BlockPool:
         return self.blocks - self.available
 
     def required_blocks(self, sequence: Sequence) -> int:
-        """Return the number of blocks for all positions of a sequence."""
+        """Return the number of blocks for all positions that a sequence may ever have."""
         return -(-sequence.capacity // self.block_tokens)
 
-    def reserve(self, sequence: Sequence) -> bool:
-        """Allocate all blocks of a sequence, reusing blocks of its leader or of the prefix cache.
+    def grows(self, sequence: Sequence) -> bool:
+        """Whether a sequence may need more blocks than those for its present tokens."""
+        return len(sequence.tokens) <= (self.required_blocks(sequence) - 1) * self.block_tokens
+
+    def reserve(self, sequence: Sequence, spare: int = 0) -> bool:
+        """Allocate the blocks of a sequence's present tokens, reusing blocks of its leader or of the prefix cache.
 
         The block of the last token is never reused: that token must be computed to get the logits of the next one.
 
         Args:
             sequence: a sequence without blocks. If it has a leader, the leader has computed their shared prompt, and
                 the sequence has no tokens beyond that prompt.
+            spare: number of blocks that must stay available.
 
         Returns:
             Whether there were enough blocks; if not, nothing has changed.
         """
         shared = self._shared(sequence)
-        fresh = self.required_blocks(sequence) - len(shared)
-        if fresh > self.available - sum(block in self._idle for block in shared):
+        fresh = self._present_blocks(sequence) - len(shared)
+        if fresh + spare > self.available - sum(block in self._idle for block in shared):
             return False
         for block in shared:
             self._acquire(block)
@@ -97,13 +102,28 @@ class BlockPool:
             self.hits += sequence.cached
         return True
 
-    def can_reserve_after_release(self, sequence: Sequence, others: Items[Sequence]) -> bool:
+    def extend(self, sequence: Sequence, positions: int) -> int:
+        """Allocate further blocks of a running sequence, as many as are available.
+
+        Args:
+            sequence: a sequence with blocks.
+            positions: number of positions to have blocks for, at most ``Sequence.capacity``.
+
+        Returns:
+            Number of positions that have blocks now, which may be more or less.
+        """
+        missing = -(-positions // self.block_tokens) - len(sequence.blocks)
+        if missing > 0:
+            sequence.blocks = sequence.blocks + self._allocate(min(missing, self.available))
+        return len(sequence.blocks) * self.block_tokens
+
+    def can_reserve_after_release(self, sequence: Sequence, others: Items[Sequence], spare: int = 0) -> bool:
         """Whether ``reserve`` would succeed after the release of the other sequences."""
         shared = set(self._shared(sequence))
         held = Counter(block for other in others for block in other.blocks)
         freed = sum(self._ref_counts[block] == count for block, count in held.items() if block not in shared)
-        fresh = self.required_blocks(sequence) - len(shared)
-        return fresh <= self.available - sum(block in self._idle for block in shared) + freed
+        fresh = self._present_blocks(sequence) - len(shared)
+        return fresh + spare <= self.available - sum(block in self._idle for block in shared) + freed
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
         """Add the blocks that a sequence has filled since the last call to the prefix cache.
@@ -140,6 +160,9 @@ class BlockPool:
         sequence.num_cached_blocks = 0
         while len(self._idle) > self.cache_blocks:
             self._free.append(self._evict())
+
+    def _present_blocks(self, sequence: Sequence) -> int:
+        return -(-len(sequence.tokens) // self.block_tokens)
 
     def _shared(self, sequence: Sequence) -> list[int]:
         """Return the already computed blocks before a sequence's last token, of its leader or of the prefix cache."""

@@ -45,8 +45,8 @@ class EngineThread:
         self._wake = threading.Event()
         self._inbox: deque[Request | Sequence] = deque()  # new requests and cancelled sequences, in order
         self._unfinished: set[Request] = set()  # unfinished requests
-        self._waiting_interactive: set[Request] = set()  # live interactive requests that have not been scheduled yet
-        self._waiting_background: set[Request] = set()  # likewise for background requests, and preempted ones
+        self._waiting_interactive: set[Request] = set()  # live interactive requests that wait for a row or for blocks
+        self._waiting_background: set[Request] = set()  # likewise for background requests
         self._owners: dict[Sequence, tuple[Request, int]] = {}  # unfinished sequence -> its request, its index there
         self._backlogged: list[Request] = []  # requests with a backlog
         self._max_request_rows = max(1, scheduler.max_rows // 2)  # maximum sequences of one request in the scheduler

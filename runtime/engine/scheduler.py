@@ -149,6 +149,7 @@ class Scheduler:
         plan = StepPlan()
         for sequence in [s for s in reversed(admission.running) if not s.long_text and self._is_long(s)]:
             admission.recompute(sequence, plan)
+        admission.grow(plan)
         rows = plan.rows
         # The partly computed prompt of each kind. There is at most one, since it used up the budget of its step.
         interactive: Sequence | None = None
@@ -176,7 +177,7 @@ class Scheduler:
         budget -= self._schedule_prefills(background, plan, max(reserved, budget), background=True)
         self._add_forced_tokens(rows, max(0, min(budget, self._token_budget)))
         if interactive is background is None and not plan.admitted:
-            self.speculation.draft(rows, self._max_tokens)
+            self.speculation.draft(rows, self._max_tokens, self._feed_ahead)
         return plan
 
     def commit(self, rows: Items[Row], outputs: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
@@ -297,6 +298,11 @@ class Scheduler:
         for sequence in sequences:
             self.speculation.remove(sequence)
 
+    def _feed_ahead(self, sequence: Sequence, count: int) -> int:
+        """Allocate blocks for tokens that are fed ahead; return for how many of them there are blocks."""
+        length = len(sequence.tokens)
+        return min(count, self._pool.extend(sequence, length + count) - length)
+
     def _add_forced_tokens(self, rows: list[Row], budget: int) -> None:
         """Append forced tokens as drafts to rows that sample, several per step, since the model does not choose them.
 
@@ -310,7 +316,8 @@ class Scheduler:
                 continue
             count = len(forced) - (sequence.grammar is None or sequence.penalized)
             remaining = sequence.params.max_new_tokens - sequence.generated
-            drafts = forced[: min(count, budget, remaining - 1, self.speculation.room(sequence))]
+            count = min(count, budget, remaining - 1, self.speculation.room(sequence))
+            drafts = forced[: self._feed_ahead(sequence, count)]
             row.token_ids += drafts
             row.drafts = row.forced = len(drafts)
             row.samples += len(drafts)

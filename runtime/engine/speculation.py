@@ -6,6 +6,7 @@ are kept, so speculation changes the speed of generation, never its result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from runtime.engine.sequence import Row, Sequence
@@ -105,12 +106,14 @@ class Speculation:
             return sequence.params.max_new_tokens
         return self._short_context - len(sequence.tokens)
 
-    def draft(self, rows: Items[Row], max_tokens: int) -> None:
+    def draft(self, rows: Items[Row], max_tokens: int, feed_ahead: Callable[[Sequence, int], int]) -> None:
         """Append drafts to rows.
 
         Args:
             rows: rows of decoding sequences only.
             max_tokens: maximum tokens of the step, over all rows.
+            feed_ahead: allocates KV blocks for a number of drafts of a sequence, and returns for how many there are
+                blocks.
         """
         if not self._limit or len(rows) > self._rows:
             return
@@ -129,6 +132,7 @@ class Speculation:
             drafts = drafter.draft(sequence.tokens, limit)
             if drafts and sequence.grammar is not None:
                 drafts = drafts[: sequence.grammar.valid(drafts)]
+            drafts = drafts[: feed_ahead(sequence, len(drafts))]
             row.token_ids += drafts
             row.drafts = len(drafts)
             row.samples += len(drafts)

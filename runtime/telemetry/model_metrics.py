@@ -72,7 +72,10 @@ class Collectors:
             cold_start=gauge("cold_start_seconds", "Seconds from the start of the process until the model was ready."),
             drafted=counter("spec_decode_num_draft_tokens", "Draft tokens of speculative decoding."),
             accepted=counter("spec_decode_num_accepted_tokens", "Draft tokens that were accepted."),
-            preemptions=counter("num_preemptions", "Preemptions of background requests."),
+            preemptions=counter(
+                "num_preemptions",
+                "Preemptions: sequences that gave their row or KV blocks to others and are computed again.",
+            ),
             success=counter("request_success", "Sequences that finished.", "finished_reason"),
             failure=counter("request_failure", "Requests that were admitted and ended with an error.", "code"),
             rejected=counter("request_rejected", "Requests that were not admitted.", "reason"),

@@ -202,7 +202,6 @@ async def test_order_of_biases() -> None:
         {"fingerprint": "f"},
         {"context_length": 99},
         {"kv_tokens": 99},
-        {"kv_tokens": 10**6},  # a share of it limits a text without a limit of its own
     ],
 )
 async def test_other_model(change: dict[str, Any]) -> None:

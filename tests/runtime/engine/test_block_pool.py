@@ -24,24 +24,47 @@ def run(pool: BlockPool, *prompt: int, new: int = 1) -> Sequence:
 
 
 def compute(pool: BlockPool, running: Sequence) -> None:
+    assert pool.extend(running, len(running.tokens)) >= len(running.tokens)
     running.computed = len(running.tokens)
     pool.cache_full_blocks(running)
 
 
-def test_whole_length_is_reserved() -> None:
-    """A sequence gets blocks for its prompt and all it may generate, but the last token, which nothing reads."""
+def test_required_blocks() -> None:
+    """A sequence may need blocks for its prompt and all it may generate, but the last token, which nothing reads."""
     pool = BlockPool(8, 4, cache_blocks=0)
-    assert [pool.required_blocks(sequence(*range(5), new=new)) for new in (1, 4, 5)] == [2, 2, 3]
-    first = run(pool, *range(5), new=5)
-    assert first.blocks == [0, 1, 2]
-    assert (pool.used, pool.available) == (3, 5)
+    sequences = [sequence(*range(5), new=new) for new in (1, 4, 5)]
+    assert [pool.required_blocks(one) for one in sequences] == [2, 2, 3]
+    assert [pool.grows(one) for one in sequences] == [False, False, True]
+
+
+def test_blocks_come_as_a_sequence_grows() -> None:
+    """A sequence gets blocks for its prompt, and more when it has filled them, as many as there are."""
+    pool = BlockPool(4, 4, cache_blocks=0)
+    first = run(pool, *range(5), new=50)
+    assert (first.blocks, pool.used, pool.available) == ([0, 1], 2, 2)
+    before = first.blocks
+    assert pool.extend(first, 8) == 8
+    assert first.blocks is before
+    assert pool.extend(first, 9) == 12
+    assert (first.blocks, before) == ([0, 1, 2], [0, 1]), "the list is replaced, not changed"
+    assert pool.extend(first, 30) == 16
+    assert pool.extend(first, 30) == 16
+    check_pool(pool, [first])
+
+
+def test_spare_blocks() -> None:
+    """A sequence is refused if it would leave fewer blocks than are to stay available."""
+    pool = BlockPool(4, 4, cache_blocks=0)
+    run(pool, 1)
+    assert not pool.reserve(sequence(*range(5), new=9), spare=2)
+    assert pool.reserve(sequence(*range(5), new=9), spare=1)
 
 
 def test_too_few_blocks() -> None:
     """A sequence that does not fit now gets nothing, and the pool stays as it was."""
     pool = BlockPool(3, 4, cache_blocks=3)
     first = run(pool, *range(8))
-    second = sequence(*range(8), new=8)
+    second = sequence(*range(16))
     assert not pool.reserve(second)
     assert (second.blocks, second.computed, pool.queries) == ([], 0, 8)
     check_pool(pool, [first])
@@ -90,9 +113,8 @@ def test_generated_tokens_are_cached() -> None:
     """The next turn of a chat finds the answer before it as well as its prompt."""
     pool = BlockPool(8, 4, cache_blocks=8)
     first = run(pool, 1, 2, 3, new=6)
-    first.tokens += [4, 5, 6, 7, 8, 9]
-    first.computed = 8
-    pool.cache_full_blocks(first)
+    first.tokens += [4, 5, 6, 7, 8]
+    compute(pool, first)
     pool.release(first)
     again = sequence(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     assert pool.reserve(again)
@@ -117,7 +139,7 @@ def test_cached_blocks_are_free_for_use() -> None:
     pool = BlockPool(4, 2, cache_blocks=4)
     pool.release(run(pool, 1, 2, 3, 4, 5, 6))
     assert pool.available == 4
-    second = sequence(1, 2, 3, 4, 9, new=4)  # shares two blocks and needs two more
+    second = sequence(1, 2, 3, 4, 9, 8, 7)  # shares two blocks and needs two more
     assert pool.reserve(second)
     assert (second.cached, pool.available) == (4, 0)
     assert not pool.reserve(sequence(7))
@@ -171,12 +193,11 @@ def test_followers_share_the_prompt() -> None:
     leader = run(pool, 1, 2, 3, 4, 5, new=4)
     follower, late = (Sequence(leader.prompt, leader.params, 0, number, leader) for number in (1, 2))
     assert pool.reserve(follower)
-    assert follower.blocks == [*leader.blocks[:2], 4, 5]
+    assert follower.blocks == [*leader.blocks[:2], 3]
     assert (follower.computed, follower.cached) == (4, 2)
     assert (pool.queries, pool.hits) == (3 + 5, 2)
     check_pool(pool, [leader, follower])
     assert pool.reserve(late)
-    assert not pool.reserve(sequence(9))
     for one in (leader, follower, late):
         pool.release(one)
     check_pool(pool, [])
@@ -214,11 +235,14 @@ def test_books_agree(block_tokens: int, cache_blocks: int, data: st.DataObject) 
                     for index in range(new.cached // block_tokens):
                         assert text[new.blocks[index]] == new.prompt[: (index + 1) * block_tokens]
                 else:
-                    assert pool.required_blocks(new) > pool.available
+                    assert -(-len(new.tokens) // block_tokens) > pool.available
             case "compute" if live:
                 one = data.draw(st.sampled_from(live))
                 for _ in range(data.draw(st.integers(1, 6))):
                     if one.computed == len(one.tokens) < one.capacity:
+                        if pool.extend(one, len(one.tokens) + 1) <= len(one.tokens):
+                            assert not pool.available
+                            break
                         one.tokens.append(data.draw(st.integers(0, 1)))
                     if one.computed < len(one.tokens):
                         one.computed += 1
@@ -250,11 +274,12 @@ def test_what_others_would_leave(data: st.DataObject) -> None:
             pool.release(holding.pop(draw(st.integers(0, len(holding) - 1))))
     wanted = sequence(*draw(_texts), new=draw(st.integers(1, 30)))
     others = draw(st.lists(st.sampled_from(holding), unique_by=id)) if holding else []
-    told = pool.can_reserve_after_release(wanted, others)
+    spare = draw(st.integers(0, 5), "spare")
+    told = pool.can_reserve_after_release(wanted, others, spare)
     check_pool(pool, holding)
     for other in others:
         pool.release(other)
-    assert pool.reserve(wanted) == told
+    assert pool.reserve(wanted, spare) == told
 
 
 _texts = st.one_of(

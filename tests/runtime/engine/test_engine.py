@@ -402,7 +402,7 @@ async def test_guesses_are_measured(make: Any) -> None:
 async def test_gauges_follow_the_batch(make: Any) -> None:
     """Running, waiting and the cache's usage are those of the step under way."""
     made = make(Runner(blocks=100, block_tokens=4, gate=threading.Semaphore(0)), max_rows=2)
-    tasks = [asyncio.create_task(collect(made.engine, job((i,), 40))) for i in range(5)]
+    tasks = [asyncio.create_task(collect(made.engine, job((i,) * 37, 4))) for i in range(5)]
     await until(lambda: len(made.engine._thread._unfinished) == 5)
     made.runner.gate.release(2)
     await until(lambda: made.value("num_requests_running") == 2)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.engine.block_pool import BLOCK_TOKENS
 from runtime.engine.engine import FastEngine
 from runtime.host import resident_memory
 from runtime.types import Grammar, Job, SamplingParams, Token
@@ -173,7 +174,16 @@ async def test_every_family_is_the_same_alone_and_among_others(
     train_tokenizer().save_pretrained(folder)
     settings: dict[str, Any] = {"dtype": "float32", "engine": "fast", "num_threads": 1}
     alone_engine = load(folder, **settings, speculate_tokens=0, prefix_cache_bytes=0)
-    engine = load(folder, **settings, token_budget=20, max_step_tokens=32, max_batch=4, prefix_cache_bytes=1 << 20)
+    blocks = alone_engine.info.context_length // BLOCK_TOKENS + 2  # hardly more than one long text
+    engine = load(
+        folder,
+        **settings,
+        token_budget=20,
+        max_step_tokens=32,
+        max_batch=4,
+        prefix_cache_bytes=1 << 20,
+        kv_cache_bytes=blocks * alone_engine._runner.block_bytes,
+    )
     assert engine.info.engine == ("native" if kernels else "torch")
     dice = random.Random(22)
     limit = engine.info.context_length - 12
@@ -247,6 +257,49 @@ async def test_requests_that_are_interrupted_are_the_same_as_alone(
     await asyncio.gather(*tasks)
     assert {index for index, _ in found} == set(range(len(jobs)))
     assert not [index for index, crowd in found if crowd != alone[index]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        pytest.param("embedded", {"dtype": "int8"}, marks=needs_kernels, id="embedded-int8"),
+        pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama-bfloat16"),
+        pytest.param("gpt2", {"dtype": "float32"}, marks=needs_kernels, id="gpt2-float32"),
+        pytest.param("llama", {"dtype": "float32", "kernels": False}, id="llama-torch"),
+    ],
+)
+async def test_requests_in_a_small_kv_cache_are_the_same_as_alone(
+    model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that lose their blocks to others, again and again, get the same tokens, texts and log-probabilities as
+    alone, to the last bit.
+    """
+    name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
+    settings = dict(settings)
+    if not settings.pop("kernels", True):
+        without_kernels(monkeypatch)
+    alone_engine = load(name, **settings, speculate_tokens=0, prefix_cache_bytes=0, max_step_tokens=1024)
+    blocks = 18 if model == "embedded" else 12
+    engine: FastEngine = load(
+        name,
+        **settings,
+        token_budget=40,
+        max_step_tokens=64,
+        max_batch=12,
+        kv_cache_bytes=blocks * alone_engine._runner.block_bytes,
+    )
+    assert engine._runner.blocks == blocks
+    dice = random.Random(23)
+    jobs = await mixed_jobs(engine, dice, soak(60, 8 if model == "embedded" else 16), 40 if model == "embedded" else 10)
+    long = {"max_new_tokens": 48, "ignore_eos": True, "stop": (), "stop_token_ids": ()}
+    jobs = [replace(job, params=replace(job.params, **long)) for job in jobs]
+    jobs = [job for job in jobs if len(job.token_ids) + 48 <= min(engine.info.context_length, engine.info.kv_tokens)]
+    assert len(jobs) > 5
+    alone = [await answer(alone_engine, [job]) for job in jobs]
+    assert await asyncio.gather(*(answer(engine, [job]) for job in jobs)) == alone
+    assert engine._scheduler.preemptions >= len(jobs) // 8
+    assert engine._scheduler._pool.used == 0
 
 
 # Right
