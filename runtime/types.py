@@ -31,7 +31,13 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a function in an assistant's message; ``arguments`` is the text of a JSON object."""
+    """A call of a function in an assistant's message.
+
+    Args:
+        id: the call's id, to which the message with its result refers.
+        name: the function.
+        arguments: the text of a JSON object, or any other text if the model was cut off or made a mistake.
+    """
 
     id: str
     name: str

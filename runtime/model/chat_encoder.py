@@ -19,7 +19,7 @@ from runtime.answer_format import AnswerFormat
 from runtime.errors import InvalidRequest
 from runtime.model.answer_formats import answer_format
 from runtime.model.chat_template import ChatTemplate
-from runtime.model.chat_turns import PLAIN_FORMS, TurnForm, tool_forms
+from runtime.model.chat_turns import PLAIN_FORMS, TurnForm, is_object, tool_forms
 from runtime.model.message_text import STAND_INS, Marks
 from runtime.model.tokenizer import Encoding, Tokenizer
 from runtime.types import Message, TemplateOptions, Tool
@@ -96,7 +96,9 @@ class ChatEncoder:
         for index, message in enumerate(messages):
             _check_unicode(message.content, f"messages.{index}.content")
             for call in message.tool_calls:
-                values = json.dumps(json.loads(call.arguments), ensure_ascii=False)
+                values = call.arguments
+                if is_object(values):
+                    values = json.dumps(json.loads(values), ensure_ascii=False)
                 _check_unicode(f"{call.id}{call.name}{values}", f"messages.{index}.tool_calls")
         _check_unicode(json.dumps([astuple(tool) for tool in tools], ensure_ascii=False), "tools")
         return self._template.render(
@@ -120,15 +122,15 @@ class ChatEncoder:
     def _form(self, messages: Sequence[Message], tools: Sequence[Tool], options: TemplateOptions) -> TurnForm:
         """Return the form in which the template reads these messages and tools.
 
-        The result is cached by the messages' roles, whether each has text, the numbers of their calls, whether there
-        are tools, and the template's arguments.
+        The result is cached by the messages' roles, whether each has text, their calls' arguments are JSON objects or
+        not (``{`` or ``-``), whether there are tools, and the template's arguments.
 
         Raises:
             InvalidRequest: the template drops a message that has text.
         """
         shape = "".join(
             (message.role[0].upper() if message.content.strip() else message.role[0])
-            + (str(len(message.tool_calls)) if message.tool_calls else "")
+            + "".join("{" if is_object(call.arguments) else "-" for call in message.tool_calls)
             for message in messages
         )
         shape += ("+" if tools else "") + options.arguments
@@ -142,7 +144,7 @@ class ChatEncoder:
     def _find_form(self, messages: Sequence[Message], tools: Sequence[Tool], options: TemplateOptions) -> TurnForm:
         """Compute ``_form`` by rendering the chat in one form after the other. Raises the same error."""
         if tools or any(message.tool_calls or message.role == "tool" for message in messages):
-            forms = tool_forms(self.answer_format.tools)
+            forms = tool_forms(self.answer_format.tools, messages)
         else:
             forms = PLAIN_FORMS
         dropped = None

@@ -39,19 +39,28 @@ PLAIN_FORMS = (TurnForm(), TurnForm(parts=True))
 """The forms of a chat without tools and calls."""
 
 
-def tool_forms(syntax: ToolSyntax) -> tuple[TurnForm, ...]:
+def tool_forms(syntax: ToolSyntax, messages: Sequence[Message] = ()) -> tuple[TurnForm, ...]:
     """Return the forms of a chat with tools or calls in the order in which to try them.
 
     Args:
         syntax: how the model writes calls; ``GENERIC`` if its template does not read tools in a known way. A template
             whose model is asked for another syntax writes calls of earlier messages in its own, so they are content.
+        messages: the chat's messages. Arguments that are no JSON object are content, as the model wrote them.
     """
     calls: tuple[Literal["object", "text", "content"], ...] = ("object", "text", "content")
-    if syntax.instruction:
+    if syntax.instruction or not all(is_object(call.arguments) for turn in messages for call in turn.tool_calls):
         calls = ("content",)
     native = [] if syntax == GENERIC else [TurnForm(parts, form) for form in calls for parts in (False, True)]
     places: tuple[Literal["system", "user"], ...] = ("system", "user")
     return (*native, *(TurnForm(parts, "content", place) for place in places for parts in (False, True)))
+
+
+def is_object(arguments: str) -> bool:
+    """Return whether a call's arguments are the text of a JSON object."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def turns(

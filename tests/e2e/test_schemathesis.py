@@ -119,8 +119,8 @@ def _promises_too_much(body: Any) -> bool:
 
 def _contradicts_itself(body: Any) -> bool:
     """Whether two fields contradict each other, which JSON Schema cannot express well: several that constrain the text,
-    two ends of a prompt, a choice among tools that names another, two tools of one name, a conversation that ends with
-    the assistant's turn, or arguments that are not JSON.
+    two ends of a prompt, a choice among tools that names another, two tools of one name, or a conversation that ends
+    with the assistant's turn.
     """
     if not isinstance(body, dict):
         return False
@@ -137,7 +137,7 @@ def _contradicts_itself(body: Any) -> bool:
     named = [function.get("function", function).get("name") for function in chosen]
     turns = body.get("messages") or [{}]
     prefilled = turns[-1].get("role") == "assistant"
-    return len(set(tools)) < len(tools) or not set(named) <= set(tools) or prefilled or _wrong_arguments(body)
+    return len(set(tools)) < len(tools) or not set(named) <= set(tools) or prefilled
 
 
 CONSTRAINTS = (
@@ -150,21 +150,6 @@ CONSTRAINTS = (
     "json_schema",
     "grammar",
 )
-
-
-def _wrong_arguments(value: Any) -> bool:
-    """Whether there is a call whose arguments are not the text of a JSON object, which JSON Schema does not check."""
-    if isinstance(value, list):
-        return any(map(_wrong_arguments, value))
-    if not isinstance(value, dict):
-        return False
-    text = value.get("arguments")
-    if isinstance(text, str):
-        try:
-            return not isinstance(json.loads(text or "{}"), dict)
-        except ValueError:
-            return True
-    return any(map(_wrong_arguments, value.values()))
 
 
 @api.hook

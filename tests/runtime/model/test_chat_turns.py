@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,18 @@ def test_calls_that_the_template_does_not_write() -> None:
     text = rendered(TOOL_TEMPLATES["phi4"])
     assert '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Oslo \\"x\\""}}]<|/tool_call|>' in text
     assert "<|tool|>[" in text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("arguments", ['{"city": "Os', "[]", "Oslo", "[" * 10000])
+def test_arguments_that_are_no_object(name: str, arguments: str) -> None:
+    """Arguments that were cut off, or are none, are shown as the model wrote them, whatever the template takes."""
+    encoded = encoder(TEMPLATES[name])
+    broken = (CHAT[0], Message("assistant", "", (CALL, replace(CALL, arguments=arguments))), *CHAT[2:])
+    for chat in (CHAT, broken, CHAT):
+        text = encoded._tokenizer.decode(list(encoded.encode(chat, TOOLS)))
+        assert text.count("get_weather") > 1
+    assert arguments in encoded._tokenizer.decode(list(encoded.encode(broken, TOOLS)))
 
 
 def test_several_calls_where_the_template_takes_one() -> None:
