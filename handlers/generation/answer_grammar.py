@@ -50,7 +50,7 @@ def answer_grammar(
     bodies = [] if use.required else [builder.content(content)]
     if use.tools:
         bodies += builder.calls(use, content)
-    field = "tools" if use.tools else "thinking_token_budget" if content is None else content.field
+    field = use.field.partition(".")[0] if use.tools else "thinking_token_budget" if content is None else content.field
     definition = "\n".join([*builder.start(reasoning, " | ".join(bodies)), *builder.rules])
     return Grammar("lark", definition, field, tuple(builder.parts), limit)
 
@@ -64,11 +64,11 @@ def _limit(budget: int, form: AnswerFormat, reasoning: Literal["optional", "open
     return ReasoningLimit(budget, None if reasoning == "open" else begin, end)
 
 
-def _arguments(tool: Tool, index: int) -> Grammar:
+def _arguments(tool: Tool, field: str) -> Grammar:
     """Return the grammar of a tool's arguments."""
     closed = {} if _DECLARING & tool.parameters.keys() else {"additionalProperties": False}
     schema = {"type": "object", **tool.parameters, **closed}
-    return Grammar("json_schema", json.dumps(schema), f"tools.{index}.function.parameters")
+    return Grammar("json_schema", json.dumps(schema), field)
 
 
 class _Builder:
@@ -114,7 +114,7 @@ class _Builder:
         for number, index in enumerate(use.callable):
             tool = use.tools[index]
             head = self._exactly(syntax.before_name + tool.name + syntax.before_arguments)
-            part = self._part(_arguments(tool, index))
+            part = self._part(_arguments(tool, use.field.format(index)))
             self.rules.append(f"call{number}: {head} {part} {self._exactly(syntax.after_arguments)}")
             heads.append(f"call{number}")
         others = f"({self._exactly(syntax.separator)} call){{0,{use.most - 1}}}" if use.most > 1 else ""

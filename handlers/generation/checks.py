@@ -10,7 +10,7 @@ from handlers.context import Context
 from handlers.protocols import Engine
 from handlers.schemas.base import Sampling
 from handlers.schemas.messages import ChatMessage
-from handlers.schemas.tools import ToolDefinition
+from handlers.schemas.tools import FunctionDefinition
 from runtime.errors import ContextLengthExceeded, InvalidRequest
 from runtime.types import Grammar, Message, SamplingParams, ToolCall
 
@@ -40,7 +40,7 @@ def check_prompt_chars(texts: Sequence[Prompt], ctx: Context, field_name: str) -
         )
 
 
-def check_chat_chars(messages: Iterable[Message], tools: Iterable[ToolDefinition], ctx: Context) -> None:
+def check_chat_chars(messages: Iterable[Message], tools: Iterable[FunctionDefinition], ctx: Context) -> None:
     """Check the length of a chat's messages and tools together, as ``check_prompt_chars`` does."""
     definitions = [tool.model_dump_json() for tool in tools]
     check_prompt_chars([*message_texts(messages), *definitions], ctx, "messages")
@@ -185,19 +185,32 @@ async def prompt_texts(engine: Engine, prompts: Sequence[Prompt], ctx: Context) 
 
 
 def chat_messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
-    """Convert messages to the engine's: text parts are joined, the role developer becomes system."""
-    return tuple(
-        Message(
-            "system" if message.role == "developer" else message.role,
-            message.content
-            if isinstance(message.content, str)
-            else "".join(part.text for part in message.content or ()),
-            tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()),
-            message.tool_call_id,
-            message.reasoning_content or "",
+    """Convert messages to the engine's: text parts are joined, the role developer becomes system.
+
+    Calls of functions and their results become those of tools, which differ in having ids.
+    """
+    called: dict[str, str] = {}  # the ids of the last calls by function
+    converted = []
+    for number, message in enumerate(messages):
+        calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+        if (call := message.function_call) is not None:
+            called[call.name] = f"call_{number}"
+            calls.append(ToolCall(called[call.name], call.name, call.arguments))
+        role, result_of = message.role, message.tool_call_id
+        if role == "function":
+            role, result_of = "tool", called.get(message.name or "", f"call_{number}")
+        content = message.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        converted.append(
+            Message(
+                "system" if role == "developer" else role,
+                text,
+                tuple(calls),
+                result_of,
+                message.reasoning_content or "",
+            )
         )
-        for message in messages
-    )
+    return tuple(converted)
 
 
 def message_texts(messages: Iterable[Message]) -> list[str]:

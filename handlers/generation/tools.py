@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from handlers.schemas.tools import NamedToolChoice, ToolDefinition, ToolFields
+from handlers.schemas.tools import FunctionChoice, FunctionDefinition, NamedToolChoice, ToolFields
 from runtime.types import Tool
 
 MAX_CALLS = 16
@@ -21,12 +22,14 @@ class ToolUse:
         callable: indexes of the tools that it may call.
         required: whether it must call one.
         most: the maximum number of calls.
+        field: the path of a tool's schema in the request, with ``{}`` in place of its index.
     """
 
     tools: tuple[Tool, ...] = ()
     callable: tuple[int, ...] = ()
     required: bool = False
     most: int = MAX_CALLS
+    field: str = "tools.{}.function.parameters"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,17 +41,30 @@ NO_TOOLS = ToolUse()
 """No tools."""
 
 
-def told_tools(definitions: Iterable[ToolDefinition]) -> tuple[Tool, ...]:
+def told_tools(functions: Iterable[FunctionDefinition]) -> tuple[Tool, ...]:
     """Return the tools that a model is told of."""
-    functions = (tool.function for tool in definitions)
     return tuple(Tool(function.name, function.description or "", function.parameters) for function in functions)
+
+
+def older_form(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a message, or the delta of one, with ``function_call`` in place of its call of a tool."""
+    calls = part.get("tool_calls")
+    if not calls:
+        return part
+    return {name: value for name, value in part.items() if name != "tool_calls"} | {
+        "function_call": calls[0]["function"]
+    }
 
 
 def requested_tools(request: ToolFields) -> ToolUse:
     """Return the tools of a request; none if ``tool_choice`` is none."""
-    if not request.tools or request.tool_choice == "none":
+    tools = told_tools(request.definitions)
+    if not tools or (request.tool_choice if request.tools else request.function_call) == "none":
         return NO_TOOLS
-    tools = told_tools(request.tools)
+    if not request.tools:
+        chosen = request.function_call.name if isinstance(request.function_call, FunctionChoice) else None
+        callable_ = tuple(i for i, tool in enumerate(tools) if chosen in (None, tool.name))
+        return ToolUse(tools, callable_, required=chosen is not None, most=1, field="functions.{}.parameters")
     if isinstance(choice := request.tool_choice, NamedToolChoice):
         index = next(i for i, tool in enumerate(tools) if tool.name == choice.function.name)
         return ToolUse(tools, (index,), required=True, most=1)

@@ -20,7 +20,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """
     request = parse(ApplyTemplateRequest, payload)
     messages = chat_messages(request.messages)
-    check_chat_chars(messages, request.tools or (), ctx)
+    check_chat_chars(messages, request.functions, ctx)
     async with ctx.models.lease(request.model) as engine:
-        tools, options = told_tools(request.tools or ()), request.template_options()
+        tools, options = told_tools(request.functions), request.template_options()
         return {"prompt": await engine.render_chat(messages, tools=tools, options=options, background=ctx.background)}

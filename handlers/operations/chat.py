@@ -25,7 +25,7 @@ from handlers.generation.logprobs import entries
 from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.structured import requested_grammar
-from handlers.generation.tools import requested_tools
+from handlers.generation.tools import older_form, requested_tools
 from handlers.protocols import Engine
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
@@ -57,7 +57,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
             choices = [
                 {
                     "index": i,
-                    "message": message(deltas[i]),
+                    "message": parsing.as_asked(message(deltas[i])),
                     "finish_reason": parsing.finish_reason(i, reason),
                     "logprobs": _logprobs(answer, i),
                     **_stop_reason(request, collected.stops[i]),
@@ -94,7 +94,7 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             if index not in started:
                 yield chunk(index, {"role": "assistant", "content": None if parsing.calls else ""})
             for delta in parsing.deltas(token):
-                yield chunk(index, delta, _logprobs(answer, index))
+                yield chunk(index, parsing.as_asked(delta), _logprobs(answer, index))
             if token.finish_reason is not None:
                 reason = parsing.finish_reason(index, token.finish_reason)
                 stop = _stop_reason(request, token.stop)
@@ -110,7 +110,7 @@ def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
         InvalidRequest: a limit is exceeded.
     """
     messages = chat_messages(request.messages)
-    check_chat_chars(messages, request.tools or (), ctx)
+    check_chat_chars(messages, request.definitions, ctx)
     check_sequences(1, request.n, ctx, "n")
     return messages
 
@@ -214,6 +214,7 @@ class _Parsing:
     def __init__(self, request: ChatRequest, engine: Engine, ctx: Context) -> None:
         use, reasoning = requested_tools(request), _reasoning(request, engine, ctx)
         self.calls = bool(use.tools)
+        self._older_form = not request.tools
         self._parsers = [
             AnswerParser(
                 engine.answer_format, use.names, reasoning=reasoning, calls_only=use.required, new_id=ctx.new_id
@@ -230,7 +231,13 @@ class _Parsing:
     def finish_reason(self, index: int, reason: FinishReason) -> str:
         """Return OpenAI's finish reason of a sequence that ended with ``reason``."""
         parser = self._parsers[index]
-        return "tool_calls" if reason == "stop" and parser.calls and parser.complete else reason
+        if reason == "stop" and parser.calls and parser.complete:
+            return "function_call" if self._older_form else "tool_calls"
+        return reason
+
+    def as_asked(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Return a message, or the delta of one, with calls in the form in which the request has its functions."""
+        return older_form(part) if self._older_form else part
 
 
 def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:

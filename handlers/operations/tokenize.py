@@ -25,13 +25,13 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     messages = chat_messages(request.messages or ())
     text = request.content if request.prompt is None else request.prompt
     if text is None:
-        check_chat_chars(messages, request.tools or (), ctx)
+        check_chat_chars(messages, request.functions, ctx)
     else:
         check_prompt_chars([text], ctx, "content" if request.prompt is None else "prompt")
     async with ctx.models.lease(request.model) as engine:
         if text is None:
             options = request.template_options(add_special_tokens=request.special)
-            tools = told_tools(request.tools or ())
+            tools = told_tools(request.functions)
             ids = await engine.encode_chat(messages, tools=tools, options=options, background=ctx.background)
         elif request.parse_special:
             special = request.content is None if request.special is None else request.special

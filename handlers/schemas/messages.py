@@ -88,27 +88,41 @@ class ChatMessage(Strict):
                 "properties": {
                     "content": {"not": {"type": "null"}},
                     "tool_calls": _CALLS,
+                    "function_call": {"type": "null"},
                     "reasoning_content": {"enum": [None, ""]},
                 },
                 "if": {"properties": {"role": {"const": "tool"}}},
                 "then": {"required": ["tool_call_id"], "properties": {"tool_call_id": {"type": "string"}}},
-                "else": {"properties": {"tool_call_id": {"type": "null"}}},
+                "else": {
+                    "properties": {"tool_call_id": {"type": "null"}},
+                    "if": {"properties": {"role": {"const": "function"}}},
+                    "then": {"required": ["name"], "properties": {"name": {"type": "string"}}},
+                },
             },
         }
     )
     unsupported = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="Role of the author; developer is OpenAI's newer name of system."
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
+        description="Role of the author; developer is OpenAI's newer name of system, function its older one of tool."
     )
     content: Content | None = Field(
         None,
         validate_default=True,
         description="Content of the message; an assistant's may be null, which means empty.",
     )
-    name: str | None = Field(None, max_length=64, description="Accepted for compatibility; not passed to the model.")
+    name: str | None = Field(
+        None,
+        max_length=64,
+        validate_default=True,
+        description="Of a function's message: the function. Of others: accepted for compatibility; not passed to the "
+        "model.",
+    )
     tool_calls: list[MessageToolCall] | None = Field(
         None, max_length=MAX_TOOLS, description="The tools that an assistant's message calls."
+    )
+    function_call: FunctionCall | None = Field(
+        None, description="The function that an assistant's message calls, in OpenAI's older form."
     )
     tool_call_id: CallId | None = Field(
         None, validate_default=True, description="Of a tool's message: the id of the call whose result it is."
@@ -125,7 +139,14 @@ class ChatMessage(Strict):
             raise PydanticCustomError("missing", "field required")
         return "" if value is None else value
 
-    @field_validator("tool_calls", "reasoning_content")
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_function(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("role") == "function":
+            raise PydanticCustomError("missing", "field required")
+        return value
+
+    @field_validator("tool_calls", "function_call", "reasoning_content")
     @classmethod
     def _of_an_assistant(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("role", "assistant") != "assistant":

@@ -134,6 +134,9 @@ class AnswerMessage(LazyModel):
     content: str | None = Field(description="null if the message has nothing but calls of tools.")
     reasoning_content: str | None = Field(None, description="Reasoning before the content; absent if there is none.")
     tool_calls: list[ToolCallResponse] | None = Field(None, description="Absent if there are none.")
+    function_call: FunctionCallResponse | None = Field(
+        None, description="The call, if the request has functions in place of tools."
+    )
 
 
 class ChatLogprobs(LazyModel):
@@ -147,7 +150,7 @@ class ChatChoice(LazyModel):
 
     index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length", "tool_calls"] = Field(
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"] = Field(
         description="length also if a call of a tool is cut off, whose arguments are incomplete then."
     )
     stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
@@ -193,6 +196,7 @@ class Delta(LazyModel):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionCallDelta | None = None
 
 
 class ChunkChoice(LazyModel):
@@ -200,7 +204,7 @@ class ChunkChoice(LazyModel):
 
     index: int
     delta: Delta
-    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"] | None = None
     stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
     logprobs: ChatLogprobs | None = None
     token_ids: list[int] | None = Field(None, description=_NEW_IDS)

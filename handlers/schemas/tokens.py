@@ -12,7 +12,7 @@ from handlers.schemas.fields import AnyText, TokenIds
 from handlers.schemas.messages import ChatMessage
 from handlers.schemas.responses import LazyModel
 from handlers.schemas.template import ONE_END, TemplateFields
-from handlers.schemas.tools import MAX_TOOLS, ToolDefinition
+from handlers.schemas.tools import MAX_TOOLS, FunctionDefinition, ToolDefinition
 
 _INPUTS = {"prompt": "string", "content": "string", "messages": "array"}
 
@@ -23,6 +23,11 @@ class ChatFields(TemplateFields):
     tools: list[ToolDefinition] | None = Field(
         None, max_length=MAX_TOOLS, description="Functions that the model is told of."
     )
+
+    @property
+    def functions(self) -> list[FunctionDefinition]:
+        """The functions of the tools."""
+        return [tool.function for tool in self.tools or ()]
 
 
 def _one_of(name: str) -> dict[str, Any]:

@@ -54,6 +54,17 @@ class FunctionChoice(Strict):
     name: FunctionName
 
 
+FunctionMode = Annotated[
+    Annotated[Literal["none", "auto"], Tag("<mode>")] | Annotated[FunctionChoice, Tag("<named>")],
+    Discriminator(
+        lambda value: "<mode>" if isinstance(value, str) else "<named>" if isinstance(value, dict) else None,
+        custom_error_type="function_call",
+        custom_error_message="input should be none, auto or the name of a function",
+    ),
+]
+"""How functions may be used, in OpenAI's older form."""
+
+
 class NamedToolChoice(Strict):
     """The function that the model must call."""
 
@@ -87,6 +98,14 @@ TOOLS_NEEDED: dict[str, Any] = {
 }
 """JSON Schema rule: a tool can be required only if there are tools."""
 
+_SOME: dict[str, Any] = {"type": "array", "minItems": 1}
+FUNCTIONS_NEEDED: dict[str, Any] = {
+    "if": {"required": ["function_call"], "properties": {"function_call": {"type": "object"}}},
+    "then": {"required": ["functions"], "properties": {"functions": _SOME}},
+    "not": {"required": ["functions", "tools"], "properties": {"functions": _SOME, "tools": _SOME}},
+}
+"""JSON Schema rule: a function can be required only if there are functions, and there are no tools beside them."""
+
 
 class ToolFields(Strict):
     """A request that may have tools, and whose model may reason."""
@@ -98,6 +117,14 @@ class ToolFields(Strict):
         None,
         description="none: the model is not told of the tools; auto (default): it may call them; required: it must; "
         "or the function that it must call.",
+    )
+    functions: list[FunctionDefinition] | None = Field(
+        None,
+        max_length=MAX_TOOLS,
+        description="OpenAI's older form of tools: an answer has one call at most, in function_call.",
+    )
+    function_call: FunctionMode | None = Field(
+        None, description="OpenAI's older form of tool_choice: none, auto (default), or the function to call."
     )
     parallel_tool_calls: bool = Field(True, description="Whether an answer may have several calls, at most 16.")
     reasoning_effort: ReasoningEffort | None = Field(
@@ -115,10 +142,15 @@ class ToolFields(Strict):
         "that do not reason.",
     )
 
-    @field_validator("tools")
+    @property
+    def definitions(self) -> list[FunctionDefinition]:
+        """The functions of either form."""
+        return [tool.function for tool in self.tools or ()] or self.functions or []
+
+    @field_validator("tools", "functions")
     @classmethod
-    def _unique_names(cls, value: list[ToolDefinition] | None) -> list[ToolDefinition] | None:
-        names = [tool.function.name for tool in value or ()]
+    def _unique_names(cls, value: list[Any] | None) -> list[Any] | None:
+        names = [getattr(tool, "function", tool).name for tool in value or ()]
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise PydanticCustomError(
@@ -137,4 +169,22 @@ class ToolFields(Strict):
                 raise PydanticCustomError("needs_tools", "needs tools")
             if isinstance(value, NamedToolChoice) and value.function.name not in names:
                 raise PydanticCustomError("unknown_tool", "no tool is named {name}", {"name": value.function.name})
+        return value
+
+    @field_validator("functions")
+    @classmethod
+    def _one_form(cls, value: list[FunctionDefinition] | None, info: ValidationInfo) -> list[FunctionDefinition] | None:
+        if value and info.data.get("tools"):
+            raise PydanticCustomError("two_forms", "cannot be combined with tools")
+        return value
+
+    @field_validator("function_call")
+    @classmethod
+    def _known_function(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, FunctionChoice) and "functions" in info.data:
+            names = {function.name for function in info.data["functions"] or ()}
+            if not names:
+                raise PydanticCustomError("needs_functions", "needs functions")
+            if value.name not in names:
+                raise PydanticCustomError("unknown_tool", "no function is named {name}", {"name": value.name})
         return value

@@ -42,12 +42,8 @@ class Unsupported:
         return {"enum": [None, *self.neutral], "description": f"Not supported: {self.reason}."}
 
 
-_FUNCTIONS = "functions are not supported by this server, tools are"
-
 CHAT: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "functions": Unsupported(_FUNCTIONS, ([],)),
-        "function_call": Unsupported(_FUNCTIONS, ("none", "auto")),
         "modalities": Unsupported("this server generates text only", (["text"],)),
         "audio": Unsupported("audio is not supported by this server"),
         "store": Unsupported("stored completions are not supported by this server", (False,)),
@@ -70,7 +66,6 @@ COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
 
 MESSAGE: Mapping[str, Unsupported] = MappingProxyType(
     {
-        "function_call": Unsupported(_FUNCTIONS),
         "audio": Unsupported("audio is not supported by this server"),
         "refusal": Unsupported("refusals are not supported by this server", ("",)),
         "annotations": Unsupported("annotations are not supported by this server", ([],)),

@@ -129,11 +129,14 @@ def _contradicts_itself(body: Any) -> bool:
         return True
     if body.get("add_generation_prompt") is body.get("continue_final_message") is True:
         return True
-    tools: list[Any] = [tool.get("function", tool).get("name") for tool in body.get("tools") or ()]
+    defined = [*(body.get("tools") or ()), *(body.get("functions") or ())]
+    tools: list[Any] = [tool.get("function", tool).get("name") for tool in defined]
     choice = body.get("tool_choice")
     chosen = [choice] if isinstance(choice, dict) and choice.get("type") in ("function", "tool") else []
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         chosen = choice["tools"]
+    if isinstance(body.get("function_call"), dict):
+        chosen = [body["function_call"]]
     named = [function.get("function", function).get("name") for function in chosen]
     turns = body.get("messages") or [{}]
     prefilled = turns[-1].get("role") == "assistant"

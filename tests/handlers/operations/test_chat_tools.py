@@ -164,3 +164,45 @@ async def test_budget_of_reasoning() -> None:
     plain = FakeEngine()
     await chat.handle(fields, fake_context(plain))
     assert plain.jobs[0][0].params.grammar is None
+
+
+OLDER: dict[str, Any] = {"messages": ASK["messages"], "functions": [TOOL["function"]]}
+
+
+async def test_functions() -> None:
+    """OpenAI's older form: the answer has function_call, whole and streamed, and a finish reason of that name."""
+    answer = await chat.handle(OLDER, fake_context(FakeEngine(CALL)))
+    (choice,) = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Well.", "function_call": CALLS[0]["function"]}
+    assert choice["finish_reason"] == "function_call"
+    ChatResponse.model_validate(answer, extra="forbid", strict=True)
+    chunks = [chunk async for chunk in chat.stream(OLDER, fake_context(FakeEngine(CALL)))]
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": None},
+        {"content": "Well."},
+        {"function_call": {"name": "get", "arguments": ""}},
+        {"function_call": {"arguments": '{"x": '}},
+        {"function_call": {"arguments": "1}"}},
+        {},
+    ]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+    for chunk in chunks:
+        ChatChunk.model_validate(chunk, extra="forbid", strict=True)
+
+
+@pytest.mark.parametrize(("choice", "told"), [("auto", True), (None, True), ("none", False), ({"name": "get"}, True)])
+async def test_function_call(choice: object, told: bool) -> None:
+    """As tool_choice."""
+    engine = FakeEngine(CALL[1:] if isinstance(choice, dict) else CALL)
+    await chat.handle(OLDER | {"function_call": choice}, fake_context(engine))
+    assert engine.tools == [(Tool("get", "It gets.", {"type": "object"}),) if told else ()]
+    assert (engine.jobs[0][0].params.grammar is not None) == told
+
+
+async def test_errors_of_functions_name_them() -> None:
+    """A schema that cannot be followed is a field of the older form."""
+    engine = FakeEngine(CALL)
+    await chat.handle(OLDER, fake_context(engine))
+    grammar = engine.jobs[0][0].params.grammar
+    assert grammar is not None
+    assert (grammar.field, grammar.parts[0].field) == ("functions", "functions.0.parameters")

@@ -41,7 +41,6 @@ def test_others_say_something(role: str, content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("function_call", {"name": "f", "arguments": "{}"}),
         ("audio", {"id": "a"}),
         ("refusal", "I cannot."),
         ("annotations", [{"type": "url_citation"}]),
@@ -89,12 +88,33 @@ def test_calls_and_their_results() -> None:
     )
 
 
+def test_calls_of_functions() -> None:
+    """OpenAI's older form has no ids: a result is that of the function's last call."""
+    messages = [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}},
+        {"role": "function", "name": "f", "content": "1"},
+        {"role": "assistant", "content": "So.", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+        {"role": "function", "name": "f", "content": "2"},
+        {"role": "function", "name": "g", "content": "3"},
+    ]
+    assert chat_messages(parse(ChatRequest, {"messages": messages}).messages) == (
+        Message("assistant", "", (ToolCall("call_0", "f", "{}"),)),
+        Message("tool", "1", tool_call_id="call_0"),
+        Message("assistant", "So.", (ToolCall("call_2", "f", '{"x": 1}'),)),
+        Message("tool", "2", tool_call_id="call_2"),
+        Message("tool", "3", tool_call_id="call_4"),
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "param", "says"),
     [
         ({"role": "tool", "content": "r"}, "tool_call_id", "field required"),
         ({"role": "tool", "tool_call_id": "1"}, "content", "field required"),
         ({"role": "user", "content": "x", "tool_call_id": "1"}, "tool_call_id", "only a tool's message"),
+        ({"role": "function", "content": "r"}, "name", "field required"),
+        ({"role": "function", "name": "f"}, "content", "field required"),
+        ({"role": "user", "content": "x", "function_call": {"name": "f", "arguments": ""}}, "function_call", "only an"),
         ({"role": "user", "content": "x", "tool_calls": [_call()]}, "tool_calls", "only an assistant's message"),
         ({"role": "user", "content": "x", "reasoning_content": "x"}, "reasoning_content", "only an assistant's"),
         ({"role": "assistant", "tool_calls": [_call(arguments={})]}, "tool_calls.0.function.arguments", "string"),
