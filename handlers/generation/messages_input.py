@@ -11,6 +11,7 @@ from handlers.schemas.messages_api_blocks import InputTurn, TextBlock, ThinkingB
 
 FIELDS = (
     (r"messages\b.*", "messages"),
+    (r"continue_final_message\b", "messages"),
     (r"response_format\.json_schema\b", "output_config.format"),
     (r"response_format\b", "output_config.format"),
     (r"tools\.(\d+)\.function\.parameters\b", r"tools.\1.input_schema"),
@@ -39,7 +40,9 @@ def chat_payload(request: CountTokensRequest, payload: Mapping[str, Any]) -> dic
         chat["stop"] = payload["stop_sequences"]
     if isinstance(request.cache_control, str):
         chat["cache_control"] = request.cache_control
-    form = None if request.output_config is None else request.output_config.format
+    if request.messages[-1].role == "assistant":
+        chat["continue_final_message"] = True
+    form = request.output_format or (None if request.output_config is None else request.output_config.format)
     if form is not None:
         schema = {"name": "answer", "schema": form.definition, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -110,9 +110,13 @@ class MessageBuilder:
         if self._open is None:
             return []
         self._open = None
-        event = {"type": "content_block_stop", "index": len(self._content)}
+        index = len(self._content)
+        events: list[Event] = [{"type": "content_block_stop", "index": index}]
+        if self._block["type"] == "thinking":  # which clients take as complete with its signature
+            delta = {"type": "signature_delta", "signature": ""}
+            events.insert(0, {"type": "content_block_delta", "index": index, "delta": delta})
         self._content.append(finished_block(self._block, "".join(self._pieces)))
-        return [event]
+        return events
 
 
 def finished_block(block: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -33,9 +33,14 @@ class AnswerBuilder(Protocol):
         ...
 
 
-def streamed(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a chat completion's payload with what ``translated`` needs."""
-    return {**payload, "stream_options": {"include_usage": True}}
+def streamed(payload: Mapping[str, Any], *, usage_at_start: bool = False) -> dict[str, Any]:
+    """Return a chat completion's payload with what ``translated`` needs.
+
+    Args:
+        payload: the payload.
+        usage_at_start: whether the builder of the answer needs the usage, too, which every chunk has then.
+    """
+    return {**payload, "stream_options": {"include_usage": True, "continuous_usage_stats": usage_at_start}}
 
 
 async def translated(

@@ -40,7 +40,7 @@ def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, An
         ServiceError: other errors of the operation ``chat``.
     """
     request = parse_stream(MessagesRequest, payload)
-    chunks = chat.stream(streamed(chat_payload(request, payload)), ctx)
+    chunks = chat.stream(streamed(chat_payload(request, payload), usage_at_start=True), ctx)
     return translated(chunks, lambda chunk: MessageBuilder(request, chunk), FIELDS)
 
 

@@ -12,7 +12,7 @@ from handlers.schemas.base import ModelChoice
 from handlers.schemas.fields import AnyText, Seed, Stops, TopK, TopP
 from handlers.schemas.function_tools import DEFERRED, check_choice, check_hosted
 from handlers.schemas.messages import PromptCaching
-from handlers.schemas.messages_api_blocks import InputTurn, Markable, TextOrTextBlocks
+from handlers.schemas.messages_api_blocks import InputTurn, Markable, TextOrTextBlocks, ToolUseBlock
 from handlers.schemas.strict import Strict
 from handlers.schemas.structured import JSONSchema
 from handlers.schemas.tools import MAX_TOOLS, TOOLS_NEEDED, FunctionName, Parameters, ReasoningEffort
@@ -82,7 +82,10 @@ class Thinking(Strict):
 
     unsupported = MappingProxyType(
         {
-            "display": Unsupported("this server does not summarize reasoning; it returns the reasoning itself"),
+            "display": Unsupported(
+                "this server does not summarize reasoning; it returns the reasoning itself", ("summarized",)
+            ),
+            "block_binding": Unsupported("blocks of reasoning are not bound by this server"),
         }
     )
     model_config = ConfigDict(
@@ -126,6 +129,8 @@ class OutputFormat(Strict):
 class OutputConfig(Strict):
     """The form of the answer's text."""
 
+    unsupported = MappingProxyType({"task_budget": Unsupported("budgets of tasks are not supported by this server")})
+
     format: OutputFormat | None = Field(None, description="The answer's JSON Schema.")
     effort: ReasoningEffort | None = Field(None, description="As reasoning_effort of a chat completion.")
 
@@ -148,21 +153,31 @@ class CountTokensRequest(ModelChoice):
     )
     unsupported = MappingProxyType(
         {
+            "billing_policy": Unsupported("nothing is billed by this server"),
+            "compaction": Unsupported("this server does not shorten the conversation"),
             "container": Unsupported("containers are not supported by this server"),
             "context_management": Unsupported("this server does not shorten the conversation"),
             "diagnostics": Unsupported("diagnostics are not supported by this server"),
+            "fallback_credit_token": Unsupported("fallbacks are not supported by this server"),
+            "fallbacks": Unsupported("fallbacks are not supported by this server", ([],)),
             "inference_geo": Unsupported("this server runs in one place"),
             "mcp_servers": Unsupported("MCP servers are not supported by this server", ([],)),
             "speed": Unsupported("speeds are not supported by this server", ("standard",)),
+            "thread": Unsupported("conversations are not kept by this server"),
         }
     )
 
-    messages: list[InputTurn] = Field(min_length=1, max_length=1024, description="The turns so far.")
+    messages: list[InputTurn] = Field(
+        min_length=1,
+        max_length=1024,
+        description="The turns so far; if the last one is the assistant's, the answer continues its text.",
+    )
     system: TextOrTextBlocks | None = Field(None, description="The system prompt.")
     tools: list[CustomTool] | None = Field(None, max_length=MAX_TOOLS, description="Tools that the model may use.")
     tool_choice: ToolChoice | None = Field(None, description="Whether the model uses a tool, and which.")
     thinking: Thinking | None = Field(None, description="Options of reasoning models.")
     output_config: OutputConfig | None = Field(None, description="The form of the answer's text.")
+    output_format: OutputFormat | None = Field(None, description="The older name of output_config.format.")
     cache_control: CacheControl | None = Field(
         None,
         description="An object is accepted for compatibility; not used: prefix caching is automatic. A text is as in a "
@@ -171,9 +186,18 @@ class CountTokensRequest(ModelChoice):
 
     @field_validator("messages")
     @classmethod
-    def _no_prefill(cls, value: list[InputTurn]) -> list[InputTurn]:
-        if value[-1].role == "assistant":
-            raise PydanticCustomError("prefill", "the last turn should be the user's: answers cannot be begun")
+    def _no_call_to_continue(cls, value: list[InputTurn]) -> list[InputTurn]:
+        last = value[-1]
+        if last.role == "assistant" and any(isinstance(block, ToolUseBlock) for block in last.content):
+            raise PydanticCustomError("prefill", "the last turn should have the results of the uses of tools before it")
+        return value
+
+    @field_validator("output_format")
+    @classmethod
+    def _one_form(cls, value: OutputFormat | None, info: ValidationInfo) -> OutputFormat | None:
+        config = info.data.get("output_config")
+        if value is not None and config is not None and config.format is not None:
+            raise PydanticCustomError("two_forms", "give output_config.format or output_format, not both")
         return value
 
     @field_validator("tools", mode="before")

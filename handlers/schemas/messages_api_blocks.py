@@ -17,6 +17,7 @@ from handlers.schemas.unsupported import Unsupported
 
 CACHING = "Accepted for compatibility; not used: prefix caching is automatic."
 _CALLER = Unsupported("programmatic calls are not supported by this server", ({"type": "direct"},))
+_TOOLSET = Unsupported("sets of tools are not supported by this server")
 
 
 class Markable(Strict):
@@ -37,7 +38,7 @@ class TextBlock(Markable):
 class ToolUseBlock(Markable):
     """A call of a tool that the model made."""
 
-    unsupported = MappingProxyType({"caller": _CALLER})
+    unsupported = MappingProxyType({"caller": _CALLER, "toolset_name": _TOOLSET})
 
     type: Literal["tool_use"]
     id: CallId
@@ -71,6 +72,8 @@ TextOrTextBlocks = Annotated[
 
 class ToolResultBlock(Markable):
     """The result of a tool; ``is_error`` puts ``Error:`` before its text."""
+
+    unsupported = MappingProxyType({"toolset_name": _TOOLSET})
 
     type: Literal["tool_result"]
     tool_use_id: CallId

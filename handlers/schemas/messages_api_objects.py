@@ -49,9 +49,10 @@ class MessageResponse(LazyModel):
 class BlockDelta(LazyModel):
     """What an event adds: to a block, or to the message at its end."""
 
-    type: Literal["text_delta", "thinking_delta", "input_json_delta"] | None = None
+    type: Literal["text_delta", "thinking_delta", "signature_delta", "input_json_delta"] | None = None
     text: str | None = None
     thinking: str | None = None
+    signature: str | None = Field(None, description="Always empty; at the end of thinking.")
     partial_json: str | None = Field(None, description="Part of the JSON text of a tool's input.")
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None

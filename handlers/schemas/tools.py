@@ -87,7 +87,7 @@ ToolChoice = Annotated[
 """How tools may be used."""
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 TOOLS_NEEDED: dict[str, Any] = {
     "if": {

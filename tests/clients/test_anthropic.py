@@ -25,6 +25,7 @@ HI: list[Any] = [{"role": "user", "content": "Hi"}]
 ASK: dict[str, Any] = {"model": "fake", "max_tokens": 50, "messages": HI}
 
 TIME: Any = {"name": "time", "description": "The time.", "input_schema": {"type": "object", "properties": {"zone": {}}}}
+USE: Any = {"type": "tool_use", "id": "c1", "name": "time", "input": {}}
 CALL = ("I look.\n", "<tool_call>\n", '{"name": "time", "arguments": {"zone": ', '"UTC"}}\n', "</tool_call>")
 
 
@@ -129,6 +130,16 @@ async def test_cache_breakpoints() -> None:
             messages=[{"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": mark}]}],
         )
     assert message.stop_reason == "end_turn"
+
+
+async def test_a_begun_answer() -> None:
+    """The assistant's last turn is continued: the message has what follows."""
+    engine = FakeEngine()
+    begun: Any = [*HI, {"role": "assistant", "content": "I say: "}]
+    async with _client(fake_context(engine)) as client:
+        message = await client.messages.create(**ASK | {"messages": begun})
+    assert message.content[0].to_dict() == {"type": "text", "text": "Hello there."}
+    assert engine.template_options[0].continue_final_message
 
 
 async def test_stream_of_events() -> None:
@@ -257,7 +268,7 @@ async def test_count_tokens() -> None:
         ({"max_tokens": 0}, "max_tokens: "),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0: "),
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "messages.0.content.0: "),
-        ({"messages": [*HI, {"role": "assistant", "content": "I"}]}, "messages: the last turn"),
+        ({"messages": [*HI, {"role": "assistant", "content": [USE]}]}, "messages: the last turn"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools: web_search_20250305"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools: bash_20250124"),
         ({"tool_choice": {"type": "any"}}, "tool_choice: "),

@@ -50,11 +50,12 @@ class Chat:
 
 
 def test_the_usage_is_asked_for() -> None:
-    """The last chunk has it; the rest of the payload stays."""
-    assert streamed({"messages": [], "stream_options": None}) == {
-        "messages": [],
-        "stream_options": {"include_usage": True},
-    }
+    """The last chunk has it, and every chunk if a builder needs it earlier; the rest of the payload stays."""
+    for early in (False, True):
+        assert streamed({"messages": [], "stream_options": None}, usage_at_start=early) == {
+            "messages": [],
+            "stream_options": {"include_usage": True, "continuous_usage_stats": early},
+        }
 
 
 async def test_events_in_order() -> None:

@@ -19,6 +19,7 @@ from tests.support.fakes import FakeEngine, fake_context, usage
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}
 TOOL: dict[str, Any] = {"name": "time", "input_schema": {"type": "object"}}
+FORM: dict[str, Any] = {"type": "json_schema", "schema": {"type": "object"}}
 CHAT: dict[str, Any] = {"id": "chatcmpl-1", "created": 5, "model": "m"}
 
 
@@ -133,10 +134,9 @@ def test_tools_and_their_results() -> None:
 
 def test_fields_of_the_chat() -> None:
     """Sampling fields are passed on as they are, the others under their names in a chat completion."""
-    form = {"type": "json_schema", "schema": {"type": "object"}}
-    chat = _chat(
-        temperature=0.5, top_k=3, seed=7, stop_sequences=["x"], output_config={"format": form}, cache_control="no-store"
-    )
+    fields: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "seed": 7, "cache_control": "no-store"}
+    chat = _chat(**fields, stop_sequences=["x"], output_config={"format": FORM})
+    assert chat == _chat(**fields, stop_sequences=["x"], output_format=FORM)
     assert chat == {
         "max_tokens": 50,
         "temperature": 0.5,
@@ -218,6 +218,18 @@ async def test_accepted_fields_change_nothing() -> None:
     assert engine.jobs[0] == engine.jobs[1]
 
 
+async def test_begun_answers_are_continued() -> None:
+    """The prompt ends with the assistant's last turn, whole and streamed, and also when its tokens are counted."""
+    engine = FakeEngine()
+    begun = HI | {"messages": [*HI["messages"], {"role": "assistant", "content": "I am"}]}
+    await messages.handle(begun, fake_context(engine))
+    assert [event async for event in messages.stream(begun, fake_context(engine))]
+    await messages.count({"messages": begun["messages"]}, fake_context(engine))
+    await messages.handle(HI, fake_context(engine))
+    assert [options.continue_final_message for options in engine.template_options] == [True, True, True, False]
+    assert engine.chats[0][-1] == Message("assistant", "I am")
+
+
 async def test_stream() -> None:
     """The events in their order; the usage at the end is that of a message without a stream."""
     events = await _events({}, FakeEngine(token_length=9))
@@ -227,6 +239,7 @@ async def test_stream() -> None:
         *("content_block_stop", "message_delta", "message_stop"),
     ]
     assert events[0]["message"]["content"] == []
+    assert (events[0]["message"]["usage"]["input_tokens"], events[0]["message"]["usage"]["output_tokens"]) == (9, 0)
     assert [event["delta"]["text"] for event in events[3:6]] == ["Hello", " there", "."]
     assert events[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
     assert (events[-2]["usage"]["input_tokens"], events[-2]["usage"]["output_tokens"]) == (9, 3)
@@ -282,6 +295,8 @@ def test_thinking_and_tools() -> None:
         {"type": "tool_use", "id": "c2", "name": "g", "input": {}},
     ]
     assert message["stop_reason"] == "tool_use"
+    of_thinking = [event for event in events if event.get("index") == 0]
+    assert [event["delta"]["type"] for event in of_thinking[1:-1]] == [*["thinking_delta"] * 2, "signature_delta"]
     of_call = [event for event in events if event.get("index") == 2]
     assert [event["type"] for event in of_call] == [
         "content_block_start",
@@ -331,7 +346,19 @@ async def test_failure_midway() -> None:
             "tool_use",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
-        ({"messages": [*HI["messages"], {"role": "assistant", "content": "I"}]}, "messages", "last turn"),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
+                ]
+            },
+            "messages",
+            "last turn",
+        ),
+        ({"output_format": FORM, "output_config": {"format": FORM}}, "output_format", "not both"),
+        ({"output_config": {"task_budget": {"type": "tokens", "total": 5}}}, "output_config.task_budget", "not supp"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display", "not summarize"),
+        ({"fallbacks": [{"model": "x"}]}, "fallbacks", "not supported"),
         ({"system": [{"type": "image"}]}, "system.0.type", "should be"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools", "hosted tool"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice", "no function f"),
