@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
@@ -197,12 +197,27 @@ class Job:
         background: whether this is a background job. Interactive jobs are admitted before it and may preempt it;
             preemption does not change its result.
         field: the request's field that holds the prompt, for error messages.
+        continuations: texts to score, one sequence each, by their token ids; they share the computation of the prompt.
+            ``params`` has their number as ``n`` and the longest one's length as ``max_new_tokens``. Empty if the model
+            generates the texts.
     """
 
     token_ids: tuple[int, ...]
     params: SamplingParams
     background: bool = False
     field: str = "prompt"
+    continuations: tuple[tuple[int, ...], ...] = ()
+
+    def sequence_params(self, number: int) -> SamplingParams:
+        """Return the sampling parameters of one sequence.
+
+        Args:
+            number: the sequence's number within the job, from 0.
+        """
+        if not self.continuations:
+            return self.params
+        forced = self.continuations[number]
+        return replace(self.params, forced=forced, max_new_tokens=len(forced))
 
 
 @dataclass(frozen=True, slots=True)

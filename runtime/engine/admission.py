@@ -80,7 +80,7 @@ class Admission:
         if sequence is None or sequence is self._blocked:
             return None
         leader = sequence.leader
-        if leader is not None and not leader.generated:
+        if leader is not None and leader.computed < len(leader.prompt) - 1:
             return None  # wait until the leader has computed the shared prompt
         if not self._allocate(sequence, changes):
             self._blocked = sequence
@@ -99,6 +99,10 @@ class Admission:
     def remove(self, sequences: Items[Sequence], *, keep: bool = True) -> None:
         """Remove running or waiting sequences and release their blocks.
 
+        The first waiting follower of a leader that has computed their prompt takes over its row and the prompt's
+        blocks, unless interactive work waits for a background row. So the prompt is not computed again, however early
+        its sequences end.
+
         Args:
             sequences: finished, failed or cancelled sequences.
             keep: whether their computed blocks stay in the prefix cache.
@@ -107,7 +111,7 @@ class Admission:
         self.running = [s for s in self.running if s not in removed]
         self.waiting.remove(removed)
         for sequence in sequences:
-            self._promote_follower(sequence)
+            self._promote_follower(sequence, keep=keep)
             self._pool.release(sequence, keep=keep)
         self._blocked = None
 
@@ -143,22 +147,33 @@ class Admission:
         """Preempt a sequence: release its blocks and requeue it with the tokens that it has."""
         self.running.remove(sequence)
         if sequence.generated:  # otherwise its followers keep waiting for it
-            self._promote_follower(sequence)
+            self._promote_follower(sequence, keep=False)
         self._pool.release(sequence)
         sequence.leader, sequence.computed, sequence.preempted = None, 0, True
         self.waiting.put_back(sequence, background=sequence.background)
         self._blocked = None
         changes.preempted.append(sequence)
 
-    def _promote_follower(self, leader: Sequence) -> None:
-        """Detach the waiting followers of a leader that leaves the batch. If it has not computed the shared prompt, the
-        first follower becomes the leader of the others; otherwise they find the prompt in the prefix cache.
+    def _promote_follower(self, leader: Sequence, *, keep: bool) -> None:
+        """Detach the waiting followers of a leader that leaves the batch. The first becomes the leader of the others if
+        it takes over the prompt's blocks, or if nothing was generated; else they find the prompt in the prefix cache.
+
+        Args:
+            leader: the sequence that leaves.
+            keep: whether a follower may take over its blocks.
         """
         if leader.params.n == 1:
             return
-        new_leader: Sequence | None = None
-        for sequence in self.waiting:
-            if sequence.leader is leader:
-                sequence.leader = new_leader
-                if new_leader is None and not leader.generated:
-                    new_leader = sequence
+        followers = [sequence for sequence in self.waiting if sequence.leader is leader]
+        if not followers:
+            return
+        first = followers[0]
+        computed = bool(leader.blocks) and leader.computed >= len(leader.prompt) - 1
+        turn = not (leader.background and self.waiting.interactive)  # of background work
+        taken_over = keep and turn and computed and self._pool.hand_over(leader, first)
+        if taken_over:
+            self.waiting.remove({first})
+            self.running.append(first)
+        for sequence in followers:
+            sequence.leader = first if taken_over or not leader.generated else None
+        first.leader = None

@@ -78,8 +78,8 @@ class BlockPool:
         The block of the last token is never reused: that token must be computed to get the logits of the next one.
 
         Args:
-            sequence: a sequence without blocks. If it has a leader, the leader has computed their shared prompt, and
-                the sequence has no tokens beyond that prompt.
+            sequence: a sequence without blocks. If it has a leader, the leader has computed their shared prompt, at
+                least up to its last token, and the sequence has no tokens beyond that prompt.
             spare: number of blocks that must stay available.
 
         Returns:
@@ -146,6 +146,24 @@ class BlockPool:
                 self._release_block(block, keep=True)
                 sequence.blocks = [*blocks[:index], cached, *blocks[index + 1 :]]
             sequence.num_cached_blocks = index + 1
+
+    def hand_over(self, leader: Sequence, follower: Sequence) -> bool:
+        """Give a follower the blocks of the prompt that it shares with its leader, which has computed it.
+
+        The block of the prompt's last token, which the follower computes again, leaves the prefix cache.
+
+        Returns:
+            Whether that was possible; not if another sequence references that last block.
+        """
+        last = (len(leader.prompt) - 1) // self.block_tokens
+        block = leader.blocks[last]
+        if self._ref_counts[block] > 1:
+            return False
+        self._uncache(block)
+        follower.blocks, leader.blocks = leader.blocks[: last + 1], leader.blocks[last + 1 :]
+        follower.num_cached_blocks = min(leader.num_cached_blocks, last)
+        follower.computed, follower.cached = len(leader.prompt) - 1, leader.cached
+        return True
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Release all blocks of a sequence.

@@ -261,14 +261,19 @@ class FastEngine(Tokenization):
         """Validate a job and make its ``n`` sequences; the first one is the leader of the others."""
         prompt, params = job.token_ids, job.params
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        first = Sequence(prompt, params, seed, background=job.background)
+        first = Sequence(prompt, job.sequence_params(0), seed, background=job.background)
+        others = [
+            Sequence(prompt, job.sequence_params(number), seed, number, first, job.background)
+            for number in range(1, params.n)
+        ]
+        longest = max([first, *others], key=lambda sequence: sequence.capacity)
         try:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
             check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
-            if first.capacity > self.info.context_length:
+            if longest.capacity > self.info.context_length:
                 raise ContextLengthExceeded.of(self.info.context_length, len(prompt), params.max_new_tokens)
-            if not self._scheduler.fits(first):
+            if not self._scheduler.fits(longest):
                 raise ContextLengthExceeded.of(
                     self._runner.blocks * self._runner.block_tokens,
                     len(prompt),
@@ -278,8 +283,7 @@ class FastEngine(Tokenization):
         except ServiceError as error:
             self._metrics.rejected(error.code)
             raise
-        others = range(1, params.n)
-        return [first, *(Sequence(prompt, params, seed, number, first, job.background) for number in others)]
+        return [first, *others]
 
     def _detokenizer(self, sequence: Sequence) -> IncrementalDetokenizer:
         # Minimum number of tokens before a stop string may end the sequence.

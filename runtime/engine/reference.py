@@ -219,9 +219,10 @@ class ReferenceEngine(Tokenization):
     def _rows(self, jobs: Sequence[Job]) -> list[BatchRow]:
         rows: list[BatchRow] = []
         for job in jobs:
-            prompt, params = job.token_ids, job.params
-            seed = secrets.randbits(64) if params.seed is None else params.seed
-            for index in range(params.n):
+            prompt = job.token_ids
+            seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
+            for index in range(job.params.n):
+                params = job.sequence_params(index)
                 rows.append(BatchRow(prompt, params, seed, index, len(rows), self._detokenizer(prompt, params)))
         return rows
 

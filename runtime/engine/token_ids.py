@@ -25,7 +25,8 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
             it is printable, and the vocabulary size.
     """
     check_ids(job.token_ids, job.field, vocabulary_size, token_bytes)
-    check_ids(job.params.forced, job.field, vocabulary_size, token_bytes)
+    for text in (job.params.forced, *job.continuations):
+        check_ids(text, job.field, vocabulary_size, token_bytes)
     check_ids(job.params.stop_token_ids, "stop_token_ids", vocabulary_size, token_bytes)
     check_ids([token for token, _ in job.params.logit_bias], "logit_bias", vocabulary_size, token_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,36 @@ def test_followers_share_the_prompt() -> None:
     for one in (leader, follower, late):
         pool.release(one)
     check_pool(pool, [])
+
+
+@pytest.mark.parametrize("length", [4, 5, 6, 7])
+def test_a_follower_takes_over_the_blocks_of_the_prompt(length: int) -> None:
+    """It gets its leader's blocks up to the prompt's last token, which it computes again in a block of its own."""
+    pool = BlockPool(8, 2, cache_blocks=8)
+    leader = run(pool, *range(length), new=5)
+    leader.tokens += [70, 71]
+    compute(pool, leader)
+    held = leader.blocks
+    follower = Sequence(leader.prompt, leader.params, 0, 1, leader)
+    assert pool.hand_over(leader, follower)
+    last = (length - 1) // 2
+    assert (follower.blocks, follower.computed, follower.num_cached_blocks) == (held[: last + 1], length - 1, last)
+    pool.release(leader)
+    check_pool(pool, [follower])
+    compute(pool, follower)
+    pool.release(follower)
+    check_pool(pool, [])
+
+
+def test_a_block_in_use_is_not_taken_over() -> None:
+    """A follower cannot compute the prompt's last token again in a block that another sequence reads."""
+    pool = BlockPool(8, 2, cache_blocks=8)
+    leader, other = run(pool, 1, 2, 3, 4, new=5), run(pool, 1, 2, 3, 4, 5)
+    assert other.blocks[:2] == leader.blocks
+    follower = Sequence(leader.prompt, leader.params, 0, 1, leader)
+    assert not pool.hand_over(leader, follower)
+    assert (follower.blocks, follower.computed) == ([], 0)
+    check_pool(pool, [leader, other])
 
 
 def test_reset() -> None:

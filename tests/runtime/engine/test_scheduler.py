@@ -48,6 +48,7 @@ class Machine:
     ended: dict[Sequence, str | ServiceError] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
     given: dict[Sequence, list[Sampled]] = field(default_factory=dict)
+    scheduled: list[Sequence] = field(default_factory=list)  # those that ran in the last step
     passed: int = 0  # interactive sequences that were admitted since a background one was, and none of those runs
 
     def add(self, sequences: list[Sequence]) -> list[Sequence]:
@@ -62,6 +63,7 @@ class Machine:
         held = {s: len(s.blocks) for s in before}
         plan = self.scheduler.schedule()
         self.plans.append(plan)
+        self.scheduled = self.running
         self.check()
         recomputed = {s for s in short if s.long_text}
         assert recomputed <= set(plan.preempted)
@@ -384,15 +386,41 @@ def test_a_follower_succeeds_its_leader(cached: int) -> None:
     assert sum(len(plan.copies) for plan in m.plans) == 1
 
 
-def test_a_leader_that_ends_at_once() -> None:
-    """Followers of a leader whose first token was its last find its prompt in the cache, all at once."""
-    m = machine()
-    sequences = m.add(group(prompt(10), replace(PARAMS, n=3, max_new_tokens=1)))
-    m.step()
+@pytest.mark.parametrize("length", [9, 10, 12, 13])
+@pytest.mark.parametrize("cached", [64, 0])
+def test_a_leader_that_ends_at_once(length: int, cached: int) -> None:
+    """A follower of a leader whose first token was its last takes over the blocks of their prompt, and shares them with
+    the others: each computes the prompt's last token only, with or without a prefix cache.
+    """
+    m = machine(cache_blocks=cached)
+    sequences = m.add(group(prompt(length), replace(PARAMS, n=4, max_new_tokens=1)))
+    assert fed(m.step()) == [length]
     assert list(m.ended) == sequences[:1]
-    assert fed(m.step()) == [2, 2]
+    assert fed(m.step()) == [1, 1, 1]
     assert list(m.ended) == sequences
+    assert m.scheduler.preemptions == 0 == m.pool.used
+    assert [sequence.cached for sequence in sequences] == [0] * 4
     assert [generated(sequence) for sequence in sequences] == [expected(sequence) for sequence in sequences]
+
+
+def test_interactive_work_comes_before_a_follower_in_the_background() -> None:
+    """A background follower takes over the row of its leader, but not while interactive work waits."""
+    m = machine(max_rows=1)
+    pair = replace(PARAMS, n=2, max_new_tokens=1)
+    first, second = m.add(group(prompt(10), pair, background=True))
+    m.step()
+    assert m.running == [second]
+    m.finish()
+    third, fourth = m.add(group(prompt(10, 2), pair, background=True))
+    later = group(prompt(3, 3), PARAMS)
+
+    def arrive() -> None:
+        m.add(later)
+
+    m.step(arrive)
+    assert m.running == []
+    m.finish()
+    assert list(m.ended) == [first, second, third, *later, fourth]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3], ids=["queued", "prefilling", "decoding"])
@@ -945,7 +973,7 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
         decoding = [s for s in m.sequences if s.blocks and s.computed + 1 == len(s.tokens) and not s.cancelled]
         plan = m.step(cancel_some)
         decoding = [s for s in decoding if s not in plan.preempted]
-        halves = [s for s in m.running if s.blocks and not s.cancelled and s not in m.ended]
+        halves = [s for s in m.scheduled if s.blocks and not s.cancelled and s not in m.ended]
         known = sum(len(row.token_ids) - (0 if row.sequence.forced else row.drafts) for row in plan.rows)
         rows = {row.sequence for row in plan.rows}
         assert not decoding or known <= max(m.budget, len(plan.rows))

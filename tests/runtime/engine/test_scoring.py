@@ -151,3 +151,45 @@ async def test_nothing_ends_or_shapes_a_forced_text(engine: str, tiny_llama: Pat
     (longer,) = await answer(loaded, [scoring((5, 6, 7), text, max_new_tokens=20, **only)])
     assert [token.id for token in longer] == [*text, 2]
     assert longer[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        pytest.param("gpt2", {}, marks=needs_kernels, id="gpt2"),
+        pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama"),
+        pytest.param("embedded", {"dtype": "int8"}, marks=[needs_kernels, pytest.mark.slow], id="embedded"),
+        pytest.param("llama", {"kernels": False}, id="llama-torch"),
+        pytest.param("gpt2", {"engine": "reference"}, id="gpt2-reference"),
+    ],
+)
+async def test_continuations_share_one_prompt(
+    model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of several texts behind one prompt has the log-probabilities that it has alone, to the last bit in the fast
+    engine, which computes the prompt once, without a prefix cache: for each further text only its last token again.
+    """
+    settings = {"dtype": "float32", **settings, "prefix_cache_bytes": 0}
+    if not settings.pop("kernels", True):
+        without_kernels(monkeypatch)
+    engine = load({"embedded": EMBEDDED, "gpt2": tiny_gpt2, "llama": tiny_llama}[model], **settings)
+    dice = random.Random(5)
+    for length, lengths in ((33, (1, 1, 1, 1)), (48, (1, 1, 1)), (40, (1, 4, 2, 9, 3))):
+        prompt = dice.choices(range(600), k=length)
+        found = [tuple(dice.choices(range(600), k=count)) for count in lengths]
+        alone = [(await answer(engine, [scoring(prompt, text)]))[0] for text in found]
+        params = SamplingParams(max(lengths), temperature=0, logprobs=2, n=len(found))
+        rows: list[list[Token]] = [[] for _ in found]
+        before = engine._metrics.step_tokens._sum.get()
+        async with aclosing(engine.stream([Job(tuple(prompt), params, continuations=tuple(found))])) as stream:
+            async for token in stream:
+                rows[token.sequence].append(token)
+        assert [tuple(token.id for token in row) for row in rows] == found
+        own, wanted = ([token.logprob for row in several for token in row] for several in (rows, alone))
+        if "engine" in settings:
+            assert own == pytest.approx(wanted, abs=1e-4)
+            continue
+        assert own == wanted
+        # Of each text all tokens but the last are fed to the model.
+        computed = engine._metrics.step_tokens._sum.get() - before
+        assert computed == length + sum(lengths) - len(lengths) + (len(lengths) - 1)
