@@ -44,9 +44,15 @@ def page() -> str:
     """Return the page."""
     parts = [_HEAD]
     models: dict[str, type[Any]] = {}
+    described: dict[str, type[Any]] = {}  # the request models so far
     for operation in dict.fromkeys(route.operation for route in ROUTES):
         paths = ", ".join(f"`{route.method} {route.plain_path}`" for route in ROUTES if route.operation == operation)
         entry = OPERATIONS[operation]
+        same = next((name for name, request in described.items() if request is entry.request), None)
+        described[operation] = entry.request
+        if same is not None and issubclass(entry.request, Strict) and entry.request.model_fields:
+            parts.append(f"## {operation}\n\n{entry.summary} {paths}\n\nFields as in [{same}](#{same}).\n\n")
+            continue
         fields = _rows(entry.request, models)
         table = f"| field | | type | default |\n|---|---|---|---|\n{fields}" if fields else "No fields.\n"
         parts.append(f"## {operation}\n\n{entry.summary} {paths}\n\n{table}\n")

@@ -25,6 +25,8 @@ class Collected:
         cached_tokens: the number of prompt tokens found in the prefix cache.
         reasons: each sequence's finish reason; ``length`` until it is known.
         stops: the stop string that ended each sequence; None if none did.
+        started: monotonic time in seconds at which the first token was waited for.
+        first: monotonic time of the first token.
     """
 
     prompt_tokens: int
@@ -34,6 +36,8 @@ class Collected:
     cached_tokens: int = 0
     reasons: list[FinishReason] = field(default_factory=list)
     stops: list[str | None] = field(default_factory=list)
+    started: float = 0
+    first: float | None = None
     _pieces: list[list[str]] = field(default_factory=list)
     _unreported: list[list[Token]] = field(default_factory=list)
     _ids: list[list[int]] = field(default_factory=list)
@@ -96,8 +100,12 @@ async def collecting(
         ctx: the operation's context.
     """
 
+    collected.started = ctx.clock.monotonic()
+
     async def tokens() -> AsyncIterator[Token]:
         async for token in stream:
+            if collected.first is None:
+                collected.first = ctx.clock.monotonic()
             collected.add(token)
             yield token
             if collected.completion_tokens % _BURST == 0:  # a cached response's tokens never wait

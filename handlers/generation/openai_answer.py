@@ -71,6 +71,29 @@ def chunk_usage(request: OpenAIRequest, answer: Generation) -> dict[str, Any]:
     return {"usage": answer.collected.usage.openai() if options.continuous_usage_stats else None}
 
 
+def timings(request: OpenAIRequest, answer: Generation, ctx: Context) -> dict[str, Any]:
+    """Return the member ``timings``, as llama.cpp's server has it; nothing if not asked for or before the first token.
+
+    The time of the prompt is that up to the first token, so that it includes the time in the queue.
+    """
+    collected = answer.collected
+    if not request.timings_per_token or collected.first is None:
+        return {}
+    counts = {
+        "prompt": (collected.prompt_tokens - collected.cached_tokens, collected.first - collected.started),
+        "predicted": (collected.completion_tokens, ctx.clock.monotonic() - collected.first),
+    }
+    found: dict[str, Any] = {"cache_n": collected.cached_tokens}
+    for name, (tokens, seconds) in counts.items():
+        found |= {
+            f"{name}_n": tokens,
+            f"{name}_ms": seconds * 1000,
+            f"{name}_per_token_ms": seconds * 1000 / tokens if tokens else None,
+            f"{name}_per_second": tokens / seconds if seconds else None,
+        }
+    return {"timings": found}
+
+
 def _by_id(engine: Engine, token: Token) -> dict[str, Any]:
     """Return the log-probabilities of the likeliest tokens and the actual one, by token id.
 

@@ -22,6 +22,8 @@ def requested_grammar(request: Structured) -> Grammar | None:
             return _json(form.definition, "response_format.schema")
         return _json(_ANY_OBJECT, "response_format")
     if isinstance(form, JSONSchemaFormat):
+        if form.json_schema is None:
+            return _json(form.definition, "response_format.schema")
         return _json(form.json_schema.definition, "response_format.json_schema.schema")
     if request.json_schema is not None:
         return _json(request.json_schema, "json_schema")

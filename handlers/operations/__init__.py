@@ -165,6 +165,20 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             messages.count,
             part_of="chat",
         ),
+        "chat_input_tokens": Operation(
+            "Count the tokens of a chat, as llama.cpp's server does.",
+            requests.ChatRequest,
+            messages_api_objects.TokenCount,
+            chat.count,
+            part_of="chat",
+        ),
+        "response_input_tokens": Operation(
+            "Count the tokens of a response's input, compatible with OpenAI's Responses API.",
+            responses_api.ResponsesRequest,
+            responses_api_objects.InputTokenCount,
+            create_response.count,
+            part_of="chat",
+        ),
         "completions": Operation(
             "Create a completion, compatible with OpenAI's.",
             requests.CompletionsRequest,

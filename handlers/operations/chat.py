@@ -22,11 +22,12 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt
+from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt, timings
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.structured import requested_grammar
 from handlers.generation.tools import older_form, requested_tools
 from handlers.protocols import Engine
+from handlers.schemas.openai import MAX_NEW_TOKENS
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import ChatRequest
 from runtime.errors import InvalidRequest
@@ -34,8 +35,6 @@ from runtime.types import FinishReason, Job, Message, SamplingParams, Token
 
 LIMITED_NEW_TOKENS = 512
 """Maximum new tokens if the request sets no number and the caller's tokens are limited: all of them are reserved."""
-
-_UNLIMITED_NEW_TOKENS = 10_000_000  # new tokens if the request sets no number: the field's greatest value
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -65,7 +64,13 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                 | new_token_ids(request, answer, i)
                 for i, reason in enumerate(collected.reasons)
             ]
-            return {**head, **about.members, "choices": choices, "usage": collected.usage.openai()}
+            return {
+                **head,
+                **about.members,
+                "choices": choices,
+                "usage": collected.usage.openai(),
+                **timings(request, answer, ctx),
+            }
 
         return await answer.render(render, lambda token: deltas[token.sequence].extend(parsing.deltas(token)))
 
@@ -85,8 +90,9 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             first = about.members if not started else {}
             started.add(index)
             ids = new_token_ids(request, answer, index) if delta.get("role") is None else {}
+            timed = timings(request, answer, ctx) if delta.get("role") is None else {}
             choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": logprobs} | ended | ids
-            return head | first | {"choices": [choice]} | chunk_usage(request, answer)
+            return head | first | {"choices": [choice]} | chunk_usage(request, answer) | timed
 
         parsing = _Parsing(request, answer.engine, ctx)
         async for token in answer.tokens:
@@ -100,7 +106,21 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
                 stop = _stop_reason(request, token.stop)
                 yield chunk(index, {}, _logprobs(answer, index), finish_reason=reason, **stop)
         if request.include_usage:
-            yield head | {"choices": [], "usage": answer.collected.usage.openai()}
+            usage = {"usage": answer.collected.usage.openai()}
+            yield head | {"choices": []} | usage | timings(request, answer, ctx)
+
+
+async def count(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Return the number of tokens of a chat as the model's template renders it; fields as in ``ChatRequest``.
+
+    Raises:
+        InvalidRequest: a limit is exceeded, or the template refuses the messages.
+        ServiceError: errors of ``Models.lease``.
+    """
+    request = parse(ChatRequest, payload)
+    messages = read(request, ctx)
+    async with ctx.models.lease(request.model) as engine:
+        return {"input_tokens": len(await encode(request, messages, engine, ctx))}
 
 
 def read(request: ChatRequest, ctx: Context) -> tuple[Message, ...]:
@@ -121,7 +141,7 @@ async def encode(request: ChatRequest, messages: Sequence[Message], engine: Engi
     Raises:
         InvalidRequest: the template refuses the messages.
     """
-    tools, effort = requested_tools(request).tools, request.reasoning_effort
+    tools, effort = requested_tools(request).tools, request.effort
     more = {} if effort is None else {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
     options = request.template_options(more)
     return await engine.encode_chat(messages, tools=tools, options=options, background=ctx.background)
@@ -135,11 +155,10 @@ async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Eng
         ContextLengthExceeded: the chat fills the model's context.
     """
     ids = await encode(request, messages, engine, ctx)
-    use, effort, form = requested_tools(request), request.reasoning_effort, engine.answer_format
+    use, effort, form = requested_tools(request), request.effort, engine.answer_format
     if effort == "none" and form.reasoning != "none" and not form.switchable:
-        raise InvalidRequest(
-            "reasoning_effort: the reasoning of this model cannot be turned off", param="reasoning_effort"
-        )
+        field = "reasoning" if request.reasoning_effort is None else "reasoning_effort"
+        raise InvalidRequest(f"{field}: the reasoning of this model cannot be turned off", param=field)
     params = _params(request, engine, ctx, engine.chat_stops)
     budget = request.thinking_token_budget
     reasoning = _reasoning(request, engine, ctx) if budget is None or effort == "none" else form.reasoning
@@ -150,7 +169,7 @@ async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Eng
             param="ignore_eos",
         )
     limit = min(remaining_context(len(ids), engine.info.context_length, "messages"), params.max_new_tokens)
-    if params.max_new_tokens == _UNLIMITED_NEW_TOKENS:
+    if params.max_new_tokens == MAX_NEW_TOKENS:
         limit = default_limit(engine, len(ids))
     check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens")
     params = replace(params, max_new_tokens=limit, grammar=grammar)
@@ -158,8 +177,9 @@ async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Eng
 
 
 def _params(request: ChatRequest, engine: Engine, ctx: Context, stops: Sequence[str] = ()) -> SamplingParams:
-    default = LIMITED_NEW_TOKENS if ctx.has_token_limit() else _UNLIMITED_NEW_TOKENS
-    limits = [limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None]
+    default = LIMITED_NEW_TOKENS if ctx.has_token_limit() else MAX_NEW_TOKENS
+    given = (request.max_tokens, request.max_completion_tokens, request.n_predict)
+    limits = [limit for limit in given if limit is not None and limit > 0]
     return sampling_params(
         request,
         max_new_tokens=min(limits or [default]),
@@ -176,7 +196,7 @@ def _reasoning(request: ChatRequest, engine: Engine, ctx: Context) -> Literal["n
     """Return where the answer's reasoning begins; ``none`` also if it is turned off, by the request or the settings."""
     form, arguments = engine.answer_format, request.chat_template_kwargs or {}
     off = form.switchable and arguments.get("enable_thinking") is False
-    if off or request.reasoning_effort == "none" or not ctx.reasoning:
+    if off or request.effort == "none" or request.reasoning_format == "none" or not ctx.reasoning:
         return "none"
     # Without the start of an answer the prompt does not end inside reasoning.
     begun = request.add_generation_prompt is not False and not request.continue_final_message
@@ -187,7 +207,8 @@ def _answering(
     request: ChatRequest, messages: Sequence[Message], ctx: Context
 ) -> AbstractAsyncContextManager[Generation]:
     use, template = requested_tools(request), request.template_options()
-    reasoning = (request.reasoning_effort, request.thinking_token_budget, ctx.reasoning)
+    apart = ctx.reasoning and request.reasoning_format != "none"
+    reasoning = (request.effort, request.thinking_token_budget, apart)
     return answering(
         request,
         lambda engine: Question(

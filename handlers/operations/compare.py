@@ -137,7 +137,7 @@ async def _run(
     variant: _Variant, messages: tuple[Message, ...], ctx: Context, put: Callable[[dict[str, Any]], None]
 ) -> _Variant:
     """Generate one variant's answer and pass its pieces to ``put``; a ``ServiceError`` goes into the answer."""
-    settings, answer, now = variant.settings, variant.answer, ctx.clock.monotonic
+    settings, answer = variant.settings, variant.answer
     try:
         async with ctx.models.lease(variant.model) as engine:
             ids = await _prompt(settings, messages, engine, ctx)
@@ -150,7 +150,6 @@ async def _run(
                 logprobs=0 if settings.score else None,
                 stop=engine.chat_stops if messages else (),
             )
-            started, first = now(), 0.0
             async with generating(
                 PreparedRequest(engine, (Job(ids, params, ctx.background, _field(settings)),)), ctx
             ) as (
@@ -158,7 +157,6 @@ async def _run(
                 tokens,
             ):
                 async for token in tokens:
-                    first = first or now()
                     if token.text or token.finish_reason:
                         put(
                             {
@@ -167,7 +165,7 @@ async def _run(
                                 "finish_reason": token.finish_reason,
                             }
                         )
-            seconds = now() - started
+            seconds = ctx.clock.monotonic() - collected.started
             variant.tokens = collected.take(0)
             answer |= {
                 "text": collected.texts[0],
@@ -175,7 +173,7 @@ async def _run(
                 "prompt_tokens": len(ids),
                 "completion_tokens": collected.completion_tokens,
                 "seconds": seconds,
-                "time_to_first_token_seconds": first - started,
+                "time_to_first_token_seconds": (collected.first or collected.started) - collected.started,
                 "tokens_per_second": collected.completion_tokens / seconds if seconds else None,
                 "memory_bytes": next((s.memory_bytes for s in ctx.models.status() if s.id == variant.model), None),
             }

@@ -14,6 +14,7 @@ from handlers.generation.checks import (
     check_min_tokens,
     check_prompt_chars,
     check_sequences,
+    default_limit,
     encode_all,
     prompt_texts,
     remaining_context,
@@ -21,11 +22,12 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected, collecting
 from handlers.generation.logprobs import TextOffsets, columns, entries
-from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt
+from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt, timings
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.scoring import score
 from handlers.generation.structured import requested_grammar
 from handlers.protocols import Engine
+from handlers.schemas.openai import MAX_NEW_TOKENS
 from handlers.schemas.parsing import parse, parse_stream
 from handlers.schemas.requests import CompletionsRequest
 from runtime.types import FinishReason, Job, SamplingParams, Token
@@ -53,6 +55,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                     for i, (text, reason) in enumerate(zip(collected.texts, collected.reasons, strict=True))
                 ],
                 "usage": collected.usage.openai(),
+                **timings(request, answer, ctx),
             }
 
         return await answer.render(render)
@@ -67,7 +70,8 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
         choices = await _choices(request, answer, ctx)
 
         def chunk(index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-            return head | {"choices": [choices.piece(index, text, reason)]} | chunk_usage(request, answer)
+            piece = {"choices": [choices.piece(index, text, reason)]}
+            return head | piece | chunk_usage(request, answer) | timings(request, answer, ctx)
 
         async for token in answer.tokens:
             if token.text or token.finish_reason:
@@ -76,7 +80,8 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             for index in range(answer.collected.sequences):
                 yield chunk(index, "", "length")
         if request.include_usage:
-            yield head | {"choices": [], "usage": answer.collected.usage.openai()}
+            usage = {"usage": answer.collected.usage.openai()}
+            yield head | {"choices": []} | usage | timings(request, answer, ctx)
 
 
 def _check(request: CompletionsRequest, ctx: Context) -> None:
@@ -87,7 +92,10 @@ def _check(request: CompletionsRequest, ctx: Context) -> None:
 
 
 def _limit(request: CompletionsRequest) -> int:
-    return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if request.n_predict is None:
+        return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    wanted = MAX_NEW_TOKENS if request.n_predict < 0 else request.n_predict
+    return wanted if request.max_tokens is None else min(wanted, request.max_tokens)
 
 
 def _params(request: CompletionsRequest, engine: Engine) -> SamplingParams:
@@ -108,6 +116,8 @@ async def _prepare(request: CompletionsRequest, engine: Engine, ctx: Context) ->
     jobs = []
     for ids in await encode_all(engine, request.prompt, ctx):
         limit = min(remaining_context(len(ids), engine.info.context_length, "prompt"), params.max_new_tokens)
+        if params.max_new_tokens == MAX_NEW_TOKENS:
+            limit = default_limit(engine, len(ids))
         check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens (16 by default)")
         jobs.append(Job(ids, replace(params, max_new_tokens=limit), ctx.background))
     return PreparedRequest(engine, tuple(jobs))

@@ -41,3 +41,15 @@ def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, An
     request = parse_stream(ResponsesRequest, payload)
     chunks = chat.stream(streamed(chat_payload(request, payload)), ctx)
     return translated(chunks, lambda chunk: ResponseBuilder(request, chunk, ctx.clock.time), FIELDS)
+
+
+async def count(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Return the number of tokens of a response's input as the model's chat template renders it.
+
+    Raises:
+        InvalidRequest: a field is wrong, a limit is exceeded, or the template refuses the messages.
+        ServiceError: errors of ``Models.lease``.
+    """
+    request = parse(ResponsesRequest, payload)
+    with renaming(FIELDS):
+        return {"object": "response.input_tokens", **await chat.count(chat_payload(request, payload), ctx)}

@@ -13,7 +13,6 @@ from handlers.generation.translated_errors import renaming
 from handlers.operations import chat
 from handlers.schemas.messages_api import CountTokensRequest, MessagesRequest
 from handlers.schemas.parsing import parse, parse_stream
-from handlers.schemas.requests import ChatRequest
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -53,8 +52,4 @@ async def count(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """
     request = parse(CountTokensRequest, payload)
     with renaming(FIELDS):
-        asked = parse(ChatRequest, chat_payload(request, payload))
-        messages = chat.read(asked, ctx)
-        async with ctx.models.lease(asked.model) as engine:
-            ids = await chat.encode(asked, messages, engine, ctx)
-    return {"input_tokens": len(ids)}
+        return await chat.count(chat_payload(request, payload), ctx)

@@ -40,6 +40,20 @@ class Usage(LazyModel):
     cache: CacheReport | None = Field(None, description="Present if the response cache is enabled (RESPONSE_CACHE).")
 
 
+class Timings(LazyModel):
+    """Times and rates, as llama.cpp's server has them; a rate is null where there is nothing to divide by."""
+
+    cache_n: int = Field(description="Number of prompt tokens found in the prefix cache.")
+    prompt_n: int = Field(description="Number of the other prompt tokens.")
+    prompt_ms: float = Field(description="Milliseconds up to the first token, the time in the queue included.")
+    prompt_per_token_ms: float | None
+    prompt_per_second: float | None
+    predicted_n: int = Field(description="Number of generated tokens.")
+    predicted_ms: float = Field(description="Milliseconds since the first token.")
+    predicted_per_token_ms: float | None
+    predicted_per_second: float | None
+
+
 class TopLogprob(LazyModel):
     """A token and its log-probability: OpenAI's fields, plus the token's id."""
 
@@ -171,6 +185,7 @@ class ChatResponse(LazyModel):
     prompt_logprobs: PromptLogprobs | None = Field(None, description=_PROMPT_LOGPROBS)
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings | None = Field(None, description="Present if requested.")
 
 
 class FunctionCallDelta(LazyModel):
@@ -222,6 +237,7 @@ class ChatChunk(LazyModel):
     prompt_token_ids: list[int] | None = Field(None, description=_PROMPT_IDS + " In a stream, in the first chunk only.")
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = Field(None, description="Present if requested.")
 
 
 class CompletionLogprobs(LazyModel):
@@ -257,6 +273,7 @@ class CompletionsResponse(LazyModel):
     system_fingerprint: str | None = Field(None, description=_FINGERPRINT)
     choices: list[CompletionsChoice]
     usage: Usage | None = None
+    timings: Timings | None = Field(None, description="Present if requested.")
 
 
 class VariantError(LazyModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.fields import AnyText, branch_of_type
@@ -112,6 +112,24 @@ class ReasoningItem(Strict):
     status: Status | None = None
 
 
+def _grouped(value: object) -> object:
+    """Put parts of a message that stand among the items into messages of the user, as OpenAI does."""
+    if not isinstance(value, list):
+        return value
+    items: list[Any] = []
+    last: list[Any] | None = None  # the parts of a message of this kind before
+    for item in value:
+        if branch_of_type(item) not in ("<input_text>", "<input_image>", "<input_file>", "<input_audio>"):
+            items.append(item)
+            last = None
+        elif last is None:
+            last = [item]
+            items.append({"role": "user", "content": last})
+        else:
+            last.append(item)
+    return items
+
+
 def _item_kind(value: object) -> str | None:
     return "<message>" if isinstance(value, dict) and value.get("type") is None else branch_of_type(value)
 
@@ -141,4 +159,5 @@ Items = Annotated[
     list[Item],
     Field(min_length=1, max_length=1024, json_schema_extra={"contains": {"not": _REASONING}}),
     AfterValidator(_not_only_reasoning),
+    BeforeValidator(_grouped),
 ]

@@ -58,6 +58,13 @@ class ResponseUsage(LazyModel):
     cache: CacheReport | None = Field(None, description="Present if the response cache is enabled (RESPONSE_CACHE).")
 
 
+class InputTokenCount(LazyModel):
+    """The number of tokens of an input."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class IncompleteDetails(LazyModel):
     """Why a response is incomplete."""
 

@@ -64,10 +64,33 @@ class NamedSchema(Strict):
 
 
 class JSONSchemaFormat(Strict):
-    """JSON that is valid under a schema."""
+    """JSON that is valid under a schema, which is in ``json_schema``; llama.cpp takes it without a name, too."""
+
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["json_schema"],
+                    "properties": {"json_schema": {"type": "object"}, "schema": {"type": "null"}},
+                },
+                {
+                    "required": ["schema"],
+                    "properties": {"schema": {"not": {"type": "null"}}, "json_schema": {"type": "null"}},
+                },
+            ]
+        },
+    )
 
     type: Literal["json_schema"]
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = Field(None, description="The JSON Schema with a name.")
+    definition: JSONSchema | None = Field(None, alias="schema", description="The JSON Schema, if it has no name.")
+
+    @model_validator(mode="after")
+    def _one(self) -> JSONSchemaFormat:
+        if (self.json_schema is None) == (self.definition is None):
+            raise PydanticCustomError("one_schema", "json_schema: field required")
+        return self
 
 
 ResponseFormat = Annotated[

@@ -107,6 +107,12 @@ FUNCTIONS_NEEDED: dict[str, Any] = {
 """JSON Schema rule: a function can be required only if there are functions, and there are no tools beside them."""
 
 
+class Reasoning(Strict):
+    """Options of reasoning models, in the form that Ollama and others share with the Responses API."""
+
+    effort: ReasoningEffort | None = Field(None, description="As reasoning_effort.")
+
+
 class ToolFields(Strict):
     """A request that may have tools, and whose model may reason."""
 
@@ -132,7 +138,12 @@ class ToolFields(Strict):
         description="none: the model does not reason, if its chat template can turn it off. Others are passed to the "
         "chat template, and have no effect if it does not read them.",
     )
-
+    reasoning: Reasoning | None = Field(None, description="Another form of reasoning_effort.")
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = Field(
+        None,
+        description="llama.cpp's: none leaves reasoning in the content; auto and deepseek, the default, return it as "
+        "reasoning_content.",
+    )
     thinking_token_budget: int | None = Field(
         None,
         ge=0,
@@ -141,6 +152,18 @@ class ToolFields(Strict):
         description="Maximum number of tokens of the model's reasoning, whose end is forced then; no effect on models "
         "that do not reason.",
     )
+
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        """The effort of either form."""
+        return self.reasoning_effort or (None if self.reasoning is None else self.reasoning.effort)
+
+    @field_validator("reasoning")
+    @classmethod
+    def _one_effort(cls, value: Reasoning | None, info: ValidationInfo) -> Reasoning | None:
+        if value is not None and value.effort is not None and info.data.get("reasoning_effort") is not None:
+            raise PydanticCustomError("two_forms", "cannot be combined with reasoning_effort")
+        return value
 
     @property
     def definitions(self) -> list[FunctionDefinition]:

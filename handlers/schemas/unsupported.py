@@ -1,4 +1,4 @@
-"""Unsupported fields of OpenAI's API, and the neutral values of them that are accepted.
+"""Unsupported fields of OpenAI's API and of other servers, and the neutral values of them that are accepted.
 
 Clients and frameworks send many of them with a value that requests nothing (``"tools": []``). Such a neutral value is
 ignored; any other value would change the response, so it is refused with an error that names the field.
@@ -42,8 +42,31 @@ class Unsupported:
         return {"enum": [None, *self.neutral], "description": f"Not supported: {self.reason}."}
 
 
+_LLAMA_CPP: Mapping[str, Unsupported] = MappingProxyType(
+    {
+        "adaptive_target": Unsupported("adaptive sampling is not supported by this server", (-1,)),
+        "dry_multiplier": Unsupported("sampling by DRY is not supported by this server", (0,)),
+        "dynatemp_range": Unsupported("dynamic temperatures are not supported by this server", (0,)),
+        "lora": Unsupported("adapters are models of their own on this server", ([],)),
+        "mirostat": Unsupported("sampling by Mirostat is not supported by this server", (0,)),
+        "n_discard": Unsupported("this server does not shift the context", (0,)),
+        "n_indent": Unsupported("indentation is not enforced by this server", (0,)),
+        "n_keep": Unsupported("this server does not shift the context", (0,)),
+        "n_probs": Unsupported("logprobs is the name of this field here", (0,)),
+        "post_sampling_probs": Unsupported("log-probabilities are the model's own on this server", (False,)),
+        "repeat_last_n": Unsupported("penalties apply to all tokens on this server", (-1,)),
+        "repeat_penalty": Unsupported("repetition_penalty is the name of this field here", (1,)),
+        "return_progress": Unsupported("the progress of a prompt is not reported by this server", (False,)),
+        "samplers": Unsupported("the order of samplers is fixed on this server"),
+        "top_n_sigma": Unsupported("top n sigma sampling is not supported by this server", (-1, 0)),
+        "typical_p": Unsupported("locally typical sampling is not supported by this server", (1,)),
+        "xtc_probability": Unsupported("sampling by XTC is not supported by this server", (0,)),
+    }
+)
+
 CHAT: Mapping[str, Unsupported] = MappingProxyType(
     {
+        **_LLAMA_CPP,
         "modalities": Unsupported("this server generates text only", (["text"],)),
         "audio": Unsupported("audio is not supported by this server"),
         "store": Unsupported("stored completions are not supported by this server", (False,)),
@@ -59,6 +82,7 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
 
 COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
     {
+        **_LLAMA_CPP,
         "suffix": Unsupported("a text after the completion is not supported by this server", ("",)),
     }
 )

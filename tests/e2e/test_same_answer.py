@@ -109,6 +109,8 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
             "top_k": 3,
         },
     ],
+    "chat_input_tokens": [{"messages": [{"role": "user", "content": "é"}], "max_tokens": 2, "stream": True}],
+    "response_input_tokens": [{"instructions": "Be brief.", "input": [{"type": "input_text", "text": "é"}]}],
     "count_tokens": [{"system": "Be brief.", "messages": [{"role": "user", "content": "é"}]}],
     "chat": [CHAT | NEUTRAL, CHAT | CALLING, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
@@ -132,6 +134,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
     "responses": {"input": [{"role": "nobody", "content": "x"}]},
     "messages": {"messages": [{"role": "user", "content": "x"}]},
+    "chat_input_tokens": {"messages": []},
+    "response_input_tokens": {"input": []},
     "count_tokens": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
     "chat": {"messages": [{"role": "nobody", "content": "x"}]},
 }

@@ -183,6 +183,8 @@ BASES: dict[str, dict[str, Any]] = {
     "compare": {"prompt": "x", "variants": [{}]},
     "responses": {"input": "x"},
     "messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
+    "chat_input_tokens": {"messages": [{"role": "user", "content": "x"}]},
+    "response_input_tokens": {"input": "x"},
     "count_tokens": {"messages": [{"role": "user", "content": "x"}]},
     "load_model": {},
     "default_model": {"model": "fake"},

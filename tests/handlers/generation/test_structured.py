@@ -63,6 +63,12 @@ def asked(fields: dict[str, Any]) -> Grammar | None:
             TEXT,
             "response_format.json_schema.schema",
         ),
+        (
+            {"response_format": {"type": "json_schema", "schema": SCHEMA}},
+            "json_schema",
+            TEXT,
+            "response_format.schema",
+        ),
         ({"structured_outputs": {"json": SCHEMA}}, "json_schema", TEXT, "structured_outputs.json"),
         ({"structured_outputs": {"regex": "a"}}, "regex", "a", "structured_outputs.regex"),
         ({"structured_outputs": {"choice": ["a"]}}, "regex", "(a)", "structured_outputs.choice"),
@@ -106,7 +112,11 @@ def test_without_a_constraint_there_is_no_grammar(fields: dict[str, Any]) -> Non
         ({"structured_outputs": {"json_object": False}}, "structured_outputs: give one of"),
         ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
         ({"response_format": {"type": "xml"}}, "response_format: type should be text, json_object or json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: field required"),
+        ({"response_format": {"type": "json_schema"}}, "response_format: json_schema: field required"),
+        (
+            {"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {}}}},
+            "response_format: json_schema: field required",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
             "response_format.json_schema.schema: field required",

@@ -257,3 +257,33 @@ async def test_system_fingerprint() -> None:
     """It is made of the model's fingerprint."""
     engine = FakeEngine(info=replace(INFO, fingerprint="0123456789abcdef0123"))
     assert (await chat.handle(HI, fake_context(engine)))["system_fingerprint"] == "fp_0123456789abcdef"
+
+
+async def test_timings() -> None:
+    """llama.cpp's member is in every chunk but the first, and in the whole answer; rates need some time."""
+    payload = HI | {"timings_per_token": True, "stream_options": {"include_usage": True}}
+    chunks = [chunk async for chunk in chat.stream(payload, fake_context())]
+    assert ["timings" in chunk for chunk in chunks] == [False, *[True] * (len(chunks) - 1)]
+    for chunk in chunks:
+        ChatChunk.model_validate(chunk, extra="forbid", strict=True)
+    answer = await chat.handle(HI | {"timings_per_token": True}, fake_context())
+    ChatResponse.model_validate(answer, extra="forbid", strict=True)
+    assert answer["timings"]["predicted_n"] == 3
+    assert answer["timings"]["predicted_per_second"] is None
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({"n_predict": 7}, 7), ({"n_predict": 7, "max_tokens": 5}, 5)])
+async def test_n_predict(fields: dict[str, Any], limit: int) -> None:
+    """llama.cpp's name of max_tokens; the lower limit applies, and -1 is the default."""
+    engine = FakeEngine()
+    for more in (fields, {}, {"n_predict": -1}):
+        await chat.handle(HI | more, fake_context(engine))
+    limits = [jobs[0].params.max_new_tokens for jobs in engine.jobs]
+    assert limits == [limit, limits[1], limits[1]]
+
+
+async def test_counted_tokens() -> None:
+    """The number of tokens of the prompt, without generating."""
+    engine = FakeEngine(token_length=9)
+    assert await chat.count(HI | {"stream": True, "max_tokens": 2}, fake_context(engine)) == {"input_tokens": 9}
+    assert engine.jobs == []

@@ -106,6 +106,7 @@ async def test_tool_choice_none() -> None:
         {"parallel_tool_calls": False},
         {"reasoning_effort": "low"},
         {"thinking_token_budget": 5},
+        {"reasoning_format": "none"},
     ],
 )
 async def test_cache_key(changes: dict[str, Any]) -> None:
@@ -136,9 +137,11 @@ async def test_reasoning() -> None:
 
 
 async def test_reasoning_left_in_the_content() -> None:
-    """With REASONING=off it stays where it is."""
-    answer = await chat.handle(ASK, replace(fake_context(thinker()), reasoning=False))
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "".join(THINKING)}
+    """With REASONING=off, or the request's reasoning_format none, it stays where it is."""
+    off = await chat.handle(ASK, replace(fake_context(thinker()), reasoning=False))
+    asked = await chat.handle(ASK | {"reasoning_format": "none"}, fake_context(thinker()))
+    for answer in (off, asked):
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": "".join(THINKING)}
 
 
 async def test_no_reasoning() -> None:
@@ -149,6 +152,9 @@ async def test_no_reasoning() -> None:
     with pytest.raises(InvalidRequest) as caught:
         await chat.handle(ASK | {"reasoning_effort": "none"}, fake_context(thinker()))
     assert caught.value.param == "reasoning_effort"
+    with pytest.raises(InvalidRequest, match=r"^reasoning: ") as caught:
+        await chat.handle(ASK | {"reasoning": {"effort": "none"}}, fake_context(thinker()))
+    assert caught.value.param == "reasoning"
     await chat.handle(ASK | {"reasoning_effort": "none"}, fake_context())  # nothing to turn off
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,41 @@ async def test_fields_reach_the_model() -> None:
         assert (params.n, params.stop, params.seed, params.top_k, params.min_p) == (2, ("x",), 7, 3, 0.5)
         assert (params.min_new_tokens, params.logprobs, params.logit_bias) == (2, 0, ((7, -100.0),))
         assert (params.presence_penalty, params.frequency_penalty) == (1, -1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [({"n_predict": 7}, 7), ({"n_predict": 7, "max_tokens": 5}, 5), ({"n_predict": -1}, 19)],
+)
+async def test_n_predict(fields: dict[str, Any], limit: int) -> None:
+    """llama.cpp's name of max_tokens; -1 is up to the end of the context. Its fields without an effect are accepted."""
+    engine = FakeEngine(info=replace(INFO, context_length=20))
+    await completions.handle({"prompt": "x", "cache_prompt": False, "id_slot": 0} | fields, fake_context(engine))
+    assert engine.jobs[0][0].params.max_new_tokens == limit
+
+
+async def test_timings() -> None:
+    """llama.cpp's member: counts, times and rates, in the whole answer and in each chunk."""
+    times = itertools.count(100.0, 0.5)
+    ctx = fake_context(FakeEngine(token_length=9, cached_tokens=8))
+    ctx = replace(ctx, clock=replace(ctx.clock, monotonic=lambda: next(times)))
+    payload = {"prompt": "x", "timings_per_token": True}
+    answer = await completions.handle(payload, ctx)
+    CompletionsResponse.model_validate(answer, extra="forbid", strict=True)
+    assert answer["timings"] == {
+        "cache_n": 8,
+        "prompt_n": 1,
+        "prompt_ms": 500.0,
+        "prompt_per_token_ms": 500.0,
+        "prompt_per_second": 2.0,
+        "predicted_n": 3,
+        "predicted_ms": 500.0,
+        "predicted_per_token_ms": 500 / 3,
+        "predicted_per_second": 6.0,
+    }
+    streamed = [chunk async for chunk in completions.stream(payload, ctx)]
+    assert [chunk["timings"]["predicted_n"] for chunk in streamed] == [1, 2, 3]
+    assert "timings" not in await completions.handle({"prompt": "x"}, ctx)
 
 
 @pytest.mark.parametrize("echo", [False, True])

@@ -365,3 +365,24 @@ async def test_closing_the_stream() -> None:
     await anext(stream)
     await stream.aclose()
     assert engine.open_streams == 0
+
+
+async def test_parts_among_the_items() -> None:
+    """Parts of a message that stand among the items are a message of the user."""
+    engine = FakeEngine(token_length=9)
+    parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    payload = {"input": [*parts, {"role": "assistant", "content": "c"}, parts[0]]}
+    await create_response.handle(payload, fake_context(engine))
+    assert engine.chats == [(Message("user", "ab"), Message("assistant", "c"), Message("user", "a"))]
+    with pytest.raises(InvalidRequest, match="no images"):
+        await create_response.handle({"input": [parts[0], {"type": "input_image"}]}, fake_context(engine))
+
+
+async def test_counted_tokens() -> None:
+    """The number of tokens of the input, instructions and tools included, without generating."""
+    engine = FakeEngine(token_length=9)
+    count = await create_response.count({"input": "Hi", "instructions": "Be brief."}, fake_context(engine))
+    assert count == {"object": "response.input_tokens", "input_tokens": 9}
+    assert engine.chats == [(Message("system", "Be brief."), Message("user", "Hi"))]
+    with pytest.raises(InvalidRequest, match=r"^input: 200001 characters"):
+        await create_response.count({"input": "x" * 200_001}, fake_context(engine))

@@ -70,3 +70,11 @@ def test_refused(fields: dict[str, Any], param: str, says: str) -> None:
         parse(ChatRequest, HI | fields)
     assert caught.value.param == param
     assert says in caught.value.message
+
+
+def test_effort_in_either_form() -> None:
+    """reasoning_effort, or reasoning as the Responses API has it; not both."""
+    for fields, effort in (({"reasoning_effort": "low"}, "low"), ({"reasoning": {"effort": "max"}}, "max"), ({}, None)):
+        assert parse(ChatRequest, HI | fields).effort == effort
+    with pytest.raises(InvalidRequest, match=r"^reasoning: cannot be combined with reasoning_effort$"):
+        parse(ChatRequest, HI | {"reasoning_effort": "low", "reasoning": {"effort": "low"}})

@@ -34,6 +34,8 @@ def test_neutral_values(model: type[Strict], base: dict[str, Any], name: str, fi
 def test_other_values(model: type[Strict], base: dict[str, Any], name: str, field: Any) -> None:
     """Any other is refused: the message names the field, what is not supported, and what may be sent."""
     for value in ("high", ["x"], {"type": "x"}, 7, 0, [{}]):
+        if field.allows(value):
+            continue
         with pytest.raises(InvalidRequest, match="or send null") as caught:
             parse(model, base | {name: value})
         assert caught.value.param == name
