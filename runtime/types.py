@@ -139,6 +139,10 @@ class SamplingParams:
         stop: strings that end a sequence; they are not part of its text.
         stop_token_ids: ids of further tokens that end a sequence; their text is not part of its text.
         ignore_eos: whether the model's own end tokens do not end a sequence.
+        allowed_token_ids: ids of the only tokens that may be generated; empty for all.
+        bad_words: texts that are not generated, as the tokenizer writes them at the start of a text and behind a blank.
+        include_stop: whether the text of the stop string or stop token that ends a sequence is part of its text.
+        skip_special_tokens: whether control tokens are left out of the text.
         seed: seed that makes sampling reproducible; None draws a random one.
         forced: ids of the first generated tokens, used instead of sampled ones. No end token or stop string among them
             ends the sequence. With ``max_new_tokens`` forced tokens the model scores a given text: their
@@ -161,6 +165,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
     n: int = 1
     forced: tuple[int, ...] = ()
@@ -200,6 +208,7 @@ class Job:
         continuations: texts to score, one sequence each, by their token ids; they share the computation of the prompt.
             ``params`` has their number as ``n`` and the longest one's length as ``max_new_tokens``. Empty if the model
             generates the texts.
+        cache_salt: only jobs with the same text share cached prefixes.
     """
 
     token_ids: tuple[int, ...]
@@ -207,6 +216,7 @@ class Job:
     background: bool = False
     field: str = "prompt"
     continuations: tuple[tuple[int, ...], ...] = ()
+    cache_salt: str = ""
 
     def sequence_params(self, number: int) -> SamplingParams:
         """Return the sampling parameters of one sequence.

@@ -47,7 +47,7 @@ def _chat(chunks: Sequence[Chunk]) -> dict[str, Any]:
                 "finish_reason": found[-1]["finish_reason"],
                 "logprobs": {"content": [entry for entries in reported for entry in entries]} if reported else None,
             }
-            | {name: found[-1][name] for name in found[-1].keys() & {"stop_reason"}}
+            | {"stop_reason": found[-1]["stop_reason"]}
             | _token_ids(found)
         )
     return _whole(chunks, "chat.completion", choices)
@@ -66,6 +66,7 @@ def _completions(chunks: Sequence[Chunk]) -> dict[str, Any]:
                 "finish_reason": found[-1]["finish_reason"],
                 "logprobs": columns,
             }
+            | {"stop_reason": found[-1]["stop_reason"]}
             | {name: found[0][name] for name in ("prompt_token_ids",) if name in found[0]}
             | _token_ids(found)
         )

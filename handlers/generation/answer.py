@@ -35,6 +35,7 @@ class Question:
         template: how a chat is formatted; None for raw prompts.
         tools: the tools of a chat, and how they may be used.
         reasoning: what determines how a chat's model reasons.
+        prompt: what determines how the texts become tokens, and who may share the response.
     """
 
     kind: Literal["text", "chat"]
@@ -44,6 +45,7 @@ class Question:
     template: TemplateOptions | None = None
     tools: ToolUse = NO_TOOLS
     reasoning: tuple[object, ...] = ()
+    prompt: tuple[object, ...] = ()
 
     @property
     def repeatable(self) -> bool:
@@ -71,7 +73,7 @@ class Question:
         texts = [astuple(text) if isinstance(text, Message) else text for text in self.texts]
         template = self.template and astuple(self.template)
         named = (model.name, model.revision, model.fingerprint, model.context_length, model.kv_tokens)
-        chat = (template, astuple(self.tools), self.reasoning)
+        chat = (template, astuple(self.tools), self.reasoning, self.prompt)
         parts = [caller, *named, self.kind, texts, *chat, self.max_length, *values]
         return sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 

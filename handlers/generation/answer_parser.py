@@ -22,6 +22,10 @@ class AnswerParser:
             the answer begins inside of it.
         calls_only: whether the answer has no content.
         new_id: returns a random string for a call's id.
+
+    Attributes:
+        calls: the number of calls that have begun.
+        reasoned: whether the last token belonged to the reasoning, whose first and last tags count.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class AnswerParser:
         self._depth = 0
         self._in_string = self._escaped = False
         self.calls = 0
+        self.reasoned = False
 
     @property
     def complete(self) -> bool:
@@ -71,7 +76,10 @@ class AnswerParser:
             text: the text that the token completes, all of it before the token itself if that has no text.
         """
         self._buffer += text + self._signs.get(token_id, "")
-        return self._run()
+        before = self._state
+        deltas = self._run()
+        self.reasoned = self._reasoning in (before, self._state)
+        return deltas
 
     def finish(self) -> list[dict[str, Any]]:
         """Return the last deltas; no part of the syntax of calls or reasoning is among them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import TypeAlias
 
 from handlers.context import Context
@@ -155,19 +155,38 @@ def sampling_params(
         stop=(*(request.stop or ()), *stop),
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=request.ignore_eos,
+        allowed_token_ids=tuple(sorted(set(request.allowed_token_ids or ()))),
+        bad_words=tuple(request.bad_words or ()),
+        include_stop=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
         seed=request.seed,
         n=n,
         grammar=grammar,
     )
 
 
-async def encode_all(engine: Engine, prompts: Sequence[Prompt], ctx: Context) -> list[tuple[int, ...]]:
-    """Tokenize prompts a few at a time, so that thousands of them do not delay other requests' tokenization."""
+async def encode_all(
+    engine: Engine, prompts: Sequence[Prompt], ctx: Context, *, special: bool = True
+) -> list[tuple[int, ...]]:
+    """Tokenize prompts a few at a time, so that thousands of them do not delay other requests' tokenization.
+
+    Args:
+        engine: the model's engine.
+        prompts: texts, and token ids, which are returned as they are.
+        ctx: the operation's context.
+        special: whether the tokenizer adds its own tokens around texts.
+    """
+
+    def encoded(text: str) -> Awaitable[tuple[int, ...]]:
+        if special:
+            return engine.encode(text, background=ctx.background)
+        return engine.encode_text(text, add_special_tokens=False, background=ctx.background)
+
     ids: list[tuple[int, ...]] = []
     for start in range(0, len(prompts), _MAX_CONCURRENT_TEXTS):
         batch = prompts[start : start + _MAX_CONCURRENT_TEXTS]
         texts = [text for text in batch if isinstance(text, str)]
-        found = iter(await asyncio.gather(*(engine.encode(text, background=ctx.background) for text in texts)))
+        found = iter(await asyncio.gather(*map(encoded, texts)))
         ids += [next(found) if isinstance(prompt, str) else tuple(prompt) for prompt in batch]
     return ids
 
@@ -207,7 +226,7 @@ def chat_messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
                 text,
                 tuple(calls),
                 result_of,
-                message.reasoning_content or "",
+                message.reasoning_content or message.reasoning or "",
             )
         )
     return tuple(converted)

@@ -24,7 +24,7 @@ class Collected:
         completion_tokens: the number of tokens added.
         cached_tokens: the number of prompt tokens found in the prefix cache.
         reasons: each sequence's finish reason; ``length`` until it is known.
-        stops: the stop string that ended each sequence; None if none did.
+        last: each sequence's last token; None until it has ended.
         started: monotonic time in seconds at which the first token was waited for.
         first: monotonic time of the first token.
     """
@@ -35,7 +35,7 @@ class Collected:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasons: list[FinishReason] = field(default_factory=list)
-    stops: list[str | None] = field(default_factory=list)
+    last: list[Token | None] = field(default_factory=list)
     started: float = 0
     first: float | None = None
     _pieces: list[list[str]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Collected:
 
     def __post_init__(self) -> None:
         self.reasons = ["length"] * self.sequences
-        self.stops = [None] * self.sequences
+        self.last = [None] * self.sequences
         self._pieces = [[] for _ in range(self.sequences)]
         self._unreported = [[] for _ in range(self.sequences)]
         self._ids = [[] for _ in range(self.sequences)]
@@ -60,7 +60,7 @@ class Collected:
             self._unreported[token.sequence].append(token)
         if token.finish_reason is not None:
             self.reasons[token.sequence] = token.finish_reason
-            self.stops[token.sequence] = token.stop
+            self.last[token.sequence] = token
 
     @property
     def texts(self) -> list[str]:

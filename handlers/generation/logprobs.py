@@ -9,20 +9,27 @@ from typing import Any
 from handlers.protocols import Engine
 from runtime.types import Token
 
+_ID = "token_id:"
+
 MIN_LOGPROB = -9999.0
 """The lowest log-probability reported, as OpenAI does; JSON has no minus infinity."""
 
 
-def entries(engine: Engine, tokens: Iterable[Token]) -> list[dict[str, Any]]:
+def entries(engine: Engine, tokens: Iterable[Token], *, as_ids: bool = False) -> list[dict[str, Any]]:
     """Return one entry per token (``handlers.schemas.responses.TokenLogprob``).
 
     Args:
         engine: the engine that gives a token's bytes.
         tokens: tokens generated with ``SamplingParams.logprobs``.
+        as_ids: whether tokens are named by their ids, as vLLM does for ``return_tokens_as_token_ids``.
     """
+
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+        made = _entry(engine, token_id, logprob)
+        return made | {"token": _ID + str(token_id)} if as_ids else made
+
     return [
-        _entry(engine, token.id, token.logprob)
-        | {"top_logprobs": [_entry(engine, token_id, logprob) for token_id, logprob in token.top_logprobs]}
+        entry(token.id, token.logprob) | {"top_logprobs": [entry(*candidate) for candidate in token.top_logprobs]}
         for token in tokens
     ]
 
@@ -79,13 +86,15 @@ def _by_name(entry: Mapping[str, Any]) -> dict[str, float]:
     for candidate in (*entry["top_logprobs"], entry):
         name = _token_text(candidate)
         if candidate["id"] != entry["id"] and (name == chosen or name in by_name):
-            name = f"token_id:{candidate['id']}"
+            name = _ID + str(candidate["id"])
         by_name[name] = candidate["logprob"]
     return by_name
 
 
 def _token_text(entry: Mapping[str, Any]) -> str:
     """Return a token's text, or as OpenAI does ``bytes:\\xe2\\x82`` if its bytes are not whole characters."""
+    if entry["token"] == (name := _ID + str(entry["id"])):
+        return name
     raw = bytes(entry["bytes"])
     try:
         return raw.decode()

@@ -63,6 +63,22 @@ def new_token_ids(request: OpenAIRequest, answer: Generation, index: int) -> dic
     return {"token_ids": answer.collected.take_ids(index)} if request.return_token_ids else {}
 
 
+def stop_reason(request: OpenAIRequest, token: Token | None) -> dict[str, Any]:
+    """Return vLLM's member ``stop_reason``: the request's own stop string or stop token that ended a text, or null.
+
+    Args:
+        request: the validated request.
+        token: the text's last token; None if it has none.
+    """
+    reason: str | int | None = None
+    if token is not None and token.finish_reason == "stop":
+        if token.stop is not None:
+            reason = token.stop if token.stop in (request.stop or ()) else None
+        elif token.id in (request.stop_token_ids or ()):
+            reason = token.id
+    return {"stop_reason": reason}
+
+
 def chunk_usage(request: OpenAIRequest, answer: Generation) -> dict[str, Any]:
     """Return the member ``usage`` of a chunk that is not the last, as the stream options ask for it: null or so far."""
     options = request.stream_options

@@ -22,7 +22,15 @@ from handlers.generation.checks import (
 )
 from handlers.generation.collect import Collected
 from handlers.generation.logprobs import entries
-from handlers.generation.openai_answer import PromptReport, chunk_usage, new_token_ids, report, reports_prompt, timings
+from handlers.generation.openai_answer import (
+    PromptReport,
+    chunk_usage,
+    new_token_ids,
+    report,
+    reports_prompt,
+    stop_reason,
+    timings,
+)
 from handlers.generation.prepared_request import PreparedRequest
 from handlers.generation.structured import requested_grammar
 from handlers.generation.tools import older_form, requested_tools
@@ -49,7 +57,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     async with _answering(request, messages, ctx) as answer:
         head = _head(request, answer.engine, ctx, "chat.completion")
         about = await _report(request, messages, answer.engine, ctx)
-        parsing = _Parsing(request, answer.engine, ctx)
+        parsing = _Parsing(request, messages, answer.engine, ctx)
         deltas: list[list[dict[str, Any]]] = [[] for _ in range(request.n)]
 
         def render(collected: Collected) -> dict[str, Any]:
@@ -58,19 +66,14 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
                     "index": i,
                     "message": parsing.as_asked(message(deltas[i])),
                     "finish_reason": parsing.finish_reason(i, reason),
-                    "logprobs": _logprobs(answer, i),
-                    **_stop_reason(request, collected.stops[i]),
+                    "logprobs": _logprobs(request, answer, i),
+                    **stop_reason(request, collected.last[i]),
                 }
                 | new_token_ids(request, answer, i)
                 for i, reason in enumerate(collected.reasons)
             ]
-            return {
-                **head,
-                **about.members,
-                "choices": choices,
-                "usage": collected.usage.openai(),
-                **timings(request, answer, ctx),
-            }
+            usage = collected.usage.openai() | parsing.reasoning_usage
+            return {**head, **about.members, "choices": choices, "usage": usage, **timings(request, answer, ctx)}
 
         return await answer.render(render, lambda token: deltas[token.sequence].extend(parsing.deltas(token)))
 
@@ -94,19 +97,19 @@ async def stream(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[s
             choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": logprobs} | ended | ids
             return head | first | {"choices": [choice]} | chunk_usage(request, answer) | timed
 
-        parsing = _Parsing(request, answer.engine, ctx)
+        parsing = _Parsing(request, messages, answer.engine, ctx)
         async for token in answer.tokens:
             index = token.sequence
             if index not in started:
                 yield chunk(index, {"role": "assistant", "content": None if parsing.calls else ""})
             for delta in parsing.deltas(token):
-                yield chunk(index, parsing.as_asked(delta), _logprobs(answer, index))
+                yield chunk(index, parsing.as_asked(delta), _logprobs(request, answer, index))
             if token.finish_reason is not None:
                 reason = parsing.finish_reason(index, token.finish_reason)
-                stop = _stop_reason(request, token.stop)
-                yield chunk(index, {}, _logprobs(answer, index), finish_reason=reason, **stop)
+                stop = stop_reason(request, token)
+                yield chunk(index, {}, _logprobs(request, answer, index), finish_reason=reason, **stop)
         if request.include_usage:
-            usage = {"usage": answer.collected.usage.openai()}
+            usage = {"usage": answer.collected.usage.openai() | parsing.reasoning_usage}
             yield head | {"choices": []} | usage | timings(request, answer, ctx)
 
 
@@ -143,8 +146,10 @@ async def encode(request: ChatRequest, messages: Sequence[Message], engine: Engi
     """
     tools, effort = requested_tools(request).tools, request.effort
     more = {} if effort is None else {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
-    options = request.template_options(more)
-    return await engine.encode_chat(messages, tools=tools, options=options, background=ctx.background)
+    options = request.template_options(more, add_special_tokens=request.add_special_tokens)
+    ids = await engine.encode_chat(messages, tools=tools, options=options, background=ctx.background)
+    limits = request.new_token_limits
+    return request.truncated(ids, engine.info.context_length, min(limits) if limits else None)
 
 
 async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> PreparedRequest:
@@ -159,6 +164,11 @@ async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Eng
     if effort == "none" and form.reasoning != "none" and not form.switchable:
         field = "reasoning" if request.reasoning_effort is None else "reasoning_effort"
         raise InvalidRequest(f"{field}: the reasoning of this model cannot be turned off", param=field)
+    if use.tools and not request.skip_special_tokens:
+        raise InvalidRequest(
+            "skip_special_tokens: it must be true with tools, whose calls have control tokens",
+            param="skip_special_tokens",
+        )
     params = _params(request, engine, ctx, engine.chat_stops)
     budget = request.thinking_token_budget
     reasoning = _reasoning(request, engine, ctx) if budget is None or effort == "none" else form.reasoning
@@ -173,16 +183,14 @@ async def prepare(request: ChatRequest, messages: Sequence[Message], engine: Eng
         limit = default_limit(engine, len(ids))
     check_min_tokens(request.min_tokens, limit, "min_tokens", "max_tokens")
     params = replace(params, max_new_tokens=limit, grammar=grammar)
-    return PreparedRequest(engine, (Job(ids, params, ctx.background, "messages"),))
+    return PreparedRequest(engine, (Job(ids, params, ctx.background, "messages", cache_salt=request.cache_salt or ""),))
 
 
 def _params(request: ChatRequest, engine: Engine, ctx: Context, stops: Sequence[str] = ()) -> SamplingParams:
     default = LIMITED_NEW_TOKENS if ctx.has_token_limit() else MAX_NEW_TOKENS
-    given = (request.max_tokens, request.max_completion_tokens, request.n_predict)
-    limits = [limit for limit in given if limit is not None and limit > 0]
     return sampling_params(
         request,
-        max_new_tokens=min(limits or [default]),
+        max_new_tokens=min(request.new_token_limits or [default]),
         n=request.n,
         min_new_tokens=request.min_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -196,7 +204,9 @@ def _reasoning(request: ChatRequest, engine: Engine, ctx: Context) -> Literal["n
     """Return where the answer's reasoning begins; ``none`` also if it is turned off, by the request or the settings."""
     form, arguments = engine.answer_format, request.chat_template_kwargs or {}
     off = form.switchable and arguments.get("enable_thinking") is False
-    if off or request.effort == "none" or request.reasoning_format == "none" or not ctx.reasoning:
+    if not request.skip_special_tokens or off or request.effort == "none":
+        return "none"
+    if request.reasoning_format == "none" or not ctx.reasoning:
         return "none"
     # Without the start of an answer the prompt does not end inside reasoning.
     begun = request.add_generation_prompt is not False and not request.continue_final_message
@@ -212,7 +222,13 @@ def _answering(
     return answering(
         request,
         lambda engine: Question(
-            "chat", messages, _params(request, engine, ctx), template=template, tools=use, reasoning=reasoning
+            "chat",
+            messages,
+            _params(request, engine, ctx),
+            template=template,
+            tools=use,
+            reasoning=reasoning,
+            prompt=request.prompt_options,
         ),
         lambda engine: prepare(request, messages, engine, ctx),
         ctx,
@@ -232,10 +248,14 @@ class _Parsing:
         calls: whether the answers may have tool calls.
     """
 
-    def __init__(self, request: ChatRequest, engine: Engine, ctx: Context) -> None:
+    def __init__(self, request: ChatRequest, messages: Sequence[Message], engine: Engine, ctx: Context) -> None:
         use, reasoning = requested_tools(request), _reasoning(request, engine, ctx)
         self.calls = bool(use.tools)
         self._older_form = not request.tools
+        self._include_reasoning = request.include_reasoning
+        echoed = messages[-1].content if request.echo and messages[-1].role == "assistant" else ""
+        self._echoes = [echoed] * request.n  # not yet returned
+        self._reasoning_tokens = 0
         self._parsers = [
             AnswerParser(
                 engine.answer_format, use.names, reasoning=reasoning, calls_only=use.required, new_id=ctx.new_id
@@ -247,7 +267,20 @@ class _Parsing:
         """Return the deltas that are final with a token."""
         parser = self._parsers[token.sequence]
         deltas = parser.push(token.id, token.text)
-        return deltas if token.finish_reason is None else [*deltas, *parser.finish()]
+        self._reasoning_tokens += parser.reasoned
+        if token.finish_reason is not None:
+            deltas = [*deltas, *parser.finish()]
+        if not self._include_reasoning:
+            deltas = [delta for delta in deltas if "reasoning_content" not in delta]
+        if echo := self._echoes[token.sequence]:
+            self._echoes[token.sequence] = ""
+            deltas = [{"content": echo}, *deltas]
+        return deltas
+
+    @property
+    def reasoning_usage(self) -> dict[str, Any]:
+        """The member of the usage that counts tokens of reasoning."""
+        return {"completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens}}
 
     def finish_reason(self, index: int, reason: FinishReason) -> str:
         """Return OpenAI's finish reason of a sequence that ended with ``reason``."""
@@ -261,20 +294,17 @@ class _Parsing:
         return older_form(part) if self._older_form else part
 
 
-def _logprobs(answer: Generation, index: int) -> dict[str, Any] | None:
+def _logprobs(request: ChatRequest, answer: Generation, index: int) -> dict[str, Any] | None:
     """Return the log-probabilities of the tokens since the last call; None if there are none or none were asked for."""
     tokens = answer.collected.take(index)
-    return {"content": entries(answer.engine, tokens)} if tokens else None
-
-
-def _stop_reason(request: ChatRequest, stop: str | None) -> dict[str, Any]:
-    """Return vLLM's ``stop_reason`` if one of the request's own stop strings ended the text."""
-    return {"stop_reason": stop} if stop is not None and stop in (request.stop or ()) else {}
+    if not tokens:
+        return None
+    return {"content": entries(answer.engine, tokens, as_ids=request.return_tokens_as_token_ids)}
 
 
 def _head(request: ChatRequest, engine: Engine, ctx: Context, kind: str) -> dict[str, Any]:
     head = {
-        "id": f"chatcmpl-{ctx.new_id()}",
+        "id": f"chatcmpl-{request.request_id or ctx.new_id()}",
         "object": kind,
         "created": int(ctx.clock.time()),
         "model": engine.info.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from handlers.schemas.fields import (
+    BadWords,
     LogitBias,
     MinP,
     Penalty,
@@ -71,6 +72,26 @@ class Sampling(ModelChoice):
     )
     ignore_eos: bool = Field(
         False, description="Continue behind the model's own end tokens, up to the maximum number of tokens."
+    )
+    allowed_token_ids: TokenIds | None = Field(
+        None,
+        min_length=1,
+        max_length=1_000_000,
+        description="Ids of the only tokens that may be generated; not with structured output or tools.",
+    )
+    bad_words: BadWords | None = Field(
+        None,
+        description="Texts that are not generated, as the tokenizer writes them at the start of a text and behind a "
+        "blank; not with structured output or tools.",
+    )
+    include_stop_str_in_output: bool = Field(
+        False, description="Whether the text includes the stop string or stop token that ended it."
+    )
+    skip_special_tokens: bool = Field(
+        True, description="Whether control tokens are left out of the text; otherwise it has their names."
+    )
+    spaces_between_special_tokens: bool = Field(
+        True, description="Accepted for compatibility: there are never blanks between control tokens."
     )
     seed: Seed | None = Field(
         None, description="Seed of the random numbers: the same request with the same seed gives the same text."

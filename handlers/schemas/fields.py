@@ -113,6 +113,8 @@ Stops = Annotated[
 would end every text at its start.
 """
 
+BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=128)]
+
 Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
 TopP = Annotated[float, Field(ge=0, le=1, strict=False)]
 TopK = Annotated[int, Field(ge=0, le=1_000_000, strict=False)]
@@ -120,11 +122,6 @@ MinP = Annotated[float, Field(ge=0, le=1, strict=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, strict=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=False)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, strict=False)]
-
-BestOf = Annotated[
-    int, Field(ge=1, le=1024, strict=False), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1})
-]
-"""OpenAI's ``best_of``; values other than 1 depend on another field, which JSON Schema cannot express."""
 
 _TOKEN_ID = r"0|[1-9][0-9]{0,9}"  # noqa: S105 - a pattern
 

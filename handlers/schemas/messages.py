@@ -90,6 +90,7 @@ class ChatMessage(Strict):
                     "tool_calls": _CALLS,
                     "function_call": {"type": "null"},
                     "reasoning_content": {"enum": [None, ""]},
+                    "reasoning": {"enum": [None, ""]},
                 },
                 "if": {"properties": {"role": {"const": "tool"}}},
                 "then": {"required": ["tool_call_id"], "properties": {"tool_call_id": {"type": "string"}}},
@@ -131,6 +132,7 @@ class ChatMessage(Strict):
     reasoning_content: AnyText | None = Field(
         None, description="The reasoning before an assistant's message; chat templates may leave it out."
     )
+    reasoning: AnyText | None = Field(None, description="vLLM's name of reasoning_content, which comes first.")
 
     @field_validator("content")
     @classmethod
@@ -146,7 +148,7 @@ class ChatMessage(Strict):
             raise PydanticCustomError("missing", "field required")
         return value
 
-    @field_validator("tool_calls", "function_call", "reasoning_content")
+    @field_validator("tool_calls", "function_call", "reasoning_content", "reasoning")
     @classmethod
     def _of_an_assistant(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("role", "assistant") != "assistant":

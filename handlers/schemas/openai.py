@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from handlers.schemas.fields import Temperature, TopK, TopP
+from handlers.schemas.prompt import PromptFields
 from handlers.schemas.strict import Strict, check_needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.unsupported import STREAM_OPTIONS
@@ -34,23 +35,12 @@ NewTokens = Annotated[
 class StreamOptions(Strict):
     """OpenAI's stream options."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "if": {"required": ["continuous_usage_stats"], "properties": {"continuous_usage_stats": {"const": True}}},
-            "then": {"required": ["include_usage"], "properties": {"include_usage": {"const": True}}},
-        }
-    )
     unsupported = STREAM_OPTIONS
 
     include_usage: bool = Field(False, description="End the stream with a chunk that contains the usage.")
     continuous_usage_stats: bool = Field(
-        False, description="Also put the usage so far into every other chunk; requires include_usage to be true."
+        False, description="Also put the usage so far into every other chunk, if include_usage is true."
     )
-
-    @field_validator("continuous_usage_stats")
-    @classmethod
-    def _needs_usage(cls, value: bool, info: ValidationInfo) -> bool:
-        return check_needs(value, info, "include_usage")
 
 
 def not_streamed(field: str) -> dict[str, Any]:
@@ -63,7 +53,7 @@ def not_streamed(field: str) -> dict[str, Any]:
     }
 
 
-class OpenAIRequest(Structured):
+class OpenAIRequest(PromptFields, Structured):
     """A request of OpenAI's chat completions or completions. Its sampling defaults are OpenAI's.
 
     With ``GENERATION_CONFIG=model`` a model's own values take the place of the defaults.
@@ -94,6 +84,15 @@ class OpenAIRequest(Structured):
     return_token_ids: bool = Field(
         False, description="Return the token ids of each choice (token_ids) and of the prompt (prompt_token_ids)."
     )
+    return_tokens_as_token_ids: bool = Field(
+        False, description="Name tokens in log-probabilities token_id: and their id, instead of by their text."
+    )
+    request_id: str | None = Field(
+        None,
+        pattern="^[!-~]{1,128}$",
+        description="Random part of the response's id; chosen by the server if left out.",
+    )
+    session_id: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
     prompt_logprobs: int | None = Field(
         None,
         ge=0,

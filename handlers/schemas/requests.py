@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 from handlers.schemas.base import ModelChoice, ModelName, Sampling
 from handlers.schemas.fields import (
     AnyText,
-    BestOf,
     MinP,
     Penalty,
     Prompts,
@@ -149,6 +148,12 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
         strict=False,
         description="Minimum number of new tokens: end tokens and stop strings do not end a message before.",
     )
+    echo: bool = Field(
+        False, description="Return the text of the last message before the answer, if it is the assistant's."
+    )
+    include_reasoning: bool = Field(
+        True, description="Whether reasoning is returned; otherwise it is generated, but left out."
+    )
     logprobs: bool = Field(False, description="Return the log-probability of each token.")
     top_logprobs: int | None = Field(
         None,
@@ -170,10 +175,23 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
         description="Accepted for compatibility; not used: prefix caching is automatic.",
     )
 
+    @property
+    def new_token_limits(self) -> list[int]:
+        """The request's limits on the number of new tokens, of which the lowest applies; none if it sets none."""
+        given = (self.max_tokens, self.max_completion_tokens, self.n_predict)
+        return [limit for limit in given if limit is not None and limit > 0]
+
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
         return check_needs(value, info, "logprobs")
+
+
+# With other fields best_of may be more than 1 only if it is not less than n, which JSON Schema cannot express.
+_RANKED: dict[str, Any] = {
+    "if": {"anyOf": [{"required": ["n"]}, {"required": ["stream"]}]},
+    "then": {"properties": {"best_of": {"enum": [1, None]}}},
+}
 
 
 class CompletionsRequest(OpenAIRequest):
@@ -186,7 +204,7 @@ class CompletionsRequest(OpenAIRequest):
                 {"prompt": "The capital of France is Paris.", "max_tokens": 0, "echo": True, "logprobs": 1},
                 {"prompt": [72, 19, 65], "max_tokens": 8, "temperature": 0},
             ],
-            "allOf": [needs("stream_options", "object", "stream"), not_streamed("prompt_logprobs")],
+            "allOf": [needs("stream_options", "object", "stream"), not_streamed("prompt_logprobs"), _RANKED],
         }
     )
     unsupported = COMPLETIONS
@@ -207,23 +225,36 @@ class CompletionsRequest(OpenAIRequest):
         description="Minimum number of new tokens: end tokens and stop strings do not end a text before.",
     )
     echo: bool = Field(False, description="Return the prompt before the completion, in text and logprobs.")
-    best_of: BestOf | None = Field(
-        None, description="1 or the same number as n: the completions are not generated in excess and ranked."
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        strict=False,
+        description="Generate as many completions of each prompt, and return the n with the highest mean "
+        "log-probability per token. A number other than 1 is at least n, and n with stream.",
     )
     logprobs: int | None = Field(
         None,
         ge=0,
-        le=5,
+        le=20,
         strict=False,
         description="Return the log-probability of each token and of this many most likely alternatives.",
     )
 
     @field_validator("best_of")
     @classmethod
-    def _as_many_as_returned(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value not in (None, 1, info.data.get("n", value)):
-            raise PydanticCustomError("best_of", "should be 1 or equal to n; no more completions are generated")
+    def _enough(cls, value: int | None, info: ValidationInfo) -> int | None:
+        n = info.data.get("n", 1)
+        if value not in (None, 1) and value < n:
+            raise PydanticCustomError("best_of", "should be 1 or at least n")
+        if value is not None and value > n and info.data.get("stream") is True:
+            raise PydanticCustomError("best_of", "should be 1 or equal to n in a stream, which cannot be ranked")
         return value
+
+    @property
+    def generated(self) -> int:
+        """The number of completions to generate for each prompt."""
+        return max(self.n, self.best_of or 1)
 
 
 class Variant(ModelChoice):

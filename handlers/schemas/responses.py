@@ -19,6 +19,12 @@ class PromptTokensDetails(LazyModel):
     cached_tokens: int = Field(description="Number of prompt tokens found in the prefix cache.")
 
 
+class CompletionTokensDetails(LazyModel):
+    """Details of the completion's tokens."""
+
+    reasoning_tokens: int = Field(description="Number of tokens of reasoning, of all choices together.")
+
+
 class CacheReport(LazyModel):
     """How the response cache was used. A cached response repeats the rest of its original usage."""
 
@@ -37,6 +43,7 @@ class Usage(LazyModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(None, description="Of chat completions only.")
     cache: CacheReport | None = Field(None, description="Present if the response cache is enabled (RESPONSE_CACHE).")
 
 
@@ -108,6 +115,7 @@ class TextChunk(LazyModel):
 
 
 _FINGERPRINT = "Identifies model, weights, chat template and kernels; it changes when answers may change."
+_STOP_REASON = "The stop string, or the id of the stop token, that ended the text; null if none did."
 _NEW_IDS = "Ids of all generated tokens, end tokens included; present with return_token_ids."
 _PROMPT_IDS = "Ids of the prompt's tokens; present with return_token_ids."
 _PROMPT_LOGPROBS = (
@@ -167,7 +175,7 @@ class ChatChoice(LazyModel):
     finish_reason: Literal["stop", "length", "tool_calls", "function_call"] = Field(
         description="length also if a call of a tool is cut off, whose arguments are incomplete then."
     )
-    stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
+    stop_reason: str | int | None = Field(None, description=_STOP_REASON)
     logprobs: ChatLogprobs | None = None
     token_ids: list[int] | None = Field(None, description=_NEW_IDS)
 
@@ -220,7 +228,7 @@ class ChunkChoice(LazyModel):
     index: int
     delta: Delta
     finish_reason: Literal["stop", "length", "tool_calls", "function_call"] | None = None
-    stop_reason: str | None = Field(None, description="The stop string that ended the text; left out if none did.")
+    stop_reason: str | int | None = Field(None, description=_STOP_REASON)
     logprobs: ChatLogprobs | None = None
     token_ids: list[int] | None = Field(None, description=_NEW_IDS)
 
@@ -257,6 +265,7 @@ class CompletionsChoice(LazyModel):
     index: int = Field(description="Prompt number x n + number within the prompt.")
     text: str
     finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: str | int | None = Field(None, description=_STOP_REASON)
     logprobs: CompletionLogprobs | None = None
     prompt_token_ids: list[int] | None = Field(None, description=_PROMPT_IDS + " In a stream, in the first piece only.")
     prompt_logprobs: PromptLogprobs | None = Field(None, description=_PROMPT_LOGPROBS)

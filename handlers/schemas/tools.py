@@ -146,12 +146,17 @@ class ToolFields(Strict):
     )
     thinking_token_budget: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         le=10_000_000,
         strict=False,
-        description="Maximum number of tokens of the model's reasoning, whose end is forced then; no effect on models "
-        "that do not reason.",
+        description="Maximum number of tokens of the model's reasoning, whose end is forced then; -1 for no limit; no "
+        "effect on models that do not reason.",
     )
+
+    @field_validator("thinking_token_budget")
+    @classmethod
+    def _no_limit(cls, value: int | None) -> int | None:
+        return None if value == -1 else value
 
     @property
     def effort(self) -> ReasoningEffort | None:

@@ -64,6 +64,26 @@ _LLAMA_CPP: Mapping[str, Unsupported] = MappingProxyType(
     }
 )
 
+
+_TRANSFER = "prompts computed on another server are not supported by this server"
+
+VLLM: Mapping[str, Unsupported] = MappingProxyType(
+    {
+        "use_beam_search": Unsupported("beam search is not supported by this server", (False,)),
+        "length_penalty": Unsupported("it has a meaning for beam search only", (1,)),
+        "priority": Unsupported("priorities are not supported by this server", (0,)),
+        "stream_interval": Unsupported("every token is sent at once", (1,)),
+        "logprob_token_ids": Unsupported("log-probabilities are those of the likeliest tokens"),
+        "logits_processors": Unsupported("logits processors are not supported by this server", ([],)),
+        "repetition_detection": Unsupported("the detection of repetitions is not supported by this server"),
+        "watermarking": Unsupported("watermarks are not supported by this server", (False,)),
+        "kv_transfer_params": Unsupported(_TRANSFER),
+        "ec_transfer_params": Unsupported(_TRANSFER),
+        "vllm_xargs": Unsupported("arguments of extensions are not supported by this server", ({},)),
+    }
+)
+"""Unsupported fields of vLLM's chat completion and completion requests."""
+
 CHAT: Mapping[str, Unsupported] = MappingProxyType(
     {
         **_LLAMA_CPP,
@@ -76,6 +96,11 @@ CHAT: Mapping[str, Unsupported] = MappingProxyType(
         "moderation": Unsupported("moderation is not supported by this server"),
         "prompt_cache_options": Unsupported("options of the prompt cache are not supported by this server"),
         "prompt_cache_retention": Unsupported("the retention of cached prompts is not configurable"),
+        "chat_template": Unsupported("the model's own chat template is always used"),
+        "documents": Unsupported("documents are not supported by this server: send their texts in messages", ([],)),
+        "media_io_kwargs": Unsupported("this server takes texts only", ({},)),
+        "mm_processor_kwargs": Unsupported("this server takes texts only", ({},)),
+        **VLLM,
     }
 )
 """Unsupported fields of a chat completion request."""
@@ -84,6 +109,8 @@ COMPLETIONS: Mapping[str, Unsupported] = MappingProxyType(
     {
         **_LLAMA_CPP,
         "suffix": Unsupported("a text after the completion is not supported by this server", ("",)),
+        "prompt_embeds": Unsupported("embeddings as prompts are not supported by this server", ([],)),
+        **VLLM,
     }
 )
 """Unsupported fields of a completion request."""

@@ -15,7 +15,8 @@ from runtime.engine.sequence import Sequence
 BLOCK_TOKENS = 16
 """Positions per KV block in every runner."""
 
-_Key = tuple[int, tuple[int, ...]]  # (id of the chain before the block, the block's token ids)
+_Chain = int | tuple[int, str]  # id of a chain of blocks; that of an empty chain may have a cache salt
+_Key = tuple[_Chain, tuple[int, ...]]  # (the chain before the block, the block's token ids)
 _ROOT, _LONG_ROOT = 0, 1  # the empty chain, and that of long texts, whose keys are rotated differently
 
 
@@ -51,7 +52,7 @@ class BlockPool:
         self._ref_counts = [0] * self.blocks
         self._cached: dict[_Key, int] = {}
         self._keys: list[_Key | None] = [None] * self.blocks
-        self._chain = [_ROOT] * self.blocks  # id of the chain that ends with a cached block
+        self._chain: list[_Chain] = [_ROOT] * self.blocks  # id of the chain that ends with a cached block
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached and unreferenced, least recently used first
 
     @property
@@ -232,5 +233,6 @@ class BlockPool:
             self._keys[block] = None
 
 
-def _root(sequence: Sequence) -> int:
-    return _LONG_ROOT if sequence.long_text else _ROOT
+def _root(sequence: Sequence) -> _Chain:
+    root = _LONG_ROOT if sequence.long_text else _ROOT
+    return (root, sequence.cache_salt) if sequence.cache_salt else root

@@ -39,14 +39,25 @@ class IncrementalDetokenizer:
         prompt: the prompt's token ids; some decoders drop a leading space unless they see the preceding tokens.
         stop: strings that end the sequence.
         min_new_tokens: a stop string that is complete before this many tokens is ignored.
+        include_stop: whether the stop string or the token that ends the sequence is part of the text.
+        skip_special_tokens: whether control tokens are left out of the text; otherwise it has their names.
     """
 
     def __init__(
-        self, tokenizer: Decoding, prompt: Sequence[int], stop: Sequence[str] = (), min_new_tokens: int = 0
+        self,
+        tokenizer: Decoding,
+        prompt: Sequence[int],
+        stop: Sequence[str] = (),
+        min_new_tokens: int = 0,
+        *,
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._remaining_min_tokens = min_new_tokens
+        self._include_stop = include_stop
+        self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = 0  # number of last ``_ids`` from the one in which an incomplete character begins
@@ -66,11 +77,13 @@ class IncrementalDetokenizer:
 
         Returns:
             The new text: empty while a character is incomplete or a stop string may have begun. At a stop string it
-            ends right before that string. All text before a control token is returned with it.
+            ends right before that string, or with it. All text before a control token is returned with it.
         """
         self._remaining_min_tokens -= 1
-        if not self._tokenizer.has_text(token_id):
-            return self.flush()  # a stop string has no control token in it, and they are no decoding context either
+        if not self._tokenizer.has_text(token_id):  # they are no decoding context
+            if self._skip_special_tokens:
+                return self.flush()  # a stop string has no control token in it
+            return self._release(self._tokenizer.token_bytes(token_id).decode("utf-8", "replace"))
         self._append(token_id)
         text = self._text()
         new = text[len(self._before) :]
@@ -79,6 +92,10 @@ class IncrementalDetokenizer:
             text = self._text()
         self._before = text
         return self._release(new)
+
+    def end(self, token_id: int) -> str:
+        """Return the last text of a sequence that a token ended."""
+        return (self.push(token_id) if self._include_stop else "") + self.flush()
 
     def flush(self) -> str:
         """Return the text still held back, after the sequence ended for another reason than a stop string."""
@@ -114,7 +131,7 @@ class IncrementalDetokenizer:
             if found:
                 start, self.stop_string = min(found, key=lambda match: match[0])
                 self._held = ""
-                return text[:start]
+                return text[: start + len(self.stop_string)] if self._include_stop else text[:start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

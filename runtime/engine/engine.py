@@ -20,6 +20,7 @@ from runtime.engine.request_queue import timeout_error
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Row, Runner, Sequence
 from runtime.engine.token_ids import check_token_ids, known_ids
+from runtime.engine.token_limits import TokenLimits
 from runtime.engine.tokenization import T, Tokenization, TokenizerLike
 from runtime.errors import (
     ContextLengthExceeded,
@@ -128,9 +129,10 @@ class FastEngine(Tokenization):
                     if index not in unfinished:  # generated after its stop string
                         continue
                     if (detokenizer := detokenizers.get(index)) is None:
-                        detokenizer = detokenizers[index] = self._detokenizer(sequences[index])
+                        sequence = sequences[index]
+                        detokenizer = detokenizers[index] = self._detokenizer(sequence.prompt, sequence.params)
                     if reason == "stop":
-                        text = detokenizer.flush()
+                        text = detokenizer.end(sampled.id)
                     else:
                         text = detokenizer.push(sampled.id)
                         if reason is not None and not detokenizer.stopped:
@@ -261,16 +263,20 @@ class FastEngine(Tokenization):
         """Validate a job and make its ``n`` sequences; the first one is the leader of the others."""
         prompt, params = job.token_ids, job.params
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        first = Sequence(prompt, job.sequence_params(0), seed, background=job.background)
-        others = [
-            Sequence(prompt, job.sequence_params(number), seed, number, first, job.background)
-            for number in range(1, params.n)
-        ]
-        longest = max([first, *others], key=lambda sequence: sequence.capacity)
+        limits: TokenLimits | None = None
+
+        def sequence(number: int, leader: Sequence | None) -> Sequence:
+            own = job.sequence_params(number)
+            return Sequence(prompt, own, seed, number, leader, job.background, limits=limits, cache_salt=job.cache_salt)
+
         try:
             if not prompt:
                 raise InvalidRequest("the prompt has no tokens", param="prompt")
             check_token_ids(job, self.info.vocabulary_size, self._tokenizer.token_bytes)
+            limits = self._token_limits(params, self._scheduler.eos)
+            first = sequence(0, None)
+            others = [sequence(number, first) for number in range(1, params.n)]
+            longest = max([first, *others], key=lambda sequence: sequence.capacity)
             if longest.capacity > self.info.context_length:
                 raise ContextLengthExceeded.of(self.info.context_length, len(prompt), params.max_new_tokens)
             if not self._scheduler.fits(longest):
@@ -284,11 +290,6 @@ class FastEngine(Tokenization):
             self._metrics.rejected(error.code)
             raise
         return [first, *others]
-
-    def _detokenizer(self, sequence: Sequence) -> IncrementalDetokenizer:
-        # Minimum number of tokens before a stop string may end the sequence.
-        min_tokens = max(sequence.params.min_new_tokens, len(sequence.params.forced) + 1)
-        return IncrementalDetokenizer(self._tokenizer, sequence.prompt, sequence.params.stop, min_tokens)
 
 
 def _crashed() -> EngineRestarting:

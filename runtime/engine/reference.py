@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.pytorch.generator import BatchGenerator, BatchRow
 from runtime.engine.pytorch.linear import widen_head
@@ -221,9 +220,11 @@ class ReferenceEngine(Tokenization):
         for job in jobs:
             prompt = job.token_ids
             seed = secrets.randbits(64) if job.params.seed is None else job.params.seed
+            limits = self._token_limits(job.params, self._generator.eos)
             for index in range(job.params.n):
                 params = job.sequence_params(index)
-                rows.append(BatchRow(prompt, params, seed, index, len(rows), self._detokenizer(prompt, params)))
+                detokenizer = self._detokenizer(prompt, params)
+                rows.append(BatchRow(prompt, params, seed, index, len(rows), detokenizer, limits=limits))
         return rows
 
     async def _compiled(self, rows: list[BatchRow]) -> list[BatchRow]:
@@ -237,11 +238,6 @@ class ReferenceEngine(Tokenization):
         if any(row.params.grammar is not None for row in rows):
             await asyncio.to_thread(compile_all)
         return rows
-
-    def _detokenizer(self, prompt: tuple[int, ...], params: SamplingParams) -> IncrementalDetokenizer:
-        # Minimum number of tokens before a stop string may end the row.
-        min_tokens = max(params.min_new_tokens, len(params.forced) + 1)
-        return IncrementalDetokenizer(self._tokenizer, prompt, params.stop, min_tokens)
 
     def _run_queue(self) -> None:
         """Run queued requests one batch of rows at a time until the queue is closed and empty (engine thread)."""

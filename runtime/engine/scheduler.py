@@ -86,7 +86,7 @@ class Scheduler:
         self._max_tokens = max_tokens
         self._token_budget = min(token_budget, max_tokens)
         self._short_context = short_context
-        self._eos = eos
+        self.eos = eos
         self._cancelled = False  # whether a sequence was cancelled since the last step
 
     def reset(self) -> None:
@@ -132,7 +132,7 @@ class Scheduler:
         if not self.fits(sequence):
             raise ValueError(f"{sequence.capacity} positions do not fit the KV cache")
         sequence.long_text = self._is_long(sequence)
-        sequence.end_ids = sequence.params.end_ids(self._eos)
+        sequence.end_ids = sequence.params.end_ids(self.eos)
         self._admission.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -257,7 +257,7 @@ class Scheduler:
 
     def _append_end(self, sequence: Sequence, result: StepResult, limit: int) -> None:
         """Append the last tokens of a sequence, between which a grammar leaves no choice, without computing them."""
-        last = [*sequence.forced, min(self._eos)]
+        last = [*sequence.forced, min(self.eos)]
         added = last[: limit - len(sequence.tokens)]
         sequence.tokens += added
         result.tokens += map(Sampled, added)
@@ -291,7 +291,10 @@ class Scheduler:
         if start + len(chunk) < len(tokens):
             return Row(sequence, start, chunk, samples=0)
         ban_end_tokens = sequence.grammar is None and len(params.forced) <= sequence.generated < params.min_new_tokens
-        return Row(sequence, start, chunk, banned=tuple(sorted(sequence.end_ids)) if ban_end_tokens else ())
+        banned = set(sequence.end_ids) if ban_end_tokens else set[int]()
+        if sequence.limits is not None and not sequence.forced:
+            banned |= sequence.limits.banned(tokens, sequence.generated)
+        return Row(sequence, start, chunk, banned=tuple(sorted(banned)))
 
     def _remove(self, sequences: list[Sequence], *, keep: bool = True) -> None:
         self._admission.remove(sequences, keep=keep)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine.grammar import GrammarMatcher
+    from runtime.engine.token_limits import TokenLimits
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +31,8 @@ class Sequence:
         leader: the first sequence of the same prompt, whose prefill this one shares; None for the first itself.
         background: whether this is a background sequence, see ``Job``.
         grammar: the state of the grammar that the text must match; None for any text.
+        limits: limits on the tokens; None for none.
+        cache_salt: see ``Job``.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +42,8 @@ class Sequence:
     leader: Sequence | None = None
     background: bool = False
     grammar: GrammarMatcher | None = None
+    limits: TokenLimits | None = None
+    cache_salt: str = ""
 
     tokens: list[int] = field(default_factory=list)  # prompt and generated tokens
     end_ids: frozenset[int] = frozenset()  # tokens that end it; set when it is added to the scheduler
@@ -70,9 +75,14 @@ class Sequence:
 
     @property
     def penalized(self) -> bool:
-        """Whether a penalty depends on the previous tokens, which rules out drafts."""
+        """Whether a penalty or bad words depend on the previous tokens, which rules out drafts."""
         params = self.params
-        return bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
+        return bool(
+            params.repetition_penalty != 1
+            or params.presence_penalty
+            or params.frequency_penalty
+            or (self.limits is not None and self.limits.bad_words)
+        )
 
     def random(self, ahead: int = 0) -> float:
         """The random number in [0, 1) for the token ``ahead`` positions after the next one; 0 for greedy sampling."""
@@ -96,9 +106,10 @@ class Row:
         forced: number of drafts, from the first, that are forced tokens.
         samples: number of tokens to sample, one after each of the last ``samples`` fed tokens: 0 for a prompt chunk
             that is not the last, 1 + drafts otherwise.
-        banned: token ids that must not be sampled now (tokens that end the sequence, before ``min_new_tokens``).
-        masks: [N, ceil(vocabulary / 32)] int32 with a bit for each token id that the grammar allows, for the last N
-            sampled tokens; the ones before them are forced. None without a grammar or if all are forced.
+        banned: token ids that must not be sampled now: tokens that end the sequence, before ``min_new_tokens``, and
+            those that complete a bad word.
+        masks: [N, ceil(vocabulary / 32)] int32 with a bit for each token id that the grammar or the request allows, for
+            the last N sampled tokens; the ones before them are forced. None if every id is allowed or all are forced.
     """
 
     sequence: Sequence

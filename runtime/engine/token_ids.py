@@ -16,7 +16,7 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
     Tokenizers may produce such ids, for example for a padding token that was added without resizing the model.
 
     Args:
-        job: the job; its prompt, forced tokens, stop tokens and logit bias are checked.
+        job: the job; its prompt, forced tokens, stop tokens, allowed tokens and logit bias are checked.
         vocabulary_size: number of rows of the model's embedding and output head.
         token_bytes: function that returns a token's text in UTF-8, for the error message.
 
@@ -28,6 +28,7 @@ def check_token_ids(job: Job, vocabulary_size: int, token_bytes: Callable[[int],
     for text in (job.params.forced, *job.continuations):
         check_ids(text, job.field, vocabulary_size, token_bytes)
     check_ids(job.params.stop_token_ids, "stop_token_ids", vocabulary_size, token_bytes)
+    check_ids(job.params.allowed_token_ids, "allowed_token_ids", vocabulary_size, token_bytes)
     check_ids([token for token, _ in job.params.logit_bias], "logit_bias", vocabulary_size, token_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Computes the token masks of a step's rows whose sequences have a grammar."""
+"""Computes the token masks of a step's rows whose sequences have a grammar or a list of allowed tokens."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ class TokenMasks:
         return LLExecutor(usable_cores())  # by default it leaves some idle: one of two
 
     def fill(self, rows: Sequence[Row]) -> None:
-        """Set ``Row.masks`` of the rows that have a grammar and sample a token that it does not force."""
+        """Set ``Row.masks`` of the rows that sample a token which is limited, but not forced."""
         alone: list[tuple[LLMatcher, int]] = []
         drafting: list[tuple[LLMatcher, int, list[int]]] = []
         spans: list[tuple[Row, GrammarMatcher, int, int]] = []
         end = 0
         for row in rows:
-            grammar = row.sequence.grammar
+            grammar, limits = row.sequence.grammar, row.sequence.limits
+            if limits is not None and limits.mask is not None and row.samples and not row.sequence.forced:
+                row.masks = np.broadcast_to(limits.mask, (row.samples, len(limits.mask)))
             free = 0 if grammar is None else row.samples - len(grammar.forced)  # the last choices of the row
             if grammar is None or free < 1:
                 continue

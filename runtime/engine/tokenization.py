@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
 from runtime.answer_format import AnswerFormat
-from runtime.engine.detokenizer import Decoding
+from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
 from runtime.engine.token_ids import check_ids
+from runtime.engine.token_limits import TokenLimits, token_limits
 from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
-from runtime.types import Message, ModelInfo, TemplateOptions, Tool
+from runtime.types import Message, ModelInfo, SamplingParams, TemplateOptions, Tool
 
 T = TypeVar("T")
 
@@ -105,3 +106,19 @@ class Tokenization(ABC):
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, which may be part of a UTF-8 character."""
         return self._tokenizer.token_bytes(token_id)
+
+    def _token_limits(self, params: SamplingParams, eos: Collection[int]) -> TokenLimits | None:
+        """Return the limits on a text's tokens; errors as for ``token_limits``."""
+        ends = params.end_ids(frozenset(eos))
+        return token_limits(params, self.info.vocabulary_size, ends, lambda text: self._chat.encode_plain(text))
+
+    def _detokenizer(self, prompt: Sequence[int], params: SamplingParams) -> IncrementalDetokenizer:
+        """Return a detokenizer for one text."""
+        return IncrementalDetokenizer(
+            self._tokenizer,
+            prompt,
+            params.stop,
+            max(params.min_new_tokens, len(params.forced) + 1),  # before as many tokens no stop string ends the text
+            include_stop=params.include_stop,
+            skip_special_tokens=params.skip_special_tokens,
+        )

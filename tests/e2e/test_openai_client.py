@@ -292,8 +292,8 @@ async def test_completion_stream() -> None:
     ("change", "param"),
     [
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
-        ({"logprobs": 6}, "logprobs"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt.0"),
         ({"max_tokens": -1}, "max_tokens"),

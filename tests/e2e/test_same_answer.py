@@ -127,7 +127,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "stats": {"x": "1"},
     "generate": {"prompt": []},
     "complete": {"prompt": "x", "model": "other"},
-    "completions": {"prompt": "x", "logprobs": 6},
+    "completions": {"prompt": "x", "logprobs": 21},
     "tokenize": {"prompt": "x", "content": "x"},
     "detokenize": {"tokens": [256]},
     "apply_template": {"messages": []},

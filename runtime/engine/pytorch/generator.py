@@ -22,6 +22,7 @@ from runtime.engine.grammar import GrammarMatcher
 from runtime.engine.pytorch.padding import Batching, RotaryState, batching, left_padded
 from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
 from runtime.engine.rng import uniform
+from runtime.engine.token_limits import TokenLimits
 from runtime.errors import InternalError
 from runtime.model.tokenizer import Tokenizer
 from runtime.types import FinishReason, SamplingParams, Token
@@ -43,6 +44,7 @@ class BatchRow:
     sequence: int  # index within its request
     detokenizer: IncrementalDetokenizer
     grammar: GrammarMatcher | None = None
+    limits: TokenLimits | None = None
     ids: list[int] = field(default_factory=list)
     reported: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())  # logprob, top_logprobs of the last id
     done: bool = False
@@ -58,12 +60,16 @@ class BatchRow:
             mask = self.grammar.mask()
             if ban_end:
                 self.grammar.ban(mask, ends)
+        banned = set(ends) if ban_end and self.grammar is None else set[int]()
+        if self.limits is not None and not forced:
+            mask = self.limits.mask
+            banned |= self.limits.banned(self.ids, position)
         return Draw(
             params,
             uniform(self.seed, self.index, position),
             [*self.prompt, *self.ids] if params.repetition_penalty != 1 else (),
             Counter(self.ids) if params.presence_penalty or params.frequency_penalty else None,
-            tuple(ends) if ban_end and self.grammar is None else (),
+            tuple(banned),
             params.bias(forced, 0),
             mask,
         )
@@ -174,7 +180,7 @@ class _DeliverTokens(StoppingCriteria):
                 row.grammar.accept([token_id])
             reason: FinishReason | None = None
             if token_id in row.params.end_ids(self._eos) and len(row.ids) > len(row.params.forced):
-                text, reason = row.detokenizer.flush(), "stop"
+                text, reason = row.detokenizer.end(token_id), "stop"
             else:
                 text = row.detokenizer.push(token_id)
                 if not row.detokenizer.stopped and len(row.ids) >= row.params.max_new_tokens:

@@ -15,6 +15,7 @@ from runtime.types import Message, TemplateOptions
 from tests.support.fakes import INFO, FakeEngine, fake_context, usage
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+NO_REASONING = {"completion_tokens_details": {"reasoning_tokens": 0}}
 
 
 async def _chunks(payload: dict[str, Any], engine: FakeEngine | None = None) -> list[dict[str, Any]]:
@@ -36,9 +37,10 @@ async def test_answer() -> None:
                 "message": {"role": "assistant", "content": "Hello there."},
                 "finish_reason": "stop",
                 "logprobs": None,
+                "stop_reason": None,
             }
         ],
-        "usage": usage(9, 3),
+        "usage": usage(9, 3) | NO_REASONING,
     }
     ChatResponse.model_validate(answer, extra="forbid", strict=True)
 
@@ -53,11 +55,87 @@ async def test_stop_reason() -> None:
         assert [chunk["choices"][0].get("stop_reason") for chunk in chunks][-2:] == [None, expected]
 
 
+async def test_stop_reason_of_a_stop_token() -> None:
+    """The id of the request's stop token that ended the text; null if another end token did."""
+    for ids, expected in (([2], 2), ([1], None)):
+        answer = await chat.handle(HI | {"stop_token_ids": ids}, fake_context())
+        assert answer["choices"][0]["stop_reason"] == expected
+
+
+async def test_id_of_the_request() -> None:
+    """The answer's id has the request's own, if it has one."""
+    answer = await chat.handle(HI | {"request_id": "mine"}, fake_context())
+    assert answer["id"] == "chatcmpl-mine"
+
+
+@pytest.mark.parametrize(
+    ("role", "echo", "text"), [("assistant", True, "So: "), ("assistant", False, ""), ("user", True, "")]
+)
+async def test_echo(role: str, echo: bool, text: str) -> None:
+    """echo returns the assistant's last message before the answer, once per choice, whole and streamed."""
+    payload = {"messages": [{"role": role, "content": "So: "}], "echo": echo, "n": 2}
+    answer = await chat.handle(payload, fake_context())
+    assert [choice["message"]["content"] for choice in answer["choices"]] == [f"{text}Hello there."] * 2
+    texts = ["", ""]
+    for chunk in await _chunks(payload):
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == [f"{text}Hello there."] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 4}, (5, 6, 7, 8)),
+        ({"truncate_prompt_tokens": 7}, tuple(range(2, 9))),
+        ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, (0, 1, 2, 3)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 5}, (6, 7, 8)),
+        ({"truncate_prompt_tokens": -1}, tuple(range(2, 9))),
+    ],
+)
+async def test_truncated_prompt(fields: dict[str, Any], kept: tuple[int, ...]) -> None:
+    """Only so many tokens of the prompt are kept, at its end unless asked for otherwise; -1 is what leaves space."""
+    engine = FakeEngine(token_length=9, info=replace(INFO, context_length=8))
+    answer = await chat.handle(HI | fields | {"return_token_ids": True, "n": 1}, fake_context(engine))
+    assert engine.jobs[0][0].token_ids == kept
+    assert tuple(answer["prompt_token_ids"]) == kept
+
+
+async def test_special_tokens_and_salt_reach_the_engine() -> None:
+    """Whether the tokenizer adds its tokens, and whose prefixes are shared."""
+    engine = FakeEngine()
+    await chat.handle(HI | {"add_special_tokens": True, "cache_salt": "s"}, fake_context(engine))
+    options = engine.template_options[0]
+    assert options is not None
+    assert options.add_special_tokens is True
+    assert engine.jobs[0][0].cache_salt == "s"
+
+
+async def test_tokens_named_by_ids() -> None:
+    """return_tokens_as_token_ids replaces the texts of tokens in log-probabilities, of the alternatives, too."""
+    fields = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+    answer = await chat.handle(HI | fields, fake_context())
+    first, second, _ = answer["choices"][0]["logprobs"]["content"]
+    assert (first["token"], second["token"]) == ("token_id:0", "token_id:1")
+    assert second["top_logprobs"][0]["token"] == "token_id:0"
+
+
+async def test_control_tokens_rule_out_tools() -> None:
+    """skip_special_tokens is passed on; false is refused with tools."""
+    engine = FakeEngine()
+    await chat.handle(HI | {"skip_special_tokens": False, "include_stop_str_in_output": True}, fake_context(engine))
+    params = engine.jobs[0][0].params
+    assert (params.skip_special_tokens, params.include_stop) == (False, True)
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(InvalidRequest, match="skip_special_tokens: it must be true with tools"):
+        await chat.handle(HI | {"skip_special_tokens": False, "tools": [tool]}, fake_context())
+
+
 async def test_n_answers() -> None:
     """n answers come as n choices; the prompt is counted once."""
     answer = await chat.handle(HI | {"n": 3}, fake_context(FakeEngine(token_length=9)))
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
-    assert answer["usage"] == usage(9, 9)
+    assert answer["usage"] == usage(9, 9) | NO_REASONING
 
 
 async def test_messages_reach_the_template() -> None:
@@ -111,9 +189,10 @@ async def test_stream() -> None:
     head = {"id": "chatcmpl-id1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "fake"}
     head["system_fingerprint"] = None
     deltas = [{"role": "assistant", "content": ""}, {"content": "Hello"}, {"content": " there"}, {"content": "."}, {}]
+    ends: list[dict[str, Any]] = [{"finish_reason": None}] * 4 + [{"finish_reason": "stop", "stop_reason": None}]
     assert chunks == [
-        head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop", "logprobs": None}]}
-        for delta in deltas
+        head | {"choices": [{"index": 0, "delta": delta, "logprobs": None} | end]}
+        for delta, end in zip(deltas, ends, strict=True)
     ]
     for chunk in chunks:
         ChatChunk.model_validate(chunk, extra="forbid", strict=True)
@@ -132,7 +211,7 @@ async def test_stream_with_usage() -> None:
     *chunks, last = await _chunks({"stream_options": {"include_usage": True}}, FakeEngine(token_length=9))
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == usage(9, 3)
+    assert last["usage"] == usage(9, 3) | NO_REASONING
     assert last["id"] == chunks[0]["id"]
     ChatChunk.model_validate(last, extra="forbid", strict=True)
 

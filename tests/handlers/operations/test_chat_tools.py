@@ -212,3 +212,27 @@ async def test_errors_of_functions_name_them() -> None:
     grammar = engine.jobs[0][0].params.grammar
     assert grammar is not None
     assert (grammar.field, grammar.parts[0].field) == ("functions", "functions.0.parameters")
+
+
+@pytest.mark.parametrize("include", [True, False])
+async def test_reasoning_is_counted_and_may_be_left_out(include: bool) -> None:
+    """The usage counts the tokens of reasoning with its tags; with include_reasoning false none of it is returned."""
+    engine = FakeEngine(("<think>", "So.", "</think>", "Yes", "."), answer_format=AnswerFormat(reasoning="optional"))
+    payload = {"messages": ASK["messages"], "include_reasoning": include, "n": 2}
+    answer = await chat.handle(payload, fake_context(engine))
+    message = {"role": "assistant", "content": "Yes."} | ({"reasoning_content": "So."} if include else {})
+    assert [choice["message"] for choice in answer["choices"]] == [message] * 2
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 6}
+    chunks = [c async for c in chat.stream(payload | {"stream_options": {"include_usage": True}}, fake_context(engine))]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert any("reasoning_content" in delta for delta in deltas) == include
+    assert chunks[-1]["usage"] == answer["usage"]
+
+
+async def test_both_names_of_reasoning_reach_the_template() -> None:
+    """reasoning is vLLM's name of reasoning_content."""
+    for name in ("reasoning", "reasoning_content"):
+        engine = FakeEngine()
+        messages = [*ASK["messages"], {"role": "assistant", "content": "x", name: "why"}, *ASK["messages"]]
+        await chat.handle({"messages": messages}, fake_context(engine))
+        assert engine.chats[0][1].reasoning == "why"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from handlers.context import RequestLimits
 from handlers.operations import complete, completions
 from handlers.schemas.responses import CompletionsResponse
 from runtime.errors import ContextLengthExceeded, InvalidRequest, ServiceError
+from runtime.types import Job, Token
 from tests.support.fakes import INFO, FakeEngine, caching, fake_context, usage
 
 
@@ -44,7 +46,9 @@ async def test_answer() -> None:
         "created": 1_700_000_000,
         "model": "fake",
         "system_fingerprint": None,
-        "choices": [{"index": 0, "text": "Hello there.", "finish_reason": "stop", "logprobs": None}],
+        "choices": [
+            {"index": 0, "text": "Hello there.", "finish_reason": "stop", "logprobs": None, "stop_reason": None}
+        ],
         "usage": usage(4, 3),
     }
     CompletionsResponse.model_validate(answer, extra="forbid", strict=True)
@@ -243,8 +247,12 @@ async def test_kept_answers() -> None:
     ("payload", "limits", "param"),
     [
         ({"prompt": "x", "suffix": "y"}, RequestLimits(), "suffix"),
-        ({"prompt": "x", "best_of": 2}, RequestLimits(), "best_of"),
-        ({"prompt": "x", "logprobs": 6}, RequestLimits(), "logprobs"),
+        ({"prompt": "x", "best_of": 2, "n": 3}, RequestLimits(), "best_of"),
+        ({"prompt": "x", "best_of": 5}, RequestLimits(max_sequences=4), "best_of"),
+        ({"prompt": "x", "logprobs": 21}, RequestLimits(), "logprobs"),
+        ({"prompt": "x", "truncate_prompt_tokens": 0}, RequestLimits(), "truncate_prompt_tokens"),
+        ({"prompt": "x", "request_id": "a b"}, RequestLimits(), "request_id"),
+        ({"prompt": "x", "allowed_token_ids": [256]}, RequestLimits(), "allowed_token_ids"),
         ({"prompt": "x", "max_tokens": -1}, RequestLimits(), "max_tokens"),
         ({"prompt": [[1, "2"]]}, RequestLimits(), "prompt.0.1"),
         ({"prompt": "x", "min_tokens": 17}, RequestLimits(), "min_tokens"),
@@ -351,15 +359,94 @@ async def test_log_probabilities_of_a_prompt() -> None:
         await chunks({"prompt": "x", "prompt_logprobs": 0}, FakeEngine())
 
 
-@pytest.mark.parametrize(("n", "best_of", "good"), [(1, 1, True), (3, 3, True), (3, 1, True), (1, 2, False)])
-async def test_best_of(n: int, best_of: int, good: bool) -> None:
-    """No more completions are generated than are returned, so it is 1 or n."""
-    call = completions.handle({"prompt": "x", "n": n, "best_of": best_of}, fake_context())
-    if good:
-        assert len((await call)["choices"]) == n
-        return
-    with pytest.raises(InvalidRequest, match="best_of: should be 1 or equal to n"):
-        await call
+class Varied(FakeEngine):
+    """The sequence number i of a prompt says the word number i, with the log-probability -3 / (i + 1), then ends."""
+
+    async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Token, None]:
+        self.jobs.append(tuple(jobs))
+        for row in range(sum(job.params.n for job in jobs)):
+            number = row % jobs[0].params.n
+            yield Token(row, number, f"word {number}", logprob=-3 / (number + 1))
+            yield Token(row, 9, "", "stop", logprob=0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "generated", "texts"),
+    [
+        ({"best_of": 1}, 1, ["word 0"]),
+        ({"best_of": 3}, 3, ["word 2"]),
+        ({"best_of": 3, "n": 2}, 3, ["word 2", "word 1"]),
+        ({"best_of": 2, "n": 2}, 2, ["word 0", "word 1"]),
+        ({"best_of": 1, "n": 2}, 2, ["word 0", "word 1"]),
+        ({"best_of": 3, "prompt": ["x", "y"]}, 3, ["word 2", "word 2"]),
+    ],
+)
+async def test_best_of(fields: dict[str, Any], generated: int, texts: list[str]) -> None:
+    """So many are generated for each prompt, and the n with the highest mean log-probability come back, best first."""
+    engine = Varied()
+    answer = await completions.handle({"prompt": "x"} | fields, fake_context(engine))
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(enumerate(texts))
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert {job.params.n for job in engine.jobs[0]} == {generated}
+    assert answer["usage"]["completion_tokens"] == 2 * generated * len(engine.jobs[0])
+
+
+async def test_best_of_in_a_stream() -> None:
+    """What is streamed cannot be ranked, so that best_of is refused unless it is n."""
+    with pytest.raises(InvalidRequest, match="best_of: should be 1 or equal to n in a stream"):
+        await chunks({"prompt": "x", "best_of": 2}, FakeEngine())
+
+
+async def test_truncated_prompts() -> None:
+    """Each prompt keeps so many tokens, texts and ids alike, and the echo has only these."""
+    engine = Bytes(SPEAKING)
+    fields = {"truncate_prompt_tokens": 2, "echo": True, "return_token_ids": True, "max_tokens": 3}
+    answer = await completions.handle({"prompt": ["abc", [100, 101, 102]]} | fields, fake_context(engine))
+    assert [choice["text"] for choice in answer["choices"]] == ["bcé!", "efé!"]
+    assert [choice["prompt_token_ids"] for choice in answer["choices"]] == [[98, 99], [101, 102]]
+    right = await completions.handle({"prompt": "abc", "truncation_side": "right"} | fields, fake_context(engine))
+    assert right["choices"][0]["text"] == "abé!"
+
+
+async def test_prompts_without_special_tokens() -> None:
+    """add_special_tokens false leaves out what the tokenizer adds."""
+    engine = FakeEngine(token_length=4)
+    await completions.handle({"prompt": "x", "add_special_tokens": False}, fake_context(engine))
+    assert engine.jobs[0][0].token_ids == (0, 1, 2, 3)
+
+
+async def test_stop_reason() -> None:
+    """The stop string or stop token of the request that ended the text, in the last piece of a stream, too."""
+    for fields, engine, reason in (
+        ({"stop": "x"}, FakeEngine(stop_string="x"), "x"),
+        ({"stop_token_ids": [2]}, FakeEngine(), 2),
+        ({}, FakeEngine(), None),
+    ):
+        answer = await completions.handle({"prompt": "x"} | fields, fake_context(engine))
+        assert answer["choices"][0]["stop_reason"] == reason
+        *pieces, last = await chunks({"prompt": "x"} | fields, engine)
+        assert last["choices"][0]["stop_reason"] == reason
+        assert not any("stop_reason" in piece["choices"][0] for piece in pieces)
+
+
+async def test_tokens_named_by_ids() -> None:
+    """return_tokens_as_token_ids names all tokens by their ids, those of an echoed prompt, too."""
+    fields = {"prompt": "ab", "logprobs": 1, "echo": True, "return_tokens_as_token_ids": True, "max_tokens": 1}
+    answer = await completions.handle(fields, fake_context(Bytes(SPEAKING)))
+    found = answer["choices"][0]["logprobs"]
+    assert found["tokens"] == ["token_id:97", "token_id:98", "token_id:0"]
+    assert found["top_logprobs"][2] == {"token_id:0": -0.25}
+
+
+async def test_salted_responses_are_apart() -> None:
+    """A cached response is for requests with the same cache salt only."""
+    ctx = caching(fake_context(FakeEngine()))
+    payload = {"prompt": "x", "temperature": 0}
+    found = [
+        (await completions.handle(payload | {"cache_salt": salt}, ctx))["usage"]["cache"]["status"]
+        for salt in (None, "a", "b", "a")
+    ]
+    assert found == ["miss", "miss", "miss", "hit"]
 
 
 async def test_usage_with_every_chunk() -> None:
@@ -367,8 +454,8 @@ async def test_usage_with_every_chunk() -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     found = await chunks({"prompt": "x", "stream_options": options}, FakeEngine())
     assert [chunk["usage"]["completion_tokens"] for chunk in found] == [1, 2, 3, 3]
-    with pytest.raises(InvalidRequest, match="continuous_usage_stats: needs include_usage"):
-        await chunks({"prompt": "x", "stream_options": {"continuous_usage_stats": True}}, FakeEngine())
+    found = await chunks({"prompt": "x", "stream_options": {"continuous_usage_stats": True}}, FakeEngine())
+    assert not any("usage" in chunk for chunk in found)
 
 
 async def test_sampling_defaults() -> None:

@@ -61,7 +61,7 @@ def test_accepted(fields: dict[str, Any]) -> None:
         ({"function_call": {"name": "y"}, "functions": [{"name": "x"}]}, "function_call", "no function is named y"),
         ({"function_call": "required", "functions": [{"name": "x"}]}, "function_call", "none"),
         ({"reasoning_effort": "huge"}, "reasoning_effort", "high"),
-        ({"thinking_token_budget": -1}, "thinking_token_budget", "0"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget", "-1"),
     ],
 )
 def test_refused(fields: dict[str, Any], param: str, says: str) -> None:

@@ -91,6 +91,17 @@ def test_equal_beginnings_are_shared() -> None:
     check_pool(pool, [first, second])
 
 
+def test_only_equal_salts_share() -> None:
+    """A beginning is shared only by sequences with the same cache salt; none is one, too."""
+    pool = BlockPool(16, 4, cache_blocks=0)
+    run(pool, *range(10))
+    for salt, shared in (("a", 0), ("b", 0), ("a", 8), ("", 8)):
+        salted = Sequence(tuple(range(10)), SamplingParams(max_new_tokens=1), seed=0, cache_salt=salt)
+        assert pool.reserve(salted)
+        assert salted.computed == shared
+        compute(pool, salted)
+
+
 def test_the_last_prompt_token_is_computed() -> None:
     """A prompt that is in the cache as a whole still computes its last block."""
     pool = BlockPool(8, 4, cache_blocks=8)

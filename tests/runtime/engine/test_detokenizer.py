@@ -113,6 +113,31 @@ def test_stop_strings_end_at_control_tokens() -> None:
     assert not out.stopped
 
 
+def test_control_tokens_in_the_text() -> None:
+    """Without skip_special_tokens their names are text, in which a stop string may begin or end."""
+    words = Words("a", "b", "<end>")
+    out = IncrementalDetokenizer(words, [], skip_special_tokens=False)
+    assert [out.push(i) for i in (0, 2, 1)] == ["a", "<end>", "b"]
+    out = IncrementalDetokenizer(words, [], ("a<end",), skip_special_tokens=False)
+    assert [out.push(i) for i in (1, 0, 2)] == ["b", "", ""]
+    assert out.stop_string == "a<end"
+
+
+@pytest.mark.parametrize(("include", "skip", "text"), [(False, False, ""), (True, True, ""), (True, False, "<end>")])
+def test_the_token_that_ends_a_text(include: bool, skip: bool, text: str) -> None:
+    """It is text if the end is included and control tokens are not left out; what was held back comes before it."""
+    out = IncrementalDetokenizer(Words("a", "b", "<end>"), [], ("ab",), include_stop=include, skip_special_tokens=skip)
+    assert out.push(0) == ""
+    assert out.end(2) == "a" + text
+
+
+def test_a_stop_string_that_is_included() -> None:
+    """The text ends behind it, without what the same token adds."""
+    out = IncrementalDetokenizer(Words("a", "bcd", "<end>"), [], ("bc",), include_stop=True)
+    assert [out.push(0), out.push(1)] == ["a", "bc"]
+    assert out.stopped
+
+
 def test_control_tokens_are_no_context() -> None:
     """However many control tokens come, the word behind them keeps its leading space, and none is kept."""
     tokenizer = Words("Hi", " there", "<end>")

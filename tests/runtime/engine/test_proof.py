@@ -86,6 +86,14 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
             n=dice.choice([1, 1, 1, 3]),
             grammar=dice.choice([None, None, *GRAMMARS]),
         )
+        if params.grammar is None:
+            params = replace(
+                params,
+                allowed_token_ids=dice.choice([(), (), tuple(range(10, 300))]),
+                bad_words=dice.choice([(), (), ("the", "and a")]),
+                include_stop=dice.choice([False, True]),
+                skip_special_tokens=dice.choice([False, True]),
+            )
         jobs.append(Job(prompt, params))
     return jobs
 

@@ -38,6 +38,7 @@ def test_every_id_of_a_job_is_checked() -> None:
         ({"prompt": (9,)}, "prompt", f"prompt: 9 ('{'x' * 40}') is not a token id"),
         ({"prompt": (-1,)}, "prompt", "prompt: -1 is not a token id"),
         ({"forced": (0, 2**40)}, "prompt", f"prompt: {2**40} is not a token id"),
+        ({"allowed_token_ids": (1, 7)}, "allowed_token_ids", "allowed_token_ids: 7 ('[PAD]') is not a token id"),
         ({"logit_bias": ((2, 1.0), (7, -1.0))}, "logit_bias", "logit_bias: 7 ('[PAD]') is not a token id"),
     ):
         with pytest.raises(InvalidRequest) as caught:
