@@ -30,8 +30,8 @@ _MOVING = """
 name.
 
 **vLLM**: change the base URL. `guided_*`, `structured_outputs`, `top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
-`allowed_token_ids`, `bad_words`, `truncate_prompt_tokens`, `cache_salt` and the others above have vLLM's names and meaning.
-Beam search is refused, and so are unknown fields; LoRA adapters are models of their own.
+`allowed_token_ids`, `bad_words`, `truncate_prompt_tokens`, `cache_salt` and the others above have vLLM's names and
+meaning. Beam search is refused, and so are unknown fields; LoRA adapters are models of their own.
 
 **llama.cpp**: `/v1/completions` instead of `/completion`; `n_predict` is `max_tokens`, `cache_prompt` is always on.
 GGUF files are served as they are: `MODEL_NAME=/path/model.gguf`.
