@@ -39,7 +39,7 @@ from views.app_keys import CONTEXT, METRICS, SETTINGS, STATE
 from views.events import Events
 from views.idempotency import REPLAYED, IdempotentRequests
 from views.operations import caller_of, operation_handler, reserve
-from views.probes import exposition, livez, readyz
+from views.probes import exposition, livez, load, readyz, version
 
 _PRELOAD_SECONDS = 0.03
 # Response headers that pages of other origins may read (CORS).
@@ -100,9 +100,12 @@ def create_app(
         app.on_cleanup.append(events.close)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
+    app.router.add_get("/ping", readyz)
     access.open |= {livez, readyz}
+    app.router.add_get("/version", version)
+    app.router.add_get("/load", load)
     app.router.add_get("/metrics", exposition)
-    access.operations[exposition] = "metrics"
+    access.operations |= dict.fromkeys((version, load, exposition), "metrics")
     if full_api:
         page_handlers = pages.add_routes(app, lambda: build(ROUTES, ctx.version))
         if settings.open_pages:

@@ -16,7 +16,7 @@ from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_
 _log = logging.getLogger("warmstart.access")
 
 # Polled every few seconds, so logged at INFO only when they fail.
-_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics", "/stats"})
+_QUIET = frozenset({"/livez", "/readyz", "/ping", "/health", "/load", "/metrics", "/stats"})
 _CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the response
 
 

@@ -1,10 +1,10 @@
 """Writes one audit record per request: caller, operation, addresses, status, duration and token counts.
 
 Every request that was refused or failed is recorded, and every request for an operation. Left out are successful
-responses of probes (``/livez``, ``/readyz``, ``/health``), of the statistics that dashboards poll (``/metrics``,
-``/stats``), of CORS preflights, and of the web pages and their files. Of a request's text only a keyed hash is stored;
-of its headers only the request and trace ids; of its URL only the path. Input that is not valid HTTP never becomes a
-request, and is only logged.
+responses of probes (``/livez``, ``/readyz``, ``/ping``, ``/health``), of the statistics that dashboards poll
+(``/metrics``, ``/stats``), of CORS preflights, and of the web pages and their files. Of a request's text only a keyed
+hash is stored; of its headers only the request and trace ids; of its URL only the path. Input that is not valid HTTP
+never becomes a request, and is only logged.
 
 ``result`` is ``ok``, ``refused`` (4xx), ``failed`` (5xx, or a stream that broke off) or ``client_gone``.
 """

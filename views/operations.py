@@ -61,7 +61,6 @@ def operation_handler(
         settings: the application's settings.
         idempotent: does the work of requests with the same idempotency key once.
     """
-    generates = operation.stream is not None and not operation.admin
 
     async def adapter(request: web.Request) -> web.StreamResponse:
         request_scope.set(replace(request_scope.get(), caller=caller_of(request)))
@@ -72,7 +71,7 @@ def operation_handler(
             _log.info("prompt", extra={"prompt": next((prompt for prompt in prompts if prompt is not None), None)})
         request[PAYLOAD] = payload
         ctx = request.app[CONTEXT]
-        key = idempotent.key_of(request) if generates else None
+        key = idempotent.key_of(request) if operation.generates else None
         once: _Once | None = None
         if key is not None:
             once = partial(idempotent.run, key, request_scope.get().caller, route.operation, payload)

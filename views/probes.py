@@ -1,4 +1,4 @@
-"""The handlers of the liveness and readiness probes and of the Prometheus metrics."""
+"""The handlers of the probes, of the service's version and load, and of the Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ async def readyz(request: web.Request) -> web.Response:
     """``/readyz``: 200 if the service can answer requests, else 503; the body names the state."""
     state = request.app[STATE]()
     return web.json_response({"status": state}, status=200 if state == "ready" else 503)
+
+
+async def version(request: web.Request) -> web.Response:
+    """``/version``: the service's version, in vLLM's form."""
+    return web.json_response({"version": request.app[CONTEXT].version})
+
+
+async def load(request: web.Request) -> web.Response:
+    """``/load``: the number of requests that use a model now, in vLLM's form."""
+    return web.json_response({"server_load": sum(model.running for model in request.app[CONTEXT].models.status())})
 
 
 async def exposition(request: web.Request) -> web.Response:

@@ -69,6 +69,18 @@ _ANY_ERRORS = {
     500: "Internal error.",
     503: "The model is loading or unavailable, or the service is draining.",
 }
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[!-~]+$"},
+    "description": "A later request with the same key and body gets the stored answer, with the header "
+    "Idempotency-Replayed: true. Needs IDEMPOTENCY.",
+}
+_KEY_ERRORS = {
+    409: "A request with this Idempotency-Key is in progress.",
+    422: "The Idempotency-Key was used with another body.",
+}
 _READ_ERRORS = {400: "The request is invalid; the error names the field."}
 _BODY_ERRORS = {
     404: "There is no such model.",
@@ -77,11 +89,16 @@ _BODY_ERRORS = {
     415: "The body is not JSON.",
     504: "The generation took too long.",
 }
-_STATUS = {
-    "application/json": {
-        "schema": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+
+
+def _json(name: str, kind: str) -> dict[str, Any]:
+    """Describe a JSON object with one member."""
+    return {
+        "application/json": {"schema": {"type": "object", "required": [name], "properties": {name: {"type": kind}}}}
     }
-}
+
+
+_STATUS = _json("status", "string")
 _EXPOSITION = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
 
 
@@ -106,6 +123,9 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
                 _STATUS,
             ),
             ("readyz", "Readiness probe.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("ping", "Readiness probe by SageMaker's name.", {200: "Ready.", 503: "Loading or draining."}, _STATUS),
+            ("version", "The service's version.", {200: "The version."}, _json("version", "string")),
+            ("load", "Number of requests that use a model now.", {200: "The load."}, _json("server_load", "integer")),
             ("metrics", "Prometheus metrics; in OpenMetrics if Accept prefers it.", {200: "All metrics."}, _EXPOSITION),
         )
     }
@@ -151,6 +171,9 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     elif fields:
         codes = codes | {404: _BODY_ERRORS[404]}
         parameters += [_parameter(key, field, "query") for key, field in fields.items() if key not in route.fields]
+    if operation.generates:
+        parameters.append(_IDEMPOTENCY_KEY)
+        codes = codes | _KEY_ERRORS
     if parameters:
         description["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}

@@ -89,16 +89,20 @@ def _response_format(form: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tools(request: ResponsesRequest) -> list[dict[str, Any]]:
-    """Return the tools in the chat's form, of which ``allowed_tools`` keeps some."""
+    """Return the tools in the chat's form."""
     tools: list[FunctionTool] = request.tools or []
-    if isinstance(request.tool_choice, AllowedTools):
-        allowed = {tool.name for tool in request.tool_choice.tools}
-        tools = [tool for tool in tools if tool.name in allowed]
     return [{"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)} for tool in tools]
 
 
 def _tool_choice(request: ResponsesRequest) -> str | dict[str, Any]:
     choice = request.tool_choice
     if isinstance(choice, NamedFunction):
-        return {"type": "function", "function": {"name": choice.name}}
-    return choice.mode if isinstance(choice, AllowedTools) else choice or "auto"
+        return _named(choice)
+    if isinstance(choice, AllowedTools):
+        allowed = {"mode": choice.mode, "tools": [_named(tool) for tool in choice.tools]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return choice or "auto"
+
+
+def _named(function: NamedFunction) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": function.name}}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.schemas.tools import FunctionChoice, FunctionDefinition, NamedToolChoice, ToolFields
+from handlers.schemas.tools import AllowedToolsChoice, FunctionChoice, FunctionDefinition, NamedToolChoice, ToolFields
 from runtime.types import Tool
 
 MAX_CALLS = 16
@@ -68,9 +68,12 @@ def requested_tools(request: ToolFields) -> ToolUse:
     if isinstance(choice := request.tool_choice, NamedToolChoice):
         index = next(i for i, tool in enumerate(tools) if tool.name == choice.function.name)
         return ToolUse(tools, (index,), required=True, most=1)
+    mode, allowed = choice, {tool.name for tool in tools}
+    if isinstance(choice, AllowedToolsChoice):
+        mode, allowed = choice.allowed_tools.mode, {tool.function.name for tool in choice.allowed_tools.tools}
     return ToolUse(
         tools,
-        tuple(range(len(tools))),
-        required=request.tool_choice == "required",
+        tuple(i for i, tool in enumerate(tools) if tool.name in allowed),
+        required=mode == "required",
         most=MAX_CALLS if request.parallel_tool_calls else 1,
     )

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from handlers.generation.translated_errors import renaming
+from handlers.generation.translated_errors import renamed
 from runtime.errors import ServiceError
 
 Event = dict[str, Any]
@@ -59,21 +59,21 @@ async def translated(
         ServiceError: errors of the chat completion.
     """
     builder: AnswerBuilder | None = None
-    with renaming(fields):
-        async with aclosing(chunks):
-            try:
-                async for chunk in chunks:
-                    if builder is None:
-                        builder = build(chunk)
-                        for event in builder.start():
-                            yield event
-                    for choice in chunk["choices"]:
-                        for event in builder.add(choice):
-                            yield event
-                    if not chunk["choices"]:  # the last chunk, which has the usage
-                        for event in builder.finish(chunk["usage"]):
-                            yield event
-            except ServiceError as error:
-                for event in builder.failed(error) if builder is not None else ():
-                    yield event
-                raise
+    async with aclosing(chunks):
+        try:
+            async for chunk in chunks:
+                if builder is None:
+                    builder = build(chunk)
+                    for event in builder.start():
+                        yield event
+                for choice in chunk["choices"]:
+                    for event in builder.add(choice):
+                        yield event
+                if not chunk["choices"]:  # the last chunk, which has the usage
+                    for event in builder.finish(chunk["usage"]):
+                        yield event
+        except ServiceError as error:
+            failure = renamed(error, fields)
+            for event in builder.failed(failure) if builder is not None else ():
+                yield event
+            raise failure from None

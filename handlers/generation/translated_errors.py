@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from typing import TypeVar
 
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, ServiceError
+
+E = TypeVar("E", bound=ServiceError)
 
 
 @contextmanager
@@ -21,14 +24,24 @@ def renaming(fields: Sequence[tuple[str, str]]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if (param := error.param) is None:
-            raise
-        renamed = copy(error)  # other requests may raise the same error, which the response cache shares
-        renamed.param = name = _renamed(param, fields)
-        if error.message.startswith(f"{param}: "):
-            renamed.message = name + error.message.removeprefix(param)
-            renamed.args = (renamed.message,)
-        raise renamed from None
+        raise renamed(error, fields) from None
+
+
+def renamed(error: E, fields: Sequence[tuple[str, str]]) -> E:
+    """Return an error with the client's name of the field at fault; the same error if no field is.
+
+    Args:
+        error: the error; it is not changed, because other requests may raise it, too, which the response cache shares.
+        fields: as for ``renaming``.
+    """
+    if (param := error.param) is None:
+        return error
+    found = copy(error)
+    found.param = name = _renamed(param, fields)
+    if error.message.startswith(f"{param}: "):
+        found.message = name + error.message.removeprefix(param)
+        found.args = (found.message,)
+    return found
 
 
 def _renamed(param: str, fields: Sequence[tuple[str, str]]) -> str:

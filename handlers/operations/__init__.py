@@ -69,6 +69,11 @@ class Operation:
     part_of: str | None = None
     admin: bool = False
 
+    @property
+    def generates(self) -> bool:
+        """Whether it generates text, so that a request may have an idempotency key over HTTP."""
+        return self.stream is not None and not self.admin
+
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {

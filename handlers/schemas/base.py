@@ -49,7 +49,7 @@ class Sampling(ModelChoice):
         0.9,
         description="Sample from the most likely tokens with this total probability; 1 is all, 0 is greedy.",
     )
-    top_k: TopK = Field(50, description="Sample from the k most likely tokens; 0 is all.")
+    top_k: TopK = Field(50, description="Sample from the k most likely tokens; 0 or -1 is all.")
     min_p: MinP = Field(
         0.0, description="Minimum probability of a token, as a share of the most likely token's; 0 is no minimum."
     )

@@ -117,7 +117,8 @@ BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], 
 
 Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
 TopP = Annotated[float, Field(ge=0, le=1, strict=False)]
-TopK = Annotated[int, Field(ge=0, le=1_000_000, strict=False)]
+TopK = Annotated[int, Field(ge=-1, le=1_000_000, strict=False), AfterValidator(lambda value: max(0, value))]
+"""OpenAI's clients of vLLM send -1 for all tokens; validation makes it 0."""
 MinP = Annotated[float, Field(ge=0, le=1, strict=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, strict=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=False)]

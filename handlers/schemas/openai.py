@@ -66,7 +66,7 @@ class OpenAIRequest(PromptFields, Structured):
         1.0,
         description="Sample from the most likely tokens with this total probability; 1 is all, 0 is greedy.",
     )
-    top_k: TopK = Field(0, description="Sample from the k most likely tokens; 0 is all.")
+    top_k: TopK = Field(0, description="Sample from the k most likely tokens; 0 or -1 is all.")
     n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
     stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")

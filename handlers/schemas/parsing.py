@@ -60,7 +60,7 @@ def _path(location: tuple[int | str, ...]) -> str:
         location = location[:3] + location[4:]
     if location[:1] == ("prompt",) and location[2:3] in (("text",), ("ids",)):
         location = location[:2] + location[3:]
-    if location[:2] in (("tool_choice", "mode"), ("tool_choice", "named")):
+    if location[:2] in (("tool_choice", "mode"), ("tool_choice", "named"), ("tool_choice", "allowed")):
         location = location[:1] + location[2:]
     if location[:1] == ("logit_bias",) and location[2:] == ("[key]",):
         location = location[:2]

@@ -72,16 +72,34 @@ class NamedToolChoice(Strict):
     function: FunctionChoice
 
 
+class AllowedFunctions(Strict):
+    """The functions among ``tools`` that may be called in this answer."""
+
+    mode: Literal["auto", "required"] = Field(description="As tool_choice.")
+    tools: list[NamedToolChoice] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedToolsChoice(Strict):
+    """A choice of some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
 def _choice_kind(value: object) -> str | None:
-    return "mode" if isinstance(value, str) else "named" if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return "allowed" if value.get("type") == "allowed_tools" else "named"
+    return "mode" if isinstance(value, str) else None
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("mode")] | Annotated[NamedToolChoice, Tag("named")],
+    Annotated[Literal["none", "auto", "required"], Tag("mode")]
+    | Annotated[NamedToolChoice, Tag("named")]
+    | Annotated[AllowedToolsChoice, Tag("allowed")],
     Discriminator(
         _choice_kind,
         custom_error_type="tool_choice",
-        custom_error_message="input should be none, auto, required or a function",
+        custom_error_message="input should be none, auto, required, a function or allowed_tools",
     ),
 ]
 """How tools may be used."""
@@ -122,7 +140,7 @@ class ToolFields(Strict):
     tool_choice: ToolChoice | None = Field(
         None,
         description="none: the model is not told of the tools; auto (default): it may call them; required: it must; "
-        "or the function that it must call.",
+        "the function that it must call; or allowed_tools, the functions that it may or must call.",
     )
     functions: list[FunctionDefinition] | None = Field(
         None,
@@ -195,8 +213,10 @@ class ToolFields(Strict):
             names = {tool.function.name for tool in info.data["tools"] or ()}
             if not names and value not in (None, "none", "auto"):
                 raise PydanticCustomError("needs_tools", "needs tools")
-            if isinstance(value, NamedToolChoice) and value.function.name not in names:
-                raise PydanticCustomError("unknown_tool", "no tool is named {name}", {"name": value.function.name})
+            chosen = value.allowed_tools.tools if isinstance(value, AllowedToolsChoice) else [value]
+            for choice in chosen:
+                if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+                    raise PydanticCustomError("unknown_tool", "no tool is named {name}", {"name": choice.function.name})
         return value
 
     @field_validator("functions")

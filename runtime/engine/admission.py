@@ -149,7 +149,8 @@ class Admission:
         if sequence.generated:  # otherwise its followers keep waiting for it
             self._promote_follower(sequence, keep=False)
         self._pool.release(sequence)
-        sequence.leader, sequence.computed, sequence.preempted = None, 0, True
+        sequence.leader, sequence.computed = None, 0
+        sequence.preemptions += 1
         self.waiting.put_back(sequence, background=sequence.background)
         self._blocked = None
         changes.preempted.append(sequence)

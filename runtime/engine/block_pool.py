@@ -97,7 +97,7 @@ class BlockPool:
         sequence.computed = len(shared) * self.block_tokens
         if sequence.leader is not None:
             sequence.cached = sequence.leader.cached
-        elif not sequence.preempted:
+        elif not sequence.preemptions:
             sequence.cached = sequence.computed
             self.queries += len(sequence.prompt)
             self.hits += sequence.cached

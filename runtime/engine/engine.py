@@ -144,6 +144,7 @@ class FastEngine(Tokenization):
                     if reason is not None:
                         unfinished.remove(index)
                         del detokenizers[index]
+                        record.preemptions += sequences[index].preemptions
                     cached = 0
                     if index in firsts:
                         firsts.remove(index)

@@ -54,7 +54,7 @@ class Sequence:
     num_cached_blocks: int = 0  # of those, leading blocks in the prefix cache
     cancelled: bool = False
     long_text: bool = False  # whether its keys are rotated by ``Rotation.long_frequencies``
-    preempted: bool = False  # ever preempted: its later prefix cache hits may be its own blocks and do not count
+    preemptions: int = 0  # after one its prefix cache hits may be its own blocks and do not count
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

@@ -97,7 +97,9 @@ def load_fast(
     if settings.speculate_tokens:
         optimizations += ("n-gram speculation",)
     pool = BlockPool(runner.blocks, runner.block_tokens, cache_blocks=settings.prefix_cache_bytes // runner.block_bytes)
-    metrics.kv_cache(runner.block_tokens, runner.blocks, prefix_caching=settings.prefix_cache_bytes > 0)
+    context_length = facts.decoder.context_length
+    caching = settings.prefix_cache_bytes > 0
+    metrics.kv_cache(runner.block_tokens, runner.blocks, context_length, prefix_caching=caching)
     scheduler = Scheduler(
         pool,
         max_rows=settings.max_batch,

@@ -88,6 +88,11 @@ def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
         ("generated_tokens", counter("generation_tokens", "Generated tokens.")),
         ("cancelled", counter("request_cancelled", "Requests that their caller cancelled.")),
     )
+    by_reason = GaugeMetricFamily(
+        "warmstart:num_requests_waiting_by_reason",
+        "Requests that wait: interactive ones for capacity; background ones are deferred while those come first.",
+        labels=[_LABEL, "reason"],
+    )
     gaps = HistogramMetricFamily(
         "warmstart:inter_token_latency_seconds", "Time between two tokens of a sequence.", labels=[_LABEL]
     )
@@ -96,9 +101,11 @@ def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
         now = model.read()
         for field, family in families:
             family.add_metric([name], getattr(now, field))
+        by_reason.add_metric([name, "capacity"], now.waiting)
+        by_reason.add_metric([name, "deferred"], now.queued)
         counts, seconds = model.gaps()
         gaps.add_metric([name], list(zip(bounds, accumulate(counts), strict=True)), seconds)
-    return [*(family for _, family in families), gaps]
+    return [*(family for _, family in families), by_reason, gaps]
 
 
 def service_families(service: ServiceStats) -> Iterator[Metric]:

@@ -15,6 +15,13 @@ from runtime.types import FinishReason, Job
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_CACHE_LABELS = (
+    "block_size",
+    "num_blocks",
+    "enable_prefix_caching",
+    "kv_cache_size_tokens",
+    "kv_cache_max_concurrency",
+)
 _COUNT_BUCKETS = (1, 2, 5, 10, 20)
 _REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 300, 600)
 
@@ -44,6 +51,7 @@ class Collectors:
     max_generation_tokens: Histogram
     params_n: Histogram
     params_max_tokens: Histogram
+    request_preemptions: Histogram
     step_tokens: Histogram
     cache_config: Gauge
 
@@ -100,11 +108,14 @@ class Collectors:
             params_max_tokens=histogram(
                 "request_params_max_tokens", "Maximum new tokens per sequence of a request.", _TOKEN_BUCKETS
             ),
+            request_preemptions=histogram(
+                "request_num_preemptions", "Preemptions of a request's sequences.", (0, *_COUNT_BUCKETS)
+            ),
             step_tokens=histogram("iteration_tokens_total", "Tokens of an engine step.", _STEP_BUCKETS),
             cache_config=Gauge(
                 "warmstart:cache_config_info",
                 "1, with the KV cache's size as labels.",
-                ("model_name", "block_size", "num_blocks", "enable_prefix_caching"),
+                ("model_name", *_CACHE_LABELS),
                 registry=registry,
             ),
         )
@@ -147,6 +158,7 @@ class ModelMetrics:
         self.max_generation_tokens = collectors.max_generation_tokens.labels(name)
         self.params_n = collectors.params_n.labels(name)
         self.params_max_tokens = collectors.params_max_tokens.labels(name)
+        self.request_preemptions = collectors.request_preemptions.labels(name)
         self.step_tokens = collectors.step_tokens.labels(name)
         self._cache_config = collectors.cache_config
         self._failure = collectors.failure
@@ -157,9 +169,19 @@ class ModelMetrics:
         self.load.set(load_seconds)
         self.cold_start.set(max(0.0, time.time() - self._started))
 
-    def kv_cache(self, block_tokens: int, blocks: int, *, prefix_caching: bool) -> None:
-        """Record the KV cache's block size in tokens, its number of blocks, and whether it caches prefixes."""
-        self._cache_config.labels(self._name, block_tokens, blocks, str(prefix_caching).lower()).set(1)
+    def kv_cache(self, block_tokens: int, blocks: int, context_length: int, *, prefix_caching: bool) -> None:
+        """Record the size of the KV cache.
+
+        Args:
+            block_tokens: the size of a block in tokens.
+            blocks: the number of blocks.
+            context_length: the model's context length in tokens, for the number of such texts that fit at once.
+            prefix_caching: whether it caches prefixes.
+        """
+        tokens = block_tokens * blocks
+        concurrency = f"{tokens / context_length:.2f}"
+        labels = block_tokens, blocks, str(prefix_caching).lower(), tokens, concurrency
+        self._cache_config.labels(self._name, *labels).set(1)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted; ``reason`` is the error's code."""
@@ -201,6 +223,7 @@ class RequestRecord:
         "_tokens",
         "_trace",
         "_unfinished",
+        "preemptions",
     )
 
     def __init__(self, metrics: ModelMetrics, model: str, jobs: Sequence[Job]) -> None:
@@ -217,6 +240,7 @@ class RequestRecord:
         self._unfinished = sequences
         self._prompt = self._cached = self._tokens = 0
         self._ended = False
+        self.preemptions = 0  # of all sequences that have ended
 
     def prompt(self, tokens: int, cached: int) -> None:
         """Count a prompt that produced its first token: all its tokens, and those found in the prefix cache."""
@@ -300,3 +324,4 @@ class RequestRecord:
         metrics.max_generation_tokens.observe(max(self._generated))
         metrics.params_n.observe(self._params.n)
         metrics.params_max_tokens.observe(self._params.max_new_tokens)
+        metrics.request_preemptions.observe(self.preemptions)

@@ -113,7 +113,7 @@ async def test_other_methods(aiohttp_client: Client, method: str) -> None:
 async def test_probes_are_open(aiohttp_client: Client) -> None:
     """Who watches the service needs no key, and a wrong one does not matter there."""
     http = await aiohttp_client(_app())
-    for path in ("/livez", "/readyz", "/health"):
+    for path in ("/livez", "/readyz", "/ping", "/health"):
         for headers in ({}, {"X-API-Key": new_key()}, {"Authorization": "Basic x"}):
             assert (await http.get(path, headers=headers)).status == 200
             assert (await http.head(path, headers=headers)).status == 200

@@ -62,7 +62,7 @@ BODY: dict[str, dict[str, Any]] = {
 # Routes that read a body: one of each shape of errors, one with another method, and one whose path has a field.
 KINDS = ["/generate", "/v1/chat/completions", DEFAULT, LOAD]
 PAGES = ["/", "/openapi.json", "/docs", "/redoc"]
-PROBES = ["/livez", "/readyz", "/metrics"]
+PROBES = ["/livez", "/readyz", "/ping", "/version", "/load", "/metrics"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -898,12 +898,28 @@ async def test_preflight_of_a_denied_address(aiohttp_client: Client) -> None:
     ],
 )
 async def test_probes(aiohttp_client: Client, models: dict[str, Any], status: int, word: str, alive: bool) -> None:
-    """/readyz says whether requests will be answered, and why not; /livez only whether to keep the process."""
+    """/readyz says whether requests will be answered, and why not; /livez only whether to keep the process. /ping is
+    SageMaker's name of /readyz.
+    """
     http = await aiohttp_client(_app(fake_context(**models)))
-    ready, live = await http.get("/readyz"), await http.get("/livez")
-    assert (ready.status, await ready.json()) == (status, {"status": word})
+    live = await http.get("/livez")
+    for path in ("/readyz", "/ping"):
+        ready = await http.get(path)
+        assert (ready.status, await ready.json()) == (status, {"status": word})
     assert (live.status, await live.json()) == ((200, {"status": "alive"}) if alive else (503, {"status": "dead"}))
     assert (await http.get("/health")).status == 200
+
+
+async def test_version_and_load(aiohttp_client: Client) -> None:
+    """In vLLM's forms: the version that runs, and how many requests use a model now."""
+    http = await aiohttp_client(_app(fake_context(FakeEngine(pause=0.1))))
+    assert await (await http.get("/version")).json() == {"version": "0.test"}
+    assert await (await http.get("/load")).json() == {"server_load": 0}
+    running = asyncio.create_task(http.post("/generate", json={"prompt": "x"}))
+    await asyncio.sleep(0.05)
+    assert await (await http.get("/load")).json() == {"server_load": 1}
+    assert (await running).status == 200
+    assert await (await http.get("/load")).json() == {"server_load": 0}
 
 
 @pytest.mark.parametrize(

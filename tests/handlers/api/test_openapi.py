@@ -113,7 +113,7 @@ def test_every_operation_is_reachable() -> None:
 def test_nothing_else_is_described() -> None:
     """What is described is the routes and the probes, and nothing that does not exist."""
     described = {f"{method.upper()} {path}" for path, item in DOCUMENT["paths"].items() for method in item}
-    others = {"GET /livez", "GET /readyz", "GET /metrics", "POST /events"}
+    others = {f"GET /{name}" for name in ("livez", "readyz", "ping", "version", "load", "metrics")} | {"POST /events"}
     assert described == {_name(route) for route in ROUTES} | others
 
 

@@ -64,9 +64,9 @@ async def test_events_in_order() -> None:
     assert found == [{"start": [1, 2]}, {"add": 1}, {"add": 2}, {"add": 3}, {"finish": {"n": 3}}]
 
 
-@pytest.mark.parametrize(("chunks", "events"), [(0, []), (1, [{"failed": "max_tokens: too many"}])])
+@pytest.mark.parametrize(("chunks", "events"), [(0, []), (1, [{"failed": "max_output_tokens: too many"}])])
 async def test_errors(chunks: int, events: list[Event]) -> None:
-    """An error names the client's field; an answer that has begun first gets the event of its failure."""
+    """An error names the client's field; an answer that has begun first gets the event of its failure, as well."""
     error = InvalidRequest("max_tokens: too many", param="max_tokens")
     found: list[Event] = []
 

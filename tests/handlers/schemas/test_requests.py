@@ -23,7 +23,7 @@ MODELS = [
 SAMPLING = [
     ("temperature", 0, 2, 1e-9),
     ("top_p", 0, 1, 1e-9),
-    ("top_k", 0, 1_000_000, 1),
+    ("top_k", -1, 1_000_000, 1),
     ("min_p", 0, 1, 1e-9),
     ("repetition_penalty", 1e-9, 10, 1e-9),
     ("presence_penalty", -2, 2, 1e-9),

@@ -13,6 +13,12 @@ from runtime.errors import InvalidRequest
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 
 
+ALLOWED = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "x"}}]},
+}
+
+
 def tool(name: str = "get", **function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **function}}
 
@@ -52,8 +58,18 @@ def test_accepted(fields: dict[str, Any]) -> None:
             "no tool is named x",
         ),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice", "'required'"),
-        ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "function"),
-        ({"tools": [tool()], "tool_choice": 1}, "tool_choice", "none, auto, required or a function"),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.allowed_tools",
+            "required",
+        ),
+        (
+            {"tools": [tool()], "tool_choice": ALLOWED},
+            "tool_choice",
+            "no tool is named x",
+        ),
+        ({"tools": [tool()], "tool_choice": {"type": "any"}}, "tool_choice.type", "function"),
+        ({"tools": [tool()], "tool_choice": 1}, "tool_choice", "none, auto, required, a function or allowed_tools"),
         ({"functions": [{"name": "x"}] * 2}, "functions", "x is the name of two functions"),
         ({"functions": [{"name": "x"}], "tools": [tool()]}, "functions", "cannot be combined with tools"),
         ({"functions": [{"name": "x", "parameters": {"type": "array"}}]}, "functions.0.parameters", "type object"),

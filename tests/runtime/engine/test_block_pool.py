@@ -339,7 +339,7 @@ def test_resuming() -> None:
     one.tokens += [60, 61, 62, 63, 64, 65]
     compute(pool, one)
     pool.release(one)
-    one.computed, one.preempted = 0, True
+    one.computed, one.preemptions = 0, 1
     assert pool.reserve(one)
     assert (one.computed, one.cached, pool.hits, pool.queries) == (8, 0, 0, 6)
     check_pool(pool, [one])

@@ -230,11 +230,31 @@ def test_what_requests_ask_for_and_get() -> None:
     record.token(0, 106.0, 102.0, "stop")
     record.token(1, 107.0, 102.0, "stop")
     model.step_tokens.observe(31)
-    model.kv_cache(32, 100, prefix_caching=True)
+    model.kv_cache(32, 100, 2000, prefix_caching=True)
     names = ("prompt_tokens", "generation_tokens", "max_num_generation_tokens", "params_n", "params_max_tokens")
     assert [value(metrics, f"request_{name}_sum") for name in names] == [30, 5, 3, 2, 9]
     assert value(metrics, "request_inference_time_seconds_sum") == 5
     assert value(metrics, "request_time_per_output_token_seconds_sum") == pytest.approx((3 + 4) / 3)
     assert value(metrics, "iteration_tokens_total_sum") == 31
     labels = {"block_size": "32", "num_blocks": "100", "enable_prefix_caching": "true"}
-    assert value(metrics, "cache_config_info", **labels) == 1
+    sizes = {"kv_cache_size_tokens": "3200", "kv_cache_max_concurrency": "1.60"}
+    assert value(metrics, "cache_config_info", **labels, **sizes) == 1
+
+
+def test_preemptions_of_a_request() -> None:
+    """They are those of all its sequences."""
+    metrics = Metrics(lambda: 100.0)
+    record = metrics.model("m").request([job(2)])
+    for sequence in (0, 1):
+        record.preemptions += sequence
+        record.token(sequence, 103.0, 102.0, "stop")
+    assert value(metrics, "request_num_preemptions_count") == 1
+    assert value(metrics, "request_num_preemptions_sum") == 1
+
+
+def test_why_requests_wait() -> None:
+    """Interactive requests wait for capacity, background ones are deferred."""
+    metrics = Metrics(lambda: 100.0)
+    metrics.model("m").stats.busy(1, 2, 3, 0.5)
+    assert value(metrics, "num_requests_waiting_by_reason", reason="capacity") == 2
+    assert value(metrics, "num_requests_waiting_by_reason", reason="deferred") == 3
