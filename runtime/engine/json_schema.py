@@ -6,6 +6,7 @@ refused by its name and place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -16,6 +17,7 @@ from runtime.engine.schema_facts import ALL_TYPES, SchemaFacts, canonical, liste
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())  # noqa: SIM905
 """The formats of strings that are enforced."""
 
+_DRAFT = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/20(?:19-09|20-12))/schema#?")
 _MOST_UNIQUE = 5  # values of which all arrays without repetition are listed: 326 arrays
 _MOST_OPTIONS = 64  # of a oneOf that are compared in pairs
 _SINGLE = ("items", "additionalItems", "additionalProperties")  # keywords whose value is one schema
@@ -33,8 +35,9 @@ class UnsupportedKeyword(ValueError):
 def rewritten(schema: Any) -> Any:
     """Return a schema without the keywords that llguidance does not have.
 
-    Unknown formats are left out: by the specification they are annotations. So is ``x-guidance``, with which a schema
-    could change the library's options.
+    Unknown formats are left out: by the specification they are annotations. So are ``x-guidance``, with which a schema
+    could change the library's options, and a ``$schema`` of the document that is not one of json-schema.org's drafts,
+    which would have to be fetched.
 
     Raises:
         UnsupportedKeyword: a keyword cannot be enforced.
@@ -87,6 +90,11 @@ class _Rewriter:
     def document(self) -> Any:
         """Return the rewritten document."""
         result = self._schema(self._root, "", ())
+        if isinstance(result, dict) and (dialect := result.pop("$schema", None)) is not None:
+            known = _DRAFT.fullmatch(dialect) if isinstance(dialect, str) else None
+            if known is not None:  # the library knows a draft by one spelling only
+                scheme, end = ("http", "#") if known[1].startswith("draft-") else ("https", "")
+                result["$schema"] = f"{scheme}://json-schema.org/{known[1]}/schema{end}"
         if self._definitions:
             result["$defs"] = {**members(result, "$defs"), **self._definitions}
         return result

@@ -196,6 +196,23 @@ def test_what_cannot_be_had_exactly_is_refused_by_name(definition: Any, said: st
         rewritten(definition)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://json-schema.org/draft-07/schema", "http://json-schema.org/draft-07/schema#"),
+        ("http://json-schema.org/draft-07/schema#", "http://json-schema.org/draft-07/schema#"),
+        ("http://json-schema.org/draft/2020-12/schema", "https://json-schema.org/draft/2020-12/schema"),
+        ("https://example.com/mine", None),
+        (7, None),
+    ],
+)
+def test_the_draft_of_a_schema(given: Any, kept: str | None) -> None:
+    """It is kept in the library's spelling, and left out if it would have to be fetched."""
+    definition = {"$schema": given, "$id": "https://some/name", "type": "object", "properties": {}}
+    assert rewritten(definition).get("$schema") == kept
+    compiler().compile(schema(definition))
+
+
 def test_unknown_keywords_and_formats_are_annotations() -> None:
     """As the specification has it; a schema does not change how the library reads it."""
     definition = {"x-guidance": {"lenient": True}, "type": "string", "format": "colour", "x-order": 1}
