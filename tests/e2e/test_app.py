@@ -49,7 +49,9 @@ GETS = [route.plain_path.format(model="fake") for route in ROUTES if route.metho
 POSTS = [
     route.path
     for route in ROUTES
-    if issubclass(OPERATIONS[route.operation].request, Cacheable) and not OPERATIONS[route.operation].named_events
+    if OPERATIONS[route.operation].generates
+    and issubclass(OPERATIONS[route.operation].request, Cacheable)
+    and not OPERATIONS[route.operation].named_events
 ]
 # What else does something, with the fake model in the paths: what it is asked with, and of a body what it needs.
 LOAD, UNLOAD, DEFAULT, COMPARE = "/models/fake/load", "/models/fake/unload", "/models/default", "/models/compare"
