@@ -27,6 +27,14 @@ def branch_of_type(value: object) -> str | None:
     return f"<{kind}>" if isinstance(kind, str) else None
 
 
+def only_text(value: object) -> object:
+    """Refuse a part or block of a message that is no text, before its members are."""
+    kind = value.get("type") if isinstance(value, dict) else "text"
+    if isinstance(kind, str) and kind != "text":
+        raise PydanticCustomError("only_text", "type should be text; this server takes no images, audio or files")
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
 AnyText = Annotated[str, AfterValidator(_encodable)]
 

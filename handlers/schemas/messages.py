@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -15,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import AnyText
+from handlers.schemas.fields import AnyText, only_text
 from handlers.schemas.strict import Strict
 from handlers.schemas.tools import MAX_TOOLS, FunctionName
 from handlers.schemas.unsupported import MESSAGE
@@ -41,7 +42,7 @@ def _content_kind(value: object) -> str | None:
 
 
 Content = Annotated[
-    Annotated[AnyText, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Annotated[AnyText, Tag("text")] | Annotated[list[Annotated[TextPart, BeforeValidator(only_text)]], Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="text_or_parts",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import AnyText, branch_of_type
+from handlers.schemas.fields import AnyText, branch_of_type, only_text
 from handlers.schemas.messages import CallId, PromptCaching
 from handlers.schemas.responses_api_items import text_or_list
 from handlers.schemas.strict import Strict
@@ -66,7 +66,9 @@ _TEXT_OR_BLOCKS = Discriminator(
     custom_error_message="input should be a text or a list of blocks",
 )
 TextOrTextBlocks = Annotated[
-    Annotated[AnyText, Tag("<text>")] | Annotated[list[TextBlock], Tag("<list>")], _TEXT_OR_BLOCKS
+    Annotated[AnyText, Tag("<text>")]
+    | Annotated[list[Annotated[TextBlock, BeforeValidator(only_text)]], Tag("<list>")],
+    _TEXT_OR_BLOCKS,
 ]
 
 

@@ -23,6 +23,7 @@ _MOST_OPTIONS = 64  # of a oneOf that are compared in pairs
 _SINGLE = ("items", "additionalItems", "additionalProperties")  # keywords whose value is one schema
 _LISTS = ("allOf", "anyOf", "prefixItems", "items")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _APPLICATORS = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "dependencies", "not")
 
 Node = dict[str, Any]
@@ -137,6 +138,8 @@ class _Rewriter:
             return [self._schema(item, f"{at}.{i}", around) for i, item in enumerate(value)]
         if keyword in _SINGLE:
             return self._schema(value, at, ())
+        if keyword in _COUNTS and isinstance(value, float) and value.is_integer():
+            return int(value)
         if keyword in _MAPS and isinstance(value, dict):
             return {name: self._schema(item, f"{at}.{name}", ()) for name, item in value.items()}
         return value
@@ -234,7 +237,7 @@ class _Rewriter:
     def _least_properties(self, found: _Found) -> list[Any] | None:
         """Keep a number that repeated names, which the library allows, cannot make up."""
         value, named = found.value, len(required(found.here))
-        if isinstance(value, int) and value <= named:
+        if isinstance(value, int | float) and value <= named:
             return []
         if value == 1:
             return None

@@ -29,11 +29,13 @@ class SchemaFacts:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        # An identifier inside the document changes what the references below it mean.
+        self._resolves = json.dumps(root).count('"$id": ') <= (isinstance(root, dict) and "$id" in root)
         self._steps = 0
 
     def resolve(self, reference: object) -> Any:
         """Return the schema at a reference inside the document; None for other references."""
-        if not isinstance(reference, str):
+        if not isinstance(reference, str) or not self._resolves:
             return None
         if reference != "#" and not reference.startswith("#/"):
             return None

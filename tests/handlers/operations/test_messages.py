@@ -359,7 +359,19 @@ async def test_failure_midway() -> None:
         ({"output_config": {"task_budget": {"type": "tokens", "total": 5}}}, "output_config.task_budget", "not supp"),
         ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display", "not summarize"),
         ({"fallbacks": [{"model": "x"}]}, "fallbacks", "not supported"),
-        ({"system": [{"type": "image"}]}, "system.0.type", "should be"),
+        ({"system": [{"type": "image"}]}, "system.0", "no images"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image"}]}],
+                    }
+                ]
+            },
+            "messages.0.content.0.content.0",
+            "no images",
+        ),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools", "hosted tool"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice", "no function f"),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "needs tools"),

@@ -311,7 +311,7 @@ def test_endless_numbers(field: str, value: object) -> None:
         (
             ChatRequest,
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
-            "messages.0.content.0.type",
+            "messages.0.content.0",
         ),
         (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
     ],

@@ -213,6 +213,19 @@ def test_the_draft_of_a_schema(given: Any, kept: str | None) -> None:
     compiler().compile(schema(definition))
 
 
+def test_identifiers_inside_a_schema_change_its_references() -> None:
+    """So nothing is concluded from what a reference seems to point at."""
+    unlike = {"type": "object", "oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": {"type": "string"}}}
+    assert "anyOf" in rewritten(unlike | {"$id": "https://example.com/root"})
+    with pytest.raises(UnsupportedKeyword, match=r"^oneOf"):
+        rewritten({"$id": "https://example.com/root", "properties": {"a": unlike | {"$id": "inner"}}})
+
+
+def test_counts_may_be_written_with_a_fraction_of_zero() -> None:
+    """2.0 is an integer in JSON Schema."""
+    assert rewritten({"maxItems": 2.0, "minLength": 1}) == {"maxItems": 2, "minLength": 1}
+
+
 def test_unknown_keywords_and_formats_are_annotations() -> None:
     """As the specification has it; a schema does not change how the library reads it."""
     definition = {"x-guidance": {"lenient": True}, "type": "string", "format": "colour", "x-order": 1}
