@@ -47,7 +47,10 @@ def error_body(error: ServiceError, form: ErrorForm) -> dict[str, Any]:
     """Return an error's body in one of the forms, decoded."""
     if form == "anthropic":
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": error.message}}
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": error.message, "details": {"error_code": error.code}},
+        }
     return error.openai() if form == "openai" else error.problem()
 
 

@@ -74,6 +74,15 @@ class InvalidRequest(ServiceError):
     code, status, title = "invalid_request", 400, "Invalid request"
 
 
+class ThreadUnsupported(InvalidRequest):
+    """The request continues or creates a conversation that the server keeps, as Anthropic's clients' tool runner does.
+
+    The clients know this code, and send the whole conversation with each request from then on.
+    """
+
+    code, title = "thread_unsupported_request", "Conversations are not kept"
+
+
 class ContextLengthExceeded(InvalidRequest):
     """The prompt, or the prompt with the requested tokens, does not fit into the model's context."""
 

@@ -29,11 +29,17 @@ class PromptCaching(Strict):
     ttl: Literal["5m", "1h"] | None = None
 
 
+_REPEATED = "Accepted for compatibility; not used: OpenAI's Agents SDK for Node repeats the message's."
+
+
 class TextPart(Strict):
     """A text part of a message's content, in OpenAI's form."""
 
     type: Literal["text"]
     text: AnyText
+    role: Literal["assistant"] | None = Field(None, description=_REPEATED)
+    tool_calls: Any = Field(None, description=_REPEATED)
+    reasoning_content: Any = Field(None, description=_REPEATED)
     cache_control: PromptCaching | None = Field(None, description="Accepted for compatibility; not used.")
 
 

@@ -17,6 +17,7 @@ from handlers.schemas.strict import Strict
 from handlers.schemas.structured import JSONSchema
 from handlers.schemas.tools import MAX_TOOLS, TOOLS_NEEDED, FunctionName, Parameters, ReasoningEffort
 from handlers.schemas.unsupported import Unsupported
+from runtime.errors import ThreadUnsupported
 
 
 class CustomTool(Markable):
@@ -163,7 +164,7 @@ class CountTokensRequest(ModelChoice):
             "inference_geo": Unsupported("this server runs in one place"),
             "mcp_servers": Unsupported("MCP servers are not supported by this server", ([],)),
             "speed": Unsupported("speeds are not supported by this server", ("standard",)),
-            "thread": Unsupported("conversations are not kept by this server"),
+            "thread": Unsupported("conversations are not kept by this server", code=ThreadUnsupported.code),
         }
     )
 

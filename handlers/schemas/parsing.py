@@ -7,11 +7,11 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, ThreadUnsupported
 
 M = TypeVar("M", bound=BaseModel)
 
-
+_ERRORS = {error.code: error for error in (ThreadUnsupported,)}  # by the kind of the first validation error
 _MAX_ERRORS = 1000  # more are only counted: rendering a megabyte of them blocks the event loop for longer than a token
 
 
@@ -30,7 +30,7 @@ def parse(model: type[M], payload: object) -> M:
             raise InvalidRequest(f"{error.error_count()} fields are wrong or unknown") from None
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         faults = [(_path(_without_branches(item)), _explain(item["type"], item["msg"])) for item in problems[:5]]
-        raise InvalidRequest(
+        raise _ERRORS.get(problems[0]["type"], InvalidRequest)(
             "; ".join(f"{path}: {text}" if path else text for path, text in faults), param=faults[0][0] or None
         ) from None
 

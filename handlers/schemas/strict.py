@@ -68,7 +68,7 @@ def _optional(model: type[BaseModel], name: str) -> bool:
 
 def _refusal(name: str, field: Unsupported, value: object) -> InitErrorDetails:
     return InitErrorDetails(
-        type=PydanticCustomError("unsupported", "{message}", {"message": field.message}), loc=(name,), input=value
+        type=PydanticCustomError(field.code, "{message}", {"message": field.message}), loc=(name,), input=value
     )
 
 

@@ -20,10 +20,12 @@ class Unsupported:
     Args:
         reason: the sentence for error messages and the OpenAPI document.
         neutral: the accepted JSON values besides null.
+        code: the kind of the validation error, for which ``handlers/schemas/parsing.py`` may have an error of its own.
     """
 
     reason: str
     neutral: tuple[object, ...] = ()
+    code: str = "unsupported"
 
     def allows(self, value: object) -> bool:
         """Whether a value is neutral. Unlike in Python, true is not equal to 1 here."""

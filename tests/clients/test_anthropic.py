@@ -219,6 +219,35 @@ async def test_agent_loop() -> None:
     assert [turn.tool_call_id for turn in engine.chats[-1] if turn.role == "tool"] == calls
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tool_runner(stream: bool) -> None:
+    """The client's own loop runs to its end: it asks for a conversation that the server keeps, and goes on without."""
+    engine = FakeEngine(CALL)
+    asked: list[str] = []
+
+    @anthropic.beta_async_tool
+    async def time(zone: str) -> str:
+        """The time."""
+        asked.append(zone)
+        engine.words = ("Noon.",)
+        return "noon"
+
+    async with _client(fake_context(engine)) as client:
+        runner = client.beta.messages.tool_runner(**ASK, tools=[time], stream=stream)
+        message: Any = await runner.until_done()
+    assert (asked, message.content[0].text, message.stop_reason) == (["UTC"], "Noon.", "end_turn")
+    assert [turn.role for turn in engine.chats[-1]] == ["user", "assistant", "tool"]
+
+
+async def test_threads() -> None:
+    """A conversation that the server would have to keep is refused with the code that the client understands."""
+    async with _client() as client:
+        with pytest.raises(anthropic.BadRequestError, match="thread: conversations are not kept") as caught:
+            await client.beta.messages.create(**ASK, extra_body={"thread": {"type": "create"}})
+    body: Any = caught.value.body
+    assert body["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+
 async def test_streamed_tool_use() -> None:
     """The client's accumulator puts the input of a use together."""
     async with (

@@ -48,7 +48,9 @@ def test_shapes(kind: type[ServiceError], param: str | None) -> None:
     response = error_response(error, "anthropic")
     assert (response.status, response.headers["Content-Type"]) == (kind.status, "application/json; charset=utf-8")
     body = json.loads(response.body)
-    assert body == {"type": "error", "error": {"type": body["error"]["type"], "message": "what to do"}}
+    details = {"error_code": kind.code}
+    shown = {"type": body["error"]["type"], "message": "what to do", "details": details}
+    assert body == {"type": "error", "error": shown}
 
 
 @pytest.mark.parametrize(

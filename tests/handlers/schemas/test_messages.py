@@ -53,6 +53,15 @@ def test_what_is_not_supported(field: str, value: object) -> None:
     assert caught.value.param == f"messages.0.{field}"
 
 
+def test_message_repeated_in_its_part() -> None:
+    """What a client repeats of an answer in its text part changes nothing, of an assistant only."""
+    part = {"type": "text", "text": "x", "role": "assistant", "tool_calls": None, "reasoning_content": "Hm."}
+    assert _read({"role": "assistant", "content": [part]}) == "x"
+    with pytest.raises(InvalidRequest) as caught:
+        _read({"role": "assistant", "content": [part | {"role": "user"}]})
+    assert caught.value.param == "messages.0.content.0.role"
+
+
 @pytest.mark.parametrize("mark", [{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}, None])
 def test_cache_control_of_a_part(mark: dict[str, Any] | None) -> None:
     """Anthropic's mark for prompt caching is taken on a text part, and changes nothing."""
