@@ -92,6 +92,16 @@ class Engine(Protocol):
         """Format a chat with the model's template. Arguments and errors as for ``encode_chat``."""
         ...
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of special tokens by the names that chat templates use: ``bos_token``, ``eos_token``, ..."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's own chat template, in Jinja; None if it has none."""
+        ...
+
     async def decode(self, ids: Sequence[int], field: str, *, background: bool = False) -> str:
         """Return the text of token ids, with the names of control tokens.
 

@@ -58,6 +58,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/tokenize", "tokenize"),
     Route("POST", "/detokenize", "detokenize"),
     Route("POST", "/apply-template", "apply_template"),
+    Route("GET", "/tokenizer_info", "tokenizer_info"),
     Route("POST", "/chat/completions", "chat", errors="openai"),
     Route("GET", "/v1/models", "models", errors="openai"),
     Route("GET", "/v1/models/{model:.+}", "get_model", errors="openai"),

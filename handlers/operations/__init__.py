@@ -26,6 +26,7 @@ from handlers.operations import (
     models,
     stats,
     tokenize,
+    tokenizer_info,
 )
 from handlers.schemas import (
     base,
@@ -203,6 +204,13 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             tokens.DetokenizeRequest,
             tokens.DetokenizeResponse,
             detokenize.handle,
+        ),
+        "tokenizer_info": Operation(
+            "Return a tokenizer's special tokens and chat template.",
+            base.ModelChoice,
+            tokens.TokenizerInfoResponse,
+            tokenizer_info.handle,
+            part_of="tokenize",
         ),
         "apply_template": Operation(
             "Return a chat as the text that the model continues.",

@@ -139,6 +139,17 @@ class DetokenizeResponse(LazyModel):
     content: str = Field(description="The same text by llama.cpp's name.")
 
 
+class TokenizerInfoResponse(LazyModel):
+    """A tokenizer's special tokens and chat template, by the names of a model's ``tokenizer_config.json``."""
+
+    model_max_length: int | None = Field(description="The model's context length in tokens.")
+    chat_template: str | None = Field(description="The source of the model's chat template, in Jinja.")
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+
+
 class ApplyTemplateRequest(ModelChoice, ChatFields):
     """Format a chat as text with the model's chat template."""
 

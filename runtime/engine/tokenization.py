@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from runtime.answer_format import AnswerFormat
@@ -93,6 +93,16 @@ class Tokenization(ABC):
         """Format a chat in the thread pool."""
         wanted = options or TemplateOptions()
         return await self._on_thread(lambda: self._chat.render(messages, tools, wanted), background)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of special tokens by their names."""
+        return self._chat.special_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's own chat template."""
+        return self._chat.source
 
     async def decode(self, ids: Sequence[int], field: str, *, background: bool = False) -> str:
         """Return the text of token ids, which is computed in the thread pool."""

@@ -47,7 +47,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.own_template = bool(tokenizer.chat_template)
+        self.source = tokenizer.chat_template or None
+        self.special_tokens = tokenizer.special_tokens
+        self.own_template = self.source is not None
         self._template = ChatTemplate(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens)
         self._forms: dict[str, TurnForm] = {}
         # Added tokens that are runs of white space, or not special and a single character, are plain text.

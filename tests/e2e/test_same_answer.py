@@ -79,6 +79,7 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     ],
     "tokenize": [{"prompt": "x", "return_token_strs": True}, {"messages": CHAT["messages"]}],
     "detokenize": [{"tokens": [0, 2]}],
+    "tokenizer_info": [{}, {"model": "fake"}],
     "apply_template": [{"messages": CHAT["messages"], "add_generation_prompt": False}],
     "compare": [
         {"prompt": "x", "variants": [{"seed": 1}, {"label": "b", "temperature": 0}]},
@@ -130,6 +131,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "x", "logprobs": 21},
     "tokenize": {"prompt": "x", "content": "x"},
     "detokenize": {"tokens": [256]},
+    "tokenizer_info": {"model": "other"},
     "apply_template": {"messages": []},
     "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
     "responses": {"input": [{"role": "nobody", "content": "x"}]},

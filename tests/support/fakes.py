@@ -8,7 +8,7 @@ import time
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -111,6 +111,14 @@ class FakeEngine:
         self.tools.append(tuple(tools))
         self.template_options.append(options)
         return "".join(f"<{message.role}>{message.content}" for message in messages)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        return {"eos_token": "<end>"}
+
+    @property
+    def chat_template(self) -> str | None:
+        return "{{ messages }}"
 
     async def decode(self, ids: Sequence[int], field: str, *, background: bool = False) -> str:
         check_ids(ids, field, self.info.vocabulary_size, self.token_bytes)

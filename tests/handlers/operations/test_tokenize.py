@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.operations import apply_template, detokenize, tokenize
+from handlers.operations import apply_template, detokenize, tokenize, tokenizer_info
 from handlers.schemas.tokens import TokenizeResponse
 from runtime.errors import InvalidRequest
 from runtime.types import TemplateOptions, Tool
@@ -100,6 +100,18 @@ async def test_an_unknown_id() -> None:
     with pytest.raises(InvalidRequest, match=r"tokens: 256 is not a token id .* 256 tokens") as caught:
         await detokenize.handle({"tokens": [0, 256]}, fake_context())
     assert caught.value.param == "tokens"
+
+
+async def test_tokenizer_info() -> None:
+    """The special tokens that the model has, its chat template, and its context length."""
+    assert await tokenizer_info.handle({}, fake_context()) == {
+        "model_max_length": INFO.context_length,
+        "chat_template": "{{ messages }}",
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "unk_token": None,
+    }
 
 
 async def test_apply_template() -> None:
