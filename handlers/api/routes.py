@@ -67,6 +67,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/responses", "responses", errors="openai"),
     Route("POST", "/v1/chat/completions/input_tokens", "chat_input_tokens", errors="openai"),
     Route("POST", "/v1/responses/input_tokens", "response_input_tokens", errors="openai"),
+    Route("POST", "/v1/decisions", "decisions", errors="openai"),
     Route("POST", "/v1/messages", "messages", errors="anthropic"),
     Route("POST", "/v1/messages/count_tokens", "count_tokens", errors="anthropic"),
 )

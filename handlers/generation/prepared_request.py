@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from handlers.context import Context
 from handlers.generation.collect import Collected, collecting
@@ -15,10 +15,18 @@ from runtime.types import CacheUse, Job, Token
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request after tokenization and all checks: the model's engine and the jobs to run on it."""
+    """A request after tokenization and all checks.
+
+    Args:
+        engine: the model's engine.
+        jobs: the jobs to run on it.
+        alike: whether the prompts begin alike; then the first job runs alone, so that the others find what they share
+            with it in the prefix cache.
+    """
 
     engine: Engine
     jobs: tuple[Job, ...]
+    alike: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -34,6 +42,19 @@ class PreparedRequest:
     def max_tokens(self) -> int:
         """The greatest number of tokens it can use: prompts and new tokens."""
         return self.prompt_tokens + sum(job.params.n * job.params.max_new_tokens for job in self.jobs)
+
+    def stream(self) -> AsyncGenerator[Token, None]:
+        """Run the jobs and yield their tokens; errors as for ``Engine.stream``."""
+        return self._in_turn() if self.alike and len(self.jobs) > 1 else self.engine.stream(self.jobs)
+
+    async def _in_turn(self) -> AsyncGenerator[Token, None]:
+        first, *others = self.jobs
+        async with aclosing(self.engine.stream([first])) as tokens:
+            async for token in tokens:
+                yield token
+        async with aclosing(self.engine.stream(others)) as tokens:
+            async for token in tokens:
+                yield replace(token, sequence=first.params.n + token.sequence)
 
 
 @asynccontextmanager
@@ -67,7 +88,7 @@ async def start_charged(request: PreparedRequest, ctx: Context) -> AsyncIterator
             raise
 
     try:
-        async with aclosing(request.engine.stream(request.jobs)) as stream, aclosing(counted(stream)) as tokens:
+        async with aclosing(request.stream()) as stream, aclosing(counted(stream)) as tokens:
             yield tokens
     finally:
         await commit(used)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from handlers.schemas.base import Cacheable
+from handlers.schemas.decisions import DecisionItem, DecisionMessage
 from handlers.schemas.function_tools import AllowedTools, FunctionTool, NamedFunction
 from handlers.schemas.responses_api import ResponsesRequest
 from handlers.schemas.responses_api_items import FunctionCallItem, FunctionCallOutputItem, InputMessage, Item
@@ -59,23 +60,31 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
-    for item in request.input:
-        _append(messages, item)
+    return messages + item_messages(request.input, _text)
+
+
+def item_messages(items: Iterable[Item | DecisionItem], text: Callable[[Any], str]) -> list[dict[str, Any]]:
+    """Return items of a conversation as messages of a chat completion.
+
+    Calls belong to the assistant's message before them; reasoning is left out.
+
+    Args:
+        items: the validated items.
+        text: returns the text of a content, which is a text or a list of parts.
+    """
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, InputMessage | DecisionMessage):
+            messages.append({"role": item.role, "content": text(item.content)})
+        elif isinstance(item, FunctionCallOutputItem):
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text(item.output)})
+        elif isinstance(item, FunctionCallItem):
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            messages[-1].setdefault("tool_calls", []).append(call)
     return messages
-
-
-def _append(messages: list[dict[str, Any]], item: Item) -> None:
-    """Append an item. Calls belong to the assistant's message before them; reasoning is left out."""
-    if isinstance(item, InputMessage):
-        messages.append({"role": item.role, "content": _text(item.content)})
-    elif isinstance(item, FunctionCallOutputItem):
-        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
-    elif isinstance(item, FunctionCallItem):
-        if not messages or messages[-1]["role"] != "assistant":
-            messages.append({"role": "assistant", "content": None})
-        function = {"name": item.name, "arguments": item.arguments}
-        call = {"id": item.call_id, "type": "function", "function": function}
-        messages[-1].setdefault("tool_calls", []).append(call)
 
 
 def _text(content: Any) -> str:

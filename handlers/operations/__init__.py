@@ -18,6 +18,7 @@ from handlers.operations import (
     complete,
     completions,
     create_response,
+    decisions,
     detokenize,
     generate,
     health,
@@ -30,6 +31,7 @@ from handlers.operations import (
 )
 from handlers.schemas import (
     base,
+    decisions_objects,
     messages_api,
     messages_api_objects,
     reports,
@@ -39,6 +41,7 @@ from handlers.schemas import (
     responses_api_objects,
     tokens,
 )
+from handlers.schemas import decisions as decisions_requests
 
 Payload = dict[str, Any]
 
@@ -192,6 +195,12 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             completions.handle,
             completions.stream,
             responses.CompletionsResponse,
+        ),
+        "decisions": Operation(
+            "Answer questions about an input with probabilities, compatible with OpenAI's Decisions API.",
+            decisions_requests.DecisionsRequest,
+            decisions_objects.DecisionsResponse,
+            decisions.handle,
         ),
         "tokenize": Operation(
             "Return the token ids of a text or chat.",

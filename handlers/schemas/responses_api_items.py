@@ -59,17 +59,22 @@ TextOrParts = Annotated[
 ]
 
 
-class InputMessage(Strict):
-    """A message of the conversation: OpenAI's easy form, or the form of an earlier response's output."""
+class MessageItem(Strict):
+    """The fields of a message but its content."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: TextOrParts
     id: str | None = Field(None, description="Accepted for compatibility; not used.")
     status: Status | None = Field(None, description="Accepted for compatibility; not used.")
     phase: Literal["commentary", "final_answer"] | None = Field(
         None, description="Accepted for compatibility; not used."
     )
+
+
+class InputMessage(MessageItem):
+    """A message of the conversation: OpenAI's easy form, or the form of an earlier response's output."""
+
+    content: TextOrParts
 
 
 class FunctionCallItem(FunctionCall):

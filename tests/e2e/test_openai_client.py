@@ -460,3 +460,21 @@ async def test_retry_succeeds() -> None:
     async with _client(fake_context(Full())) as client:
         answer = await client.with_options(max_retries=1).chat.completions.create(model="fake", messages=HI)
     assert answer.choices[0].message.content == "Hello there."
+
+
+async def test_decisions() -> None:
+    """Decisions come as the client's types, with choices as they were sent."""
+    questions: list[Any] = [
+        {"type": "predicate", "name": "sure", "instructions": "It is sure."},
+        {"type": "choice", "instructions": "Which?", "choices": [{"value": "true"}, {"value": True}]},
+        {"type": "score", "instructions": "How?", "levels": [{"label": "low"}, {"label": "high"}]},
+    ]
+    async with _client(fake_context(FakeEngine())) as client:
+        decision = await client.decisions.create(model="fake", input="Hi", questions=questions)
+    sure, choice, score = decision.answers
+    assert (sure.type, sure.name) == ("predicate", "sure")
+    assert choice.type == "choice"
+    assert (choice.choice, [one.value for one in choice.probabilities]) == ("true", ["true", True])
+    assert score.type == "score"
+    assert [(one.value, one.label) for one in score.probabilities] == [(0, "low"), (1, "high")]
+    assert decision.usage.total_tokens == decision.usage.input_tokens + 6

@@ -77,6 +77,17 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
         SHAPED | {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
         {"prompt": [[0, 1], "x"], "return_token_ids": True, "best_of": 1, "stop_token_ids": [7]},
     ],
+    "decisions": [
+        {"input": "é", "questions": [{"type": "predicate", "instructions": "x", "name": None}]},
+        {
+            "input": [{"role": "user", "content": [{"type": "input_json", "data": {"a": 1}}]}],
+            "questions": [
+                {"type": "choice", "name": "é", "instructions": "x", "choices": [{"value": "a"}, {"value": True}]},
+                {"type": "score", "instructions": "x", "levels": [{"label": "a"}, {"label": "b", "description": "c"}]},
+            ],
+            "model": "fake",
+        },
+    ],
     "tokenize": [{"prompt": "x", "return_token_strs": True}, {"messages": CHAT["messages"]}],
     "detokenize": [{"tokens": [0, 2]}],
     "tokenizer_info": [{}, {"model": "fake"}],
@@ -129,6 +140,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "generate": {"prompt": []},
     "complete": {"prompt": "x", "model": "other"},
     "completions": {"prompt": "x", "logprobs": 21},
+    "decisions": {"input": "x", "questions": [{"type": "choice", "instructions": "x", "choices": []}]},
     "tokenize": {"prompt": "x", "content": "x"},
     "detokenize": {"tokens": [256]},
     "tokenizer_info": {"model": "other"},

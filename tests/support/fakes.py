@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 import zlib
 from array import array
@@ -128,6 +129,8 @@ class FakeEngine:
         return self.token_bytes(token_id).decode().replace(" ", "_")
 
     async def encode_plain(self, text: str, *, background: bool = False) -> tuple[int, ...]:
+        if re.fullmatch("[A-Z]", text):  # the label of an option
+            return (ord(text) - ord("A"),)
         return tuple(range(self._length(text)))
 
     def _length(self, text: str) -> int:
@@ -143,7 +146,7 @@ class FakeEngine:
         self.open_streams += 1
         sent = 0
         try:
-            rows = [(job.params, number) for job in jobs for number in range(job.params.n)]
+            rows = [(job.sequence_params(number), number) for job in jobs for number in range(job.params.n)]
             chosen = [params.forced or tuple(range(len(self.words))) for params, _ in rows]
             limits = [params.max_new_tokens for params, _ in rows]
             for position in itertools.count():

@@ -16,13 +16,12 @@ import aiohttp
 import pytest
 
 from handlers.context import Clock, Context, RequestLimits
-from handlers.local import build_context
 from handlers.operations import compare
 from handlers.schemas.responses import CompareChunk, CompareResponse
 from runtime.errors import ContextLengthExceeded, Draining, InvalidRequest, ModelNotFound, ModelUnavailable
-from runtime.settings import Settings
 from runtime.status import ModelStatus
 from runtime.types import Job, Message, SamplingParams, Token, TokenUsage
+from tests.support.contexts import real
 from tests.support.fakes import INFO, FakeEngine, fake_context, serving, until
 
 PROMPT = {"prompt": "x"}
@@ -389,16 +388,6 @@ async def test_numbers_as_texts() -> None:
 
 
 # On real models
-
-
-@asynccontextmanager
-async def real(**settings: Any) -> AsyncIterator[Context]:
-    """A real context, closed in the end."""
-    ctx = build_context(Settings.load(device="cpu", dtype="float32", preload=False, **settings))
-    try:
-        yield ctx
-    finally:
-        await asyncio.to_thread(ctx.models.close)  # type: ignore[attr-defined]
 
 
 async def test_real_models_that_do_not_fit_together_take_turns(tiny_llama: Path, tiny_gpt2: Path) -> None:
