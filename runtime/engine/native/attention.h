@@ -24,8 +24,28 @@ inline Floats load_kv<float>(const float* from) { return load(from); }
 template <>
 inline Floats load_kv<uint16_t>(const uint16_t* from) { return load_half(from); }
 
+template <class T>
+inline Parts load_parts(const T* from) {
+    return parts_of(load_kv<T>(from));
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <>
+inline Parts load_parts<uint16_t>(const uint16_t* from) {
+    Parts all;
+    for (int i = 0; i < kParts; i++) all.part[i] = (Part)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from + i));
+    return all;
+}
+#endif
+
 inline void store_kv(float* to, Floats v) { store(to, v); }
 inline void store_kv(uint16_t* to, Floats v) { store_half(to, v); }
+
+// Queries and vectors of values whose sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int kWeighQueries = 3, kWeighVectors = 4;
+#else
+constexpr int kWeighQueries = 3, kWeighVectors = 1;
+#endif
 
 // One query head of one token.
 struct Query {
@@ -52,6 +72,30 @@ struct BlockRange {
     int positions() const { return (end - first) * kBlockTokens; }
 };
 
+// Limits the scores of a query at a block's positions, adds its bias, and masks the positions that it does not attend to.
+inline Floats final_score(Floats score, const Query& query, int block, float softcap) {
+    Floats position;
+    for (int i = 0; i < kLanes; i++) position[i] = (float)i;
+    position += (float)(block * kBlockTokens);
+    if (softcap != 0) score = hyperbolic_tangent(score * (1.0f / softcap)) * softcap;
+    // Relative to the query, as large absolute positions would cost precision.
+    if (query.slope != 0) score += (position - splat((float)(query.length - 1))) * query.slope;
+    score = select(position < splat((float)query.length), score, splat(-INFINITY));
+    return query.first ? select(position < splat((float)query.first), splat(-INFINITY), score) : score;
+}
+
+// Turns scores into weights, of which `largest` has the largest of each lane, and returns what to multiply them by.
+inline float softmax(float* row, int width, Floats largest) {
+    const Floats top = splat(maximum(largest));
+    Floats total = {};
+    for (int t = 0; t < width; t += kLanes) {
+        const Floats weight = exponential(load(row + t) - top);
+        store(row + t, weight);
+        total += weight;
+    }
+    return 1.0f / sum(total);
+}
+
 // Keys at `base + block * stride`, values head_dim x 16 elements behind them. `softcap` limits the scores, 0 for none.
 // `scores` is scratch of count x range.positions(). A masked position has a weight of exactly 0, so neither the range nor
 // the queries beside a query change a bit of its result.
@@ -61,29 +105,21 @@ void attend(const Query* queries, int count, BlockRange range, const T* base, si
     int longest = 0;
     for (int i = 0; i < count; i++) longest = std::max(longest, queries[i].length);
     const int width = range.positions();
-    Floats lane;
-    for (int i = 0; i < kLanes; i++) lane[i] = (float)i;
     Floats largest[kQueries];
     for (int i = 0; i < count; i++) largest[i] = splat(-INFINITY);
 
     auto score = [&](auto number, int first, int b) {
         constexpr int n = decltype(number)::value;
         const T* keys = base + (size_t)blocks[b] * stride;
-        Floats acc[n] = {};
+        Parts acc[n];
         for (int d = 0; d < head_dim; d++) {
-            const Floats k = load_kv<T>(keys + (size_t)d * kBlockTokens);
-            for (int i = 0; i < n; i++) acc[i] += k * queries[first + i].q[d];
+            const Parts k = load_parts<T>(keys + (size_t)d * kBlockTokens);
+            for (int i = 0; i < n; i++) acc[i].add(k, queries[first + i].q[d]);
         }
         for (int i = 0; i < n; i++) {
-            const Query& query = queries[first + i];
-            const Floats position = lane + (float)(b * kBlockTokens);
-            if (softcap != 0) acc[i] = hyperbolic_tangent(acc[i] * (1.0f / softcap)) * softcap;
-            // Relative to the query, as large absolute positions would cost precision.
-            if (query.slope != 0) acc[i] += (position - splat((float)(query.length - 1))) * query.slope;
-            acc[i] = select(position < splat((float)query.length), acc[i], splat(-INFINITY));
-            if (query.first) acc[i] = select(position < splat((float)query.first), splat(-INFINITY), acc[i]);
-            store(scores + (size_t)(first + i) * width + (b - range.first) * kBlockTokens, acc[i]);
-            largest[first + i] = maximum(acc[i], largest[first + i]);
+            const Floats found = final_score(acc[i].floats(), queries[first + i], b, softcap);
+            store(scores + (size_t)(first + i) * width + (b - range.first) * kBlockTokens, found);
+            largest[first + i] = maximum(found, largest[first + i]);
         }
     };
     for (int b = range.first; b < range.end; b++) {
@@ -94,45 +130,35 @@ void attend(const Query* queries, int count, BlockRange range, const T* base, si
     }
 
     float inverse[kQueries];
-    for (int i = 0; i < count; i++) {
-        const Floats top = splat(maximum(largest[i]));
-        Floats total = {};
-        float* row = scores + (size_t)i * width;
-        for (int t = 0; t < width; t += kLanes) {
-            const Floats weight = exponential(load(row + t) - top);
-            store(row + t, weight);
-            total += weight;
-        }
-        inverse[i] = 1.0f / sum(total);
-    }
+    for (int i = 0; i < count; i++) inverse[i] = softmax(scores + (size_t)i * width, width, largest[i]);
 
     // Only positions that this sequence has written: the rest of the last block may hold another sequence's values.
     auto weigh = [&](auto number, auto vectors, int first, int offset) {
         constexpr int n = decltype(number)::value, v = decltype(vectors)::value;
-        Floats acc[n][v] = {};
+        Parts acc[n][v];
         for (int b = range.first; b < range.end; b++) {
             const T* values = base + (size_t)blocks[b] * stride + (size_t)head_dim * kBlockTokens + offset;
             const int last = longest - b * kBlockTokens < kBlockTokens ? longest - b * kBlockTokens : kBlockTokens;
             for (int t = 0; t < last; t++) {
-                Floats value[v];
-                for (int j = 0; j < v; j++) value[j] = load_kv<T>(values + (size_t)t * head_dim + j * kLanes);
+                Parts value[v];
+                for (int j = 0; j < v; j++) value[j] = load_parts<T>(values + (size_t)t * head_dim + j * kLanes);
                 for (int i = 0; i < n; i++) {
-                    const float weight =
-                        scores[(size_t)(first + i) * width + (b - range.first) * kBlockTokens + t];
-                    for (int j = 0; j < v; j++) acc[i][j] += value[j] * weight;
+                    const float weight = scores[(size_t)(first + i) * width + (b - range.first) * kBlockTokens + t];
+                    for (int j = 0; j < v; j++) acc[i][j].add(value[j], weight);
                 }
             }
         }
         for (int i = 0; i < n; i++)
             for (int j = 0; j < v; j++)
-                store(queries[first + i].out + offset + j * kLanes, acc[i][j] * inverse[first + i]);
+                store(queries[first + i].out + offset + j * kLanes, acc[i][j].floats() * inverse[first + i]);
     };
     using std::integral_constant;
     int offset = 0;
-    for (; offset + 4 * kLanes <= head_dim; offset += 4 * kLanes) {
+    for (; offset + kWeighVectors * kLanes <= head_dim; offset += kWeighVectors * kLanes) {
         int i = 0;
-        for (; i + 3 <= count; i += 3) weigh(integral_constant<int, 3>{}, integral_constant<int, 4>{}, i, offset);
-        for (; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, 4>{}, i, offset);
+        for (; i + kWeighQueries <= count; i += kWeighQueries)
+            weigh(integral_constant<int, kWeighQueries>{}, integral_constant<int, kWeighVectors>{}, i, offset);
+        for (; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, kWeighVectors>{}, i, offset);
     }
     for (; offset < head_dim; offset += kLanes)
         for (int i = 0; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, 1>{}, i, offset);

@@ -19,6 +19,37 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
+// The same in registers of the instruction set, for sums that must stay in registers: GCC keeps the wider type in memory.
+#if defined(__AVX512F__)
+constexpr int kPartLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kPartLanes = 8;
+#else
+constexpr int kPartLanes = 4;
+#endif
+constexpr int kParts = kLanes / kPartLanes;
+typedef float Part __attribute__((vector_size(4 * kPartLanes)));
+
+struct Parts {
+    Part part[kParts] = {};
+
+    // Adds values x factor.
+    void add(const Parts& values, float factor) {
+        for (int i = 0; i < kParts; i++) part[i] += values.part[i] * factor;
+    }
+    Floats floats() const {
+        Floats all;
+        std::memcpy(&all, part, sizeof all);
+        return all;
+    }
+};
+
+inline Parts parts_of(const Floats& v) {
+    Parts all;
+    std::memcpy(all.part, &v, sizeof v);
+    return all;
+}
+
 inline Floats load(const float* from) {
     Floats v;
     std::memcpy(&v, from, sizeof v);
