@@ -27,7 +27,8 @@ _MOVING = """
 ## Moving from another server
 
 **OpenAI**: change the base URL and the model's name. Audio, images, stored completions and hosted tools are refused by
-name.
+name. With RESPONSES_STORE_BYTES, responses of `/v1/responses` are kept in the process's memory, each caller's apart,
+for `previous_response_id`, `GET` and `DELETE`; otherwise none is.
 
 **vLLM**: change the base URL. `guided_*`, `structured_outputs`, `top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
 `allowed_token_ids`, `bad_words`, `truncate_prompt_tokens`, `cache_salt` and the others above have vLLM's names and

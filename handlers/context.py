@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from handlers.protocols import Cache, Models, Tracing
+from handlers.protocols import Cache, Models, ResponseStore, Tracing
 from runtime.status import EngineStats, Memory
 from runtime.types import TokenUsage
 
@@ -46,6 +46,7 @@ class Context:
     Args:
         models: the model registry.
         cache: the response cache; None for no cache.
+        responses: keeps responses of the Responses API; None to keep none.
         model_stats: returns the statistics of the model with the given id.
         memory: returns the memory of the process and its limits, in bytes.
         caller: returns an identifier of the request's caller; "" if there is only one.
@@ -70,6 +71,7 @@ class Context:
     clock: Clock
     new_id: Callable[[], str]
     cache: Cache | None = None
+    responses: ResponseStore | None = None
     model_stats: Callable[[str], EngineStats] = lambda model: EngineStats()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""

@@ -29,6 +29,7 @@ from runtime.model.progress import Progress
 from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.response_cache.factory import open_store
+from runtime.response_cache.memory import MemoryStore
 from runtime.settings import PRIVATE_NETWORKS, Settings
 from runtime.status import Memory
 from runtime.telemetry.metrics import Metrics
@@ -105,6 +106,9 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         version=service_version(),
         started=time.monotonic(),
         cache=_response_cache(settings),
+        responses=MemoryStore(settings.responses_store_bytes, settings.responses_store_ttl_seconds, time.time)
+        if settings.responses_store_bytes
+        else None,
         model_stats=metrics.model_stats,
         memory=memory,
         tracing=start_tracing(service_version()) if settings.tracing else None,

@@ -305,6 +305,28 @@ class Cache(Protocol):
         ...
 
 
+class ResponseStore(Protocol):
+    """Keeps responses by key, see ``runtime.response_cache.memory``. It forgets those that are old or do not fit."""
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value of a key; None if there is none."""
+        ...
+
+    def put(self, key: str, model: str, value: bytes) -> None:
+        """Keep a value.
+
+        Args:
+            key: the key, in hexadecimal digits.
+            model: the model's id.
+            value: the value.
+        """
+        ...
+
+    def remove(self, *, model: str | None = None, prefix: str = "") -> int:
+        """Forget the values of a model (None: of all) whose key starts with the prefix, and return their number."""
+        ...
+
+
 class Trace(Protocol):
     """One request's span, see ``runtime.telemetry.tracing``."""
 

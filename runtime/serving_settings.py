@@ -146,6 +146,16 @@ class ServingSettings(BaseSettings):
     response_cache_per_key: bool = Field(
         True, description="Cache answers per API key, so that timing does not reveal what other callers asked."
     )
+    responses_store_bytes: int = Field(
+        0,
+        ge=0,
+        le=2**50,
+        description="Memory for responses of /v1/responses that are kept with their input, so that "
+        "previous_response_id can name them; 0 keeps none. Each process has its own.",
+    )
+    responses_store_ttl_seconds: float = Field(
+        3600, gt=0, le=31_536_000, description="Lifetime of a response that is kept."
+    )
     redis_url: RedisUrl = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="The Redis that replicas share, for the settings that are set to redis.",

@@ -68,6 +68,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions/input_tokens", "chat_input_tokens", errors="openai"),
     Route("POST", "/v1/responses/input_tokens", "response_input_tokens", errors="openai"),
     Route("POST", "/v1/decisions", "decisions", errors="openai"),
+    Route("GET", "/v1/responses/{response_id:resp_[^/]+}", "get_response", errors="openai"),
+    Route("DELETE", "/v1/responses/{response_id:resp_[^/]+}", "delete_response", errors="openai"),
     Route("POST", "/v1/messages", "messages", errors="anthropic"),
     Route("POST", "/v1/messages/count_tokens", "count_tokens", errors="anthropic"),
 )

@@ -19,12 +19,15 @@ class ResponseBuilder:
         request: the validated request.
         chat: the chat completion, or the first chunk of one.
         now: returns the Unix time in seconds.
+        kept: whether the response is kept.
     """
 
-    def __init__(self, request: ResponsesRequest, chat: Mapping[str, Any], now: Callable[[], float]) -> None:
+    def __init__(
+        self, request: ResponsesRequest, chat: Mapping[str, Any], now: Callable[[], float], *, kept: bool = False
+    ) -> None:
         self._now = now
         self._suffix = chat["id"].removeprefix("chatcmpl-")
-        self.response: dict[str, Any] = _head(request, chat, f"resp_{self._suffix}")
+        self.response: dict[str, Any] = _head(request, chat, f"resp_{self._suffix}", kept=kept)
         self._output: list[dict[str, Any]] = []  # finished items
         self._open: str | tuple[str, int] | None = None  # message, reasoning, or a call and its index
         self._item: dict[str, Any] = {}  # as it was when it was opened
@@ -163,7 +166,7 @@ def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _head(request: ResponsesRequest, chat: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _head(request: ResponsesRequest, chat: Mapping[str, Any], name: str, *, kept: bool) -> dict[str, Any]:
     """Return the response before anything is generated, with the request's fields as they apply."""
     form = None if request.text is None else request.text.format
     choice = request.tool_choice
@@ -183,12 +186,12 @@ def _head(request: ResponsesRequest, chat: Mapping[str, Any], name: str) -> dict
         "model": chat["model"],
         "output": [],
         "parallel_tool_calls": request.parallel_tool_calls,
-        "previous_response_id": None,
+        "previous_response_id": request.previous_response_id,
         "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
         "safety_identifier": request.safety_identifier,
         "service_tier": "default",
-        "store": False,
+        "store": kept,
         "temperature": _applied(request, "temperature"),
         "text": {"format": {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump() if choice else "auto",

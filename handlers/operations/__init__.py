@@ -26,6 +26,7 @@ from handlers.operations import (
     model_info,
     models,
     stats,
+    stored_responses,
     tokenize,
     tokenizer_info,
 )
@@ -155,6 +156,20 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             create_response.stream,
             responses_api_objects.ResponseEvent,
             named_events=True,
+            part_of="chat",
+        ),
+        "get_response": Operation(
+            "Return a response that is kept.",
+            responses_api.ResponseId,
+            responses_api_objects.Response,
+            stored_responses.get,
+            part_of="chat",
+        ),
+        "delete_response": Operation(
+            "Forget a response that is kept.",
+            responses_api.ResponseId,
+            responses_api_objects.DeletedResponse,
+            stored_responses.delete,
             part_of="chat",
         ),
         "messages": Operation(

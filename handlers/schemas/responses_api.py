@@ -22,7 +22,7 @@ from handlers.schemas.structured import JSONObjectFormat, NamedSchema, PlainForm
 from handlers.schemas.tools import MAX_TOOLS, TOOLS_NEEDED, ReasoningEffort
 from handlers.schemas.unsupported import STREAM_OPTIONS, Unsupported
 
-_NOT_KEPT = "answers are not kept by this server: send the earlier items in input"
+_NOT_KEPT = "conversations are not kept by this server: send previous_response_id, or the earlier items in input"
 
 
 class SchemaFormat(NamedSchema):
@@ -92,6 +92,12 @@ Includable = Literal[
 ]
 
 
+class ResponseId(Strict):
+    """A response that is kept."""
+
+    response_id: str = Field(min_length=1, max_length=256, description="The response's id.")
+
+
 class ResponsesRequest(Cacheable):
     """OpenAI's request for a response, plus the sampling fields of a chat completion and cache_control."""
 
@@ -113,7 +119,6 @@ class ResponsesRequest(Cacheable):
     )
     unsupported = MappingProxyType(
         {
-            "previous_response_id": Unsupported(_NOT_KEPT),
             "conversation": Unsupported(_NOT_KEPT),
             "prompt": Unsupported("prompts are not kept by this server: send their text in instructions and input"),
             "background": Unsupported("answers in the background are not supported by this server", (False,)),
@@ -168,7 +173,16 @@ class ResponsesRequest(Cacheable):
     stream_options: ResponseStreamOptions | None = Field(
         None, description="Options of the stream; requires stream to be true."
     )
-    store: bool = Field(True, description="Accepted for compatibility, because clients send it; nothing is kept.")
+    store: bool = Field(
+        True, description="Whether the response is kept, if the service keeps any (RESPONSES_STORE_BYTES)."
+    )
+    previous_response_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="A response that is kept, whose input and output the input continues; its instructions are not "
+        "carried over.",
+    )
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Returned with the response; not used.")
     user: str | None = Field(None, max_length=256, description="Returned with the response; not used.")
     safety_identifier: str | None = Field(None, max_length=256, description="Returned with the response; not used.")

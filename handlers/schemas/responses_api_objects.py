@@ -96,12 +96,12 @@ class Response(LazyModel):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: dict[str, str | None]
     safety_identifier: str | None
     service_tier: Literal["default"]
-    store: Literal[False] = Field(description="Nothing is kept.")
+    store: bool = Field(description="Whether it is kept.")
     temperature: float | None
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
@@ -111,6 +111,14 @@ class Response(LazyModel):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None = Field(description="null while the response is in progress.")
     user: str | None
+
+
+class DeletedResponse(LazyModel):
+    """A response that is no longer kept."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
 
 
 class ResponseEvent(LazyModel):

@@ -44,7 +44,11 @@ Http = TestClient[web.Request, web.Application]
 
 TEXT: dict[str, Any] = {"prompt": "x"}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
-GETS = [route.plain_path.format(model="fake") for route in ROUTES if route.method == "GET"]
+GETS = [
+    route.plain_path.format(model="fake")
+    for route in ROUTES
+    if route.method == "GET" and "response_id" not in route.fields
+]
 # Those that generate one answer, and so stream its tokens as data without names.
 POSTS = [
     route.path

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app import ROUTES
 from handlers.cli import generate as command_line
 from handlers.context import Context
 from handlers.dispatch.events import Dispatcher
+from handlers.generation.stored_responses import save
 from handlers.lambda_function import Function
 from handlers.local import build_context, invoke, invoke_stream
 from handlers.operations import OPERATIONS
@@ -27,6 +29,7 @@ from runtime.events.envelope import TYPE_PREFIX, Envelope, encode
 from runtime.events.outcome import Policy
 from runtime.events.processor import Processor
 from runtime.events.queues.factory import open_source, open_submitter
+from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
 from tests.events.brokers import Broker, Nats, Redis
 from tests.support.fakes import FakeEngine, fake_context, serving
@@ -46,6 +49,7 @@ CHAT: dict[str, Any] = {
     "n": 2,
     "temperature": "0.5",
 }
+RESPONSE = {"id": "resp_1", "object": "response", "model": "fake", "output": []}
 NEUTRAL: dict[str, Any] = {"top_p": None, "stop": [], "tools": [], "response_format": {"type": "text"}}
 CALLING: dict[str, Any] = {
     "messages": [
@@ -111,6 +115,8 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
             "store": True,
         },
     ],
+    "get_response": [{"response_id": "resp_1"}],
+    "delete_response": [{"response_id": "resp_1"}],
     "messages": [
         {"messages": [{"role": "user", "content": "é"}], "max_tokens": 9},
         {
@@ -147,6 +153,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "apply_template": {"messages": []},
     "compare": {"prompt": "x", "variants": [{}, {"temperature": 3}]},
     "responses": {"input": [{"role": "nobody", "content": "x"}]},
+    "get_response": {"response_id": "resp_2"},
+    "delete_response": {"response_id": "resp_2"},
     "messages": {"messages": [{"role": "user", "content": "x"}]},
     "chat_input_tokens": {"messages": []},
     "response_input_tokens": {"input": []},
@@ -161,8 +169,11 @@ CALLS = [
 
 
 def _context() -> Context:
-    """The same for every way in: same words, same ids, same clock."""
-    return fake_context(FakeEngine(token_length=len))
+    """The same for every way in: same words, same ids, same clock, same stored response."""
+    ctx = replace(fake_context(FakeEngine(token_length=len)), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
+    for caller in ("", "events:lambda:direct"):
+        save({"input": "é"}, RESPONSE, replace(ctx, caller=lambda caller=caller: caller))
+    return ctx
 
 
 async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -16,6 +17,7 @@ from handlers.operations import OPERATIONS
 from handlers.schemas.parsing import parse
 from runtime.error_response import ErrorForm, error_body
 from runtime.errors import InvalidRequest, ServiceError
+from runtime.response_cache.memory import MemoryStore
 from tests.support.fakes import fake_context
 
 DOCUMENT = json.loads(json.dumps(build(ROUTES, "1.2.3")))
@@ -43,6 +45,8 @@ EXAMPLES = [
 ]
 # Of operations whose fields are known to the fake model only, or that answer with more if asked.
 PAYLOADS: dict[str, dict[str, Any]] = {
+    "get_response": {"response_id": "resp_id1"},
+    "delete_response": {"response_id": "resp_id1"},
     "get_model": {"model": "fake"},
     "load_model": {"model": "fake"},
     "unload_model": {"model": "fake"},
@@ -160,8 +164,10 @@ async def test_answers_fit_their_schema(route: Route) -> None:
     examples = [param.values[1] for param in EXAMPLES if param.values[0] == route]
     payload = PAYLOADS.get(route.operation) or next(iter(examples), {})  # type: ignore[call-overload]
     operation = OPERATIONS[route.operation]
+    ctx = replace(fake_context(), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
+    await OPERATIONS["responses"].handle({"input": "x"}, ctx)
     _check(
-        await operation.handle(payload, fake_context()),
+        await operation.handle(payload, ctx),
         _described(route)["responses"]["200"]["content"]["application/json"]["schema"],
     )
     if operation.stream is not None and operation.chunk is not None:

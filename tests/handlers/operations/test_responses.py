@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from handlers.context import Context
 from handlers.generation.responses_input import chat_payload
 from handlers.generation.responses_output import ResponseBuilder
-from handlers.operations import create_response
+from handlers.operations import create_response, stored_responses
 from handlers.schemas.parsing import parse
 from handlers.schemas.responses_api import ResponsesRequest
 from handlers.schemas.responses_api_objects import Response, ResponseEvent
-from runtime.errors import InvalidRequest, TooManyRequests
+from runtime.errors import InvalidRequest, NotFound, TooManyRequests
+from runtime.response_cache.memory import MemoryStore
 from runtime.types import Message
 from tests.support.fakes import FakeEngine, fake_context, usage
 
@@ -335,7 +338,6 @@ async def test_failure_midway() -> None:
         ({"input": [{"role": "user", "content": "x", "nmae": 1}]}, "input.0.nmae", "unknown field"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0", "no items to refer to"),
         ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input.0.arguments", "required"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id", "not kept"),
         ({"conversation": "conv_1"}, "conversation", "not kept"),
         ({"background": True}, "background", "not supported"),
         ({"truncation": "auto"}, "truncation", "does not shorten"),
@@ -388,3 +390,85 @@ async def test_counted_tokens() -> None:
     assert engine.chats == [(Message("system", "Be brief."), Message("user", "Hi"))]
     with pytest.raises(InvalidRequest, match=r"^input: 200001 characters"):
         await create_response.count({"input": "x" * 200_001}, fake_context(engine))
+
+
+def _keeping(engine: FakeEngine | None = None, caller: str = "") -> Context:
+    """A context that keeps responses."""
+    return replace(fake_context(engine), responses=MemoryStore(1 << 20, 60, lambda: 0.0), caller=lambda: caller)
+
+
+async def _create(payload: dict[str, Any], ctx: Context, *, streamed: bool) -> dict[str, Any]:
+    if not streamed:
+        return await create_response.handle(payload, ctx)
+    return [event async for event in create_response.stream(payload, ctx)][-1]["response"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_kept_response(streamed: bool) -> None:
+    """It can be read by its id, whole or streamed, until it is deleted."""
+    ctx = _keeping()
+    response = await _create({"input": "Hi"}, ctx, streamed=streamed)
+    assert response["store"] is True
+    which = {"response_id": response["id"]}
+    assert await stored_responses.get(which, ctx) == response
+    assert await stored_responses.delete(which, ctx) == {"id": response["id"], "object": "response", "deleted": True}
+    for call in (stored_responses.get, stored_responses.delete):
+        with pytest.raises(NotFound) as caught:
+            await call(which, ctx)
+        assert (caught.value.status, caught.value.param) == (404, "response_id")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_conversation_by_its_last_response(streamed: bool) -> None:
+    """The input continues all earlier inputs and outputs, calls and results among them, but no earlier instructions."""
+    engine = FakeEngine(CALL)
+    ctx = _keeping(engine)
+    first = await _create({"input": "Hi", "instructions": "No.", "tools": [TIME]}, ctx, streamed=streamed)
+    call = first["output"][-1]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "noon"}
+    engine.words = ("It is noon.",)
+    again = {"previous_response_id": first["id"], "input": [result], "instructions": "Yes."}
+    second = await _create(again, ctx, streamed=streamed)
+    assert second["previous_response_id"] == first["id"]
+    await _create({"previous_response_id": second["id"], "input": "Thanks."}, ctx, streamed=streamed)
+    assert [(message.role, message.content) for message in engine.chats[1]] == [
+        ("system", "Yes."),
+        ("user", "Hi"),
+        ("assistant", "I look."),
+        ("tool", "noon"),
+    ]
+    assert [call.name for call in engine.chats[1][2].tool_calls] == ["time"]
+    assert [message.content for message in engine.chats[2]] == ["Hi", "I look.", "noon", "It is noon.", "Thanks."]
+
+
+@pytest.mark.parametrize(
+    ("payload", "ctx"),
+    [
+        pytest.param({"store": False}, _keeping(), id="not asked to"),
+        pytest.param({}, fake_context(), id="no store"),
+    ],
+)
+async def test_a_response_that_is_not_kept(payload: dict[str, Any], ctx: Context) -> None:
+    """It says so, and cannot be continued."""
+    response = await create_response.handle({"input": "Hi"} | payload, ctx)
+    assert response["store"] is False
+    with pytest.raises(NotFound, match=r"previous_response_id: there is no such response; .* RESPONSES_STORE_BYTES"):
+        await create_response.handle({"input": "Hi", "previous_response_id": response["id"]}, ctx)
+
+
+async def test_a_caller_has_only_its_own_responses() -> None:
+    """Another caller's response is as good as none."""
+    mine = _keeping(caller="me")
+    response = await create_response.handle({"input": "Hi"}, mine)
+    with pytest.raises(NotFound):
+        await stored_responses.get({"response_id": response["id"]}, replace(mine, caller=lambda: "you"))
+
+
+async def test_a_response_that_fails_is_not_kept() -> None:
+    """Only finished ones are."""
+    ctx = _keeping(FakeEngine(fail_after=1, failure=TooManyRequests("full")))
+    events: list[dict[str, Any]] = []
+    with pytest.raises(TooManyRequests):
+        await _read(create_response.stream({"input": "Hi"}, ctx), events)
+    with pytest.raises(NotFound):
+        await stored_responses.get({"response_id": events[0]["response"]["id"]}, ctx)
