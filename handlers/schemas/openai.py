@@ -76,7 +76,9 @@ class OpenAIRequest(PromptFields, Structured):
     cache_prompt: bool = Field(
         True, description="Accepted for compatibility; not used: prefix caching is automatic and changes no answer."
     )
-    id_slot: int | None = Field(None, ge=-1, description="Accepted for compatibility; not used: there are no slots.")
+    id_slot: int | None = Field(
+        None, ge=-1, strict=False, description="Accepted for compatibility; not used: there are no slots."
+    )
     timings_per_token: bool = Field(
         False,
         description="llama.cpp's: return the times and rates of prompt and answer, also in the chunks of a stream.",

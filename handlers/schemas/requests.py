@@ -25,7 +25,7 @@ from handlers.schemas.openai import OpenAIRequest, not_streamed
 from handlers.schemas.strict import Strict, check_needs, needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.template import TemplateFields
-from handlers.schemas.tools import FUNCTIONS_NEEDED, TOOLS_NEEDED, ToolFields
+from handlers.schemas.tools import TOOLS_NEEDED, ToolFields
 from handlers.schemas.unsupported import CHAT, COMPLETIONS
 
 
@@ -119,7 +119,6 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
                 needs("top_logprobs", "integer", "logprobs"),
                 not_streamed("prompt_logprobs"),
                 TOOLS_NEEDED,
-                FUNCTIONS_NEEDED,
             ],
         }
     )

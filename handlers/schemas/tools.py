@@ -116,14 +116,6 @@ TOOLS_NEEDED: dict[str, Any] = {
 }
 """JSON Schema rule: a tool can be required only if there are tools."""
 
-_SOME: dict[str, Any] = {"type": "array", "minItems": 1}
-FUNCTIONS_NEEDED: dict[str, Any] = {
-    "if": {"required": ["function_call"], "properties": {"function_call": {"type": "object"}}},
-    "then": {"required": ["functions"], "properties": {"functions": _SOME}},
-    "not": {"required": ["functions", "tools"], "properties": {"functions": _SOME, "tools": _SOME}},
-}
-"""JSON Schema rule: a function can be required only if there are functions, and there are no tools beside them."""
-
 
 class Reasoning(Strict):
     """Options of reasoning models, in the form that Ollama and others share with the Responses API."""
