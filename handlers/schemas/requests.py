@@ -117,7 +117,6 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
             "allOf": [
                 needs("stream_options", "object", "stream"),
                 needs("top_logprobs", "integer", "logprobs"),
-                not_streamed("prompt_logprobs"),
                 TOOLS_NEEDED,
             ],
         }

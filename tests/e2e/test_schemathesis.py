@@ -132,8 +132,9 @@ def _promises_too_much(body: Any) -> bool:
 
 def _contradicts_itself(body: Any) -> bool:
     """Whether two fields contradict each other, which JSON Schema cannot express well: several that constrain the text,
-    limits on tokens beside them or tools, tools in both forms, two ends of a prompt, a choice among tools that names
-    another, two tools of one name, a conversation that ends with the assistant's turn, or a length that a prompt fills.
+    limits on tokens beside them or tools, tools in both forms, log-probabilities of a prompt that is streamed, two ends
+    of a prompt, a choice among tools that names another, two tools of one name, the same option of a question twice, a
+    conversation that ends with the assistant's turn, or a length that a prompt fills.
     """
     if not isinstance(body, dict):
         return False
@@ -142,6 +143,14 @@ def _contradicts_itself(body: Any) -> bool:
         return True
     if body.get("tools") and body.get("functions"):
         return True
+    if body.get("stream") is True and body.get("prompt_logprobs") is not None:
+        return True
+    if body.get("output_format") is not None and (body.get("output_config") or {}).get("format") is not None:
+        return True
+    for question in body.get("questions") or ():
+        options = [repr(option.get("value")) for option in question.get("choices") or ()]
+        if len(set(options)) < len(options):
+            return True
     prompts = body["prompt"] if isinstance(body.get("prompt"), list) else []
     longest = max((len(ids) for ids in (prompts, *prompts) if isinstance(ids, list)), default=1)
     if isinstance(body.get("max_length"), int | float) and body["max_length"] <= longest:
