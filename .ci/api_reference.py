@@ -34,8 +34,9 @@ for `previous_response_id`, `GET` and `DELETE`; otherwise none is.
 `allowed_token_ids`, `bad_words`, `truncate_prompt_tokens`, `cache_salt` and the others above have vLLM's names and
 meaning. Beam search is refused, and so are unknown fields; LoRA adapters are models of their own.
 
-**llama.cpp**: `/v1/completions` instead of `/completion`; `n_predict` is `max_tokens`, `cache_prompt` is always on.
-GGUF files are served as they are: `MODEL_NAME=/path/model.gguf`.
+**llama.cpp**: `/v1/completions` instead of `/completion`. `grammar` (GBNF), `json_schema`, `n_predict`,
+`reasoning_format` and `timings_per_token` have its meaning, `cache_prompt` is always on, and samplers that this server
+does not have are refused unless they are off. GGUF files are served as they are: `MODEL_NAME=/path/model.gguf`.
 
 **Ollama**: `/v1/chat/completions` instead of `/api/chat`; `options` are fields of the request, `num_predict` is
 `max_tokens`, `format` is `response_format`, and `keep_alive` is the setting IDLE_UNLOAD_SECONDS.

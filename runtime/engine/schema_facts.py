@@ -111,17 +111,20 @@ class SchemaFacts:
         return None
 
     def _tagged(self, schemas: Sequence[Any]) -> bool:
-        """Return whether all schemas are of objects that one property tells apart by values of its own."""
+        """Return whether all schemas list values of their own, or are of objects that one property tells apart so."""
+        if self._apart(schemas):
+            return True
         parts = [self.parts(schema) for schema in schemas]
         if any(self.types(schema) != {"object"} for schema in schemas):
             return False
         names = [name for name in required(parts[0]) if all(name in required(each) for each in parts)] if parts else []
-        for name in names:
-            lists = [self.values({"allOf": properties(each, name)}) for each in parts]
-            texts = [canonical(value) for values in lists for value in values or ()]
-            if None not in lists and len(texts) == len(set(texts)):
-                return True
-        return False
+        return any(self._apart([{"allOf": properties(each, name)} for each in parts]) for name in names)
+
+    def _apart(self, schemas: Sequence[Any]) -> bool:
+        """Return whether all schemas list their values, and no two of them the same one."""
+        lists = [self.values(schema) for schema in schemas]
+        texts = [canonical(value) for values in lists for value in values or ()]
+        return None not in lists and len(texts) == len(set(texts))
 
     def _disjoint(self, one: Any, other: Any, depth: int) -> bool:
         self._steps += 1

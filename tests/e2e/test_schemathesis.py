@@ -124,9 +124,10 @@ def _promises_too_much(body: Any) -> bool:
     """Whether more tokens are promised than there may be: JSON Schema cannot compare two fields."""
     if not isinstance(body, dict):
         return False
-    bounds = [body.get(name) for name in ("max_new_tokens", "max_length", "max_tokens", "max_completion_tokens")]
+    names = ("max_new_tokens", "max_length", "max_tokens", "max_completion_tokens", "n_predict")
+    bounds = [body.get(name) for name in names]
     least = body.get("min_tokens", body.get("min_new_tokens"))
-    numbers = [bound for bound in bounds if isinstance(bound, int | float)]
+    numbers = [bound for bound in bounds if isinstance(bound, int | float) and bound >= 0]
     return isinstance(least, int | float) and least > 0 and least >= min(numbers, default=16)  # the least default
 
 
@@ -141,7 +142,7 @@ def _contradicts_itself(body: Any) -> bool:
     constraints = [name for name in CONSTRAINTS if body.get(name) not in (None, {"type": "text"})]
     if len(constraints) + (body.get("ignore_eos") is True) > 1:
         return True
-    if body.get("tools") and body.get("functions"):
+    if (body.get("tools") and body.get("functions")) or (body.get("reasoning") and body.get("reasoning_effort")):
         return True
     if body.get("stream") is True and body.get("prompt_logprobs") is not None:
         return True

@@ -10,7 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from runtime.engine.json_schema import UnsupportedKeyword, rewritten
+from runtime.engine.json_schema import rewritten
+from runtime.engine.schema_rules import UnsupportedKeyword
 from tests.support.grammars import compiler, schema, walk
 
 CAT = {
@@ -137,6 +138,22 @@ def test_rewritten_keywords_are_followed(definition: Any) -> None:
     assert found
     for value in found:
         jsonschema.validate(value, definition, jsonschema.Draft202012Validator)
+
+
+def test_many_options() -> None:
+    """Any number of options that list their values, or have a property that tells them apart."""
+    values = [{"const": number, "title": f"the number {number}"} for number in range(500)]
+    assert rewritten({"oneOf": values}) == {"anyOf": values}
+    objects = [closed({"kind": value}, required=["kind"]) for value in values]
+    assert rewritten({"oneOf": objects}) == {"anyOf": objects}
+
+
+def test_work_is_limited() -> None:
+    """Rules that list the values of a schema again and again stop at a limit."""
+    kinds = {"type": "object", "properties": {"k": {"enum": list(range(3000))}}}
+    tests = [{"if": {"properties": {"k": {"const": number}}}, "then": {"required": ["a"]}} for number in range(1000)]
+    with pytest.raises(UnsupportedKeyword, match=r"^if at allOf\.\d+ is .* more than 20000 values"):
+        rewritten(kinds | {"allOf": tests})
 
 
 def test_the_fourth_drafts_exclusive_bounds() -> None:
