@@ -168,7 +168,7 @@ CALLS = [
 ]
 
 
-def _context() -> Context:
+def context() -> Context:
     """The same for every way in: same words, same ids, same clock, same stored response."""
     ctx = replace(fake_context(FakeEngine(token_length=len)), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
     for caller in ("", "events:lambda:direct"):
@@ -177,7 +177,7 @@ def _context() -> Context:
 
 
 async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
-    async with serving(_context()) as url, aiohttp.ClientSession() as session:
+    async with serving(context()) as url, aiohttp.ClientSession() as session:
         left = {name: value for name, value in payload.items() if name not in route.fields}
         fields = {"params": left} if route.method in ("GET", "DELETE") else {"json": left}
         path = route.plain_path.format(**payload)
@@ -188,7 +188,7 @@ async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
 async def _command_line(
     operation: str, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, Any]:
-    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "build_context", lambda settings: context())
     monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)  # the process's logs are not ours
     capsys.readouterr()
     status = await asyncio.to_thread(
@@ -263,7 +263,7 @@ async def test_same_answer(
     route: Any, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Called in the process, over HTTP and from the command line, the answer is the same to the last field."""
-    called = await invoke(route.operation, payload, ctx=_context())
+    called = await invoke(route.operation, payload, ctx=context())
     assert await _http(route, payload) == (200, called)
     assert await _command_line(route.operation, payload, monkeypatch, capsys) == (0, called)
 
@@ -276,7 +276,7 @@ async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     """
     payload = WRONG[route.operation]
     with pytest.raises(ServiceError) as caught:
-        await invoke(route.operation, payload, ctx=_context())
+        await invoke(route.operation, payload, ctx=context())
     error = caught.value
     assert await _http(route, payload) == (error.status, error_body(error, route.errors))
     assert await _command_line(route.operation, payload, monkeypatch, capsys) == (1, error.openai())
@@ -287,12 +287,12 @@ async def test_same_error(route: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
 async def test_same_answer_to_events(operation: str, way: str) -> None:
     """An event is answered with what HTTP answers, byte for byte; an error is OpenAI's object of the same error."""
     for payload in PAYLOADS[operation]:
-        called = await invoke(operation, payload, ctx=_context())
-        assert await EVENTS[way](operation, payload, _context()) == ("result", encode(called))
+        called = await invoke(operation, payload, ctx=context())
+        assert await EVENTS[way](operation, payload, context()) == ("result", encode(called))
     with pytest.raises(ServiceError) as caught:
-        await invoke(operation, WRONG[operation], ctx=_context())
+        await invoke(operation, WRONG[operation], ctx=context())
     error = caught.value
-    assert await EVENTS[way](operation, WRONG[operation], _context()) == (error.code, encode(error.openai()))
+    assert await EVENTS[way](operation, WRONG[operation], context()) == (error.code, encode(error.openai()))
 
 
 async def test_same_text_for_a_seed(
@@ -331,9 +331,9 @@ async def test_same_text_for_a_seed(
 async def test_same_stream(route: Any) -> None:
     """A stream's events are the same in the process and over HTTP."""
     for payload in PAYLOADS[route.operation]:
-        events = [event async for event in invoke_stream(route.operation, payload, ctx=_context())]
+        events = [event async for event in invoke_stream(route.operation, payload, ctx=context())]
         async with (
-            serving(_context()) as url,
+            serving(context()) as url,
             aiohttp.ClientSession() as session,
             session.post(url + route.plain_path.format(**payload), json=_body(route, payload)) as response,
         ):
@@ -358,7 +358,7 @@ async def test_many_from_the_command_line(
     """
     lines = [json.dumps({"prompt": "a"}), "", "{", "[]", json.dumps({"prompt": "b"})]
     (tmp_path / "in").write_text("\n".join(lines), "utf-8-sig")
-    monkeypatch.setattr(command_line, "build_context", lambda settings: _context())
+    monkeypatch.setattr(command_line, "build_context", lambda settings: context())
     monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
     with (tmp_path / "in").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 import handlers.dispatch.events
-from handlers.context import Context
 from handlers.dispatch.events import Dispatcher
 from handlers.local import invoke, invoke_stream
 from handlers.operations import OPERATIONS
 from runtime.errors import InsufficientScope, InvalidRequest, NotFound, ServiceError, SettingsError
 from runtime.events.envelope import Envelope
 from runtime.types import Message
-from tests.e2e.test_same_answer import PAYLOADS, WRONG
+from tests.e2e.test_same_answer import PAYLOADS, WRONG, context
 from tests.support.fakes import FakeEngine, fake_context, until
 
 STREAMING = [name for name, operation in OPERATIONS.items() if operation.stream and not operation.admin]
@@ -27,10 +26,6 @@ STREAMING = [name for name, operation in OPERATIONS.items() if operation.stream 
 
 def envelope(operation: str, data: dict[str, Any]) -> Envelope:
     return Envelope("1", "test", f"warmstart.{operation}", operation, data)
-
-
-def context() -> Context:
-    return fake_context(FakeEngine(token_length=len))
 
 
 @dataclass
