@@ -68,6 +68,11 @@ class ServingSettings(BaseSettings):
     kv_cache_bytes: int = Field(
         0, ge=0, le=2**50, description="Memory for the KV cache; 0 derives it from the container's limit."
     )
+    kv_dtype: Literal["auto", "float16", "int8"] = Field(
+        "auto",
+        description="Type of keys and values on compiled kernels; int8 halves their memory. auto: float16, or float32 "
+        "with float32 weights.",
+    )
     prefix_cache_bytes: int = Field(
         268_435_456, ge=0, le=2**50, description="Part of KV_CACHE_BYTES that the prefix cache may use."
     )

@@ -259,7 +259,8 @@ class Token:
 class ModelInfo:
     """Metadata of a loaded model. Times are in seconds, memory is in bytes.
 
-    ``kv_bytes`` is the maximum size of the KV cache, and ``kv_tokens`` how many tokens it holds; 0 for no limit.
+    ``kv_bytes`` is the maximum size of the KV cache, ``kv_dtype`` its number type, and ``kv_tokens`` how many tokens it
+    holds; 0 for no limit.
     ``sampling_defaults`` are the values of sampling parameters, by name, that OpenAI's routes use where a request has
     none, in place of OpenAI's own. ``fingerprint`` identifies everything that determines the bits of
     a result: the weights, the tokenizer and its chat template, the dtypes, and the code that computes.
@@ -281,6 +282,7 @@ class ModelInfo:
     engine: str
     optimizations: tuple[str, ...] = ()
     kv_bytes: int = 0
+    kv_dtype: str = ""
     kv_tokens: int = 0
     sampling_defaults: tuple[tuple[str, float], ...] = ()
     fingerprint: str = ""

@@ -52,6 +52,7 @@ class ModelInfoResponse(LazyModel):
     engine: str
     optimizations: list[str]
     kv_bytes: int = Field(description="Maximum memory of keys and values.")
+    kv_dtype: str = Field(description="Number type of keys and values.")
     kv_tokens: int = Field(description="Maximum number of tokens in the KV cache; 0 for no limit.")
     sampling_defaults: dict[str, float] = Field(
         description="Values for sampling fields that a request of OpenAI's routes leaves out, with "

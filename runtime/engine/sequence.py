@@ -185,7 +185,12 @@ class Runner(Protocol):
 
 
 class BenchRunner(Runner, Protocol):
-    """A model runner with the additional methods that ``runtime.bench`` uses."""
+    """A model runner with what ``runtime.bench`` and the loader use besides."""
+
+    @property
+    def kv_dtype(self) -> str:
+        """The number type of keys and values."""
+        ...
 
     def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
         """Run a step and return its logits.

@@ -16,7 +16,7 @@ from runtime.host import usable_cores
 from runtime.loading import kernels
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
-from runtime.loading.precision import fast_fingerprint, serving_dtype, weight_kind
+from runtime.loading.precision import check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
 from runtime.model.catalogue import ModelSpec
 from runtime.model.chat_encoder import ChatEncoder
 from runtime.model.load_timer import Phases
@@ -128,6 +128,7 @@ def load_fast(
         engine="native" if level else "torch",
         optimizations=optimizations,
         kv_bytes=runner.blocks * runner.block_bytes,
+        kv_dtype=runner.kv_dtype,
         kv_tokens=runner.blocks * runner.block_tokens,
         sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
@@ -157,6 +158,9 @@ def make_runner(
         settings: the service's settings; threads and step sizes are used.
         kv_bytes: size of the KV cache in bytes.
 
+    Raises:
+        ModelUnavailable: PyTorch computes, which has no keys and values of the type that ``KV_DTYPE`` names.
+
     Returns:
         The runner, and descriptions of its optimizations.
     """
@@ -166,9 +170,15 @@ def make_runner(
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
         native_runner = native.NativeRunner(
-            snapshot, kv_bytes=kv_bytes, max_tokens=settings.max_step_tokens, threads=threads, kernels=found
+            snapshot,
+            kv_bytes=kv_bytes,
+            kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
+            max_tokens=settings.max_step_tokens,
+            threads=threads,
+            kernels=found,
         )
-        return native_runner, (*weights, f"{found.level} kernels", "paged kv")
+        return native_runner, (*weights, f"{found.level} kernels", f"paged {native_runner.kv_dtype} kv")
+    check_kv_dtype(settings)
     import torch
 
     from runtime.engine.pytorch.decoder import weights_from_snapshot

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.device import select_dtype
 from runtime.engine.native import build
+from runtime.errors import ModelUnavailable
 from runtime.loading import kernels
 from runtime.model.packing import WeightKind
 from runtime.model.snapshot import Snapshot
@@ -44,6 +45,19 @@ def reference_dtype(settings: Settings, device: str) -> str:
     return select_dtype("auto" if settings.dtype == "int8" else settings.dtype, device)
 
 
+def check_kv_dtype(settings: Settings) -> None:
+    """Check that ``KV_DTYPE`` leaves the type of keys and values to torch, which has them in its type of computation.
+
+    Raises:
+        ModelUnavailable: it names a type.
+    """
+    if settings.kv_dtype != "auto":
+        raise ModelUnavailable(
+            f"KV_DTYPE={settings.kv_dtype} needs the compiled kernels, which this model or device does not use; "
+            "set KV_DTYPE=auto"
+        )
+
+
 def weight_kind(dtype: str) -> WeightKind:
     """Return the number type in which a snapshot stores matrices for a type from ``serving_dtype``."""
     return _KINDS[dtype]
@@ -56,10 +70,11 @@ def fast_fingerprint(snapshot: Snapshot, device: str, dtype: str, settings: Sett
         snapshot: the model's snapshot, whose digest covers its weights, tokenizer and chat template.
         device: the device on which it runs.
         dtype: the weights' number type, from ``serving_dtype``.
-        settings: the service's settings; ``DETERMINISTIC`` affects torch's results.
+        settings: the service's settings; ``KV_DTYPE`` affects the kernels' results, ``DETERMINISTIC`` torch's.
         level: level of the compiled kernels; None if torch computes.
     """
-    code = {"level": level, "sources": build.digest()} if level else _torch(device, settings)
+    native = {"level": level, "sources": build.digest(), "kv_dtype": settings.kv_dtype}
+    code = native if level else _torch(device, settings)
     return _hash(snapshot.digest, snapshot.facts.kind, device, dtype, code)
 
 

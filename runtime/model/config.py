@@ -17,6 +17,9 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
 LayerKind = Literal["attention", "convolution"]
 QKNorm = Literal["none", "head", "full"]
+KVDType = Literal["float32", "float16", "int8"]
+
+_VALUE_BYTES: dict[KVDType, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 class UnsupportedDecoder(Exception):
@@ -144,11 +147,18 @@ class DecoderConfig:
         """Width of all keys of a position, as padded; the values have the same."""
         return self.kv_heads * self.padded_head_dim
 
-    @property
-    def cached_values(self) -> int:
-        """Number of values in the KV cache for each position, over all layers."""
-        convolution = -(-self.hidden // PANEL_ROWS) * PANEL_ROWS
-        return sum(2 * self.kv_width if layer.kind == "attention" else convolution for layer in self.layers)
+    def kv_position_bytes(self, kv_dtype: KVDType) -> int:
+        """Return the bytes of the KV cache for each position, over all layers, as the kernels lay it out.
+
+        In 8 bits, keys have a float32 scale for each 32 values of a head, and values one for each head; the inputs of
+        convolutions have 16 bits.
+        """
+        value_bytes = _VALUE_BYTES[kv_dtype]
+        attention = 2 * self.kv_width * value_bytes
+        if kv_dtype == "int8":
+            attention += 4 * self.kv_heads * (-(-self.padded_head_dim // 32) + 1)
+        convolution = -(-self.hidden // PANEL_ROWS) * PANEL_ROWS * max(2, value_bytes)
+        return sum(attention if layer.kind == "attention" else convolution for layer in self.layers)
 
     @property
     def short_context(self) -> int:

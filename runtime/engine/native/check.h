@@ -113,7 +113,7 @@ inline Status check(const Config& c) {
     const int64_t heads_width = c.heads * padded((int64_t)c.head_dim);  // may be out of range still
     const bool shape =
         within(c.norm, kRms, kLayerNorm) && within(c.qk_norm, kNoNorm, kFullNorm) &&
-        within(c.activation, kSilu, kSquaredRelu) && within(c.kind, kFloat32, kInt8) && within(c.half_kv, 0, 1) &&
+        within(c.activation, kSilu, kSquaredRelu) && within(c.kind, kFloat32, kInt8) && within(c.kv_type, kFloat32KV, kInt8KV) &&
         within(c.gated, 0, 1) && within(c.parallel, 0, 1) && within(c.shared_norm, 0, 1) &&
         within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
         within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&

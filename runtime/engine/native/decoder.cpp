@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "attention_int8.h"
 #include "check.h"
 #include "gemm.h"
 #include "layout.h"
@@ -68,7 +69,7 @@ class Decoder {
           heads_width_(c_.heads * head_dim_), qkv_width_((c_.heads + 2 * c_.kv_heads) * head_dim_),
           up_width_(c_.gated ? 2 * intermediate_ : intermediate_), vocabulary_width_(padded(c_.vocabulary)),
           layer_start_(cache_layout(c_)), cache_(layer_start_.back()), found_(pool_.threads()),
-          scores_(pool_.threads()) {
+          scores_(pool_.threads()), queries_(pool_.threads()) {
         for (int i = 0; i < c_.layers; i++) block_bytes_.push_back(block_bytes(c_, i));
         for (const Rotation& rotation : rotation_) {
             rotation_start_.push_back(angles_width_);
@@ -136,9 +137,11 @@ class Decoder {
 
     // A block of a layer: keys and values of 16 positions, or what a convolution reads of them.
     static size_t block_bytes(const Config& c, int layer) {
-        const size_t position = c.layer[layer].kind == kConvolution ? padded(c.hidden)
-                                                                    : (size_t)2 * c.kv_heads * padded(c.head_dim);
-        return position * kBlockTokens * (c.half_kv ? 2 : 4);
+        const int head_dim = padded(c.head_dim);
+        if (c.layer[layer].kind == kConvolution)
+            return (size_t)padded(c.hidden) * kBlockTokens * (c.kv_type == kFloat32KV ? 4 : 2);
+        if (c.kv_type == kInt8KV) return c.kv_heads * int8_head_bytes(head_dim);
+        return (size_t)2 * c.kv_heads * head_dim * kBlockTokens * (c.kv_type == kFloat32KV ? 4 : 2);
     }
 
     uint8_t* block(int layer, int block) const {
@@ -299,13 +302,10 @@ class Decoder {
         return (T*)block(layer_index, s.blocks[s.tables[sequence] + position / kBlockTokens]);
     }
 
-    // Normalizes, rotates and scales a token's queries, and normalizes, rotates and stores its keys and values.
-    template <class T>
-    void store_keys(const Step& s, int layer_index, int t) {
-        const Layer& l = layer_[layer_index];
+    // Normalizes, rotates and scales a token's queries, and normalizes and rotates its keys.
+    void prepare_queries(const Layer& l, int t) {
         float* q = wide_.get() + (size_t)t * qkv_width_;
         float* k = q + heads_width_;
-        const float* v = k + (size_t)c_.kv_heads * head_dim_;
         norm_heads(q, c_.heads, l.q_norm);
         norm_heads(k, c_.kv_heads, l.k_norm);
         if (l.rotation >= 0) {
@@ -315,17 +315,30 @@ class Decoder {
             for (int at = 0; at < c_.kv_heads * head_dim_; at += head_dim_) rotate(k + at, angles, count);
         }
         for (int i = 0; i < heads_width_; i++) q[i] *= c_.attention_scale;
+    }
+
+    // Stores a token's keys and values.
+    template <class T>
+    void store_keys(const Step& s, int layer_index, int t, int thread) {
+        const float* k = wide_.get() + (size_t)t * qkv_width_ + heads_width_;
+        const float* v = k + (size_t)c_.kv_heads * head_dim_;
         const int position = position_[t], offset = position % kBlockTokens;
         T* base = block_of<T>(s, layer_index, sequence_[t], position);
         for (int h = 0; h < c_.kv_heads; h++) {
-            const float* key = k + (size_t)h * head_dim_;
-            T* keys = base + (size_t)h * 2 * head_dim_ * kBlockTokens;
-            T* values = keys + (size_t)head_dim_ * kBlockTokens + (size_t)offset * head_dim_;
-            for (int d = 0; d < head_dim_; d += kLanes) {
-                T sixteen[kLanes];
-                store_kv(sixteen, load(key + d));
-                for (int i = 0; i < kLanes; i++) keys[(size_t)(d + i) * kBlockTokens + offset] = sixteen[i];
-                store_kv(values + d, load(v + (size_t)h * head_dim_ + d));
+            const float *key = k + (size_t)h * head_dim_, *value = v + (size_t)h * head_dim_;
+            if constexpr (std::is_same_v<T, uint8_t>) {
+                queries_[thread].reserve(int8_scratch(head_dim_));
+                store_int8(Int8Head(base + h * int8_head_bytes(head_dim_), head_dim_), offset, key, value, head_dim_,
+                           (int8_t*)queries_[thread].get());
+            } else {
+                T* keys = base + (size_t)h * 2 * head_dim_ * kBlockTokens;
+                T* values = keys + (size_t)head_dim_ * kBlockTokens + (size_t)offset * head_dim_;
+                for (int d = 0; d < head_dim_; d += kLanes) {
+                    T sixteen[kLanes];
+                    store_kv(sixteen, load(key + d));
+                    for (int i = 0; i < kLanes; i++) keys[(size_t)(d + i) * kBlockTokens + offset] = sixteen[i];
+                    store_kv(values + d, load(value + d));
+                }
             }
         }
     }
@@ -365,21 +378,30 @@ class Decoder {
 
     template <class T>
     void attention(const Step& s, int layer_index) {
-        each(s.tokens, [&](int t, int) { store_keys<T>(s, layer_index, t); });
+        each(s.tokens, [&](int t, int thread) {
+            prepare_queries(layer_[layer_index], t);
+            store_keys<T>(s, layer_index, t, thread);
+        });
         const int group = c_.heads / c_.kv_heads, window = layer_[layer_index].window;
-        const size_t stride = (size_t)2 * c_.kv_heads * head_dim_ * kBlockTokens;
+        const size_t stride = block_bytes_[layer_index] / sizeof(T), head_stride = stride / c_.kv_heads;
         pool_.run((int)task_.size(), 1, [&](int first, int last, int thread) {
             for (int i = first; i < last; i++) {
                 const Task& task = task_[i];
-                const T* base = (const T*)block(layer_index, 0) + (size_t)task.kv_head * 2 * head_dim_ * kBlockTokens;
+                T* base = (T*)block(layer_index, 0) + task.kv_head * head_stride;
                 const int32_t* blocks = s.blocks + s.tables[task.sequence];
                 Query queries[kQueries];
                 int count = 0;
                 auto flush = [&] {
                     const BlockRange range(queries, count);
                     scores_[thread].reserve((size_t)kQueries * range.positions());
-                    attend<T>(queries, count, range, base, stride, blocks, head_dim_, c_.attention_softcap,
-                              scores_[thread].get());
+                    if constexpr (std::is_same_v<T, uint8_t>) {
+                        queries_[thread].reserve(int8_scratch(head_dim_));
+                        attend_int8(queries, count, range, base, stride, blocks, head_dim_, c_.attention_softcap,
+                                    scores_[thread].get(), queries_[thread].get());
+                    } else {
+                        attend<T>(queries, count, range, base, stride, blocks, head_dim_, c_.attention_softcap,
+                                  scores_[thread].get());
+                    }
                     count = 0;
                 };
                 for (int t = task.first; t < task.first + task.count; t++)
@@ -433,10 +455,12 @@ class Decoder {
         if (index == 0) plan(s);
         prepare(m, l.attention_norm);
         multiply(pool_, activations(hidden_), m, matrix(l.qkv, in_width, hidden_), wide_.get(), in_width);
-        if (c_.half_kv)
-            convolves ? convolution<uint16_t>(s, index) : attention<uint16_t>(s, index);
+        if (convolves)
+            c_.kv_type == kFloat32KV ? convolution<float>(s, index) : convolution<uint16_t>(s, index);
+        else if (c_.kv_type == kFloat32KV)
+            attention<float>(s, index);
         else
-            convolves ? convolution<float>(s, index) : attention<float>(s, index);
+            c_.kv_type == kFloat16KV ? attention<uint16_t>(s, index) : attention<uint8_t>(s, index);
         if (index == c_.layers - 1) m = keep_outputs(s, mixed_width);
         if (!m) return;
         if (c_.kind == kInt8) each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width); });
@@ -503,6 +527,7 @@ class Decoder {
     std::vector<Task> task_;
     std::vector<std::vector<Candidate>> found_;  // scratch of each thread
     std::vector<Buffer<float>> scores_;
+    std::vector<Buffer<uint8_t>> queries_;  // in 8 bits
 };
 
 }  // namespace warmstart

@@ -13,6 +13,8 @@ enum Norm { kRms = 0, kLayerNorm = 1 };
 enum QKNorm { kNoNorm = 0, kHeadNorm = 1, kFullNorm = 2 };
 enum Activation { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3, kSquaredRelu = 4 };
 enum Kind { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+// Number types of keys and values.
+enum KVType { kFloat32KV = 0, kFloat16KV = 1, kInt8KV = 2 };
 enum LayerKind { kAttention = 0, kConvolution = 1 };
 
 constexpr int kMaxLogprobs = 32;
@@ -43,7 +45,7 @@ struct Layer {
 // hidden, intermediate and head_dim are the model's own widths, which the tensors pad.
 struct Config {
     int32_t norm, qk_norm, activation, kind;
-    int32_t half_kv, gated, parallel, shared_norm;  // booleans
+    int32_t kv_type, gated, parallel, shared_norm;  // the last three are booleans
     int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
     int32_t threads, max_tokens, blocks, rotation_count;
     float epsilon, attention_scale, attention_softcap, embedding_scale, residual_scale, logit_scale, logit_softcap;
@@ -108,7 +110,7 @@ constexpr int32_t kLayout[] = {
     attention_out), offsetof(Layer, convolution), offsetof(Layer, up), offsetof(Layer, down),
 
     sizeof(Config), offsetof(Config, norm), offsetof(Config, qk_norm), offsetof(Config, activation),
-    offsetof(Config, kind), offsetof(Config, half_kv), offsetof(Config, gated), offsetof(Config, parallel),
+    offsetof(Config, kind), offsetof(Config, kv_type), offsetof(Config, gated), offsetof(Config, parallel),
     offsetof(Config, shared_norm), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
     intermediate), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
     vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, threads),

@@ -53,7 +53,7 @@ class Config(Structure):
 
     _fields_ = (
         *((name, c_int32) for name in ("norm", "qk_norm", "activation", "kind")),
-        *((name, c_int32) for name in ("half_kv", "gated", "parallel", "shared_norm")),
+        *((name, c_int32) for name in ("kv_type", "gated", "parallel", "shared_norm")),
         *((name, c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
         *((name, c_int32) for name in ("vocabulary", "context", "convolution_width")),
         *((name, c_int32) for name in ("threads", "max_tokens", "blocks", "rotation_count")),

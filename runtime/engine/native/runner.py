@@ -13,7 +13,7 @@ from runtime.engine.block_pool import BLOCK_TOKENS as BLOCK_TOKENS
 from runtime.engine.native import library
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
-from runtime.model.config import DecoderConfig
+from runtime.model.config import DecoderConfig, KVDType
 from runtime.model.packing import PANEL_ROWS
 from runtime.model.snapshot import Snapshot
 
@@ -22,6 +22,7 @@ _NORMS = {"rms": 0, "layer": 1}
 _QK_NORMS = {"none": 0, "head": 1, "full": 2}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+_KV_TYPES = {"float32": 0, "float16": 1, "int8": 2}
 _LAYER_KINDS = {"attention": 0, "convolution": 1}
 _MAX_BLOCKS = 1 << 26  # ``kMaxBlocks`` of check.h; no model has a context that needs more
 
@@ -32,6 +33,7 @@ class NativeRunner:
     Args:
         snapshot: the model; its arrays are read in place and kept.
         kv_bytes: maximum bytes of the KV cache; memory becomes resident only when it is written.
+        kv_dtype: number type of keys and values; by default float32 for float32 weights, else float16.
         max_tokens: maximum tokens per step.
         threads: number of compute threads, including the caller's.
         kernels: the library to use; by default the best for this processor.
@@ -51,6 +53,7 @@ class NativeRunner:
         kv_bytes: int,
         max_tokens: int,
         threads: int,
+        kv_dtype: KVDType | None = None,
         kernels: library.Kernels | None = None,
     ) -> None:
         config, kind = snapshot.facts.decoder, snapshot.facts.kind
@@ -60,8 +63,8 @@ class NativeRunner:
         self.level = kernels.level  # the name of the instruction set level
         self._library = kernels.functions
         self._keep: list[Any] = []  # keeps arrays alive whose addresses the kernels hold
-        half = kind != "float32"
-        self.block_bytes = config.cached_values * BLOCK_TOKENS * (2 if half else 4)
+        self.kv_dtype: KVDType = kv_dtype or ("float32" if kind == "float32" else "float16")
+        self.block_bytes = config.kv_position_bytes(self.kv_dtype) * BLOCK_TOKENS
         self.blocks = min(kv_bytes // self.block_bytes, _MAX_BLOCKS)
         if not self.blocks:
             raise MemoryError(f"{kv_bytes} bytes for keys and values are too few: a block takes {self.block_bytes}")
@@ -74,7 +77,7 @@ class NativeRunner:
             qk_norm=_QK_NORMS[config.qk_norm],
             activation=_ACTIVATIONS[config.activation],
             kind=_KINDS[kind],
-            half_kv=half,
+            kv_type=_KV_TYPES[self.kv_dtype],
             gated=config.gated,
             parallel=config.parallel,
             shared_norm=config.shared_norm,

@@ -79,6 +79,15 @@ inline float maximum(Floats v) {
     return v[0];
 }
 
+// The same in fewer instructions, for values that are all numbers.
+inline float largest_lane(Floats v) {
+    v = maximum(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = maximum(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = maximum(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    v = maximum(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    return v[0];
+}
+
 // To nearest even, for magnitudes below 2^22.
 inline Floats round_even(Floats x) {
     const Floats magic = splat(12582912.0f);

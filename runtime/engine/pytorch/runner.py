@@ -70,6 +70,7 @@ class TorchRunner:
         embed = weights["embed"]
         self._device, self._dtype = embed.device, embed.dtype
         self._config = config
+        self.kv_dtype = str(self._dtype).removeprefix("torch.")
         self._group = config.heads // config.kv_heads
         self._max_tokens = max_tokens
         kind = self._device.type

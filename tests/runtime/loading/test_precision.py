@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from runtime.engine.native import build
+from runtime.errors import ModelUnavailable
 from runtime.loading.load_engine import load_engine
 from runtime.loading.precision import fast_fingerprint, reference_fingerprint, serving_dtype, weight_kind
 from runtime.model.catalogue import parse_model_name
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
+from tests.support.engines import without_kernels
 
 
 def printed(model: Path, cache: Path, **settings: Any) -> str:
@@ -44,11 +46,24 @@ def test_what_computes_counts(embedded_snapshot: Snapshot, monkeypatch: pytest.M
         fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, level=level) for level in ("avx2", "another", None)
     }
     seen.add(fast_fingerprint(embedded_snapshot, "cpu", "float32", settings, level="avx2"))
+    small = Settings.load(kv_dtype="int8")
+    seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", small, level="avx2"))
     plain = Settings.load(deterministic=False)
     seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", plain, level=None))
     monkeypatch.setattr(build, "digest", lambda: "others")
     seen.add(fast_fingerprint(embedded_snapshot, "cpu", "int8", settings, level="avx2"))
-    assert len(seen) == 6
+    assert len(seen) == 7
+
+
+def test_torch_refuses_a_type_of_keys_and_values(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without compiled kernels, and in the reference engine, KV_DTYPE names itself in the error."""
+    with pytest.raises(ModelUnavailable, match="KV_DTYPE=int8 needs the compiled kernels"):
+        printed(tiny_gpt2, tmp_path, engine="reference", kv_dtype="int8")
+    without_kernels(monkeypatch)
+    with pytest.raises(ModelUnavailable, match="KV_DTYPE=float16 needs the compiled kernels"):
+        printed(tiny_gpt2, tmp_path, kv_dtype="float16")
 
 
 def test_the_reference_engine_goes_by_its_source() -> None:

@@ -9,7 +9,7 @@
 
 namespace warmstart {
 
-constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 6 * kVariants;
+constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 9 * kVariants;
 constexpr int kContext = 28, kStepTokens = 24, kBlocks = 6;
 
 #define REQUIRE(condition)                                       \
@@ -85,7 +85,7 @@ struct Model {
         Config& c = config;
         const int variant = index / 3 % kVariants;
         const bool gpt2 = variant == 0, odd = variant == 1, gemma = variant == 2, convolves = variant == 3;
-        c.kind = index % 3, c.half_kv = index / (3 * kVariants), c.activation = index % 5;
+        c.kind = index % 3, c.kv_type = index / (3 * kVariants), c.activation = index % 5;
         c.norm = gpt2 || convolves ? kLayerNorm : kRms, c.qk_norm = gemma ? kHeadNorm : odd ? kFullNorm : kNoNorm;
         c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
         c.layers = kLayers, c.hidden = odd ? 40 : 32, c.intermediate = odd ? 44 : 48, c.heads = kHeads;

@@ -141,13 +141,34 @@ def test_rounding_is_all_that_smaller_weights_change(folder: Path, kind: str, le
     assert np.sqrt(np.mean((found - wanted) ** 2)) < (0.02 if kind == "bfloat16" else 0.05) * wanted.std()
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_row_never_depends_on_others(folder: Path, kind: str, level: str, runner: Open) -> None:
+def test_keys_and_values_of_8_bits_change_little(folder: Path, level: str, runner: Open) -> None:
+    """Logits are those of float32 keys and values but for a few hundredths of their spread."""
+    ids = some_ids(100)
+    wanted = runner(folder, kernels=LEVELS[level]).logits([whole(ids, range(7))])
+    found = runner(folder, kernels=LEVELS[level], kv_dtype="int8").logits([whole(ids, range(7))])
+    assert 0 < np.sqrt(np.mean((found - wanted) ** 2)) < 0.08 * wanted.std()
+
+
+def test_a_block_takes_what_its_type_needs(tiny_llama: Path, runner: Open) -> None:
+    """In 8 bits a block is little more than half as large as in 16, and one byte less than a block is refused."""
+    half, small = runner(tiny_llama, kv_dtype="float16"), runner(tiny_llama, kv_dtype="int8")
+    assert 0.5 < small.block_bytes / half.block_bytes < 0.7
+    assert runner(tiny_llama, kv_dtype="int8", kv_bytes=small.block_bytes).blocks == 1
+    with pytest.raises(MemoryError, match=f"a block takes {small.block_bytes}"):
+        runner(tiny_llama, kv_dtype="int8", kv_bytes=small.block_bytes - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kv_dtype"), [("float32", None), ("bfloat16", None), ("int8", None), ("float32", "int8")]
+)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_row_never_depends_on_others(folder: Path, kind: str, kv_dtype: str | None, level: str, runner: Open) -> None:
     """Logits are the same to the last bit alone and among others, in any blocks, whatever the chunks and threads."""
     ids = some_ids(90)
-    alone = runner(folder, kind, kernels=LEVELS[level], threads=1).logits([whole(ids, range(6))])
-    crowd = runner(folder, kind, kernels=LEVELS[level], threads=3)
+    options = {"kernels": LEVELS[level], "kv_dtype": kv_dtype}
+    alone = runner(folder, kind, **options, threads=1).logits([whole(ids, range(6))])
+    crowd = runner(folder, kind, **options, threads=3)
     dice = random.Random(5)
     for attempt in range(12):
         blocks = dice.sample(range(40), 6)
@@ -290,10 +311,11 @@ def test_a_row_whose_logits_are_not_numbers_fails_alone(untied_llama: Path, runn
     kernels.close()
 
 
-def test_a_copied_block_holds_the_same(folder: Path, runner: Open) -> None:
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_a_copied_block_holds_the_same(folder: Path, kv_dtype: str | None, runner: Open) -> None:
     """A sequence that goes on from copies of another's blocks sees the same past."""
     ids = some_ids(40)
-    kernels = runner(folder)
+    kernels = runner(folder, kv_dtype=kv_dtype)
     wanted = kernels.logits([whole(ids, range(3))])[-1]
     for block in range(3):
         kernels.copy_block(block, 10 + block)
