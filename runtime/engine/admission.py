@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.request_queue import RequestQueue
@@ -30,7 +31,7 @@ class Admission:
 
     A sequence is admitted when a row is free and the pool has blocks for the tokens that it has and one more for each
     sequence that may still grow. It gets further blocks as its text grows. If none is available, the sequence that was
-    admitted last is preempted, a background one first (see ``Job``): it returns to the head of its queue with its
+    admitted last is preempted, a background one first (see ``Job``): it returns to its queue, in order of arrival, with its
     tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after another one
     has ended, so no more is computed again than fits the blocks which that one held. The queue is first in, first out
     within each kind: the others wait behind the first. The first admitted sequence is never preempted for its blocks,
@@ -50,6 +51,7 @@ class Admission:
     def __init__(self, pool: BlockPool, max_rows: int) -> None:
         self._pool = pool
         self._max_rows = max_rows
+        self._arrivals = 0  # number of sequences so far
         self.reset()
 
     def reset(self) -> None:
@@ -64,6 +66,8 @@ class Admission:
         leader = sequence.leader
         if leader is not None and (leader.cancelled or (leader.generated and not leader.blocks)):
             sequence.leader = None
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
         self.waiting.add(sequence, background=sequence.background)
 
     def admit(self, changes: SchedulingChanges, *, background: bool) -> Sequence | None:
@@ -108,11 +112,11 @@ class Admission:
             keep: whether their computed blocks stay in the prefix cache.
         """
         removed = set(sequences)
-        self.running = [s for s in self.running if s not in removed]
         self.waiting.remove(removed)
         for sequence in sequences:
             self._promote_follower(sequence, keep=keep)
             self._pool.release(sequence, keep=keep)
+        self.running = [s for s in self.running if s not in removed]
         self._blocked = None
 
     def grow(self, changes: SchedulingChanges) -> None:
@@ -151,7 +155,7 @@ class Admission:
         self._pool.release(sequence)
         sequence.leader, sequence.computed = None, 0
         sequence.preemptions += 1
-        self.waiting.put_back(sequence, background=sequence.background)
+        self.waiting.put_back(sequence, background=sequence.background, arrival=attrgetter("arrival"))
         self._blocked = None
         changes.preempted.append(sequence)
 
@@ -174,7 +178,7 @@ class Admission:
         taken_over = keep and turn and computed and self._pool.hand_over(leader, first)
         if taken_over:
             self.waiting.remove({first})
-            self.running.append(first)
+            self.running.insert(self.running.index(leader), first)  # it is as old as the leader
         for sequence in followers:
             sequence.leader = first if taken_over or not leader.generated else None
         first.leader = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
@@ -42,9 +42,17 @@ class RequestQueue(Generic[T]):
         """Append an item to the background queue if ``background``, else to the interactive one."""
         (self.background if background else self.interactive).append(item)
 
-    def put_back(self, item: T, *, background: bool) -> None:
-        """Insert a preempted item at the head of its queue."""
-        (self.background if background else self.interactive).appendleft(item)
+    def put_back(self, item: T, *, background: bool, arrival: Callable[[T], int]) -> None:
+        """Insert a preempted item into its queue, before the first one that arrived later.
+
+        Args:
+            item: the item.
+            background: whether it is a background item.
+            arrival: returns an item's place in the order of arrival.
+        """
+        queue = self.background if background else self.interactive
+        later = (index for index, other in enumerate(queue) if arrival(other) > arrival(item))
+        queue.insert(next(later, len(queue)), item)
 
     def peek(self, *, background: bool) -> T | None:
         """Return the first item of a kind, or None if the other kind is next or the queue is empty."""

@@ -54,6 +54,7 @@ class Sequence:
     num_cached_blocks: int = 0  # of those, leading blocks in the prefix cache
     cancelled: bool = False
     long_text: bool = False  # whether its keys are rotated by ``Rotation.long_frequencies``
+    arrival: int = 0  # its place in the order of arrival; set when it is added to the scheduler
     preemptions: int = 0  # after one its prefix cache hits may be its own blocks and do not count
 
     def __post_init__(self) -> None:

@@ -22,11 +22,12 @@ def test_interactive_work_goes_first() -> None:
         waiting.pop(background=False, starving=False)
     assert (waiting.peek(background=False), waiting.peek(background=True)) == (None, "q1")
     waiting.pop(background=True, starving=True)
-    waiting.put_back("q1", background=True)
-    waiting.put_back("o2", background=False)
-    assert list(waiting) == ["o2", "q1", "q2"]
-    waiting.remove({"q1", "o2"})
-    assert list(waiting) == ["q2"]
+    waiting.add("q4", background=True)
+    for item in ("q3", "q1", "o2", "q5"):
+        waiting.put_back(item, background=item[0] == "q", arrival=lambda item: int(item[1]))
+    assert list(waiting) == ["o2", "q1", "q2", "q3", "q4", "q5"]
+    waiting.remove({"q1", "o2", "q3", "q5"})
+    assert list(waiting) == ["q2", "q4"]
 
 
 def test_background_work_is_overdue_at_last() -> None:
