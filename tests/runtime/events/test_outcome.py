@@ -19,6 +19,7 @@ DECIDED: dict[str, ErrorClass] = {
     "ServiceError": "failure",
     "InternalError": "failure",
     "InvalidRequest": "reject",
+    "ThreadUnsupported": "reject",
     "ContextLengthExceeded": "reject",
     "NotFound": "reject",
     "ModelNotFound": "reject",
