@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from runtime.answer_format import AnswerFormat
 from runtime.errors import ModelLoading, TooManyRequests
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
@@ -19,6 +20,8 @@ from tests.views.conftest import Visit
 from tests.views.served import Served, served
 
 WORDS = ("One", " two", " three", " four", ".")
+CALL = ("I look.\n", "<tool_call>\n", '{"name": "time", "arguments": {"zone": ', '"UTC"}}\n', "</tool_call>")
+TIME = {"type": "function", "function": {"name": "time", "parameters": {"properties": {"zone": {"type": "string"}}}}}
 LONG = WORDS * 200  # an answer that does not end by itself before something ends it
 
 
@@ -90,6 +93,71 @@ def test_a_chat(visit: Visit, chat: Page, engine: FakeEngine) -> None:
     ]
     expect(chat.locator("#said")).to_have_text("One two three four.")  # told once, whole
     expect(chat.get_by_label("Your message")).to_be_focused()
+
+
+def test_reasoning(visit: Visit, chat: Page, engine: FakeEngine) -> None:
+    """The reasoning before an answer folds away above it, goes back to the model, and is there again with the chat."""
+    engine.answer_format = AnswerFormat(reasoning="optional", visible={"<think>": 0, "</think>": 2})
+    engine.words = ("<think>", "Hm, **two**.", "</think>", "Hi.")
+    send(chat, "Hello")
+    visit.answered()
+    for _ in range(2):
+        expect(chat.locator(".turn.assistant .markdown")).to_have_text("Hi.")
+        thought = chat.get_by_text("Hm, **two**.")
+        expect(thought).to_be_hidden()
+        chat.locator(".turn.assistant summary").click()
+        expect(thought).to_be_visible()
+        assert visit.violations() == []
+        chat.reload()
+        chat.locator(".history").get_by_role("button", name="Hello", exact=True).click()
+    send(chat, "More")
+    visit.answered(2)
+    assert engine.chats[-1][1].reasoning == "Hm, **two**."
+
+
+def test_calls(visit: Visit, chat: Page, engine: FakeEngine) -> None:
+    """Functions are written in the settings; a call is shown, its result is given in a field, and the model goes on."""
+    engine.words = CALL
+    chat.get_by_label("Tools", exact=True).fill(json.dumps([TIME]))
+    send(chat, "Time?")
+    visit.answered()
+    call = chat.locator(".turn.assistant .call")
+    expect(call).to_have_text('Calls time{\n  "zone": "UTC"\n}')
+    expect(chat.locator(".turn.assistant .markdown")).to_have_text("I look.")
+    expect(chat.locator("#said")).to_contain_text("Calls time.")
+    assert [tool.name for tool in engine.tools[-1]] == ["time"]
+    assert visit.violations() == []
+    engine.words = ("Noon.",)
+    chat.get_by_label("Result of time").fill("12:00")
+    chat.get_by_role("button", name="Send the result").click()
+    visit.answered(2)
+    assert [message.role for message in engine.chats[-1]] == ["user", "assistant", "tool"]
+    (made,) = engine.chats[-1][1].tool_calls
+    assert (made.name, json.loads(made.arguments), made.id) == (
+        "time",
+        {"zone": "UTC"},
+        engine.chats[-1][2].tool_call_id,
+    )
+    expect(chat.locator(".turn.tool")).to_have_text("Result of time12:00")
+    expect(chat.locator(".turn.assistant").last).to_contain_text("Noon.")
+    chat.reload()
+    chat.locator(".history").get_by_role("button", name="Time?", exact=True).click()
+    expect(call).to_contain_text("zone")
+    chat.get_by_label("Result of time").fill("13:00")
+    chat.get_by_role("button", name="Send the result").click()
+    expect(chat.locator(".turn.tool")).to_have_text("Result of time13:00")
+    visit.answered(2)
+    assert [message.content for message in engine.chats[-1]][2:] == ["13:00"]
+
+
+def test_settings_that_are_json(chat: Page, engine: FakeEngine) -> None:
+    """A setting that is an object or a list is written as JSON, and nothing is sent while it is none."""
+    tools = chat.get_by_label("Tools", exact=True)
+    tools.fill("[{")
+    send(chat, "Hello")
+    expect(chat.locator("#said")).to_have_text("A setting is out of range.")
+    assert tools.evaluate("input => input.validationMessage") == "This is not JSON."
+    assert engine.chats == []
 
 
 def test_stop_keeps_what_came(visit: Visit, chat: Page, engine: FakeEngine) -> None:
@@ -350,7 +418,7 @@ def test_a_service_that_is_gone(visit: Visit, chat: Page, engine: FakeEngine, se
     send(chat, "Hello")
     expect(chat.locator(".turn.assistant .said")).to_contain_text("One")
     service.stop()
-    expect(chat.get_by_role("alert")).to_contain_text("The connection was lost")
+    expect(chat.get_by_role("alert").filter(has_text="The connection was lost")).to_be_visible()
     expect(chat.locator(".turn.assistant .markdown")).to_contain_text("One")
     send(chat, "Anyone?")
     expect(chat.get_by_role("alert").last).to_contain_text("The service does not answer.")

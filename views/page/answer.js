@@ -1,6 +1,7 @@
 // One answer on the page: its text while it comes, its tokens' colours, its figures, and what went wrong.
 
 import { generate } from "./generation.js";
+import { answerParts } from "./answer_parts.js";
 import { h, say } from "./dom.js";
 import { show } from "./markdown.js";
 import { describe } from "./meter.js";
@@ -21,16 +22,17 @@ const REDRAW = 60; // milliseconds; reading Markdown anew for each token would b
  * @param {HTMLElement} options.element where; what it held is replaced
  * @param {() => void} options.again what "Try again" does
  * @param {() => void} [options.grown] told when the answer has grown on the page
- * @returns {Promise<{text: string, notes: string[], model?: string, stopped: boolean, failed: boolean}>} never fails
+ * @returns {Promise<{text: string, reasoning: string, calls: import("./generation.js").Call[], notes: string[], model?: string, stopped: boolean, failed: boolean}>} never fails
  */
 export async function ask({ kind, body, signal, colours, markdown, element, again, grown = () => {} }) {
   const text = h("div", { class: markdown && !colours ? "markdown" : "plain-text" });
   const tokens = colours ? tokenView("The answer's tokens") : null;
+  const parts = answerParts();
   const notes = h("p", { class: "notes" }, "…");
-  element.replaceChildren(...(tokens ? [legend(), tokens.element] : [text]), notes);
+  element.replaceChildren(parts.reasoning, ...(tokens ? [legend(), tokens.element] : [text]), parts.calls, notes);
   element.setAttribute("aria-busy", "true");
   say("Writing the answer.");
-  let latest = { text: "", entries: [], figures: null };
+  let latest = { text: "", reasoning: "", calls: [], entries: [], figures: null };
   let timer = null;
 
   const draw = (whole) => {
@@ -38,6 +40,7 @@ export async function ask({ kind, body, signal, colours, markdown, element, agai
     if (tokens) tokens.update(latest.text, latest.entries);
     else if (markdown) show(text, latest.text, whole);
     else text.textContent = latest.text;
+    parts.update(latest);
     if (latest.figures) notes.textContent = noted(latest).join(" · ");
     grown();
   };
@@ -62,11 +65,17 @@ export async function ask({ kind, body, signal, colours, markdown, element, agai
   notes.textContent = said.join(" · ");
   if (failure && !stopped) element.append(fault(failure, again));
   element.removeAttribute("aria-busy");
-  say(stopped ? "Stopped." : failure ? "" : latest.text || "The answer is empty.");
-  return { text: latest.text, notes: said, model: latest.model, stopped, failed: failure !== null && !stopped };
+  say(stopped ? "Stopped." : failure ? "" : spoken(latest));
+  const { text: written, reasoning, calls, model } = latest;
+  return { text: written, reasoning, calls, notes: said, model, stopped, failed: failure !== null && !stopped };
 }
 
 function noted({ figures, entries }) {
   const found = summary(entries);
   return [...describe(figures), ...(found ? [`perplexity ${found.perplexity.toFixed(2)}`] : [])];
+}
+
+/** An answer for screen readers. */
+function spoken({ text, calls }) {
+  return [text, ...calls.map((call) => `Calls ${call.function.name}.`)].filter(Boolean).join(" ") || "The answer is empty.";
 }

@@ -15,6 +15,16 @@ const ALTERNATIVES = 5;
 const NEAR_END = 120; // pixels from the end within which the page follows what is written
 const IDEAS = ["What is the capital of France?", "Write a haiku about rain.", "Explain a hash table to a child."];
 
+/** A message as the model gets it. @param {import("./store.js").Message} message */
+function sent({ role, content, reasoning, calls, call }) {
+  return {
+    ...{ role, content },
+    ...(reasoning ? { reasoning_content: reasoning } : {}),
+    ...(calls ? { tool_calls: calls } : {}),
+    ...(call ? { tool_call_id: call } : {}),
+  };
+}
+
 /** Makes the view. @returns {{element: HTMLElement}} */
 export function chatView() {
   const system = h("textarea", { rows: 3, placeholder: "none" });
@@ -65,7 +75,7 @@ export function chatView() {
   /** The messages as the model gets them. */
   function asked() {
     const before = chat.system.trim() ? [{ role: "system", content: chat.system }] : [];
-    return [...before, ...chat.messages.map(({ role, content }) => ({ role, content }))];
+    return [...before, ...chat.messages.map(sent)];
   }
 
   /** The same with what stands in the field, or an example where there is nothing to send yet. */
@@ -90,16 +100,16 @@ export function chatView() {
       say("A setting is out of range.");
       return;
     }
-    const sent = body();
+    const request = body();
     const at = chat.messages.push(message) - 1;
     const mine = chat;
-    const { element, body: place } = append(at);
+    const { element, body: place, asks } = append(at);
     element.querySelector(".actions").hidden = true;
     keepChat(mine);
     past.update();
     const done = await ask({
       kind: "chat",
-      body: sent,
+      body: request,
       signal,
       colours: settings.probabilities(),
       markdown: true,
@@ -108,10 +118,15 @@ export function chatView() {
       grown: follow,
     });
     Object.assign(message, { content: done.text, notes: done.notes, model: done.model });
+    if (done.reasoning) message.reasoning = done.reasoning;
+    if (done.calls.length && !done.failed) {
+      message.calls = done.calls;
+      asks();
+    }
     if (done.model) element.querySelector(".who").textContent = done.model;
     element.querySelector(".actions").hidden = done.failed;
     // An answer of which nothing came is no turn: the model would be shown an empty one.
-    if (!done.text) mine.messages.splice(at);
+    if (!done.text && !message.calls) mine.messages.splice(at);
     keepChat(mine);
     past.update();
     follow();
@@ -120,15 +135,33 @@ export function chatView() {
   /** Says turn `at` again, in other words or (null) in the model's new ones; what came after it goes. */
   function redo(at, content) {
     if (field.busy()) return;
-    chat.messages.length = Math.min(at, chat.messages.length);
-    while (list.children.length > at) list.lastChild.remove();
+    shorten(at);
     field.run((signal) => (content === null ? answer(signal) : speak(content, signal)));
     field.input.focus();
   }
 
+  /** Has the results of the calls of answer `at` answered; what came after it goes. */
+  function results(at, contents) {
+    shorten(at + 1);
+    for (const [index, call] of chat.messages[at].calls.entries()) {
+      append(chat.messages.push({ role: "tool", content: contents[index], call: call.id, name: call.function.name }) - 1);
+    }
+    field.run(answer);
+    field.input.focus();
+  }
+
+  function shorten(length) {
+    chat.messages.length = Math.min(length, chat.messages.length);
+    while (list.children.length > length) list.lastChild.remove();
+  }
+
   function append(at) {
     empty.hidden = true;
-    const made = turn(chat.messages[at], { redo: (content) => redo(at, content), busy: field.busy });
+    const made = turn(chat.messages[at], {
+      redo: (content) => redo(at, content),
+      results: (contents) => results(at, contents),
+      busy: field.busy,
+    });
     list.append(made.element);
     follow();
     return made;

@@ -34,7 +34,7 @@ export function controls(fields, { saved = {}, changed = () => {}, help = true, 
 
 function control(field, saved, help, empty) {
   const { kind } = field;
-  const made = kind === "texts" || kind === "map" ? lines(field) : kind === "boolean" ? tick(field) : number(field, empty);
+  const made = (MAKERS[kind] ?? number)(field, empty);
   if (saved !== undefined) made.set(saved);
   const hint = help ? [field.help, range(field)].filter(Boolean).join(" ") : "";
   const element = labelled(title(field.name), made.input, hint);
@@ -86,6 +86,33 @@ function tick({ default: usual }) {
   return { input, set, get: () => (input.checked === Boolean(usual) ? undefined : input.checked) };
 }
 
+/** A text, which is left out where it is empty. */
+function line({ default: usual }) {
+  const input = h("input", { type: "text", spellcheck: "false", placeholder: "not set" });
+  const set = (value) => (input.value = value ?? "");
+  set(usual);
+  return { input, set, get: () => (input.value === "" || input.value === usual ? undefined : input.value) };
+}
+
+/** An object or a list, written as JSON. */
+function structure({ kind }) {
+  const input = h("textarea", { rows: 2, spellcheck: "false", placeholder: kind === "list" ? "JSON, as in [ … ]" : "JSON, as in { … }" });
+  const read = () => {
+    try {
+      return JSON.parse(input.value);
+    } catch {
+      return undefined;
+    }
+  };
+  const check = () => input.setCustomValidity(input.value.trim() === "" || read() !== undefined ? "" : "This is not JSON.");
+  input.addEventListener("input", check);
+  const set = (value) => {
+    input.value = value === null || value === undefined ? "" : JSON.stringify(value, null, 1);
+    check();
+  };
+  return { input, set, get: () => read() ?? undefined };
+}
+
 /** Texts, one a line; or, for a map, a name and a number a line, with an equals sign between them. */
 function lines({ kind }) {
   const map = kind === "map";
@@ -108,3 +135,5 @@ function lines({ kind }) {
   };
   return { input, set, get };
 }
+
+const MAKERS = { texts: lines, map: lines, boolean: tick, text: line, object: structure, list: structure };

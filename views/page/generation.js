@@ -19,6 +19,8 @@ export const KINDS = {
     }),
     piece: ({ choices: [choice], usage, model }) => ({
       text: choice?.delta.content ?? "",
+      reasoning: choice?.delta.reasoning_content ?? "",
+      calls: choice?.delta.tool_calls ?? [],
       entries: choice?.logprobs?.content ?? [],
       finish: choice?.finish_reason ?? null,
       usage,
@@ -30,6 +32,8 @@ export const KINDS = {
     body: (request, top) => ({ ...request, ...(top === null ? {} : { logprobs: top }), stream: true }),
     piece: ({ text, logprobs, finish_reason, usage, model }) => ({
       text: text ?? "",
+      reasoning: "",
+      calls: [],
       entries: logprobs ?? [],
       finish: finish_reason ?? null,
       usage,
@@ -39,9 +43,16 @@ export const KINDS = {
 };
 
 /**
+ * A call of a function, as it is put back into the history.
+ * @typedef {{id: string, type: "function", function: {name: string, arguments: string}}} Call
+ */
+
+/**
  * An answer so far.
  * @typedef {object} Answer
  * @property {string} text
+ * @property {string} reasoning
+ * @property {Call[]} calls the functions that the model calls; the last one's arguments may be incomplete
  * @property {import("./tokens.js").TokenLogprob[]} entries empty unless log-probabilities were asked for
  * @property {string|null} finish
  * @property {string|undefined} model
@@ -58,7 +69,7 @@ export const KINDS = {
  */
 export async function generate(kind, body, { signal, progress, waiting }) {
   const { path, piece } = KINDS[kind];
-  const answer = { text: "", entries: [], finish: null, model: undefined, figures: null };
+  const answer = { text: "", reasoning: "", calls: [], entries: [], finish: null, model: undefined, figures: null };
   let meter;
   const opened = await patiently(
     () => {
@@ -71,9 +82,11 @@ export async function generate(kind, body, { signal, progress, waiting }) {
   const status = opened.headers.get("X-Cache")?.toLowerCase();
   let usage;
   for await (const event of opened.events) {
-    const { text, entries, finish, usage: counted, model } = piece(event);
-    if (text || entries.length) meter.add(entries.length || 1);
+    const { text, reasoning, calls, entries, finish, usage: counted, model } = piece(event);
+    if (text || reasoning || calls.length || entries.length) meter.add(entries.length || 1);
     answer.text += text;
+    answer.reasoning += reasoning;
+    for (const call of calls) extend(answer.calls, call);
     answer.entries.push(...entries);
     answer.finish ??= finish;
     answer.model ??= model;
@@ -91,4 +104,10 @@ export async function generate(kind, body, { signal, progress, waiting }) {
     progress(answer);
   }
   return answer;
+}
+
+/** Adds a chunk's part of a call to the calls so far. @param {Call[]} calls @param {any} part */
+function extend(calls, { index, id, type, function: { name, arguments: text } }) {
+  calls[index] ??= { id, type, function: { name, arguments: "" } };
+  calls[index].function.arguments += text ?? "";
 }

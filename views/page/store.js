@@ -23,11 +23,24 @@ export function keep(name, value) {
 }
 
 /**
+ * A message of a chat. An answer may have reasoning and calls of functions; a tool's message is the result of one.
+ * @typedef {object} Message
+ * @property {"user"|"assistant"|"tool"} role
+ * @property {string} content
+ * @property {string} [reasoning]
+ * @property {import("./generation.js").Call[]} [calls]
+ * @property {string} [call] of a tool's message: the id of the call
+ * @property {string} [name] of a tool's message: the function
+ * @property {string} [model]
+ * @property {string[]} [notes]
+ */
+
+/**
  * A chat.
  * @typedef {object} Chat
  * @property {string} id
  * @property {string} system
- * @property {{role: "user"|"assistant", content: string, model?: string, notes?: string[]}[]} messages
+ * @property {Message[]} messages
  * @property {number} updated Unix time in milliseconds
  */
 
