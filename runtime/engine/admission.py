@@ -31,8 +31,8 @@ class Admission:
 
     A sequence is admitted when a row is free and the pool has blocks for the tokens that it has and one more for each
     sequence that may still grow. It gets further blocks as its text grows. If none is available, the sequence that was
-    admitted last is preempted, a background one first (see ``Job``): it returns to its queue, in order of arrival, with its
-    tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after another one
+    admitted last is preempted, a background one first (see ``Job``): it returns to its queue, in order of arrival, with
+    its tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after another one
     has ended, so no more is computed again than fits the blocks which that one held. The queue is first in, first out
     within each kind: the others wait behind the first. The first admitted sequence is never preempted for its blocks,
     so it ends, and none starves.
