@@ -31,11 +31,11 @@ class Admission:
 
     A sequence is admitted when a row is free and the pool has blocks for the tokens that it has and one more for each
     sequence that may still grow. It gets further blocks as its text grows. If none is available, the sequence that was
-    admitted last is preempted, a background one first (see ``Job``): it returns to its queue, in order of arrival, with
-    its tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after another one
-    has ended, so no more is computed again than fits the blocks which that one held. The queue is first in, first out
-    within each kind: the others wait behind the first. The first admitted sequence is never preempted for its blocks,
-    so it ends, and none starves.
+    admitted last is preempted, a background one first (see ``Job``): it returns to its queue, in order of arrival,
+    with its tokens, and its computed blocks stay in the prefix cache while there is space. It fits again only after
+    another one has ended, so no more is computed again than fits the blocks which that one held. The queue is first
+    in, first out within each kind: the others wait behind the first. The first admitted sequence is never preempted
+    for its blocks, so it ends, and none starves.
 
     Background sequences are admitted when no interactive one waits. A waiting interactive sequence that lacks a row or
     blocks preempts background ones, youngest first. Background sequences do not starve: while none of them runs, the
