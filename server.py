@@ -16,14 +16,14 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from handlers.cli.parser import build_parser
-
 try:
+    gc.disable()  # what is imported is not garbage, and looking for some takes a tenth of the time
     from aiohttp import web
 
     from app import create_app, create_worker
     from handlers.cli import consume as consume_command
     from handlers.cli.options import settings_of
+    from handlers.cli.parser import build_parser
     from handlers.cli.queue_options import queue_of
     from middleware.connection.limits import raise_fd_limit
     from middleware.connection.runner import DeadlineRunner
@@ -37,6 +37,8 @@ try:
     from views.app_keys import CONTEXT
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
+finally:
+    gc.enable()
 
 _log = logging.getLogger("warmstart.server")
 
