@@ -107,11 +107,16 @@ async def _close_models(app: web.Application, seconds: float) -> None:
         await asyncio.to_thread(models.close, seconds)
 
 
+def tune_interpreter() -> None:
+    """Set the garbage collector's thresholds and the switch interval of a process that serves."""
+    gc.set_threshold(*_GC_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+
+
 @asynccontextmanager
 async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[asyncio.Event]:
     """Serve an application inside the block; yields an event that SIGTERM and SIGINT set. A second signal exits."""
-    gc.set_threshold(*_GC_THRESHOLDS)
-    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    tune_interpreter()
     tls = tls_of(settings)
     runner = DeadlineRunner.of(
         app,

@@ -18,6 +18,17 @@ KEEP_ALIVE_SECONDS = 5.0
 _COMMENT = b": keep-alive\n\n"
 
 
+def event_bytes(event: Mapping[str, Any], *, named: bool) -> bytes:
+    """Return an event as it is sent.
+
+    Args:
+        event: the event's data.
+        named: whether its ``type`` is its name, too.
+    """
+    name = f"event: {event['type']}\n".encode() if named else b""
+    return name + b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
 class EventStream:
     """A response of server-sent events. Its status and headers are sent with the first event or comment.
 
@@ -48,8 +59,7 @@ class EventStream:
 
     async def send(self, event: Mapping[str, Any]) -> None:
         """Send an event; waits while the client does not receive what was sent before (aiohttp buffers 64 KiB)."""
-        name = f"event: {event['type']}\n".encode() if self._named else b""
-        await self.write(name + b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+        await self.write(event_bytes(event, named=self._named))
         self.events += 1
 
     async def write(self, data: bytes) -> None:

@@ -162,7 +162,7 @@ async def _send_events(
             if not stream.begun:
                 raise
             request[REASON] = error.code
-            await stream.send(_error_event(error, form, stream.events, named=named))
+            await stream.send(error_event(error, form, stream.events, named=named))
         except ConnectionError:
             raise
         except Exception:
@@ -171,11 +171,11 @@ async def _send_events(
             _log.exception("a stream failed")
             request[REASON] = InternalError.code
             failure = InternalError("the stream failed")
-            await stream.send(_error_event(failure, form, stream.events, named=named))
+            await stream.send(error_event(failure, form, stream.events, named=named))
         return await stream.begun_response()
 
 
-def _error_event(error: ServiceError, form: ErrorForm, sent: int, *, named: bool) -> dict[str, Any]:
+def error_event(error: ServiceError, form: ErrorForm, sent: int, *, named: bool) -> dict[str, Any]:
     """Return the event that ends a failed stream: OpenAI's error object on routes without a client's form, too.
 
     Args:

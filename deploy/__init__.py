@@ -1,0 +1,1 @@
+"""How the service is deployed; ``deploy.ray`` is the only Python package in it."""
