@@ -5,20 +5,35 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number above this for "none"
 
 
+_MAC_FLAGS = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm"}
+
+
 def cpu_flags() -> frozenset[str]:
-    """Return the CPU's instruction sets as ``/proc/cpuinfo`` names them; the empty set on systems without it."""
+    """Return the CPU's instruction sets as Linux's ``/proc/cpuinfo`` names them.
+
+    On macOS these are the ones that the kernels use, by ``hw.optional.arm`` of sysctl(3). The empty set elsewhere.
+    """
+    if sys.platform == "darwin":
+        return frozenset(flag for feature, flag in _MAC_FLAGS.items() if _sysctl(f"hw.optional.arm.{feature}"))
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
     return frozenset(next(lines, "").split()[2:])
+
+
+def _sysctl(name: str) -> int:
+    value, size = ctypes.c_int32(), ctypes.c_size_t(4)
+    known = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0) == 0
+    return value.value if known else 0
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -99,3 +99,11 @@ def test_usable_cores_are_the_containers(
 def test_the_resident_memory_is_read() -> None:
     """A Python process with pytest in it holds more than 50 MB."""
     assert host.resident_memory() > 50_000_000
+
+
+def test_flags_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS the instruction sets come from sysctl, under Linux's names; those that it does not know are absent."""
+    known = {"hw.optional.arm.FEAT_DotProd": 1, "hw.optional.arm.FEAT_I8MM": 0}
+    monkeypatch.setattr("runtime.host.sys.platform", "darwin")
+    monkeypatch.setattr(host, "_sysctl", lambda name: known[name])
+    assert host.cpu_flags() == {"asimddp"}

@@ -29,7 +29,7 @@ class Level:
 
     Args:
         name: the level's name, part of the library's file name.
-        flags: flags that /proc/cpuinfo must list.
+        flags: instruction sets that ``runtime.host.cpu_flags`` must list.
         options: compiler options.
     """
 
@@ -38,16 +38,19 @@ class Level:
     options: tuple[str, ...]
 
 
-_X86 = (
-    Level(
-        "avx512-vnni",
-        frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma", "f16c")),
-        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
-    ),
-    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
+_AVX2 = Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c"))
+_AVX512 = Level(
+    "avx512-vnni",
+    _AVX2.flags | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", *_AVX2.options),
 )
+_AMX = Level("avx512-amx", _AVX512.flags | {"amx_tile", "amx_int8"}, ("-mamx-tile", "-mamx-int8", *_AVX512.options))
+_X86 = (_AMX, _AVX512, _AVX2)
+_DOT = Level("neon-dotprod", frozenset(("asimddp",)), ("-march=armv8.2-a+dotprod",))
+_MATRIX = Level("neon-i8mm", _DOT.flags | {"i8mm"}, ("-march=armv8.2-a+dotprod+i8mm",))
+_ARM = (_MATRIX, _DOT)
 _ANY = (Level("generic", frozenset(), ()),)
-_LEVELS = {"x86_64": _X86, "AMD64": _X86}
+_LEVELS = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
 
 
 def levels(machine: str | None = None) -> tuple[Level, ...]:

@@ -560,6 +560,9 @@ const int32_t* warmstart_layout(int32_t* count) {
     return warmstart::kLayout;
 }
 
+// Whether this process may use the registers that the library needs; asks the system for them. Called before others.
+int32_t warmstart_permitted() { return warmstart::permit_tiles(); }
+
 // What a status means. 0 is success, 1 a lack of memory.
 const char* warmstart_describe(int32_t status) { return warmstart::describe(status); }
 

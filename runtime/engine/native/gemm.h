@@ -67,6 +67,22 @@ inline V load_as(const uint8_t* from) {
     return v;
 }
 
+// A panel's sums of one token, with the bias, to the token's outputs; or added to them, times `add`, if that is not 0.
+inline void write(const Matrix& w, int panel, Floats sums, float* out, float add) {
+    float* to = out + panel * kLanes;
+    if (w.bias) sums += load(w.bias + panel * kLanes);
+    store(to, add != 0 ? load(to) + sums * add : sums);
+}
+
+}  // namespace warmstart
+
+#include "tile_amx.h"
+#if defined(__ARM_FEATURE_DOTPROD)
+#include "tile_neon.h"
+#endif
+
+namespace warmstart {
+
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 constexpr bool kOwnInt8Tile = true;
 
@@ -117,6 +133,8 @@ inline void tile_int8(const Activations& a, int token, const Matrix& w, int pane
         asm volatile("" : : "r"(total) : "memory");  // keeps the sums in memory, and so the registers for `acc`
     }
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kOwnInt8Tile = true;
 #else
 constexpr bool kOwnInt8Tile = false;
 template <int M, int P>
@@ -185,12 +203,7 @@ inline void tile(const Activations& a, int token, const Matrix& w, int panel, fl
         }
     }
     for (int m = 0; m < M; m++)
-        for (int p = 0; p < P; p++) {
-            float* to = out + (size_t)(token + m) * stride + (panel + p) * kLanes;
-            Floats value = total[m][p];
-            if (w.bias) value += load(w.bias + (panel + p) * kLanes);
-            store(to, add != 0 ? load(to) + value * add : value);
-        }
+        for (int p = 0; p < P; p++) write(w, panel + p, total[m][p], out + (size_t)(token + m) * stride, add);
 }
 
 // All tokens x P panels: the panels stay in the nearest cache while the tokens pass.
@@ -207,6 +220,9 @@ inline void panels(const Activations& a, int first, int last, const Matrix& w, i
 
 template <int K>
 void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride, float add) {
+    if constexpr (K == kInt8 && kHasTiles) {
+        if (tokens >= kLeastTileTokens) return product_tiles(pool, a, tokens, w, out, stride, add);
+    }
     const int count = w.rows / kLanes;
     if (tokens == 1) {
         const int tasks = (count + kSinglePanels - 1) / kSinglePanels;

@@ -120,7 +120,8 @@ def usable(folder: Path | None = None) -> tuple[Kernels, ...]:
     """
     flags = cpu_flags()
     paths = {level.name: path_of(level, folder) for level in levels() if level.flags <= flags}
-    return tuple(Kernels(name, _opened(ctypes.CDLL(str(path)))) for name, path in paths.items() if path.exists())
+    found = (Kernels(name, _opened(ctypes.CDLL(str(path)))) for name, path in paths.items() if path.exists())
+    return tuple(kernels for kernels in found if kernels.functions.warmstart_permitted())
 
 
 def check(functions: ctypes.CDLL, status: int) -> None:
@@ -154,6 +155,7 @@ def _offsets(dtype: np.dtype[Any]) -> list[int]:
 def _opened(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, result, arguments in (
         ("layout", POINTER(c_int32), [POINTER(c_int32)]),
+        ("permitted", c_int32, []),
         ("describe", c_char_p, [c_int32]),
         ("open", c_int32, [POINTER(Config), POINTER(c_void_p)]),
         ("step", c_int32, [c_void_p, POINTER(Step)]),

@@ -172,6 +172,7 @@ void open(Input& in, int index) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    REQUIRE(warmstart_permitted());
     Input in(data, size);
     const int index = (uint32_t)in.number(0, kModels - 1) % kModels;
     if (in.number(0, 15) == 15) {

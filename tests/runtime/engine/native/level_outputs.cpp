@@ -44,6 +44,7 @@ std::vector<float> run(void* decoder, const std::vector<Piece>& pieces) {
 }  // namespace
 
 int main() {
+    REQUIRE(warmstart_permitted());
     for (int index = 0; index < kModels; index++) {
         void* decoder = opened(index).decoder;
         const std::vector<float> whole = run(decoder, {{0, kTokens, 0}});

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.engine.native import build
+from runtime.host import cpu_flags
 
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = ROOT / "runtime/engine/native"
@@ -65,3 +66,13 @@ def test_arm(tmp_path: Path) -> None:
     assert np.isfinite(here).all()
     assert (difference[:12:3] < 1e-5 * largest[:12:3]).all()
     assert (difference < 1e-3 * largest).all()  # a code or a half may be rounded the other way
+
+
+@pytest.mark.skipif(not {"amx_tile", "amx_int8"} <= cpu_flags(), reason="needs a processor with AMX")
+def test_amx(tmp_path: Path) -> None:
+    """Products in AMX tiles are the same bits as those in AVX-512 vectors."""
+    levels = {level.name: level for level in NATIVE}
+    tiles, vectors = (
+        written(compiled("g++", levels[name].options, tmp_path / name)) for name in ("avx512-amx", "avx512-vnni")
+    )
+    assert np.array_equal(tiles, vectors)
