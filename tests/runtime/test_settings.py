@@ -86,6 +86,30 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, text
         Settings.load()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"REQUEST_SIGNING": "required"}, "REQUEST_SIGNING: set API_KEYS_FILE or API_KEYS"),
+        ({"AUDIT_LOG": "/tmp/audit.jsonl", "AUDIT_KEY": "short"}, "AUDIT_KEY: AUDIT_LOG needs a secret of"),
+        ({"AUDIT_REQUIRED": "true"}, "AUDIT_REQUIRED: set AUDIT_LOG"),
+        ({"TLS_KEY_FILE": "/tmp/key.pem"}, "TLS_CERT_FILE: TLS_KEY_FILE and"),
+        (
+            {"PROXY_PROTOCOL": "true", "TLS_CERT_FILE": "/tmp/a.pem", "TRUSTED_PROXIES": "127.0.0.1"},
+            "cannot be combined with TLS_CERT_FILE",
+        ),
+        ({"PROXY_PROTOCOL": "true"}, "PROXY_PROTOCOL: set TRUSTED_PROXIES"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str
+) -> None:
+    """A setting that needs another one, or excludes it, is an error at the start, not an open door later."""
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(SettingsError, match=said):
+        Settings.load()
+
+
 def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a container's user that is only a number."""
     monkeypatch.delenv("HOME", raising=False)

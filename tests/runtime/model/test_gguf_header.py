@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from runtime.model.gguf_header import read_header
+from runtime.model.gguf_header import TensorPlace, read_header
 
 
 @pytest.fixture
@@ -68,3 +68,32 @@ def test_a_file_that_is_cut_short_or_something_else_is_an_error(file: Path, tmp_
     cut.write_bytes(b"GGUF\x01\x00\x00\x00" + whole[8:])
     with pytest.raises(ValueError, match="version 1"):
         read_header(cut)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"general.architecture", b"general.architectury", "without general.architecture"),
+        (b"yes", b"f32", "'f32' occurs a second time"),
+        (b"\x06\0\0\0\0\0\0\0matrix", b"\x04\0\0\0\0\0\0\0half\x02\0", "occurs a second time|is damaged"),
+        (b"half\x01\0\0\0", b"half\x09\0\0\0", "9 dimensions are more than"),
+        (b"numbers\x09\0\0\0\x06\0\0\0", b"numbers\x09\0\0\0\x63\0\0\0", "unsupported type 99"),
+        (b"texts\x09\0\0\0\x08\0\0\0\x03", b"texts\x09\0\0\0\x08\0\0\0\xff", "the file ends within it|texts are more"),
+    ],
+)
+def test_damage_is_named(file: Path, old: bytes, new: bytes, message: str) -> None:
+    """Keys and tensors that occur twice, too many dimensions, unknown types, counts beyond the end of the file."""
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        assert read_header(file).architecture
+
+
+def test_quantized_tensors_are_no_vectors(file: Path) -> None:
+    """The error names the tensor."""
+    header = read_header(file)
+    place = header.tensors["half"]
+    header.tensors["half"] = TensorPlace(place.shape, 8, place.file, place.offset)
+    with pytest.raises(ValueError, match="half is quantized"):
+        header.vector("half")
