@@ -7,6 +7,7 @@ served now.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -136,6 +137,27 @@ def _models(models: list[ModelStatus]) -> Iterator[Metric]:
         for name, family in events.items():
             family.add_metric([model.id], getattr(model, name))
     yield from (state, default, memory, leases, *events.values())
+    yield from _adapters(models)
+
+
+def _adapters(models: list[ModelStatus]) -> Iterator[Metric]:
+    """Yield what an endpoint picker reads to send a request where its adapter is loaded; nothing without adapters.
+
+    Source: the model server protocol of the Gateway API Inference Extension (proposal 003), after vLLM's
+    ``vllm:lora_requests_info``. Its value is the time of the report, so that a reader can find the latest series.
+    """
+    adapters = [model for model in models if ":" in model.id]
+    if not adapters:
+        return
+    family = GaugeMetricFamily(
+        "warmstart:lora_requests_info",
+        "Adapters that are loaded and that are being loaded; the value is the Unix time of the report.",
+        labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+    )
+    loaded = ",".join(model.id for model in adapters if model.state == "ready")
+    loading = ",".join(model.id for model in adapters if model.state == "loading")
+    family.add_metric([str(len(adapters)), loaded, loading], time.time())
+    yield family
 
 
 def _memory(memory: Memory) -> Iterator[Metric]:
