@@ -14,6 +14,7 @@ import middleware
 from handlers.api.openapi import build
 from handlers.api.routes import ROUTES, error_form
 from handlers.context import Context
+from handlers.dispatch.batches import runner_of
 from handlers.dispatch.consumer import consumer_of
 from handlers.dispatch.events import Dispatcher
 from handlers.dispatch.lookup import find
@@ -33,13 +34,14 @@ from runtime.model_pool.registry import Registry
 from runtime.response_cache.cache import ResponseCache
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
-from runtime.telemetry.request_scope import current_caller, has_token_limit, observe_usage
+from runtime.telemetry.request_scope import current_caller, has_token_limit, may_call, observe_usage
 from views import pages
-from views.app_keys import CONTEXT, METRICS, SETTINGS, STATE
+from views.app_keys import BATCHES, CONTEXT, METRICS, SETTINGS, STATE
 from views.events import Events
 from views.idempotency import REPLAYED, IdempotentRequests
 from views.operations import caller_of, operation_handler, reserve
 from views.probes import exposition, livez, load, readyz, version
+from views.stored_files import file_handler, form_handler
 
 _PRELOAD_SECONDS = 0.03
 # Response headers that pages of other origins may read (CORS).
@@ -67,6 +69,7 @@ def create_app(
         ctx or build_context(settings, metrics),
         observe=observe_usage,
         caller=current_caller,
+        may_call=may_call,
         reserve=reserve,
         has_token_limit=has_token_limit,
     )
@@ -83,7 +86,13 @@ def create_app(
     idempotent = IdempotentRequests(settings, open_records)
     app.on_cleanup.append(idempotent.close)
     for route in ROUTES if full_api else [route for route in ROUTES if route.operation == "health"]:
-        handler = operation_handler(find(route.operation, ctx), route, settings, idempotent)
+        operation = find(route.operation, ctx)
+        handler = operation_handler(operation, route, settings, idempotent, access.allows)
+        if operation.form:
+            handler = form_handler(operation, handler, settings, access.allows)
+            access.forms.add(handler)
+        elif operation.raw:
+            handler = file_handler(route, access.allows)
         access.operations[handler] = route.operation
         if route.operation == "health":
             access.open.add(handler)
@@ -98,6 +107,7 @@ def create_app(
         app.router.add_post("/events", events.handle)
         access.operations[events.handle] = "events"
         app.on_cleanup.append(events.close)
+        app[BATCHES] = runner_of(settings, ctx, metrics.batches, error_form)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/ping", readyz)
@@ -112,7 +122,7 @@ def create_app(
             access.open |= page_handlers
     _allow_origins(app, settings)
     # Cleaned up in reverse order: the cache can still store the last responses, and the last spans are sent at the end.
-    app.cleanup_ctx.extend([_tracing, _response_cache, _models])
+    app.cleanup_ctx.extend([_tracing, _response_cache, _batches, _models])
     return app
 
 
@@ -196,6 +206,16 @@ async def _models(app: web.Application) -> AsyncIterator[None]:
     yield
     timer.cancel()
     await asyncio.to_thread(models.close)
+
+
+async def _batches(app: web.Application) -> AsyncIterator[None]:
+    """Cleanup context: run batches, until the models have been unloaded at shutdown."""
+    runner = app.get(BATCHES)
+    if runner is not None:
+        runner.start()
+    yield
+    if runner is not None:
+        await runner.close()
 
 
 async def _response_cache(app: web.Application) -> AsyncIterator[None]:

@@ -34,7 +34,7 @@ try:
     from runtime.model_pool.registry import Registry
     from runtime.settings import Settings
     from runtime.telemetry.logging import setup_logging
-    from views.app_keys import CONTEXT
+    from views.app_keys import BATCHES, CONTEXT
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
     sys.exit(130)
 finally:
@@ -102,6 +102,8 @@ async def consume(settings: Settings, queue: QueueOptions, *, full_api: bool) ->
 
 
 async def _close_models(app: web.Application, seconds: float) -> None:
+    if (batches := app.get(BATCHES)) is not None:
+        batches.stop()
     models = app[CONTEXT].models
     if isinstance(models, Registry):
         await asyncio.to_thread(models.close, seconds)

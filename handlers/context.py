@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from handlers.batch_protocols import Batches, Files
 from handlers.protocols import Cache, Models, ResponseStore, Tracing
 from runtime.status import EngineStats, Memory
 from runtime.types import TokenUsage
@@ -47,9 +48,12 @@ class Context:
         models: the model registry.
         cache: the response cache; None for no cache.
         responses: keeps responses of the Responses API; None to keep none.
+        files: the stored files; None if the service keeps none.
+        batches: the batches; None if the service has none.
         model_stats: returns the statistics of the model with the given id.
         memory: returns the memory of the process and its limits, in bytes.
         caller: returns an identifier of the request's caller; "" if there is only one.
+        may_call: returns whether the request's caller may call an operation.
         clock: wall clock and monotonic clock.
         new_id: returns a short unique id for a response.
         background: whether this is background work, which yields to interactive requests, see ``Job.background``.
@@ -72,9 +76,12 @@ class Context:
     new_id: Callable[[], str]
     cache: Cache | None = None
     responses: ResponseStore | None = None
+    files: Files | None = None
+    batches: Batches | None = None
     model_stats: Callable[[str], EngineStats] = lambda model: EngineStats()
     memory: Callable[[], Memory] = Memory
     caller: Callable[[], str] = lambda: ""
+    may_call: Callable[[str], bool] = lambda operation: True
     background: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
     reasoning: bool = True

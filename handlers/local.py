@@ -17,7 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from handlers.context import Clock, Context, RequestLimits
+from handlers.dispatch.batches import open_files
 from handlers.dispatch.lookup import find
+from runtime.batches.batches import BatchStore
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.events.idempotency.factory import open_records
 from runtime.events.idempotency.records import Records
@@ -97,6 +99,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
         return Memory(resident_memory(), limit(), models.budget_bytes)
 
+    database, files = open_files(settings) or (None, None)
     return Context(
         models=models,
         clock=Clock(time.time, time.monotonic),
@@ -109,6 +112,8 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
         responses=MemoryStore(settings.responses_store_bytes, settings.responses_store_ttl_seconds, time.time)
         if settings.responses_store_bytes
         else None,
+        files=files,
+        batches=None if database is None or files is None else BatchStore(database, files),
         model_stats=metrics.model_stats,
         memory=memory,
         tracing=start_tracing(service_version()) if settings.tracing else None,
@@ -171,6 +176,7 @@ def reject_http_settings(settings: Settings, advice: str) -> None:
         "RATE_LIMIT_ENABLED": settings.rate_limit_enabled,
         "ALLOWED_IPS": settings.allowed_ips != PRIVATE_NETWORKS,
         "AUDIT_LOG": settings.audit_log is not None,
+        "FILES_DIR": settings.files_dir is not None,  # nothing would run the batches
     }
     for name, configured in http_settings.items():
         if configured:

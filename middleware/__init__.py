@@ -83,7 +83,7 @@ def install(app: web.Application, settings: Settings, access: Access, metrics: M
             ip_allowlist_middleware(settings.allowed_ips, settings.disable_ip_restriction),  # by the address above
             *auth,  # by a header, before the body is read, so that unauthenticated requests cost no waiting
             *signing,  # reads the body itself once the signature is valid
-            body_deadline_middleware(settings.body_timeout_seconds),  # only for authenticated clients
+            body_deadline_middleware(settings.body_timeout_seconds, access),  # only for authenticated clients
             *limit,  # last, because it counts by the caller that authentication or the signature has identified
         ]
     )

@@ -29,6 +29,7 @@ class Access:
         admin: names of the operations that need the scope ``admin``.
         scopes: all scopes that a key may have.
         included: operation -> another operation whose scope allows it, too.
+        forms: handlers that read the body themselves if it is a form.
     """
 
     operations: dict[Handler, str] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Access:
     admin: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
     included: Mapping[str, str] = field(default_factory=dict)
+    forms: set[Handler] = field(default_factory=set)
 
     def operation(self, request: web.Request) -> str | None:
         """Return the name of the request's operation; None if the route has none, or if no route matched."""
@@ -47,6 +49,12 @@ class Access:
             return True
         preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         return preflight and request.match_info.http_exception is None
+
+    def allows(self, caller: Caller, operation: str) -> bool:
+        """Return whether a caller's scopes include an operation."""
+        if operation in self.admin:
+            return ADMIN in caller.scopes
+        return not caller.scopes.isdisjoint((ALL, operation, self.included.get(operation)))
 
     def check(self, request: web.Request, caller: Caller, challenge: str) -> None:
         """Raise and log InsufficientScope if the caller's scopes do not include the request's operation.
@@ -63,11 +71,9 @@ class Access:
         operation = self.operation(request)
         if operation is None:  # a route without an operation exposes nothing: any caller may get its 404
             return
+        if self.allows(caller, operation):
+            return
         scope = ADMIN if operation in self.admin else operation
-        if scope != ADMIN and caller.scopes & {ALL, self.included.get(operation)}:
-            return
-        if scope in caller.scopes:
-            return
         _log.warning("scope missing: client %s, key %s", request[CLIENT_IP], caller.id)
         raise InsufficientScope(
             f"the operation {operation} requires the scope {scope!r}, which this key does not have",

@@ -36,6 +36,11 @@ def cache_body(request: web.Request, body: bytes) -> None:
     request._read_bytes = body
 
 
+def cached_body(request: web.Request) -> bytes | None:
+    """Return the request's body if it was read before."""
+    return request._read_bytes
+
+
 def is_waiting(connection: web.RequestHandler) -> bool:
     """Return whether a connection waits for the headers of its next request."""
     return connection._waiter is not None and not connection._waiter.done()

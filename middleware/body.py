@@ -9,9 +9,11 @@ import asyncio
 import random
 
 from aiohttp import hdrs, web
+from aiohttp.streams import StreamReader
 from aiohttp.typedefs import Handler, Middleware
 
-from middleware.aiohttp_internals import cache_body, take_received_body
+from middleware.access import Access
+from middleware.aiohttp_internals import cache_body, cached_body, take_received_body
 from middleware.request_keys import CONTINUE, LAST
 from runtime.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from runtime.request_headers import check_content_encoding
@@ -34,20 +36,13 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         InvalidRequest: the body's framing is broken.
         ConnectionError: the client has disconnected.
     """
-    if hdrs.CONTENT_ENCODING in request.headers:
-        check_content_encoding(request.headers.getall(hdrs.CONTENT_ENCODING))
     limit = request.client_max_size
-    if (request.content_length or 0) > limit:
-        request[LAST] = True
-        raise _too_large(request)
-    if request.get(CONTINUE):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the final response has not begun
+    await accept_body(request, limit, "MAX_BODY_BYTES")
     try:
         body = take_received_body(request)
         if body is not None:  # most bodies are already complete, and need no timer
             if len(body) > limit:
-                raise _too_large(request)
+                raise _too_large(limit, "MAX_BODY_BYTES")
             cache_body(request, body)
             return body
         async with asyncio.timeout(seconds * random.uniform(1, _SPREAD)):  # noqa: S311
@@ -56,31 +51,72 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         request[LAST] = True
         raise RequestTimeout(f"The request body did not arrive within {seconds:g} seconds.") from None
     except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request) from None
+        raise _too_large(limit, "MAX_BODY_BYTES") from None
     except web.RequestPayloadError:
         raise InvalidRequest("The request body could not be decoded.") from None
 
 
-def _too_large(request: web.Request) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The request body is larger than {request.client_max_size} bytes (MAX_BODY_BYTES).")
+async def accept_body(request: web.Request, limit: int, setting: str) -> None:
+    """Ask the client for the body if it waits for that, unless it would be refused.
+
+    Args:
+        request: the request, whose body was not read.
+        limit: the largest number of bytes.
+        setting: the setting that has the limit, for the error message.
+
+    Raises:
+        PayloadTooLarge: Content-Length is larger than the limit.
+        UnsupportedMediaType: the body is compressed.
+    """
+    if hdrs.CONTENT_ENCODING in request.headers:
+        check_content_encoding(request.headers.getall(hdrs.CONTENT_ENCODING))
+    if (request.content_length or 0) > limit:
+        request[LAST] = True
+        raise _too_large(limit, setting)
+    if request.get(CONTINUE):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the final response has not begun
 
 
-def body_deadline_middleware(seconds: float) -> Middleware:
+def received_reader(request: web.Request) -> StreamReader:
+    """Return a reader of a request's body, also if it was read before, to verify its signature."""
+    if (body := cached_body(request)) is None:
+        return request.content
+    reader = StreamReader(request.protocol, 2**16)
+    reader.feed_data(body)
+    reader.feed_eof()
+    return reader
+
+
+def _too_large(limit: int, setting: str) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is larger than {limit} bytes ({setting}).")
+
+
+def body_deadline_middleware(seconds: float, access: Access | None = None) -> Middleware:
     """Return the middleware that reads the body before the handler runs; errors as for ``read_body``.
 
     It comes after the address, key and signature checks, so that unauthenticated clients cannot make it wait.
 
     Args:
         seconds: the deadline, as for ``read_body``.
+        access: the access rules; their handlers of forms read these themselves. None for no such handlers.
     """
 
     @web.middleware
     async def body_deadline(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.can_read_body:
+        if request.can_read_body and not _is_form(request, access):
             await read_body(request, seconds)
         return await handler(request)
 
     return body_deadline
+
+
+def _is_form(request: web.Request, access: Access | None) -> bool:
+    return (
+        access is not None
+        and request.match_info.handler in access.forms
+        and request.content_type == "multipart/form-data"
+    )
 
 
 def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:

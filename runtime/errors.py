@@ -275,6 +275,30 @@ class IdempotencyUnavailable(ServiceError):
     code, status, title, retryable = "idempotency_unavailable", 503, "Idempotency records unavailable", True
 
 
+class FilesOff(NotFound):
+    """The service keeps no files, so that it has no batches either."""
+
+    code, title = "files_off", "Files are off"
+
+
+class FileInUse(ServiceError):
+    """The file cannot be deleted, because a batch that has not ended reads it."""
+
+    code, status, title = "file_in_use", 409, "File in use"
+
+
+class StorageFull(ServiceError):
+    """Nothing more can be stored: the disk or the allowed space is full (RFC 4918 section 11.5)."""
+
+    code, status, title, retryable = "storage_full", 507, "Storage full", True
+
+
+class StorageUnavailable(ServiceError):
+    """The stored files and batches cannot be read or written now."""
+
+    code, status, title, retryable = "storage_unavailable", 503, "Storage unavailable", True
+
+
 class DeliveryLimit(ServiceError):
     """The message was delivered too often and never acknowledged, so it is assumed to crash the workers."""
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from runtime.batch_settings import BatchSettings
 from runtime.errors import SettingsError
 from runtime.networks import parse_networks
-from runtime.serving_settings import ServingSettings
 from runtime.setting_types import Networks, OptionalPath, Origins, Strings, Upper
 from runtime.setting_values import shown
 
@@ -30,7 +30,7 @@ PRIVATE_NETWORKS = parse_networks(
 )
 
 
-class Settings(ServingSettings):
+class Settings(BatchSettings):
     """All settings of the service. Durations are in seconds and sizes in bytes unless the name says otherwise."""
 
     # Client addresses

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from handlers.context import Context
+from runtime.batches.runner import BatchRunner
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
 
@@ -17,6 +18,10 @@ METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
+
+
+BATCHES = web.AppKey[BatchRunner | None]("batches")
+"""Runs batches; None if the service has none."""
 
 
 STATE = web.AppKey[Callable[[], str]]("state")

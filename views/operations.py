@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -50,8 +51,12 @@ _Once = Callable[[Callable[[], Awaitable[Mapping[str, Any]]]], Awaitable[tuple[M
 """Does work, or returns the stored result of the same request, and whether it was stored."""
 
 
+Allows = Callable[[Caller, str], bool]
+"""Returns whether a caller may call an operation."""
+
+
 def operation_handler(
-    operation: Operation, route: Route, settings: Settings, idempotent: IdempotentRequests
+    operation: Operation, route: Route, settings: Settings, idempotent: IdempotentRequests, allows: Allows
 ) -> Handler:
     """Return an aiohttp handler that calls an operation.
 
@@ -60,10 +65,11 @@ def operation_handler(
         route: the route, which says how the payload is built.
         settings: the application's settings.
         idempotent: does the work of requests with the same idempotency key once.
+        allows: returns whether a caller may call an operation.
     """
 
     async def adapter(request: web.Request) -> web.StreamResponse:
-        request_scope.set(replace(request_scope.get(), caller=caller_of(request)))
+        begin(request, allows)
         payload = await _payload(request, route, settings.max_json_depth)
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
@@ -83,10 +89,32 @@ def operation_handler(
             answer, repeated = await operation.handle(payload, ctx), False
         else:
             answer, repeated = await once(lambda: operation.handle(payload, ctx))
-        headers = {"Content-Type": _JSON} | _cache_headers() | (REPLAYED if repeated else {})
-        return web.Response(body=await encoded(answer), headers=headers)
+        return await json_answer(answer, REPLAYED if repeated else {})
 
     return adapter
+
+
+def begin(request: web.Request, allows: Allows) -> None:
+    """Tell the operations who calls them in this request.
+
+    Args:
+        request: the request.
+        allows: returns whether a caller may call an operation.
+    """
+    caller: Caller | None = request.get(CALLER)
+    may_call = None if caller is None else partial(allows, caller)
+    request_scope.set(replace(request_scope.get(), caller=caller_of(request), may_call=may_call))
+
+
+async def json_answer(answer: Mapping[str, Any], headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
+    """Return the response with an operation's answer, and with the headers of the response cache.
+
+    Args:
+        answer: the answer.
+        headers: further headers.
+    """
+    all_headers = {"Content-Type": _JSON, **_cache_headers(), **headers}
+    return web.Response(body=await encoded(answer), headers=all_headers)
 
 
 def caller_of(request: web.Request) -> str:

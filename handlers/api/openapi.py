@@ -81,6 +81,7 @@ _KEY_ERRORS = {
     409: "A request with this Idempotency-Key is in progress.",
     422: "The Idempotency-Key was used with another body.",
 }
+_PARAMETER_RULES = ("type", "minLength", "maxLength", "pattern", "minimum", "maximum", "enum")
 _READ_ERRORS = {400: "The request is invalid; the error names the field."}
 _BODY_ERRORS = {
     404: "There is no such model.",
@@ -148,7 +149,8 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
 
 
 def _operation(route: Route, operation: Operation) -> dict[str, Any]:
-    name = re.sub(r"\W+", "_", f"{'' if route.method in ('GET', 'POST') else route.method.lower()}{route.plain_path}")
+    verb = "list" if route.query else "" if route.method in ("GET", "POST") else route.method.lower()
+    name = re.sub(r"\W+", "_", f"{verb}{route.plain_path}")
     description: dict[str, Any] = {
         "operationId": name.strip("_"),
         "summary": operation.summary,
@@ -161,9 +163,10 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     if route.method in ("POST", "PUT"):
         codes = codes | _BODY_ERRORS
         if not parameters:
+            kinds = ("multipart/form-data", "application/json") if operation.form else ("application/json",)
             description["requestBody"] = {
                 "required": True,
-                "content": {"application/json": _content(operation.request)},
+                "content": {kind: _content(operation.request) for kind in kinds},
             }
         elif remaining := {key: field for key, field in fields.items() if key not in route.fields}:
             schema = {"type": "object", "properties": remaining, "additionalProperties": False}
@@ -177,6 +180,8 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     if parameters:
         description["parameters"] = parameters
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
+    if operation.raw:
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if operation.chunk is not None:
         named = operation.named_events
         content["text/event-stream"] = {"schema": (_named_event if named else _event)(operation.chunk, route.errors)}
@@ -194,12 +199,12 @@ def _tag(route: Route) -> str:
 
 def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any]:
     """Describe a path or query parameter; the schema is the field's without null, which a query cannot express."""
-    (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] == "string")
+    (schema,) = (option for option in field.get("anyOf", [field]) if option["type"] != "null")
     return {
         "name": name,
         "in": location,
         "required": location == "path",
-        "schema": {key: schema[key] for key in ("type", "minLength", "maxLength", "pattern") if key in schema},
+        "schema": {key: schema[key] for key in _PARAMETER_RULES if key in schema},
         "description": field["description"],
     }
 

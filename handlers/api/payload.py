@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handlers.api.routes import Route
+from handlers.operations import OPERATIONS
 from runtime.errors import InvalidRequest, UnsupportedMediaType
 from runtime.strict_json import loads
 from runtime.types import CacheUse
@@ -15,13 +16,14 @@ def query_payload(route: Route, path_fields: Mapping[str, str], query: Mapping[s
     """Build the payload of a request without a body.
 
     Args:
-        route: the request's route. On OpenAI's routes the query is ignored, because its clients send parameters that
-            are no fields (``api-version``, ``limit``).
+        route: the request's route. On OpenAI's routes parameters that are no fields are ignored, because its clients
+            send some (``api-version``), and on most of them the whole query.
         path_fields: the fields in the path.
         query: the values of each query parameter. A repeated parameter becomes a list, which every field refuses.
     """
     if route.errors == "openai":
-        return dict(path_fields)
+        fields = OPERATIONS[route.operation].request.model_fields if route.query else {}
+        query = {name: values for name, values in query.items() if name in fields}
     return {name: list(values) if len(values) > 1 else values[0] for name, values in query.items()} | dict(path_fields)
 
 

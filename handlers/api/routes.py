@@ -18,18 +18,20 @@ class Route:
     """The HTTP route of an operation.
 
     Args:
-        method: the HTTP method. GET and DELETE take the fields from the query, which the routes of OpenAI's API ignore;
-            the others take them from a JSON body.
+        method: the HTTP method. GET and DELETE take the fields from the query, which most routes of OpenAI's API ignore
+            (``query``); the others take them from a JSON body.
         path: the path in aiohttp's syntax; ``{field:regex}`` in it is a field of the operation and makes the body
             optional.
         operation: the operation's name in ``OPERATIONS``.
         errors: the form of errors.
+        query: whether a route of OpenAI's API reads its query; it ignores parameters that are no fields.
     """
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     operation: str
     errors: ErrorForm = "problem"
+    query: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -70,6 +72,15 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/decisions", "decisions", errors="openai"),
     Route("GET", "/v1/responses/{response_id:resp_[^/]+}", "get_response", errors="openai"),
     Route("DELETE", "/v1/responses/{response_id:resp_[^/]+}", "delete_response", errors="openai"),
+    Route("POST", "/v1/files", "upload_file", errors="openai"),
+    Route("GET", "/v1/files", "list_files", errors="openai", query=True),
+    Route("GET", "/v1/files/{file_id:[^/]+}", "get_file", errors="openai"),
+    Route("GET", "/v1/files/{file_id:[^/]+}/content", "file_content", errors="openai"),
+    Route("DELETE", "/v1/files/{file_id:[^/]+}", "delete_file", errors="openai"),
+    Route("POST", "/v1/batches", "create_batch", errors="openai"),
+    Route("GET", "/v1/batches", "list_batches", errors="openai", query=True),
+    Route("GET", "/v1/batches/{batch_id:[^/]+}", "get_batch", errors="openai"),
+    Route("POST", "/v1/batches/{batch_id:[^/]+}/cancel", "cancel_batch", errors="openai"),
     Route("POST", "/v1/messages", "messages", errors="anthropic"),
     Route("POST", "/v1/messages/count_tokens", "count_tokens", errors="anthropic"),
 )

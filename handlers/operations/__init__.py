@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from handlers.context import Context
 from handlers.operations import (
     apply_template,
+    batches,
     cache,
     chat,
     compare,
@@ -20,6 +21,7 @@ from handlers.operations import (
     create_response,
     decisions,
     detokenize,
+    files,
     generate,
     health,
     messages,
@@ -32,6 +34,7 @@ from handlers.operations import (
 )
 from handlers.schemas import (
     base,
+    batches_objects,
     decisions_objects,
     messages_api,
     messages_api_objects,
@@ -42,6 +45,7 @@ from handlers.schemas import (
     responses_api_objects,
     tokens,
 )
+from handlers.schemas import batches as batches_requests
 from handlers.schemas import decisions as decisions_requests
 
 Payload = dict[str, Any]
@@ -62,6 +66,8 @@ class Operation:
             ``[DONE]`` at the end.
         part_of: another operation, whose scope allows an API key this one, too.
         admin: whether it changes the service for other callers, so that an API key needs the scope ``admin``.
+        form: whether its fields may also be sent over HTTP as a form (multipart/form-data, RFC 7578).
+        raw: whether HTTP answers with the content of a file instead of JSON.
     """
 
     summary: str
@@ -73,6 +79,8 @@ class Operation:
     named_events: bool = False
     part_of: str | None = None
     admin: bool = False
+    form: bool = False
+    raw: bool = False
 
     @property
     def generates(self) -> bool:
@@ -249,6 +257,70 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             compare.handle,
             compare.stream,
             responses.CompareChunk,
+        ),
+        "upload_file": Operation(
+            "Upload a file, compatible with OpenAI's Files API.",
+            batches_requests.UploadFileRequest,
+            batches_objects.FileObject,
+            files.upload,
+            part_of="create_batch",
+            form=True,
+        ),
+        "list_files": Operation(
+            "List the caller's files, compatible with OpenAI's Files API.",
+            batches_requests.ListFilesRequest,
+            batches_objects.FileList,
+            files.list_files,
+            part_of="create_batch",
+        ),
+        "get_file": Operation(
+            "Return a file's metadata.",
+            batches_requests.FileId,
+            batches_objects.FileObject,
+            files.get,
+            part_of="create_batch",
+        ),
+        "file_content": Operation(
+            "Return a file's content.",
+            batches_requests.FileId,
+            batches_objects.FileText,
+            files.content,
+            part_of="create_batch",
+            raw=True,
+        ),
+        "delete_file": Operation(
+            "Delete a file.",
+            batches_requests.FileId,
+            batches_objects.DeletedFile,
+            files.delete,
+            part_of="create_batch",
+        ),
+        "create_batch": Operation(
+            "Create a batch of requests, compatible with OpenAI's Batch API.",
+            batches_requests.CreateBatchRequest,
+            batches_objects.BatchObject,
+            batches.create,
+        ),
+        "list_batches": Operation(
+            "List the caller's batches, compatible with OpenAI's Batch API.",
+            batches_requests.ListBatchesRequest,
+            batches_objects.BatchList,
+            batches.list_batches,
+            part_of="create_batch",
+        ),
+        "get_batch": Operation(
+            "Return a batch.",
+            batches_requests.BatchId,
+            batches_objects.BatchObject,
+            batches.get,
+            part_of="create_batch",
+        ),
+        "cancel_batch": Operation(
+            "Cancel a batch; its output files have the rows that are done.",
+            batches_requests.BatchId,
+            batches_objects.BatchObject,
+            batches.cancel,
+            part_of="create_batch",
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""An SQLite file that the processes of one machine share. A damaged file is deleted and created anew."""
+"""An SQLite file that the processes of one machine share. Unless it is durable, a damaged file is created anew."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR,
 
 
 class SqliteFile:
-    """A shared SQLite file in WAL mode, opened on first use and rebuilt if it is damaged. Thread-safe.
+    """A shared SQLite file in WAL mode, opened on first use. Thread-safe.
+
+    A file that is damaged is rebuilt, unless it holds what cannot be made again (``durable``).
 
     Args:
         path: the file's path; the file is created on first use and readable by its owner only.
         schema: the statements that create its tables; the last one sets ``user_version`` to ``number``.
         number: the format version; a file with another one counts as damaged.
         busy_seconds: how long to wait for other writers.
+        durable: keep a damaged file, and fail; and write each transaction to the disk before it counts, so that a power
+            cut loses none.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], number: int, busy_seconds: float) -> None:
+    def __init__(
+        self, path: Path, schema: Sequence[str], number: int, busy_seconds: float, *, durable: bool = False
+    ) -> None:
         self.path = path
         self.damaged = 0
         """How often the file was found damaged."""
@@ -35,11 +41,12 @@ class SqliteFile:
         self._schema = schema
         self._number = number
         self._busy_seconds = busy_seconds
+        self._durable = durable
         self._lock = threading.Lock()
         self._inode = 0
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run work on the connection, and once more on a new file if the file is damaged; callable from any thread.
+        """Run work on the connection, and once more on a new file if the file was rebuilt; callable from any thread.
 
         After a failure the connection is closed, which rolls back all uncommitted changes.
 
@@ -55,7 +62,7 @@ class SqliteFile:
                 try:
                     return work(self._connect())
                 except sqlite3.DatabaseError as error:
-                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                    if self._durable or getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                         raise
                     self.rebuild(error)
                     return work(self._connect())
@@ -99,9 +106,13 @@ class SqliteFile:
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last writes, never damage the file
-        if database.execute("PRAGMA user_version").fetchone()[0] == self._number:
+        # Without FULL a power cut may lose the last writes, but never damages the file.
+        database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == self._number:
             return
+        if self._durable and version:
+            raise sqlite3.DatabaseError(f"its format is {version}, and this version reads {self._number}")
         database.execute("BEGIN IMMEDIATE")
         if database.execute("PRAGMA user_version").fetchone()[0] != self._number:  # no other process did it meanwhile
             for statement in self._schema:

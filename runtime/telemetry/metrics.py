@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from runtime.status import EngineStats
+from runtime.telemetry.batch_metrics import BatchMetrics
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.exposition import OPENMETRICS, prefers_openmetrics, stats_families
 from runtime.telemetry.model_metrics import Collectors, ModelMetrics
@@ -50,6 +51,7 @@ class Metrics:
         text = "Audit records that could not be written, and failures to sync the audit log to disk."
         self.audit_errors = Counter("warmstart:audit_errors", text, registry=self._registry)
         self.events = EventMetrics(self._registry)
+        self.batches = BatchMetrics(self._registry)
 
     def model(self, name: str) -> ModelMetrics:
         """Return the metrics of one model; the same object for the same name."""

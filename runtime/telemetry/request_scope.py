@@ -49,11 +49,13 @@ class RequestScope:
         caller: identifies the caller; "" where callers need not be distinguished.
         usage: adds up the usage of the request's generations; None if nothing reports it.
         reserve: reserves tokens of the caller's rate limit before they are generated; None where there is no limit.
+        may_call: returns whether the caller may call an operation; None where all may be called.
     """
 
     caller: str = ""
     usage: UsageCounter | None = None
     reserve: Reserve | None = None
+    may_call: Callable[[str], bool] | None = None
 
 
 # The scope of the request being served.
@@ -67,6 +69,12 @@ request_facts: ContextVar[dict[str, Any] | None] = ContextVar("request_facts", d
 def current_caller() -> str:
     """Return the caller of the request being served."""
     return request_scope.get().caller
+
+
+def may_call(operation: str) -> bool:
+    """Return whether the caller of the request being served may call an operation."""
+    allows = request_scope.get().may_call
+    return allows is None or allows(operation)
 
 
 def has_token_limit() -> bool:

@@ -32,6 +32,7 @@ from runtime.events.queues.factory import open_source, open_submitter
 from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
 from tests.events.brokers import Broker, Nats, Redis
+from tests.support.batches import with_batches
 from tests.support.fakes import FakeEngine, fake_context, serving
 
 TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
@@ -130,6 +131,27 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "chat_input_tokens": [{"messages": [{"role": "user", "content": "é"}], "max_tokens": 2, "stream": True}],
     "response_input_tokens": [{"instructions": "Be brief.", "input": [{"type": "input_text", "text": "é"}]}],
     "count_tokens": [{"system": "Be brief.", "messages": [{"role": "user", "content": "é"}]}],
+    "upload_file": [
+        {"purpose": "batch", "file": "é"},
+        {"purpose": "batch", "file": "", "filename": "é", "expires_after": {"anchor": "created_at", "seconds": 3600}},
+    ],
+    "list_files": [{}, {"limit": "1", "order": "asc", "purpose": "batch"}],
+    "get_file": [{"file_id": "file-1"}],
+    "file_content": [{"file_id": "file-2"}],
+    "delete_file": [{"file_id": "file-2"}],
+    "create_batch": [
+        {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+        {
+            "input_file_id": "file-2",
+            "endpoint": "/complete",
+            "completion_window": "1m",
+            "metadata": {"é": "😀"},
+            "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+        },
+    ],
+    "list_batches": [{}, {"limit": "1"}],
+    "get_batch": [{"batch_id": "batch_1"}],
+    "cancel_batch": [{"batch_id": "batch_1"}],
     "chat": [CHAT | NEUTRAL, CHAT | CALLING, SHAPED | CHAT | {"logprobs": True, "top_logprobs": 3, "min_tokens": 2}],
 }
 WRONG: dict[str, dict[str, Any]] = {
@@ -159,6 +181,15 @@ WRONG: dict[str, dict[str, Any]] = {
     "chat_input_tokens": {"messages": []},
     "response_input_tokens": {"input": []},
     "count_tokens": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    "upload_file": {"purpose": "vision", "file": "x"},
+    "list_files": {"limit": "0"},
+    "get_file": {"file_id": "file-3"},
+    "file_content": {"file_id": "file-3"},
+    "delete_file": {"file_id": "file-1"},
+    "create_batch": {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "list_batches": {"after": "batch_2"},
+    "get_batch": {"batch_id": "batch_2"},
+    "cancel_batch": {"batch_id": "batch_2"},
     "chat": {"messages": [{"role": "nobody", "content": "x"}]},
 }
 CALLS = [
@@ -168,9 +199,10 @@ CALLS = [
 ]
 
 
-def context() -> Context:
-    """The same for every way in: same words, same ids, same clock, same stored response."""
+def context(owner: str = "") -> Context:
+    """The same for every way in: same words, same ids, same clock, same stored response; files and a batch of one."""
     ctx = replace(fake_context(FakeEngine(token_length=len)), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
+    ctx = with_batches(ctx, owner)
     for caller in ("", "events:lambda:direct"):
         save({"input": "é"}, RESPONSE, replace(ctx, caller=lambda caller=caller: caller))
     return ctx
@@ -182,6 +214,8 @@ async def _http(route: Any, payload: dict[str, Any]) -> tuple[int, Any]:
         fields = {"params": left} if route.method in ("GET", "DELETE") else {"json": left}
         path = route.plain_path.format(**payload)
         async with session.request(route.method, url + path, **fields) as response:
+            if OPERATIONS[route.operation].raw and response.status == 200:
+                return response.status, {"content": await response.text("utf-8")}
             return response.status, await response.json(content_type=None)
 
 
@@ -250,6 +284,7 @@ def _queue(broker: type[Broker]) -> Any:
     return way
 
 
+OWNERS = {"Lambda": "events:lambda:direct"}  # who calls, where it is not nobody
 EVENTS = {"Lambda": _lambda, "CloudEvents": _cloud_event, "NATS": _queue(Nats), "Redis": _queue(Redis)}
 
 
@@ -288,11 +323,12 @@ async def test_same_answer_to_events(operation: str, way: str) -> None:
     """An event is answered with what HTTP answers, byte for byte; an error is OpenAI's object of the same error."""
     for payload in PAYLOADS[operation]:
         called = await invoke(operation, payload, ctx=context())
-        assert await EVENTS[way](operation, payload, context()) == ("result", encode(called))
+        assert await EVENTS[way](operation, payload, context(OWNERS.get(way, ""))) == ("result", encode(called))
     with pytest.raises(ServiceError) as caught:
         await invoke(operation, WRONG[operation], ctx=context())
     error = caught.value
-    assert await EVENTS[way](operation, WRONG[operation], context()) == (error.code, encode(error.openai()))
+    answer = await EVENTS[way](operation, WRONG[operation], context(OWNERS.get(way, "")))
+    assert answer == (error.code, encode(error.openai()))
 
 
 async def test_same_text_for_a_seed(

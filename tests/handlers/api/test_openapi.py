@@ -18,6 +18,7 @@ from handlers.schemas.parsing import parse
 from runtime.error_response import ErrorForm, error_body
 from runtime.errors import InvalidRequest, ServiceError
 from runtime.response_cache.memory import MemoryStore
+from tests.support.batches import with_batches
 from tests.support.fakes import fake_context
 
 DOCUMENT = json.loads(json.dumps(build(ROUTES, "1.2.3")))
@@ -47,6 +48,8 @@ EXAMPLES = [
 PAYLOADS: dict[str, dict[str, Any]] = {
     "get_response": {"response_id": "resp_id1"},
     "delete_response": {"response_id": "resp_id1"},
+    **{key: {"file_id": "file-2"} for key in ("get_file", "file_content", "delete_file")},
+    **{key: {"batch_id": "batch_1"} for key in ("get_batch", "cancel_batch")},
     "get_model": {"model": "fake"},
     "load_model": {"model": "fake"},
     "unload_model": {"model": "fake"},
@@ -99,7 +102,10 @@ def test_every_route_is_described(route: Route) -> None:
     operation = OPERATIONS[route.operation]
     assert described["summary"] == operation.summary
     answer = described["responses"]["200"]["content"]
-    assert answer["application/json"]["schema"]["$ref"].endswith(f"/{operation.response.__name__}")
+    if operation.raw:
+        assert list(answer) == ["application/octet-stream"]
+    else:
+        assert answer["application/json"]["schema"]["$ref"].endswith(f"/{operation.response.__name__}")
     assert ("text/event-stream" in answer) == (operation.stream is not None)
     for status, response in described["responses"].items():
         if status != "200":
@@ -154,7 +160,7 @@ async def test_examples_are_true(route: Route, example: dict[str, Any]) -> None:
     _check(example, _body_schema(route))
     if "model" in example:  # the example's is the default model, the fake one has another name
         example = example | {"model": "fake"}
-    answer = await OPERATIONS[route.operation].handle(example, fake_context())
+    answer = await OPERATIONS[route.operation].handle(example, with_batches(fake_context()))
     _check(answer, _described(route)["responses"]["200"]["content"]["application/json"]["schema"])
 
 
@@ -164,11 +170,11 @@ async def test_answers_fit_their_schema(route: Route) -> None:
     examples = [param.values[1] for param in EXAMPLES if param.values[0] == route]
     payload = PAYLOADS.get(route.operation) or next(iter(examples), {})  # type: ignore[call-overload]
     operation = OPERATIONS[route.operation]
-    ctx = replace(fake_context(), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
+    ctx = replace(with_batches(fake_context()), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
     await OPERATIONS["responses"].handle({"input": "x"}, ctx)
     _check(
         await operation.handle(payload, ctx),
-        _described(route)["responses"]["200"]["content"]["application/json"]["schema"],
+        {"$ref": f"#/components/schemas/{operation.response.__name__}"},
     )
     if operation.stream is not None and operation.chunk is not None:
         schema = {"$ref": f"#/components/schemas/{operation.chunk.__name__}"}
