@@ -21,6 +21,10 @@ class BatchMetrics:
         self._rows = Counter("warmstart:batch_rows", text, ("result",), registry=registry)
         text = "Batches that ended, by state: completed, failed, expired, cancelled."
         self._ended = Counter("warmstart:batches", text, ("state",), registry=registry)
+        for result in ("completed", "failed"):
+            self._rows.labels(result)
+        for state in ("completed", "failed", "expired", "cancelled"):
+            self._ended.labels(state)
 
     def row_done(self, *, answered: bool) -> None:
         """Count a row that has got its result."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from loadtests.service import Service, running_service
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.settings import Settings
 from runtime.types import Caller
+from tests.support.batches import with_batches
 from tests.support.command_line import warmstart
 from tests.support.fakes import caching, fake_context
 from tests.support.waiting import wait_until
@@ -41,11 +43,12 @@ RECORDS = "\n".join(_record(key, scope) for scope, key in KEYS.items())
 
 def _app(*, ctx: Any = None, **settings: Any) -> web.Application:
     loaded = Settings.load(**{"api_keys": RECORDS, "auth_failures_per_minute": 1_000_000} | settings)
-    return create_app(loaded, ctx or fake_context())
+    return create_app(loaded, ctx or with_batches(fake_context()))
 
 
 def _path(path: str) -> str:
-    return path.replace("{model:.+}", "fake").replace("{response_id:resp_[^/]+}", "resp_1")
+    ids = {"model": "fake", "response_id": "resp_1", "file_id": "file-2", "batch_id": "batch_1"}
+    return re.sub(r"\{(\w+):[^{}]*\}", lambda field: ids[field[1]], path)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def _path(path: str) -> str:
 async def test_each_operation_needs_its_scope(aiohttp_client: Client, route: Any) -> None:
     """A key passes with the operation's own scope or *, an admin's operation only with admin; health is open to all.
 
-    What translates to a chat passes with the scope of a chat, too.
+    What translates to a chat passes with the scope of a chat, too; what belongs to batches, with that of creating one.
     """
     http = await aiohttp_client(_app())
     method, path, name = (
@@ -84,7 +87,7 @@ async def test_head(aiohttp_client: Client) -> None:
             path = _path(route.path)
             assert (await http.head(path)).status == 401
             assert (await http.head(path, headers={"X-API-Key": KEYS["admin"]})).status == 403
-            assert (await http.head(path, headers=ALL)).status == (404 if "resp_" in path else 200)
+            assert (await http.head(path, headers=ALL)).status == (404 if "_id" in route.path else 200)
 
 
 @pytest.mark.parametrize(
