@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.model.block_formats import IQ4_VALUES
+
 Bytes = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
 _CHUNK_VALUES = 1 << 17  # converted at a time, so that intermediate results stay in the processor's cache
-# The values of the codes in IQ4_NL and IQ4_XS.
-_NON_LINEAR = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
-    np.int8,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ def _scale_and_shift(codes: Bytes, scales: Array, minima: Array, out: Array) -> 
     parts -= minima[:, :, None]
 
 
-def _nibbles(packed: Bytes, width: int) -> Bytes:
+def nibbles(packed: Bytes, width: int) -> Bytes:
     """Take bytes apart: of each ``width`` bytes first the low halves, then the high ones. [n, m] -> [n, 2 m]."""
     packed = np.ascontiguousarray(packed).reshape(len(packed), -1, 1, width)
     codes = np.empty((len(packed), packed.shape[1], 2, width), np.uint8)
@@ -93,19 +90,19 @@ def _nibbles(packed: Bytes, width: int) -> Bytes:
     return codes.reshape(len(packed), -1)
 
 
-def _pairs_of_bits(packed: Bytes, width: int) -> Bytes:
+def pairs_of_bits(packed: Bytes, width: int) -> Bytes:
     """Take bytes apart into four codes of two bits, the lowest bits of ``width`` bytes first. [n, m] -> [n, 4 m]."""
     packed = np.ascontiguousarray(packed).reshape(len(packed), -1, 1, width)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     return ((packed >> shifts) & np.uint8(3)).reshape(len(packed), -1)
 
 
-def _bits(packed: Bytes) -> Bytes:
+def bits(packed: Bytes) -> Bytes:
     """Return the bits of bytes, the lowest one first. [n, m] -> [n, 8 m]."""
     return np.unpackbits(np.ascontiguousarray(packed), axis=1, bitorder="little")
 
 
-def _bit_planes(packed: Bytes) -> Bytes:
+def bit_planes(packed: Bytes) -> Bytes:
     """Return the lowest bits of all bytes, then their second bits, and so on. [n, m] -> [n, 8 m]."""
     shifts = np.arange(8, dtype=np.uint8)[:, None]
     planes: Bytes = (np.ascontiguousarray(packed)[:, None, :] >> shifts) & np.uint8(1)
@@ -125,19 +122,19 @@ def _bf16(blocks: Bytes, out: Array) -> None:
 
 
 def _q4_0(blocks: Bytes, out: Array) -> None:
-    codes = _nibbles(blocks[:, 2:], 16).view(np.int8)
+    codes = nibbles(blocks[:, 2:], 16).view(np.int8)
     codes -= 8
     _scale(codes, _halves(blocks, 0)[:, None], out)
 
 
 def _q4_1(blocks: Bytes, out: Array) -> None:
-    _scale(_nibbles(blocks[:, 4:], 16), _halves(blocks, 0)[:, None], out)
+    _scale(nibbles(blocks[:, 4:], 16), _halves(blocks, 0)[:, None], out)
     out += _halves(blocks, 2)[:, None]
 
 
 def _q5_0(blocks: Bytes, out: Array) -> None:
-    codes = _nibbles(blocks[:, 6:], 16)
-    high = _bits(blocks[:, 2:6])
+    codes = nibbles(blocks[:, 6:], 16)
+    high = bits(blocks[:, 2:6])
     high <<= 4
     codes |= high
     signed = codes.view(np.int8)
@@ -146,8 +143,8 @@ def _q5_0(blocks: Bytes, out: Array) -> None:
 
 
 def _q5_1(blocks: Bytes, out: Array) -> None:
-    codes = _nibbles(blocks[:, 8:], 16)
-    codes |= _bits(blocks[:, 4:8]) << 4
+    codes = nibbles(blocks[:, 8:], 16)
+    codes |= bits(blocks[:, 4:8]) << 4
     _scale(codes, _halves(blocks, 0)[:, None], out)
     out += _halves(blocks, 2)[:, None]
 
@@ -160,40 +157,46 @@ def _q2_k(blocks: Bytes, out: Array) -> None:
     packed = blocks[:, :16]
     scales = _halves(blocks, 80)[:, None] * (packed & 15)
     minima = _halves(blocks, 82)[:, None] * (packed >> 4)
-    _scale_and_shift(_pairs_of_bits(blocks[:, 16:80], 32), scales, minima, out)
+    _scale_and_shift(pairs_of_bits(blocks[:, 16:80], 32), scales, minima, out)
 
 
 def _q3_k(blocks: Bytes, out: Array) -> None:
-    codes = _pairs_of_bits(blocks[:, 32:96], 32)
-    codes |= _bit_planes(blocks[:, :32]) << 2
+    codes = pairs_of_bits(blocks[:, 32:96], 32)
+    codes |= bit_planes(blocks[:, :32]) << 2
     signed = codes.view(np.int8)
     signed -= 4
-    six_bits = _nibbles(blocks[:, 96:104], 8) | (_pairs_of_bits(blocks[:, 104:108], 4) << 4)
+    six_bits = nibbles(blocks[:, 96:104], 8) | (pairs_of_bits(blocks[:, 104:108], 4) << 4)
     scales = _halves(blocks, 108)[:, None] * (six_bits.view(np.int8) - 32)
     _scale(signed, scales, out)
 
 
-def _scales_and_minima(blocks: Bytes) -> tuple[Array, Array]:
-    """Return the scales and minima [n, 8] of Q4_K and Q5_K, from two float16 numbers and 12 bytes of 6-bit codes."""
-    first, second, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+def six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Take the 12 bytes of scales and minima of Q4_K and Q5_K apart into numbers of 6 bits. [n, 12] -> twice [n, 8]."""
+    first, second, both = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate([first & 63, (both & 15) | ((first >> 2) & 48)], axis=1)
     minima = np.concatenate([second & 63, (both >> 4) | ((second >> 2) & 48)], axis=1)
+    return scales, minima
+
+
+def _scales_and_minima(blocks: Bytes) -> tuple[Array, Array]:
+    """Return the scales and minima [n, 8] of Q4_K and Q5_K, from two float16 numbers and 12 bytes of 6-bit codes."""
+    scales, minima = six_bit_pairs(blocks[:, 4:16])
     return _halves(blocks, 0)[:, None] * scales, _halves(blocks, 2)[:, None] * minima
 
 
 def _q4_k(blocks: Bytes, out: Array) -> None:
-    _scale_and_shift(_nibbles(blocks[:, 16:], 32), *_scales_and_minima(blocks), out)
+    _scale_and_shift(nibbles(blocks[:, 16:], 32), *_scales_and_minima(blocks), out)
 
 
 def _q5_k(blocks: Bytes, out: Array) -> None:
-    codes = _nibbles(blocks[:, 48:], 32)
-    codes |= _bit_planes(blocks[:, 16:48]) << 4
+    codes = nibbles(blocks[:, 48:], 32)
+    codes |= bit_planes(blocks[:, 16:48]) << 4
     _scale_and_shift(codes, *_scales_and_minima(blocks), out)
 
 
 def _q6_k(blocks: Bytes, out: Array) -> None:
-    codes = _nibbles(blocks[:, :128], 64)
-    high = _pairs_of_bits(blocks[:, 128:192], 32)
+    codes = nibbles(blocks[:, :128], 64)
+    high = pairs_of_bits(blocks[:, 128:192], 32)
     high <<= 4
     codes |= high
     signed = codes.view(np.int8)
@@ -203,14 +206,14 @@ def _q6_k(blocks: Bytes, out: Array) -> None:
 
 
 def _iq4_nl(blocks: Bytes, out: Array) -> None:
-    _scale(_NON_LINEAR[_nibbles(blocks[:, 2:], 16)], _halves(blocks, 0)[:, None], out)
+    _scale(IQ4_VALUES[nibbles(blocks[:, 2:], 16)], _halves(blocks, 0)[:, None], out)
 
 
 def _iq4_xs(blocks: Bytes, out: Array) -> None:
-    low = _nibbles(blocks[:, 4:8], 1)
-    high = _pairs_of_bits(blocks[:, 2:4], 1)
+    low = nibbles(blocks[:, 4:8], 1)
+    high = pairs_of_bits(blocks[:, 2:4], 1)
     scales = _halves(blocks, 0)[:, None] * ((low | (high << 4)).view(np.int8) - 32)
-    _scale(_NON_LINEAR[_nibbles(blocks[:, 8:], 16)], scales, out)
+    _scale(IQ4_VALUES[nibbles(blocks[:, 8:], 16)], scales, out)
 
 
 QUANTIZATIONS: dict[int, Quantization] = {

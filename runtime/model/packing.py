@@ -3,7 +3,8 @@
 For each group of input columns, a panel stores its 16 output rows side by side, so that a vector register loads one
 group: ``float32 [N/16][K][16]``, ``bfloat16 [N/16][K/2][16][2]`` and ``int8 [N/16][K/4][16][4]`` (the operand layout of
 the dot-product instructions). Rows and columns are padded with zeros to a multiple of 16. An int8
-matrix has a scale for every 64 columns of a row, float32 ``[N/16][K/64][16]``.
+matrix has a scale for every 64 columns of a row, float32 ``[N/16][K/64][16]``. ``float16 [N/16][K][16]`` keeps the
+weights of GGUF files; ``runtime.model.block_formats`` has the formats of their quantized matrices.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.model.block_formats import BLOCK_KINDS, BlockKind, block_bytes, unpack_blocks
+
 WeightKind = Literal["float32", "bfloat16", "int8"]
+SnapshotKind = Literal["float32", "bfloat16", "int8", "gguf"]
+"""A snapshot's matrices are all of one kind, or each as in the GGUF file (``gguf``)."""
+MatrixKind = Literal["float32", "bfloat16", "int8", "float16"] | BlockKind
 
 PANEL_ROWS = 16
 _COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # per group
@@ -41,10 +47,12 @@ def padded(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // PANEL_ROWS) * PANEL_ROWS, -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
-def packed_bytes(rows: int, columns: int, kind: WeightKind) -> int:
-    """Return the size of a packed matrix in bytes, without its scales."""
+def packed_bytes(rows: int, columns: int, kind: MatrixKind) -> int:
+    """Return the size of a packed matrix in bytes, without the scales of an int8 matrix."""
     n, k = padded(rows, columns)
-    return n * k * {"float32": 4, "bfloat16": 2, "int8": 1}[kind]
+    if kind in BLOCK_KINDS:
+        return block_bytes(n, k, kind)
+    return n * k * {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[kind]
 
 
 def scale_count(rows: int, columns: int) -> int:
@@ -53,12 +61,12 @@ def scale_count(rows: int, columns: int) -> int:
     return n * -(-k // GROUP_COLUMNS)
 
 
-def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
-    """Pack one weight matrix.
+def pack(matrix: NDArray[np.float32], kind: MatrixKind) -> Packed:
+    """Pack one weight matrix. Block formats are packed by ``runtime.loading.gguf_blocks``.
 
     Args:
         matrix: the matrix [N, K], output rows x input columns.
-        kind: float32 keeps the values; bfloat16 rounds them to nearest even; int8 quantizes each row's groups of 64
+        kind: float32 keeps the values; bfloat16 and float16 round them to nearest even; int8 quantizes each row's groups of 64
             columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
     """
     n, k = padded(*matrix.shape)
@@ -74,6 +82,9 @@ def pack(matrix: NDArray[np.float32], kind: WeightKind) -> Packed:
         rounded += bits
         rounded += 0x7FFF
         values = rounded.view(np.uint16)[:, 1::2]
+    elif kind == "float16":
+        panels = full.astype(np.float16).reshape(n // PANEL_ROWS, PANEL_ROWS, k).transpose(0, 2, 1)
+        return Packed(np.ascontiguousarray(panels).view(np.uint8).reshape(-1), None)
     elif kind == "int8":
         values, by_row = _quantized(full)
         scales = np.ascontiguousarray(by_row.reshape(n // PANEL_ROWS, PANEL_ROWS, -1).transpose(0, 2, 1)).reshape(-1)
@@ -102,13 +113,18 @@ def _quantized(matrix: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[
     return steps.astype(np.uint8), by_row
 
 
-def unpack(packed: Packed, rows: int, columns: int, kind: WeightKind) -> NDArray[np.float32]:
+def unpack(packed: Packed, rows: int, columns: int, kind: MatrixKind) -> NDArray[np.float32]:
     """Unpack a matrix to float32 [rows, columns], as rounded or quantized by its kind.
 
     Raises:
         ValueError: an int8 matrix has no scales.
     """
     n, k = padded(rows, columns)
+    if kind in BLOCK_KINDS:
+        return unpack_blocks(packed.data, rows, columns, kind)
+    if kind == "float16":
+        halves = packed.data.view(np.float16).reshape(n // PANEL_ROWS, k, PANEL_ROWS).transpose(0, 2, 1)
+        return halves.reshape(n, k)[:rows, :columns].astype(np.float32)
     group = _COLUMNS[kind]
     stored: Any = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.uint8}[kind]
     panels = packed.data.view(stored).reshape(n // PANEL_ROWS, k // group, PANEL_ROWS, group)

@@ -101,3 +101,34 @@ def add(writer: Any, name: str, values: Any, kind: gguf.GGMLQuantizationType) ->
         writer.add_tensor(name, values)
     else:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> Any:
+    """Return random rows of a quantized type as bytes [rows, bytes of a row], with values of a weight's size.
+
+    Args:
+        kind: the type; ``gguf`` need not be able to quantize to it.
+        rows: number of rows.
+        columns: width of a row.
+        seed: seed of the values.
+    """
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    dice = np.random.default_rng(seed)
+    blocks = dice.integers(0, 256, (rows * columns // values, size), np.uint8)
+    for at in _FACTORS[kind.name]:
+        factors = dice.uniform(0.5, 1.5, len(blocks)) * _SCALE / _LARGEST[kind.name]
+        blocks[:, at : at + 2] = factors.astype("<f2").view(np.uint8).reshape(-1, 2)
+    if kind.name in ("Q4_1", "Q5_1"):  # minima are added here, so they are negative
+        blocks[:, 3] |= 128
+    return blocks.reshape(rows, -1)
+
+
+_SCALE = 0.2  # the largest value that a code stands for
+# Positions of the float16 factors of blocks, and the largest product of a code and an integer scale.
+_FACTORS = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)},
+}
+_LARGEST = {"Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128}
+_LARGEST |= {"Q4_K": 945, "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064}
