@@ -74,6 +74,7 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
         results: dict[str, Any] = {
             "model": spec.id,
             "dtype": fast.dtype,
+            "weight_types": list(snapshot.weight_types),
             "optimizations": list(fast.optimizations),
             "machine": {"cpu": _cpu(), "cores": usable_cores(), "python": platform.python_version()},
             "weights_bytes": snapshot.nbytes,

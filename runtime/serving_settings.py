@@ -58,9 +58,10 @@ class ServingSettings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N.",
     )
-    dtype: Literal["auto", "int8", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "int8", "gguf", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of the weights; auto: int8 on a CPU with compiled kernels, else 16 bits where they are fast.",
+        description="Type of the weights; auto: int8 on a CPU with compiled kernels, else 16 bits where they are fast. "
+        "gguf: the types of a GGUF file, unchanged, in half the memory or less, on compiled kernels.",
     )
     engine: Literal["auto", "fast", "reference"] = Field(
         "auto", description="fast, reference (transformers), or auto: fast for the models that it supports."

@@ -259,6 +259,7 @@ class Token:
 class ModelInfo:
     """Metadata of a loaded model. Times are in seconds, memory is in bytes.
 
+    ``weight_types`` are the number types of the weight matrices, those with the most bytes first.
     ``kv_bytes`` is the maximum size of the KV cache, ``kv_dtype`` its number type, and ``kv_tokens`` how many tokens it
     holds; 0 for no limit.
     ``sampling_defaults`` are the values of sampling parameters, by name, that OpenAI's routes use where a request has
@@ -281,6 +282,7 @@ class ModelInfo:
     weights_bytes: int
     engine: str
     optimizations: tuple[str, ...] = ()
+    weight_types: tuple[str, ...] = ()
     kv_bytes: int = 0
     kv_dtype: str = ""
     kv_tokens: int = 0

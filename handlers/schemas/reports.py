@@ -40,6 +40,7 @@ class ModelInfoResponse(LazyModel):
     architecture: str
     parameters: int
     dtype: str
+    weight_types: list[str] = Field(description="Number types of the weights, those with the most bytes first.")
     device: str
     context_length: int = Field(description="Maximum number of tokens, prompt and completion together.")
     vocabulary_size: int

@@ -33,7 +33,7 @@ from runtime.model.families import read_config
 from runtime.model.gguf_header import GGUFHeader, read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
 from runtime.model.load_errors import unavailable
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress, bar_class
 from runtime.model.size_limits import check_sizes
 from runtime.model.snapshot import Facts
@@ -74,7 +74,7 @@ def read(spec: ModelSpec, path: Path, device: str, dtype: str, progress: Progres
 
 
 def form_through_transformers(
-    spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress
+    spec: ModelSpec, path: Path, kind: SnapshotKind, progress: Progress
 ) -> tuple[Facts, Tokenizer, list[Weight]]:
     """Load a model with transformers and convert it. Arguments, result and errors as for ``serving_form``."""
     with _reading(spec, progress) as tensors:

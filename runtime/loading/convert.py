@@ -6,6 +6,7 @@ torch or transformers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.loading.equalize import Factors
+from runtime.loading.file_types import FileTypes, Rows
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.stored_tensors import StoredTensors
 from runtime.loading.tensor_source import TensorSource
@@ -36,6 +38,7 @@ def convert(
     *,
     model: str = "the model",
     equalize: bool = False,
+    types: FileTypes | None = None,
 ) -> list[Weight]:
     """Convert a model's tensors.
 
@@ -46,11 +49,14 @@ def convert(
         model: the model's name, for error messages.
         equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see
             ``runtime.loading.equalize``.
+        types: the types of a GGUF file in which its matrices are stored, in parts where ``runtime.model.tensors`` says
+            so; None to store all in the snapshot's type.
 
     Raises:
-        ModelUnavailable: tensors are missing, superfluous, or of shapes that do not match the configuration.
+        ModelUnavailable: tensors are missing, superfluous, of shapes that do not match the configuration, or of types
+            that cannot be stored.
     """
-    conversion = _Conversion(config, layout, source, equalize)
+    conversion = _Conversion(config, layout, source, equalize, types)
     conversion.run()
     stored = conversion.stored
     if missing := stored.missing:
@@ -91,7 +97,15 @@ def count_parameters(config: DecoderConfig, layout: CheckpointLayout, source: Te
 class _Conversion:
     """Converts the tensors of one checkpoint. Arguments as for ``convert``."""
 
-    def __init__(self, config: DecoderConfig, layout: CheckpointLayout, source: TensorSource, equalize: bool) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layout: CheckpointLayout,
+        source: TensorSource,
+        equalize: bool,
+        types: FileTypes | None,
+    ) -> None:
+        self._types = types
         self._config = config
         self._layout = layout
         self._equalize = equalize and config.gated
@@ -157,25 +171,42 @@ class _Conversion:
             has_bias = any(self._has_bias(part) for part in counts)
             biases = _each([self._bias_or_zeros(part, n * head_dim, i) for part, n in counts.items()])
 
-        def arranged(parts: Sequence[Array]) -> Array:
+        def arranged_parts(parts: Sequence[Array]) -> list[Array]:
             q, k, v = (part.reshape(-1, head_dim, *part.shape[1:]) for part in parts)
             all_heads = [self._rotated(q, i), self._rotated(k, i), v]
-            return np.concatenate([self._padded(part, 1).reshape(-1, *part.shape[2:]) for part in all_heads])
+            return [self._padded(part, 1).reshape(-1, *part.shape[2:]) for part in all_heads]
+
+        def arranged(parts: Sequence[Array]) -> Array:
+            return np.concatenate(arranged_parts(parts))
 
         width = config.heads_width + 2 * config.kv_width
-        self._add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
+        if self._types is None:
+            self._add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
+        else:
+            if "qkv" in self._layout.names:
+                numbers = self._split(lambda: _numbers(rows * head_dim))()
+            else:
+                numbers = [_numbers(n * head_dim) for n in counts.values()]
+            for n, (part, places) in enumerate(zip(counts, arranged_parts(numbers), strict=True)):
+                tensor = "qkv" if "qkv" in self._layout.names else part
+                read = functools.partial(lambda n: arranged_parts(weights())[n], n)
+                self._add_typed(f"{i}.qkv.{part}", (len(places), config.hidden), read, tensor, i, places)
         if has_bias and biases is not None:
             self._add(f"{i}.qkv.bias", (width,), lambda: arranged(biases()))
         if config.qk_norm != "none":
             self._head_norm("q_norm", i, heads)
             self._head_norm("k_norm", i, kv_heads)
         out = self._weight("attention_out", (config.hidden, heads * head_dim), i)
-        self._add(
-            f"{i}.attention_out",
-            (config.hidden, config.heads_width),
-            lambda: self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
-            matrix=True,
-        )
+
+        def padded_out() -> Array:
+            return self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1)
+
+        shape = config.hidden, config.heads_width
+        if self._types is None:
+            self._add(f"{i}.attention_out", shape, padded_out, matrix=True)
+        else:
+            whole = config.padded_head_dim == head_dim
+            self._add_typed(f"{i}.attention_out", shape, padded_out, "attention_out", i, whole_rows=whole)
         if self._has_bias("attention_out"):
             self._add(f"{i}.attention_out.bias", (config.hidden,), self._bias("attention_out", config.hidden, i))
 
@@ -268,10 +299,16 @@ class _Conversion:
             factors = Factors(up, down)
             up, up_bias, down = factors.up(up), factors.up(up_bias), factors.down
         rows = gate_up_rows(inner)
-        self._add(f"{i}.gate_up", (rows, hidden), lambda: _interleave([gate(), up()]), matrix=True)
+        if self._types is None:
+            self._add(f"{i}.gate_up", (rows, hidden), lambda: _interleave([gate(), up()]), matrix=True)
+        else:
+            self._add_typed_gate(i, gate, up)
         if has_bias:
             self._add(f"{i}.gate_up.bias", (rows,), lambda: _interleave([gate_bias(), up_bias()]))
-        self._add(f"{i}.down", (hidden, inner), down, matrix=True)
+        if self._types is None:
+            self._add(f"{i}.down", (hidden, inner), down, matrix=True)
+        else:
+            self._add_typed(f"{i}.down", (hidden, inner), down, "down", i)
         if self._has_bias("down"):
             self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
 
@@ -285,6 +322,9 @@ class _Conversion:
     def _matrix(self, name: str, part: str, i: int | None, shape: _Shape) -> None:
         """Convert a matrix that keeps its arrangement, which is read in pieces if it is stored so, too."""
         read = self._weight(part, shape, i)
+        if self._types is not None:
+            self._add_typed(name, shape, read, part, i)
+            return
         read_rows = None if part in self._layout.transposed else self.stored.rows(self._name(part, i))
         self.weights.append(Weight(name, shape, True, read, read_rows))
 
@@ -333,8 +373,42 @@ class _Conversion:
         name = f"{self._layout.names[part]}.bias"
         return any(self.stored.name(name.replace("{i}", str(i))) for i in range(len(self._config.layers)))
 
+    def _add_typed_gate(self, i: int, gate: _Read, up: _Read) -> None:
+        """Convert the gate and up projections in their own types, each padded to whole panels."""
+        inner, joint = self._config.intermediate, "gate_up" in self._layout.names
+        shape = gate_up_rows(inner) // 2, self._config.hidden
+        for n, (part, read) in enumerate((("gate", gate), ("up", up))):
+            rows = np.pad(_numbers(inner) + (inner * n if joint else 0), (0, shape[0] - inner))
+            padded = functools.partial(
+                lambda read: np.pad(values := read(), ((0, shape[0] - len(values)), (0, 0))), read
+            )
+            self._add_typed(f"{i}.gate_up.{part}", shape, padded, "gate_up" if joint else part, i, rows)
+
+    def _add_typed(
+        self,
+        name: str,
+        shape: _Shape,
+        read: _Read,
+        part: str,
+        i: int | None,
+        rows: Rows | None = None,
+        *,
+        whole_rows: bool = True,
+    ) -> None:
+        """Convert a matrix in the type that a part has in a GGUF file. Arguments as for ``FileTypes.weight``."""
+        if self._types is None:
+            raise ValueError("no types are given")
+        tensor = self.stored.name(self._name(part, i))
+        whole_rows = whole_rows and part not in self._layout.transposed
+        self.weights.append(self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows))
+
     def _add(self, name: str, shape: _Shape, read: _Read, *, matrix: bool = False) -> None:
         self.weights.append(Weight(name, shape, matrix, read))
+
+
+def _numbers(count: int) -> Rows:
+    """Return the numbers of a tensor's rows, from 1."""
+    return np.arange(1, count + 1)
 
 
 def _zeros(width: int) -> _Read:

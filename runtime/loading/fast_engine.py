@@ -16,7 +16,7 @@ from runtime.host import usable_cores
 from runtime.loading import kernels
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
-from runtime.loading.precision import check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
+from runtime.loading.precision import check_file_types, check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
 from runtime.model.catalogue import ModelSpec
 from runtime.model.chat_encoder import ChatEncoder
 from runtime.model.load_timer import Phases
@@ -67,6 +67,7 @@ def open_fast(
         UnsupportedDecoder: the fast decoder does not support the model.
     """
     dtype = serving_dtype(settings, device)
+    check_file_types(spec, dtype)
     snapshot = open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
     with phases.phase("runner"):
         kv_bytes = (plan or MemoryPlan([spec], settings)).kv_bytes(spec)
@@ -127,6 +128,7 @@ def load_fast(
         weights_bytes=snapshot.nbytes,
         engine="native" if level else "torch",
         optimizations=optimizations,
+        weight_types=snapshot.weight_types,
         kv_bytes=runner.blocks * runner.block_bytes,
         kv_dtype=runner.kv_dtype,
         kv_tokens=runner.blocks * runner.block_tokens,
@@ -166,7 +168,7 @@ def make_runner(
     """
     config = snapshot.facts.decoder
     threads = settings.num_threads or usable_cores()
-    weights = (f"{snapshot.facts.kind} weights",)
+    weights = (f"{' and '.join(snapshot.weight_types)} weights",)
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
         native_runner = native.NativeRunner(

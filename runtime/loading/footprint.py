@@ -24,6 +24,7 @@ _LEAST_KV = 16 << 20  # smallest useful KV cache, in bytes
 _PROCESS_BYTES = 256 << 20  # Python, the libraries and the requests themselves
 _SAFE_SHARE = 0.95  # of the memory limit, beyond which the process is killed
 _BYTES = {"int8": 1.05, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}  # per parameter; int8 includes its scales
+_PACKED_FILE = 1.05  # bytes of a GGUF file's weights in its own types, for each byte of the file
 _QUANTIZED = re.compile(r"[-_.](?:i?q(\d)|(b?f16)|f32)", re.IGNORECASE)  # llama.cpp's file names
 
 
@@ -135,6 +136,8 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
     """
     if path.is_file():
         size = sum(part.stat().st_size for part in gguf_split.parts(path))
+        if dtype == "gguf":
+            return Footprint(int(size * _PACKED_FILE))
         return Footprint(int(size * 8 / _gguf_bits(path.name) * _BYTES[dtype]))
     config = _json_of(path / "config.json")
     parameters = _parameters(path, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
@@ -142,7 +145,7 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
         texts = texts_bytes(read_config(config)[0], rows)
     except UnsupportedDecoder:
         return Footprint(int(parameters * _BYTES[reference_dtype]), 0)
-    return Footprint(int(parameters * _BYTES[dtype]), texts)
+    return Footprint(int(parameters * _BYTES.get(dtype, _BYTES["float32"])), texts)
 
 
 def _parameters(folder: Path, dtype: str) -> float:

@@ -93,9 +93,9 @@ def _q2_k(blocks: Bytes) -> Blocks:
 
 
 def _q3_k(blocks: Bytes) -> Blocks:
-    codes = pairs_of_bits(blocks[:, 32:96], 32) | bit_planes(blocks[:, :32]) << 2
+    codes = pairs_of_bits(blocks[:, 32:96], 32) | bit_planes(blocks[:, :32]) << np.uint8(2)
     scales = nibbles(blocks[:, 96:104], 8) | pairs_of_bits(blocks[:, 104:108], 4) << np.uint8(4)
-    return Blocks(nibbles(blocks[:, 8:], 16) | bits(blocks[:, 4:8]) << np.uint8(4), _half(blocks, 0), _half(blocks, 2))
+    return Blocks(codes, scales.view(np.int8) - np.int8(32), None, _half(blocks, 108))
 
 
 def _q4_k(blocks: Bytes) -> Blocks:

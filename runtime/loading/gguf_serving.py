@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtime.loading.convert import convert, count_parameters
+from runtime.loading.file_types import FileTypes
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
 from runtime.loading.model_facts import model_facts
@@ -12,14 +13,14 @@ from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
 from runtime.model.end_tokens import gguf_end_ids
 from runtime.model.gguf_tokenizer import build_tokenizer
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
 
 
 def form_from_gguf(
-    spec: ModelSpec, file: Path, kind: WeightKind, progress: Progress
+    spec: ModelSpec, file: Path, kind: SnapshotKind, progress: Progress
 ) -> tuple[Facts, Tokenizer, list[Weight]]:
     """Load a GGUF model's properties, tokenizer and converted weights, from which a snapshot is written.
 
@@ -40,7 +41,8 @@ def form_from_gguf(
     progress("reading tokenizer", None)
     tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
-    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+    types = FileTypes(source, spec.id) if kind == "gguf" else None
+    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8", types=types)
     facts = model_facts(
         spec,
         file,

@@ -74,6 +74,24 @@ class GgufSource:
         width = math.prod(shape[1:])
         return self._values(place, start * width, stop * width).reshape(stop - start, *shape[1:])
 
+    def type_number(self, name: str) -> int:
+        """Return ggml's number of a tensor's type, one of ``QUANTIZATIONS``."""
+        return self._header.tensors[name].kind
+
+    def raw_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return some of a matrix's rows as the file has them, as bytes [rows, bytes of a row].
+
+        Args:
+            name: the matrix's name.
+            start: index of the first row.
+            stop: index behind the last row.
+        """
+        place = self._header.tensors[name]
+        rule = QUANTIZATIONS[place.kind]
+        size = place.shape[0] // rule.values * rule.size
+        data = _read(self._files[place.file], (stop - start) * size, place.offset + start * size)
+        return np.frombuffer(data, np.uint8).reshape(-1, size)
+
     def _values(self, place: TensorPlace, start: int, stop: int) -> NDArray[np.float32]:
         """Return the values from one index of the flattened tensor to another, both multiples of a block."""
         rule = QUANTIZATIONS[place.kind]

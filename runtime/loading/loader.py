@@ -17,7 +17,7 @@ from runtime.loading.packages import install
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
 from runtime.model.loaded import Loaded
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import DamagedSnapshot, Snapshot, folder_of, open_snapshot
 
@@ -44,7 +44,7 @@ def load(spec: ModelSpec, device: str, dtype: str, progress: Progress) -> Loaded
 
 
 def open_serving(
-    spec: ModelSpec, kind: WeightKind, cache: Path, progress: Progress, phases: Phases | None = None
+    spec: ModelSpec, kind: SnapshotKind, cache: Path, progress: Progress, phases: Phases | None = None
 ) -> Snapshot:
     """Open a model's snapshot, or make it if there is no valid one; if the disk cannot store it, it stays in memory.
 
@@ -110,7 +110,7 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     return download(spec, progress)
 
 
-def serving_folder(spec: ModelSpec, path: Path, kind: WeightKind, cache: Path) -> Path:
+def serving_folder(spec: ModelSpec, path: Path, kind: SnapshotKind, cache: Path) -> Path:
     """Return the folder of a model's snapshot, which need not exist.
 
     Args:

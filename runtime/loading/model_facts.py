@@ -12,7 +12,7 @@ from runtime.model.config import DecoderConfig
 from runtime.model.end_tokens import end_ids
 from runtime.model.gguf_header import read_header
 from runtime.model.gguf_split import parts
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.sampling_defaults import gguf_generation_config, sampling_defaults
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from runtime.model.tokenizer import Tokenizer
 def model_facts(
     spec: ModelSpec,
     path: Path,
-    kind: WeightKind,
+    kind: SnapshotKind,
     decoder: DecoderConfig,
     tokenizer: Tokenizer,
     *,

@@ -10,11 +10,13 @@ from runtime.device import select_dtype
 from runtime.engine.native import build
 from runtime.errors import ModelUnavailable
 from runtime.loading import kernels
-from runtime.model.packing import WeightKind
+from runtime.model.catalogue import ModelSpec
+from runtime.model.packing import SnapshotKind
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
 
-_KINDS: dict[str, WeightKind] = {
+_KINDS: dict[str, SnapshotKind] = {
+    "gguf": "gguf",
     "int8": "int8",
     "bfloat16": "bfloat16",
     "float32": "float32",
@@ -32,17 +34,45 @@ def serving_dtype(settings: Settings, device: str) -> str:
     Raises:
         ModelUnavailable: the device cannot run the type that ``DTYPE`` names.
     """
-    return select_dtype(
-        settings.dtype, device, int8=device == "cpu" and kernels.host_kernels(settings.cache_dir) is not None
-    )
+    compiled = device == "cpu" and kernels.host_kernels(settings.cache_dir) is not None
+    if settings.dtype == "gguf" and not compiled:
+        raise gguf_refused("needs the compiled kernels, which this device does not use")
+    return select_dtype(settings.dtype, device, int8=compiled)
+
+
+def check_file_types(spec: ModelSpec, dtype: str) -> None:
+    """Check that a model can be served in the types of its file, if ``DTYPE=gguf`` says so.
+
+    Args:
+        spec: the model.
+        dtype: the weights' number type, from ``serving_dtype``.
+
+    Raises:
+        ModelUnavailable: the model is not a GGUF file, or its weights are changed by an adapter.
+    """
+    if dtype != "gguf":
+        return
+    if not spec.location.lower().endswith(".gguf"):
+        raise gguf_refused(f"serves GGUF files in their own types, which {spec.id} is not")
+    if spec.adapter is not None:
+        raise gguf_refused(f"keeps the file's own weights, which the adapter of {spec.id} changes")
+
+
+def gguf_refused(reason: str) -> ModelUnavailable:
+    """Return the error for a model that cannot be served in the types of its file.
+
+    Args:
+        reason: what the setting does or needs, and why that does not fit.
+    """
+    return ModelUnavailable(f"DTYPE=gguf {reason}; set DTYPE=auto")
 
 
 def reference_dtype(settings: Settings, device: str) -> str:
-    """Return the weights' number type in the reference engine, which has no 8-bit weights.
+    """Return the weights' number type in the reference engine, which has no quantized weights.
 
     Arguments and errors are those of ``serving_dtype``.
     """
-    return select_dtype("auto" if settings.dtype == "int8" else settings.dtype, device)
+    return select_dtype("auto" if settings.dtype in ("int8", "gguf") else settings.dtype, device)
 
 
 def check_kv_dtype(settings: Settings) -> None:
@@ -58,7 +88,7 @@ def check_kv_dtype(settings: Settings) -> None:
         )
 
 
-def weight_kind(dtype: str) -> WeightKind:
+def weight_kind(dtype: str) -> SnapshotKind:
     """Return the number type in which a snapshot stores matrices for a type from ``serving_dtype``."""
     return _KINDS[dtype]
 

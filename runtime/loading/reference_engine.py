@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.loading.loader import fetch, load
 from runtime.loading.model_facts import configured_sampling
 from runtime.loading.model_files import identity
-from runtime.loading.precision import check_kv_dtype, reference_dtype, reference_fingerprint
+from runtime.loading.precision import check_kv_dtype, gguf_refused, reference_dtype, reference_fingerprint
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
 from runtime.model.loaded import Loaded
@@ -34,6 +34,8 @@ def load_reference(
 
     started = time.perf_counter()
     check_kv_dtype(settings)
+    if settings.dtype == "gguf":
+        raise gguf_refused(f"needs the compiled kernels, which do not run {spec.id}")
     dtype = reference_dtype(settings, device)
     with phases.phase("weights"):
         path = fetch(spec, progress)
@@ -85,6 +87,7 @@ def _reference_info(spec: ModelSpec, loaded: Loaded, seconds: float) -> ModelInf
         warmup_seconds=0.0,
         weights_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
         engine="reference",
+        weight_types=(loaded.dtype,),
         kv_dtype=loaded.dtype,
         optimizations=("sdpa attention",) if config._attn_implementation == "sdpa" else (),
     )

@@ -20,7 +20,7 @@ from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.families import FAMILIES, configured_end_ids, read_config
 from runtime.model.load_errors import unavailable
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ _log = logging.getLogger("warmstart.load")
 Form = tuple[Facts, Tokenizer, list[Weight]]
 
 
-def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progress) -> Form:
+def serving_form(spec: ModelSpec, path: Path, kind: SnapshotKind, progress: Progress) -> Form:
     """Load a model's properties, tokenizer and converted weights, from which a snapshot is written.
 
     Args:
@@ -43,7 +43,7 @@ def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progre
         UnsupportedDecoder: the fast decoder does not support the model.
         ModelUnavailable: the files cannot be loaded, or do not contain exactly the model's weights.
     """
-    direct: Callable[[ModelSpec, Path, WeightKind, Progress], Form] | None = None
+    direct: Callable[[ModelSpec, Path, SnapshotKind, Progress], Form] | None = None
     if spec.adapter is None and path.suffix.lower() == ".gguf":
         direct = form_from_gguf
     elif spec.adapter is None and path.is_dir() and safetensors_files(path):
@@ -67,7 +67,7 @@ def serving_form(spec: ModelSpec, path: Path, kind: WeightKind, progress: Progre
     return form
 
 
-def _from_safetensors(spec: ModelSpec, folder: Path, kind: WeightKind, progress: Progress) -> Form:
+def _from_safetensors(spec: ModelSpec, folder: Path, kind: SnapshotKind, progress: Progress) -> Form:
     """Load a checkpoint with safetensors files. Arguments, result and errors as for ``serving_form``."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     decoder, layout = read_config(config)

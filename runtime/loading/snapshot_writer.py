@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.model.packing import PANEL_ROWS, Packed, WeightKind, pack, packed_bytes, scale_count
+from runtime.model.packing import PANEL_ROWS, MatrixKind, Packed, SnapshotKind, pack, packed_bytes, scale_count
 from runtime.model.snapshot import FORMAT, MODEL, TOKENIZER, WEIGHTS, Facts, Place, Snapshot, digest_of
 from runtime.model.tokenizer import Tokenizer
 
@@ -38,10 +38,13 @@ class Weight:
     Args:
         name: the tensor's name, from the table of ``runtime.loading.convert``.
         shape: the tensor's shape; [outputs, inputs] for a matrix.
-        matrix: whether the tensor is packed in the snapshot's kind; otherwise it is stored as float32.
+        matrix: whether the tensor is packed; otherwise it is stored as float32.
         read: returns the float32 values; called when they are written, so that few are in memory at a time.
         read_rows: returns some rows of a matrix, from the index of the first to that behind the last; None if only the
             whole matrix can be read.
+        kind: number type of a packed matrix; None for that of the snapshot.
+        pack_rows: returns some rows of a matrix as packed bytes of ``kind``, with the arguments of ``read_rows``, which
+            are multiples of ``PANEL_ROWS`` or the last row; None to pack what ``read_rows`` or ``read`` returns.
     """
 
     name: str
@@ -49,6 +52,20 @@ class Weight:
     matrix: bool
     read: Callable[[], NDArray[np.float32]]
     read_rows: Callable[[int, int], NDArray[np.float32]] | None = None
+    kind: MatrixKind | None = None
+    pack_rows: Callable[[int, int], NDArray[np.uint8]] | None = None
+
+    def kind_in(self, snapshot: SnapshotKind) -> MatrixKind | None:
+        """Return the number type of a packed matrix in a snapshot; None for a tensor that is not packed.
+
+        Raises:
+            ValueError: the snapshot's matrices have types of their own, and this one has none.
+        """
+        if not self.matrix:
+            return None
+        if self.kind is None and snapshot == "gguf":
+            raise ValueError(f"{self.name} has no type of its own")
+        return self.kind or snapshot  # type: ignore[return-value]
 
 
 def save(
@@ -131,7 +148,7 @@ class _Sink(Protocol):
     def write(self, data: Any, /) -> int: ...
 
 
-def lay_out(weights: Sequence[Weight], kind: WeightKind) -> tuple[dict[str, Place], int]:
+def lay_out(weights: Sequence[Weight], kind: SnapshotKind) -> tuple[dict[str, Place], int]:
     """Return each tensor's position in ``weights.bin``, and the file's size in bytes. Arguments as for ``save``."""
     places, end = {}, 0
 
@@ -142,15 +159,16 @@ def lay_out(weights: Sequence[Weight], kind: WeightKind) -> tuple[dict[str, Plac
         return offset
 
     for weight in weights:
-        if weight.matrix:
+        stored = weight.kind_in(kind)
+        if stored is not None:
             rows, columns = weight.shape
-            size = packed_bytes(rows, columns, kind)
+            size = packed_bytes(rows, columns, stored)
             offset = take(size)
-            scales = take(4 * scale_count(rows, columns)) if kind == "int8" else None
+            scales = take(4 * scale_count(rows, columns)) if stored == "int8" else None
         else:
             size = 4 * int(np.prod(weight.shape))
             offset, scales = take(size), None
-        places[weight.name] = Place(weight.shape, weight.matrix, offset, size, scales)
+        places[weight.name] = Place(weight.shape, stored, offset, size, scales)
     return places, end
 
 
@@ -158,7 +176,7 @@ def _fill(
     sink: _Sink,
     weights: Sequence[Weight],
     places: Mapping[str, Place],
-    kind: WeightKind,
+    kind: SnapshotKind,
     progress: Callable[[float], None],
 ) -> str:
     """Write every tensor at its position, and return the SHA-256 of the written bytes."""
@@ -194,19 +212,20 @@ def _fill(
     return digest.hexdigest()
 
 
-def _packed(weights: Sequence[Weight], kind: WeightKind) -> Iterator[list[Packed]]:
+def _packed(weights: Sequence[Weight], snapshot: SnapshotKind) -> Iterator[list[Packed]]:
     """Read and pack the matrices in threads, and yield their parts in order."""
 
     def tasks() -> Iterator[Callable[[], list[Packed]]]:
         for weight in weights:
-            if not weight.matrix:
+            kind = weight.kind_in(snapshot)
+            if kind is None:
                 continue
-            if weight.read_rows is None:
+            if weight.read_rows is None and weight.pack_rows is None:
                 yield functools.partial(_pack_whole, weight, kind)
                 continue
             step = _chunk_rows(weight)
             for start in range(0, weight.shape[0], step):
-                yield functools.partial(_pack_rows, weight.read_rows, start, min(start + step, weight.shape[0]), kind)
+                yield functools.partial(_pack_rows, weight, start, min(start + step, weight.shape[0]), kind)
 
     with ThreadPoolExecutor(_WORKERS, "pack") as pool:
         waiting: deque[Future[list[Packed]]] = deque()
@@ -223,12 +242,14 @@ def _chunk_rows(weight: Weight) -> int:
     return max(1, _CHUNK_VALUES // weight.shape[1] // PANEL_ROWS) * PANEL_ROWS
 
 
-def _pack_whole(weight: Weight, kind: WeightKind) -> list[Packed]:
+def _pack_whole(weight: Weight, kind: MatrixKind) -> list[Packed]:
     values, step = weight.read(), _chunk_rows(weight)
     return [pack(values[i : i + step], kind) for i in range(0, len(values), step)]
 
 
-def _pack_rows(
-    read_rows: Callable[[int, int], NDArray[np.float32]], start: int, stop: int, kind: WeightKind
-) -> list[Packed]:
-    return [pack(read_rows(start, stop), kind)]
+def _pack_rows(weight: Weight, start: int, stop: int, kind: MatrixKind) -> list[Packed]:
+    if weight.pack_rows is not None:
+        return [Packed(weight.pack_rows(start, stop), None)]
+    if weight.read_rows is None:
+        raise ValueError(f"{weight.name} cannot be read in pieces")
+    return [pack(weight.read_rows(start, stop), kind)]

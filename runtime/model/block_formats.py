@@ -146,7 +146,7 @@ def pack_blocks(blocks: Blocks, kind: BlockKind) -> NDArray[np.uint8]:
 
 
 def _planes(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
-    """Take the codes of four columns in each word [panels, K / 32, 8, 16] apart, to planes [panels, K / 32, bits, 16]."""
+    """Take codes apart: of four columns in each word [panels, K / 32, 8, 16], to planes [panels, K / 32, bits, 16]."""
     if bits == 8:
         return words
     planes, at = [], 0

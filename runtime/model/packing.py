@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.model.block_formats import BLOCK_KINDS, BlockKind, block_bytes, unpack_blocks
+from runtime.model.block_formats import BLOCK_KINDS, FORMATS, BlockKind, block_bytes, unpack_blocks
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
 SnapshotKind = Literal["float32", "bfloat16", "int8", "gguf"]
 """A snapshot's matrices are all of one kind, or each as in the GGUF file (``gguf``)."""
 MatrixKind = Literal["float32", "bfloat16", "int8", "float16"] | BlockKind
+MATRIX_KINDS: tuple[MatrixKind, ...] = ("float32", "bfloat16", "int8", "float16", *BLOCK_KINDS)
 
 PANEL_ROWS = 16
 _COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4}  # per group
@@ -47,6 +48,11 @@ def padded(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // PANEL_ROWS) * PANEL_ROWS, -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
+def suits(kind: MatrixKind, columns: int) -> bool:
+    """Return whether a matrix of a width can be stored in a kind: block formats need whole blocks."""
+    return kind not in BLOCK_KINDS or columns % FORMATS[kind].columns == 0
+
+
 def packed_bytes(rows: int, columns: int, kind: MatrixKind) -> int:
     """Return the size of a packed matrix in bytes, without the scales of an int8 matrix."""
     n, k = padded(rows, columns)
@@ -66,8 +72,8 @@ def pack(matrix: NDArray[np.float32], kind: MatrixKind) -> Packed:
 
     Args:
         matrix: the matrix [N, K], output rows x input columns.
-        kind: float32 keeps the values; bfloat16 and float16 round them to nearest even; int8 quantizes each row's groups of 64
-            columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
+        kind: float32 keeps the values; bfloat16 and float16 round them to nearest even; int8 quantizes each row's
+            groups of 64 columns symmetrically to -127 ... 127 steps of the group's largest magnitude / 127.
     """
     n, k = padded(*matrix.shape)
     full = matrix.astype(np.float32, order="C", copy=False)

@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 
 from runtime.model.config import DecoderConfig
 from runtime.model.load_timer import Phases
-from runtime.model.packing import Packed, WeightKind, packed_bytes, scale_count
-from runtime.model.tensors import biases, matrices, vectors
+from runtime.model.packing import MATRIX_KINDS, MatrixKind, Packed, SnapshotKind, packed_bytes, scale_count
+from runtime.model.packing import suits as kind_suits
+from runtime.model.tensors import biases, stored_matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 7
+FORMAT = 8
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
@@ -44,7 +46,7 @@ class Facts:
         revision: the hub's commit; None if the model is not from the hub.
         architecture: the model's class in transformers.
         parameters: number of parameters, a tied head counted once.
-        kind: number type of the packed matrices.
+        kind: number type of the packed matrices; ``gguf`` if each has its own.
         decoder: the decoder's configuration.
         end_ids: ids of all tokens that end a sequence.
         sampling_defaults: the sampling parameters of the model's generation config, as (name, value).
@@ -54,7 +56,7 @@ class Facts:
     revision: str | None
     architecture: str
     parameters: int
-    kind: WeightKind
+    kind: SnapshotKind
     decoder: DecoderConfig
     end_ids: tuple[int, ...]
     sampling_defaults: tuple[tuple[str, float], ...] = ()
@@ -77,17 +79,22 @@ class Place:
 
     Args:
         shape: the shape before packing.
-        matrix: whether the tensor is a packed matrix; otherwise it is float32.
+        kind: number type of a packed matrix; None for a tensor that is float32 and not packed.
         offset: position in bytes.
         size: size in bytes, without scales.
         scales: position of an int8 matrix's scales in bytes; None for other tensors.
     """
 
     shape: tuple[int, ...]
-    matrix: bool
+    kind: MatrixKind | None
     offset: int
     size: int
     scales: int | None
+
+    @property
+    def matrix(self) -> bool:
+        """Whether the tensor is a packed matrix."""
+        return self.kind is not None
 
 
 class Snapshot:
@@ -122,6 +129,26 @@ class Snapshot:
     def is_matrix(self, name: str) -> bool:
         """Return whether a tensor is a packed matrix."""
         return self._places[name].matrix
+
+    def matrix_kind(self, name: str) -> MatrixKind:
+        """Return the number type of a packed matrix.
+
+        Raises:
+            KeyError: there is no tensor of that name, or it is not packed.
+        """
+        kind = self._places[name].kind
+        if kind is None:
+            raise KeyError(name)
+        return kind
+
+    @property
+    def weight_types(self) -> tuple[str, ...]:
+        """Number types of the packed matrices, those with the most bytes first."""
+        sizes: Counter[str] = Counter()
+        for place in self._places.values():
+            if place.kind is not None:
+                sizes[place.kind] += place.size
+        return tuple(kind for kind, _ in sizes.most_common())
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -159,7 +186,7 @@ class Snapshot:
         return self._bytes[offset : offset + size]
 
 
-def folder_of(cache: Path, name: str, identity: str, kind: WeightKind) -> Path:
+def folder_of(cache: Path, name: str, identity: str, kind: SnapshotKind) -> Path:
     """Return the folder of a model's snapshot; its name has a hash of everything that the snapshot depends on.
 
     Args:
@@ -219,13 +246,16 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     Raises:
         DamagedSnapshot: a tensor is missing, superfluous, of another shape or out of bounds.
     """
-    packed, plain, optional = matrices(facts.decoder), vectors(facts.decoder), biases(facts.decoder)
+    packed = stored_matrices(facts.decoder, in_parts=facts.kind == "gguf")
+    plain, optional = vectors(facts.decoder), biases(facts.decoder)
     if wrong := (packed | plain).keys() - places.keys() or places.keys() - (packed | plain | optional).keys():
         raise DamagedSnapshot(f"{min(wrong)} is missing or of no use to the model")
     for name, place in places.items():
-        matrix, kind = name in packed, facts.kind
+        matrix, kind = name in packed, place.kind
         shape = packed[name] if matrix else (plain | optional)[name]
-        need = packed_bytes(shape[0], shape[1], kind) if matrix else 4 * math.prod(shape)
+        if matrix and (kind not in MATRIX_KINDS or (kind != facts.kind != "gguf") or not kind_suits(kind, shape[1])):
+            raise DamagedSnapshot(f"{name} is of the type {kind}")
+        need = packed_bytes(shape[0], shape[1], kind) if matrix and kind else 4 * math.prod(shape)
         spans = [(place.offset, need)]
         if matrix and kind == "int8":
             spans.append((-1 if place.scales is None else place.scales, 4 * scale_count(*shape)))

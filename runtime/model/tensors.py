@@ -21,6 +21,10 @@
 | ``final_norm`` | [H] | always |
 | ``head`` | [V, H] | not tied |
 
+A snapshot in the types of a GGUF file has ``qkv`` and ``gate_up`` in parts, whose types may differ: ``{i}.qkv.q``
+``{i}.qkv.k`` ``{i}.qkv.v``, and ``{i}.gate_up.gate`` ``{i}.gate_up.up``, each with its own rows of the whole in order.
+Their bias is that of the whole.
+
 V: vocabulary, H: hidden, I: intermediate, D: padded head width, P: context length, W: convolution width. Matrices are
 [outputs, inputs]; each may have a ``NAME.bias`` [outputs] in the order of its rows. Norms are stored as ``NAME.weight``
 and may have a ``NAME.bias``; a convolution may have a ``conv.bias`` [H].
@@ -37,6 +41,31 @@ Shape = tuple[int, ...]
 def gate_up_rows(intermediate: int) -> int:
     """Return the number of rows of the gate and up projections together, each padded to whole panels."""
     return 2 * -(-intermediate // PANEL_ROWS) * PANEL_ROWS
+
+
+def part_names(name: str) -> tuple[str, ...]:
+    """Return the names of the parts of a matrix that a snapshot may have in parts; its own name for any other."""
+    parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}.get(name.rpartition(".")[2])
+    return (name,) if parts is None else tuple(f"{name}.{part}" for part in parts)
+
+
+def stored_matrices(config: DecoderConfig, *, in_parts: bool) -> dict[str, Shape]:
+    """Return the shape [outputs, inputs] of every matrix as a snapshot stores it by name.
+
+    Args:
+        config: the decoder's configuration.
+        in_parts: whether matrices are stored in parts.
+    """
+    shapes = matrices(config)
+    if not in_parts:
+        return shapes
+    rows = {"q": config.heads_width, "k": config.kv_width, "v": config.kv_width}
+    rows |= dict.fromkeys(("gate", "up"), gate_up_rows(config.intermediate) // 2)
+    return {
+        part: shape if part == name else (rows[part.rpartition(".")[2]], shape[1])
+        for name, shape in shapes.items()
+        for part in part_names(name)
+    }
 
 
 def matrices(config: DecoderConfig) -> dict[str, Shape]:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "attention.h"
 #include "gemm.h"
@@ -79,12 +80,40 @@ inline bool check_norm(const Tensor& t, int width, bool present) {
     return present ? check_vector(t, 1, width) : !t.data;
 }
 
-inline bool check_matrix(const Tensor& t, int kind, int rows, int columns) {
-    const uint64_t element = kind == kFloat32 ? 4 : kind == kBfloat16 ? 2 : 1;
+// The bias may be that of a larger matrix, with `bias_rows`.
+inline bool check_matrix(const Tensor& t, int rows, int columns, int bias_rows) {
+    if (!within(t.kind, 0, kKinds - 1)) return false;
     const uint64_t outputs = padded(rows), inputs = padded(columns), groups = (inputs + kGroup - 1) / kGroup;
-    return readable(t.data, t.data_bytes, outputs * inputs * element) &&
-           (kind != kInt8 || readable(t.scales, t.scale_count, outputs * groups)) &&
-           (!t.bias || readable(t.bias, t.bias_count, outputs));
+    uint64_t bytes = outputs * inputs * (t.kind == kFloat32 ? 4 : t.kind == kInt8 ? 1 : 2);
+    if (is_block(t.kind)) {
+        const BlockFormat& f = format_of(t.kind);
+        if (columns % column_multiple(f)) return false;
+        bytes = outputs / kLanes * block_panel_bytes(f, inputs);
+    }
+    return readable(t.data, t.data_bytes, bytes) &&
+           (t.kind != kInt8 || readable(t.scales, t.scale_count, outputs * groups)) &&
+           (!t.bias || readable(t.bias, t.bias_count, padded(bias_rows)));
+}
+
+inline bool check_matrix(const Tensor& t, int rows, int columns) { return check_matrix(t, rows, columns, rows); }
+
+// A matrix in parts with these numbers of rows, or a whole one in the first place.
+inline bool check_parts(const Tensor* parts, std::initializer_list<int> rows, int columns) {
+    int all = 0, i = 0;
+    for (int count : rows) all += padded(count);
+    const bool whole = std::none_of(parts + 1, parts + rows.size(), [](const Tensor& t) { return t.data; });
+    if (whole) return check_matrix(parts[0], all, columns);
+    for (int count : rows) {
+        if (!check_matrix(parts[i], count, columns, all) || (i && parts[i].bias)) return false;
+        i++;
+    }
+    return true;
+}
+
+// Also of the MLP without a gate.
+inline bool check_up(const Config& c, const Layer& l) {
+    const int rows = padded(c.intermediate);
+    return c.gated ? check_parts(l.up, {rows, rows}, c.hidden) : !l.up[1].data && check_matrix(l.up[0], rows, c.hidden);
 }
 
 inline Status check(const Config& c, const Layer& l, const Layer& first) {
@@ -99,13 +128,13 @@ inline Status check(const Config& c, const Layer& l, const Layer& first) {
                        check_norm(l.attention_post_norm, c.hidden, post) &&
                        check_norm(l.mlp_post_norm, c.hidden, post) && check_norm(l.q_norm, heads, qk_norm) &&
                        check_norm(l.k_norm, keys, qk_norm);
-    const bool mixer = convolves ? check_matrix(l.qkv, c.kind, 3 * padded(c.hidden), c.hidden) &&
-                                       check_matrix(l.attention_out, c.kind, c.hidden, c.hidden) &&
+    const bool mixer = convolves ? !l.qkv[1].data && !l.qkv[2].data &&
+                                       check_matrix(l.qkv[0], 3 * padded(c.hidden), c.hidden) &&
+                                       check_matrix(l.attention_out, c.hidden, c.hidden) &&
                                        check_vector(l.convolution, c.convolution_width, c.hidden)
-                                 : check_matrix(l.qkv, c.kind, heads + 2 * keys, c.hidden) &&
-                                       check_matrix(l.attention_out, c.kind, c.hidden, heads);
-    const int up = padded(c.intermediate) * (c.gated ? 2 : 1);
-    const bool mlp = check_matrix(l.up, c.kind, up, c.hidden) && check_matrix(l.down, c.kind, c.hidden, c.intermediate);
+                                 : check_parts(l.qkv, {heads, keys, keys}, c.hidden) &&
+                                       check_matrix(l.attention_out, c.hidden, heads);
+    const bool mlp = check_up(c, l) && check_matrix(l.down, c.hidden, c.intermediate);
     return norms && mixer && mlp ? kOk : kBadTensor;
 }
 
@@ -113,7 +142,7 @@ inline Status check(const Config& c) {
     const int64_t heads_width = c.heads * padded((int64_t)c.head_dim);  // may be out of range still
     const bool shape =
         within(c.norm, kRms, kLayerNorm) && within(c.qk_norm, kNoNorm, kFullNorm) &&
-        within(c.activation, kSilu, kSquaredRelu) && within(c.kind, kFloat32, kInt8) && within(c.kv_type, kFloat32KV, kInt8KV) &&
+        within(c.activation, kSilu, kSquaredRelu) && within(c.kv_type, kFloat32KV, kInt8KV) &&
         within(c.gated, 0, 1) && within(c.parallel, 0, 1) && within(c.shared_norm, 0, 1) &&
         within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
         within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&
@@ -136,9 +165,9 @@ inline Status check(const Config& c) {
         if (rotation.long_frequencies && !readable(rotation.long_frequencies, rotation.count, rotation.count))
             return kBadTensor;
     }
-    if (!c.layer || !check_matrix(c.embed, c.kind, c.vocabulary, c.hidden) ||
+    if (!c.layer || !check_matrix(c.embed, c.vocabulary, c.hidden) ||
         !check_norm(c.embed_norm, c.hidden, c.embed_norm.data) || !check_vector(c.final_norm, 1, c.hidden) ||
-        !check_matrix(c.head, c.kind, c.vocabulary, c.hidden))
+        !check_matrix(c.head, c.vocabulary, c.hidden))
         return kBadTensor;
     for (int i = 0; i < c.layers; i++)
         if (const Status status = check(c, c.layer[i], c.layer[0])) return status;

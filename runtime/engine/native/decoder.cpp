@@ -18,6 +18,7 @@
 #include "norm.h"
 #include "pool.h"
 #include "sample.h"
+#include "tile_blocks.h"
 
 namespace warmstart {
 
@@ -87,6 +88,8 @@ class Decoder {
         quantized_.reserve(m * widest);
         scale_.reserve(m * groups);
         offset_.reserve(m * groups);
+        sum16_.reserve(m * (widest / 16));
+        sum32_.reserve(m * (widest / 32));
     }
 
     // Nothing is written before all of the step is checked.
@@ -148,6 +151,53 @@ class Decoder {
         return cache_.get() + layer_start_[layer] + block * block_bytes_[layer];
     }
 
+    // The parts of a matrix, and what of the activations they read.
+    struct Weights {
+        Matrix part[kMaxParts];
+        int count = 0;
+        bool floats = false, steps = false, sums = false;
+
+        void add(const Matrix& w) {
+            part[count++] = w;
+            const bool quantized = w.kind == kInt8 || is_block(w.kind);
+            steps |= quantized, floats |= !quantized, sums |= is_block(w.kind);
+        }
+    };
+
+    Weights weights(const Tensor& t, int rows, int columns) const {
+        Weights found;
+        found.add(matrix(t, rows, columns));
+        return found;
+    }
+
+    Weights mixer_weights(const Layer& l) const {
+        if (l.kind == kConvolution) return weights(l.qkv[0], 3 * hidden_, hidden_);
+        if (!l.qkv[1].data) return weights(l.qkv[0], qkv_width_, hidden_);
+        const int keys = c_.kv_heads * head_dim_, rows[] = {heads_width_, keys, keys};
+        Weights found;
+        for (int i = 0, first = 0; i < 3; first += rows[i++] / kLanes) {
+            Matrix w = matrix(l.qkv[i], rows[i], hidden_);
+            w.first = first, w.bias = l.qkv[0].bias;
+            found.add(w);
+        }
+        return found;
+    }
+
+    Weights up_weights(const Layer& l) const {
+        if (!c_.gated || !l.up[1].data) return weights(l.up[0], up_width_, hidden_);
+        Weights found;
+        for (int i = 0; i < 2; i++) {
+            Matrix w = matrix(l.up[i], intermediate_, hidden_);
+            w.first = i, w.step = 2, w.bias = l.up[0].bias;
+            found.add(w);
+        }
+        return found;
+    }
+
+    void multiply_all(int tokens, const Weights& w, int columns, float* out, int stride, float add = 0) {
+        multiply_parts(pool_, activations(columns), tokens, w.part, w.count, out, stride, add);
+    }
+
     Matrix matrix(const Tensor& t, int rows, int columns) const {
         Matrix w;
         w.data = (const uint8_t*)t.data;
@@ -155,7 +205,7 @@ class Decoder {
         w.bias = t.bias;
         w.rows = padded(rows);
         w.columns = padded(columns);
-        w.kind = c_.kind;
+        w.kind = t.kind;
         return w;
     }
 
@@ -169,14 +219,17 @@ class Decoder {
     }
 
     // Prepares a row of activations for the next product, quantized if the weights are.
-    void ready(int token, const float* row, int columns) {
-        if (c_.kind == kInt8) {
+    void ready(int token, const float* row, int columns, const Weights& next) {
+        if (next.steps) {
             const int groups = (columns + kGroup - 1) / kGroup;
-            quantize(row, columns, quantized_.get() + (size_t)token * columns, scale_.get() + (size_t)token * groups,
-                     offset_.get() + (size_t)token * groups);
-        } else if (row != normed_.get() + (size_t)token * columns) {
-            std::memcpy(normed_.get() + (size_t)token * columns, row, columns * sizeof(float));
+            int8_t* quantized = quantized_.get() + (size_t)token * columns;
+            quantize(row, columns, quantized, scale_.get() + (size_t)token * groups, offset_.get() + (size_t)token * groups);
+            if (next.sums)
+                sum_groups(quantized, columns, sum16_.get() + (size_t)token * (columns / 16),
+                           sum32_.get() + (size_t)token * (columns / 32));
         }
+        if (next.floats && row != normed_.get() + (size_t)token * columns)
+            std::memcpy(normed_.get() + (size_t)token * columns, row, columns * sizeof(float));
     }
 
     Activations activations(int columns) const {
@@ -185,6 +238,8 @@ class Decoder {
         a.quantized = quantized_.get();
         a.scales = scale_.get();
         a.offsets = offset_.get();
+        a.sums16 = sum16_.get();
+        a.sums32 = sum32_.get();
         a.stride = columns;
         a.groups = (columns + kGroup - 1) / kGroup;
         return a;
@@ -196,7 +251,7 @@ class Decoder {
     }
 
     // Prepares the residual stream for a product, normalized if the layer has that norm.
-    void prepare(int tokens, const Tensor& weight) {
+    void prepare(int tokens, const Tensor& weight, const Weights& next) {
         each(tokens, [&](int t, int) {
             const float* x = x_.get() + (size_t)t * hidden_;
             float* out = normed_.get() + (size_t)t * hidden_;
@@ -204,7 +259,7 @@ class Decoder {
                 norm(x, weight, out);
                 x = out;
             }
-            ready(t, x, hidden_);
+            ready(t, x, hidden_, next);
         });
     }
 
@@ -254,16 +309,20 @@ class Decoder {
     void embedding(const Matrix& table, int id, float* x) const {
         const int lane = id % kLanes;
         const uint8_t* panel = table.data + id / kLanes * table.panel_bytes();
-        if (c_.kind == kInt8) {
+        if (is_block(table.kind)) {
+            unpack_row(table, id, x);
+        } else if (table.kind == kInt8) {
             const int groups = (hidden_ + kGroup - 1) / kGroup;
             const float* scales = table.scales + (size_t)(id / kLanes) * groups * kLanes + lane;
             for (int k = 0; k < hidden_; k++)
                 x[k] = ((int)panel[(size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128) * scales[k / kGroup * kLanes];
-        } else if (c_.kind == kBfloat16) {
+        } else if (table.kind == kBfloat16) {
             for (int k = 0; k < hidden_; k++) {
                 const uint32_t bits = (uint32_t)((const uint16_t*)panel)[(size_t)(k / 2) * 32 + lane * 2 + k % 2] << 16;
                 std::memcpy(x + k, &bits, 4);
             }
+        } else if (table.kind == kFloat16) {
+            for (int k = 0; k < hidden_; k++) x[k] = load_half((const uint16_t*)panel + (size_t)k * kLanes)[lane];
         } else {
             for (int k = 0; k < hidden_; k++) x[k] = ((const float*)panel)[(size_t)k * kLanes + lane];
         }
@@ -442,9 +501,9 @@ class Decoder {
     }
 
     // Multiplies the prepared activations, and adds the result to the residual stream, or leaves it in branch_.
-    void project(int tokens, const Tensor& weight, int columns, bool separate) {
-        multiply(pool_, activations(columns), tokens, matrix(weight, c_.hidden, columns),
-                 separate ? branch_.get() : x_.get(), hidden_, separate ? 0 : c_.residual_scale);
+    void project(int tokens, const Weights& weights, int columns, bool separate) {
+        multiply_all(tokens, weights, columns, separate ? branch_.get() : x_.get(), hidden_,
+                     separate ? 0 : c_.residual_scale);
     }
 
     void layer(const Step& s, int index) {
@@ -453,8 +512,10 @@ class Decoder {
         const int in_width = convolves ? 3 * hidden_ : qkv_width_, mixed_width = convolves ? hidden_ : heads_width_;
         int m = s.tokens;
         if (index == 0) plan(s);
-        prepare(m, l.attention_norm);
-        multiply(pool_, activations(hidden_), m, matrix(l.qkv, in_width, hidden_), wide_.get(), in_width);
+        const Weights in = mixer_weights(l), mixed = weights(l.attention_out, c_.hidden, mixed_width);
+        const Weights up = up_weights(l), down = weights(l.down, c_.hidden, intermediate_);
+        prepare(m, l.attention_norm, in);
+        multiply_all(m, in, hidden_, wide_.get(), in_width);
         if (convolves)
             c_.kv_type == kFloat32KV ? convolution<float>(s, index) : convolution<uint16_t>(s, index);
         else if (c_.kv_type == kFloat32KV)
@@ -463,38 +524,39 @@ class Decoder {
             c_.kv_type == kFloat16KV ? attention<uint16_t>(s, index) : attention<uint8_t>(s, index);
         if (index == c_.layers - 1) m = keep_outputs(s, mixed_width);
         if (!m) return;
-        if (c_.kind == kInt8) each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width); });
-        project(m, l.attention_out, mixed_width, attention_apart);
+        if (mixed.steps)
+            each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width, mixed); });
+        project(m, mixed, mixed_width, attention_apart);
         if (attention_apart && !c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);
 
-        prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm);
-        multiply(pool_, activations(hidden_), m, matrix(l.up, up_width_, hidden_), wide_.get(), up_width_);
+        prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm, up);
+        multiply_all(m, up, hidden_, wide_.get(), up_width_);
         each(m, [&](int t, int) {
-            const float* up = wide_.get() + (size_t)t * up_width_;
+            const float* values = wide_.get() + (size_t)t * up_width_;
             float* out = normed_.get() + (size_t)t * intermediate_;
             for (int i = 0; i < intermediate_; i += kLanes) {
                 if (c_.gated)
-                    store(out + i, activate(load(up + 2 * i), c_.activation) * load(up + 2 * i + kLanes));
+                    store(out + i, activate(load(values + 2 * i), c_.activation) * load(values + 2 * i + kLanes));
                 else
-                    store(out + i, activate(load(up + i), c_.activation));
+                    store(out + i, activate(load(values + i), c_.activation));
             }
-            ready(t, out, intermediate_);
+            ready(t, out, intermediate_, down);
         });
         if (c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);  // now that the MLP has read its input
-        project(m, l.down, intermediate_, l.mlp_post_norm.data);
+        project(m, down, intermediate_, l.mlp_post_norm.data);
         if (l.mlp_post_norm.data) add_branch(m, l.mlp_post_norm, c_.residual_scale);
     }
 
     void output(const Step& s) {
         if (!s.outputs) return;
+        const Weights head = weights(c_.head, c_.vocabulary, hidden_);
         each(s.outputs, [&](int i, int) {
             float* out = normed_.get() + (size_t)i * hidden_;
             norm(x_.get() + (size_t)i * hidden_, c_.final_norm, out);
-            ready(i, out, hidden_);
+            ready(i, out, hidden_, head);
         });
         logits_.reserve((size_t)s.outputs * vocabulary_width_);
-        multiply(pool_, activations(hidden_), s.outputs, matrix(c_.head, c_.vocabulary, hidden_), logits_.get(),
-                 vocabulary_width_);
+        multiply_all(s.outputs, head, hidden_, logits_.get(), vocabulary_width_);
         pool_.run(s.outputs, 1, [&](int first, int last, int thread) {
             for (int i = first; i < last; i++) {
                 float* row = logits_.get() + (size_t)i * vocabulary_width_;
@@ -523,6 +585,7 @@ class Decoder {
     Buffer<float> x_, branch_, normed_, wide_, angles_, scale_, logits_;
     Buffer<int8_t> quantized_;
     Buffer<uint32_t> offset_;
+    Buffer<int32_t> sum16_, sum32_;
     std::vector<int32_t> position_, sequence_;
     std::vector<Task> task_;
     std::vector<std::vector<Candidate>> found_;  // scratch of each thread

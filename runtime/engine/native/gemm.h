@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "block_formats.h"
 #include "layout.h"
 #include "pool.h"
 #include "vec.h"
@@ -19,9 +20,11 @@ struct Matrix {
     int rows = 0;                   // outputs, padded to a multiple of 16
     int columns = 0;                // inputs, padded to a multiple of 16
     int kind = kFloat32;
+    int first = 0, step = 1;        // in panels: where the outputs lie among those of a larger matrix
 
     size_t panel_bytes() const {
-        return (size_t)kLanes * columns * (kind == kFloat32 ? 4 : kind == kBfloat16 ? 2 : 1);
+        if (is_block(kind)) return block_panel_bytes(format_of(kind), columns);
+        return (size_t)kLanes * columns * (kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2);
     }
 };
 
@@ -33,6 +36,8 @@ struct Activations {
     const int8_t* quantized = nullptr; // [tokens, stride]
     const float* scales = nullptr;     // [tokens, groups]
     const uint32_t* offsets = nullptr; // [tokens, groups] minus 128 x the sum of a group: what unsigned weights add
+    const int32_t* sums16 = nullptr;   // [tokens, stride / 16] sums of each 16 quantized values, for block formats
+    const int32_t* sums32 = nullptr;   // [tokens, stride / 32] of each 32
     int stride = 0;
     int groups = 0;
 };
@@ -69,8 +74,9 @@ inline V load_as(const uint8_t* from) {
 
 // A panel's sums of one token, with the bias, to the token's outputs; or added to them, times `add`, if that is not 0.
 inline void write(const Matrix& w, int panel, Floats sums, float* out, float add) {
-    float* to = out + panel * kLanes;
-    if (w.bias) sums += load(w.bias + panel * kLanes);
+    const int place = (w.first + panel * w.step) * kLanes;
+    float* to = out + place;
+    if (w.bias) sums += load(w.bias + place);
     store(to, add != 0 ? load(to) + sums * add : sums);
 }
 
@@ -195,7 +201,11 @@ inline void tile(const Activations& a, int token, const Matrix& w, int panel, fl
         const float* rows = a.values + (size_t)token * a.stride;
         for (int k = 0; k < w.columns; k++) {
             Floats weights[P];
-            for (int p = 0; p < P; p++) weights[p] = load_as<Floats>(data + p * panel_bytes + (size_t)k * 4 * kLanes);
+            for (int p = 0; p < P; p++)
+                if constexpr (K == kFloat16)
+                    weights[p] = load_half((const uint16_t*)(data + p * panel_bytes) + (size_t)k * kLanes);
+                else
+                    weights[p] = load_as<Floats>(data + p * panel_bytes + (size_t)k * 4 * kLanes);
             for (int m = 0; m < M; m++) {
                 const float x = rows[(size_t)m * a.stride + k];
                 for (int p = 0; p < P; p++) total[m][p] += weights[p] * x;
@@ -254,12 +264,14 @@ void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, floa
     });
 }
 
-// out[token][row] = sum over columns of activations x weights, plus the bias; with `add`, out += add x that.
+// out[token][row] = sum over columns of activations x weights, plus the bias; with `add`, out += add x that. Matrices in
+// block formats: see tile_blocks.h.
 inline void multiply(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride,
                      float add = 0) {
     switch (w.kind) {
         case kInt8: product<kInt8>(pool, a, tokens, w, out, stride, add); break;
         case kBfloat16: product<kBfloat16>(pool, a, tokens, w, out, stride, add); break;
+        case kFloat16: product<kFloat16>(pool, a, tokens, w, out, stride, add); break;
         default: product<kFloat32>(pool, a, tokens, w, out, stride, add);
     }
 }

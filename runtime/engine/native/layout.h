@@ -12,12 +12,18 @@ namespace warmstart {
 enum Norm { kRms = 0, kLayerNorm = 1 };
 enum QKNorm { kNoNorm = 0, kHeadNorm = 1, kFullNorm = 2 };
 enum Activation { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3, kSquaredRelu = 4 };
-enum Kind { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+// Number types of matrices; from kFirstBlock on those of block_formats.h.
+enum Kind {
+    kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kFloat16 = 3,
+    kQ4_0 = 4, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs,
+    kKinds, kFirstBlock = kQ4_0
+};
 // Number types of keys and values.
 enum KVType { kFloat32KV = 0, kFloat16KV = 1, kInt8KV = 2 };
 enum LayerKind { kAttention = 0, kConvolution = 1 };
 
 constexpr int kMaxLogprobs = 32;
+constexpr int kMaxParts = 3;  // of a matrix
 
 // Widths of matrices and vectors are padded to a multiple of 16 with zeros.
 struct Tensor {
@@ -25,6 +31,7 @@ struct Tensor {
     const float* scales;  // of an int8 matrix
     const float* bias;    // or null
     uint64_t data_bytes, scale_count, bias_count;
+    int32_t kind;         // of a matrix
 };
 
 struct Rotation {
@@ -34,17 +41,20 @@ struct Rotation {
     float factor;              // of the cosines and sines
 };
 
+// A matrix in parts of different types has them in consecutive places: queries, keys and values, or gate and up, each
+// padded to whole panels. Otherwise the first place has the whole matrix, and the others no data. A bias, in the first
+// place, is that of the whole matrix.
 struct Layer {
     int32_t kind, window, rotation;  // window: 0 for all positions; rotation: index, -1 for none
     Tensor attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
-    Tensor qkv, q_norm, k_norm, attention_out;  // of a convolution: its input and output projections
+    Tensor qkv[3], q_norm, k_norm, attention_out;  // of a convolution: its input and output projections
     Tensor convolution;                         // [convolution_width, hidden], oldest position first
-    Tensor up, down;                            // up: gate and up alternate in panels of 16 rows if gated
+    Tensor up[2], down;                         // up: gate and up alternate in panels of 16 rows if gated
 };
 
 // hidden, intermediate and head_dim are the model's own widths, which the tensors pad.
 struct Config {
-    int32_t norm, qk_norm, activation, kind;
+    int32_t norm, qk_norm, activation;
     int32_t kv_type, gated, parallel, shared_norm;  // the last three are booleans
     int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
     int32_t threads, max_tokens, blocks, rotation_count;
@@ -99,7 +109,8 @@ struct Step {
 // The size of each structure, then the offsets of its fields.
 constexpr int32_t kLayout[] = {
     sizeof(Tensor), offsetof(Tensor, data), offsetof(Tensor, scales), offsetof(Tensor, bias), offsetof(Tensor,
-    data_bytes), offsetof(Tensor, scale_count), offsetof(Tensor, bias_count),
+    data_bytes), offsetof(Tensor, scale_count), offsetof(Tensor, bias_count), offsetof(Tensor,
+    kind),
 
     sizeof(Rotation), offsetof(Rotation, frequencies), offsetof(Rotation, long_frequencies),
     offsetof(Rotation, count), offsetof(Rotation, factor),
@@ -110,7 +121,7 @@ constexpr int32_t kLayout[] = {
     attention_out), offsetof(Layer, convolution), offsetof(Layer, up), offsetof(Layer, down),
 
     sizeof(Config), offsetof(Config, norm), offsetof(Config, qk_norm), offsetof(Config, activation),
-    offsetof(Config, kind), offsetof(Config, kv_type), offsetof(Config, gated), offsetof(Config, parallel),
+    offsetof(Config, kv_type), offsetof(Config, gated), offsetof(Config, parallel),
     offsetof(Config, shared_norm), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
     intermediate), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
     vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, threads),

@@ -19,11 +19,12 @@ _NO_MEMORY = 1  # ``kNoMemory`` of check.h
 
 
 class Tensor(Structure):
-    """Pointers to a matrix or vector, its int8 scales and its bias, with their sizes."""
+    """Pointers to a matrix or vector, its int8 scales and its bias, with their sizes, and the type of a matrix."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("data", "scales", "bias")),
         *((name, c_uint64) for name in ("data_bytes", "scale_count", "bias_count")),
+        ("kind", c_int32),
     )
 
 
@@ -44,7 +45,10 @@ class Layer(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("kind", "window", "rotation")),
         *((name, Tensor) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
-        *((name, Tensor) for name in ("qkv", "q_norm", "k_norm", "attention_out", "convolution", "up", "down")),
+        ("qkv", Tensor * 3),
+        *((name, Tensor) for name in ("q_norm", "k_norm", "attention_out", "convolution")),
+        ("up", Tensor * 2),
+        ("down", Tensor),
     )
 
 
@@ -52,7 +56,7 @@ class Config(Structure):
     """A decoder's configuration and weights, the counterpart of ``Config`` in layout.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("norm", "qk_norm", "activation", "kind")),
+        *((name, c_int32) for name in ("norm", "qk_norm", "activation")),
         *((name, c_int32) for name in ("kv_type", "gated", "parallel", "shared_norm")),
         *((name, c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
         *((name, c_int32) for name in ("vocabulary", "context", "convolution_width")),

@@ -13,15 +13,17 @@ from runtime.engine.block_pool import BLOCK_TOKENS as BLOCK_TOKENS
 from runtime.engine.native import library
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
+from runtime.model.block_formats import BLOCK_KINDS
 from runtime.model.config import DecoderConfig, KVDType
 from runtime.model.packing import PANEL_ROWS
 from runtime.model.snapshot import Snapshot
+from runtime.model.tensors import part_names
 
 # The enumerations of layout.h.
 _NORMS = {"rms": 0, "layer": 1}
 _QK_NORMS = {"none": 0, "head": 1, "full": 2}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+_KINDS = {kind: i for i, kind in enumerate(("float32", "bfloat16", "int8", "float16", *BLOCK_KINDS))}
 _KV_TYPES = {"float32": 0, "float16": 1, "int8": 2}
 _LAYER_KINDS = {"attention": 0, "convolution": 1}
 _MAX_BLOCKS = 1 << 26  # ``kMaxBlocks`` of check.h; no model has a context that needs more
@@ -76,7 +78,6 @@ class NativeRunner:
             norm=_NORMS[config.norm],
             qk_norm=_QK_NORMS[config.qk_norm],
             activation=_ACTIVATIONS[config.activation],
-            kind=_KINDS[kind],
             kv_type=_KV_TYPES[self.kv_dtype],
             gated=config.gated,
             parallel=config.parallel,
@@ -208,11 +209,21 @@ class NativeRunner:
     def _matrix(self, snapshot: Snapshot, name: str) -> library.Tensor:
         """Return a packed matrix with its bias, if it has one."""
         packed = snapshot.matrix(name)
-        tensor = library.Tensor(data=self._address(packed.data), data_bytes=packed.data.nbytes)
+        kind = _KINDS[snapshot.matrix_kind(name)]
+        tensor = library.Tensor(data=self._address(packed.data), data_bytes=packed.data.nbytes, kind=kind)
         if packed.scales is not None:
             tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
         self._add_bias(tensor, snapshot, name)
         return tensor
+
+    def _parts(self, snapshot: Snapshot, name: str) -> list[library.Tensor]:
+        """Return a matrix, or its parts if the snapshot has it in parts; the bias is that of the whole."""
+        parts = part_names(name)
+        if name in snapshot or parts[0] not in snapshot:
+            return [self._matrix(snapshot, name)]
+        found = [self._matrix(snapshot, part) for part in parts]
+        self._add_bias(found[0], snapshot, name)
+        return found
 
     def _vector(self, snapshot: Snapshot, name: str, suffix: str = ".weight") -> library.Tensor:
         """Return a norm's or a convolution's weights and bias, padded; an empty structure if the model has none."""
@@ -253,9 +264,11 @@ class NativeRunner:
             for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm"):
                 setattr(layer, name, self._vector(snapshot, f"{i}.{name}"))
             mixer = ("qkv", "attention_out") if described.kind == "attention" else ("conv_in", "conv_out")
-            layer.qkv, layer.attention_out = (self._matrix(snapshot, f"{i}.{name}") for name in mixer)
+            layer.qkv = (library.Tensor * 3)(*self._parts(snapshot, f"{i}.{mixer[0]}"))
+            layer.attention_out = self._matrix(snapshot, f"{i}.{mixer[1]}")
             layer.convolution = self._vector(snapshot, f"{i}.conv", "")
-            layer.up, layer.down = (self._matrix(snapshot, f"{i}.{name}") for name in (config.up, "down"))
+            layer.up = (library.Tensor * 2)(*self._parts(snapshot, f"{i}.{config.up}"))
+            layer.down = self._matrix(snapshot, f"{i}.down")
         self._keep.append(layers)
         return ctypes.addressof(layers)
 

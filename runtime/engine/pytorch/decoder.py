@@ -213,7 +213,7 @@ def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.
     for name in snapshot:
         if snapshot.is_matrix(name):
             rows, columns = snapshot.shape(name)
-            array = unpack(snapshot.matrix(name), rows, columns, snapshot.facts.kind)
+            array = unpack(snapshot.matrix(name), rows, columns, snapshot.matrix_kind(name))
             weights[name] = torch.from_numpy(array).to(device, dtype)
         else:
             weights[name] = torch.tensor(snapshot.vector(name)).to(device, dtype)

@@ -58,7 +58,7 @@ def logits(loaded: loader.Loaded) -> torch.Tensor:
 
 def matrix(snapshot: Snapshot, name: str) -> NDArray[np.float32]:
     rows, columns = snapshot.shape(name)
-    return unpack(snapshot.matrix(name), rows, columns, snapshot.facts.kind)
+    return unpack(snapshot.matrix(name), rows, columns, snapshot.matrix_kind(name))
 
 
 def test_a_local_folder_is_loaded_in_place(tiny_gpt2: Path) -> None:
