@@ -9,6 +9,7 @@
 
 #include "block_formats.h"
 #include "gemm.h"
+#include "int8_dot.h"
 
 namespace warmstart {
 
@@ -31,130 +32,118 @@ inline Part load_part(const float* from) {
     return v;
 }
 
-// The sums of a group's products for 16 rows, of codes [columns / 4][16][4] with the same four activations in every row.
-// `Bits` is 4 for codes up to 15, 6 up to 63, 8 up to 255. The sums begin at `begin`.
+inline Part splat_part(float x) {
+#if defined(__AVX512F__)
+    return (Part)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+    return (Part)_mm256_set1_ps(x);
+#else
+    return Part{x, x, x, x};
+#endif
+}
+
+// The sums of a group's products for 16 rows are kParts registers, of codes [columns / 4][16][4] with the same four
+// activations in every row. `Bits` is 4 for codes up to 15, 6 up to 63, 8 up to 255. A step adds kGroupStep columns.
 #if defined(__AVX512VNNI__)
 
+typedef Ints Register;
+typedef Ints Words4;  // kGroupStep bytes for each row
 constexpr bool kWideIsSigned = false;
-constexpr int kGroupStep = 4;  // columns that are added at a time
+constexpr int kGroupStep = 4;
 
 template <int Bits>
-struct GroupSums {
-    __m512i lanes;
+inline Words4 load_codes(const uint8_t* from) { return load_as<Ints>(from); }
+inline Words4 splat_inputs(const int8_t* from) { return (Ints)_mm512_set1_epi32(load_word(from)); }
 
-    struct Codes {
-        __m512i bytes;
-        void load(const uint8_t* from) { bytes = _mm512_loadu_si512(from); }
-    };
-    struct Inputs {
-        __m512i four;
-        void load(const int8_t* from) {
-            int32_t word;
-            std::memcpy(&word, from, 4);
-            four = _mm512_set1_epi32(word);
-        }
-    };
-    void start(int32_t begin) { lanes = _mm512_set1_epi32(begin); }
-    void add(const Codes& codes, const Inputs& x) { lanes = _mm512_dpbusd_epi32(lanes, codes.bytes, x.four); }
-    Part floats(int, int32_t) const { return (Part)_mm512_cvtepi32_ps(lanes); }
-};
+template <int Bits>
+inline Register add_products(Register sums, Words4 codes, Words4 x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)x);
+}
+
+template <int Bits>
+inline Register begin_sums(int32_t begin) { return (Ints)_mm512_set1_epi32(begin); }
+template <int Bits>
+inline Part end_sums(Register sums, int32_t) { return (Part)_mm512_cvtepi32_ps((__m512i)sums); }
 
 #elif defined(__AVX2__)
 
+typedef __m256i Register;
+struct Words4 {
+    Register first, second;
+};
 constexpr bool kWideIsSigned = true;  // 128 is subtracted from wide codes before they are multiplied
 constexpr int kGroupStep = 8;
 
+template <int Bits>
+inline Words4 load_codes(const uint8_t* from) {
+    const Register minus = _mm256_set1_epi8(Bits == 8 ? (char)128 : 0);
+    return {_mm256_xor_si256(_mm256_loadu_si256((const __m256i*)from), minus),
+            _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)(from + 64)), minus)};
+}
+inline Words4 splat_inputs(const int8_t* from) {
+    return {_mm256_set1_epi32(load_word(from)), _mm256_set1_epi32(load_word(from + 4))};
+}
+
 // The sums of pairs of products fit 16 bits: of codes up to 15 for 32 columns, of codes up to 63 for 8.
 template <int Bits>
-struct GroupSums {
-    __m256i lanes[2];
-
-    struct Codes {
-        __m256i bytes[4];
-        void load(const uint8_t* from) {
-            for (int i = 0; i < 4; i++) {
-                bytes[i] = _mm256_loadu_si256((const __m256i*)from + i);
-                if (Bits == 8) bytes[i] = _mm256_xor_si256(bytes[i], _mm256_set1_epi8((char)128));
-            }
-        }
-    };
-    struct Inputs {
-        __m256i four[2];
-        void load(const int8_t* from) {
-            for (int i = 0; i < 2; i++) {
-                int32_t word;
-                std::memcpy(&word, from + 4 * i, 4);
-                four[i] = _mm256_set1_epi32(word);
-            }
-        }
-    };
-    void start(int32_t) { lanes[0] = lanes[1] = _mm256_setzero_si256(); }
-    void add(const Codes& codes, const Inputs& x) {
-        const __m256i ones = _mm256_set1_epi16(1);
-        for (int i = 0; i < 2; i++) {
-            if (Bits == 8) {
-                for (int j = 0; j < 2; j++) {
-                    const __m256i part = _mm256_sign_epi8(codes.bytes[2 * j + i], x.four[j]);
-                    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x.four[j]), part);
-                    lanes[i] = _mm256_add_epi32(lanes[i], _mm256_madd_epi16(pairs, ones));
-                }
-                continue;
-            }
-            const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(codes.bytes[i], x.four[0]),
-                                                   _mm256_maddubs_epi16(codes.bytes[2 + i], x.four[1]));
-            lanes[i] = Bits == 4 ? _mm256_add_epi16(lanes[i], pairs)
-                                 : _mm256_add_epi32(lanes[i], _mm256_madd_epi16(pairs, ones));
-        }
+inline Register add_products(Register sums, const Words4& codes, const Words4& x) {
+    const Register ones = _mm256_set1_epi16(1);
+    if constexpr (Bits == 8) {
+        const Register a = _mm256_maddubs_epi16(_mm256_abs_epi8(x.first), _mm256_sign_epi8(codes.first, x.first));
+        const Register b = _mm256_maddubs_epi16(_mm256_abs_epi8(x.second), _mm256_sign_epi8(codes.second, x.second));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(a, ones));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(b, ones));
+    } else {
+        const Register pairs =
+            _mm256_add_epi16(_mm256_maddubs_epi16(codes.first, x.first), _mm256_maddubs_epi16(codes.second, x.second));
+        sums = Bits == 4 ? _mm256_add_epi16(sums, pairs) : _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
     }
-    Part floats(int part, int32_t begin) const {
-        const __m256i sums = Bits == 4 ? _mm256_madd_epi16(lanes[part], _mm256_set1_epi16(1)) : lanes[part];
-        return (Part)_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(begin)));
-    }
-};
-
-#else
-
-constexpr bool kWideIsSigned = true;
-constexpr int kGroupStep = 4;
-typedef int32_t PartInts __attribute__((vector_size(16)));
+    asm volatile("" : "+x"(sums));  // token by token, or the registers do not suffice
+    return sums;
+}
 
 template <int Bits>
-struct GroupSums {
-    PartInts lanes[4];
+inline Register begin_sums(int32_t) { return _mm256_setzero_si256(); }
+template <int Bits>
+inline Part end_sums(Register sums, int32_t begin) {
+    if (Bits == 4) sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    return (Part)_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(begin)));
+}
 
-    struct Codes {
-#if defined(__ARM_FEATURE_DOTPROD)
-        int8x16_t bytes[4];
-        void load(const uint8_t* from) {
-            for (int i = 0; i < 4; i++)
-                bytes[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(from + 16 * i), vdupq_n_u8(Bits == 8 ? 128 : 0)));
-        }
 #else
-        const uint8_t* bytes;
-        void load(const uint8_t* from) { bytes = from; }
-#endif
-    };
-    struct Inputs {
-        int8_t four[4];
-        void load(const int8_t* from) { std::memcpy(four, from, 4); }
-    };
-    void start(int32_t begin) {
-        for (PartInts& part : lanes) part = PartInts{} + begin;
-    }
-    void add(const Codes& codes, const Inputs& x) {
+
+typedef int32_t Register __attribute__((vector_size(16)));
+typedef Register Words4;
+constexpr bool kWideIsSigned = true;
+constexpr int kGroupStep = 4;
+
+template <int Bits>
+inline Words4 load_codes(const uint8_t* from) {
+    Octets bytes = load_octets(from);
+    if (Bits == 8) bytes ^= 128;
+    return (Register)bytes;
+}
+inline Words4 splat_inputs(const int8_t* from) { return Register{} + load_word(from); }
+
+template <int Bits>
+inline Register add_products(Register sums, Words4 codes, Words4 x) {
 #if defined(__ARM_FEATURE_DOTPROD)
-        int32_t word;
-        std::memcpy(&word, x.four, 4);
-        for (int i = 0; i < 4; i++)
-            lanes[i] = (PartInts)vdotq_s32((int32x4_t)lanes[i], codes.bytes[i], vreinterpretq_s8_s32(vdupq_n_s32(word)));
+    return (Register)vdotq_s32((int32x4_t)sums, (int8x16_t)codes, (int8x16_t)x);
+#elif defined(__SSE2__)
+    const auto odd = [](Register v) { return _mm_srai_epi16((__m128i)v, 8); };
+    const auto even = [](Register v) { return _mm_srai_epi16(_mm_slli_epi16((__m128i)v, 8), 8); };
+    return sums + (Register)_mm_madd_epi16(even(codes), even(x)) +
+           (Register)_mm_madd_epi16(odd(codes), odd(x));
 #else
-        constexpr int zero = Bits == 8 ? 128 : 0;
-        for (int i = 0; i < kLanes; i++)
-            for (int j = 0; j < 4; j++) lanes[i / 4][i % 4] += ((int)codes.bytes[4 * i + j] - zero) * x.four[j];
+    for (int i = 0; i < 4; i++) sums += (codes << (24 - 8 * i) >> 24) * (x << (24 - 8 * i) >> 24);
+    return sums;
 #endif
-    }
-    Part floats(int part, int32_t) const { return __builtin_convertvector(lanes[part], Part); }
-};
+}
+
+template <int Bits>
+inline Register begin_sums(int32_t begin) { return Register{} + begin; }
+template <int Bits>
+inline Part end_sums(Register sums, int32_t) { return __builtin_convertvector(sums, Part); }
 
 #endif
 
@@ -162,38 +151,45 @@ struct GroupSums {
 template <int M, int P, int Group, int Bits, bool Minima>
 inline void tile_blocks(const Activations& a, int token, int first, int columns, int zero, const Unpacked* w,
                         float* totals) {
+    constexpr int kRegisters = P * kParts;
     if (Bits == 8 && kWideIsSigned) zero = 0;
-    const int all_columns = a.stride;
-    const int32_t* sums = (Group == 16 ? a.sums16 : a.sums32) + (size_t)token * (all_columns / Group) + first / Group;
-    const int8_t* rows = a.quantized + (size_t)token * all_columns + first;
+    const size_t stride = a.stride, sum_stride = stride / Group;
+    const int32_t* sums = (Group == 16 ? a.sums16 : a.sums32) + token * sum_stride + first / Group;
+    const int8_t* rows = a.quantized + token * stride + first;
     const float* steps = a.scales + (size_t)token * a.groups;
     for (int g = 0; g < columns / Group; g++) {
-        GroupSums<Bits> acc[M][P];
-        for (int m = 0; m < M; m++)
-            for (int p = 0; p < P; p++) acc[m][p].start(-zero * sums[(size_t)m * (all_columns / Group) + g]);
+        Register acc[M][kRegisters];
+        for (int m = 0; m < M; m++) {
+            const Register begin = begin_sums<Bits>(-zero * sums[m * sum_stride + g]);
+            for (int n = 0; n < kRegisters; n++) acc[m][n] = begin;
+        }
         for (int k = g * Group; k < (g + 1) * Group; k += kGroupStep) {
-            typename GroupSums<Bits>::Codes codes[P];
-            for (int p = 0; p < P; p++) codes[p].load(w[p].codes + (size_t)k * kLanes);
+            Words4 codes[kRegisters];
+            for (int n = 0; n < kRegisters; n++)
+                codes[n] = load_codes<Bits>(w[n / kParts].codes + (size_t)k * kLanes + n % kParts * kPartBytes);
             for (int m = 0; m < M; m++) {
-                typename GroupSums<Bits>::Inputs x;
-                x.load(rows + (size_t)m * all_columns + k);
-                for (int p = 0; p < P; p++) acc[m][p].add(codes[p], x);
+                const Words4 x = splat_inputs(rows + m * stride + k);
+                for (int n = 0; n < kRegisters; n++) acc[m][n] = add_products<Bits>(acc[m][n], codes[n], x);
             }
         }
+        // Stored before they are scaled, or the compiler stores them with every step.
+        alignas(64) Register group_sums[M][kRegisters];
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < kRegisters; n++) group_sums[m][n] = acc[m][n];
+        asm volatile("" : : "r"(group_sums) : "memory");
         const int step = (first + g * Group) / kGroup;
-        for (int p = 0; p < P; p++)
-            for (int i = 0; i < kParts; i++) {
-                const int at = g * kLanes + i * kPartLanes;
-                const Part scale = load_part(w[p].scales + at);
-                for (int m = 0; m < M; m++) {
-                    const int32_t sum = sums[(size_t)m * (all_columns / Group) + g];
-                    Part value = acc[m][p].floats(i, -zero * sum) * scale;
-                    if (Minima) value = multiply_add(load_part(w[p].minima + at), Part{} + (float)sum, value);
-                    float* total = totals + ((size_t)m * P + p) * kLanes + i * kPartLanes;
-                    value = multiply_add(value, Part{} + steps[(size_t)m * a.groups + step], load_part(total));
-                    std::memcpy(total, &value, sizeof value);
-                }
+        for (int n = 0; n < kRegisters; n++) {
+            const int at = g * kLanes + n % kParts * kPartLanes;
+            const Part scale = load_part(w[n / kParts].scales + at);
+            for (int m = 0; m < M; m++) {
+                const int32_t sum = sums[m * sum_stride + g];
+                Part value = end_sums<Bits>(group_sums[m][n], -zero * sum) * scale;
+                if (Minima) value = multiply_add(load_part(w[n / kParts].minima + at), splat_part(sum), value);
+                float* total = totals + m * P * kLanes + n * kPartLanes;
+                value = multiply_add(value, splat_part(steps[(size_t)m * a.groups + step]), load_part(total));
+                std::memcpy(total, &value, sizeof value);
             }
+        }
     }
 }
 
