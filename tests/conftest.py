@@ -70,6 +70,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 GGUF file with widths of whole blocks."""
+    folder = tmp_path_factory.mktemp("models")
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return save_tiny_gguf(folder / "wide.gguf", save_tiny_llama(folder / "llama", head_dim=64, **shape))
+
+
+@pytest.fixture(scope="session")
+def mixed_gguf(wide_gguf: Path) -> Path:
+    """A GGUF file in which every matrix has another type, of all that are served as they are."""
+    from tests.support.gguf_models import save_mixed
+
+    return save_mixed(wide_gguf, wide_gguf.with_name("mixed.gguf"))
+
+
+@pytest.fixture(scope="session")
 def tiny_gguf(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama as a GGUF file; tests that change it copy it first."""
     return save_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)

@@ -253,7 +253,8 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     for name, place in places.items():
         matrix, kind = name in packed, place.kind
         shape = packed[name] if matrix else (plain | optional)[name]
-        if matrix and (kind not in MATRIX_KINDS or (kind != facts.kind != "gguf") or not kind_suits(kind, shape[1])):
+        right = kind is None or (kind in MATRIX_KINDS and facts.kind in (kind, "gguf") and kind_suits(kind, shape[1]))
+        if matrix and not right:
             raise DamagedSnapshot(f"{name} is of the type {kind}")
         need = packed_bytes(shape[0], shape[1], kind) if matrix and kind else 4 * math.prod(shape)
         spans = [(place.offset, need)]

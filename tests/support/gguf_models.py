@@ -5,7 +5,8 @@ The rules here are written after ``conversion/*.py`` there, independently of ``r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,43 @@ _FACTORS = {
 }
 _LARGEST = {"Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128}
 _LARGEST |= {"Q4_K": 945, "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064}
+
+
+MIXED_TYPES = (
+    *("Q6_K", "Q4_K", "Q5_K", "Q3_K", "Q8_0", "Q4_0", "IQ4_XS", "Q2_K"),
+    *("Q5_0", "F16", "Q4_1", "IQ4_NL", "BF16", "Q5_1", "F32"),
+)
+"""All types that are served as they are, in the order in which ``save_mixed`` gives them to matrices."""
+
+
+def save_mixed(source: Path, file: Path, types: Iterable[str] = MIXED_TYPES) -> Path:
+    """Copy a GGUF file with random matrices of many types.
+
+    Args:
+        source: a file with float32 tensors.
+        file: the copy.
+        types: the types of its matrices in order, repeated if there are more matrices.
+    """
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            kind, *element = dict.fromkeys(field.types)
+            writer.add_key_value(key, field.contents(), kind, element[0] if element else None)
+    names = itertools.cycle(types)
+    for number, tensor in enumerate(reader.tensors):
+        values = tensor.data.reshape(tuple(reversed(tensor.shape.tolist())))
+        if values.ndim < 2:
+            writer.add_tensor(tensor.name, values)
+            continue
+        kind = gguf.GGMLQuantizationType[next(names)]
+        if kind.name in _FACTORS:
+            writer.add_tensor(tensor.name, random_blocks(kind, *values.shape, seed=number), raw_dtype=kind)
+        else:
+            random = np.random.default_rng(number).normal(0, 0.1, values.shape).astype(np.float32)
+            writer.add_tensor(tensor.name, gguf.quants.quantize(random, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -89,8 +89,9 @@ template <int Bits>
 inline Register add_products(Register sums, const Words4& codes, const Words4& x) {
     const Register ones = _mm256_set1_epi16(1);
     if constexpr (Bits == 8) {
-        const Register a = _mm256_maddubs_epi16(_mm256_abs_epi8(x.first), _mm256_sign_epi8(codes.first, x.first));
-        const Register b = _mm256_maddubs_epi16(_mm256_abs_epi8(x.second), _mm256_sign_epi8(codes.second, x.second));
+        // |code| x (x with the sign of the code): a code may be -128, which has no positive counterpart.
+        const Register a = _mm256_maddubs_epi16(_mm256_abs_epi8(codes.first), _mm256_sign_epi8(x.first, codes.first));
+        const Register b = _mm256_maddubs_epi16(_mm256_abs_epi8(codes.second), _mm256_sign_epi8(x.second, codes.second));
         sums = _mm256_add_epi32(sums, _mm256_madd_epi16(a, ones));
         sums = _mm256_add_epi32(sums, _mm256_madd_epi16(b, ones));
     } else {
@@ -218,13 +219,8 @@ void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, in
             tile_blocks<1, P, Group, Bits, Minima>(a, token, first, columns, f.zero, unpacked, to());
     }
     for (int token = begin; token < end; token++)
-        for (int p = 0; p < P; p++) {
-            const int place = (w.first + (panel + p) * w.step) * kLanes;
-            float* to = out + (size_t)token * stride + place;
-            Floats value = load(totals + ((size_t)(token - begin) * P + p) * kLanes);
-            if (w.bias) value += load(w.bias + place);
-            store(to, add != 0 ? load(to) + value * add : value);
-        }
+        for (int p = 0; p < P; p++)
+            write(w, panel + p, load(totals + ((size_t)(token - begin) * P + p) * kLanes), out + (size_t)token * stride, add);
 }
 
 template <int P>

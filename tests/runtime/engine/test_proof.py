@@ -103,6 +103,7 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
     ("model", "settings"),
     [
         pytest.param("embedded", {"dtype": "int8"}, marks=needs_kernels, id="embedded-int8"),
+        pytest.param("mixed", {"dtype": "gguf"}, marks=needs_kernels, id="mixed-gguf"),
         pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama-bfloat16"),
         pytest.param("llama", {"dtype": "float32", "kv_dtype": "int8"}, marks=needs_kernels, id="llama-int8-kv"),
         pytest.param("gpt2", {"dtype": "float32"}, marks=needs_kernels, id="gpt2-float32"),
@@ -111,12 +112,20 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
     ],
 )
 async def test_mixed_requests_are_the_same_alone_and_among_16(
-    model: str, settings: dict[str, Any], tiny_gpt2: Path, tiny_llama: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    settings: dict[str, Any],
+    tiny_gpt2: Path,
+    tiny_llama: Path,
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Tokens, texts and log-probabilities are identical to the last bit alone, and sixteen at a time in another order,
     with prompts computed in chunks, prefix hits and guessed tokens.
     """
-    name = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2, "llama": tiny_llama}[model]
+    name: str | Path = {"embedded": "smollm2-135m-instruct", "gpt2": tiny_gpt2}.get(model, tiny_llama)
+    if model == "mixed":
+        name = request.getfixturevalue("mixed_gguf")
     settings = dict(settings)
     if not settings.pop("kernels", True):
         without_kernels(monkeypatch)

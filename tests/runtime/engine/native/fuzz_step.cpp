@@ -144,8 +144,9 @@ void open(Input& in, int index) {
     for (int32_t* field : {&layer.kind, &layer.window, &layer.rotation})
         if (in.rarely()) *field = in.hostile();
     for (Tensor* t : {&c.embed, &c.embed_norm, &c.final_norm, &c.head, &layer.attention_norm, &layer.attention_post_norm,
-                      &layer.mlp_norm, &layer.mlp_post_norm, &layer.qkv, &layer.q_norm, &layer.k_norm,
-                      &layer.attention_out, &layer.convolution, &layer.up, &layer.down}) {
+                      &layer.mlp_norm, &layer.mlp_post_norm, &layer.qkv[0], &layer.qkv[1], &layer.qkv[2], &layer.q_norm, &layer.k_norm,
+                      &layer.attention_out, &layer.convolution, &layer.up[0], &layer.up[1], &layer.down}) {
+        if (in.rarely()) t->kind = in.rarely() ? in.hostile() : in.number(0, kKinds - 1);
         if (in.rarely()) t->data = nullptr;
         if (in.rarely()) t->scales = nullptr;
         if (in.rarely()) t->data = (const void*)((uintptr_t)t->data + 1);

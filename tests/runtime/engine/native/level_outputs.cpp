@@ -19,7 +19,7 @@ std::vector<float> run(void* decoder, const std::vector<Piece>& pieces) {
     for (const Piece& piece : pieces) {
         for (int i = piece.first; i < piece.first + piece.count; i++) {
             outputs.push_back((int32_t)ids.size());
-            ids.push_back(7 + (i * 37 + piece.block * 11) % (kVocabulary - 7));  // 5 and 6 have no finite logits
+            ids.push_back(16 + (i * 37 + piece.block * 11) % (kVocabulary - 16));  // 5 and 6 have no finite logits
         }
         starts.push_back((int32_t)ids.size());
         at.push_back(piece.first), long_texts.push_back(0);

@@ -9,7 +9,8 @@
 
 namespace warmstart {
 
-constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kModels = 9 * kVariants;
+constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kUniform = 9 * kVariants, kMixed = 4;
+constexpr int kModels = kUniform + kMixed;
 constexpr int kContext = 28, kStepTokens = 24, kBlocks = 6;
 
 #define REQUIRE(condition)                                       \
@@ -25,6 +26,8 @@ struct Model {
     std::vector<Rotation> rotations;
     Config config{};
     uint32_t state = 1;
+    int kind = kFloat32;  // of the next matrices; -1 for other ones from matrix to matrix
+    int matrices = 0;
 
     const float* floats(size_t count, float scale) {
         memory.emplace_back(new uint8_t[count * 4]);
@@ -48,31 +51,64 @@ struct Model {
         rows = padded(rows), columns = padded(columns);
         const int groups = (columns + kGroup - 1) / kGroup;
         Tensor t{};
-        t.data_bytes = (uint64_t)rows * columns * (config.kind == kFloat32 ? 4 : config.kind == kBfloat16 ? 2 : 1);
+        t.kind = kind >= 0 ? kind : (matrices++ * 5 + 4) % kKinds;
+        if (is_block(t.kind)) {
+            blocks(t, rows, columns);
+            if (biased) t.bias = floats(rows, 1), t.bias_count = rows;
+            return t;
+        }
+        t.data_bytes = (uint64_t)rows * columns * (t.kind == kFloat32 ? 4 : t.kind == kInt8 ? 1 : 2);
         const float* values = floats((size_t)rows * columns, 0.3f);
-        if (config.kind == kFloat32) {
+        if (t.kind == kFloat32) {
             t.data = values;
+        } else if (t.kind == kFloat16) {
+            memory.emplace_back(new uint8_t[t.data_bytes]);
+            for (size_t i = 0; i < (size_t)rows * columns; i += kLanes)
+                store_half((uint16_t*)memory.back().get() + i, load(values + i));
+            t.data = memory.back().get();
         } else {
             memory.emplace_back(new uint8_t[t.data_bytes]);
             uint8_t* bytes = memory.back().get();
             for (size_t i = 0; i < (size_t)rows * columns; i++) {
-                if (config.kind == kBfloat16)
+                if (t.kind == kBfloat16)
                     std::memcpy(bytes + 2 * i, (const uint8_t*)(values + i) + 2, 2);
                 else
                     bytes[i] = (uint8_t)(128 + values[i] * 400);
             }
             t.data = bytes;
         }
-        if (config.kind == kInt8) t.scales = floats((size_t)rows * groups, 0.01f), t.scale_count = rows * groups;
+        if (t.kind == kInt8) t.scales = floats((size_t)rows * groups, 0.01f), t.scale_count = rows * groups;
         if (biased) t.bias = floats(rows, 1), t.bias_count = rows;
         return t;
     }
 
+    // Random codes and integer scales, with small factors.
+    void blocks(Tensor& t, int rows, int columns) {
+        const BlockFormat& f = format_of(t.kind);
+        const size_t panel = block_panel_bytes(f, columns), piece = scale_piece_bytes(f);
+        t.data_bytes = rows / kLanes * panel;
+        memory.emplace_back(new uint8_t[t.data_bytes]);
+        uint8_t* bytes = memory.back().get();
+        for (size_t i = 0; i < t.data_bytes; i++) {
+            state = state * 1664525 + 1013904223;
+            bytes[i] = (uint8_t)(state >> 24);
+        }
+        const float largest = f.nested ? 2e-4f : 2e-3f;
+        for (size_t at = 0; at < t.data_bytes; at += panel)
+            for (size_t i = 0; i < scale_bytes(f, columns); i += piece)
+                for (int part = 0; part < (f.minima ? 2 : 1); part++)
+                    store_half((uint16_t*)(bytes + at + i) + part * kLanes, load(floats(kLanes, largest)));
+        t.data = bytes;
+    }
+
     // Sets the first value of a token's embedding, so that its row fails.
     void poison(int token, float value) {
-        if (config.kind == kInt8) {
+        const int lane = token % kLanes;
+        if (is_block(config.embed.kind)) {
+            ((uint16_t*)config.embed.data)[lane] = 0x7e00;  // not a number
+        } else if (config.embed.kind == kInt8) {
             ((float*)config.embed.scales)[token] = value;
-        } else if (config.kind == kBfloat16) {
+        } else if (config.embed.kind == kBfloat16) {
             std::memcpy((uint8_t*)config.embed.data + token * 4, (uint8_t*)&value + 2, 2);
         } else {
             ((float*)config.embed.data)[token] = value;
@@ -81,15 +117,18 @@ struct Model {
 
     // Each number type of the weights and of keys and values, with each variant: GPT-2's features; odd widths; Gemma's
     // norms, soft caps and window; a convolution with a parallel layer and ALiBi. Every fourth model has two threads.
+    // Then models of all types of GGUF files mixed, in parts, with widths that suit them.
     explicit Model(int index) {
         Config& c = config;
-        const int variant = index / 3 % kVariants;
-        const bool gpt2 = variant == 0, odd = variant == 1, gemma = variant == 2, convolves = variant == 3;
-        c.kind = index % 3, c.kv_type = index / (3 * kVariants), c.activation = index % 5;
+        const bool mixed = index >= kUniform;
+        const int variant = mixed ? index % kVariants : index / 3 % kVariants;
+        const bool gpt2 = variant == 0, odd = variant == 1 && !mixed, gemma = variant == 2, convolves = variant == 3;
+        kind = mixed ? -1 : index % 3, matrices = index * 7;
+        c.kv_type = mixed ? index % 3 : index / (3 * kVariants), c.activation = index % 5;
         c.norm = gpt2 || convolves ? kLayerNorm : kRms, c.qk_norm = gemma ? kHeadNorm : odd ? kFullNorm : kNoNorm;
         c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
-        c.layers = kLayers, c.hidden = odd ? 40 : 32, c.intermediate = odd ? 44 : 48, c.heads = kHeads;
-        c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
+        c.layers = kLayers, c.hidden = mixed ? 256 : odd ? 40 : 32, c.intermediate = mixed ? 512 : odd ? 44 : 48, c.heads = kHeads;
+        c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = mixed ? 128 : odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
         c.threads = index % 4 ? 1 : 2, c.max_tokens = kStepTokens, c.blocks = kBlocks;
         c.epsilon = 1e-5f, c.attention_scale = 0.2f, c.embedding_scale = gemma ? 5 : 1, c.residual_scale = odd ? 0.5f : 1;
         c.logit_scale = odd ? 0.3f : 1, c.attention_softcap = c.logit_softcap = gemma ? 4 : 0;
@@ -115,12 +154,21 @@ struct Model {
             if (gemma) l.attention_post_norm = vector(c.hidden, false), l.mlp_post_norm = vector(c.hidden, false);
             if (c.qk_norm) l.q_norm = vector(heads, gemma), l.k_norm = vector(keys, gemma);
             if (l.kind == kConvolution) {
-                l.qkv = matrix(3 * c.hidden, c.hidden, false), l.attention_out = matrix(c.hidden, c.hidden, false);
+                l.qkv[0] = matrix(3 * c.hidden, c.hidden, false), l.attention_out = matrix(c.hidden, c.hidden, false);
                 l.convolution = vector(c.hidden, true, c.convolution_width);
             } else {
-                l.qkv = matrix(heads + 2 * keys, c.hidden, gpt2), l.attention_out = matrix(c.hidden, heads, gpt2);
+                const int parts[] = {heads, keys, keys};
+                if (mixed)
+                    for (int n = 0; n < 3; n++) l.qkv[n] = matrix(parts[n], c.hidden, false);
+                else
+                    l.qkv[0] = matrix(heads + 2 * keys, c.hidden, false);
+                if (gpt2) l.qkv[0].bias = floats(heads + 2 * keys, 1), l.qkv[0].bias_count = heads + 2 * keys;
+                l.attention_out = matrix(c.hidden, heads, gpt2);
             }
-            l.up = matrix(padded(c.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
+            if (mixed && c.gated)
+                for (Tensor& part : l.up) part = matrix(c.intermediate, c.hidden, false);
+            else
+                l.up[0] = matrix(padded(c.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
             l.down = matrix(c.hidden, c.intermediate, gpt2);
             layers.push_back(l);
         }

@@ -18,7 +18,7 @@ from runtime.host import cpu_flags
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = ROOT / "runtime/engine/native"
 PROGRAM = Path(__file__).parent / "level_outputs.cpp"
-MODELS = 36  # as random_models.h has them; every third in float32, the first twelve with float32 keys and values
+MODELS = 40  # as random_models.h has them; every third of 36 in float32, the first twelve with float32 keys and values
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 NATIVE = build.levels()
 
@@ -65,7 +65,8 @@ def test_arm(tmp_path: Path) -> None:
     largest, difference = np.abs(here).max(axis=1), np.abs(generic - here).max(axis=1)
     assert np.isfinite(here).all()
     assert (difference[:12:3] < 1e-5 * largest[:12:3]).all()
-    assert (difference < 1e-3 * largest).all()  # a code or a half may be rounded the other way
+    assert (difference[:36] < 1e-3 * largest[:36]).all()  # a code or a half may be rounded the other way
+    assert (difference[36:] < 2e-2 * largest[36:]).all()  # wider models, with more such codes
 
 
 @pytest.mark.skipif(not {"amx_tile", "amx_int8"} <= cpu_flags(), reason="needs a processor with AMX")
