@@ -97,6 +97,7 @@ def entry(status: ModelStatus, ctx: Context, name: str | None = None) -> dict[st
         "progress": status.progress,
         "error": status.error,
         "engine": None if status.info is None else status.info.engine,
+        "weight_types": None if status.info is None else list(status.info.weight_types),
         "memory_bytes": status.memory_bytes,
         "reserved_bytes": status.reserved_bytes,
         "last_used": status.last_used,

@@ -87,6 +87,9 @@ class ModelEntry(LazyModel):
         description="native (compiled kernels), torch, or reference: transformers' own generation, which serves models "
         "that the fast engine does not support, several times slower; null if the model is not loaded.",
     )
+    weight_types: list[str] | None = Field(
+        description="Number types of the weights, those with the most bytes first; null if the model is not loaded."
+    )
     memory_bytes: int = Field(description="Memory in use: weights, and the keys and values written so far.")
     reserved_bytes: int | None = Field(
         None, description="Memory reserved: weights and the maximum of keys and values; null if not yet known."

@@ -41,6 +41,7 @@ INFO = ModelInfo(
     warmup_seconds=0.1,
     weights_bytes=4,
     engine="fake",
+    weight_types=("float32",),
 )
 
 
