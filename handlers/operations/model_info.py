@@ -24,4 +24,5 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
             "memory_bytes": engine.memory_bytes,
             "sampling_defaults": dict(engine.info.sampling_defaults),
             "optimizations": list(engine.info.optimizations),
+            "weight_types": list(engine.info.weight_types),
         }

@@ -43,9 +43,11 @@ inline Part splat_part(float x) {
 }
 
 // The sums of a group's products for 16 rows are kParts registers, of codes [columns / 4][16][4] with the same four
-// activations in every row. `Bits` is 4 for codes up to 15, 6 up to 63, 8 up to 255. A step adds kGroupStep columns.
+// activations in every row. `Bits` is 4 for codes up to 15, 6 up to 63, 8 up to 255; where codes up to 15 have no kernel
+// of their own, kFewBits is 6. A step adds kGroupStep columns.
 #if defined(__AVX512VNNI__)
 
+constexpr int kFewBits = 6;
 typedef Ints Register;
 typedef Ints Words4;  // kGroupStep bytes for each row
 constexpr bool kWideIsSigned = false;
@@ -67,6 +69,7 @@ inline Part end_sums(Register sums, int32_t) { return (Part)_mm512_cvtepi32_ps((
 
 #elif defined(__AVX2__)
 
+constexpr int kFewBits = 4;
 typedef __m256i Register;
 struct Words4 {
     Register first, second;
@@ -113,6 +116,7 @@ inline Part end_sums(Register sums, int32_t begin) {
 
 #else
 
+constexpr int kFewBits = 6;
 typedef int32_t Register __attribute__((vector_size(16)));
 typedef Register Words4;
 constexpr bool kWideIsSigned = true;
@@ -209,12 +213,12 @@ void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, in
             unpack(f, w.data + (panel + p) * w.panel_bytes(), w.columns, first, columns, unpacked[p]);
         int token = begin;
         const auto to = [&] { return totals + (size_t)(token - begin) * P * kLanes; };
-        if constexpr (P <= kTilePanels) {
+        if constexpr (P == kTilePanels)  // few panels are left over, so they have no large tiles
             for (; token + kTileRows <= end; token += kTileRows)
                 tile_blocks<kTileRows, P, Group, Bits, Minima>(a, token, first, columns, f.zero, unpacked, to());
+        if constexpr (P <= kTilePanels)
             for (; token + 2 <= end; token += 2)
                 tile_blocks<2, P, Group, Bits, Minima>(a, token, first, columns, f.zero, unpacked, to());
-        }
         for (; token < end; token++)
             tile_blocks<1, P, Group, Bits, Minima>(a, token, first, columns, f.zero, unpacked, to());
     }
@@ -227,11 +231,11 @@ template <int P>
 inline void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, int panel, float* out, int stride,
                           float add) {
     switch (w.kind) {
-        case kQ2_K: return panels_blocks<P, 16, 4, true>(a, begin, end, w, panel, out, stride, add);
-        case kQ3_K: return panels_blocks<P, 16, 4, false>(a, begin, end, w, panel, out, stride, add);
-        case kQ4_0: return panels_blocks<P, 32, 4, false>(a, begin, end, w, panel, out, stride, add);
+        case kQ2_K: return panels_blocks<P, 16, kFewBits, true>(a, begin, end, w, panel, out, stride, add);
+        case kQ3_K: return panels_blocks<P, 16, kFewBits, false>(a, begin, end, w, panel, out, stride, add);
+        case kQ4_0: return panels_blocks<P, 32, kFewBits, false>(a, begin, end, w, panel, out, stride, add);
         case kQ4_1:
-        case kQ4_K: return panels_blocks<P, 32, 4, true>(a, begin, end, w, panel, out, stride, add);
+        case kQ4_K: return panels_blocks<P, 32, kFewBits, true>(a, begin, end, w, panel, out, stride, add);
         case kQ5_0: return panels_blocks<P, 32, 6, false>(a, begin, end, w, panel, out, stride, add);
         case kQ5_1:
         case kQ5_K: return panels_blocks<P, 32, 6, true>(a, begin, end, w, panel, out, stride, add);

@@ -25,7 +25,8 @@ async def test_answer(payload: dict[str, Any]) -> None:
     assert answer["memory_bytes"] == 77
     assert answer["optimizations"] == ["packed", "int8"]
     assert {"generate", "complete", "chat", "streaming"} <= set(answer["capabilities"])
-    facts = asdict(engine.info) | {"optimizations": ["packed", "int8"], "sampling_defaults": {"top_k": 20}}
+    facts = asdict(engine.info) | {"optimizations": ["packed", "int8"], "weight_types": ["float32"]}
+    facts["sampling_defaults"] = {"top_k": 20}
     assert {name: answer[name] for name in facts} == facts
 
 
