@@ -86,13 +86,14 @@ transformers' list of causal language models finds each one read or refused with
 (Mamba, RWKV, Qwen3-Next), checkpoints with quantized weights, ALiBi in Falcon (transformers rounds it to bfloat16), OPT
 350M.
 
-**GGUF types.** With `DTYPE=auto` a GGUF file's weights are converted to int8 with a scale for 64 columns. With `DTYPE=gguf`
-they are served in the file's own types, each matrix in its own (queries, keys and values, gate and up apart): Q4_0, Q4_1,
-Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F16, BF16 and F32. Codes and scales are the file's, so no weight changes (a
-test compares every type with the `gguf` package, to the last bit); memory is the file's size and at most 5 % more, in Q2_K
-20 %. Activations have 8 bits, as with int8. One matrix is still converted to int8: the attention's output where the width of
-a head is not a multiple of 16. Other types (IQ1 to IQ3, TQ, MXFP4) are refused by name, and so are other formats of models,
-adapters, and engines other than the compiled kernels. `/model-info` and `/models` list the types (`weight_types`).
+**GGUF types.** With `DTYPE=auto` a GGUF file's weights are converted to int8 with a scale for 64 columns. With
+`DTYPE=gguf` they are served in the file's own types, each matrix in its own (queries, keys and values, gate and up
+apart): Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F16, BF16 and F32. Codes and scales are the
+file's, so no weight changes (a test compares every type with the `gguf` package, to the last bit); memory is the
+file's size and at most 5 % more, in Q2_K 20 %. Activations have 8 bits, as with int8. One matrix is still converted
+to int8: the attention's output where the width of a head is not a multiple of 16. Other types (IQ1 to IQ3, TQ, MXFP4)
+are refused by name, and so are other formats of models, adapters, and engines other than the compiled kernels.
+`/model-info` and `/models` list the types (`weight_types`).
 
 """
 

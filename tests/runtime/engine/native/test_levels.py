@@ -53,6 +53,7 @@ def test_no_warning(compiler: str, level: build.Level) -> None:
 
 
 @needs_emulator
+@pytest.mark.timeout(900)  # compiles the kernels several times
 def test_arm(tmp_path: Path) -> None:
     """On Arm every level computes the same bits as the generic one, and what x86 does but for the last digits."""
     here = written(compiled("g++", [], tmp_path / "here"))
