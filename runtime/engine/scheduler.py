@@ -16,6 +16,16 @@ from runtime.engine.speculation import Speculation
 from runtime.errors import ServiceError
 from runtime.types import FinishReason
 
+MAX_PAUSES = 16
+"""Maximum number of steps in a row without background sequences, while interactive prompts are computed."""
+
+BACKGROUND_SHARE = 3
+"""A step with background prompts has at most this part of the token budget, a third, while interactive work comes: the
+next interactive prompt waits for the end of such a step. A smaller part costs more tokens per second than it saves."""
+
+RECENT_STEPS = 256
+"""Number of steps after the last interactive sequence until background prompts get the whole token budget again."""
+
 
 @dataclass(slots=True)
 class StepPlan(SchedulingChanges):
@@ -48,9 +58,12 @@ class StepResult:
 class Scheduler:
     """Plans steps for the running sequences and applies their results. Only ``cancel`` is thread-safe.
 
-    Every decoding sequence is in every step. The rest of the token budget goes to prefills in order of arrival,
-    interactive ones before background ones, and then to forced tokens. A partially computed prompt of either kind gets
-    at least one token of every step, regardless of the load. ``Admission`` decides which sequences run.
+    Every decoding interactive sequence is in every step. The rest of the token budget goes to prefills in order of
+    arrival, interactive ones before background ones, and then to forced tokens. While interactive prompts are computed,
+    background sequences pause, so that the first token does not wait for theirs; after ``MAX_PAUSES`` steps they are in
+    one. While interactive work comes, steps with background prompts are short (``BACKGROUND_SHARE``). But for the
+    pauses, every decoding background sequence is in every step too, and a partially computed prompt of either kind gets
+    at least one token of it, regardless of the load. ``Admission`` decides which sequences run.
 
     Args:
         pool: the KV block pool.
@@ -88,6 +101,8 @@ class Scheduler:
         self._short_context = short_context
         self.eos = eos
         self._cancelled = False  # whether a sequence was cancelled since the last step
+        self._pauses = 0  # steps without background sequences since the last one with them
+        self._quiet = RECENT_STEPS  # steps since the last one at which there was interactive work
 
     def reset(self) -> None:
         """Drop all sequences and the prefix cache, after the engine thread was restarted. The counters are kept."""
@@ -154,31 +169,55 @@ class Scheduler:
         # The partly computed prompt of each kind. There is at most one, since it used up the budget of its step.
         interactive: Sequence | None = None
         background: Sequence | None = None
+        pausing: list[Row] = []  # of decoding background sequences
         for sequence in admission.running:
             if len(sequence.tokens) - sequence.computed == 1:
-                rows.append(self._row(sequence, 1))
+                (pausing if sequence.background else rows).append(self._row(sequence, 1))
             elif sequence.background:
                 background = sequence
             else:
                 interactive = sequence
-        decoding = len(rows)
-        budget = self._max_tokens - decoding
-        if decoding:
-            budget = min(budget, self._token_budget - decoding)
+        interactive_work = bool(admission.waiting.interactive) or any(not s.background for s in admission.running)
+        self._quiet = 0 if interactive_work else self._quiet + 1
         # A prompt of either kind gets a token however many sequences decode: rows never outnumber tokens of a step.
         reserved = int(background is not None or admission.waiting.peek(background=True) is not None)
-        budget -= self._schedule_prefills(interactive, plan, max(1, budget - reserved), background=False)
+        pause = self._pauses < MAX_PAUSES and (
+            interactive is not None or admission.waiting.peek(background=False) is not None
+        )
+        if not pause:
+            rows += pausing
+        decoding = len(rows)
+        budget = self._budget(decoding)
+        used = self._schedule_prefills(interactive, plan, max(1, budget - (0 if pause else reserved)), background=False)
         for sequence in plan.preempted:
             self.preemptions += 1
             self.speculation.remove(sequence)
+        if pause and used and (pausing or reserved):
+            self._pauses += 1
+            rows[:] = [row for row in rows if row.sequence.blocks]
+            return plan
+        if pause and not used:  # no interactive prompt can be computed now
+            rows += pausing
+            decoding = len(rows)
+            budget = self._budget(decoding)
+        self._pauses = 0
+        budget -= used
         if plan.preempted:
             rows[:] = [row for row in rows if row.sequence.blocks]
             background = background if background is not None and background.blocks else None
-        budget -= self._schedule_prefills(background, plan, max(reserved, budget), background=True)
+        share = budget
+        if self._quiet < RECENT_STEPS:
+            share = min(share, self._token_budget // BACKGROUND_SHARE - used - decoding)
+        budget -= self._schedule_prefills(background, plan, max(reserved, share), background=True)
         self._add_forced_tokens(rows, max(0, min(budget, self._token_budget)))
         if interactive is background is None and not plan.admitted:
             self.speculation.draft(rows, self._max_tokens, self._feed_ahead)
         return plan
+
+    def _budget(self, decoding: int) -> int:
+        """Return the number of tokens that a step may have beside this number of decoding sequences."""
+        budget = self._max_tokens - decoding
+        return min(budget, self._token_budget - decoding) if decoding else budget
 
     def commit(self, rows: Items[Row], outputs: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
         """Apply the outputs of a step.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.request_queue import MAX_BYPASSES
-from runtime.engine.scheduler import Scheduler, StepPlan, StepResult
+from runtime.engine.scheduler import MAX_PAUSES, RECENT_STEPS, Scheduler, StepPlan, StepResult
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
@@ -583,7 +583,7 @@ def test_interactive_work_takes_rows() -> None:
     assert (plan.preempted, plan.admitted) == ([second], others[:1])
     assert m.step().preempted == []
     assert m.running == [first, one, others[0]]
-    assert (second.generated, third.generated) == (3, 2)
+    assert (second.generated, third.generated) == (2, 2), "they pause while interactive prompts are computed"
     m.finish()
     assert m.scheduler.preemptions == 2
     assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
@@ -600,7 +600,7 @@ def test_interactive_work_takes_blocks() -> None:
     (one,) = m.add(group(prompt(16, 4), replace(LONG, max_new_tokens=1, min_new_tokens=1)))  # 4, and 3 are free
     plan = m.step()
     assert (plan.preempted, plan.admitted) == ([third], [one])
-    assert (second.generated, third.generated) == (7, 6)
+    assert (second.generated, third.generated) == (6, 6)
     assert not third.blocks
     plan = m.step()  # the interactive one has ended
     assert plan.admitted == [third]
@@ -628,7 +628,9 @@ def test_background_work_fills_what_is_free() -> None:
     m = machine(max_rows=2)
     (one,) = m.add(group(prompt(3), LONG))
     (two,) = m.add(group(prompt(3, 1), PARAMS, background=True))
+    m.step()  # computes the interactive prompt
     m.step()
+    m.step()  # and the other one, in short steps
     assert m.running == [one, two]
     three, four = m.add([*group(prompt(3, 2), LONG, background=True), *group(prompt(3, 3), PARAMS)])
     while two not in m.ended:
@@ -639,14 +641,47 @@ def test_background_work_fills_what_is_free() -> None:
 
 
 def test_interactive_prompts_are_computed_first() -> None:
-    """An interactive prompt takes the token budget, except for one token of a partly computed background prompt."""
+    """A partly computed background prompt pauses while an interactive one is computed."""
     m = machine(max_tokens=16, token_budget=8)
     m.add(group(prompt(40), PARAMS, background=True))
     assert fed(m.step()) == [16]
     m.add(group(prompt(30, 1)))
-    assert [fed(m.step()) for _ in range(2)] == [[15, 1], [15, 1]]
+    assert [fed(m.step()) for _ in range(2)] == [[16], [14]]
+    assert fed(m.step()) == [1, 1]  # a third of the token budget while interactive work comes
+    m.finish()
+
+
+def test_short_steps_while_interactive_work_comes() -> None:
+    """For some steps after interactive work, those with background prompts are short; then they are long again."""
+    m = machine(blocks=200, max_tokens=32, token_budget=12)
+    m.add(group(prompt(3), replace(PARAMS, max_new_tokens=1, min_new_tokens=1)))
+    assert fed(m.step()) == [3]
+    m.add(group(prompt(40, 1), replace(PARAMS, max_new_tokens=300, min_new_tokens=300), background=True))
+    assert [fed(m.step()) for _ in range(10)] == [[4]] * 10
+    for _ in range(RECENT_STEPS - 10):
+        m.step()
+    m.add(group(prompt(40, 2), PARAMS, background=True))
+    assert sorted(fed(m.step())) == [1, 11]
+    m.finish()
+
+
+def test_background_work_pauses_for_a_first_token() -> None:
+    """While an interactive prompt is computed, only interactive sequences are in the steps; then all are again. A
+    longer one leaves background sequences out for a limited number of steps, and then shares one with them.
+    """
+    m = machine(max_rows=4, max_tokens=8, token_budget=8)
+    long = replace(PARAMS, max_new_tokens=40, min_new_tokens=40)
+    m.add([s for i in range(2) for s in group(prompt(3, i), long, background=True)])
+    assert fed(m.step()) == [3, 3]
+    assert fed(m.step()) == [1, 1]
+    m.add(group(prompt(10, 2), long))
+    assert [fed(m.step()) for _ in range(3)] == [[8], [2], [1, 1, 1]]
+    m.add(group(prompt(130, 3)))
+    assert [fed(m.step()) for _ in range(MAX_PAUSES)] == [[1, 7]] * MAX_PAUSES
+    assert sorted(fed(m.step())) == [1, 1, 1, 5]
     assert fed(m.step()) == [1, 7]
     m.finish()
+    assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
 
 
 def test_background_work_gets_on_beside_endless_interactive_work() -> None:
@@ -826,7 +861,7 @@ def test_background_work_gives_its_blocks_first() -> None:
     """A growing interactive sequence takes the blocks of background ones, the last admitted first; the oldest of them
     gives way as if it was interactive: to one that was admitted before it.
     """
-    m = machine(blocks=9)
+    m = machine(blocks=9, token_budget=32)
     params = replace(PARAMS, max_new_tokens=32, min_new_tokens=32)
     (early,) = m.add(group(prompt(4), params))
     m.step()
@@ -962,6 +997,7 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
             for sequence in draw(st.lists(st.sampled_from(live), min_size=1, max_size=3, unique=True)):
                 m.scheduler.cancel(sequence)
 
+    pauses = 0
     for step in range(draw(st.integers(1, 12), "steps with arrivals")):
         for sequences in draw(st.lists(_groups(background=step % 3 == 0), max_size=3)):
             if m.scheduler.fits(sequences[0]):
@@ -975,6 +1011,14 @@ def test_everyone_gets_what_they_would_get_alone(data: st.DataObject) -> None:
         halves = [s for s in m.scheduled if s.blocks and not s.cancelled and s not in m.ended]
         known = sum(len(row.token_ids) - (0 if row.sequence.forced else row.drafts) for row in plan.rows)
         rows = {row.sequence for row in plan.rows}
+        if any(s.background for s in (*decoding, *halves)) and not any(s.background for s in rows):
+            pauses += 1
+            decoding = [s for s in decoding if not s.background]
+            halves = [s for s in halves if not s.background]
+            assert rows - {*decoding}, "background work pauses for nothing"
+        else:
+            pauses = 0
+        assert pauses <= MAX_PAUSES
         assert not decoding or known <= max(m.budget, len(plan.rows))
         assert rows.issuperset(decoding), "a stream stalls"
         assert rows.issuperset(halves), "a prompt does not get on"
