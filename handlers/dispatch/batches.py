@@ -16,9 +16,9 @@ from runtime.batches.database import BatchDatabase
 from runtime.batches.files import FileStore
 from runtime.batches.group_commit import GroupCommit
 from runtime.batches.input_file import InputLimits
+from runtime.batches.resources import BatchResources, RowAnswer
 from runtime.batches.runner import BatchRunner
 from runtime.batches.slots import Slots
-from runtime.batches.workshop import RowAnswer, Workshop
 from runtime.error_response import ErrorForm, error_body
 from runtime.errors import ServiceError
 from runtime.events.outcome import Policy
@@ -63,7 +63,7 @@ def runner_of(
         return None
     database, files = opened
     runner = BatchRunner(
-        Workshop(
+        BatchResources(
             database,
             files,
             RowDispatcher(ctx, error_form),
@@ -81,7 +81,7 @@ def runner_of(
 
 
 class RowDispatcher:
-    """Calls the operations of rows; implements ``runtime.batches.workshop.RowHandler``.
+    """Calls the operations of rows; implements ``runtime.batches.resources.RowHandler``.
 
     Args:
         ctx: the operations' context, with the caller and the usage of ``request_scope``.

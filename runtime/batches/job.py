@@ -17,6 +17,7 @@ from runtime.batches.batches import change_state, open_batches
 from runtime.batches.database import storage_errors
 from runtime.batches.input_file import read_row, read_rows
 from runtime.batches.output_file import response_line
+from runtime.batches.resources import BatchResources, RowAnswer
 from runtime.batches.rows import (
     RowResult,
     TakenRow,
@@ -27,7 +28,6 @@ from runtime.batches.rows import (
     take_rows,
     write_lines,
 )
-from runtime.batches.workshop import RowAnswer, Workshop
 from runtime.cancellation import cancel_and_wait
 from runtime.errors import DeliveryLimit, InternalError, ServiceError, StorageFull, StorageUnavailable
 from runtime.events.outcome import Reject
@@ -54,12 +54,12 @@ class BatchJob:
     Args:
         number: the batch's number.
         batch: the batch's record.
-        shop: what it shares with other jobs.
+        resources: what it shares with other jobs.
     """
 
     number: int
     batch: StoredBatch
-    shop: Workshop
+    resources: BatchResources
     stopping: bool = False
     """Whether no more rows are to be started."""
     _end: BatchState | None = None
@@ -102,30 +102,30 @@ class BatchJob:
                 failures += 1
                 if failures == 1:
                     _log.warning("%s has to wait for the disk: %s", self.batch.id, error.__cause__ or error)
-                await asyncio.sleep(full_jitter(failures, _FIRST_PAUSE, _MAX_PAUSE, self.shop.policy.draw))
+                await asyncio.sleep(full_jitter(failures, _FIRST_PAUSE, _MAX_PAUSE, self.resources.policy.draw))
 
     def _load(self) -> None:
-        shop, batch = self.shop, self.batch
-        rows = read_rows(shop.files.input_path(batch.input_file), batch.endpoint, shop.limits)
-        errors = load_rows(shop.database, self.number, rows, int(shop.clock()))
+        resources, batch = self.resources, self.batch
+        rows = read_rows(resources.files.input_path(batch.input_file), batch.endpoint, resources.limits)
+        errors = load_rows(resources.database, self.number, rows, int(resources.clock()))
         self._refresh()
         _log.info("%s: %d rows, %d errors in the input file", batch.id, self.batch.total, len(errors))
         if errors:
-            shop.metrics.ended("failed")
+            resources.metrics.ended("failed")
 
     async def _run_rows(self) -> None:
         line = 0
         try:
             while not self.stopping:
-                rows = await self.shop.database.on_thread(partial(self._take, line))
+                rows = await self.resources.database.on_thread(partial(self._take, line))
                 if not rows:
                     break
                 for row, text in rows:
                     line = row.line
                     alone = row.starts >= _SUSPECT
-                    await self.shop.slots.acquire(alone=alone)
+                    await self.resources.slots.acquire(alone=alone)
                     if self.stopping:
-                        self.shop.slots.release(alone=alone)
+                        self.resources.slots.release(alone=alone)
                         break
                     task = asyncio.create_task(self._run_row(row, text))
                     self._running.add(task)
@@ -136,19 +136,19 @@ class BatchJob:
             await cancel_and_wait(*self._running)
 
     def _take(self, after: int) -> list[tuple[TakenRow, bytes]]:
-        rows = self.shop.database.read(lambda database: take_rows(database, self.number, after, _TAKEN))
-        with storage_errors(), self.shop.files.input_path(self.batch.input_file).open("rb") as file:
+        rows = self.resources.database.read(lambda database: take_rows(database, self.number, after, _TAKEN))
+        with storage_errors(), self.resources.files.input_path(self.batch.input_file).open("rb") as file:
             return [(row, os.pread(file.fileno(), row.length, row.offset)) for row in rows]
 
     def _on_done(self, alone: bool, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self.shop.slots.release(alone=alone)
+        self.resources.slots.release(alone=alone)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s: a row has no result", self.batch.id, exc_info=error)
 
     async def _run_row(self, row: TakenRow, text: bytes) -> None:
         """Run a row with retries, and record its result; a row that is stopped is to run again."""
-        commits, line = self.shop.commits, row.line
+        commits, line = self.resources.commits, row.line
         started = commits.add(lambda database: count_start(database, self.number, line, 1))
         try:
             await started
@@ -157,7 +157,7 @@ class BatchJob:
             commits.add(lambda database: count_start(database, self.number, line, -1))
             raise
         await commits.commit(lambda database: record_result(database, result))
-        self.shop.metrics.row_done(answered=result.answered)
+        self.resources.metrics.row_done(answered=result.answered)
 
     async def _result(self, row: TakenRow, text: bytes) -> RowResult:
         request_id = secrets.token_hex(12)
@@ -167,44 +167,44 @@ class BatchJob:
             answer = await self._with_retries(row, text, request_id)
             status, body, usage = 200, answer.body, answer.usage
         except ServiceError as error:
-            status, body, usage = error.status, self.shop.handler.render(self.batch, error), TokenUsage()
+            status, body, usage = error.status, self.resources.handler.render(self.batch, error), TokenUsage()
         line = response_line(f"batch_req_{request_id}", row.custom_id, status, request_id, body)
         return RowResult(self.number, row.line, status < 400, line, usage)
 
     async def _with_retries(self, row: TakenRow, text: bytes, request_id: str) -> RowAnswer:
-        request = read_row(text, row.line, self.batch.endpoint, self.shop.limits.depth)
+        request = read_row(text, row.line, self.batch.endpoint, self.resources.limits.depth)
         if isinstance(request, InputError):  # the file or the settings have changed since it was validated
             raise InternalError(f"the row cannot be read any more: {request.message}")
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self.shop.handler.run(self.batch, request["body"], request_id)
+                return await self.resources.handler.run(self.batch, request["body"], request_id)
             except ServiceError as error:
-                outcome = self.shop.policy.outcome(error, attempt)
+                outcome = self.resources.policy.outcome(error, attempt)
             except Exception:
                 _log.exception("%s: a row failed", self.batch.id)
-                outcome = self.shop.policy.outcome(InternalError("the request failed"), attempt)
+                outcome = self.resources.policy.outcome(InternalError("the request failed"), attempt)
             if isinstance(outcome, Reject):
                 raise outcome.error
             await asyncio.sleep(outcome.delay)
 
     def _finish(self) -> None:
         """Write the output files and end the batch."""
-        shop, number, now = self.shop, self.number, int(self.shop.clock())
+        resources, number, now = self.resources, self.number, int(self.resources.clock())
         self._refresh()
         state = self._end or "completed"
         if self.batch.state == "cancelling":
             state = "cancelled"
         elif state == "completed" and self.batch.state == "in_progress":
-            shop.database.write(lambda database: change_state(database, number, "finalizing", now))
+            resources.database.write(lambda database: change_state(database, number, "finalizing", now))
             self._refresh()
-        created = int(shop.clock())
-        seconds = self.batch.output_seconds or shop.files.ttl_seconds
-        paths = shop.files.new_output(), shop.files.new_output()
+        created = int(resources.clock())
+        seconds = self.batch.output_seconds or resources.files.ttl_seconds
+        paths = resources.files.new_output(), resources.files.new_output()
         outputs: dict[str, StoredFile] = {}
         try:
-            sizes = write_lines(shop.database, number, *paths, _UNFINISHED.get(state))
+            sizes = write_lines(resources.database, number, *paths, _UNFINISHED.get(state))
             for column, name, path, size in zip(
                 ("output_file", "error_file"), ("output", "error"), paths, sizes, strict=True
             ):
@@ -218,29 +218,29 @@ class BatchJob:
                         created,
                         created + seconds,
                     )
-                    shop.files.publish_output(path, outputs[column].id)
+                    resources.files.publish_output(path, outputs[column].id)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
 
         def work(database: sqlite3.Connection) -> bool:
             ids = {column: file.id for column, file in outputs.items()}
-            if not change_state(database, number, state, int(shop.clock()), **ids):
+            if not change_state(database, number, state, int(resources.clock()), **ids):
                 return False
             for file in outputs.values():
-                shop.files.add_output(database, file)
+                resources.files.add_output(database, file)
             return True
 
-        if shop.database.write(work):
-            remove_rows(shop.database, number)
-            shop.metrics.ended(state)
+        if resources.database.write(work):
+            remove_rows(resources.database, number)
+            resources.metrics.ended(state)
             _log.info("%s is %s", self.batch.id, state)
         else:  # it was cancelled meanwhile
             for file in outputs.values():
-                shop.files.input_path(file.id).unlink(missing_ok=True)
+                resources.files.input_path(file.id).unlink(missing_ok=True)
         self._refresh()
 
     def _refresh(self) -> None:
         """Read the batch's record again."""
-        found = dict(self.shop.database.read(open_batches))
-        self.batch = found.get(self.number) or replace(self.batch, ended=int(self.shop.clock()))
+        found = dict(self.resources.database.read(open_batches))
+        self.batch = found.get(self.number) or replace(self.batch, ended=int(self.resources.clock()))

@@ -11,9 +11,9 @@ from contextlib import suppress
 from runtime.batch_types import StoredBatch
 from runtime.batches.batches import open_batches, remove_ended
 from runtime.batches.job import BatchJob
+from runtime.batches.resources import BatchResources
 from runtime.batches.rows import remove_orphans
 from runtime.batches.states import end_of
-from runtime.batches.workshop import Workshop
 from runtime.cancellation import cancel_and_wait
 from runtime.errors import StorageFull, StorageUnavailable
 
@@ -28,12 +28,12 @@ class BatchRunner:
     """Runs batches from ``start`` until ``close``.
 
     Args:
-        shop: what the batches share.
+        resources: what the batches share.
         poll_seconds: how often it looks for changes that other processes made.
     """
 
-    def __init__(self, shop: Workshop, poll_seconds: float = _POLL_SECONDS) -> None:
-        self._shop = shop
+    def __init__(self, resources: BatchResources, poll_seconds: float = _POLL_SECONDS) -> None:
+        self._resources = resources
         self._poll_seconds = poll_seconds
         self._jobs: dict[int, tuple[BatchJob, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
@@ -66,7 +66,7 @@ class BatchRunner:
         for job, _ in self._jobs.values():
             await job.close()
         await cancel_and_wait(*(task for _, task in self._jobs.values()))
-        await self._shop.commits.close(_END_SECONDS)
+        await self._resources.commits.close(_END_SECONDS)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -93,21 +93,21 @@ class BatchRunner:
 
     async def _look(self) -> None:
         """Start work on new batches, and end those that were cancelled or have expired."""
-        database = self._shop.database
+        database = self._resources.database
         found = await database.on_thread(lambda: database.read(open_batches))
-        now = self._shop.clock()
+        now = self._resources.clock()
         for number, batch in found:
             job = self._job(number, batch)
             if (state := end_of(batch.state, window_over=batch.expires <= now)) is not None:
                 job.end(state)
-        metrics = self._shop.metrics
+        metrics = self._resources.metrics
         metrics.open.set(len(found))
         metrics.waiting.set(sum(batch.total - batch.completed - batch.failed for _, batch in found))
 
     def _job(self, number: int, batch: StoredBatch) -> BatchJob:
         if number in self._jobs:
             return self._jobs[number][0]
-        job = BatchJob(number, batch, self._shop)
+        job = BatchJob(number, batch, self._resources)
         task = asyncio.create_task(job.run())
         self._jobs[number] = job, task
         task.add_done_callback(lambda done: self._on_done(number, done))
@@ -121,15 +121,15 @@ class BatchRunner:
             self.wake()
 
     def _sweep(self) -> None:
-        self._shop.files.sweep()
-        remove_orphans(self._shop.database)
-        ended = int(self._shop.clock()) - self._shop.files.ttl_seconds
-        self._shop.database.write(lambda database: remove_ended(database, ended))
+        self._resources.files.sweep()
+        remove_orphans(self._resources.database)
+        ended = int(self._resources.clock()) - self._resources.files.ttl_seconds
+        self._resources.database.write(lambda database: remove_ended(database, ended))
 
     def _has_lock(self) -> bool:
         if self._lock is not None:
             return True
-        folder = self._shop.database.folder
+        folder = self._resources.database.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "runner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

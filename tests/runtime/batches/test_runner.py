@@ -19,9 +19,9 @@ from runtime.batches.database import BatchDatabase
 from runtime.batches.files import FileStore
 from runtime.batches.group_commit import GroupCommit
 from runtime.batches.input_file import InputLimits
+from runtime.batches.resources import BatchResources, RowAnswer
 from runtime.batches.runner import BatchRunner
 from runtime.batches.slots import Slots
-from runtime.batches.workshop import RowAnswer, Workshop
 from runtime.errors import DeadlineExceeded, InvalidRequest, ServiceError, StorageFull, TooManyRequests
 from runtime.events.outcome import Policy
 from runtime.telemetry.batch_metrics import BatchMetrics
@@ -74,14 +74,14 @@ class Site:
         self.database, own = BatchDatabase(folder), BatchDatabase(folder)
         self.files = self._files(self.database)
         self.batches = BatchStore(self.database, self.files, lambda: self.now)
-        self.shop = Workshop(
+        self.resources = BatchResources(
             *(own, self._files(own), rows, Slots(slots), GroupCommit(own)),
             Policy(max_deliveries=3, transient_seconds=0, failure_seconds=0),
             InputLimits(1000, 10_000, 8),
             BatchMetrics(CollectorRegistry()),
             lambda: self.now,
         )
-        self.runner = BatchRunner(self.shop, poll_seconds=0.01)
+        self.runner = BatchRunner(self.resources, poll_seconds=0.01)
         self.batches.on_change = self.runner.wake
 
     async def create(self, count: int, name: str = "1", window: int = 100, first: int = 0) -> StoredBatch:
@@ -125,7 +125,7 @@ async def working(folder: Path, rows: Rows, **options: Any) -> AsyncIterator[Sit
         yield site
     finally:
         await site.runner.close()
-        site.shop.database.close()
+        site.resources.database.close()
         site.database.close()
 
 
@@ -270,7 +270,7 @@ async def test_one_runner_at_a_time(tmp_path: Path) -> None:
     await waiting.ended("completed", "3")
     assert len(second.calls) == 3
     await waiting.runner.close()
-    for database in (waiting.database, waiting.shop.database, other.database):
+    for database in (waiting.database, waiting.resources.database, other.database):
         database.close()
 
 

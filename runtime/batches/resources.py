@@ -50,7 +50,7 @@ class RowHandler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class BatchResources:
     """What the jobs of one process share.
 
     Args:
