@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 
+from loadtests.ray_cluster import running_cluster
 from loadtests.service import ROOT, running_service
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.clients.client_table import CLIENTS, Client
 from tests.support.soak import SOAK
 
+REASON = "installs real clients; run them with: SOAK=1 pytest tests/clients"
 SCRIPTS = Path(__file__).parent / "environments"
 MODEL = "smollm2-135m-instruct"
+SETTINGS = {"MODEL_NAME": MODEL, "RESPONSE_CACHE": "off"}
+ON_RAY = [client for client in CLIENTS if client.name in ("langchain", "litellm", "pydantic_ai")]
 
 
 def test_table_of_the_documentation() -> None:
@@ -40,8 +44,7 @@ def test_each_script_is_of_a_client() -> None:
 def services() -> Iterator[dict[str, str]]:
     """The addresses of a service that needs no key, and of one that does, in the environment of the scripts."""
     record = KeyRecord(Caller("k", "test", frozenset({"*"})), 0, None, digest=digest(new_key()))
-    common = {"MODEL_NAME": MODEL, "RESPONSE_CACHE": "off"}
-    with running_service(**common) as service, running_service(**common, API_KEYS=record.line()) as with_keys:
+    with running_service(**SETTINGS) as service, running_service(**SETTINGS, API_KEYS=record.line()) as with_keys:
         service.wait("/readyz")
         with_keys.wait("/livez")
         yield {
@@ -49,6 +52,13 @@ def services() -> Iterator[dict[str, str]]:
             "WARMSTART_URL_WITH_KEYS": with_keys.url,
             "WARMSTART_MODEL": MODEL,
         }
+
+
+@pytest.fixture(scope="module")
+def ray_services(services: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The same, with the application of Ray Serve instead of the service that needs no key."""
+    with running_cluster({"replicas": 1, "settings": SETTINGS}) as cluster:
+        yield services | {"WARMSTART_URL": cluster.url}
 
 
 def _environment(client: Client) -> list[str]:
@@ -77,11 +87,23 @@ def _install(*command: str, cwd: Path | None = None) -> None:
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.skipif(not SOAK, reason="installs real clients; run them with: SOAK=1 pytest tests/clients")
+@pytest.mark.skipif(not SOAK, reason=REASON)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.name for client in CLIENTS])
 def test_client(client: Client, services: dict[str, str], tmp_path: Path) -> None:
     """All of a client's cases pass but those that the table names."""
+    _check(client, services, tmp_path)
+
+
+@pytest.mark.skipif(not SOAK, reason=REASON)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("client", ON_RAY, ids=[client.name for client in ON_RAY])
+def test_client_on_ray(client: Client, ray_services: dict[str, str], tmp_path: Path) -> None:
+    """The same cases pass through Ray Serve."""
+    _check(client, ray_services, tmp_path)
+
+
+def _check(client: Client, services: dict[str, str], tmp_path: Path) -> None:
     if client.node and shutil.which("npm") is None:
         pytest.skip("needs Node 20 and npm")
     command = _environment(client)
