@@ -24,6 +24,12 @@ BLOCK_CHARS = 64
 MAX_BLOCKS = 1024
 """The blocks of a prompt that are looked at, which are 64 KiB of text."""
 
+BLOCKS_PER_REQUEST = 4
+"""Blocks that a replica must have more of the prompt to be preferred in spite of one more request that it has.
+
+So a short beginning that all prompts share does not bring all of them to one replica, and a long conversation stays.
+"""
+
 _DIGEST_BYTES = 8
 
 
@@ -116,8 +122,9 @@ class PrefixTable:
         """Return the replicas, the one that should get the request first.
 
         A session's replica comes first (rendezvous hashing: a replica more or less moves only the sessions that it
-        gets or had), else the one that has got the longest beginning of the prompt, unless it has over ``slack``
-        requests more than the least loaded one. The others follow by their load.
+        gets or had), else the one that has got the longest beginning of the prompt, ``BLOCKS_PER_REQUEST`` less for
+        each request that it has more than the least loaded one. Either only with at most ``slack`` requests more. The
+        others follow by their load.
 
         Args:
             affinity: the request's affinity.
@@ -134,7 +141,9 @@ class PrefixTable:
             if loads[preferred] > limit:
                 preferred = None
         if preferred is None:
-            preferred = self._longest(affinity.keys, [replica for replica in ranked if loads[replica] <= limit])
+            matched = self._matched(affinity.keys, [replica for replica in ranked if loads[replica] <= limit])
+            worth = {name: blocks - BLOCKS_PER_REQUEST * loads[name] for name, blocks in matched.items()}
+            preferred = max(worth, key=worth.__getitem__)  # of equal ones the least loaded
         if preferred is not None:
             ranked.remove(preferred)
             ranked.insert(0, preferred)
@@ -156,15 +165,15 @@ class PrefixTable:
             if not owners:
                 del self._replicas[key]
 
-    def _longest(self, keys: Sequence[bytes], candidates: list[str]) -> str | None:
-        """Return the candidate with the longest beginning; of several the first. None if none has a block."""
-        found = None
-        left = candidates
-        for key in keys:
-            left = [replica for replica in left if replica in self._replicas.get(key, ())]
+    def _matched(self, keys: Sequence[bytes], replicas: list[str]) -> dict[str, int]:
+        """Return how many blocks of a prompt each replica has got, from its beginning, in the replicas' order."""
+        found = dict.fromkeys(replicas, 0)
+        left = set(replicas)
+        for number, key in enumerate(keys, 1):
+            left &= self._replicas.get(key, set())
             if not left:
                 break
-            found = left[0]
+            found.update(dict.fromkeys(left, number))
         return found
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from deploy.ray.affinity import BLOCK_CHARS, Affinity, PrefixTable, affinity_of, prompt_keys
+from deploy.ray.affinity import BLOCK_CHARS, BLOCKS_PER_REQUEST, Affinity, PrefixTable, affinity_of, prompt_keys
 
 LONG = "x" * BLOCK_CHARS * 3
 LOADS = {"a": 0, "b": 0, "c": 0}
@@ -58,21 +58,41 @@ def test_the_session() -> None:
 
 
 def test_the_longest_beginning_wins() -> None:
-    """Of replicas that have a part of the prompt, the one with most of it comes first, whatever a small difference."""
-    table = PrefixTable(slack=2)
+    """Of replicas with equal load, the one with most of the prompt comes first."""
+    table = PrefixTable()
     keys = prompt_keys("", LONG)
     table.add(Affinity(keys=keys[:1]), "a")
     table.add(Affinity(keys=keys), "b")
-    assert table.order(Affinity(keys=keys), {"a": 0, "b": 2, "c": 0})[0] == "b"
-    assert table.order(Affinity(keys=keys[:1]), {"a": 0, "b": 1, "c": 0})[0] == "a"
+    assert table.order(Affinity(keys=keys), LOADS)[0] == "b"
+    assert table.order(Affinity(keys=keys[:1]), {"a": 1, "b": 1, "c": 1})[0] in "ab"
 
 
-def test_load_counts_more() -> None:
-    """A replica with more than the slack above the least loaded one is no longer preferred, and comes in its turn."""
-    table = PrefixTable(slack=2)
-    affinity = Affinity(keys=prompt_keys("", LONG))
+def test_load_is_worth_blocks() -> None:
+    """A replica with more of the prompt is preferred as long as that outweighs its requests."""
+    table = PrefixTable()
+    affinity = Affinity(keys=prompt_keys("", "x" * BLOCK_CHARS * BLOCKS_PER_REQUEST * 2))
     table.add(affinity, "b")
-    assert table.order(affinity, {"a": 1, "b": 3, "c": 0})[0] == "c"
+    for more, first in ((1, "b"), (2, "a"), (3, "a")):
+        assert table.order(affinity, {"a": 0, "b": more, "c": 1})[0] == first
+
+
+def test_a_beginning_that_all_share_is_spread() -> None:
+    """A short one does not bring all prompts to one replica."""
+    table = PrefixTable()
+    loads = dict(LOADS)
+    for number in range(9):
+        affinity = Affinity(keys=prompt_keys("", LONG + str(number) * BLOCK_CHARS))
+        chosen = table.order(affinity, loads)[0]
+        table.add(affinity, chosen)
+        loads[chosen] += 1
+    assert set(loads.values()) == {3}
+
+
+def test_the_slack_is_a_limit() -> None:
+    """A replica with more requests than the slack allows is never preferred; the others come by their load."""
+    table = PrefixTable(slack=2)
+    affinity = Affinity(keys=prompt_keys("", "x" * BLOCK_CHARS * 100))
+    table.add(affinity, "b")
     assert table.order(affinity, {"a": 1, "b": 2, "c": 0})[0] == "b"
     assert table.order(affinity, {"a": 1, "b": 3, "c": 0}) == ["c", "a", "b"]
 
