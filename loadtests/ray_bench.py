@@ -5,7 +5,7 @@ engine simulate the time of a model's steps and nothing else: Ray, routing, retr
 
 * ``failures``: requests that fail while the application is updated, a replica is killed, a node is lost (fake engine).
 * ``prefix``: part of the prompts' tokens found in prefix caches by conversations, for each router (real model).
-* ``overhead``: time of a request and of a token beside the bare service (real model).
+* ``overhead``: time of a request, and processor time of a request and a token, beside the bare service.
 * ``zero``: time from a request without any replica to its first token (real model).
 * ``scaling``: requests per second of 1, 2 and more replicas, 200 clients (fake engine with eight slots).
 """
@@ -17,74 +17,17 @@ import asyncio
 import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 
-from loadtests.ray_cluster import RayCluster, running_cluster
+from loadtests.ray_cluster import RayCluster, cpu_seconds, running_cluster
+from loadtests.ray_load import Load
 from loadtests.service import running_service
 
 FAST, SLOW = (f"tests.support.slow_engines:{name}" for name in ("tokens_of_50_ms", "tokens_of_400_ms"))
 _REAL = {"RESPONSE_CACHE": "off", "LOG_LEVEL": "WARNING"}
-
-
-class Load:
-    """A closed loop of clients that stream, and what became of their requests.
-
-    Args:
-        url: the service's base URL.
-        payload: returns the payload of a request, given its number; streamed from ``/complete``.
-
-    Attributes:
-        outcomes: counts of ``ok``, ``before`` (failed before the first event), ``after`` (ended by an error event),
-            ``broken`` (ended without one).
-    """
-
-    def __init__(self, url: str, payload: Callable[[int], dict[str, Any]]) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self._url, self._payload = url, payload
-        self._begun = 0
-        self._ending = False
-
-    async def run(self, clients: int, work: Callable[[], Any], requests: int = 0) -> float:
-        """Run the clients while ``work`` runs in a thread, and until there were so many requests; returns seconds."""
-        start = time.perf_counter()
-        connector = aiohttp.TCPConnector(limit=clients)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(300)) as session:
-            tasks = [asyncio.create_task(self._client(session)) for _ in range(clients)]
-            await asyncio.to_thread(work)
-            while self.outcomes.total() < requests:  # noqa: ASYNC110 - the clients count
-                await asyncio.sleep(0.05)
-            self._ending = True
-            await asyncio.gather(*tasks)
-        return time.perf_counter() - start
-
-    async def _client(self, session: aiohttp.ClientSession) -> None:
-        while not self._ending:
-            self._begun += 1
-            outcome, reason = await self._request(session, self._payload(self._begun))
-            self.outcomes[outcome] += 1
-            if reason:
-                self.reasons[reason] += 1
-
-    async def _request(self, session: aiohttp.ClientSession, payload: dict[str, Any]) -> tuple[str, str]:
-        events = 0
-        try:
-            async with session.post(f"{self._url}/complete", json=payload | {"stream": True}) as response:
-                if response.status != 200:
-                    return "before", f"{response.status} {(await response.text())[:200]}"
-                async for line in response.content:
-                    if line.startswith(b'data: {"error"'):
-                        return ("after" if events else "before"), line.decode()[:200]
-                    if line.startswith(b"data: [DONE]"):
-                        return "ok", ""
-                    events += line.startswith(b"data:")
-                return ("broken" if events else "before"), "the stream ended"
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return ("broken" if events else "before"), type(error).__name__
 
 
 def failures(requests: int) -> dict[str, Any]:
@@ -173,43 +116,66 @@ async def _conversations(url: str, turns: int, count: int) -> float:
 
 
 def overhead(requests: int) -> dict[str, Any]:
-    """Return the median milliseconds of a health check, a token's answer and a further token, bare and through Ray.
+    """Return what a health check, a request for one token and a further token cost, bare and through Ray.
+
+    The time of requests is the median of wall-clock milliseconds on the real model, one request at a time, to both in
+    turn. Processor time is milliseconds of all processes, less what an idle cluster uses; a token's is measured with a
+    fake engine, whose tokens are evenly spaced.
 
     Args:
-        requests: requests of each kind, one at a time, alternately to both.
+        requests: requests of each kind.
     """
     settings = _REAL | {"NUM_THREADS": "1"}
+    found: dict[str, Any] = {}
     with running_service(**settings) as bare, running_cluster({"replicas": 1, "settings": settings}) as cluster:
         bare.wait("/readyz")
-        times: dict[str, dict[str, list[float]]] = {"bare": {}, "ray": {}}
+        times: dict[str, list[float]] = {}
         for number in range(requests):
-            for name, url in (("bare", bare.url), ("ray", cluster.url)):
+            for name, url in (("bare", bare.url), ("Ray", cluster.url)):
                 for kind, seconds in asyncio.run(_times(url, number)).items():
-                    times[name].setdefault(kind, []).append(seconds * 1000)
-    found = {
-        name: {kind: round(statistics.median(all_), 2) for kind, all_ in kinds.items()} for name, kinds in times.items()
-    }
-    for name, kinds in found.items():
-        _report(name, kinds)
+                    times.setdefault(f"{name}: {kind} (ms)", []).append(seconds * 1000)
+        found |= {name: round(statistics.median(values), 2) for name, values in times.items()}
+        found["bare: health check (CPU ms)"] = _cpu(lambda: cpu_seconds(bare.process.pid), bare.url, 200, 0)
+    with running_cluster({"replicas": 1, "context": FAST, "settings": {"LOG_LEVEL": "WARNING"}}) as cluster:
+        found["Ray: health check (CPU ms)"] = _cpu(cluster.cpu_seconds, cluster.url, 200, 0)
+        one, ten = (_cpu(cluster.cpu_seconds, cluster.url, 60, tokens) for tokens in (1, 10))
+        found |= {"Ray: one token (CPU ms)": one, "Ray: further token (CPU ms)": round((ten - one) / 9, 2)}
+    _report("overhead", found)
     return found
+
+
+def _cpu(used: Callable[[], float], url: str, requests: int, tokens: int) -> float:
+    """Return processor milliseconds of a request, less those of the same time without one."""
+    before, start = used(), time.perf_counter()
+    asyncio.run(_ask(url, requests, tokens))
+    after, end = used(), time.perf_counter()
+    time.sleep(end - start)
+    return round((2 * after - before - used()) / requests * 1000, 2)
+
+
+async def _ask(url: str, requests: int, tokens: int) -> None:
+    async with aiohttp.ClientSession() as session:
+        for number in range(requests):
+            if not tokens:
+                async with session.get(f"{url}/livez") as response:
+                    await response.read()
+                continue
+            payload = {"prompt": str(number), "max_tokens": tokens, "stream": True}
+            async with session.post(f"{url}/v1/completions", json=payload) as response:
+                await response.read()
 
 
 async def _times(url: str, number: int) -> dict[str, float]:
     async with aiohttp.ClientSession() as session:
-
-        async def take(tokens: int) -> float:
-            start = time.perf_counter()
-            payload = {"prompt": f"{number} and {tokens}", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-            async with session.post(f"{url}/v1/completions", json=payload) as response:
-                await response.read()
-            return time.perf_counter() - start
-
         start = time.perf_counter()
         async with session.get(f"{url}/livez") as response:
             await response.read()
         health = time.perf_counter() - start
-        one, many = await take(1), await take(65)
-        return {"health check": health, "one token": one, "further token": (many - one) / 64}
+        start = time.perf_counter()
+        payload = {"prompt": f"{number} and", "max_tokens": 1, "ignore_eos": True, "stream": True}
+        async with session.post(f"{url}/v1/completions", json=payload) as response:
+            await response.read()
+        return {"health check": health, "one token": time.perf_counter() - start}
 
 
 def zero() -> dict[str, Any]:

@@ -59,15 +59,15 @@ class RayCluster:
 
     def engines(self) -> list[int]:
         """Return the process ids of the engines' replicas that run in this cluster."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                engine = (folder / "cmdline").read_bytes().startswith(_ENGINE)
-                if engine and self._mark in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:
-                continue  # it has ended
-        return sorted(found)
+        return sorted(pid for pid in self.processes() if _title(pid).startswith(_ENGINE))
+
+    def processes(self) -> list[int]:
+        """Return the process ids of all processes of this cluster."""
+        return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if self._mark in _environment(folder)]
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that its running processes have used."""
+        return sum(cpu_seconds(pid) for pid in self.processes())
 
     def kill_engine(self) -> None:
         """Kill the process of one replica with SIGKILL."""
@@ -76,6 +76,29 @@ class RayCluster:
     def kill_node(self) -> None:
         """End a node on which a replica runs, with all its processes, at once."""
         self.do("kill_node_of", engine=self.engines()[0])
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used; 0 if there is none with this id."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _title(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _environment(folder: Path) -> bytes:
+    try:
+        return (folder / "environ").read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return b""
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class Ingress:
     async def _answer(self, request: ForwardedRequest) -> AsyncGenerator[bytes, None]:
         """Send a request to a replica and yield its response: a ``Backend``."""
         response = self._engine.remote(request)
+        running = True
         try:
             try:
                 async with asyncio.timeout(self._wait_seconds):
@@ -80,14 +81,18 @@ class Ingress:
                 ) from None
             async for data in response:
                 yield data
+            running = False
         except BackPressureError:
+            running = False
             raise TooManyRequests("too many requests wait for a replica", retry_after=1) from None
         except RayTaskError:
             raise  # a bug of ours
         except (RayError, DeploymentUnavailableError, grpc.RpcError) as error:
+            running = False
             raise ReplicaLost(type(error).__name__) from error
         finally:
-            response.cancel()
+            if running:  # the client has disconnected, or no replica has accepted the request
+                response.cancel()
 
 
 def build(given: dict[str, Any]) -> serve.Application:

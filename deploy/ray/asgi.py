@@ -149,13 +149,15 @@ class AsgiApplication:
                 async with aclosing(self._backend(request)) as received:
                     async for data in received:
                         await answer.forward(reader, reader.feed(data))
-                        if reader.complete:
-                            break
+                        if reader.complete:  # the backend ends by itself: closing it would count as a disconnect
+                            await answer.end()
                 if not reader.complete:
                     reader.end()
                 await answer.end()
                 return
             except (ReplicaLost, MalformedResponse) as error:
+                if answer.ended:
+                    return
                 _log.warning("attempt %d: %s: %s", attempt, type(error).__name__, error)
                 if answer.committed:
                     break
@@ -174,11 +176,12 @@ class _Answer:
     Attributes:
         method: the request's method.
         committed: whether the client has got a part of the answer.
+        ended: whether the client has got all of it.
     """
 
     def __init__(self, scope: Mapping[str, Any], send: Send, drop: frozenset[bytes]) -> None:
         self.method: str = scope["method"]
-        self.committed = False
+        self.committed = self.ended = False
         self._path: str = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         self._secure = scope.get("scheme") == "https"
         self._send, self._drop = send, drop
@@ -201,7 +204,10 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self) -> None:
-        """Send the end of the response."""
+        """Send the end of the response, once."""
+        if self.ended:
+            return
+        self.ended = True
         if self._reader is not None:
             await self._begin(self._reader)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

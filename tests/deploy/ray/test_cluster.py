@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests.ray_bench import FAST, Load
+from loadtests.ray_bench import FAST
 from loadtests.ray_cluster import RayCluster, ray_python, running_cluster
+from loadtests.ray_load import Load
 from tests.support.soak import SOAK
 
 pytestmark = [
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
 ]
-ARGUMENTS: dict[str, Any] = {"replicas": 2, "context": FAST, "settings": {"MAX_BATCH": "8", "MAX_QUEUE": "4"}}
+ARGUMENTS: dict[str, Any] = {"replicas": 2, "context": FAST, "settings": {"MAX_BATCH": "8", "MAX_QUEUE": "16"}}
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,10 @@ def test_a_client_that_disconnects(cluster: RayCluster) -> None:
 
 def test_a_full_queue(cluster: RayCluster) -> None:
     """More requests than slots and queue are refused with 429 in the form of their route, and the others answered."""
-    load = _load(cluster, lambda: None, clients=40, requests=200)
+    load = _load(cluster, lambda: None, clients=60, requests=300)
     assert load.outcomes["ok"] > 16
     assert set(load.outcomes) <= {"ok", "before"}
-    assert all(reason.startswith("429") and "queue_full" in reason for reason in load.reasons)
+    assert [reason for reason in load.reasons if not reason.startswith("429") or "queue_full" not in reason] == []
 
 
 def test_an_update(cluster: RayCluster) -> None:
