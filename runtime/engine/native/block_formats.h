@@ -19,6 +19,7 @@ struct BlockFormat {
 };
 
 constexpr int kOuter = 256;  // columns that share a factor, and that are unpacked at a time
+constexpr int kCodesAhead = 2048;  // bytes that are prefetched, as the processor does not foresee pieces of panels
 constexpr int kCodeStep = 32;  // columns whose codes are stored together
 
 // By Kind, from kFirstBlock on.
@@ -128,8 +129,10 @@ inline void unpack_step(const uint8_t* planes, uint8_t* out, std::integer_sequen
 
 template <int Bits, bool Table = false>
 inline void unpack_codes(const uint8_t* planes, int columns, uint8_t* out) {
-    for (int k = 0; k < columns; k += kCodeStep, planes += Bits * 64, out += kCodeStep * kLanes)
+    for (int k = 0; k < columns; k += kCodeStep, planes += Bits * 64, out += kCodeStep * kLanes) {
+        for (int line = 0; line < Bits; line++) __builtin_prefetch(planes + kCodesAhead + line * 64);
         unpack_step<Bits, Table>(planes, out, std::make_integer_sequence<int, 8>{});
+    }
 }
 
 // Sixteen bytes as floats.
