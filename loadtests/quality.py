@@ -25,7 +25,7 @@ from runtime.loading import kernels
 from runtime.loading.loader import load, open_serving
 from runtime.model.catalogue import ModelSpec, parse_model_name
 from runtime.model.chat_encoder import ChatEncoder
-from runtime.model.packing import WeightKind
+from runtime.model.packing import SnapshotKind
 from runtime.settings import Settings
 from runtime.types import Message
 
@@ -38,6 +38,7 @@ _PATHS = (
     ("native", "float32"),
     ("native", "bfloat16"),
     ("native", "int8"),
+    ("native", "gguf"),
     ("torch", "float32"),
     ("torch", "bfloat16"),
     ("torch", "int8"),
@@ -65,6 +66,8 @@ def main() -> None:
     for engine, dtype in _PATHS:
         if engine == "native" and kernels.host_kernels(settings.cache_dir) is None:
             continue
+        if dtype == "gguf" and not spec.location.endswith(".gguf"):
+            continue
         logits, close = _open(spec, engine, dtype, settings)
         found = perplexity(ids, logits)
         exact = exact or found
@@ -85,7 +88,7 @@ def _open(spec: ModelSpec, engine: str, dtype: str, settings: Settings) -> tuple
                 yield model(torch.tensor([window])).logits[0].float().numpy()
 
         return forward, lambda: None
-    kind: WeightKind = dtype  # type: ignore[assignment]  # these three are the kinds
+    kind: SnapshotKind = dtype  # type: ignore[assignment]  # these are the kinds
     snapshot = open_serving(spec, kind, settings.cache_dir, _silent)
     runner: native.NativeRunner | TorchRunner
     if engine == "native":
