@@ -61,7 +61,7 @@ class ServingSettings(BaseSettings):
     dtype: Literal["auto", "int8", "gguf", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Type of the weights; auto: int8 on a CPU with compiled kernels, else 16 bits where they are fast. "
-        "gguf: the types of a GGUF file, unchanged, in half the memory or less, on compiled kernels.",
+        "gguf: the types of a GGUF file, unchanged, on compiled kernels: less memory, slower in a batch.",
     )
     engine: Literal["auto", "fast", "reference"] = Field(
         "auto", description="fast, reference (transformers), or auto: fast for the models that it supports."

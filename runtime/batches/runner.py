@@ -63,7 +63,7 @@ class BatchRunner:
         self.stop()
         if self._task is not None:
             await cancel_and_wait(self._task)
-        for job, _ in self._jobs.values():
+        for job, _ in list(self._jobs.values()):  # a job that ends meanwhile leaves the table
             await job.close()
         await cancel_and_wait(*(task for _, task in self._jobs.values()))
         await self._resources.commits.close(_END_SECONDS)

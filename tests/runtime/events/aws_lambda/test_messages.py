@@ -59,7 +59,7 @@ def test_sns() -> None:
 def test_eventbridge() -> None:
     """The detail type names the operation."""
     event = load("eventbridge")
-    assert from_eventbridge(event) == _envelope(event["id"], "com.example.resources", "complete", COMPLETE)
+    assert from_eventbridge(event) == _envelope(event["id"], "com.example.shop", "complete", COMPLETE)
     with pytest.raises(InvalidRequest, match=r"warmstart\.generate") as caught:
         from_eventbridge(load("eventbridge_schedule"))
     assert caught.value.param == "detail-type"
