@@ -190,7 +190,7 @@ class _Conversion:
             for n, (part, places) in enumerate(zip(counts, arranged_parts(numbers), strict=True)):
                 tensor = "qkv" if "qkv" in self._layout.names else part
                 read = functools.partial(lambda n: arranged_parts(weights())[n], n)
-                self._add_typed(f"{i}.qkv.{part}", (len(places), config.hidden), read, tensor, i, places)
+                self._add_matrix(f"{i}.qkv.{part}", (len(places), config.hidden), read, tensor, i, places)
         if has_bias and biases is not None:
             self._add(f"{i}.qkv.bias", (width,), lambda: arranged(biases()))
         if config.qk_norm != "none":
@@ -198,15 +198,14 @@ class _Conversion:
             self._head_norm("k_norm", i, kv_heads)
         out = self._weight("attention_out", (config.hidden, heads * head_dim), i)
 
-        def padded_out() -> Array:
-            return self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1)
-
-        shape = config.hidden, config.heads_width
-        if self._types is None:
-            self._add(f"{i}.attention_out", shape, padded_out, matrix=True)
-        else:
-            whole = config.padded_head_dim == head_dim
-            self._add_typed(f"{i}.attention_out", shape, padded_out, "attention_out", i, whole_rows=whole)
+        self._add_matrix(
+            f"{i}.attention_out",
+            (config.hidden, config.heads_width),
+            lambda: self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
+            "attention_out",
+            i,
+            whole_rows=config.padded_head_dim == head_dim,
+        )
         if self._has_bias("attention_out"):
             self._add(f"{i}.attention_out.bias", (config.hidden,), self._bias("attention_out", config.hidden, i))
 
@@ -305,10 +304,7 @@ class _Conversion:
             self._add_typed_gate(i, gate, up)
         if has_bias:
             self._add(f"{i}.gate_up.bias", (rows,), lambda: _interleave([gate_bias(), up_bias()]))
-        if self._types is None:
-            self._add(f"{i}.down", (hidden, inner), down, matrix=True)
-        else:
-            self._add_typed(f"{i}.down", (hidden, inner), down, "down", i)
+        self._add_matrix(f"{i}.down", (hidden, inner), down, "down", i)
         if self._has_bias("down"):
             self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
 
@@ -322,11 +318,8 @@ class _Conversion:
     def _matrix(self, name: str, part: str, i: int | None, shape: _Shape) -> None:
         """Convert a matrix that keeps its arrangement, which is read in pieces if it is stored so, too."""
         read = self._weight(part, shape, i)
-        if self._types is not None:
-            self._add_typed(name, shape, read, part, i)
-            return
         read_rows = None if part in self._layout.transposed else self.stored.rows(self._name(part, i))
-        self.weights.append(Weight(name, shape, True, read, read_rows))
+        self._add_matrix(name, shape, read, part, i, read_rows=read_rows)
 
     def _norm(self, part: str, i: int | None = None) -> None:
         """Convert a norm over the residual stream; one without tensors gets weights of ones."""
@@ -382,9 +375,9 @@ class _Conversion:
             padded = functools.partial(
                 lambda read: np.pad(values := read(), ((0, shape[0] - len(values)), (0, 0))), read
             )
-            self._add_typed(f"{i}.gate_up.{part}", shape, padded, "gate_up" if joint else part, i, rows)
+            self._add_matrix(f"{i}.gate_up.{part}", shape, padded, "gate_up" if joint else part, i, rows)
 
-    def _add_typed(
+    def _add_matrix(
         self,
         name: str,
         shape: _Shape,
@@ -394,10 +387,19 @@ class _Conversion:
         rows: Rows | None = None,
         *,
         whole_rows: bool = True,
+        read_rows: Callable[[int, int], Array] | None = None,
     ) -> None:
-        """Convert a matrix in the type that a part has in a GGUF file. Arguments as for ``FileTypes.weight``."""
+        """Convert a matrix to the snapshot's type, or keep the type that a part has in a GGUF file.
+
+        Args:
+            name: as for ``Weight``, and so are ``shape``, ``read`` and ``read_rows``.
+            part: the part that contains the matrix.
+            i: the layer's index.
+            rows: as for ``FileTypes.weight``, and so is ``whole_rows``.
+        """
         if self._types is None:
-            raise ValueError("no types are given")
+            self.weights.append(Weight(name, shape, True, read, read_rows))
+            return
         tensor = self.stored.name(self._name(part, i))
         whole_rows = whole_rows and part not in self._layout.transposed
         self.weights.append(self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows))
