@@ -48,31 +48,20 @@ class TileShapes {
 template <bool Rest>
 inline void tile_sums(const int8_t* activations, int stride, const uint8_t* weights, bool tail, int32_t* sums) {
     constexpr int kRowBytes = 64;
-    if constexpr (Rest) {
-        _tile_zero(5);
-        if (tail) {
-            _tile_loadd(7, activations, stride);
-            _tile_loadd(4, weights, kRowBytes);
-            _tile_dpbsud(5, 7, 4);
-        } else {
-            _tile_loadd(6, activations, stride);
-            _tile_loadd(2, weights, kRowBytes);
-            _tile_dpbsud(5, 6, 2);
-        }
-        _tile_stored(5, sums, kRowBytes);
-    } else {
-        _tile_zero(0);
-        if (tail) {
-            _tile_loadd(3, activations, stride);
-            _tile_loadd(4, weights, kRowBytes);
-            _tile_dpbsud(0, 3, 4);
-        } else {
-            _tile_loadd(1, activations, stride);
-            _tile_loadd(2, weights, kRowBytes);
-            _tile_dpbsud(0, 1, 2);
-        }
-        _tile_stored(0, sums, kRowBytes);
-    }
+// A macro, because the instructions name their registers.
+#define WARMSTART_TILE_PRODUCT(c, a, b)      \
+    do {                                     \
+        _tile_zero(c);                       \
+        _tile_loadd(a, activations, stride); \
+        _tile_loadd(b, weights, kRowBytes);  \
+        _tile_dpbsud(c, a, b);               \
+        _tile_stored(c, sums, kRowBytes);    \
+    } while (false)
+    if (!Rest && !tail) WARMSTART_TILE_PRODUCT(0, 1, 2);
+    if (!Rest && tail) WARMSTART_TILE_PRODUCT(0, 3, 4);
+    if (Rest && !tail) WARMSTART_TILE_PRODUCT(5, 6, 2);
+    if (Rest && tail) WARMSTART_TILE_PRODUCT(5, 7, 4);
+#undef WARMSTART_TILE_PRODUCT
 }
 
 // Adds `groups` groups, whose sums are [groups][16 tokens][16 rows], to the totals of `count` tokens.
