@@ -68,8 +68,8 @@ class Files(Protocol):
         """
         ...
 
-    async def path(self, owner: str, file_id: str) -> Path:
-        """Return the path of the content of a caller's file; errors as for ``find``."""
+    async def content(self, owner: str, file_id: str) -> tuple[StoredFile, Path]:
+        """Return the metadata of a caller's file and the path of its content; errors as for ``find``."""
         ...
 
     async def text(self, owner: str, file_id: str) -> str:

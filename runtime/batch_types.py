@@ -11,6 +11,9 @@ BatchState = Literal[
 ]
 """The states of a batch, by the names of OpenAI's Batch API."""
 
+ENDED_STATES: tuple[BatchState, ...] = ("completed", "failed", "expired", "cancelled")
+"""The states that a batch does not leave."""
+
 FilePurpose = Literal["batch", "batch_output"]
 """What a file is for: the input of batches, or the output of one."""
 

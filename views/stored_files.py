@@ -84,8 +84,7 @@ def file_handler(route: Route, allows: Allows) -> Handler:
         request[PAYLOAD] = payload
         files = files_of(ctx)
         file_id = parse(FileId, payload).file_id
-        file = await files.find(ctx.caller(), file_id)
-        path = await files.path(ctx.caller(), file_id)
+        file, path = await files.content(ctx.caller(), file_id)
         headers = {"Content-Type": "application/octet-stream", "Cache-Control": "private, no-store"}
         return BoundedFile(path, seconds=_FILE_SECONDS + file.size / _FILE_RATE, headers=headers)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from handlers.batch_protocols import Batches, Files
 from handlers.context import Context
-from runtime.batch_types import StoredBatch, StoredFile
+from runtime.batch_types import ENDED_STATES, StoredBatch, StoredFile
 from runtime.errors import FilesOff
 
 ENDPOINTS: Mapping[str, str] = MappingProxyType(
@@ -70,7 +70,6 @@ def batch_object(batch: StoredBatch) -> dict[str, Any]:
     """Return a batch as ``BatchObject``."""
     tokens = batch.tokens
     errors = {"object": "list", "data": [asdict(error) for error in batch.errors]} if batch.errors else None
-    ended = ("completed", "failed", "expired", "cancelled")
     return {
         "id": batch.id,
         "object": "batch",
@@ -85,7 +84,7 @@ def batch_object(batch: StoredBatch) -> dict[str, Any]:
         "in_progress_at": batch.in_progress,
         "expires_at": batch.expires,
         "finalizing_at": batch.finalizing,
-        **{f"{state}_at": batch.ended if batch.state == state else None for state in ended},
+        **{f"{state}_at": batch.ended if batch.state == state else None for state in ENDED_STATES},
         "cancelling_at": batch.cancelling,
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": {

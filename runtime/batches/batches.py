@@ -99,7 +99,7 @@ class BatchStore:
             StorageUnavailable: the database cannot be read.
         """
         return await self._database.on_thread(
-            lambda: self._database.read(lambda database: _find(database, owner, batch_id)[1])
+            lambda: self._database.read(lambda database: find_batch(database, owner, batch_id)[1])
         )
 
     async def page(self, owner: str, page: PageRequest) -> tuple[list[StoredBatch], bool]:
@@ -129,13 +129,13 @@ class BatchStore:
         """
 
         def work(database: sqlite3.Connection) -> StoredBatch:
-            number, batch = _find(database, owner, batch_id)
+            number, batch = find_batch(database, owner, batch_id)
             if batch.state in ("cancelling", "cancelled"):
                 return batch
             if not may_become(batch.state, "cancelling"):
                 raise InvalidRequest(f"batch_id: a batch that is {batch.state} cannot be cancelled", param="batch_id")
             change_state(database, number, "cancelling", int(self._clock()))
-            return _find(database, owner, batch_id)[1]
+            return find_batch(database, owner, batch_id)[1]
 
         found = await self._database.on_thread(lambda: self._database.write(work))
         self.on_change()
@@ -182,7 +182,12 @@ def remove_ended(database: sqlite3.Connection, before: int) -> int:
     return database.execute("DELETE FROM batches WHERE ended < ?", (before,)).rowcount
 
 
-def _find(database: sqlite3.Connection, owner: str, batch_id: str) -> tuple[int, StoredBatch]:
+def find_batch(database: sqlite3.Connection, owner: str, batch_id: str) -> tuple[int, StoredBatch]:
+    """Return a batch's number and record inside a transaction.
+
+    Raises:
+        NotFound: the caller has no such batch.
+    """
     row = database.execute(
         f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND owner = ?",  # noqa: S608 - names of ours
         (batch_id, owner),

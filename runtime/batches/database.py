@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from runtime.backoff import full_jitter
 from runtime.errors import StorageFull, StorageUnavailable
 from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
 
+_log = logging.getLogger("warmstart.batches")
+
+_FIRST_PAUSE = 0.5  # seconds, at most, behind the first failed attempt
 _BUSY_SECONDS = 10.0
 _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -101,6 +106,33 @@ class BatchDatabase:
         """Wait for the calls in progress and close the database."""
         self._thread.shutdown()
         self._file.close()
+
+
+async def retried(
+    attempt: Callable[[], Awaitable[T]], draw: Callable[[], float], max_seconds: float, problem: str, solved: str = ""
+) -> T:
+    """Return the result of an attempt, which is repeated while the disk is full or the database cannot be used.
+
+    Args:
+        attempt: makes an attempt.
+        draw: returns a uniformly distributed random number from 0 to 1.
+        max_seconds: the longest pause between two attempts.
+        problem: what is logged once when an attempt fails.
+        solved: what is logged when one succeeds after that; "" for nothing.
+    """
+    failures = 0
+    while True:
+        try:
+            result = await attempt()
+        except (StorageFull, StorageUnavailable) as error:
+            failures += 1
+            if failures == 1:
+                _log.warning("%s: %s", problem, error.__cause__ or error)
+            await asyncio.sleep(full_jitter(failures, _FIRST_PAUSE, max_seconds, draw))
+            continue
+        if failures and solved:
+            _log.warning(solved)
+        return result
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from runtime.batch_types import FilePurpose, PageRequest, StagedUpload, StoredFi
 from runtime.batches.database import BatchDatabase, storage_errors
 from runtime.batches.pages import page_of
 from runtime.errors import FileInUse, InvalidRequest, NotFound, PayloadTooLarge, StorageFull
+from runtime.storage.files import sync_folder
 
 _COLUMNS = "id, owner, name, purpose, size, created, expires"
 _WRITE_BYTES = 1 << 20  # bytes that are written at once
@@ -168,9 +169,10 @@ class FileStore:
         await self._database.on_thread(lambda: self._database.write(work))
         self._content(file_id).unlink(missing_ok=True)
 
-    async def path(self, owner: str, file_id: str) -> Path:
-        """Return the path of a file's content; errors as for ``find``."""
-        return self._content((await self.find(owner, file_id)).id)
+    async def content(self, owner: str, file_id: str) -> tuple[StoredFile, Path]:
+        """Return a file's metadata and the path of its content; errors as for ``find``."""
+        file = await self.find(owner, file_id)
+        return file, self._content(file.id)
 
     async def text(self, owner: str, file_id: str) -> str:
         """Return a file's content as text.
@@ -180,7 +182,7 @@ class FileStore:
             InvalidRequest: it is no text in UTF-8.
             StorageUnavailable: it cannot be read.
         """
-        path = await self.path(owner, file_id)
+        _, path = await self.content(owner, file_id)
 
         def read() -> str:
             with storage_errors():
@@ -210,11 +212,7 @@ class FileStore:
         with storage_errors():
             self._contents.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.replace(staged.path, self._content(file_id))
-            folder = os.open(self._contents, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)  # otherwise a power cut may lose the rename
-            finally:
-                os.close(folder)
+            sync_folder(self._contents)
 
     def publish_output(self, path: Path, file_id: str) -> None:
         """Make a finished output the content of a file, which it replaces if there is one; see ``new_output``."""

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sqlite3
 from collections.abc import Callable
 
-from runtime.backoff import full_jitter
-from runtime.batches.database import BatchDatabase
-from runtime.errors import StorageFull, StorageUnavailable
+from runtime.batches.database import BatchDatabase, retried
 
-_log = logging.getLogger("warmstart.batches")
-
-_FIRST_PAUSE, _MAX_PAUSE = 0.5, 30.0  # seconds before a failed transaction is written again
+_MAX_PAUSE = 30.0  # seconds before a failed transaction is written again
 _AT_ONCE = 256  # changes of one transaction
 
 Change = Callable[[sqlite3.Connection], None]
@@ -60,7 +55,6 @@ class GroupCommit:
         self._writing.cancel()
 
     async def _write(self) -> None:
-        failures = 0
         while self._waiting:
             part = self._waiting[:_AT_ONCE]
 
@@ -68,17 +62,13 @@ class GroupCommit:
                 for change, _ in part:
                     change(database)
 
-            try:
-                await self._database.on_thread(lambda work=work: self._database.write(work))  # type: ignore[misc]
-            except (StorageFull, StorageUnavailable) as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("results of batches cannot be stored, trying again: %s", error.__cause__ or error)
-                await asyncio.sleep(full_jitter(failures, _FIRST_PAUSE, _MAX_PAUSE, self._draw))
-                continue
-            if failures:
-                _log.warning("results of batches are stored again")
-            failures = 0
+            await retried(
+                lambda work=work: self._database.on_thread(lambda: self._database.write(work)),  # type: ignore[misc]
+                self._draw,
+                _MAX_PAUSE,
+                "results of batches cannot be stored, trying again",
+                "results of batches are stored again",
+            )
             del self._waiting[: len(part)]
             for _, future in part:
                 if not future.done():  # its caller was cancelled

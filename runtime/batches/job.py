@@ -8,13 +8,12 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
-from runtime.backoff import full_jitter
 from runtime.batch_types import BatchState, InputError, StoredBatch, StoredFile
-from runtime.batches.batches import change_state, open_batches
-from runtime.batches.database import storage_errors
+from runtime.batches.batches import change_state, find_batch
+from runtime.batches.database import retried, storage_errors
 from runtime.batches.input_file import read_row, read_rows
 from runtime.batches.output_file import response_line
 from runtime.batches.resources import BatchResources, RowAnswer
@@ -29,7 +28,7 @@ from runtime.batches.rows import (
     write_lines,
 )
 from runtime.cancellation import cancel_and_wait
-from runtime.errors import DeliveryLimit, InternalError, ServiceError, StorageFull, StorageUnavailable
+from runtime.errors import DeliveryLimit, InternalError, ServiceError
 from runtime.events.outcome import Reject
 from runtime.types import TokenUsage
 
@@ -39,7 +38,7 @@ _TAKEN = 16  # rows that are read from the database at once
 # A row during which the process has died this often runs alone, so that it is known whether it is at fault; and is not
 # run any more after as many deaths as the second number.
 _SUSPECT, _MAX_STARTS = 2, 10
-_FIRST_PAUSE, _MAX_PAUSE = 0.5, 60.0  # seconds before output files that could not be written are written again
+_MAX_PAUSE = 60.0  # seconds before output files that could not be written are written again
 
 _UNFINISHED: Mapping[BatchState, tuple[str, str]] = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
@@ -94,15 +93,12 @@ class BatchJob:
 
     async def _on_disk(self, work: Callable[[], None]) -> None:
         """Do work on another thread, and again while the disk is full or fails."""
-        failures = 0
-        while True:
-            try:
-                return await asyncio.to_thread(work)
-            except (StorageFull, StorageUnavailable) as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("%s has to wait for the disk: %s", self.batch.id, error.__cause__ or error)
-                await asyncio.sleep(full_jitter(failures, _FIRST_PAUSE, _MAX_PAUSE, self.resources.policy.draw))
+        await retried(
+            lambda: asyncio.to_thread(work),
+            self.resources.policy.draw,
+            _MAX_PAUSE,
+            f"{self.batch.id} has to wait for the disk",
+        )
 
     def _load(self) -> None:
         resources, batch = self.resources, self.batch
@@ -242,5 +238,5 @@ class BatchJob:
 
     def _refresh(self) -> None:
         """Read the batch's record again."""
-        found = dict(self.resources.database.read(open_batches))
-        self.batch = found.get(self.number) or replace(self.batch, ended=int(self.resources.clock()))
+        batch = self.batch
+        _, self.batch = self.resources.database.read(lambda database: find_batch(database, batch.owner, batch.id))

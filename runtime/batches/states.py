@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from runtime.batch_types import BatchState
+from runtime.batch_types import ENDED_STATES, BatchState
 
-ENDED: frozenset[BatchState] = frozenset({"completed", "failed", "expired", "cancelled"})
-"""The states that a batch does not leave."""
+ENDED = frozenset(ENDED_STATES)
 
 NEXT: Mapping[BatchState, frozenset[BatchState]] = MappingProxyType(
     {

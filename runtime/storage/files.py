@@ -35,8 +35,20 @@ def replace_durably(path: str, content: bytes) -> None:
     except BaseException:
         os.unlink(new)
         raise
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(os.path.dirname(path) or ".")
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Write a folder's entries to the disk; otherwise a power cut may lose a rename in it.
+
+    Args:
+        path: the folder's path.
+
+    Raises:
+        OSError: the folder cannot be opened or written.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)  # otherwise a power cut may lose the rename
+        os.fsync(folder)
     finally:
         os.close(folder)

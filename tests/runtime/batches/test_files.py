@@ -66,7 +66,7 @@ async def test_stored_and_lasting(store: Store) -> None:
     assert (added.size, added.expires) == (20, 4600)
     again = Store(store.folder)
     assert await again.files.text("me", "file-a") == "é"
-    assert (await again.files.path("me", "file-b")).read_bytes() == b"x" * 10 + b"y" * 10
+    assert (await again.files.content("me", "file-b"))[1].read_bytes() == b"x" * 10 + b"y" * 10
     assert {path.stat().st_mode & 0o077 for path in store.folder.rglob("*") if path.is_file()} == {0}
     again.database.close()
 
@@ -74,7 +74,7 @@ async def test_stored_and_lasting(store: Store) -> None:
 async def test_of_their_owner_only(store: Store) -> None:
     """Another caller's file does not exist."""
     await store.files.add(store.file("a"), "x")
-    for call in (store.files.find, store.files.path, store.files.text, store.files.remove):
+    for call in (store.files.find, store.files.content, store.files.text, store.files.remove):
         with pytest.raises(NotFound) as caught:
             await call("other", "file-a")
         assert caught.value.param == "file_id"

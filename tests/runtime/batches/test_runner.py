@@ -327,7 +327,7 @@ async def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         publish(self, path, file_id)
 
     monkeypatch.setattr(FileStore, "publish_output", fail)
-    monkeypatch.setattr("runtime.batches.job.full_jitter", lambda *args: 0.0)
+    monkeypatch.setattr("runtime.batches.database.full_jitter", lambda *args: 0.0)
     async with working(tmp_path, Rows()) as site:
         await site.create(5)
         batch = await site.ended("completed")
