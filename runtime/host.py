@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number above this for "none"
-
-
 _MAC_FLAGS = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm"}
 
 

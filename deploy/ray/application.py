@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deploy.ray.arguments import ServeArguments, replica_settings
-from deploy.ray.asgi import AsgiApplication, ForwardedRequest, Receive, ReplicaLost, Send
+from deploy.ray.asgi import AsgiApplication, ForwardedRequest, Receive, ReplicaLost, Send, lifespan
 from deploy.ray.replica import EngineReplica
 from runtime.errors import ModelLoading, TooManyRequests
 from runtime.settings import Settings
@@ -41,10 +41,7 @@ def _asgi() -> Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]:
 
     async def call(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
+            await lifespan(receive, send)
         else:
             await serve.get_replica_context().servable_object.application(scope, receive, send)
 

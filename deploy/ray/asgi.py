@@ -93,9 +93,7 @@ class AsgiApplication:
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request (``http``), or the events of the server's start and end (``lifespan``)."""
         if scope["type"] == "lifespan":
-            while (await receive())["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
+            await lifespan(receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "there are no WebSockets here"})
@@ -165,6 +163,13 @@ class AsgiApplication:
                 await answer.fail(error)
                 return
         await answer.fail(EngineRestarting("the replica that answered this request has ended"))
+
+
+async def lifespan(receive: Receive, send: Send) -> None:
+    """Confirm the server's start and its end (ASGI 3.0, Lifespan Protocol 2.0); there is nothing to do at either."""
+    while (await receive())["type"] == "lifespan.startup":
+        await send({"type": "lifespan.startup.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 class _Answer:

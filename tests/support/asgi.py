@@ -9,38 +9,25 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
-from app import create_app
 from deploy.ray.asgi import AsgiApplication, Backend, ForwardedRequest
 from deploy.ray.memory_connection import exchange
 from handlers.context import Context
-from middleware.connection.runner import DeadlineRunner
 from runtime.settings import Settings
-from tests.support.fakes import fake_context, until
+from tests.support.fakes import running_app, until
 
 
 @asynccontextmanager
 async def local_backend(ctx: Context | None = None, **settings: object) -> AsyncIterator[tuple[Backend, Settings]]:
     """Yield a backend on the real application in this process, and its settings. Arguments as for ``fakes.serving``."""
-    loaded = Settings.load(**settings)
-    runner = DeadlineRunner.of(
-        create_app(loaded, ctx or fake_context()),
-        loaded,
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=0.1,
-    )
-    await runner.setup()
-    assert runner.server is not None
-    server = runner.server
+    async with running_app(ctx, **settings) as (runner, loaded):
+        assert runner.server is not None
+        server = runner.server
 
-    async def backend(request: ForwardedRequest) -> AsyncGenerator[bytes, None]:
-        async for data in exchange(server(), request.data, request.peer, tls=request.tls):
-            yield data
+        async def backend(request: ForwardedRequest) -> AsyncGenerator[bytes, None]:
+            async for data in exchange(server(), request.data, request.peer, tls=request.tls):
+                yield data
 
-    try:
         yield backend, loaded
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from handlers.context import Clock, Context, RequestLimits
 from runtime.answer_format import AnswerFormat
@@ -25,6 +26,9 @@ from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
 from runtime.status import ModelState, ModelStatus
 from runtime.types import Job, Message, ModelInfo, TemplateOptions, Token, Tool
+
+if TYPE_CHECKING:
+    from middleware.connection.runner import DeadlineRunner
 
 INFO = ModelInfo(
     name="fake",
@@ -309,19 +313,13 @@ def caching(ctx: Context, clock: Callable[[], float] | None = None, *, per_calle
 
 
 @asynccontextmanager
-async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterator[str]:
-    """Serve the real application with a fake context on a real port, as ``server.serve`` does.
-
-    Args:
-        ctx: the context; by default a plain fake one.
-        settings: settings that differ from the defaults.
+async def running_app(ctx: Context | None = None, **settings: object) -> AsyncIterator[tuple[DeadlineRunner, Settings]]:
+    """Run the real application with a fake context, without a port. Arguments as for ``serving``.
 
     Yields:
-        The service's base URL.
+        The application's runner, and its settings.
     """
-    from aiohttp import web  # imported here, because most users of the fakes need no HTTP
-
-    from app import create_app
+    from app import create_app  # imported here, because most users of the fakes need no HTTP
     from middleware.connection.runner import DeadlineRunner
 
     loaded = Settings.load(**settings)
@@ -334,10 +332,27 @@ async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterat
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield runner, loaded
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(ctx: Context | None = None, **settings: object) -> AsyncIterator[str]:
+    """Serve the real application with a fake context on a real port, as ``server.serve`` does.
+
+    Args:
+        ctx: the context; by default a plain fake one.
+        settings: settings that differ from the defaults.
+
+    Yields:
+        The service's base URL.
+    """
+    from aiohttp import web
+
+    async with running_app(ctx, **settings) as (runner, _):
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
 
 
 async def until(condition: Callable[[], object], seconds: float = 5) -> None:
