@@ -71,7 +71,9 @@ class Sampling(ModelChoice):
         None, max_length=128, description="Ids of further tokens that end the text; they are not included in it."
     )
     ignore_eos: bool = Field(
-        False, description="Continue behind the model's own end tokens, up to the maximum number of tokens."
+        False,
+        description="Continue behind the model's own end tokens, up to the maximum number of tokens; not with "
+        "structured output, tools or a token budget of the reasoning.",
     )
     allowed_token_ids: TokenIds | None = Field(
         None,

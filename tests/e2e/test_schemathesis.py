@@ -134,9 +134,9 @@ def _promises_too_much(body: Any) -> bool:
 
 def _contradicts_itself(body: Any) -> bool:
     """Whether two fields contradict each other, which JSON Schema cannot express well: several that constrain the text,
-    limits on tokens beside them or tools, tools in both forms, log-probabilities of a prompt that is streamed, two ends
-    of a prompt, a choice among tools that names another, two tools of one name, the same option of a question twice, a
-    conversation that ends with the assistant's turn, or a length that a prompt fills.
+    limits on tokens beside them or tools, no end beside either, tools in both forms, log-probabilities of a prompt that
+    is streamed, two ends of a prompt, a choice among tools that names another, two tools of one name, the same option of
+    a question twice, a conversation that ends with the assistant's turn, or a length that a prompt fills.
     """
     if not isinstance(body, dict):
         return False
@@ -157,7 +157,7 @@ def _contradicts_itself(body: Any) -> bool:
     longest = max((len(ids) for ids in (prompts, *prompts) if isinstance(ids, list)), default=1)
     if isinstance(body.get("max_length"), int | float) and body["max_length"] <= longest:
         return True
-    limited = body.get("allowed_token_ids") or body.get("bad_words")
+    limited = body.get("allowed_token_ids") or body.get("bad_words") or body.get("ignore_eos") is True
     if limited and (constraints or body.get("tools") or body.get("functions") or body.get("thinking_token_budget")):
         return True
     if body.get("skip_special_tokens") is False and (body.get("tools") or body.get("functions")):
