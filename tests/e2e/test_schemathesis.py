@@ -135,8 +135,8 @@ def _promises_too_much(body: Any) -> bool:
 def _contradicts_itself(body: Any) -> bool:
     """Whether two fields contradict each other, which JSON Schema cannot express well: several that constrain the text,
     limits on tokens beside them or tools, no end beside either, tools in both forms, log-probabilities of a prompt that
-    is streamed, two ends of a prompt, a choice among tools that names another, two tools of one name, the same option of
-    a question twice, a conversation that ends with the assistant's turn, or a length that a prompt fills.
+    is streamed, two ends of a prompt, a choice among tools that names another, two tools of one name, the same option
+    of a question twice, a conversation that ends with the assistant's turn, or a length that a prompt fills.
     """
     if not isinstance(body, dict):
         return False
