@@ -6,18 +6,89 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.answer_format import AnswerFormat
+from runtime.encoder_types import EncoderInput, Truncation
 from runtime.status import CacheStats, ModelStatus
 from runtime.types import CacheUse, Job, Message, ModelInfo, TemplateOptions, Token, Tool
 
 
-class Engine(Protocol):
-    """A loaded model: its tokenizer and its generation."""
+class Encoder(Protocol):
+    """What a loaded model computes from texts without generating: vectors, and the logits of classes.
+
+    ``info.encoder`` says which of it. A method that the model does not support raises ``ModelCannotEncode``.
+    """
 
     @property
     def info(self) -> ModelInfo:
         """The model's metadata."""
         ...
+
+    async def tokenize_inputs(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        prompt: str = "",
+        max_tokens: int | None = None,
+        truncate: Truncation = "none",
+        background: bool = False,
+        field: str = "input",
+    ) -> list[EncoderInput]:
+        """Tokenize texts, or pairs of a query and a document, off the event loop.
+
+        Args:
+            texts: the texts or pairs.
+            prompt: a text to put before each text. Of a pair it is the instruction, for a model that takes one.
+            max_tokens: maximum number of tokens of one input; None for the model's own, ``info.encoder.max_tokens``.
+            truncate: what is done with a longer input. Of a pair, the document is cut.
+            background: whether this is background work, see ``Job.background``.
+            field: the request's field that holds the texts, for error messages.
+
+        Raises:
+            ContextLengthExceeded: an input is too long; the message has both numbers, ``param`` is ``FIELD.INDEX``
+                (``FIELD`` if there is one text).
+            ModelCannotEncode: the model takes no such inputs.
+            TooManyRequests: the queue is full.
+        """
+        ...
+
+    async def embed(
+        self, inputs: Sequence[EncoderInput], *, background: bool = False, field: str = "input"
+    ) -> list[NDArray[np.float32]]:
+        """Return the vector of each input, [``info.encoder.width``] float32. A caller that is cancelled frees its
+        inputs.
+
+        Args:
+            inputs: the tokenized inputs; token ids of a request are checked.
+            background: whether this is background work.
+            field: the request's field that holds the inputs, for error messages.
+
+        Raises:
+            InvalidRequest: an input has no token, an id that the model does not have, or too many tokens.
+            ModelCannotEncode: the model computes no vectors.
+            TooManyRequests: the queue is full.
+            DeadlineExceeded: the computation took longer than allowed.
+            Draining: the service is shutting down.
+        """
+        ...
+
+    async def classify(
+        self, inputs: Sequence[EncoderInput], *, background: bool = False, field: str = "input"
+    ) -> list[NDArray[np.float32]]:
+        """Return the logits of each input, [number of ``info.encoder.labels``] float32, before any activation.
+
+        A model for ``rerank`` gives one logit. Arguments and errors as for ``embed``.
+        """
+        ...
+
+
+class Engine(Encoder, Protocol):
+    """A loaded model: its tokenizer and its generation.
+
+    The methods that generate, or prepare it, raise ``ModelCannotGenerate`` if the model is only an encoder.
+    """
 
     @property
     def memory_bytes(self) -> int:

@@ -108,6 +108,18 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class ModelCannotGenerate(InvalidRequest):
+    """The model is an encoder: it computes vectors or scores, and generates no text."""
+
+    code, title = "model_cannot_generate", "Model cannot generate"
+
+
+class ModelCannotEncode(InvalidRequest):
+    """The model does not compute what was asked for: vectors, class scores or the relevance of a document."""
+
+    code, title = "model_cannot_encode", "Model cannot encode"
+
+
 class NotFound(ServiceError):
     """There is no such route, operation or object."""
 

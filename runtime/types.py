@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from runtime.encoder_types import EncoderInfo
+
 FinishReason = Literal["stop", "length"]
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -265,6 +267,8 @@ class ModelInfo:
     ``sampling_defaults`` are the values of sampling parameters, by name, that OpenAI's routes use where a request has
     none, in place of OpenAI's own. ``fingerprint`` identifies everything that determines the bits of
     a result: the weights, the tokenizer and its chat template, the dtypes, and the code that computes.
+    ``encoder`` says what the model computes from a text beside generating; None for nothing. ``generates`` is False
+    for a model that is only an encoder.
     """
 
     name: str
@@ -288,6 +292,8 @@ class ModelInfo:
     kv_tokens: int = 0
     sampling_defaults: tuple[tuple[str, float], ...] = ()
     fingerprint: str = ""
+    encoder: EncoderInfo | None = None
+    generates: bool = True
 
     @property
     def system_fingerprint(self) -> str | None:

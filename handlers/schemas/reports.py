@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from handlers.schemas.responses import LazyModel
+from runtime.encoder_types import EncoderTask, LogitActivation, Pooling, Similarity
 from runtime.status import ModelState
 
 
@@ -29,6 +30,22 @@ class HealthResponse(LazyModel):
     version: str
     uptime_seconds: float
     models: list[ModelHealth]
+
+
+class EncoderDescription(LazyModel):
+    """What a model computes from a text without generating."""
+
+    tasks: list[EncoderTask] = Field(description="embed: vectors; classify: scores of classes; rerank: relevance.")
+    width: int = Field(description="Dimensions of a vector; 0 if the model computes none.")
+    max_tokens: int = Field(description="Maximum number of tokens of one input.")
+    pooling: list[Pooling] = Field(description="How the vectors of the tokens become one.")
+    similarity: Similarity = Field(description="How the model's vectors are compared.")
+    normalized: bool = Field(description="Whether vectors have the length 1.")
+    dimensions: list[int] = Field(description="The fewer dimensions to which a vector may be cut.")
+    prompts: dict[str, str] = Field(description="Texts that are put before an input, by the name of its use.")
+    default_prompt: str = Field(description="Name of the prompt that applies if a request names none.")
+    labels: list[str] = Field(description="Names of the classes.")
+    activation: LogitActivation = Field(description="What turns the logits of classes into scores.")
 
 
 class ModelInfoResponse(LazyModel):
@@ -62,6 +79,8 @@ class ModelInfoResponse(LazyModel):
     fingerprint: str = Field(
         description="Identifies everything that determines the bits of an answer; it changes when answers may change."
     )
+    encoder: EncoderDescription | None = Field(description="What the model computes from a text without generating.")
+    generates: bool = Field(description="Whether the model generates text; false for one that is only an encoder.")
 
 
 class ModelEntry(LazyModel):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.answer_format import AnswerFormat
+from runtime.encoder_types import EncoderInput, Truncation
 from runtime.engine.detokenizer import Decoding, IncrementalDetokenizer
 from runtime.engine.token_ids import check_ids
 from runtime.engine.token_limits import TokenLimits, token_limits
+from runtime.errors import ModelCannotEncode
 from runtime.model.chat_encoder import PLAIN_STOPS, ChatEncoder
 from runtime.types import Message, ModelInfo, SamplingParams, TemplateOptions, Tool
 
@@ -116,6 +121,34 @@ class Tokenization(ABC):
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, which may be part of a UTF-8 character."""
         return self._tokenizer.token_bytes(token_id)
+
+    async def tokenize_inputs(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        prompt: str = "",
+        max_tokens: int | None = None,
+        truncate: Truncation = "none",
+        background: bool = False,
+        field: str = "input",
+    ) -> list[EncoderInput]:
+        """Refuse: this engine does not encode."""
+        self._refuse_to_encode()
+
+    async def embed(
+        self, inputs: Sequence[EncoderInput], *, background: bool = False, field: str = "input"
+    ) -> list[NDArray[np.float32]]:
+        """Refuse: this engine does not encode."""
+        self._refuse_to_encode()
+
+    async def classify(
+        self, inputs: Sequence[EncoderInput], *, background: bool = False, field: str = "input"
+    ) -> list[NDArray[np.float32]]:
+        """Refuse: this engine does not encode."""
+        self._refuse_to_encode()
+
+    def _refuse_to_encode(self) -> NoReturn:
+        raise ModelCannotEncode(f"{self.info.name} generates text, and computes no vectors or scores", param="model")
 
     def _token_limits(self, params: SamplingParams, eos: Collection[int]) -> TokenLimits | None:
         """Return the limits on a text's tokens; errors as for ``token_limits``."""
