@@ -27,5 +27,15 @@ class BatchSettings(ServingSettings):
     )
     batch_max_rows: int = Field(50_000, ge=1, le=10_000_000, description="Maximum rows of a batch's input file.")
     batch_concurrency: int = Field(
-        32, ge=1, le=1024, description="Rows of batches that run concurrently, behind interactive requests."
+        32,
+        ge=1,
+        le=1024,
+        description="Rows of batches that run concurrently, behind interactive requests; with BATCH_STREAM, that are "
+        "in the queue.",
+    )
+    batch_stream: str = Field(
+        "",
+        max_length=200,
+        description="Stream, queue or topic of EVENTS_URL to which rows of batches are sent; warmstart consume with "
+        "the same --stream answers them. Without it they run in this process.",
     )

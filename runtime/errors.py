@@ -7,6 +7,7 @@ them in one place (``middleware/errors.py`` for HTTP, the command line for a ter
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -50,6 +51,20 @@ class ServiceError(Exception):
     def openai(self) -> dict[str, Any]:
         """Return the error in the shape of OpenAI's API."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @staticmethod
+    def from_openai(body: Mapping[str, Any]) -> ServiceError:
+        """Return the error that another process has rendered with ``openai``; one of unknown code is internal.
+
+        Args:
+            body: what ``openai`` returned.
+        """
+        error, classes = body["error"], [ServiceError]
+        for found in classes:
+            if found.code == error["code"] and found is not ServiceError:
+                return found(error["message"], param=error["param"])
+            classes += found.__subclasses__()
+        return InternalError(error["message"])
 
     def problem(self) -> dict[str, Any]:
         """Return the error as RFC 9457 problem details; ``code`` and ``param`` are extension members (section 3.2)."""

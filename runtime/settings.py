@@ -221,6 +221,8 @@ class Settings(BatchSettings):
             raise ValueError(f"AUDIT_KEY: AUDIT_LOG needs a secret of {MIN_SECRET_CHARS} characters or more")
         if self.audit_required and self.audit_log is None:
             raise ValueError("AUDIT_REQUIRED: set AUDIT_LOG, the file to write")
+        if self.batch_stream and (self.files_dir is None or not self.events_url.get_secret_value()):
+            raise ValueError("BATCH_STREAM: set FILES_DIR and EVENTS_URL, too")
         if self.tls_cert_file is None and (self.tls_key_file or self.tls_client_ca_file):
             raise ValueError("TLS_CERT_FILE: TLS_KEY_FILE and TLS_CLIENT_CA_FILE need it")
         if self.proxy_protocol and self.tls_cert_file is not None:

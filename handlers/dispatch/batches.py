@@ -9,6 +9,7 @@ from typing import Any
 
 from handlers.context import Context
 from handlers.dispatch.lookup import find
+from handlers.dispatch.queued_rows import QueuedRows, queue_of
 from handlers.generation.batch_objects import ENDPOINTS
 from runtime.batch_types import StoredBatch
 from runtime.batches.batches import BatchStore
@@ -16,12 +17,13 @@ from runtime.batches.database import BatchDatabase
 from runtime.batches.files import FileStore
 from runtime.batches.group_commit import GroupCommit
 from runtime.batches.input_file import InputLimits
-from runtime.batches.resources import BatchResources, RowAnswer
+from runtime.batches.resources import BatchResources, RowAnswer, RowHandler
 from runtime.batches.runner import BatchRunner
 from runtime.batches.slots import Slots
 from runtime.error_response import ErrorForm, error_body
 from runtime.errors import ServiceError
 from runtime.events.outcome import Policy
+from runtime.events.queues.factory import open_submitter
 from runtime.settings import Settings
 from runtime.telemetry.batch_metrics import BatchMetrics
 from runtime.telemetry.request_scope import RequestScope, UsageCounter, request_facts, request_scope
@@ -57,16 +59,22 @@ def runner_of(
         ctx: the context of the rows' operations.
         metrics: the metrics of batches.
         error_form: returns the form of errors on a path.
+
+    Raises:
+        SettingsError: BATCH_STREAM is set, and EVENTS_URL is invalid or its library is not installed.
     """
     opened = open_files(settings, ctx.clock.time)  # its own, so that requests do not wait for the rows' transactions
     if opened is None:
         return None
     database, files = opened
+    handler: RowHandler = RowDispatcher(ctx, error_form)
+    if settings.batch_stream:
+        handler = QueuedRows(open_submitter(queue_of(settings)), error_form)
     runner = BatchRunner(
         BatchResources(
             database,
             files,
-            RowDispatcher(ctx, error_form),
+            handler,
             Slots(settings.batch_concurrency),
             GroupCommit(database),
             Policy(max_deliveries=settings.events_max_deliveries),
@@ -87,6 +95,8 @@ class RowDispatcher:
         ctx: the operations' context, with the caller and the usage of ``request_scope``.
         error_form: returns the form of errors on a path.
     """
+
+    in_process = True
 
     def __init__(self, ctx: Context, error_form: Callable[[str], ErrorForm]) -> None:
         self._ctx = replace(ctx, background=True)
@@ -112,3 +122,6 @@ class RowDispatcher:
     def render(self, batch: StoredBatch, error: ServiceError) -> Mapping[str, Any]:
         """Return the body of the response with an error, in the form of the batch's endpoint."""
         return error_body(error, self._error_form(batch.endpoint))
+
+    async def close(self) -> None:
+        """Nothing is to be released."""

@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -118,7 +119,7 @@ class BatchJob:
                     break
                 for row, text in rows:
                     line = row.line
-                    alone = row.starts >= _SUSPECT
+                    alone = self.resources.handler.in_process and row.starts >= _SUSPECT
                     await self.resources.slots.acquire(alone=alone)
                     if self.stopping:
                         self.resources.slots.release(alone=alone)
@@ -144,27 +145,36 @@ class BatchJob:
 
     async def _run_row(self, row: TakenRow, text: bytes) -> None:
         """Run a row with retries, and record its result; a row that is stopped is to run again."""
-        commits, line = self.resources.commits, row.line
+        async with self._counted(row.line):
+            result = await self._result(row, text)
+        await self.resources.commits.commit(lambda database: record_result(database, result))
+        self.resources.metrics.row_done(answered=result.answered)
+
+    @asynccontextmanager
+    async def _counted(self, line: int) -> AsyncIterator[None]:
+        """Record that a row runs inside the block, if it runs in this process."""
+        if not self.resources.handler.in_process:
+            yield
+            return
+        commits = self.resources.commits
         started = commits.add(lambda database: count_start(database, self.number, line, 1))
         try:
             await started
-            result = await self._result(row, text)
+            yield
         except asyncio.CancelledError:
             commits.add(lambda database: count_start(database, self.number, line, -1))
             raise
-        await commits.commit(lambda database: record_result(database, result))
-        self.resources.metrics.row_done(answered=result.answered)
 
     async def _result(self, row: TakenRow, text: bytes) -> RowResult:
-        request_id = secrets.token_hex(12)
+        request_id = f"{self.batch.id}-{row.line}"
         try:
-            if row.starts >= _MAX_STARTS:
+            if self.resources.handler.in_process and row.starts >= _MAX_STARTS:
                 raise DeliveryLimit(f"the service has died {row.starts} times while it ran this request")
             answer = await self._with_retries(row, text, request_id)
-            status, body, usage = 200, answer.body, answer.usage
+            status, body, usage = answer.status, answer.body, answer.usage
         except ServiceError as error:
             status, body, usage = error.status, self.resources.handler.render(self.batch, error), TokenUsage()
-        line = response_line(f"batch_req_{request_id}", row.custom_id, status, request_id, body)
+        line = response_line(f"batch_req_{self.number}_{row.line}", row.custom_id, status, request_id, body)
         return RowResult(self.number, row.line, status < 400, line, usage)
 
     async def _with_retries(self, row: TakenRow, text: bytes, request_id: str) -> RowAnswer:

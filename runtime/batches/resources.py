@@ -21,15 +21,26 @@ from runtime.types import TokenUsage
 
 @dataclass(frozen=True, slots=True)
 class RowAnswer:
-    """The answer to a row: its body, the id of the request in the log, and the tokens used."""
+    """The answer to a row.
+
+    Args:
+        body: the body of the response.
+        request_id: the id of the request in the log.
+        usage: the tokens used.
+        status: the HTTP status of the response; an error is final, and the row is not run again.
+    """
 
     body: Mapping[str, Any]
     request_id: str
     usage: TokenUsage
+    status: int = 200
 
 
 class RowHandler(Protocol):
     """Calls the operation of a row's endpoint."""
+
+    in_process: bool
+    """Whether rows run in this process, so that one of them may be at fault if it dies."""
 
     async def run(self, batch: StoredBatch, body: dict[str, Any], request_id: str) -> RowAnswer:
         """Run a row.
@@ -37,7 +48,7 @@ class RowHandler(Protocol):
         Args:
             batch: its batch.
             body: the request's body.
-            request_id: the request's id for the log.
+            request_id: the request's id, for the log; the same whenever this row is run.
 
         Raises:
             ServiceError: the operation's own errors.
@@ -46,6 +57,10 @@ class RowHandler(Protocol):
 
     def render(self, batch: StoredBatch, error: ServiceError) -> Mapping[str, Any]:
         """Return the body of the response with an error, in the form of the endpoint."""
+        ...
+
+    async def close(self) -> None:
+        """Release what it has; called when no row runs any more."""
         ...
 
 

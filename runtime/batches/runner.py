@@ -67,6 +67,7 @@ class BatchRunner:
             await job.close()
         await cancel_and_wait(*(task for _, task in self._jobs.values()))
         await self._resources.commits.close(_END_SECONDS)
+        await self._resources.handler.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -3,66 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import signal
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handlers.local import build_context, invoke
-from loadtests.service import Service, running_service
+from loadtests.service import running_service
 from runtime.settings import Settings
+from tests.support.batch_service import call, create, done, lines
 from tests.support.batches import input_text
 from tests.support.soak import soak
 
 ROWS = soak(10_000, 300)
 KILLS = soak(25, 3)
-PATIENCE = 120
 ENDPOINT = "/complete"
 
 
 def _body(number: int) -> dict[str, Any]:
     return {"prompt": f"Number {number} of", "max_new_tokens": 8, "seed": number}
-
-
-def _call(service: Service, path: str, payload: Any = None) -> Any:
-    data = None if payload is None else json.dumps(payload).encode()
-    request = urllib.request.Request(service.url + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def _upload(service: Service, text: str) -> str:
-    body = (
-        f'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        f'--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n{text}\r\n--b--\r\n'
-    ).encode()
-    request = urllib.request.Request(
-        f"{service.url}/v1/files", body, {"Content-Type": "multipart/form-data; boundary=b"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return str(json.load(answer)["id"])
-
-
-def _done(service: Service, batch_id: str, more_than: int) -> dict[str, Any]:
-    """Wait until a batch has more rows with a result than a number, or has ended."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        batch: dict[str, Any] = _call(service, f"/v1/batches/{batch_id}")
-        counts = batch["request_counts"]
-        if batch["status"] in ("completed", "failed", "expired") or counts["completed"] + counts["failed"] > more_than:
-            return batch
-        assert time.monotonic() < end, (batch, service.log.read_text()[-3000:])
-        time.sleep(0.01)
-
-
-def _lines(service: Service, file_id: str) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(f"{service.url}/v1/files/{file_id}/content", timeout=60) as answer:
-        return [json.loads(line) for line in answer.read().splitlines()]
 
 
 @pytest.mark.slow
@@ -87,14 +49,9 @@ def test_killed_in_the_middle(tiny_gpt2: Path, tmp_path: Path) -> None:
             service.wait("/livez")
             if not batch_id:
                 rows = input_text([_body(number) for number in range(ROWS)], ENDPOINT)
-                request = {
-                    "input_file_id": _upload(service, rows),
-                    "endpoint": ENDPOINT,
-                    "completion_window": "24h",
-                }
-                batch_id = _call(service, "/v1/batches", request)["id"]
+                batch_id = create(service, rows, ENDPOINT)
             if kill % 4 != 3:
-                batch = _done(service, batch_id, seen)
+                batch = done(service, batch_id, seen)
                 seen = batch["request_counts"]["completed"]
                 in_the_middle += batch["status"] == "in_progress"
                 time.sleep(draw.uniform(0, 0.05))
@@ -104,25 +61,25 @@ def test_killed_in_the_middle(tiny_gpt2: Path, tmp_path: Path) -> None:
             service.process.wait()
     with running_service(**settings) as service:
         service.wait("/livez")
-        batch = _done(service, batch_id, ROWS)
+        batch = done(service, batch_id, ROWS)
         assert (batch["status"], batch["error_file_id"]) == ("completed", None)
         assert batch["request_counts"] == {"total": ROWS, "completed": ROWS, "failed": 0}
-        lines = _lines(service, batch["output_file_id"])
-        assert [line["custom_id"] for line in lines] == [f"row-{number}" for number in range(ROWS)]
-        request["input_file_id"] = batch["input_file_id"]
-        second_id = _call(service, "/v1/batches", request)["id"]
-        second = _done(service, second_id, 0)
+        found = lines(service, batch["output_file_id"])
+        assert [line["custom_id"] for line in found] == [f"row-{number}" for number in range(ROWS)]
+        again = {key: batch[key] for key in ("input_file_id", "endpoint", "completion_window")}
+        second_id = call(service, "/v1/batches", again)["id"]
+        second = done(service, second_id, 0)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
     assert in_the_middle >= KILLS // 2
     assert second["status"] == "in_progress"
     with running_service(**settings) as service:
         service.wait("/livez")
-        second = _done(service, second_id, ROWS)
-        again = _lines(service, second["output_file_id"])
-    assert [_text(line) for line in again] == [_text(line) for line in lines]
+        second = done(service, second_id, ROWS)
+        repeated = lines(service, second["output_file_id"])
+    assert [_text(line) for line in repeated] == [_text(line) for line in found]
     alone = asyncio.run(_alone(tiny_gpt2, range(0, ROWS, max(7, ROWS // 100))))
-    assert {number: _text(lines[number]) for number in alone} == alone
+    assert {number: _text(found[number]) for number in alone} == alone
 
 
 def _text(line: dict[str, Any]) -> str:

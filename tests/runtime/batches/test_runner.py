@@ -33,6 +33,8 @@ from tests.support.fakes import until
 class Rows:
     """A handler of rows that answers with the row's own number, unless ``act`` does something else."""
 
+    in_process = True
+
     def __init__(self, act: Callable[[int, int], Any] = lambda number, attempt: None) -> None:
         self.calls: list[int] = []
         self.running = 0
@@ -58,6 +60,9 @@ class Rows:
     def render(self, batch: StoredBatch, error: ServiceError) -> Mapping[str, Any]:
         """Return an error's body."""
         return error.openai()
+
+    async def close(self) -> None:
+        """Nothing is to be released."""
 
 
 class Site:
