@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from handlers.cli.credentials import add_key, signer
 from handlers.cli.options import add_sampling, sampled, settings_of
 from handlers.cli.output import table
-from handlers.cli.remote import Remote, default_url
+from handlers.cli.service_options import add_service, remote_of
 from runtime.errors import InvalidRequest, ServiceError
 from runtime.loading.adapters import with_adapters
 from runtime.loading.model_files import on_disk
@@ -29,15 +27,13 @@ def add(commands: Any) -> None:
     text = "List, load, unload and compare the models of a running service."
     parser = commands.add_parser("models", help=text, description=text)
     parser.set_defaults(run=run_ls)
-    _add_service(parser, url=None, api_key=os.environ.get("API_KEY"))
-    add_key(parser)
+    add_service(parser)
     family = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = family.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
-        _add_service(added, url=argparse.SUPPRESS, api_key=argparse.SUPPRESS)  # keeps options before the command
-        add_key(added, default=argparse.SUPPRESS)
+        add_service(added, child=True)
         return added
 
     command("ls", run_ls, "List the models with state, memory, last use, requests and speed (the default command).")
@@ -60,16 +56,9 @@ def add(commands: Any) -> None:
     add_sampling(sub)
 
 
-def _add_service(parser: argparse.ArgumentParser, *, url: str | None, api_key: str | None) -> None:
-    parser.add_argument(
-        "--url", default=url, help="the service's URL, http://HOST:PORT or unix:PATH; by default that of HOST and PORT"
-    )
-    parser.add_argument("--api-key", default=api_key, help="the API key, sent as a bearer token; or set API_KEY")
-
-
 def run_ls(options: argparse.Namespace) -> None:
     """Run ``ls``: list the service's models; if no service answers, the models that can be served here."""
-    remote = _remote(options)
+    remote = remote_of(options)
     try:
         entries = remote.call("GET", "/models")["data"]
     except ConnectionError as error:
@@ -90,7 +79,7 @@ def run_load(options: argparse.Namespace) -> int:
     reporter = LoadProgress(options.id)
     entry: dict[str, Any] = {}
     try:
-        for entry in _remote(options).events("POST", f"/models/{quote(options.id)}/load", {"stream": True}):
+        for entry in remote_of(options).events("POST", f"/models/{quote(options.id)}/load", {"stream": True}):
             if entry["state"] == "loading" and entry.get("stage"):
                 reporter(entry["stage"], entry.get("progress"))
     finally:
@@ -105,7 +94,7 @@ def run_load(options: argparse.Namespace) -> int:
 
 def run_unload(options: argparse.Namespace) -> None:
     """Run ``unload``: unload a model once its requests have ended, and print its state."""
-    entry = _remote(options).call("POST", f"/models/{quote(options.id)}/unload")
+    entry = remote_of(options).call("POST", f"/models/{quote(options.id)}/unload")
     running = (
         f"; it is unloaded when its {entry['running']} requests have ended" if entry["state"] == "draining" else ""
     )
@@ -114,7 +103,7 @@ def run_unload(options: argparse.Namespace) -> None:
 
 def run_default(options: argparse.Namespace) -> None:
     """Run ``default``: switch the default model."""
-    entry = _remote(options).call("PUT", "/models/default", {"model": options.id})
+    entry = remote_of(options).call("PUT", "/models/default", {"model": options.id})
     print(f"{entry['id']} is the default")
 
 
@@ -133,7 +122,7 @@ def run_compare(options: argparse.Namespace) -> int:
     }
     prompt = {"messages": [{"role": "user", "content": options.prompt}]} if options.chat else {"prompt": options.prompt}
     answers: list[dict[str, Any]] = []
-    for event in _remote(options).events("POST", "/models/compare", payload | prompt):
+    for event in remote_of(options).events("POST", "/models/compare", payload | prompt):
         if "answer" in event:
             answer = event["answer"]
             said = answer["error"]["message"] if answer["error"] else answer["text"]
@@ -158,12 +147,6 @@ def variant(text: str) -> dict[str, Any]:
             raise InvalidRequest(f"--variant {text}: {part!r} is not NAME=VALUE", param="variants")
         fields[name.strip()] = value.strip()
     return fields
-
-
-def _remote(options: argparse.Namespace) -> Remote:
-    settings = settings_of(options)
-    sign = signer(options).headers if options.key_id else None
-    return Remote(options.url or default_url(settings.host, settings.port), options.api_key, sign)
 
 
 def _row(entry: dict[str, Any], now: float) -> tuple[str, ...]:

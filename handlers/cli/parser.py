@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from handlers.cli import admin, audit, generate, keys, models, sign, submit
+from handlers.cli import admin, audit, batch, generate, keys, models, sign, submit
 from handlers.cli import consume as consume_command
 from handlers.cli.options import add_sampling
 from handlers.operations import OPERATIONS
@@ -52,6 +52,7 @@ def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
     sub.add_argument("--system", help="the system prompt")
     add_sampling(sub)
     models.add(commands)
+    batch.add(commands)
     consume_command.add(commands, consume)
     submit.add(commands)
     keys.add(commands)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import os
+import re
+import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +20,7 @@ from runtime.errors import ServiceError
 from runtime.signatures import SignatureError
 
 _CONNECT_SECONDS = 10.0
+_PIECE_BYTES = 1 << 16
 # wildcard addresses to listen on, and the addresses to connect to
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
 
@@ -60,7 +68,7 @@ class Remote:
         """
         connection = self._connect()
         try:
-            return _answer(self._ask(connection, method, path, payload), self.url)
+            return _answer(self._ask(connection, method, path, _json(payload)), self.url)
         finally:
             connection.close()
 
@@ -68,7 +76,7 @@ class Remote:
         """Like ``call``, but yield server-sent events (HTML Living Standard section 9.2) until ``[DONE]``."""
         connection = self._connect()
         try:
-            response = self._ask(connection, method, path, payload)
+            response = self._ask(connection, method, path, _json(payload))
             if response.headers.get_content_type() != "text/event-stream":
                 yield _answer(response, self.url)
                 return
@@ -81,6 +89,58 @@ class Remote:
             raise ConnectionError(f"{self.url} ended its response too early")
         finally:
             connection.close()
+
+    def upload(self, path: str, fields: Mapping[str, str], file: Path) -> dict[str, Any]:
+        """Like ``call``, but send a form with a file (RFC 7578), which is read while it is sent unless it is signed.
+
+        Args:
+            path: the path.
+            fields: the form's other fields.
+            file: the file, sent as the field ``file``.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        boundary = secrets.token_hex(16)
+        part = f'--{boundary}\r\nContent-Disposition: form-data; name="'
+        head = "".join(f'{part}{name}"\r\n\r\n{value}\r\n' for name, value in fields.items())
+        name = re.sub(r'[\r\n"]', "_", file.name)
+        head += f'{part}file"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        start, end = head.encode(), f"\r\n--{boundary}--\r\n".encode()
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        with file.open("rb") as content:
+            size = len(start) + os.fstat(content.fileno()).st_size + len(end)
+            parts = itertools.chain([start], iter(lambda: content.read(_PIECE_BYTES), b""), [end])
+            body = parts if self._sign is None else b"".join(parts)
+            connection = self._connect()
+            try:
+                response = self._ask(connection, "POST", path, body, headers | {"Content-Length": str(size)})
+                return _answer(response, self.url)
+            finally:
+                connection.close()
+
+    def download(self, path: str, target: Path) -> None:
+        """Write the body of a response to a file, which is replaced once the body is complete.
+
+        Raises:
+            ServiceError, ConnectionError: as for ``call``.
+            OSError: the file cannot be written.
+        """
+        connection = self._connect()
+        part = target.with_name(target.name + ".part")
+        try:
+            response = self._ask(connection, "GET", path, None)
+            if response.status != 200:
+                _answer(response, self.url)
+            with part.open("wb") as output:
+                while piece := _read(response, self.url):
+                    output.write(piece)
+            if response.length:
+                raise ConnectionError(f"{self.url} ended its response too early")
+            part.replace(target)
+        finally:
+            connection.close()
+            part.unlink(missing_ok=True)
 
     def _connect(self) -> http.client.HTTPConnection:
         try:
@@ -100,16 +160,21 @@ class Remote:
         return connection
 
     def _ask(
-        self, connection: http.client.HTTPConnection, method: str, path: str, payload: dict[str, Any] | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: str | bytes | Iterable[bytes] | None,
+        more_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> http.client.HTTPResponse:
-        body = None if payload is None else json.dumps(payload)
         parts = urlsplit("http://localhost" if self.url.startswith("unix:") else self.url)
         target = parts.path.rstrip("/") + path
-        headers = self._headers
+        headers = {**self._headers, **more_headers}
         try:
             if self._sign is not None:
                 headers = headers | self._sign(method, f"{parts.scheme}://{parts.netloc}{target}", body)
-            connection.request(method, target, body, headers)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it had the whole body
+                connection.request(method, target, body, headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException, SignatureError) as error:
             raise ConnectionError(f"{self.url} did not answer: {error}") from None
@@ -128,6 +193,17 @@ class _UnixConnection(http.client.HTTPConnection):
         except OSError:
             self.sock.close()
             raise
+
+
+def _json(payload: dict[str, Any] | None) -> str | None:
+    return None if payload is None else json.dumps(payload)
+
+
+def _read(response: http.client.HTTPResponse, url: str) -> bytes:
+    try:
+        return response.read(_PIECE_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{url} ended its response too early: {error}") from None
 
 
 def _line(response: http.client.HTTPResponse, url: str) -> bytes:
