@@ -15,18 +15,22 @@ from handlers.operations import (
     batches,
     cache,
     chat,
+    classify,
     compare,
     complete,
     completions,
     create_response,
     decisions,
     detokenize,
+    embeddings,
     files,
     generate,
     health,
     messages,
     model_info,
     models,
+    rerank,
+    score,
     stats,
     stored_responses,
     tokenize,
@@ -36,8 +40,10 @@ from handlers.schemas import (
     base,
     batches_objects,
     decisions_objects,
+    encoder_objects,
     messages_api,
     messages_api_objects,
+    relevance,
     reports,
     requests,
     responses,
@@ -47,6 +53,7 @@ from handlers.schemas import (
 )
 from handlers.schemas import batches as batches_requests
 from handlers.schemas import decisions as decisions_requests
+from handlers.schemas import embeddings as embeddings_requests
 
 Payload = dict[str, Any]
 
@@ -224,6 +231,30 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             decisions_requests.DecisionsRequest,
             decisions_objects.DecisionsResponse,
             decisions.handle,
+        ),
+        "embeddings": Operation(
+            "Return the vectors of texts, compatible with OpenAI's embeddings.",
+            embeddings_requests.EmbeddingsRequest,
+            encoder_objects.EmbeddingsResponse,
+            embeddings.handle,
+        ),
+        "rerank": Operation(
+            "Rank documents by their relevance to a query, compatible with Cohere's, Jina's and vLLM's APIs.",
+            relevance.RerankRequest,
+            encoder_objects.RerankResponse,
+            rerank.handle,
+        ),
+        "score": Operation(
+            "Return the relevance of pairs of texts, compatible with vLLM's score API.",
+            relevance.ScoreRequest,
+            encoder_objects.ScoreResponse,
+            score.handle,
+        ),
+        "classify": Operation(
+            "Return the classes of texts, compatible with vLLM's classification API.",
+            relevance.ClassifyRequest,
+            encoder_objects.ClassifyResponse,
+            classify.handle,
         ),
         "tokenize": Operation(
             "Return the token ids of a text or chat.",

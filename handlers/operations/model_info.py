@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from handlers.context import Context
@@ -19,10 +19,17 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         ServiceError: the model is unknown, still loading, or unavailable.
     """
     async with ctx.models.lease(parse(ModelChoice, payload).model) as engine:
-        return asdict(engine.info) | {
-            "capabilities": CAPABILITIES,
+        info = engine.info
+        encoder = None if info.encoder is None else _lists(asdict(info.encoder))
+        return asdict(replace(info, encoder=None)) | {
+            "encoder": encoder,
+            "capabilities": [*(CAPABILITIES if info.generates else ()), *(info.encoder.tasks if info.encoder else ())],
             "memory_bytes": engine.memory_bytes,
-            "sampling_defaults": dict(engine.info.sampling_defaults),
-            "optimizations": list(engine.info.optimizations),
-            "weight_types": list(engine.info.weight_types),
+            "sampling_defaults": dict(info.sampling_defaults),
+            "optimizations": list(info.optimizations),
+            "weight_types": list(info.weight_types),
         }
+
+
+def _lists(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in members.items()}

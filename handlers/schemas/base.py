@@ -104,8 +104,8 @@ class Sampling(ModelChoice):
     )
 
 
-class Cacheable(Sampling):
-    """A request whose response may be cached."""
+class CacheControlled(Strict):
+    """A request that says how the response cache is used."""
 
     cache_control: str | None = Field(
         None,
@@ -114,3 +114,7 @@ class Cacheable(Sampling):
         "no-store: neither read nor write the response cache; no-cache: do not read it; max-age=SECONDS: use no "
         "response that is older.",
     )
+
+
+class Cacheable(CacheControlled, Sampling):
+    """A generating request whose response may be cached."""

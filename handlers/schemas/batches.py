@@ -107,7 +107,7 @@ class CreateBatchRequest(Strict):
 
     input_file_id: str = Field(min_length=1, max_length=256, description="Id of an uploaded file of requests.")
     endpoint: str = Field(
-        min_length=1, max_length=256, description="The path of a generating operation, to which all rows are requests."
+        min_length=1, max_length=256, description="The path of an operation, to which all rows are requests."
     )
     completion_window: str = Field(
         max_length=16,

@@ -76,7 +76,7 @@ def _prompts(value: object) -> object:
 
 
 def _prompt_kind(value: object) -> str | None:
-    return "text" if isinstance(value, str) else "ids" if isinstance(value, list) else None
+    return "<text>" if isinstance(value, str) else "<ids>" if isinstance(value, list) else None
 
 
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_ID}, "minItems": 1}
@@ -84,7 +84,7 @@ _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": M
 Prompts = Annotated[
     list[
         Annotated[
-            Annotated[AnyText, Tag("text")] | Annotated[TokenIds, Field(min_length=1), Tag("ids")],
+            Annotated[AnyText, Tag("<text>")] | Annotated[TokenIds, Field(min_length=1), Tag("<ids>")],
             Discriminator(
                 _prompt_kind,
                 custom_error_type="text_or_ids",

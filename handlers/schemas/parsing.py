@@ -48,18 +48,18 @@ def parse_stream(model: type[M], payload: object) -> M:
 
 def _without_branches(error: ErrorDetails) -> tuple[int | str, ...]:
     """Return an error's location without the branches of unions that are named in angle brackets."""
-    *location, last = error["loc"] or ("",)
+    if not error["loc"]:  # a rule about several fields
+        return ()
+    *location, last = error["loc"]
     known = [part for part in location if not str(part).startswith("<")]
     return (*known, *([] if str(last).startswith("<") and error["type"] != "extra_forbidden" else [last]))
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    # pydantic adds a union's branch to the path after messages.N.content and prompt.N, and "[key]" to the path of a
+    # pydantic adds a union's branch to the path after messages.N.content, and "[key]" to the path of a
     # dict's key; a caller knows fields and indexes only.
     if location[:1] == ("messages",) and location[2:4] in (("content", "text"), ("content", "parts")):
         location = location[:3] + location[4:]
-    if location[:1] == ("prompt",) and location[2:3] in (("text",), ("ids",)):
-        location = location[:2] + location[3:]
     if location[:2] in (("tool_choice", "mode"), ("tool_choice", "named"), ("tool_choice", "allowed")):
         location = location[:1] + location[2:]
     if location[:1] == ("logit_bias",) and location[2:] == ("[key]",):

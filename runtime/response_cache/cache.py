@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 from runtime.backoff import FailurePause
+from runtime.encoder_types import EncoderOutput
 from runtime.errors import CacheUnavailable
-from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
+from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, pack_output, unpack, unpack_output
 from runtime.response_cache.single_flight import SingleFlight, Start
 from runtime.response_cache.store import Size, Store, StoreFailed
 from runtime.status import CacheStats
@@ -31,6 +33,7 @@ PAUSE_SECONDS = 5.0
 MAX_LOGPROBS = 20_000
 """Maximum number of log-probabilities in a cached response: packing or unpacking more would block the event loop."""
 
+_ENTRIES_PER_CALL = 32  # results of encoders in one call of the store, so that it does not take long
 _STORE_TIMEOUT_SECONDS = 1.0  # a request's limit on one store call, whatever timeouts the store itself has
 
 
@@ -77,6 +80,7 @@ class ResponseCache:
         self._clock = clock
         self._pause = FailurePause(PAUSE_SECONDS, monotonic)
         self._lock = threading.Lock()  # guards ``counters``: several event loops may use the cache
+        self._clears = 0
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], SingleFlight] = {}
 
     @asynccontextmanager
@@ -121,6 +125,33 @@ class ResponseCache:
                 if use.status == "shared":
                     self._count(saved_tokens=len(flight.tokens), saved_seconds=flight.seconds)
 
+    async def outputs(
+        self,
+        keys: Sequence[str],
+        model: str,
+        compute: Callable[[Sequence[int]], Awaitable[Sequence[EncoderOutput]]],
+        *,
+        reuse: bool,
+        max_age: float,
+    ) -> tuple[list[EncoderOutput], CacheUse]:
+        """Return what an encoder makes of inputs, each from the store or computed and then stored.
+
+        ``handlers.protocols.Cache.outputs`` describes the arguments and the result. Each input is counted by itself.
+        """
+        cached = await self._find_outputs(keys, max_age) if reuse else {}
+        missing = [number for number in range(len(keys)) if number not in cached]
+        self._count(hits=len(cached), **{"misses" if reuse else "bypassed": len(missing)})
+        found = {number: output for number, (output, _) in cached.items()}
+        if missing:
+            clears = self._clears
+            found |= zip(missing, await compute(missing), strict=True)
+            if self._clears == clears:
+                await self._put_outputs(model, {keys[number]: found[number] for number in missing})
+        status: Literal["hit", "miss", "bypass"] = "hit" if not missing else "miss" if reuse else "bypass"
+        age = None if missing else max(age for _, age in cached.values())
+        use = CacheUse(status, keys[0] if len(keys) == 1 else None, age)
+        return [found[number] for number in range(len(keys))], use
+
     def bypass(self) -> None:
         """Count an answer that does not go through the cache."""
         self._count(bypassed=1)
@@ -157,6 +188,7 @@ class ResponseCache:
         Raises:
             CacheUnavailable: the store cannot be reached.
         """
+        self._clears += 1  # results that encoders compute now are not stored either, whichever match
         for (_, key), flight in list(self._flights.items()):
             if key.startswith(prefix or "") and model in (None, flight.model):
                 flight.keep = False  # it started before this call and would be stored after it
@@ -179,10 +211,45 @@ class ResponseCache:
         try:
             return unpack(key, value)
         except CorruptEntry:
-            _log.warning("a cached answer is damaged and is removed", extra={"key": key})
-            self._count(errors=1)
-            await self._try(lambda: self._store.remove(prefix=key))
+            await self._remove_damaged(key)
             return None
+
+    async def _remove_damaged(self, key: str) -> None:
+        _log.warning("a cached answer is damaged and is removed", extra={"key": key})
+        self._count(errors=1)
+        await self._try(lambda: self._store.remove(prefix=key))
+
+    async def _find_outputs(self, keys: Sequence[str], max_age: float) -> dict[int, tuple[EncoderOutput, float]]:
+        """Return the cached results that are not too old, with their ages in seconds, by the index of their keys."""
+        found = dict[int, tuple[EncoderOutput, float]]()
+        for start in range(0, len(keys), _ENTRIES_PER_CALL):
+            some = keys[start : start + _ENTRIES_PER_CALL]
+            values: list[bytes | None] | None = await self._try(partial(list, map(self._store.get, some)))
+            for number, value in enumerate(values or (), start):
+                if value is None:
+                    continue
+                try:
+                    output, created = unpack_output(keys[number], value)
+                except CorruptEntry:
+                    await self._remove_damaged(keys[number])
+                    continue
+                age = max(self._clock() - created, 0.0)
+                if age <= max_age:
+                    found[number] = output, age
+            await asyncio.sleep(0)
+        return found
+
+    async def _put_outputs(self, model: str, outputs: Mapping[str, EncoderOutput]) -> None:
+        created = self._clock()
+        keys = list(outputs)
+
+        def put(some: Sequence[str]) -> None:
+            for key in some:
+                self._store.put(key, model, pack_output(key, outputs[key], created))
+
+        for start in range(0, len(keys), _ENTRIES_PER_CALL):
+            await self._try(partial(put, keys[start : start + _ENTRIES_PER_CALL]))
+            await asyncio.sleep(0)
 
     async def _on_done(self, flight_key: tuple[asyncio.AbstractEventLoop, str], flight: SingleFlight) -> None:
         """Store the answer of a finished computation, and stop further requests from joining it."""

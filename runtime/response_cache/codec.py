@@ -1,16 +1,22 @@
-"""Encodes a complete answer as bytes and decodes it: its tokens as columns, in JSON, after a checksum."""
+"""Encodes answers as bytes and decodes them, each after a checksum.
+
+A generated answer is its tokens as columns, in JSON; what an encoder made of an input is its numbers.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from runtime.encoder_types import EncoderOutput
 from runtime.types import Token
 
 _CHECKSUM_BYTES = 16
+_OUTPUT = struct.Struct("<dI")  # Unix time of the computation, number of the input's tokens; float32 numbers follow
 
 
 class CorruptEntry(Exception):
@@ -87,6 +93,36 @@ def unpack(key: str, value: bytes) -> CachedAnswer:
         _dense(columns.get("stop", []), size, None),  # entries of older versions have none
     )
     return CachedAnswer(columns["created"], columns["seconds"], columns["prompt_tokens"], tuple(tokens))
+
+
+def pack_output(key: str, output: EncoderOutput, created: float) -> bytes:
+    """Encode what an encoder made of an input; only ``unpack_output`` with the same key accepts the result.
+
+    Args:
+        key: the entry's key, up to 64 ASCII characters.
+        output: the result.
+        created: Unix time in seconds at which it was computed.
+    """
+    content = _OUTPUT.pack(created, output.tokens) + output.values.astype("<f4").tobytes()
+    return _checksum(key, content) + content
+
+
+def unpack_output(key: str, value: bytes) -> tuple[EncoderOutput, float]:
+    """Decode the bytes of ``pack_output``.
+
+    Returns:
+        The result, and Unix time in seconds at which it was computed.
+
+    Raises:
+        CorruptEntry: the bytes were changed, or were stored under another key.
+    """
+    import numpy as np  # not before a model that encodes is loaded
+
+    content = value[_CHECKSUM_BYTES:]
+    if _checksum(key, content) != value[:_CHECKSUM_BYTES]:
+        raise CorruptEntry
+    created, tokens = _OUTPUT.unpack_from(content)
+    return EncoderOutput(tokens, np.frombuffer(content, "<f4", offset=_OUTPUT.size)), created
 
 
 def _checksum(key: str, text: bytes) -> bytes:

@@ -33,7 +33,8 @@ from runtime.response_cache.memory import MemoryStore
 from runtime.settings import Settings
 from tests.events.brokers import Broker, Nats, Redis
 from tests.support.batches import with_batches
-from tests.support.fakes import FakeEngine, fake_context, serving
+from tests.support.fake_encoder import FakeEncoder
+from tests.support.fakes import fake_context, serving
 
 TEXT = {"prompt": ["a", "é😀"], "num_return_sequences": 2, "max_new_tokens": 2, "seed": 1, "stop": "x"}
 SHAPED: dict[str, Any] = {
@@ -93,6 +94,13 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
             "model": "fake",
         },
     ],
+    "embeddings": [
+        {"input": "é"},
+        {"input": ["a", [5, 6], "é😀"], "encoding_format": "base64", "dimensions": 2, "truncate": "END"},
+    ],
+    "rerank": [{"query": "é", "documents": ["a", {"text": "é"}], "top_n": 1, "instruction": "x"}],
+    "score": [{"text_1": "a", "text_2": ["a", "é"]}, {"queries": ["a", "b"], "documents": ["b", "b"]}],
+    "classify": [{"input": ["a", "é"], "use_activation": False}],
     "tokenize": [{"prompt": "x", "return_token_strs": True}, {"messages": CHAT["messages"]}],
     "detokenize": [{"tokens": [0, 2]}],
     "tokenizer_info": [{}, {"model": "fake"}],
@@ -169,6 +177,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "complete": {"prompt": "x", "model": "other"},
     "completions": {"prompt": "x", "logprobs": 21},
     "decisions": {"input": "x", "questions": [{"type": "choice", "instructions": "x", "choices": []}]},
+    "embeddings": {"input": "x" * 99},
+    "rerank": {"query": "x", "documents": []},
+    "score": {"text_1": "x", "documents": "x"},
+    "classify": {"input": "x", "model": "other"},
     "tokenize": {"prompt": "x", "content": "x"},
     "detokenize": {"tokens": [256]},
     "tokenizer_info": {"model": "other"},
@@ -186,7 +198,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "get_file": {"file_id": "file-3"},
     "file_content": {"file_id": "file-3"},
     "delete_file": {"file_id": "file-1"},
-    "create_batch": {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "create_batch": {"input_file_id": "file-1", "endpoint": "/v1/images", "completion_window": "24h"},
     "list_batches": {"after": "batch_2"},
     "get_batch": {"batch_id": "batch_2"},
     "cancel_batch": {"batch_id": "batch_2"},
@@ -201,7 +213,7 @@ CALLS = [
 
 def context(owner: str = "") -> Context:
     """The same for every way in: same words, same ids, same clock, same stored response; files and a batch of one."""
-    ctx = replace(fake_context(FakeEngine(token_length=len)), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
+    ctx = replace(fake_context(FakeEncoder(token_length=len)), responses=MemoryStore(1 << 20, 60, lambda: 0.0))
     ctx = with_batches(ctx, owner)
     for caller in ("", "events:lambda:direct"):
         save({"input": "é"}, RESPONSE, replace(ctx, caller=lambda caller=caller: caller))

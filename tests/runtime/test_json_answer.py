@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.json_answer import MAX_INLINE_ITEMS, encoded
+from runtime.json_answer import MAX_INLINE_ITEMS, encoded, is_large
 
 
 class _Seen(dict[str, Any]):
@@ -45,3 +45,10 @@ async def test_a_large_answer_is_encoded_elsewhere() -> None:
     answer, last = _answer(MAX_INLINE_ITEMS // 2)
     await encoded(answer)
     assert last.threads == {threading.get_ident()}
+
+
+async def test_many_numbers() -> None:
+    """Vectors are few arrays and many numbers: they are encoded elsewhere, too, and in order."""
+    answer = {"data": [{"embedding": [i / 7 for i in range(4000)]}, {"embedding": list(range(2500))}] * 3}
+    assert is_large(answer)
+    assert await encoded(answer) == json.dumps(answer).encode()

@@ -281,9 +281,11 @@ class FakeModels:
 
 def fake_context(engine: FakeEngine | None = None, *, limits: RequestLimits | None = None, **models: object) -> Context:
     """Return a context with a fake model, a clock that stands still and ids that count up."""
+    from tests.support.fake_encoder import FakeEncoder  # it is built on this module
+
     numbers = itertools.count(1)
     return Context(
-        models=FakeModels(engine or FakeEngine(), **models),  # type: ignore[arg-type]
+        models=FakeModels(engine or FakeEncoder(), **models),  # type: ignore[arg-type]
         clock=Clock(time=lambda: 1_700_000_000.5, monotonic=lambda: 105.0),
         new_id=lambda: f"id{next(numbers)}",
         limits=limits or RequestLimits(),

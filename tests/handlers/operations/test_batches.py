@@ -64,7 +64,7 @@ def test_endpoints() -> None:
     ("change", "param"),
     [
         ({"input_file_id": ""}, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/images"}, "endpoint"),
         ({"completion_window": "0h"}, "completion_window"),
         ({"completion_window": "31d"}, "completion_window"),
         ({"completion_window": "a day"}, "completion_window"),

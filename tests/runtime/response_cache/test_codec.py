@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, unpack
+from runtime.encoder_types import EncoderOutput
+from runtime.response_cache.codec import CachedAnswer, CorruptEntry, pack, pack_output, unpack, unpack_output
 from runtime.types import Token
 
 KEY = "0f" * 32
@@ -47,3 +49,14 @@ def test_damage() -> None:
             unpack(KEY, other)
     with pytest.raises(CorruptEntry):
         unpack("1f" * 32, value)
+
+
+def test_output_of_an_encoder() -> None:
+    """The same numbers come back; changed bytes and another key are found out."""
+    output = EncoderOutput(7, np.array([1.5, -0.1], np.float32))
+    value = pack_output("ab", output, 12.5)
+    found, created = unpack_output("ab", value)
+    assert (found.tokens, found.values.tolist(), created) == (7, output.values.tolist(), 12.5)
+    for key, damaged in (("ac", value), ("ab", value[:-1] + b"x"), ("ab", b"")):
+        with pytest.raises(CorruptEntry):
+            unpack_output(key, damaged)
