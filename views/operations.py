@@ -30,7 +30,7 @@ from views.event_stream import event_stream
 from views.idempotency import REPLAYED, IdempotentRequests
 
 _JSON = "application/json; charset=utf-8"
-_PROMPTS = ("prompt", "messages", "input")  # fields that hold a prompt
+_PROMPTS = ("prompt", "messages", "input", "query", "queries", "text_1")  # fields that hold a prompt
 
 _log = logging.getLogger("warmstart.app")
 

@@ -80,12 +80,14 @@ def run_hash(options: argparse.Namespace) -> None:
     """Run ``audit hash``: print the hash that the log has in place of the prompt read from standard input.
 
     Raises:
-        InvalidRequest: the input is not a JSON object with a prompt or messages.
+        InvalidRequest: the input is not a JSON object with a prompt, messages, or other texts of a request.
     """
     payload = loads(sys.stdin.read())
     hashed = prompt_hash(_keys(options).prompt, payload) if isinstance(payload, dict) else None
     if hashed is None:
-        raise InvalidRequest("standard input must be a JSON object with a prompt or messages")
+        raise InvalidRequest(
+            "standard input must be a JSON object with a prompt, messages, or other texts of a request"
+        )
     print(hashed)
 
 

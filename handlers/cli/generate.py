@@ -31,7 +31,7 @@ def run_invoke(options: argparse.Namespace) -> int:
     Returns:
         1 if a call failed, else 0.
     """
-    ctx = _context(options)
+    ctx = context_of(options)
     given = [options.payload.encode("utf-8", "surrogateescape")]
     lines = (line for line in sys.stdin.buffer if line.strip()) if options.payload == "-" else given
     failed = False
@@ -49,7 +49,7 @@ def run_invoke(options: argparse.Namespace) -> int:
 
 def run_generate(options: argparse.Namespace) -> None:
     """Run ``generate``: print the text when it is complete, or token by token with ``--stream``."""
-    ctx = _context(options)
+    ctx = context_of(options)
     payload = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens, **sampled(options)}
     if not options.stream:
         print(asyncio.run(invoke("generate", payload, ctx=ctx))["text"])
@@ -66,7 +66,7 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def run_chat(options: argparse.Namespace) -> None:
     """Run ``chat``: answer each line of input as a turn of one chat, until the end of the input."""
-    ctx = _context(options)
+    ctx = context_of(options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     while True:
         try:
@@ -100,7 +100,7 @@ def run_chat(options: argparse.Namespace) -> None:
         messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
-def _context(options: argparse.Namespace) -> Context:
+def context_of(options: argparse.Namespace) -> Context:
     """Build a command's context, which waits up to an hour for the model; on a terminal only warnings are logged."""
     settings = settings_of(options, model_wait_seconds=3600)
     # A terminal shows the progress as a bar; otherwise log lines show it.

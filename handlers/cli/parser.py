@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from handlers.cli import admin, audit, batch, generate, keys, models, sign, submit
+from handlers.cli import admin, audit, batch, encode, generate, keys, models, sign, submit
 from handlers.cli import consume as consume_command
 from handlers.cli.options import add_sampling
 from handlers.operations import OPERATIONS
@@ -51,6 +51,7 @@ def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
     sub = command("chat", generate.run_chat, "Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends.")
     sub.add_argument("--system", help="the system prompt")
     add_sampling(sub)
+    encode.add(commands)
     models.add(commands)
     batch.add(commands)
     consume_command.add(commands, consume)

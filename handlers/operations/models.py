@@ -11,6 +11,7 @@ from handlers.schemas.base import Empty, ModelName
 from handlers.schemas.parsing import parse
 from handlers.schemas.requests import LoadRequest
 from runtime.status import ModelStatus
+from runtime.types import ModelInfo
 
 
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -72,6 +73,11 @@ async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return entry(await ctx.models.set_default(parse(ModelName, payload).model), ctx)
 
 
+def tasks(info: ModelInfo) -> list[str]:
+    """Return what a model does: ``generate``, and the tasks of its encoder."""
+    return [*(("generate",) if info.generates else ()), *(info.encoder.tasks if info.encoder else ())]
+
+
 def entry(status: ModelStatus, ctx: Context, name: str | None = None) -> dict[str, Any]:
     """Return a model's status and statistics as a dict, see ``ModelEntry``.
 
@@ -97,6 +103,7 @@ def entry(status: ModelStatus, ctx: Context, name: str | None = None) -> dict[st
         "progress": status.progress,
         "error": status.error,
         "engine": None if status.info is None else status.info.engine,
+        "tasks": None if status.info is None else tasks(status.info),
         "weight_types": None if status.info is None else list(status.info.weight_types),
         "memory_bytes": status.memory_bytes,
         "reserved_bytes": status.reserved_bytes,

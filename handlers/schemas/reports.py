@@ -106,6 +106,9 @@ class ModelEntry(LazyModel):
         description="native (compiled kernels), torch, or reference: transformers' own generation, which serves models "
         "that the fast engine does not support, several times slower; null if the model is not loaded.",
     )
+    tasks: list[Literal["generate", "embed", "classify", "rerank"]] | None = Field(
+        None, description="What the model does; null if it is not loaded."
+    )
     weight_types: list[str] | None = Field(
         description="Number types of the weights, those with the most bytes first; null if the model is not loaded."
     )

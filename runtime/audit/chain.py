@@ -29,6 +29,7 @@ from typing import Any, Final
 ZERO: Final = bytes(32)
 """The MAC before the first record."""
 
+_TEXTS = ("documents", "input", "messages", "prompt", "queries", "query", "text_1", "text_2")
 _MARK = b',"mac":"'
 _SUFFIX = len(_MARK) + 64 + len(b'"}\n')
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
@@ -158,15 +159,16 @@ def prompt_hash(key: bytes, payload: dict[str, Any]) -> str | None:
 
     Args:
         key: the key for prompt hashes.
-        payload: the request; its ``prompt`` and ``messages`` are hashed, as ASCII JSON with sorted names and no blanks.
+        payload: the request; of its fields those that hold texts (``_TEXTS``) are hashed, as ASCII JSON with sorted
+            names and no blanks.
 
     Returns:
-        None if the request has neither.
+        None if the request has none of them.
     """
     prompt = payload.get("prompt")
     if prompt.__class__ is str and "messages" not in payload:  # the usual case; an encoder takes 8 us longer
         text = f'{{"prompt":{encode_basestring_ascii(prompt)}}}'
-    elif asked := {name: payload[name] for name in ("messages", "prompt") if name in payload}:
+    elif asked := {name: payload[name] for name in _TEXTS if name in payload}:
         text = _canonical(asked)
     else:
         return None

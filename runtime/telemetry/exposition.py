@@ -83,7 +83,12 @@ def stats_families(stats: Mapping[str, RollingStats]) -> list[Metric]:
         ("waiting", gauge("num_requests_waiting", "Interactive requests that wait for admission to the batch.")),
         ("queued", gauge("num_queued_requests_waiting", "Background requests (events) that wait for admission.")),
         ("kv_usage", gauge("kv_cache_usage_perc", "Fraction of the KV cache that running requests use (0 to 1).")),
-        ("prompt_tokens", counter("prompt_tokens", "Prompt tokens of requests that generated a first token.")),
+        (
+            "prompt_tokens",
+            counter(
+                "prompt_tokens", "Prompt tokens of requests that generated a first token, and tokens of encoded inputs."
+            ),
+        ),
         ("prompt_tokens", counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")),
         ("cached_tokens", counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")),
         ("generated_tokens", counter("generation_tokens", "Generated tokens.")),

@@ -70,7 +70,7 @@ def test_a_key_from_a_file(
         (["verify", "x", "--expect", "1:2"], "--expect: '1:2' is not SEQ:MAC", 1),
         (["verify", "x", "--since", "0"], "--since: record numbers begin with 1", 1),
         (["verify", "x", "--key-file", "/dev/null"], "--key-file: the key must have at least 32 characters", 2),
-        (["hash"], "standard input must be a JSON object with a prompt or messages", 1),
+        (["hash"], "standard input must be a JSON object with a prompt, messages", 1),
     ],
 )
 def test_wrong_usage(

@@ -212,6 +212,10 @@ def test_prompt_hash() -> None:
     ]
     assert len({prompt_hash(KEYS.prompt, asked), *others}) == 4
     assert prompt_hash(KEYS.prompt, {"model": "x"}) is None
+    search = {"query": "caf\u00e9", "documents": ["a"]}
+    canonical = b'{"documents":["a"],"query":"caf\\u00e9"}'
+    assert prompt_hash(KEYS.prompt, search | {"top_n": 1}) == keyed(canonical)
+    assert prompt_hash(KEYS.prompt, {"input": ["a"]}) is not None
 
 
 @given(st.text(st.characters(codec=None)) | st.lists(st.text()) | st.none(), st.booleans())
