@@ -38,6 +38,7 @@ from runtime.telemetry.metrics import Metrics
 from runtime.telemetry.tracing import start_tracing
 
 if TYPE_CHECKING:  # both take tenths of a second to import
+    from runtime.engine.encoder_engine import EncoderEngine
     from runtime.engine.engine import FastEngine
     from runtime.engine.reference import ReferenceEngine
     from runtime.loading.memory_plan import MemoryPlan
@@ -69,7 +70,7 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
         return MemoryPlan(specs, settings)
 
-    def load(spec: ModelSpec, progress: Progress) -> FastEngine | ReferenceEngine:
+    def load(spec: ModelSpec, progress: Progress) -> FastEngine | EncoderEngine | ReferenceEngine:
         from runtime.loading.load_engine import load_engine
 
         model = metrics.model(spec.id)

@@ -76,6 +76,8 @@ def with_actual_head(config: DecoderConfig, layout: CheckpointLayout, source: Te
 
     As in transformers, a tied configuration does not count if the checkpoint has a head of other values.
     """
+    if "head" not in layout.names:  # an encoder
+        return config
     stored = StoredTensors(layout, source)
     head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
     if not config.tied or head is None or embed is None:
@@ -88,7 +90,7 @@ def count_parameters(config: DecoderConfig, layout: CheckpointLayout, source: Te
     """Return the number of a checkpoint's parameters, a tied head counted once. Arguments as for ``convert``."""
     stored = StoredTensors(layout, source)
     names = set(source.names()) - stored.ignored()
-    head, embed = (stored.name(layout.names[part] + ".weight") for part in ("head", "embed"))
+    head, embed = (stored.name(layout.names.get(part, "") + ".weight") for part in ("head", "embed"))
     if config.tied and head is not None and embed is not None:
         names.discard(head)
     return sum(math.prod(source.shape(name)) for name in names)
@@ -120,10 +122,16 @@ class _Conversion:
             offset = self._layout.position_offset
             read = self._weight("positions", (config.context_length + offset, hidden))
             self._add("positions", (config.context_length, hidden), lambda: read()[offset:])
+        for part, rows, width in (
+            ("token_types", config.token_types, hidden),
+            ("relative_bias", config.relative_buckets, config.heads),
+        ):
+            if rows:
+                self._add(part, (rows, width), self._weight(part, (rows, width)))
         if config.embedding_norm:
             self._norm("embed_norm")
         for i, layer in enumerate(config.layers):
-            if config.pre_norm:
+            if config.pre_norm and layer.attention_norm:
                 self._norm("attention_norm", i)
             if layer.kind == "attention":
                 self._attention(i)
@@ -136,7 +144,8 @@ class _Conversion:
             self._mlp(i)
             if config.post_norm:
                 self._norm("mlp_post_norm", i)
-        self._norm("final_norm")
+        if config.final_norm:
+            self._norm("final_norm")
         if not config.tied:
             self._linear("head", None, (config.vocabulary, hidden))
 
@@ -144,7 +153,7 @@ class _Conversion:
         """Convert the embedding; a tied model may have stored it as its head."""
         shape = self._config.vocabulary, self._config.hidden
         part = "embed"
-        if self._config.tied:
+        if self._config.tied and "head" in self._layout.names:
             embed, head = (f"{self._layout.names[name]}.weight" for name in ("embed", "head"))
             if self.stored.name(embed) is not None:
                 self.stored.discard(head)

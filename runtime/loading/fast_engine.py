@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
+from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import BenchRunner
+from runtime.errors import ModelUnavailable
 from runtime.host import usable_cores
 from runtime.loading import kernels
+from runtime.loading.encoder_engine import encoder_engine
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import check_file_types, check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
@@ -67,8 +70,28 @@ def open_fast(
         UnsupportedDecoder: the fast decoder does not support the model.
     """
     dtype = serving_dtype(settings, device)
+    snapshot = _open(spec, settings, dtype, progress, phases)
+    if snapshot.facts.encoder is not None:
+        raise ModelUnavailable(f"{spec.id} is an encoder and generates no text")
+    return _generator(spec, snapshot, settings, device, dtype, phases, plan)
+
+
+def _open(spec: ModelSpec, settings: Settings, dtype: str, progress: Progress, phases: Phases) -> Snapshot:
+    """Open a model's snapshot. Arguments and errors as for ``open_fast``."""
     check_file_types(spec, dtype)
-    snapshot = open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
+    return open_serving(spec, weight_kind(dtype), settings.cache_dir, progress, phases)
+
+
+def _generator(
+    spec: ModelSpec,
+    snapshot: Snapshot,
+    settings: Settings,
+    device: str,
+    dtype: str,
+    phases: Phases,
+    plan: MemoryPlan | None,
+) -> Fast:
+    """Create the runner of a model that generates. Arguments and errors as for ``open_fast``."""
     with phases.phase("runner"):
         kv_bytes = (plan or MemoryPlan([spec], settings)).kv_bytes(spec)
         runner, optimizations = make_runner(snapshot, device, dtype, settings, kv_bytes)
@@ -83,14 +106,21 @@ def load_fast(
     metrics: ModelMetrics,
     phases: Phases,
     plan: MemoryPlan | None,
-) -> FastEngine:
-    """Load a model in the fast engine, not warmed up. Arguments and errors as for ``open_fast``.
+) -> FastEngine | EncoderEngine:
+    """Load a model in the fast engine or, if it is an encoder, in that of encoders, not warmed up.
+
+    Arguments and errors are those of ``open_fast``.
 
     Args:
         metrics: the model's metrics, which the engine updates.
     """
     started = time.perf_counter()
-    fast = open_fast(spec, settings, device, progress, phases, plan)
+    dtype = serving_dtype(settings, device)
+    opened = _open(spec, settings, dtype, progress, phases)
+    if opened.facts.encoder is not None:
+        with phases.phase("runner"):
+            return encoder_engine(spec, opened, settings, device, dtype, metrics, started)
+    fast = _generator(spec, opened, settings, device, dtype, phases, plan)
     runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
     optimizations = fast.optimizations
     if settings.prefix_cache_bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.loading.encoder_folder import is_encoder
 from runtime.loading.model_files import WEIGHT_FILES
 from runtime.model import gguf_split
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
@@ -115,8 +116,8 @@ def snapshot_footprint(folder: Path, rows: int) -> Footprint | None:
     """
     try:
         content = json.loads((folder / MODEL).read_bytes())["content"]
-        config = DecoderConfig.from_json(content["facts"]["decoder"])
-        return Footprint((folder / WEIGHTS).stat().st_size, texts_bytes(config, rows))
+        config, encodes = DecoderConfig.from_json(content["facts"]["decoder"]), content["facts"]["encoder"] is not None
+        return Footprint((folder / WEIGHTS).stat().st_size, 0 if encodes else texts_bytes(config, rows))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -141,6 +142,8 @@ def source_footprint(path: Path, dtype: str, reference_dtype: str, rows: int) ->
         return Footprint(int(size * 8 / _gguf_bits(path.name) * _BYTES[dtype]))
     config = _json_of(path / "config.json")
     parameters = _parameters(path, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    if is_encoder(path, config):  # it keeps no keys and values
+        return Footprint(int(parameters * _BYTES.get(dtype, _BYTES["float32"])), 0)
     try:
         texts = texts_bytes(read_config(config)[0], rows)
     except UnsupportedDecoder:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.device import select_device, select_dtype
+from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.errors import ModelUnavailable
 from runtime.loading.fast_engine import load_fast
@@ -42,7 +43,7 @@ def load_engine(
     metrics: ModelMetrics | None = None,
     phases: Phases | None = None,
     plan: MemoryPlan | None = None,
-) -> FastEngine | ReferenceEngine:
+) -> FastEngine | EncoderEngine | ReferenceEngine:
     """Load a model into the fast engine or, if that does not support it, the reference engine, and warm it up.
 
     Args:
@@ -59,7 +60,7 @@ def load_engine(
     phases = phases or Phases()
     metrics = metrics or Metrics().model(spec.id)
     device = select_device(settings.device)
-    engine: FastEngine | ReferenceEngine | None = None
+    engine: FastEngine | EncoderEngine | ReferenceEngine | None = None
     if settings.engine != "reference":
         try:
             engine = load_fast(spec, settings, device, progress, metrics, phases, plan)

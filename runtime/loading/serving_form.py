@@ -11,6 +11,8 @@ from typing import Any
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, count_parameters, with_actual_head
+from runtime.loading.encoder_folder import encoder_at
+from runtime.loading.encoder_form import form_of_encoder
 from runtime.loading.gguf_serving import form_from_gguf
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
@@ -46,6 +48,8 @@ def serving_form(spec: ModelSpec, path: Path, kind: SnapshotKind, progress: Prog
     direct: Callable[[ModelSpec, Path, SnapshotKind, Progress], Form] | None = None
     if spec.adapter is None and path.suffix.lower() == ".gguf":
         direct = form_from_gguf
+    elif spec.adapter is None and path.is_dir() and encoder_at(path):
+        direct = form_of_encoder
     elif spec.adapter is None and path.is_dir() and safetensors_files(path):
         direct = _from_safetensors
     if direct is not None:

@@ -60,8 +60,9 @@ class StoredTensors:
         """Return a function that reads a tensor, and record whether it is missing or has none of the shapes."""
         full = self._names.get(name)
         if full is None:
-            head = self._layout.names["head"]
-            prefix = self._layout.prefixes[0] if self._layout.prefixes and not name.startswith(head) else ""
+            head = self._layout.names.get("head")
+            base = head is None or not name.startswith(head)
+            prefix = self._layout.prefixes[0] if self._layout.prefixes and base else ""
             self.missing.add(prefix + name)
             return lambda: np.zeros(shapes[0], np.float32)
         self._used.add(full)

@@ -53,18 +53,22 @@ class LayerConfig:
 
     Args:
         kind: attention, or a gated short convolution (LFM2, arXiv:2511.23404).
-        window: number of positions that a token attends to, its own included; 0 for all.
+        window: number of positions that a token attends to, its own included, and as many in the other direction in a
+            bidirectional model; 0 for all.
         rotation: index into ``DecoderConfig.rotations``; None for a layer without rotary positions.
+        attention_norm: whether attention's input is normalized, in a model with ``pre_norm`` (ModernBERT's first layer
+            leaves it out).
     """
 
     kind: LayerKind = "attention"
     window: int = 0
     rotation: int | None = None
+    attention_norm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder's shape and constants.
+    """A decoder's shape and constants, or an encoder's, whose tokens attend in both directions.
 
     A layer computes ``x += residual_scale * post_norm(attention(norm(x)))`` and then the same with the MLP; a parallel
     layer gives both the same ``x``. Norms without a tensor of that name are left out (``has_*`` below).
@@ -100,6 +104,13 @@ class DecoderConfig:
         logit_scale: factor of the logits.
         logit_softcap: c of ``c * tanh(logit / c)``, applied to the scaled logits; 0 for none.
         convolution_width: positions that a convolution layer reads, the token's own included; 0 without such layers.
+        bidirectional: whether a token attends to the positions behind it, too.
+        norm_after_sum: whether ``post_norm`` normalizes the sum of the residual stream and an output instead of the
+            output (BERT, arXiv:1810.04805): ``x = post_norm(x + attention(x))``.
+        final_norm: whether the last layer's output is normalized.
+        token_types: number of token types (BERT's segments), whose embeddings are added to those of tokens; 0 for none.
+        relative_buckets: number of buckets of relative positions, each with a bias of the scores for each head (T5,
+            arXiv:1910.10683; MPNet, arXiv:2004.09297); 0 for none.
     """
 
     layers: tuple[LayerConfig, ...]
@@ -131,6 +142,11 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     convolution_width: int = 0
+    bidirectional: bool = False
+    norm_after_sum: bool = False
+    final_norm: bool = True
+    token_types: int = 0
+    relative_buckets: int = 0
 
     @property
     def padded_head_dim(self) -> int:

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.model.config import DecoderConfig
+from runtime.model.encoder_config import EncoderConfig, stage_tensors
 from runtime.model.load_timer import Phases
 from runtime.model.packing import MATRIX_KINDS, MatrixKind, Packed, SnapshotKind, packed_bytes, scale_count
 from runtime.model.packing import suits as kind_suits
 from runtime.model.tensors import biases, stored_matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 8
+FORMAT = 9
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 
@@ -50,6 +51,7 @@ class Facts:
         decoder: the decoder's configuration.
         end_ids: ids of all tokens that end a sequence.
         sampling_defaults: the sampling parameters of the model's generation config, as (name, value).
+        encoder: what the model computes from a text; None for a model that generates.
     """
 
     source: str
@@ -60,6 +62,7 @@ class Facts:
     decoder: DecoderConfig
     end_ids: tuple[int, ...]
     sampling_defaults: tuple[tuple[str, float], ...] = ()
+    encoder: EncoderConfig | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Facts:
@@ -70,7 +73,9 @@ class Facts:
         """
         decoder = DecoderConfig.from_json(data["decoder"])
         defaults = tuple((name, value) for name, value in data["sampling_defaults"])
-        return cls(**{**data, "decoder": decoder, "end_ids": tuple(data["end_ids"]), "sampling_defaults": defaults})
+        encoder = None if data["encoder"] is None else EncoderConfig.from_json(data["encoder"])
+        tuples = {"end_ids": tuple(data["end_ids"]), "sampling_defaults": defaults}
+        return cls(**{**data, "decoder": decoder, "encoder": encoder, **tuples})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +253,8 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     """
     packed = stored_matrices(facts.decoder, in_parts=facts.kind == "gguf")
     plain, optional = vectors(facts.decoder), biases(facts.decoder)
+    if facts.encoder is not None:
+        plain |= stage_tensors(facts.encoder)
     if wrong := (packed | plain).keys() - places.keys() or places.keys() - (packed | plain | optional).keys():
         raise DamagedSnapshot(f"{min(wrong)} is missing or of no use to the model")
     for name, place in places.items():

@@ -4,8 +4,10 @@
 |---|---|---|
 | ``embed`` | [V, H] | always |
 | ``positions`` | [P, H] | learned positions; not packed |
+| ``token_types`` | [T, H] | ``token_types``; not packed |
+| ``relative_bias`` | [B, heads] | ``relative_buckets``; not packed |
 | ``embed_norm`` | [H] | ``embedding_norm`` |
-| ``{i}.attention_norm`` | [H] | ``pre_norm`` |
+| ``{i}.attention_norm`` | [H] | ``pre_norm``, and the layer's ``attention_norm`` |
 | ``{i}.qkv`` | [(heads + 2 kv_heads) D, H] | attention layers: rows of the queries, then keys, then values |
 | ``{i}.q_norm`` ``{i}.k_norm`` | [heads D], [kv_heads D] | ``qk_norm`` |
 | ``{i}.attention_out`` | [H, heads D] | attention layers |
@@ -18,14 +20,15 @@
 | ``{i}.up`` | [I, H] | not gated |
 | ``{i}.down`` | [H, I] | always |
 | ``{i}.mlp_post_norm`` | [H] | ``post_norm`` |
-| ``final_norm`` | [H] | always |
+| ``final_norm`` | [H] | ``final_norm`` |
 | ``head`` | [V, H] | not tied |
 
 A snapshot in the types of a GGUF file has ``qkv`` and ``gate_up`` in parts, whose types may differ: ``{i}.qkv.q``
 ``{i}.qkv.k`` ``{i}.qkv.v``, and ``{i}.gate_up.gate`` ``{i}.gate_up.up``, each with its own rows of the whole in order.
 Their bias is that of the whole.
 
-V: vocabulary, H: hidden, I: intermediate, D: padded head width, P: context length, W: convolution width. Matrices are
+V: vocabulary, H: hidden, I: intermediate, D: padded head width, P: context length, W: convolution width, T: token
+types, B: buckets. Matrices are
 [outputs, inputs]; each may have a ``NAME.bias`` [outputs] in the order of its rows. Norms are stored as ``NAME.weight``
 and may have a ``NAME.bias``; a convolution may have a ``conv.bias`` [H].
 """
@@ -91,14 +94,15 @@ def norms(config: DecoderConfig) -> dict[str, int]:
     found = {"embed_norm": config.hidden} if config.embedding_norm else {}
     for i, layer in enumerate(config.layers):
         if config.pre_norm:
-            found[f"{i}.attention_norm"] = config.hidden
+            if layer.attention_norm:
+                found[f"{i}.attention_norm"] = config.hidden
             if not config.shared_norm:
                 found[f"{i}.mlp_norm"] = config.hidden
         if config.post_norm:
             found[f"{i}.attention_post_norm"] = found[f"{i}.mlp_post_norm"] = config.hidden
         if config.qk_norm != "none" and layer.kind == "attention":
             found[f"{i}.q_norm"], found[f"{i}.k_norm"] = config.heads_width, config.kv_width
-    return {**found, "final_norm": config.hidden}
+    return {**found, "final_norm": config.hidden} if config.final_norm else found
 
 
 def vectors(config: DecoderConfig) -> dict[str, Shape]:
@@ -106,6 +110,10 @@ def vectors(config: DecoderConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {f"{name}.weight": (width,) for name, width in norms(config).items()}
     if config.learned_positions:
         shapes["positions"] = (config.context_length, config.hidden)
+    if config.token_types:
+        shapes["token_types"] = (config.token_types, config.hidden)
+    if config.relative_buckets:
+        shapes["relative_bias"] = (config.relative_buckets, config.heads)
     for i, layer in enumerate(config.layers):
         if layer.kind == "convolution":
             shapes[f"{i}.conv"] = (config.convolution_width, config.hidden)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
+from runtime.encoder_types import EncoderInput, Truncation
 from runtime.errors import InvalidRequest
 
 _SHORT = 4096  # characters; encoding them takes a few milliseconds
@@ -95,6 +96,41 @@ class Tokenizer:
         # Unlike ``encode``, this lets other Python threads run.
         encodings: list[Encoding] = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         return encodings
+
+    def encode_inputs(
+        self, texts: Sequence[str | tuple[str, str]], limit: int, truncate: Truncation
+    ) -> list[EncoderInput | int]:
+        """Encode texts or pairs of texts for an encoder, with the tokens that the tokenizer adds around and between.
+
+        Args:
+            texts: the texts or pairs.
+            limit: maximum number of tokens of one input.
+            truncate: what is done with a longer input, or with the second text of a longer pair.
+
+        Returns:
+            For each text its tokens or, if it is too long and not cut, their number; the same if the first text of a
+            pair leaves no room for the second.
+        """
+        firsts = [text if isinstance(text, str) else text[0] for text in texts]
+        seconds = [text[1] for text in texts if not isinstance(text, str)]
+        encoded = self._backend.encode_batch(firsts, add_special_tokens=False)
+        others = iter(self._backend.encode_batch(seconds, add_special_tokens=False))
+        found: list[EncoderInput | int] = []
+        for text, first in zip(texts, encoded, strict=True):
+            second = None if isinstance(text, str) else next(others)
+            added = self._backend.num_special_tokens_to_add(second is not None)
+            length = len(first) + (0 if second is None else len(second)) + added
+            if length > limit:
+                kept = limit - added - (0 if second is None else len(first))
+                if truncate == "none" or kept < 1:
+                    found.append(length)
+                    continue
+                cut = first if second is None else second
+                cut.truncate(kept, direction="left" if truncate == "start" else "right")
+            whole = self._backend.post_process(first, second, True)
+            types = tuple(whole.type_ids)
+            found.append(EncoderInput(tuple(whole.ids), types if any(types) else ()))
+        return found
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the token ids of a prompt, at least one; for a text without tokens, the BOS or else the EOS token.

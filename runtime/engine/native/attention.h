@@ -54,6 +54,8 @@ struct Query {
     int first;       // it attends to the positions first ... length - 1
     int length;
     float slope;     // of ALiBi, added for each position
+    const float* bias = nullptr;  // of relative positions, for the distances -range ... range; or none
+    int range = 0, position = 0;  // its own position
 };
 
 // The blocks that a group of queries reads: first ... end - 1.
@@ -80,6 +82,11 @@ inline Floats final_score(Floats score, const Query& query, int block, float sof
     if (softcap != 0) score = hyperbolic_tangent(score * (1.0f / softcap)) * softcap;
     // Relative to the query, as large absolute positions would cost precision.
     if (query.slope != 0) score += (position - splat((float)(query.length - 1))) * query.slope;
+    if (query.bias)
+        for (int i = 0; i < kLanes; i++) {
+            const int distance = block * kBlockTokens + i - query.position;
+            score[i] += query.bias[std::clamp(distance, -query.range, query.range) + query.range];
+        }
     score = select(position < splat((float)query.length), score, splat(-INFINITY));
     return query.first ? select(position < splat((float)query.first), splat(-INFINITY), score) : score;
 }

@@ -25,6 +25,7 @@ enum Status {
     kBadToken,
     kBadOutput,
     kBadChoice,
+    kBadType,
     kStatuses,
 };
 
@@ -43,6 +44,7 @@ inline const char* describe(int32_t status) {
         "a token id is out of range",
         "the output tokens are not ascending or out of range",
         "the parameters of a choice are out of range",
+        "a token type is out of range",
     };
     return status >= 0 && status < kStatuses ? texts[status] : "an unknown error";
 }
@@ -119,12 +121,13 @@ inline bool check_up(const Config& c, const Layer& l) {
 inline Status check(const Config& c, const Layer& l, const Layer& first) {
     const int heads = c.heads * padded(c.head_dim), keys = c.kv_heads * padded(c.head_dim);
     const bool convolves = l.kind == kConvolution, qk_norm = !convolves && c.qk_norm != kNoNorm;
-    const bool pre = first.attention_norm.data, post = first.attention_post_norm.data;
+    const bool post = first.attention_post_norm.data;
     if (!within(l.kind, kAttention, kConvolution) || !within(l.window, 0, INT32_MAX) ||
-        !within(l.rotation, -1, (int64_t)c.rotation_count - 1) || (convolves && (!c.convolution_width || c.hidden % kLanes)))
+        !within(l.rotation, -1, (int64_t)c.rotation_count - 1) || (convolves && (!c.convolution_width || c.hidden % kLanes || c.bidirectional)) ||
+        (c.norm_after_sum && (!post || l.attention_norm.data || l.mlp_norm.data)))
         return kBadShape;
-    const bool norms = check_norm(l.attention_norm, c.hidden, pre) &&
-                       check_norm(l.mlp_norm, c.hidden, pre && !c.shared_norm) &&
+    const bool norms = check_norm(l.attention_norm, c.hidden, l.attention_norm.data) &&
+                       check_norm(l.mlp_norm, c.hidden, l.mlp_norm.data) &&
                        check_norm(l.attention_post_norm, c.hidden, post) &&
                        check_norm(l.mlp_post_norm, c.hidden, post) && check_norm(l.q_norm, heads, qk_norm) &&
                        check_norm(l.k_norm, keys, qk_norm);
@@ -144,6 +147,10 @@ inline Status check(const Config& c) {
         within(c.norm, kRms, kLayerNorm) && within(c.qk_norm, kNoNorm, kFullNorm) &&
         within(c.activation, kSilu, kSquaredRelu) && within(c.kv_type, kFloat32KV, kInt8KV) &&
         within(c.gated, 0, 1) && within(c.parallel, 0, 1) && within(c.shared_norm, 0, 1) &&
+        within(c.bidirectional, 0, 1) && within(c.transient, 0, 1) && within(c.norm_after_sum, 0, 1) &&
+        within(c.token_types, 0, kMaxWidth) && within(c.relative_range, 0, kMaxWidth) &&
+        (c.transient || !c.bidirectional) && !(c.norm_after_sum && c.parallel) &&
+        !(c.bidirectional && c.alibi_slopes) &&
         within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
         within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&
         within(heads_width, 1, kMaxWidth) && within(c.vocabulary, 1, kMaxVocabulary) &&
@@ -157,6 +164,11 @@ inline Status check(const Config& c) {
         if (!within(c.context, 1, INT32_MAX)) return kBadShape;
         if (!readable(c.positions, c.position_count, (uint64_t)c.context * padded(c.hidden))) return kBadTensor;
     }
+    if (c.types ? !readable(c.types, c.type_count, (uint64_t)c.token_types * padded(c.hidden)) : c.token_types != 0)
+        return kBadTensor;
+    if (c.relative_bias &&
+        !readable(c.relative_bias, c.relative_count, (uint64_t)c.heads * (2 * (uint64_t)c.relative_range + 1)))
+        return kBadTensor;
     if (c.rotation_count && !c.rotations) return kBadTensor;
     for (int i = 0; i < c.rotation_count; i++) {
         const Rotation& rotation = c.rotations[i];
@@ -166,7 +178,7 @@ inline Status check(const Config& c) {
             return kBadTensor;
     }
     if (!c.layer || !check_matrix(c.embed, c.vocabulary, c.hidden) ||
-        !check_norm(c.embed_norm, c.hidden, c.embed_norm.data) || !check_vector(c.final_norm, 1, c.hidden) ||
+        !check_norm(c.embed_norm, c.hidden, c.embed_norm.data) || !check_norm(c.final_norm, c.hidden, c.final_norm.data) ||
         !check_matrix(c.head, c.vocabulary, c.hidden))
         return kBadTensor;
     for (int i = 0; i < c.layers; i++)
@@ -190,7 +202,7 @@ inline bool check(const Config& c, const Choice& how) {
 inline Status check(const Config& c, const Step& s) {
     if (!within(s.tokens, 1, c.max_tokens) || !within(s.sequences, 1, s.tokens) || !within(s.outputs, 0, s.tokens) ||
         !within(s.block_count, 1, (int64_t)s.sequences * c.blocks) || !s.ids || !s.starts || !s.at || !s.long_texts || !s.tables ||
-        !s.blocks || (s.outputs && (!s.output_tokens || !s.choices || !s.chosen)))
+        !s.blocks || (s.outputs && (!s.output_tokens || (!s.states && (!s.choices || !s.chosen)))))
         return kBadSizes;
     if (s.starts[0] != 0 || s.tables[0] != 0 || s.starts[s.sequences] != s.tokens ||
         s.tables[s.sequences] != s.block_count)
@@ -199,13 +211,14 @@ inline Status check(const Config& c, const Step& s) {
         const int64_t tokens = (int64_t)s.starts[i + 1] - s.starts[i], blocks = (int64_t)s.tables[i + 1] - s.tables[i];
         if (tokens < 1 || blocks < 1) return kBadRows;
         const int64_t end = s.at[i] + tokens;
-        if (s.at[i] < 0 || end > blocks * kBlockTokens || (c.positions && end > c.context)) return kBadPosition;
+        if (s.at[i] < 0 || (c.transient && s.at[i]) || end > blocks * kBlockTokens || (c.positions && end > c.context)) return kBadPosition;
     }
     if (!all_below(s.blocks, s.block_count, c.blocks)) return kBadBlock;
     if (!all_below(s.ids, s.tokens, c.vocabulary)) return kBadToken;
+    if (s.types && !all_below(s.types, s.tokens, c.token_types)) return kBadType;
     for (int i = 0, last = -1; i < s.outputs; last = s.output_tokens[i++])
         if (s.output_tokens[i] <= last || s.output_tokens[i] >= s.tokens) return kBadOutput;
-    for (int i = 0; i < s.outputs; i++)
+    for (int i = 0; i < s.outputs && !s.states; i++)
         if (!check(c, s.choices[i])) return kBadChoice;
     return kOk;
 }

@@ -80,7 +80,7 @@ class Decoder {
         const size_t m = c_.max_tokens;
         const int widest = std::max({hidden_, heads_width_, intermediate_});
         x_.reserve(m * hidden_);
-        if (c_.parallel || layer_[0].attention_post_norm.data) branch_.reserve(m * hidden_);
+        if (c_.parallel || branches()) branch_.reserve(m * hidden_);
         normed_.reserve(m * widest);
         wide_.reserve(m * std::max({qkv_width_, up_width_, convolutions ? 3 * hidden_ : 0}));
         angles_.reserve(m * angles_width_);
@@ -131,12 +131,22 @@ class Decoder {
   private:
     static constexpr int kAlone = 2;   // tokens up to which row-wise work stays on the calling thread
 
-    // Where each layer's blocks begin in the cache, and the cache's size, in bytes.
+    // Where each layer's blocks begin in the cache, and the cache's size, in bytes. What is kept for one layer only is
+    // in the same place for all.
     static std::vector<size_t> cache_layout(const Config& c) {
         std::vector<size_t> starts{0};
-        for (int i = 0; i < c.layers; i++) starts.push_back(starts.back() + block_bytes(c, i) * c.blocks);
+        size_t most = 0;
+        for (int i = 0; i < c.layers; i++) {
+            const size_t bytes = block_bytes(c, i) * c.blocks;
+            most = std::max(most, bytes);
+            starts.push_back(c.transient ? 0 : starts.back() + bytes);
+        }
+        if (c.transient) starts.back() = most;
         return starts;
     }
+
+    // Whether the outputs of attention and MLP are normalized before they are added.
+    bool branches() const { return layer_[0].attention_post_norm.data && !c_.norm_after_sum; }
 
     // A block of a layer: keys and values of 16 positions, or what a convolution reads of them.
     static size_t block_bytes(const Config& c, int layer) {
@@ -272,6 +282,14 @@ class Decoder {
         });
     }
 
+    // Normalizes the residual stream in its place.
+    void normalize_sum(int tokens, const Tensor& weight) {
+        each(tokens, [&](int t, int) {
+            float* x = x_.get() + (size_t)t * hidden_;
+            norm(x, weight, x);
+        });
+    }
+
     void embed(const Step& s) {
         const Matrix table = matrix(c_.embed, c_.vocabulary, c_.hidden);
         position_.resize(s.tokens);
@@ -289,6 +307,10 @@ class Decoder {
             if (c_.positions) {
                 const float* p = c_.positions + (size_t)position_[t] * hidden_;
                 for (int k = 0; k < hidden_; k++) x[k] += p[k];
+            }
+            if (c_.types) {
+                const float* type = c_.types + (size_t)(s.types ? s.types[t] : 0) * hidden_;
+                for (int k = 0; k < hidden_; k++) x[k] += type[k];
             }
             if (c_.embed_norm.data) norm(x, c_.embed_norm, x);
             for (size_t r = 0; r < rotation_.size(); r++) {  // cosines, then sines, of this position's angles
@@ -466,11 +488,18 @@ class Decoder {
                 for (int t = task.first; t < task.first + task.count; t++)
                     for (int g = 0; g < group; g++) {
                         const int head = task.kv_head * group + g, position = position_[t];
-                        const size_t at = (size_t)head * head_dim_;
+                        const size_t at = (size_t)head * head_dim_, distances = 2 * (size_t)c_.relative_range + 1;
+                        int length = position + 1;
+                        if (c_.bidirectional) {
+                            const int end = s.starts[task.sequence + 1] - s.starts[task.sequence];
+                            length = window ? (int)std::min((int64_t)end, (int64_t)position + window) : end;
+                        }
                         queries[count++] = {wide_.get() + (size_t)t * qkv_width_ + at,
                                             normed_.get() + (size_t)t * heads_width_ + at,
-                                            window ? std::max(0, position - window + 1) : 0, position + 1,
-                                            c_.alibi_slopes ? c_.alibi_slopes[head] : 0};
+                                            window ? std::max(0, position - window + 1) : 0, length,
+                                            c_.alibi_slopes ? c_.alibi_slopes[head] : 0,
+                                            c_.relative_bias ? c_.relative_bias + head * distances : nullptr,
+                                            c_.relative_range, position};
                         if (count == kQueries) flush();
                     }
                 if (count) flush();
@@ -508,7 +537,7 @@ class Decoder {
 
     void layer(const Step& s, int index) {
         const Layer& l = layer_[index];
-        const bool convolves = l.kind == kConvolution, attention_apart = c_.parallel || l.attention_post_norm.data;
+        const bool convolves = l.kind == kConvolution, attention_apart = c_.parallel || branches();
         const int in_width = convolves ? 3 * hidden_ : qkv_width_, mixed_width = convolves ? hidden_ : heads_width_;
         int m = s.tokens;
         if (index == 0) plan(s);
@@ -528,6 +557,7 @@ class Decoder {
             each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width, mixed); });
         project(m, mixed, mixed_width, attention_apart);
         if (attention_apart && !c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);
+        if (c_.norm_after_sum) normalize_sum(m, l.attention_post_norm);
 
         prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm, up);
         multiply_all(m, up, hidden_, wide_.get(), up_width_);
@@ -543,17 +573,30 @@ class Decoder {
             ready(t, out, intermediate_, down);
         });
         if (c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);  // now that the MLP has read its input
-        project(m, down, intermediate_, l.mlp_post_norm.data);
-        if (l.mlp_post_norm.data) add_branch(m, l.mlp_post_norm, c_.residual_scale);
+        project(m, down, intermediate_, branches());
+        if (branches()) add_branch(m, l.mlp_post_norm, c_.residual_scale);
+        if (c_.norm_after_sum) normalize_sum(m, l.mlp_post_norm);
     }
 
     void output(const Step& s) {
         if (!s.outputs) return;
+        if (s.states) {
+            each(s.outputs, [&](int i, int) {
+                float* x = x_.get() + (size_t)i * hidden_;
+                if (c_.final_norm.data) norm(x, c_.final_norm, x);
+                std::memcpy(s.states + (size_t)i * c_.hidden, x, c_.hidden * sizeof(float));
+            });
+            return;
+        }
         const Weights head = weights(c_.head, c_.vocabulary, hidden_);
         each(s.outputs, [&](int i, int) {
             float* out = normed_.get() + (size_t)i * hidden_;
-            norm(x_.get() + (size_t)i * hidden_, c_.final_norm, out);
-            ready(i, out, hidden_, head);
+            const float* x = x_.get() + (size_t)i * hidden_;
+            if (c_.final_norm.data) {
+                norm(x, c_.final_norm, out);
+                x = out;
+            }
+            ready(i, x, hidden_, head);
         });
         logits_.reserve((size_t)s.outputs * vocabulary_width_);
         multiply_all(s.outputs, head, hidden_, logits_.get(), vocabulary_width_);

@@ -56,13 +56,21 @@ struct Layer {
 struct Config {
     int32_t norm, qk_norm, activation;
     int32_t kv_type, gated, parallel, shared_norm;  // the last three are booleans
+    // Booleans: a token attends to the positions behind it, too; each step has whole texts, whose keys and values are kept
+    // for one layer only; the norms behind attention and MLP are those of the sum.
+    int32_t bidirectional, transient, norm_after_sum;
     int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
+    int32_t token_types, relative_range;
     int32_t threads, max_tokens, blocks, rotation_count;
     float epsilon, attention_scale, attention_softcap, embedding_scale, residual_scale, logit_scale, logit_softcap;
     const float* alibi_slopes;  // [heads], or null
     uint64_t slope_count;
     const float* positions;  // [context, padded hidden], or null
     uint64_t position_count;
+    const float* types;  // [token_types, padded hidden], or null
+    uint64_t type_count;
+    const float* relative_bias;  // [heads, 2 * relative_range + 1] by the key's distance, limited to the range; or null
+    uint64_t relative_count;
     const Rotation* rotations;  // [rotation_count]
     Tensor embed, embed_norm, final_norm, head;
     const Layer* layer;  // [layers]
@@ -104,6 +112,8 @@ struct Step {
     const Choice* choices;         // [outputs]
     Chosen* chosen;                // [outputs]
     float* logits;                 // [outputs, vocabulary] copy of the raw logits, or null
+    const int32_t* types;          // [tokens] token types, or null if all are 0
+    float* states;                 // [outputs, hidden] the final states; with it, nothing is chosen. Or null
 };
 
 // The size of each structure, then the offsets of its fields.
@@ -122,14 +132,17 @@ constexpr int32_t kLayout[] = {
 
     sizeof(Config), offsetof(Config, norm), offsetof(Config, qk_norm), offsetof(Config, activation),
     offsetof(Config, kv_type), offsetof(Config, gated), offsetof(Config, parallel),
-    offsetof(Config, shared_norm), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
+    offsetof(Config, shared_norm), offsetof(Config, bidirectional), offsetof(Config, transient),
+    offsetof(Config, norm_after_sum), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
     intermediate), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
-    vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, threads),
+    vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, token_types),
+    offsetof(Config, relative_range), offsetof(Config, threads),
     offsetof(Config, max_tokens), offsetof(Config, blocks), offsetof(Config, rotation_count), offsetof(Config,
     epsilon), offsetof(Config, attention_scale), offsetof(Config, attention_softcap), offsetof(Config,
     embedding_scale), offsetof(Config, residual_scale), offsetof(Config, logit_scale), offsetof(Config,
     logit_softcap), offsetof(Config, alibi_slopes), offsetof(Config, slope_count), offsetof(Config, positions),
-    offsetof(Config, position_count), offsetof(Config, rotations), offsetof(Config, embed), offsetof(Config,
+    offsetof(Config, position_count), offsetof(Config, types), offsetof(Config, type_count),
+    offsetof(Config, relative_bias), offsetof(Config, relative_count), offsetof(Config, rotations), offsetof(Config, embed), offsetof(Config,
     embed_norm), offsetof(Config, final_norm), offsetof(Config, head), offsetof(Config, layer),
 
     sizeof(Choice), offsetof(Choice, u), offsetof(Choice, bias_ids), offsetof(Choice, bias), offsetof(Choice, seen_ids),
@@ -146,7 +159,7 @@ constexpr int32_t kLayout[] = {
     sizeof(Step), offsetof(Step, sequences), offsetof(Step, tokens), offsetof(Step, outputs),
     offsetof(Step, block_count), offsetof(Step, ids), offsetof(Step, starts), offsetof(Step, at),
     offsetof(Step, long_texts),    offsetof(Step, tables), offsetof(Step, blocks), offsetof(Step, output_tokens), offsetof(Step, choices),
-    offsetof(Step, chosen), offsetof(Step, logits),
+    offsetof(Step, chosen), offsetof(Step, logits), offsetof(Step, types), offsetof(Step, states),
 };
 
 }  // namespace warmstart

@@ -58,8 +58,10 @@ class Config(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("norm", "qk_norm", "activation")),
         *((name, c_int32) for name in ("kv_type", "gated", "parallel", "shared_norm")),
+        *((name, c_int32) for name in ("bidirectional", "transient", "norm_after_sum")),
         *((name, c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
         *((name, c_int32) for name in ("vocabulary", "context", "convolution_width")),
+        *((name, c_int32) for name in ("token_types", "relative_range")),
         *((name, c_int32) for name in ("threads", "max_tokens", "blocks", "rotation_count")),
         *((name, c_float) for name in ("epsilon", "attention_scale", "attention_softcap", "embedding_scale")),
         *((name, c_float) for name in ("residual_scale", "logit_scale", "logit_softcap")),
@@ -67,6 +69,10 @@ class Config(Structure):
         ("slope_count", c_uint64),
         ("positions", c_void_p),
         ("position_count", c_uint64),
+        ("types", c_void_p),
+        ("type_count", c_uint64),
+        ("relative_bias", c_void_p),
+        ("relative_count", c_uint64),
         ("rotations", c_void_p),
         *((name, Tensor) for name in ("embed", "embed_norm", "final_norm", "head")),
         ("layer", c_void_p),
@@ -79,7 +85,7 @@ class Step(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
         *((n, c_void_p) for n in ("ids", "starts", "at", "long_texts", "tables", "blocks", "output_tokens")),
-        *((name, c_void_p) for name in ("choices", "chosen", "logits")),
+        *((name, c_void_p) for name in ("choices", "chosen", "logits", "types", "states")),
     )
 
 

@@ -139,7 +139,8 @@ class Decoder:
         """Return the residual stream [M, H] after a layer, given that before it."""
         config = self._config
         mixer = self._attention if config.layers[layer].kind == "attention" else self._convolution
-        normalized = self._norm(x, f"{layer}.attention_norm") if config.pre_norm else x
+        first = config.pre_norm and config.layers[layer].attention_norm
+        normalized = self._norm(x, f"{layer}.attention_norm") if first else x
         mixed = self._scaled(mixer(normalized, layer, step), f"{layer}.attention_post_norm")
         if not config.parallel:
             x = x + mixed

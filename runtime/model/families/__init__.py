@@ -1,4 +1,4 @@
-"""The model families of the fast engine: each reads its ``config.json`` into a decoder and a checkpoint's layout.
+"""The model families of decoders and encoders: each reads its ``config.json`` into a description and a layout.
 
 An option that is not supported here would silently give wrong results. So it is refused by name, and the reference
 engine serves the model.
@@ -11,15 +11,12 @@ from typing import Any
 
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.families.encoders import DECODERS, ENCODERS
 from runtime.model.families.family import Family
-from runtime.model.families.gemma import GEMMA
-from runtime.model.families.gpt import GPT
-from runtime.model.families.llama import LLAMA
-from runtime.model.families.parallel import PARALLEL
 from runtime.model.size_limits import check_sizes
 
-FAMILIES: Mapping[str, Family] = {**LLAMA, **GEMMA, **GPT, **PARALLEL}
-"""The families by the ``model_type`` of their configurations."""
+FAMILIES: Mapping[str, Family] = DECODERS
+"""The families of models that generate by the ``model_type`` of their configurations."""
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLayout]:
@@ -32,6 +29,24 @@ def read_config(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLay
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None or (classes and family.architecture not in classes):
         raise UnsupportedDecoder(f"architecture {', '.join(map(str, classes or [kind]))}")
+    return _read(family, config)
+
+
+def read_encoder(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLayout]:
+    """Read the content of a ``config.json`` as that of an encoder, without an output head.
+
+    Raises:
+        UnsupportedDecoder: as for ``read_config``.
+    """
+    kind = config.get("model_type")
+    family = ENCODERS.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise UnsupportedDecoder(f"architecture {', '.join(map(str, config.get('architectures') or [kind]))}")
+    return _read(family, config)
+
+
+def _read(family: Family, config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLayout]:
+    """Read a family's configuration. Errors as for ``read_config``."""
     if config.get("quantization_config"):
         raise UnsupportedDecoder("weights that are quantized in the checkpoint")
     try:

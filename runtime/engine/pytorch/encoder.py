@@ -1,0 +1,132 @@
+"""The encoder that ``DecoderConfig`` describes, on packed tokens: each text attends within itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.encoder_types import EncoderInput
+from runtime.engine.pytorch.decoder import Decoder, Weights
+from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
+from runtime.model.config import DecoderConfig
+from runtime.model.relative_positions import bias_by_distance
+
+_TILE = 16  # smallest number of rows of a product
+
+
+class TorchEncoder(Decoder):
+    """Computes the states of packed texts. Implements ``runtime.engine.encoder_engine.EncoderRunner``.
+
+    Linear layers multiply the tokens of all texts at once, in products of fixed shapes; attention is computed text by
+    text, so that no bit of a text's states depends on the others.
+
+    Args:
+        config: the model's configuration.
+        weights: the model's tensors, all of one dtype on one device.
+        max_tokens: maximum tokens per step.
+    """
+
+    def __init__(self, config: DecoderConfig, weights: Weights, *, max_tokens: int) -> None:
+        super().__init__(config, weights, tile=_TILE)
+        if any(layer.kind != "attention" for layer in config.layers) or config.alibi_slopes or config.attention_softcap:
+            raise NotImplementedError("this encoder's attention")
+        self.max_tokens = max_tokens
+        self._device = self._embed.device
+        self._types = weights.get("token_types")
+        self._bias: Tensor | None = None
+        if config.relative_buckets:
+            table = bias_by_distance(weights["relative_bias"].float().cpu().numpy())
+            self._bias = torch.from_numpy(table).to(self._device)
+
+    def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[NDArray[np.float32]]:
+        """Return the final states of some of each text's tokens; see ``EncoderRunner``."""
+        lengths = [len(text.ids) for text in texts]
+        padding = -sum(lengths) % _TILE
+        ids = self._ints([token for text in texts for token in text.ids] + [0] * padding)
+        positions = self._ints([i for n in lengths for i in range(n)] + [0] * padding)
+        short = self._config.short_context
+        long = torch.tensor([n > short > 0 for n in lengths for _ in range(n)] + [False] * padding, device=self._device)
+        x = F.embedding(ids, self._embed).float() * self._config.embedding_scale
+        if self._positions is not None:
+            x = x + F.embedding(positions, self._positions)
+        if self._types is not None:
+            types = [kind for text in texts for kind in (text.types or (0,) * len(text.ids))]
+            x = x + F.embedding(self._ints(types + [0] * padding), self._types)
+        if self._config.embedding_norm:
+            x = self._norm(x, "embed_norm")
+        angles = [rotary_angles(positions, long, *rotation) for rotation in self._rotations]
+        with torch.inference_mode():
+            for layer in range(len(self._config.layers)):
+                x = self._encoder_layer(x, layer, lengths, angles)
+            if self._config.final_norm:
+                x = self._norm(x, "final_norm")
+            found: NDArray[np.float32] = x.float().cpu().numpy()
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        return [found[start + span.start : start + span.stop] for start, span in zip(starts, outputs, strict=False)]
+
+    def close(self) -> None:
+        """Do nothing: the tensors are freed with this object."""
+
+    def _ints(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+    def _encoder_layer(self, x: Tensor, layer: int, lengths: Sequence[int], angles: Sequence[Angles]) -> Tensor:
+        """Return the residual stream [M, H] after a layer, given that before it."""
+        config = self._config
+        first = config.pre_norm and config.layers[layer].attention_norm
+        normalized = self._norm(x, f"{layer}.attention_norm") if first else x
+        mixed = self._attend(normalized, layer, lengths, angles)
+        if config.norm_after_sum:
+            x = self._norm(x + mixed, f"{layer}.attention_post_norm")
+            return self._norm(x + self._mlp(x, layer), f"{layer}.mlp_post_norm")
+        mixed = self._scaled(mixed, f"{layer}.attention_post_norm")
+        if not config.parallel:
+            x = x + mixed
+        if not config.shared_norm:
+            normalized = self._norm(x, f"{layer}.mlp_norm") if config.pre_norm else x
+        out = self._scaled(self._mlp(normalized, layer), f"{layer}.mlp_post_norm")
+        return x + mixed + out if config.parallel else x + out
+
+    def _attend(self, x: Tensor, layer: int, lengths: Sequence[int], angles: Sequence[Angles]) -> Tensor:
+        config, described = self._config, self._config.layers[layer]
+        qkv = self._product(x, f"{layer}.qkv").view(len(x), -1, config.padded_head_dim)  # [M, heads + 2 kv_heads, D]
+        q, k, v = torch.split(qkv, [config.heads, config.kv_heads, config.kv_heads], dim=1)
+        if config.qk_norm != "none":
+            q, k = self._norm.heads(q, f"{layer}.q_norm"), self._norm.heads(k, f"{layer}.k_norm")
+        if described.rotation is not None:
+            q, k = rotate(q, angles[described.rotation]), rotate(k, angles[described.rotation])
+        group = config.heads // config.kv_heads
+        parts = []
+        start = 0
+        for length in lengths:
+            span = slice(start, start + length)
+            one_q, one_k, one_v = (part[span].transpose(0, 1)[None].to(v.dtype) for part in (q, k, v))  # [1, N, L, D]
+            one_k, one_v = (part.repeat_interleave(group, dim=1) for part in (one_k, one_v))
+            mask = self._mask(length, described.window, v.dtype)
+            out = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask, scale=config.attention_scale)
+            parts.append(out[0].transpose(0, 1).flatten(1))
+            start += length
+        mixed = F.pad(torch.cat(parts), (0, 0, 0, len(x) - start))
+        return self._product(mixed, f"{layer}.attention_out")
+
+    def _mask(self, length: int, window: int, dtype: torch.dtype) -> Tensor | None:
+        """Return what is added to the scores [.., L, L] of a text; None for nothing."""
+        if self._config.bidirectional and not window and self._bias is None:
+            return None
+        places = torch.arange(length, device=self._device)
+        distance = places[None] - places[:, None]  # of keys from queries
+        hidden = torch.zeros_like(distance, dtype=torch.bool)
+        if not self._config.bidirectional:
+            hidden |= distance > 0
+        if window:
+            hidden |= distance.abs() >= window
+        added = torch.zeros(1, length, length, device=self._device)
+        if self._bias is not None:
+            most = self._bias.shape[1] // 2
+            added = self._bias[:, distance.clamp(-most, most) + most]
+        return added.masked_fill(hidden, float("-inf")).to(dtype)[None]

@@ -1,0 +1,116 @@
+"""Creates the engine of an encoder from its snapshot."""
+
+from __future__ import annotations
+
+import time
+
+from runtime.device import select_dtype
+from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
+from runtime.engine.native.encoder import NativeEncoder
+from runtime.engine.pooling import EncoderHead
+from runtime.host import usable_cores
+from runtime.loading import kernels
+from runtime.loading.precision import fast_fingerprint
+from runtime.model.catalogue import ModelSpec
+from runtime.model.encoder_config import stage_tensors
+from runtime.model.snapshot import Snapshot
+from runtime.settings import Settings
+from runtime.telemetry.model_metrics import ModelMetrics
+from runtime.types import ModelInfo
+
+_LEAST_STEP = 1024  # tokens; enough texts for the kernels to be at their best
+
+
+def encoder_engine(
+    spec: ModelSpec,
+    snapshot: Snapshot,
+    settings: Settings,
+    device: str,
+    dtype: str,
+    metrics: ModelMetrics,
+    started: float,
+) -> EncoderEngine:
+    """Create an encoder's engine, not warmed up.
+
+    Args:
+        spec: the model.
+        snapshot: its snapshot, whose facts have ``encoder``.
+        settings: the service's settings.
+        device: the device, from ``select_device``.
+        dtype: the weights' number type.
+        metrics: the model's metrics, which the engine updates.
+        started: the time at which the load began, of ``time.perf_counter``.
+    """
+    facts = snapshot.facts
+    config = facts.encoder
+    assert config is not None
+    hidden = facts.decoder.hidden
+    runner, engine, optimizations = make_encoder(snapshot, device, dtype, settings)
+    head = EncoderHead(config, {name: snapshot.vector(name) for name in stage_tensors(config)})
+    info = ModelInfo(
+        name=spec.id,
+        revision=facts.revision or spec.revision,
+        source=spec.kind,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        dtype=dtype,
+        device=device,
+        context_length=config.max_tokens,
+        vocabulary_size=facts.decoder.vocabulary,
+        chat_template=False,
+        load_seconds=time.perf_counter() - started,
+        warmup_seconds=0.0,
+        weights_bytes=snapshot.nbytes,
+        engine=engine,
+        optimizations=optimizations,
+        weight_types=snapshot.weight_types,
+        fingerprint=fast_fingerprint(snapshot, device, dtype, settings, level=getattr(runner, "level", None)),
+        encoder=config.info(hidden),
+        generates=False,
+    )
+    return EncoderEngine(
+        runner,
+        config,
+        head,
+        snapshot.tokenizer,
+        info,
+        metrics=metrics,
+        token_types=facts.decoder.token_types,
+        step_tokens=max(settings.max_step_tokens, _LEAST_STEP),
+        max_queue=settings.max_queue,
+        timeout=settings.request_timeout_seconds,
+    )
+
+
+def make_encoder(
+    snapshot: Snapshot, device: str, dtype: str, settings: Settings
+) -> tuple[EncoderRunner, str, tuple[str, ...]]:
+    """Create what computes the states of an encoder: native on a CPU with compiled kernels, else PyTorch.
+
+    Args:
+        snapshot: the encoder's snapshot.
+        device: the device, from ``select_device``.
+        dtype: the weights' number type; PyTorch computes int8 weights in the type that ``auto`` selects.
+        settings: the service's settings; threads and step sizes are used.
+
+    Returns:
+        The runner, the name of its engine, and descriptions of its optimizations.
+    """
+    config = snapshot.facts.encoder
+    assert config is not None
+    threads = settings.num_threads or usable_cores()
+    max_tokens = max(config.max_tokens, settings.max_step_tokens, _LEAST_STEP)
+    weights = (f"{' and '.join(snapshot.weight_types)} weights",)
+    found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
+    if found is not None:
+        runner = NativeEncoder(snapshot, max_tokens=max_tokens, threads=threads, kernels=found)
+        return runner, "native", (*weights, f"{found.level} kernels", "packed texts")
+    import torch
+
+    from runtime.engine.pytorch.decoder import weights_from_snapshot
+    from runtime.engine.pytorch.encoder import TorchEncoder
+
+    torch.set_num_threads(threads)
+    number: torch.dtype = getattr(torch, select_dtype("auto", device) if dtype == "int8" else dtype)
+    tensors = weights_from_snapshot(snapshot, number, torch.device(device))
+    return TorchEncoder(snapshot.facts.decoder, tensors, max_tokens=max_tokens), "torch", weights
