@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoder_types import EncoderInfo, EncoderInput, EncoderTask, Truncation
-from runtime.engine.encoder_queue import EncoderQueue, EncoderRequest
+from runtime.engine.encoder_queue import EncoderQueue, EncodeRequest
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.request_queue import timeout_error
 from runtime.engine.token_ids import check_ids
@@ -108,7 +108,7 @@ class EncoderEngine(Tokenization):
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._queue = EncoderQueue()  # guarded by the lock
-        self._unfinished: set[EncoderRequest] = set()  # likewise
+        self._unfinished: set[EncodeRequest] = set()  # likewise
         self._closing = self._aborting = False
         self._heartbeat = time.monotonic()
         self._seconds_per_request = 0.1  # moving average while busy, for Retry-After
@@ -216,7 +216,7 @@ class EncoderEngine(Tokenization):
         if not inputs:
             return []
         loop = asyncio.get_running_loop()
-        request = EncoderRequest(inputs, background, loop, loop.create_future())
+        request = EncodeRequest(inputs, background, loop, loop.create_future())
         request.results = [None] * len(inputs)
         arrived = time.monotonic()
         with self._lock:
@@ -351,7 +351,7 @@ class EncoderEngine(Tokenization):
             self._wake.wait(_HEARTBEAT_SECONDS)
         return True
 
-    def _step(self, taken: list[tuple[EncoderRequest, int]]) -> None:
+    def _step(self, taken: list[tuple[EncodeRequest, int]]) -> None:
         started = time.monotonic()
         for request, _ in taken:
             request.started = request.started or started
@@ -371,7 +371,7 @@ class EncoderEngine(Tokenization):
         if ends:
             self._seconds_per_request += 0.1 * ((time.monotonic() - started) / ends - self._seconds_per_request)
 
-    def _end(self, request: EncoderRequest, error: ServiceError | None) -> None:
+    def _end(self, request: EncodeRequest, error: ServiceError | None) -> None:
         with self._lock:
             self._unfinished.discard(request)
         request.cancelled = True  # the rest of its texts, if it has failed
@@ -389,7 +389,7 @@ class EncoderEngine(Tokenization):
                 results.append(InternalError("the model produced values that are not numbers"))
         return results
 
-    def _compute_alone(self, request: EncoderRequest, index: int) -> Result | ServiceError:
+    def _compute_alone(self, request: EncodeRequest, index: int) -> Result | ServiceError:
         try:
             return self._compute([request.inputs[index]])[0]
         except Exception:

@@ -17,7 +17,7 @@ _MAX_BYPASSES = 16
 
 
 @dataclass(slots=True, eq=False)
-class EncoderRequest:
+class EncodeRequest:
     """The texts of one request.
 
     Args:
@@ -63,25 +63,25 @@ class EncoderQueue:
     """
 
     def __init__(self) -> None:
-        self.interactive: deque[EncoderRequest] = deque()
-        self.background: deque[EncoderRequest] = deque()
+        self.interactive: deque[EncodeRequest] = deque()
+        self.background: deque[EncodeRequest] = deque()
         self._bypasses = 0
 
     def __len__(self) -> int:
         return len(self.interactive) + len(self.background)
 
-    def add(self, request: EncoderRequest) -> None:
+    def add(self, request: EncodeRequest) -> None:
         """Append a request."""
         (self.background if request.background else self.interactive).append(request)
 
-    def remove_cancelled(self) -> list[EncoderRequest]:
+    def remove_cancelled(self) -> list[EncodeRequest]:
         """Remove the requests whose caller has gone, and return them."""
         gone = [request for request in (*self.interactive, *self.background) if request.cancelled]
         for request in gone:
             (self.background if request.background else self.interactive).remove(request)
         return gone
 
-    def take(self, budget: int, cost: int = 0) -> list[tuple[EncoderRequest, int]]:
+    def take(self, budget: int, cost: int = 0) -> list[tuple[EncodeRequest, int]]:
         """Remove the texts of the next step, each as (request, index).
 
         Args:
@@ -91,7 +91,7 @@ class EncoderQueue:
         kinds = [self.interactive, self.background]
         if self.background and self._bypasses >= _MAX_BYPASSES:
             kinds.reverse()
-        taken: list[tuple[EncoderRequest, int]] = []
+        taken: list[tuple[EncodeRequest, int]] = []
         tokens = 0
         for queue in kinds:
             while queue:

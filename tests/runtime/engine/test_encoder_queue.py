@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from runtime.encoder_types import EncoderInput
-from runtime.engine.encoder_queue import EncoderQueue, EncoderRequest
+from runtime.engine.encoder_queue import EncoderQueue, EncodeRequest
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def request(loop: asyncio.AbstractEventLoop, *lengths: int, background: bool = False) -> EncoderRequest:
-    return EncoderRequest([EncoderInput((1,) * n) for n in lengths], background, loop, loop.create_future())
+def request(loop: asyncio.AbstractEventLoop, *lengths: int, background: bool = False) -> EncodeRequest:
+    return EncodeRequest([EncoderInput((1,) * n) for n in lengths], background, loop, loop.create_future())
 
 
 def test_requests_take_turns(loop: asyncio.AbstractEventLoop) -> None:
