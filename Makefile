@@ -5,6 +5,8 @@ LOAD_VENV := .venv-load
 PIP := $(VENV)/bin/pip install --disable-pip-version-check
 # Where to get another torch than the default index's, for example PyTorch's own CPU index: make serve TORCH_INDEX=...
 TORCH_INDEX ?=
+# What make load does: a file, or the name of a ready scenario.
+SCENARIO ?= chat
 # Tests that run at once; most of them wait for something.
 WORKERS ?= 3
 
@@ -49,8 +51,8 @@ lock: $(VENV)/.dev $(LOAD_VENV)/.done ## Write the versions in use to requiremen
 	@{ sed -n 1p requirements/load-lock.txt; $(LOAD_VENV)/bin/pip freeze | sort -f; } > $(VENV)/lock \
 	  && mv $(VENV)/lock requirements/load-lock.txt
 
-load: $(LOAD_VENV)/.done ## Run the smoke load against a running service
-	$(LOAD_VENV)/bin/locust -f loadtests/smoke.py --headless --only-summary --host http://127.0.0.1:8000 $(ARGS)
+load: $(LOAD_VENV)/.done ## Put a load on a running service: SCENARIO=chat|mixed|saturation|smoke or a file, ARGS="--host URL --out FOLDER"
+	$(LOAD_VENV)/bin/python -m loadgen $(SCENARIO) $(ARGS)
 
 image-test: ## Build the image with buildah and ask it a question (Debian, root; see the README)
 	loadtests/image_test.sh
@@ -72,7 +74,7 @@ $(VENV)/.dev: $(VENV)/.base requirements/dev.txt
 	$(PIP) -c requirements/lock.txt -r requirements/dev.txt
 	touch $@
 
-$(LOAD_VENV)/.done: requirements/load.txt requirements/load-lock.txt
+$(LOAD_VENV)/.done: requirements/load.txt requirements/edge-bench.txt requirements/load-lock.txt
 	test -x $(LOAD_VENV)/bin/python || $(PYTHON) -m venv $(LOAD_VENV)
-	$(LOAD_VENV)/bin/pip install --disable-pip-version-check -c requirements/load-lock.txt -r requirements/load.txt
+	$(LOAD_VENV)/bin/pip install --disable-pip-version-check -c requirements/load-lock.txt -r requirements/load.txt -r requirements/edge-bench.txt
 	touch $@

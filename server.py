@@ -25,6 +25,7 @@ try:
     from handlers.cli.options import settings_of
     from handlers.cli.parser import build_parser
     from handlers.cli.queue_options import queue_of
+    from loadgen import launch
     from middleware.connection.limits import raise_fd_limit
     from middleware.connection.runner import DeadlineRunner
     from middleware.connection.tls import tls_of
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a failure, 2 for wrong usage or settings, 130 after Ctrl-C.
     """
     _accept_any_text()
-    status = _run(build_parser(_serve, _consume).parse_args(arguments))
+    status = _run(build_parser(_serve, _consume, launch.add).parse_args(arguments))
     ends_process = threading.current_thread() is threading.main_thread()
     if ends_process and any(thread.name.startswith(LOAD_THREAD) for thread in threading.enumerate()):
         # An abandoned load still runs. Python cannot stop it, and torch aborts if the interpreter exits meanwhile.

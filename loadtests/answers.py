@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-
-class BadAnswer(Exception):
-    """The answer is an error, is incomplete, or does not have the operation's shape."""
+from loadgen.answer import json_object
+from loadgen.http_answer import BadAnswer
 
 
 class RecordedAnswer(NamedTuple):
@@ -119,18 +117,3 @@ def _answer(began: float, first: float | None, seconds: float, usage: Any, text:
     if written < 1:
         raise BadAnswer("not one token was generated")
     return RecordedAnswer(began, first, seconds, read, written, text)
-
-
-def json_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        BadAnswer: the data is something else.
-    """
-    try:
-        value = json.loads(data)
-    except ValueError:
-        raise BadAnswer(f"not JSON: {data[:200]!r}") from None
-    if not isinstance(value, dict):
-        raise BadAnswer(f"not a JSON object: {data[:200]!r}")
-    return value

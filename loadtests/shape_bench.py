@@ -24,7 +24,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loadtests.answers import BadAnswer, read_whole
+from loadgen.http_answer import BadAnswer
+from loadtests.answers import read_whole
 from loadtests.peers.client import Client
 from loadtests.service import ROOT, running_service
 

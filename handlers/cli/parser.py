@@ -15,12 +15,13 @@ Command = Callable[[argparse.Namespace], int | None]
 """A function that runs a command with its parsed options; returns the exit status, None for 0."""
 
 
-def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
+def build_parser(serve: Command, consume: Command, *more: Callable[[Any], None]) -> argparse.ArgumentParser:
     """Return the parser with all commands; ``run`` of the parsed options is the command's function.
 
     Args:
         serve: the function of ``warmstart serve``.
         consume: the function of ``warmstart consume``.
+        more: functions that add further commands to the subparsers.
     """
     parser = argparse.ArgumentParser(prog="warmstart", description="Serve small language models from plain Python.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -68,4 +69,6 @@ def build_parser(serve: Command, consume: Command) -> argparse.ArgumentParser:
     sub.add_argument("--perplexity", metavar="FILE", help="also measure the perplexity of this text")
     sub = command("config", admin.run_config, "Print all settings.", model=False)
     sub.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    for add in more:
+        add(commands)
     return parser

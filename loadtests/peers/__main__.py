@@ -20,10 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from loadgen.machine import machine_facts
 from loadtests.peers import models, servers
 from loadtests.peers.chart import chart
-from loadtests.peers.load import prompt_numbers
-from loadtests.peers.machine import machine_facts
+from loadtests.peers.load import GENERATOR, prompt_numbers
 from loadtests.peers.report import Figures, Run, middle, tables
 from loadtests.peers.servers import Server
 from loadtests.peers.session import QUESTION, determinism_turn, turn
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 if a server failed; 2 if there is no server to measure or a model could not be converted; 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
+    if not GENERATOR.exists():
+        print(f"the load generator has no {GENERATOR}; run: make .venv-load/.done", file=sys.stderr)
+        return 2
     try:
         found = [server for server in find(options) if not options.servers or server.key in options.servers]
         if not found:
@@ -116,7 +119,7 @@ def measure(found: Sequence[Server], options: argparse.Namespace) -> int:
     runs: list[Run] = []
     for number, server in itertools.product(range(options.rounds), found):  # interleaved: noise affects all
         _say(f"round {number + 1} of {options.rounds}: {server.name}")
-        runs.append(turn(server, options.clients, options.seconds, prompt_numbers(number)))
+        runs.append(turn(server, options.clients, options.seconds, number))
         _tell(runs[-1])
     figures = {server.name: middle([run for run in runs if run.key == server.key], options.clients) for server in found}
     checks: list[Run] = []

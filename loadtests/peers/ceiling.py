@@ -7,14 +7,13 @@ The client shares the cores with the server it measures, so this must be far abo
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import sys
 import tempfile
-import time
+from contextlib import suppress
 from pathlib import Path
 
-from loadtests.peers.client import Client
-from loadtests.peers.load import NEW_TOKENS, PATH, payload
+from loadtests.peers.load import NEW_TOKENS, run_stage
 from loadtests.peers.process import running
 from loadtests.service import ROOT, free_port
 
@@ -54,48 +53,23 @@ asyncio.run(main())
 """
 
 
-async def load(port: int, clients: int, seconds: float) -> tuple[int, float]:
-    """Send requests to the stub server.
-
-    Returns:
-        The tokens received, and the processor seconds of this process.
-    """
-    taken, end, used = 0, time.perf_counter() + seconds, time.process_time()
-
-    async def loop() -> None:
-        nonlocal taken
-        client = Client(port)
-        number = 100_000
-        while time.perf_counter() < end:
-            answer = await client.ask(PATH, payload(number, None))
-            taken += answer.completion_tokens
-            number += 1
-        client.close()
-
-    await asyncio.gather(*(loop() for _ in range(clients)))
-    return taken, time.process_time() - used
-
-
 def main() -> None:
     """Measure and print the result."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = (sys.executable, "-c", STUB, str(port), str(NEW_TOKENS))
         with running(command, {}, ROOT, Path(folder) / "log") as child:
-            child.until(lambda: asyncio.run(_listens(port)), 10, "listening")
-            began = time.perf_counter()
-            tokens, used = asyncio.run(load(port, CLIENTS, SECONDS))
-            since = time.perf_counter() - began
-    print(f"{tokens / since:,.0f} tokens/s received with {CLIENTS} clients, {tokens / used:,.0f} per processor second")
+            child.until(lambda: listens(port), 10, "listening")
+            stage = run_stage(port, CLIENTS, SECONDS, 0, None, child)
+    per_core = stage.tokens_per_second / stage.client_cpu if stage.client_cpu else 0.0
+    print(f"{stage.tokens_per_second:,.0f} tokens/s with {CLIENTS} clients, {per_core:,.0f} per processor second")
 
 
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
+def listens(port: int) -> bool:
+    """Return whether something listens on a port of the loopback."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
+import resource
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from loadtests.answers import BadAnswer
-from loadtests.peers.client import Client, Streamed
+from loadtests.peers.client import Client
 from loadtests.peers.process import busy_seconds
-from loadtests.thresholds import percentile
+from loadtests.service import ROOT
 
 PATH = "/v1/chat/completions"
 NEW_TOKENS = 64
 SETTLE = 0.2  # share of a stage that is not counted, because all its clients start at the same time
 MANY = 16  # clients of the determinism check
-_PAUSE_SECONDS = 0.2  # after a failure, so that a dead server is not flooded with requests
+_POLL_SECONDS = 0.1
+GENERATOR = ROOT / ".venv-load" / "bin" / "python"
+"""The environment with Locust."""
 # About 85 tokens with the model's template. The number comes first, so that no prefix cache can help.
 PROMPT = (
     "{number} is the number of this letter. Dear friend, I have moved to a small town by the sea and keep a garden "
@@ -37,11 +41,11 @@ class Stage:
     ttft_p50_ms: float | None
     ttft_p95_ms: float | None
     tokens_per_answer: float | None
-    prompt_tokens_p50: float | None
+    prompt_tokens: float | None
     answers: int
     failures: int
     client_cpu: float
-    """The number of cores that this client used."""
+    """The number of cores that the load generator used."""
     others_cpu: float
     """The number of cores that other processes used; if it is high, the measurements are useless."""
     failure: str | None = None
@@ -84,70 +88,94 @@ def payload(number: int, model: str | None, **more: Any) -> bytes:
     return json.dumps(body | ({"model": model} if model else {}) | more).encode()
 
 
-async def run_stage(port: int, clients: int, seconds: float, body: Callable[[], bytes], server: Watched) -> Stage:
-    """Load a server for some seconds, wait for the last answers, and return the measurements.
+def run_stage(port: int, clients: int, seconds: float, seed: int, model: str | None, server: Watched) -> Stage:
+    """Load a server for some seconds with ``loadgen``, wait for the last answers, and return the measurements.
 
     Args:
         port: the server's port on the loopback.
         clients: the number of concurrent clients; they stop if the server dies.
         seconds: how long they send requests; the first fifth is not counted.
-        body: returns the next request.
+        seed: of the scenario.
+        model: the model name to send, for servers that require one.
         server: the server's process.
+
+    Raises:
+        RuntimeError: the generator failed though the server lives.
     """
-    began = time.perf_counter()
-    start, end = began + SETTLE * seconds, began + seconds
-    answers: list[Streamed] = []
-    failures: list[str] = []
-
-    async def loop() -> None:
-        client = Client(port)
-        while time.perf_counter() < end and server.alive():
-            try:
-                answers.append(await client.ask(PATH, body()))
-            except (BadAnswer, OSError) as error:
-                failures.append(str(error) or repr(error))
-                await asyncio.sleep(_PAUSE_SECONDS)
-        client.close()
-
-    def used() -> tuple[float, float, float]:
-        return time.process_time(), server.cpu_seconds(), busy_seconds()
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(clients):
-            tasks.create_task(loop())
-        await asyncio.sleep(start - time.perf_counter())
-        before, since = used(), time.perf_counter()
-        await asyncio.sleep(end - time.perf_counter())
-        lasted = time.perf_counter() - since
-        mine, its, all_of_it = ((now - earlier) / lasted for now, earlier in zip(used(), before, strict=True))
-    return summary(clients, answers, failures, start, end, mine, max(0.0, all_of_it - its - mine))
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "stage.toml", Path(folder) / "out"
+        file.write_text(scenario(clients, seconds, seed, model))
+        began, before = time.perf_counter(), _others(server)
+        command = [str(GENERATOR), "-m", "loadgen", str(file), "--quiet", f"--out={out}"]
+        with subprocess.Popen(
+            [*command, f"--host=http://127.0.0.1:{port}"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as generator:
+            while server.alive() and generator.poll() is None:
+                time.sleep(_POLL_SECONDS)
+            generator.terminate()
+            _, said = generator.communicate()
+        others = (_others(server) - before) / (time.perf_counter() - began)
+        report = out / "report.json"
+        if report.exists():
+            return stage_of(clients, json.loads(report.read_text()), max(0.0, others))
+    if server.alive():
+        raise RuntimeError(f"the load generator failed: {said.strip()}")
+    return Stage(clients, 0.0, None, None, None, None, 0, 0, 0.0, 0.0)
 
 
-def summary(
-    clients: int,
-    answers: Sequence[Streamed],
-    failures: Sequence[str],
-    start: float,
-    end: float,
-    client_cpu: float,
-    others_cpu: float,
-) -> Stage:
-    """Return a stage's statistics: tokens received between two moments, and latencies of requests started then."""
-    waits = [answer.first for answer in answers if start <= answer.began < end and answer.first is not None]
-    p50, p95 = percentile(waits, 50), percentile(waits, 95)
+def scenario(clients: int, seconds: float, seed: int, model: str | None) -> str:
+    """Return a stage's scenario as TOML."""
+    return "\n".join(
+        [
+            'name = "peers"',
+            f"seed = {seed}",
+            f"warmup_seconds = {seconds * SETTLE}",
+            *([f"model = {json.dumps(model)}"] if model else []),
+            "[arrivals]",
+            'type = "closed"',
+            f"users = {clients}",
+            f"seconds = {seconds * (1 - SETTLE)}",
+            "[[work]]",
+            'kind = "chat"',
+            f"prompt = {json.dumps(PROMPT.replace('{number}', '{unique}'))}",
+            f"output_tokens = {NEW_TOKENS}",
+        ]
+    )
+
+
+def stage_of(clients: int, report: dict[str, Any], others_cpu: float) -> Stage:
+    """Return a stage's measurements from the generator's report."""
+    (segment,) = report["segments"]
+    figures = segment["repetitions"][0]
+    answers, failures = int(figures["ended"]), sum(segment["errors"].values())
+    completed = figures["completed"]
+
+    def rounded(name: str, digits: int = 1) -> float | None:
+        return None if figures[name] is None else round(figures[name], digits)
+
     return Stage(
         clients=clients,
-        tokens_per_second=round(sum(answer.tokens_between(start, end) for answer in answers) / (end - start), 2),
-        ttft_p50_ms=None if p50 is None else round(p50 * 1000, 1),
-        ttft_p95_ms=None if p95 is None else round(p95 * 1000, 1),
-        tokens_per_answer=round(statistics.mean(a.completion_tokens for a in answers), 1) if answers else None,
-        prompt_tokens_p50=percentile([answer.prompt_tokens for answer in answers], 50),
-        answers=len(answers),
-        failures=len(failures),
-        client_cpu=round(client_cpu, 3),
+        tokens_per_second=round(figures["output_throughput"], 2),
+        ttft_p50_ms=rounded("p50_ttft_ms"),
+        ttft_p95_ms=rounded("p95_ttft_ms"),
+        tokens_per_answer=round(figures["total_output_tokens"] / completed, 1) if completed else None,
+        prompt_tokens=round(figures["total_input_tokens"] / completed, 1) if completed else None,
+        answers=answers,
+        failures=failures,
+        client_cpu=rounded("generator_cpu_cores", 3) or 0.0,
         others_cpu=round(others_cpu, 3),
-        failure=failures[0][:300] if failures else None,
+        failure=segment["error_examples"][0][:300] if failures else None,
     )
+
+
+def _others(server: Watched) -> float:
+    """Return the processor time of all processes but the server, this one and its ended children."""
+    mine = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return busy_seconds() - server.cpu_seconds() - time.process_time() - mine.ru_utime - mine.ru_stime
 
 
 async def same_answers(port: int, bodies: Sequence[bytes]) -> int:

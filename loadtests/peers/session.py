@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtests.answers import BadAnswer
-from loadtests.peers.client import Client, Streamed
-from loadtests.peers.load import PATH, payload, run_stage, same_answers
+from loadgen.answer import Streamed
+from loadgen.http_answer import BadAnswer
+from loadtests.peers.client import Client
+from loadtests.peers.load import PATH, payload, prompt_numbers, run_stage, same_answers
 from loadtests.peers.process import Running, running
 from loadtests.peers.report import Run
 from loadtests.peers.servers import Server
@@ -23,14 +24,14 @@ QUESTION = "What is the capital of France?"
 _RETRY_SECONDS = 0.01
 
 
-def turn(server: Server, clients: Sequence[int], seconds: float, numbers: Iterator[int]) -> Run:
+def turn(server: Server, clients: Sequence[int], seconds: float, seed: int) -> Run:
     """Start a server, load it stage by stage, and end it.
 
     Args:
         server: the server.
         clients: the number of clients of each stage.
         seconds: the length of a stage.
-        numbers: the numbers for the prompts.
+        seed: of the prompts.
 
     Returns:
         The measurements; a failure is in ``error``.
@@ -38,11 +39,10 @@ def turn(server: Server, clients: Sequence[int], seconds: float, numbers: Iterat
     run = Run(server.key, server.name)
     try:
         with _started(server, run, temperature=0.0) as (port, child):
-            asyncio.run(Client(port).ask(PATH, payload(next(numbers), server.model)))  # warm
+            asyncio.run(Client(port).ask(PATH, payload(next(prompt_numbers(seed)), server.model)))  # warm
             for count in clients:
                 if count <= server.most_clients:
-                    stage = run_stage(port, count, seconds, lambda: payload(next(numbers), server.model), child)
-                    run.stages.append(asyncio.run(stage))
+                    run.stages.append(run_stage(port, count, seconds, seed, server.model, child))
                     run.peak_rss = max(run.peak_rss or 0, child.peak_rss())
                     if not child.alive():
                         raise RuntimeError(f"crashed with {count} clients:\n{child.said()}")

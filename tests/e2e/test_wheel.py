@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from tests.support.models import ROOT
 
-PACKAGES = ("deploy", "handlers", "middleware", "runtime", "views")
+PACKAGES = ("deploy", "handlers", "loadgen", "middleware", "runtime", "views")
 MODULES = ("app.py", "server.py")
 
 
@@ -65,7 +65,7 @@ def test_it_takes_no_name_that_another_distribution_has(wheel: zipfile.ZipFile) 
 def test_its_ranges_hold_what_is_tested(wheel: zipfile.ZipFile) -> None:
     """Each requirement is a range around the version that is pinned in requirements/, and none is missing."""
     needed = _metadata(wheel)
-    files = ["base", "functions", "kafka", "lambda", "nats", "otel", "rabbitmq", "ray"]
+    files = ["base", "functions", "kafka", "lambda", "load", "nats", "otel", "rabbitmq", "ray"]
     pins = {name: version for file in files for name, version in _pins(ROOT / f"requirements/{file}.txt").items()}
     assert {requirement.name for requirement in needed} == set(pins)
     for requirement in needed:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.answers import BadAnswer, RecordedAnswer, read_stream, read_whole, sse_events
+from loadgen.http_answer import BadAnswer
+from loadtests.answers import RecordedAnswer, read_stream, read_whole, sse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 DONE = b"data: [DONE]\n"

@@ -46,7 +46,7 @@ def stub(dies_after: int = 10**9, most_clients: int = 10**9) -> Server:
 
 def test_a_turn_starts_asks_loads_and_ends_a_server() -> None:
     """Any answer is a sign of life; the model is waited for; stages above the server's limit are left out."""
-    run = turn(stub(most_clients=2), (1, 2, 4), 0.3, prompt_numbers(1))
+    run = turn(stub(most_clients=2), (1, 2, 4), 2.0, 1)
     assert run.error is None
     assert [stage.clients for stage in run.stages] == [1, 2]
     assert all(stage.failures == 0 and stage.answers for stage in run.stages)
@@ -61,12 +61,12 @@ def test_a_turn_starts_asks_loads_and_ends_a_server() -> None:
 
 def test_a_crash_is_told_and_what_was_measured_is_kept() -> None:
     """The stages before it stay; the session goes on with the next server."""
-    run = turn(stub(dies_after=5), (1, 2), 0.3, prompt_numbers(1))
+    run = turn(stub(dies_after=4), (1, 2), 0.5, 1)
     assert run.error is not None
     assert "crashed with 1 clients" in run.error
     assert run.first_answer is not None
     assert [stage.clients for stage in run.stages] == [1]
-    missing = turn(Server("x", "X", ("/nowhere/server",), "/", ()), (1,), 0.1, prompt_numbers(1))
+    missing = turn(Server("x", "X", ("/nowhere/server",), "/", ()), (1,), 0.1, 1)
     assert missing.error is not None
     assert "/nowhere/server" in missing.error
 

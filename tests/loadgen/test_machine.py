@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from loadtests.peers.machine import machine_facts
+from loadgen.machine import machine_facts
 
 
 def test_the_machine_tells_what_decides_a_products_cost() -> None:
