@@ -83,8 +83,8 @@ logits of a dense reference, and bit-identical results alone, in chunks and besi
 transformers' list of causal language models finds each one read or refused with a reason.
 
 **Not in the fast engine**, and refused by it by name: mixtures of experts, state-space models and linear attention
-(Mamba, RWKV, Qwen3-Next), checkpoints with quantized weights, ALiBi in Falcon (transformers rounds it to bfloat16), OPT
-350M.
+(Mamba, RWKV, Qwen3-Next), checkpoints quantized in other ways than those below, ALiBi in Falcon (transformers rounds it
+to bfloat16), OPT 350M.
 
 **GGUF types.** With `DTYPE=auto` a GGUF file's weights are converted to int8 with a scale for 64 columns. With
 `DTYPE=gguf` they are served in the file's own types, each matrix in its own (queries, keys and values, gate and up
@@ -94,6 +94,13 @@ file's size and at most 5 % more, in Q2_K 20 %. Activations have 8 bits, as with
 to int8: the attention's output where the width of a head is not a multiple of 16. Other types (IQ1 to IQ3, TQ, MXFP4)
 are refused by name, and so are other formats of models, adapters, and engines other than the compiled kernels.
 `/model-info` and `/models` list the types (`weight_types`).
+
+**Four bits.** With `DTYPE=int4` matrices of any model have 4 bits, with a scale and a minimum for 32 columns, which are
+searched to the least error; embedding, head, value and down projections, which lose most, have 8. Checkpoints of AWQ
+(AutoAWQ's "gemm") and GPTQ (both formats) with 4 bits and groups of 32 columns or a multiple keep their own codes with
+it: exactly if they are symmetric, else with -zero x scale rounded to half precision. Where GPTQ has put columns into
+groups out of order (`desc_act`), they are served in 8 bits, and the log says so. Any other `DTYPE` converts their
+values. Other formats (GEMV, Marlin, bitsandbytes, FP8) are refused by name.
 
 """
 

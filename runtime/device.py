@@ -70,7 +70,7 @@ def select_dtype(name: str, device: str, *, int8: bool = False) -> str:
     """Return the weights' number type; ``auto`` selects 8 or 16 bits only where the device computes fast with them.
 
     Args:
-        name: auto, int8, gguf, float32, bfloat16 or float16; a named type is returned unless the device cannot run it.
+        name: a value of ``DTYPE``; a named type is returned unless the device cannot run it.
         device: the device, from ``select_device``.
         int8: whether the engine has kernels for 8-bit weights on this device.
 

@@ -58,10 +58,11 @@ class ServingSettings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N.",
     )
-    dtype: Literal["auto", "int8", "gguf", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "int8", "int4", "gguf", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Type of the weights; auto: int8 on a CPU with compiled kernels, else 16 bits where they are fast. "
-        "gguf: the types of a GGUF file, unchanged, on compiled kernels: less memory, slower in a batch.",
+        "On compiled kernels also int4 (4 bits, 8 where 4 lose too much; the codes of AWQ and GPTQ checkpoints) and "
+        "gguf (the types of a GGUF file, unchanged): less memory, slower in a batch.",
     )
     engine: Literal["auto", "fast", "reference"] = Field(
         "auto", description="fast, reference (transformers), or auto: fast for the models that it supports."

@@ -23,6 +23,7 @@ from runtime.loading.convert import convert, with_actual_head
 from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
 from runtime.loading.load_weights import load_weights
+from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.tensor_source import StateDictSource
@@ -81,6 +82,8 @@ def form_through_transformers(
         header = _header(path)
         config = _config(path, header)
         decoder, layout = read_config(config.to_dict())
+        if header is None and getattr(config, "quantization_config", None):
+            raise UnsupportedDecoder("quantized weights with an adapter, or outside safetensors files")
         # The file's own type loses nothing; a GGUF file has several, all of which float32 represents.
         number = "auto" if header is None else torch.float32
         model, tokenizer = _load(spec, path, header, config, number, progress, tensors)
@@ -97,7 +100,9 @@ def form_through_transformers(
             parameters=sum(p.numel() for p in model.parameters()),
             configured_ends=model.generation_config.eos_token_id,
         )
-        return facts, tokenizer, convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+        types = FourBits(source, spec.id) if kind == "int4" else None
+        equalize = kind in ("int8", "int4")
+        return facts, tokenizer, convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
 
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.loading.equalize import Factors
-from runtime.loading.file_types import FileTypes, Rows
+from runtime.loading.matrix_types import MatrixTypes, Rows
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.stored_tensors import StoredTensors
 from runtime.loading.tensor_source import TensorSource
@@ -38,7 +38,7 @@ def convert(
     *,
     model: str = "the model",
     equalize: bool = False,
-    types: FileTypes | None = None,
+    types: MatrixTypes | None = None,
 ) -> list[Weight]:
     """Convert a model's tensors.
 
@@ -49,8 +49,8 @@ def convert(
         model: the model's name, for error messages.
         equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see
             ``runtime.loading.equalize``.
-        types: the types of a GGUF file in which its matrices are stored, in parts where ``runtime.model.tensors`` says
-            so; None to store all in the snapshot's type.
+        types: selects the types of matrices, which are then stored in parts where ``runtime.model.tensors`` says so;
+            None to store all in the snapshot's type.
 
     Raises:
         ModelUnavailable: tensors are missing, superfluous, of shapes that do not match the configuration, or of types
@@ -105,7 +105,7 @@ class _Conversion:
         layout: CheckpointLayout,
         source: TensorSource,
         equalize: bool,
-        types: FileTypes | None,
+        types: MatrixTypes | None,
     ) -> None:
         self._types = types
         self._config = config
@@ -398,20 +398,21 @@ class _Conversion:
         whole_rows: bool = True,
         read_rows: Callable[[int, int], Array] | None = None,
     ) -> None:
-        """Convert a matrix to the snapshot's type, or keep the type that a part has in a GGUF file.
+        """Convert a matrix to the snapshot's type, or to one of its own.
 
         Args:
             name: as for ``Weight``, and so are ``shape``, ``read`` and ``read_rows``.
             part: the part that contains the matrix.
             i: the layer's index.
-            rows: as for ``FileTypes.weight``, and so is ``whole_rows``.
+            rows: as for ``MatrixTypes.weight``, and so is ``whole_rows``.
         """
         if self._types is None:
             self.weights.append(Weight(name, shape, True, read, read_rows))
             return
         tensor = self.stored.name(self._name(part, i))
         whole_rows = whole_rows and part not in self._layout.transposed
-        self.weights.append(self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows))
+        weight = self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows, read_rows=read_rows)
+        self.weights.append(weight)
 
     def _add(self, name: str, shape: _Shape, read: _Read, *, matrix: bool = False) -> None:
         self.weights.append(Weight(name, shape, matrix, read))

@@ -12,6 +12,7 @@ from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, count_parameters
 from runtime.loading.encoder_folder import read_encoder_folder
 from runtime.loading.encoder_heads import logit_weight, stage_weights
+from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
 from runtime.loading.safetensors_source import SafetensorsSource
@@ -40,7 +41,8 @@ def form_of_encoder(
     tokenizer = read_tokenizer(folder)
     progress("reading weights", None)
     source = _source(folder)
-    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+    types = FourBits(source, spec.id) if kind == "int4" else None
+    weights = convert(decoder, layout, source, model=spec.id, equalize=kind in ("int8", "int4"), types=types)
     weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
     if encoder.logit_tokens:
         weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden))

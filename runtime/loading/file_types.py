@@ -18,17 +18,15 @@ from runtime.errors import ModelUnavailable
 from runtime.loading.gguf_blocks import matrix_kind, pack_rows
 from runtime.loading.gguf_quants import QUANTIZATIONS
 from runtime.loading.gguf_source import GgufSource
+from runtime.loading.matrix_types import Rows
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.packing import MatrixKind, suits
 
 _log = logging.getLogger("warmstart.load")
 
-Rows = NDArray[Any]
-"""Which rows of a tensor a matrix has: their indices plus one, 0 for a row of zeros."""
-
 
 class FileTypes:
-    """The types of a GGUF file's tensors.
+    """Types for ``DTYPE=gguf``: those of a GGUF file's tensors.
 
     Args:
         source: the file's tensors.
@@ -49,30 +47,23 @@ class FileTypes:
         rows: Rows | None,
         *,
         whole_rows: bool = True,
+        read_rows: Callable[[int, int], NDArray[np.float32]] | None = None,
     ) -> Weight:
-        """Return a matrix of a snapshot in its type in the file.
-
-        Args:
-            name: the matrix's name in the snapshot.
-            shape: its shape [outputs, inputs].
-            read: returns its values.
-            tensor: name of the file's tensor that contains it; None if the file has none, which is reported later.
-            rows: the tensor's rows that it has; None for all in order.
-            whole_rows: whether its rows are those of the tensor, with all columns in order.
+        """Return a matrix of a snapshot in its type in the file. Arguments as for ``MatrixTypes.weight``.
 
         Raises:
             ModelUnavailable: the tensor has a type that is not served as it is.
         """
         kind: MatrixKind = "int8" if tensor is None else self._kind(tensor)
         if kind in ("float32", "float16", "bfloat16", "int8"):
-            return Weight(name, shape, True, read, kind=kind)
+            return Weight(name, shape, True, read, read_rows, kind=kind)
         if tensor is None or not whole_rows or not suits(kind, shape[1]):
             if not self._warned:
                 _log.warning("%s: %s is served in int8, as its columns are padded", self._model, name)
             self._warned = True
-            return Weight(name, shape, True, read, kind="int8")
+            return Weight(name, shape, True, read, read_rows, kind="int8")
         packed = functools.partial(self._packed, tensor, kind, rows)
-        return Weight(name, shape, True, read, kind=kind, pack_rows=packed)
+        return Weight(name, shape, True, read, read_rows, kind=kind, pack_rows=packed)
 
     def _kind(self, tensor: str) -> MatrixKind:
         number = self._source.type_number(tensor)

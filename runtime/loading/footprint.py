@@ -24,7 +24,7 @@ from runtime.model.snapshot import MODEL, WEIGHTS
 _LEAST_KV = 16 << 20  # smallest useful KV cache, in bytes
 _PROCESS_BYTES = 256 << 20  # Python, the libraries and the requests themselves
 _SAFE_SHARE = 0.95  # of the memory limit, beyond which the process is killed
-_BYTES = {"int8": 1.05, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}  # per parameter; int8 includes its scales
+_BYTES = {"int4": 0.8, "int8": 1.05, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}  # per parameter, with scales
 _PACKED_FILE = 1.05  # bytes of a GGUF file's weights in its own types, for each byte of the file
 _QUANTIZED = re.compile(r"[-_.](?:i?q(\d)|(b?f16)|f32)", re.IGNORECASE)  # llama.cpp's file names
 
@@ -170,7 +170,8 @@ def _safetensors_parameters(file: Path) -> int:
         start = opened.read(8)
         header = opened.read(struct.unpack("<Q", start)[0]) if len(start) == 8 else b"{}"
     try:
-        return sum(math.prod(tensor["shape"]) for name, tensor in json.loads(header).items() if name != "__metadata__")
+        shapes = {name: tensor["shape"] for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        return sum(math.prod(shape) * (8 if name.endswith(".qweight") else 1) for name, shape in shapes.items())
     except (ValueError, KeyError, TypeError):  # the load will report what is wrong
         return file.stat().st_size
 

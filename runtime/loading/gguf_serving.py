@@ -8,12 +8,13 @@ from runtime.loading.convert import convert, count_parameters
 from runtime.loading.file_types import FileTypes
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
+from runtime.loading.matrix_types import FourBits, MatrixTypes
 from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
 from runtime.model.end_tokens import gguf_end_ids
 from runtime.model.gguf_tokenizer import build_tokenizer
-from runtime.model.packing import SnapshotKind
+from runtime.model.packing import MIXED_KINDS, SnapshotKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
@@ -41,8 +42,11 @@ def form_from_gguf(
     progress("reading tokenizer", None)
     tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
-    types = FileTypes(source, spec.id) if kind == "gguf" else None
-    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8", types=types)
+    types: MatrixTypes | None = None
+    if kind in MIXED_KINDS:
+        types = FileTypes(source, spec.id) if kind == "gguf" else FourBits(source, spec.id)
+    equalize = kind in ("int8", "int4")
+    weights = convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
     facts = model_facts(
         spec,
         file,

@@ -11,12 +11,13 @@ from runtime.engine.native import build
 from runtime.errors import ModelUnavailable
 from runtime.loading import kernels
 from runtime.model.catalogue import ModelSpec
-from runtime.model.packing import SnapshotKind
+from runtime.model.packing import MIXED_KINDS, SnapshotKind
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
 
 _KINDS: dict[str, SnapshotKind] = {
     "gguf": "gguf",
+    "int4": "int4",
     "int8": "int8",
     "bfloat16": "bfloat16",
     "float32": "float32",
@@ -35,8 +36,8 @@ def serving_dtype(settings: Settings, device: str) -> str:
         ModelUnavailable: the device cannot run the type that ``DTYPE`` names.
     """
     compiled = device == "cpu" and kernels.host_kernels(settings.cache_dir) is not None
-    if settings.dtype == "gguf" and not compiled:
-        raise gguf_refused("needs the compiled kernels, which this device does not use")
+    if settings.dtype in MIXED_KINDS and not compiled:
+        raise type_refused(settings.dtype, "needs the compiled kernels, which this device does not use")
     return select_dtype(settings.dtype, device, int8=compiled)
 
 
@@ -53,18 +54,19 @@ def check_file_types(spec: ModelSpec, dtype: str) -> None:
     if dtype != "gguf":
         return
     if not spec.location.lower().endswith(".gguf"):
-        raise gguf_refused(f"serves GGUF files in their own types, which {spec.id} is not")
+        raise type_refused(dtype, f"serves GGUF files in their own types, which {spec.id} is not")
     if spec.adapter is not None:
-        raise gguf_refused(f"keeps the file's own weights, which the adapter of {spec.id} changes")
+        raise type_refused(dtype, f"keeps the file's own weights, which the adapter of {spec.id} changes")
 
 
-def gguf_refused(reason: str) -> ModelUnavailable:
-    """Return the error for a model that cannot be served in the types of its file.
+def type_refused(dtype: str, reason: str) -> ModelUnavailable:
+    """Return the error for a model that cannot be served in the type that ``DTYPE`` names.
 
     Args:
+        dtype: the value of ``DTYPE``.
         reason: what the setting does or needs, and why that does not fit.
     """
-    return ModelUnavailable(f"DTYPE=gguf {reason}; set DTYPE=auto")
+    return ModelUnavailable(f"DTYPE={dtype} {reason}; set DTYPE=auto")
 
 
 def reference_dtype(settings: Settings, device: str) -> str:
@@ -72,7 +74,7 @@ def reference_dtype(settings: Settings, device: str) -> str:
 
     Arguments and errors are those of ``serving_dtype``.
     """
-    return select_dtype("auto" if settings.dtype in ("int8", "gguf") else settings.dtype, device)
+    return select_dtype("auto" if settings.dtype in ("int8", *MIXED_KINDS) else settings.dtype, device)
 
 
 def check_kv_dtype(settings: Settings) -> None:

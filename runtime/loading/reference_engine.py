@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from runtime.loading.loader import fetch, load
 from runtime.loading.model_facts import configured_sampling
 from runtime.loading.model_files import identity
-from runtime.loading.precision import check_kv_dtype, gguf_refused, reference_dtype, reference_fingerprint
+from runtime.loading.precision import check_kv_dtype, reference_dtype, reference_fingerprint, type_refused
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
 from runtime.model.loaded import Loaded
+from runtime.model.packing import MIXED_KINDS
 from runtime.model.progress import Progress
 from runtime.settings import Settings
 from runtime.telemetry.model_metrics import ModelMetrics
@@ -34,8 +35,8 @@ def load_reference(
 
     started = time.perf_counter()
     check_kv_dtype(settings)
-    if settings.dtype == "gguf":
-        raise gguf_refused(f"needs the compiled kernels, which do not run {spec.id}")
+    if settings.dtype in MIXED_KINDS:
+        raise type_refused(settings.dtype, f"needs the compiled kernels, which do not run {spec.id}")
     dtype = reference_dtype(settings, device)
     with phases.phase("weights"):
         path = fetch(spec, progress)

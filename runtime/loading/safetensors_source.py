@@ -102,6 +102,25 @@ class SafetensorsSource:
         width = self._tensors[name].shape[1]
         return self._values(name, start * width, stop * width).reshape(-1, width)
 
+    def integer_shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """Return the shape of a tensor of int32 numbers.
+
+        Raises:
+            DamagedSafetensors: it has another type or another number of dimensions.
+        """
+        tensor = self._tensors[name]
+        if tensor.number not in ("I32", "U32") or len(tensor.shape) != dimensions:
+            raise DamagedSafetensors(
+                f"{name} is stored as {tensor.number} {list(tensor.shape)}, not as int32 in {dimensions} dimensions"
+            )
+        return tensor.shape
+
+    def integers(self, name: str) -> NDArray[np.int32]:
+        """Return a tensor for which ``integer_shape`` has a shape, as a read-only view of the file."""
+        tensor = self._tensors[name]
+        stored = np.frombuffer(self._files[tensor.file], np.dtype("<i4"), math.prod(tensor.shape), tensor.start)
+        return stored.reshape(tensor.shape)
+
     def _values(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return the values from one index of the flattened tensor to before another."""
         tensor = self._tensors[name]

@@ -14,8 +14,10 @@ from runtime.loading.convert import convert, count_parameters, with_actual_head
 from runtime.loading.encoder_folder import encoder_at
 from runtime.loading.encoder_form import form_of_encoder
 from runtime.loading.gguf_serving import form_from_gguf
+from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
+from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.safetensors_source import SafetensorsSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
@@ -24,6 +26,7 @@ from runtime.model.families import FAMILIES, configured_end_ids, read_config
 from runtime.model.load_errors import unavailable
 from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
+from runtime.model.quantization import read_quantization
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
 
@@ -79,9 +82,12 @@ def _from_safetensors(spec: ModelSpec, folder: Path, kind: SnapshotKind, progres
     progress("reading tokenizer", None)
     tokenizer = read_tokenizer(folder)
     progress("reading weights", None)
-    source = SafetensorsSource(safetensors_files(folder))
+    files, scheme = SafetensorsSource(safetensors_files(folder)), read_quantization(config)
+    source = files if scheme is None else QuantizedSource(files, scheme)
     decoder = with_actual_head(decoder, layout, source)
-    weights = convert(decoder, layout, source, model=spec.id, equalize=kind == "int8")
+    equalize = kind == "int8" or (kind == "int4" and scheme is None)  # codes of the checkpoint are not rescaled
+    types = FourBits(source, spec.id) if kind == "int4" else None
+    weights = convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
     generation = folder / "generation_config.json"
     configured = json.loads(generation.read_bytes()) if generation.is_file() else None
     facts = model_facts(

@@ -20,7 +20,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.model.packing import PANEL_ROWS, MatrixKind, Packed, SnapshotKind, pack, packed_bytes, scale_count
+from runtime.loading.four_bits import FOUR_BIT_KINDS, pack_four_bits
+from runtime.model.packing import (
+    MIXED_KINDS,
+    PANEL_ROWS,
+    MatrixKind,
+    Packed,
+    SnapshotKind,
+    pack,
+    packed_bytes,
+    scale_count,
+)
 from runtime.model.snapshot import FORMAT, MODEL, TOKENIZER, WEIGHTS, Facts, Place, Snapshot, digest_of
 from runtime.model.tokenizer import Tokenizer
 
@@ -63,7 +73,7 @@ class Weight:
         """
         if not self.matrix:
             return None
-        if self.kind is None and snapshot == "gguf":
+        if self.kind is None and snapshot in MIXED_KINDS:
             raise ValueError(f"{self.name} has no type of its own")
         return self.kind or snapshot  # type: ignore[return-value]
 
@@ -244,7 +254,7 @@ def _chunk_rows(weight: Weight) -> int:
 
 def _pack_whole(weight: Weight, kind: MatrixKind) -> list[Packed]:
     values, step = weight.read(), _chunk_rows(weight)
-    return [pack(values[i : i + step], kind) for i in range(0, len(values), step)]
+    return [_pack_values(values[i : i + step], kind) for i in range(0, len(values), step)]
 
 
 def _pack_rows(weight: Weight, start: int, stop: int, kind: MatrixKind) -> list[Packed]:
@@ -252,4 +262,8 @@ def _pack_rows(weight: Weight, start: int, stop: int, kind: MatrixKind) -> list[
         return [Packed(weight.pack_rows(start, stop), None)]
     if weight.read_rows is None:
         raise ValueError(f"{weight.name} cannot be read in pieces")
-    return [pack(weight.read_rows(start, stop), kind)]
+    return [_pack_values(weight.read_rows(start, stop), kind)]
+
+
+def _pack_values(values: NDArray[np.float32], kind: MatrixKind) -> Packed:
+    return Packed(pack_four_bits(values, kind), None) if kind in FOUR_BIT_KINDS else pack(values, kind)

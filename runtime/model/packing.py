@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from runtime.model.block_formats import BLOCK_KINDS, FORMATS, BlockKind, block_bytes, unpack_blocks
 
 WeightKind = Literal["float32", "bfloat16", "int8"]
-SnapshotKind = Literal["float32", "bfloat16", "int8", "gguf"]
-"""A snapshot's matrices are all of one kind, or each as in the GGUF file (``gguf``)."""
+SnapshotKind = Literal["float32", "bfloat16", "int8", "int4", "gguf"]
+"""A snapshot's matrices are all of one kind, or each has its own: as in the GGUF file (``gguf``), or of 4 or 8 bits."""
+MIXED_KINDS: frozenset[SnapshotKind] = frozenset(("int4", "gguf"))
 MatrixKind = Literal["float32", "bfloat16", "int8", "float16"] | BlockKind
 MATRIX_KINDS: tuple[MatrixKind, ...] = ("float32", "bfloat16", "int8", "float16", *BLOCK_KINDS)
 
@@ -68,7 +69,7 @@ def scale_count(rows: int, columns: int) -> int:
 
 
 def pack(matrix: NDArray[np.float32], kind: MatrixKind) -> Packed:
-    """Pack one weight matrix. Block formats are packed by ``runtime.loading.gguf_blocks``.
+    """Pack one weight matrix. Block formats are packed by ``runtime.loading``: ``gguf_blocks`` and ``four_bits``.
 
     Args:
         matrix: the matrix [N, K], output rows x input columns.

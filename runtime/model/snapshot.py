@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from runtime.model.config import DecoderConfig
 from runtime.model.encoder_config import EncoderConfig, stage_tensors
 from runtime.model.load_timer import Phases
-from runtime.model.packing import MATRIX_KINDS, MatrixKind, Packed, SnapshotKind, packed_bytes, scale_count
+from runtime.model.packing import MATRIX_KINDS, MIXED_KINDS, MatrixKind, Packed, SnapshotKind, packed_bytes, scale_count
 from runtime.model.packing import suits as kind_suits
 from runtime.model.tensors import biases, stored_matrices, vectors
 from runtime.model.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class Facts:
         revision: the hub's commit; None if the model is not from the hub.
         architecture: the model's class in transformers.
         parameters: number of parameters, a tied head counted once.
-        kind: number type of the packed matrices; ``gguf`` if each has its own.
+        kind: number type of the packed matrices; ``gguf`` or ``int4`` if each has its own.
         decoder: the decoder's configuration.
         end_ids: ids of all tokens that end a sequence.
         sampling_defaults: the sampling parameters of the model's generation config, as (name, value).
@@ -251,7 +251,7 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     Raises:
         DamagedSnapshot: a tensor is missing, superfluous, of another shape or out of bounds.
     """
-    packed = stored_matrices(facts.decoder, in_parts=facts.kind == "gguf")
+    packed = stored_matrices(facts.decoder, in_parts=facts.kind in MIXED_KINDS)
     plain, optional = vectors(facts.decoder), biases(facts.decoder)
     if facts.encoder is not None:
         plain |= stage_tensors(facts.encoder)
@@ -260,7 +260,8 @@ def _check_places(facts: Facts, places: Mapping[str, Place], size: int) -> None:
     for name, place in places.items():
         matrix, kind = name in packed, place.kind
         shape = packed[name] if matrix else (plain | optional)[name]
-        right = kind is None or (kind in MATRIX_KINDS and facts.kind in (kind, "gguf") and kind_suits(kind, shape[1]))
+        allowed = facts.kind in MIXED_KINDS or kind == facts.kind
+        right = kind is None or (kind in MATRIX_KINDS and allowed and kind_suits(kind, shape[1]))
         if matrix and not right:
             raise DamagedSnapshot(f"{name} is of the type {kind}")
         need = packed_bytes(shape[0], shape[1], kind) if matrix and kind else 4 * math.prod(shape)

@@ -23,7 +23,7 @@
 | ``final_norm`` | [H] | ``final_norm`` |
 | ``head`` | [V, H] | not tied |
 
-A snapshot in the types of a GGUF file has ``qkv`` and ``gate_up`` in parts, whose types may differ: ``{i}.qkv.q``
+A snapshot whose matrices have types of their own has ``qkv`` and ``gate_up`` in parts: ``{i}.qkv.q``
 ``{i}.qkv.k`` ``{i}.qkv.v``, and ``{i}.gate_up.gate`` ``{i}.gate_up.up``, each with its own rows of the whole in order.
 Their bias is that of the whole.
 

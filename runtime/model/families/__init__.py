@@ -13,6 +13,7 @@ from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families.encoders import DECODERS, ENCODERS
 from runtime.model.families.family import Family
+from runtime.model.quantization import read_quantization
 from runtime.model.size_limits import check_sizes
 
 FAMILIES: Mapping[str, Family] = DECODERS
@@ -29,6 +30,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLay
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None or (classes and family.architecture not in classes):
         raise UnsupportedDecoder(f"architecture {', '.join(map(str, classes or [kind]))}")
+    read_quantization(config)
     return _read(family, config)
 
 
@@ -42,13 +44,13 @@ def read_encoder(config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLa
     family = ENCODERS.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise UnsupportedDecoder(f"architecture {', '.join(map(str, config.get('architectures') or [kind]))}")
+    if config.get("quantization_config"):
+        raise UnsupportedDecoder("weights that are quantized in the checkpoint")
     return _read(family, config)
 
 
 def _read(family: Family, config: Mapping[str, Any]) -> tuple[DecoderConfig, CheckpointLayout]:
     """Read a family's configuration. Errors as for ``read_config``."""
-    if config.get("quantization_config"):
-        raise UnsupportedDecoder("weights that are quantized in the checkpoint")
     try:
         check_sizes(config)
         return family.read(family.options(config))

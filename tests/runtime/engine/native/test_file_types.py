@@ -18,6 +18,7 @@ from runtime.types import SamplingParams
 from tests.support.engines import Load, needs_kernels, snapshot_of, without_kernels
 from tests.support.gguf_models import MIXED_TYPES, save_mixed
 from tests.support.models import save_tiny_gguf, save_tiny_llama
+from tests.support.quantized_models import save_quantized
 
 LEVELS = {kernels.level: kernels for kernels in library.usable()}
 IDS = random.Random(4).choices(range(600), k=50)
@@ -115,6 +116,17 @@ async def test_the_service_says_which_types(mixed_gguf: Path, load: Load) -> Non
     assert info.dtype == "gguf"
     assert "q4_k" in info.weight_types
     assert load(mixed_gguf, dtype="int8").info.weight_types == ("int8",)
+    assert load(mixed_gguf, dtype="int4").info.weight_types == ("q4_k", "int8")
+
+
+@needs_kernels
+@pytest.mark.parametrize("level", LEVELS)
+def test_codes_of_a_checkpoint(tmp_path: Path, level: str) -> None:
+    """Logits of a GPTQ checkpoint with ``DTYPE=int4`` are those of its values, but for the rounding of activations."""
+    source = save_tiny_llama(tmp_path / "plain", hidden_size=128, intermediate_size=256)
+    save_quantized(source, tmp_path / "gptq", "gptq", 64)
+    wanted, found = logits(tmp_path / "gptq", "float32", level), logits(tmp_path / "gptq", "int4", level)
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.08 * wanted.std()
 
 
 @pytest.fixture
@@ -139,11 +151,12 @@ def test_unknown_types_are_refused(wide_gguf: Path, tmp_path: Path, load: Load, 
     assert load(file, dtype="int8").info.weight_types == ("int8",)
 
 
+@pytest.mark.parametrize("dtype", ["gguf", "int4"])
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 def test_other_engines_are_refused(
-    mixed_gguf: Path, load: Load, refusing: str, engine: str, monkeypatch: pytest.MonkeyPatch
+    mixed_gguf: Path, load: Load, dtype: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the compiled kernels compute with these types."""
     without_kernels(monkeypatch)
-    with pytest.raises(ModelUnavailable, match=refusing):
-        load(mixed_gguf, dtype="gguf", engine=engine)
+    with pytest.raises(ModelUnavailable, match=rf"DTYPE={dtype} needs the compiled kernels.*; set DTYPE=auto"):
+        load(mixed_gguf, dtype=dtype, engine=engine)
