@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoder_types import EncoderInfo, EncoderInput, EncoderTask, Truncation
-from runtime.engine.encoder_queue import EncoderQueue, EncodeRequest
+from runtime.engine.encoder_queue import EncodeRequest, EncoderQueue
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.request_queue import timeout_error
 from runtime.engine.token_ids import check_ids

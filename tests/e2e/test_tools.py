@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 from handlers.local import build_context
 from runtime.settings import Settings
 from tests.support.fakes import serving
+from tests.support.soak import soak
 
 MODEL = "smollm2-135m-instruct"
 WEATHER = {
@@ -51,7 +52,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
 
 async def test_tools(client: AsyncOpenAI) -> None:
     """Calls that are required parse and match their schemas, and a loop of call, result and answer comes to its end."""
-    for seed in range(20):
+    for seed in range(soak(20, 4)):
         question = f"What is the weather in city number {seed}?"
         answer = await client.chat.completions.create(
             model=MODEL,

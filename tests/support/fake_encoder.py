@@ -55,7 +55,7 @@ class FakeEncoder(FakeEngine):
         field: str = "input",
     ) -> list[EncoderInput]:
         self.tokenized.append(list(texts))
-        limit = max_tokens or ENCODER.max_tokens
+        limit = max_tokens or (self.info.encoder or ENCODER).max_tokens
         found = []
         for number, text in enumerate(texts):
             before, last = ("", prompt + text) if isinstance(text, str) else (f"{text[0]}\2", text[1])
@@ -87,7 +87,7 @@ class FakeEncoder(FakeEngine):
                 end = given.ids.index(2)
                 found.append([float(sum(token in given.ids[1:end] for token in given.ids[end + 1 : -1]))])
             else:
-                found.append([float(zlib.crc32(bytes(given.ids)) % 7), -float(len(given.ids))])
+                found.append([float(zlib.crc32(repr(given.ids).encode()) % 7), -float(len(given.ids))])
         return [np.array(logits, np.float32) for logits in found]
 
     def _check(self, inputs: Sequence[EncoderInput], field: str) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from runtime.encoder_types import EncoderInput
-from runtime.engine.encoder_queue import EncoderQueue, EncodeRequest
+from runtime.engine.encoder_queue import EncodeRequest, EncoderQueue
 
 
 @pytest.fixture
