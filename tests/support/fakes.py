@@ -274,7 +274,7 @@ class FakeModels:
                 stage=self.stage,
                 progress=self.progress,
                 error=self.error,
-                info=INFO,
+                info=self.engine_.info,
             )
         ]
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.support.fakes import FakeEngine, fake_context
+from tests.support.fake_encoder import FakeEncoder
+from tests.support.fakes import fake_context
 from tests.views.conftest import Visit
 from tests.views.served import served
 
@@ -23,7 +24,7 @@ WORDS = (
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A service whose model writes all that Markdown has."""
-    with served(fake_context(FakeEngine(words=WORDS))) as service:
+    with served(fake_context(FakeEncoder(words=WORDS))) as service:
         yield service.url
 
 
@@ -79,6 +80,13 @@ def compare(page: Page) -> Iterator[str]:
     yield "answered"
 
 
+def embed(page: Page) -> Iterator[str]:
+    page.get_by_label("Texts, one per line").fill("A cat\nA dog\n" + "A long text " * 7)
+    page.keyboard.press("Control+Enter")
+    page.locator(".heat").wait_for()
+    yield "answered"
+
+
 def models(page: Page) -> Iterator[str]:
     page.locator(".card dd").first.wait_for()
     yield "all"
@@ -92,7 +100,7 @@ def live(page: Page) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("width", [1400, 400])
-@pytest.mark.parametrize("view", [chat, complete, compare, models, live])
+@pytest.mark.parametrize("view", [chat, complete, compare, embed, models, live])
 def test_view(visits: Callable[..., Visit], url: str, view: Callable[[Page], Iterator[str]], width: int) -> None:
     """axe-core finds nothing serious or critical, and nothing has to be scrolled sideways.
 

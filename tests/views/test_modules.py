@@ -231,3 +231,12 @@ def test_no_module_is_long_or_makes_html() -> None:
         assert len(text.splitlines()) <= 210, module.name
         sinks = re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc", text)
         assert sinks == (["innerHTML"] if module.name == "markdown.js" else []), module.name
+
+
+def test_similarities(page: Page) -> None:
+    """Cosines of all pairs; the least one of two different texts is the palest."""
+    rows = call(page, "similarity", "m.matrix(a[0])", [[1, 0], [2, 2], [0, 0]])
+    assert [[round(value, 4) for value in row] for row in rows] == [[1, 0.7071, 0], [0.7071, 1, 0], [0, 0, 0]]
+    assert call(page, "similarity", "[0, 0.5, 1].map(m.scale(a[0]))", [[1, 0.5], [0.5, 1]]) == [0, 0, 1]
+    assert call(page, "similarity", "[0.99, 1].map(m.scale(a[0]))", [[1, 1], [1, 1]]) == [0, 1]
+    assert call(page, "similarity", "m.lines(a[0])", " a\n\nb \na") == ["a", "b"]

@@ -14,6 +14,7 @@ from runtime.answer_format import AnswerFormat
 from runtime.errors import ModelLoading, TooManyRequests
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
+from tests.support.fake_encoder import FakeEncoder
 from tests.support.fakes import INFO, FakeEngine, FakeModels, fake_context
 from tests.support.waiting import wait_until
 from tests.views.conftest import Visit
@@ -26,9 +27,9 @@ LONG = WORDS * 200  # an answer that does not end by itself before something end
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
+def engine() -> FakeEncoder:
     """What answers."""
-    return FakeEngine(words=WORDS)
+    return FakeEncoder(words=WORDS)
 
 
 @pytest.fixture
@@ -427,12 +428,33 @@ def test_a_service_that_is_gone(visit: Visit, chat: Page, engine: FakeEngine, se
     forgive(visit)
 
 
+def test_similarities(visit: Visit, service: Served, engine: FakeEncoder) -> None:
+    """A few texts become a coloured table; a mistake is told where it was made, and shown as a request."""
+    page = visit.go(f"{service.url}/#/embed")
+    field = page.get_by_label("Texts, one per line")
+    field.fill("abc\n\nabc\n")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("between 2 and 16")
+    field.fill("abc\ncba\nx")
+    page.keyboard.press("Control+Enter")
+    cells = page.locator(".heat tbody td")
+    expect(cells).to_have_count(9)
+    expect(cells.nth(1)).to_have_text("1.00")  # the same letters
+    shares = cells.evaluate_all("all => all.map(one => Number(one.style.getPropertyValue('--share')))")
+    assert shares[0] == shares[1] == 1
+    assert shares[2] == min(shares) == 0
+    expect(page.locator(".notes")).to_contain_text("fake · 4 dimensions · 13 tokens")
+    assert [len(batch) for batch in engine.embedded] == [3]
+    page.get_by_role("button", name="Show request").click()
+    expect(page.locator(".snippet").last).to_contain_text('entry["embedding"]')
+
+
 def test_below_a_prefix(visit: Visit, service: Served) -> None:
     """Where a proxy strips a prefix, the page asks for nothing outside of it."""
     page = visit.go(f"{service.url}/below/")
     send(page, "Hello")
     visit.answered()
-    for view in ("Models", "Live", "Compare"):
+    for view in ("Models", "Live", "Compare", "Embed"):
         page.get_by_role("link", name=view, exact=True).click()
         expect(page.get_by_role("heading", name=view, level=1)).to_be_focused()
     urls = [request.url for request in visit.requests if request.url != "about:blank"]

@@ -24,21 +24,23 @@ export function watch(watcher) {
 
 /**
  * A menu of the models.
- * @param {string} saved a model's id; "" is the default
+ * @param {string} [saved] a model's id; "" is the default
+ * @param {(model: any) => boolean} [suits] whether a model is listed
  * @returns {HTMLSelectElement} its value is an id, or "" for whichever is the default
  */
-export function menu(saved = "") {
+export function menu(saved = "", suits = () => true) {
   const select = h("select", {});
   let wanted = saved;
   let listed;
   select.addEventListener("change", () => (wanted = select.value));
   watch((all) => {
-    const ids = all.map(({ id }) => id);
-    const names = [`Default${ids.length ? ` (${ids[0]})` : ""}`, ...ids].join("\n");
+    const ids = all.filter(suits).map(({ id }) => id);
+    const first = !all.length || suits(all[0]) ? [`Default${ids.length ? ` (${ids[0]})` : ""}`] : ids.length ? [] : ["None is served"];
+    const names = [...first, ...ids].join("\n");
     if (names === listed) return; // an open menu stays open
     listed = names;
-    select.replaceChildren(...["", ...ids].map((id) => h("option", { value: id }, id || names.split("\n")[0])));
-    select.value = ids.includes(wanted) ? wanted : "";
+    select.replaceChildren(...first.map((name) => h("option", { value: "" }, name)), ...ids.map((id) => h("option", { value: id }, id)));
+    select.value = ids.includes(wanted) ? wanted : first.length ? "" : (ids[0] ?? "");
   });
   return select;
 }

@@ -5,6 +5,7 @@ import { chatView } from "./chat.js";
 import { compareView } from "./compare.js";
 import { completeView } from "./complete.js";
 import { h } from "./dom.js";
+import { embedView } from "./embed.js";
 import { keyButton } from "./key.js";
 import { liveView } from "./live.js";
 import { modelsView } from "./models.js";
@@ -13,6 +14,7 @@ const VIEWS = {
   chat: ["Chat", chatView],
   complete: ["Complete", completeView],
   compare: ["Compare", compareView],
+  embed: ["Embed", embedView],
   models: ["Models", modelsView],
   live: ["Live", liveView],
 };

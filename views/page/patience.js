@@ -52,6 +52,8 @@ const ADVICE = {
   connection_lost: "The text received so far is above.",
   queue_full: "There are too many requests at the moment. Try again later.",
   model_loading: "Try again when the model is ready; the Models view shows the progress.",
+  model_cannot_encode: "Choose a model for embeddings.",
+  model_cannot_generate: "This model computes embeddings only. Choose another one in the settings.",
   model_not_found: "Choose another model in the settings.",
   context_length_exceeded: "Shorten the text, start a new chat, or ask for fewer tokens.",
   draining: "The service is shutting down. Try again when it is back.",

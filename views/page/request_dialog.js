@@ -6,7 +6,7 @@ import { curl, python } from "./snippets.js";
 
 /**
  * A button that shows a request.
- * @param {"chat"|"complete"|"compare"} kind
+ * @param {"chat"|"complete"|"compare"|"embed"} kind
  * @param {string} path
  * @param {() => object} body the request as it would be sent now
  */

@@ -43,9 +43,17 @@ const PRINT = {
                 print(json.dumps([answer["mean_logprobs"] for answer in event["answers"]]))`,
 };
 
+const streamed = (print) => `for line in answer:
+        if line.startswith(b"data: {"):
+            event = json.loads(line[6:])
+            ${print}
+print()`;
+const WHOLE = `for entry in json.load(answer)["data"]:
+        print(entry["index"], entry["embedding"][:4], "...")`;
+
 /**
- * A streaming request for Python's standard library.
- * @param {"chat"|"complete"|"compare"} kind
+ * A request for Python's standard library; all but embeddings are streamed.
+ * @param {"chat"|"complete"|"compare"|"embed"} kind
  * @param {string} url
  * @param {object} body
  * @param {boolean} key see `curl`
@@ -60,10 +68,6 @@ request = urllib.request.Request(
     headers={"content-type": "application/json"${key ? ', "authorization": "Bearer " + os.environ["API_KEY"]' : ""}},
 )
 with urllib.request.urlopen(request) as answer:
-    for line in answer:
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            ${PRINT[kind]}
-print()
+    ${kind in PRINT ? streamed(PRINT[kind]) : WHOLE}
 `;
 }

@@ -61,7 +61,7 @@ async def test_answer(state: ModelState) -> None:
                 "progress": None,
                 "error": None,
                 "engine": "fake",
-                "tasks": ["generate"],
+                "tasks": ["generate", "embed", "classify", "rerank"],
                 "weight_types": ["float32"],
                 "memory_bytes": 0,
                 "reserved_bytes": None,
