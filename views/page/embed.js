@@ -72,7 +72,7 @@ function picture(texts, rows) {
     h(
       "table",
       { class: "heat" },
-      h("caption", {}, "Cosine similarity: 1 is the same direction. The darker a cell, the more alike the two texts."),
+      h("caption", {}, "Cosine similarity: 1 is the same direction. The stronger the colour, the more alike the two texts."),
       h("thead", {}, h("tr", {}, h("td", {}), ...texts.map(head))),
       h("tbody", {}, ...texts.map(row)),
     ),

@@ -49,5 +49,5 @@ def test_mistakes(engine: FakeEncoder, capsys: pytest.CaptureFixture[str], monke
     assert server.main(["rerank", "abc"]) == 1
     assert "there are no documents" in capsys.readouterr().err
     assert server.main(["embed", "a" * 99]) == 1
-    assert "maximum context length is 100 tokens" in capsys.readouterr().err
+    assert "the limit is 100 tokens; input.0 has 101 tokens" in capsys.readouterr().err
     assert server.main(["embed", "a" * 99, "--truncate", "end"]) == 0

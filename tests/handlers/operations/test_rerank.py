@@ -73,7 +73,7 @@ async def test_documents_are_cut(engine: FakeEncoder) -> None:
 async def test_too_long(engine: FakeEncoder) -> None:
     """A document that is too long is named with both numbers, unless it is to be cut."""
     documents = {"documents": ["c", "c" * 99]}
-    with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*in the documents\.1,") as caught:
+    with pytest.raises(ContextLengthExceeded, match=r"100 tokens; documents\.1 has 1") as caught:
         await _ranked(documents, engine)
     assert caught.value.param == "documents.1"
     assert len(await _ranked(documents | {"truncate": "END"}, engine)) == 2
