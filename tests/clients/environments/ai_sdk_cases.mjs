@@ -3,9 +3,9 @@
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { Output, ToolLoopAgent, generateText, stepCountIs, streamText, tool } from "ai";
+import { Output, ToolLoopAgent, cosineSimilarity, embed, embedMany, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { KEY, MODEL, URL, WITH_KEYS, assert, collect, main, rejects } from "./cases.mjs";
+import { ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, assert, collect, main, rejects } from "./cases.mjs";
 
 const compatible = createOpenAICompatible({
   name: "warmstart", baseURL: `${URL}/v1`, apiKey: KEY, includeUsage: true, supportsStructuredOutputs: true,
@@ -87,6 +87,14 @@ await main({
   async agent() {
     const agent = new ToolLoopAgent({ model: models.compatible, tools: { weather }, stopWhen: steps(2), maxOutputTokens: 100 });
     assert((await agent.generate({ prompt: "Hi" })).steps.length);
+  },
+  async embeddings_search() {
+    for (const model of [compatible.embeddingModel(EMBEDDER), openai.embedding(EMBEDDER)]) {
+      const { embeddings, usage } = await embedMany({ model, values: CORPUS, maxRetries: 0 });
+      const { embedding } = await embed({ model, value: QUESTION, maxRetries: 0 });
+      const scores = embeddings.map((one) => cosineSimilarity(embedding, one));
+      assert(CORPUS[scores.indexOf(Math.max(...scores))] === ANSWER && usage.tokens > 0);
+    }
   },
   async errors() {
     await rejects(() => generateText({ ...ask, model: compatible("nosuch") }), { statusCode: 404 });

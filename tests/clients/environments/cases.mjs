@@ -4,6 +4,15 @@ export const URL = process.env.WARMSTART_URL ?? "http://127.0.0.1:8000";
 export const WITH_KEYS = process.env.WARMSTART_URL_WITH_KEYS ?? "http://127.0.0.1:8001";
 export const MODEL = process.env.WARMSTART_MODEL ?? "smollm2-135m-instruct";
 export const KEY = "none-needed";
+export const EMBEDDER = process.env.WARMSTART_EMBEDDER ?? "all-minilm-l6-v2";
+export const CORPUS = [
+  "Bread rises because yeast makes gas.",
+  "Bees see ultraviolet light and find flowers by it.",
+  "The council raised the price of bus tickets.",
+  "The river carries sand to the sea.",
+];
+export const QUESTION = "How do insects look for food?";
+export const ANSWER = CORPUS[1];
 
 export function assert(holds, message = "it does not hold") {
   if (!holds) throw new Error(message);

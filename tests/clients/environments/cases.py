@@ -1,7 +1,8 @@
 """Runs the functions ``case_*`` of a client's script, which a client's own environment imports: standard library only.
 
 Prints one line of JSON for each case: its name, and the error if it failed. The script reads the service's address from
-the environment: ``WARMSTART_URL`` (needs no key), ``WARMSTART_URL_WITH_KEYS`` and ``WARMSTART_MODEL``.
+the environment: ``WARMSTART_URL`` (needs no key), ``WARMSTART_URL_WITH_KEYS``, ``WARMSTART_MODEL`` and
+``WARMSTART_EMBEDDER``. A search finds ``ANSWER`` in ``CORPUS`` for ``QUESTION``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,15 @@ URL = os.environ.get("WARMSTART_URL", "http://127.0.0.1:8000")
 WITH_KEYS = os.environ.get("WARMSTART_URL_WITH_KEYS", "http://127.0.0.1:8001")
 MODEL = os.environ.get("WARMSTART_MODEL", "smollm2-135m-instruct")
 KEY = "none-needed"
+EMBEDDER = os.environ.get("WARMSTART_EMBEDDER", "all-minilm-l6-v2")
+CORPUS = [
+    "Bread rises because yeast makes gas.",
+    "Bees see ultraviolet light and find flowers by it.",
+    "The council raised the price of bus tickets.",
+    "The river carries sand to the sea.",
+]
+QUESTION = "How do insects look for food?"
+ANSWER = CORPUS[1]
 
 
 def raises(error: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], Any]) -> Any:

@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import openai
-from cases import KEY, MODEL, URL, WITH_KEYS, main, raises
-from haystack import Pipeline
+from cases import ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, main, raises
+from haystack import Document, Pipeline
 from haystack.components.agents import Agent
 from haystack.components.builders import ChatPromptBuilder
+from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
 from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
+from haystack.components.retrievers import InMemoryEmbeddingRetriever
 from haystack.dataclasses import ChatMessage
+from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.tools import Tool
 from haystack.utils import Secret
 from pydantic import BaseModel, Field
@@ -134,6 +137,20 @@ def case_responses_format() -> None:
 def case_errors() -> None:
     raises(openai.NotFoundError, lambda: _generator(model="nosuch").run(HI))
     raises(openai.AuthenticationError, lambda: _generator(api_base_url=f"{WITH_KEYS}/v1").run(HI))
+
+
+def case_embeddings_search() -> None:
+    fields: dict[str, Any] = {"model": EMBEDDER, "api_base_url": f"{URL}/v1", "api_key": Secret.from_token(KEY)}
+    store = InMemoryDocumentStore(embedding_similarity_function="cosine")
+    found = OpenAIDocumentEmbedder(**fields, batch_size=3).run([Document(content=text) for text in CORPUS])
+    assert found["meta"]["usage"]["prompt_tokens"] > 0
+    store.write_documents(found["documents"])
+    search = Pipeline()
+    search.add_component("embedder", OpenAITextEmbedder(**fields))
+    search.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=2))
+    search.connect("embedder.embedding", "retriever.query_embedding")
+    documents = search.run({"embedder": {"text": QUESTION}})["retriever"]["documents"]
+    assert documents[0].content == ANSWER
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from typing import Any
 
 import anthropic
 import openai
-from cases import KEY, MODEL, URL, WITH_KEYS, main, raises
+from cases import ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, main, raises
 from langchain.agents import create_agent
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 ASK_FOR_JSON: Any = [  # the model repeats the example, so that the object ends
@@ -340,6 +341,30 @@ def case_wrong_key() -> None:
 
 def case_too_long() -> None:
     error = raises(openai.BadRequestError, lambda: _chat().invoke("word " * 20000))
+    assert error.code == "context_length_exceeded"
+
+
+def _embeddings(**fields: Any) -> Any:
+    # Otherwise it sends the token ids of OpenAI's own models.
+    defaults: dict[str, Any] = {"model": EMBEDDER, "base_url": f"{URL}/v1", "check_embedding_ctx_length": False}
+    return OpenAIEmbeddings(**defaults | {"api_key": KEY, "max_retries": 0} | fields)
+
+
+def case_embeddings_search() -> None:
+    store = InMemoryVectorStore.from_texts(CORPUS, _embeddings())
+    ((found, score), _) = store.similarity_search_with_score(QUESTION, k=2)
+    assert found.page_content == ANSWER
+    assert 0 < score < 1
+
+
+async def case_embeddings_async() -> None:
+    assert len(await _embeddings().aembed_query(QUESTION)) == 384
+    assert len(await _embeddings(chunk_size=3).aembed_documents(CORPUS)) == 4
+
+
+def case_embeddings_errors() -> None:
+    raises(openai.NotFoundError, lambda: _embeddings(model="nosuch").embed_query("x"))
+    error = raises(openai.BadRequestError, lambda: _embeddings().embed_query("word " * 2000))
     assert error.code == "context_length_exceeded"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read by the import: no request for the list of prices
 
 import litellm
-from cases import KEY, MODEL, URL, WITH_KEYS, araises, main, raises
+from cases import ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, araises, main, raises
 from pydantic import BaseModel, Field
 
 litellm.telemetry = False
@@ -216,6 +216,33 @@ def case_too_long() -> None:
 
 async def case_stream_error() -> None:
     await araises(litellm.NotFoundError, litellm.acompletion(model="openai/nosuch", messages=HI, stream=True, **FIELDS))
+
+
+def _vectors(model: str, texts: list[str], **fields: Any) -> list[list[float]]:
+    answer = litellm.embedding(model, texts, api_base=f"{URL}/v1", api_key=KEY, **fields)
+    assert answer.usage.prompt_tokens > 0
+    return [entry["embedding"] for entry in answer.data]
+
+
+def case_embeddings_search() -> None:
+    for provider in ("openai", "hosted_vllm"):
+        (asked,) = _vectors(f"{provider}/{EMBEDDER}", [QUESTION])
+        vectors = _vectors(f"{provider}/{EMBEDDER}", CORPUS, encoding_format="float")
+        scores = [sum(a * b for a, b in zip(asked, vector, strict=True)) for vector in vectors]
+        assert CORPUS[scores.index(max(scores))] == ANSWER
+
+
+def case_rerank() -> None:
+    for provider in ("hosted_vllm", "cohere", "jina_ai"):
+        fields: Any = {"api_base": URL if provider != "jina_ai" else f"{URL}/v1/rerank", "api_key": KEY}
+        answer = litellm.rerank(f"{provider}/{EMBEDDER}", QUESTION, CORPUS, top_n=2, **fields)
+        assert len(answer.results) == 2
+        assert CORPUS[answer.results[0]["index"]] == ANSWER, provider
+
+
+async def case_embeddings_async() -> None:
+    answer = await litellm.aembedding(f"openai/{EMBEDDER}", CORPUS, api_base=f"{URL}/v1", api_key=KEY)
+    assert len(answer.data) == 4
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import openai
-from cases import KEY, MODEL, URL, WITH_KEYS, main, raises
+from cases import ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, main, raises
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, Field
 
@@ -118,6 +120,14 @@ async def case_react_agent() -> None:
 def case_errors() -> None:
     raises(openai.NotFoundError, lambda: _llm(model="nosuch").chat(HI))
     raises(openai.AuthenticationError, lambda: _llm(api_base=f"{WITH_KEYS}/v1").chat(HI))
+
+
+def case_embeddings_search() -> None:
+    model = OpenAILikeEmbedding(model_name=EMBEDDER, api_base=f"{URL}/v1", api_key=KEY, embed_batch_size=3)
+    index = VectorStoreIndex.from_documents([Document(text=text) for text in CORPUS], embed_model=model)
+    found = index.as_retriever(similarity_top_k=2).retrieve(QUESTION)
+    assert found[0].text == ANSWER
+    assert len(model.get_query_embedding(QUESTION)) == 384
 
 
 if __name__ == "__main__":
