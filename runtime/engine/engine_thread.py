@@ -8,10 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from ctypes import c_int32
 
 from runtime.engine.request import Request, StepOutput
 from runtime.engine.scheduler import Scheduler, StepPlan
-from runtime.engine.sequence import Row, Runner, Sampled, Sequence
+from runtime.engine.sequence import Row, Runner, Sampled, Sequence, StepInterrupted
 from runtime.engine.token_masks import TokenMasks
 from runtime.errors import Draining, EngineRestarting, InternalError, ServiceError, TooManyRequests
 from runtime.telemetry.model_metrics import ModelMetrics
@@ -43,6 +44,7 @@ class EngineThread:
         self._masks = TokenMasks()
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._interrupt = c_int32()  # 1 when an interactive request has come, for the step in progress
         self._inbox: deque[Request | Sequence] = deque()  # new requests and cancelled sequences, in order
         self._unfinished: set[Request] = set()  # unfinished requests
         self._waiting_interactive: set[Request] = set()  # live interactive requests that wait for a row or for blocks
@@ -92,6 +94,8 @@ class EngineThread:
             self._unfinished.add(request)
             self._waiting(request.background).add(request)
             self._inbox.append(request)
+        if not request.background:
+            self._interrupt.value = 1
         self._wake.set()
 
     def cancel_request(self, request: Request) -> None:
@@ -139,6 +143,7 @@ class EngineThread:
         while not self._aborting:
             self.heartbeat = time.monotonic()
             self._wake.clear()
+            self._interrupt.value = 0
             self._read_inbox()
             self._add_sequences()
             plan = self._scheduler.schedule()
@@ -188,7 +193,12 @@ class EngineThread:
             self._runner.copy_block(source, target)
         self._metrics.step_tokens.observe(sum(len(row.token_ids) for row in plan.rows))
         self._masks.fill(plan.rows)
-        results = self._scheduler.commit(plan.rows, self._run_rows(plan.rows))
+        try:
+            outputs_of_rows = self._run_rows(plan)
+        except StepInterrupted:
+            self._scheduler.interrupted()
+            return
+        results = self._scheduler.commit(plan.rows, outputs_of_rows)
         now = time.monotonic()
         outputs: dict[Request, StepOutput] = {}
         for result in results:
@@ -207,13 +217,19 @@ class EngineThread:
                 self._remove(result.sequence)
         self._post_outputs(outputs)
 
-    def _run_rows(self, rows: list[Row]) -> list[list[Sampled] | ServiceError]:
-        """Run a step. If it raises, run each row alone, so that only the faulty rows fail."""
+    def _run_rows(self, plan: StepPlan) -> list[list[Sampled] | ServiceError]:
+        """Run a step. If it raises, run each row alone, so that only the faulty rows fail.
+
+        Raises:
+            StepInterrupted: an interactive request came.
+        """
         try:
-            return self._runner.step(rows)
+            return self._runner.step(plan.rows, self._interrupt if plan.interruptible else None)
+        except StepInterrupted:
+            raise
         except Exception:
-            _log.exception("a step failed; running each of its %d rows alone", len(rows))
-            return [self._run_alone(row) for row in rows]
+            _log.exception("a step failed; running each of its %d rows alone", len(plan.rows))
+            return [self._run_alone(row) for row in plan.rows]
 
     def _run_alone(self, row: Row) -> list[Sampled] | ServiceError:
         try:

@@ -19,13 +19,6 @@ from runtime.types import FinishReason
 MAX_PAUSES = 16
 """Maximum number of steps in a row without background sequences, while interactive prompts are computed."""
 
-BACKGROUND_SHARE = 3
-"""A step with background prompts has at most this part of the token budget, a third, while interactive work comes: the
-next interactive prompt waits for the end of such a step. A smaller part costs more tokens per second than it saves."""
-
-RECENT_STEPS = 256
-"""Number of steps after the last interactive sequence until background prompts get the whole token budget again."""
-
 
 @dataclass(slots=True)
 class StepPlan(SchedulingChanges):
@@ -33,9 +26,12 @@ class StepPlan(SchedulingChanges):
 
     Args:
         rows: the rows to compute; empty if there is nothing to run.
+        interruptible: whether an interactive request may interrupt the step: most of it is background work, and the one
+            before it was not interrupted.
     """
 
     rows: list[Row] = field(default_factory=list)
+    interruptible: bool = False
 
 
 @dataclass(slots=True)
@@ -61,9 +57,10 @@ class Scheduler:
     Every decoding interactive sequence is in every step. The rest of the token budget goes to prefills in order of
     arrival, interactive ones before background ones, and then to forced tokens. While interactive prompts are computed,
     background sequences pause, so that the first token does not wait for theirs; after ``MAX_PAUSES`` steps they are in
-    one. While interactive work comes, steps with background prompts are short (``BACKGROUND_SHARE``). But for the
-    pauses, every decoding background sequence is in every step too, and a partially computed prompt of either kind gets
-    at least one token of it, regardless of the load. ``Admission`` decides which sequences run.
+    one. For the same reason an interactive request may interrupt a step that is mostly background work: it is not
+    committed, and its rows are planned again behind the prompt. But for the pauses, every decoding background sequence
+    is in every step too, and a partially computed prompt of either kind gets at least one token of it, regardless of
+    the load. ``Admission`` decides which sequences run.
 
     Args:
         pool: the KV block pool.
@@ -101,8 +98,8 @@ class Scheduler:
         self._short_context = short_context
         self.eos = eos
         self._cancelled = False  # whether a sequence was cancelled since the last step
+        self._interrupted = False  # whether no step with background sequences was completed since an interruption
         self._pauses = 0  # steps without background sequences since the last one with them
-        self._quiet = RECENT_STEPS  # steps since the last one at which there was interactive work
 
     def reset(self) -> None:
         """Drop all sequences and the prefix cache, after the engine thread was restarted. The counters are kept."""
@@ -166,24 +163,20 @@ class Scheduler:
             admission.recompute(sequence, plan)
         admission.grow(plan)
         rows = plan.rows
-        # The partly computed prompt of each kind. There is at most one, since it used up the budget of its step.
-        interactive: Sequence | None = None
-        background: Sequence | None = None
+        # Partly computed prompts, in order of admission: the one that used up the budget of its step, and all of a step
+        # that was interrupted.
+        interactive: list[Sequence] = []
+        background: list[Sequence] = []
         pausing: list[Row] = []  # of decoding background sequences
         for sequence in admission.running:
             if len(sequence.tokens) - sequence.computed == 1:
                 (pausing if sequence.background else rows).append(self._row(sequence, 1))
-            elif sequence.background:
-                background = sequence
             else:
-                interactive = sequence
-        interactive_work = bool(admission.waiting.interactive) or any(not s.background for s in admission.running)
-        self._quiet = 0 if interactive_work else self._quiet + 1
+                (background if sequence.background else interactive).append(sequence)
         # A prompt of either kind gets a token however many sequences decode: rows never outnumber tokens of a step.
-        reserved = int(background is not None or admission.waiting.peek(background=True) is not None)
-        pause = self._pauses < MAX_PAUSES and (
-            interactive is not None or admission.waiting.peek(background=False) is not None
-        )
+        reserved = int(bool(background) or admission.waiting.peek(background=True) is not None)
+        prompts = bool(interactive) or admission.waiting.peek(background=False) is not None
+        pause = self._pauses < MAX_PAUSES and prompts
         if not pause:
             rows += pausing
         decoding = len(rows)
@@ -204,20 +197,24 @@ class Scheduler:
         budget -= used
         if plan.preempted:
             rows[:] = [row for row in rows if row.sequence.blocks]
-            background = background if background is not None and background.blocks else None
-        share = budget
-        if self._quiet < RECENT_STEPS:
-            share = min(share, self._token_budget // BACKGROUND_SHARE - used - decoding)
-        budget -= self._schedule_prefills(background, plan, max(reserved, share), background=True)
+            background = [sequence for sequence in background if sequence.blocks]
+        budget -= self._schedule_prefills(background, plan, max(reserved, budget), background=True)
         self._add_forced_tokens(rows, max(0, min(budget, self._token_budget)))
-        if interactive is background is None and not plan.admitted:
+        if not interactive and not background and not plan.admitted:
             self.speculation.draft(rows, self._max_tokens, self._feed_ahead)
+        if not used and not self._interrupted and not admission.waiting.interactive:
+            tokens = sum(len(row.token_ids) for row in rows)
+            plan.interruptible = 2 * sum(len(row.token_ids) for row in rows if row.sequence.background) > tokens
         return plan
 
     def _budget(self, decoding: int) -> int:
         """Return the number of tokens that a step may have beside this number of decoding sequences."""
         budget = self._max_tokens - decoding
         return min(budget, self._token_budget - decoding) if decoding else budget
+
+    def interrupted(self) -> None:
+        """Note that an ``interruptible`` plan was not completed; its rows are planned again, behind what came."""
+        self._interrupted = True
 
     def commit(self, rows: Items[Row], outputs: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
         """Apply the outputs of a step.
@@ -229,6 +226,7 @@ class Scheduler:
         Returns:
             One result per sequence that has new tokens or failed, without those cancelled in the meantime.
         """
+        self._interrupted = self._interrupted and not any(row.sequence.background for row in rows)
         results: list[StepResult] = []
         ended: list[Sequence] = []
         failed: list[Sequence] = []
@@ -302,11 +300,11 @@ class Scheduler:
         result.tokens += map(Sampled, added)
         result.reason = "stop" if len(added) == len(last) else "length"
 
-    def _schedule_prefills(self, prompt: Sequence | None, plan: StepPlan, budget: int, *, background: bool) -> int:
-        """Schedule prefills of one kind: first the partly computed prompt, then newly admitted ones.
+    def _schedule_prefills(self, prompts: list[Sequence], plan: StepPlan, budget: int, *, background: bool) -> int:
+        """Schedule prefills of one kind: first the partly computed prompts, then newly admitted ones.
 
         Args:
-            prompt: the partly computed prompt, if any.
+            prompts: the partly computed prompts.
             plan: the plan to add rows to.
             budget: maximum number of tokens.
             background: whether to admit background sequences or interactive ones.
@@ -315,9 +313,10 @@ class Scheduler:
             The number of tokens used.
         """
         remaining = budget
-        if prompt is not None:
-            plan.rows.append(self._row(prompt, remaining))
-            remaining -= len(plan.rows[-1].token_ids)
+        for prompt in prompts:
+            if remaining:
+                plan.rows.append(self._row(prompt, remaining))
+                remaining -= len(plan.rows[-1].token_ids)
         while remaining and (sequence := self._admission.admit(plan, background=background)) is not None:
             plan.rows.append(self._row(sequence, remaining))
             remaining -= len(plan.rows[-1].token_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Items
+from ctypes import c_int32
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -139,6 +140,10 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class StepInterrupted(Exception):
+    """A step ended early because another thread asked for it."""
+
+
 class Runner(Protocol):
     """A model runner: executes steps on a device. It is not thread-safe.
 
@@ -165,14 +170,22 @@ class Runner(Protocol):
         """Maximum tokens per step, over all rows."""
         ...
 
-    def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
+    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache, and sample tokens.
 
         The j-th choice of a row (from 0) uses the random number of position ``generated + j`` and assumes that the
         first j drafts are right; the caller keeps only the choices for which that is true.
 
+        Args:
+            rows: the rows.
+            interrupt: another thread sets it to 1 to end the step early. If half of the step is done, it is completed,
+                as it is by runners that cannot be interrupted.
+
         Returns:
             For each row its sampled tokens, or the error if this row alone failed.
+
+        Raises:
+            StepInterrupted: the step ended early. The rows can be run again.
         """
         ...
 

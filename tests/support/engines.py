@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from ctypes import c_int32
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -104,12 +105,12 @@ class Runner(FakeRunner):
     plant: Callable[[Sequence[Row]], None] = lambda rows: None
     sizes: list[int] = field(default_factory=list)  # rows of each step
 
-    def step(self, rows: Sequence[Row]) -> list[list[Sampled] | ServiceError]:
+    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
         if self.gate is not None:
             self.gate.acquire()
         self.plant(rows)
         self.sizes.append(len(rows))
-        return super().step(rows)
+        return super().step(rows, interrupt)
 
 
 class Made:

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from ctypes import c_int32
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -424,7 +425,7 @@ class FakeRunner:
     closed: bool = False
     _slots: dict[int, int] = field(default_factory=dict)  # slot -> digest
 
-    def step(self, rows: Sequence[Row]) -> list[list[Sampled] | ServiceError]:
+    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
         time.sleep(self.pause)
         assert rows, "a step of nothing"
         assert len({id(row.sequence) for row in rows}) == len(rows), "a sequence has two rows"

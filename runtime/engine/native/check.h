@@ -26,6 +26,7 @@ enum Status {
     kBadOutput,
     kBadChoice,
     kBadType,
+    kInterrupted,
     kStatuses,
 };
 
@@ -45,6 +46,7 @@ inline const char* describe(int32_t status) {
         "the output tokens are not ascending or out of range",
         "the parameters of a choice are out of range",
         "a token type is out of range",
+        "the step was interrupted",
     };
     return status >= 0 && status < kStatuses ? texts[status] : "an unknown error";
 }

@@ -92,12 +92,16 @@ class Decoder {
         sum32_.reserve(m * (widest / 32));
     }
 
-    // Nothing is written before all of the step is checked.
+    // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing.
     Status step(const Step& s) {
         if (const Status status = check(c_, s)) return status;
         const Pool::Awake awake(pool_);
         embed(s);
-        for (int i = 0; i < c_.layers; i++) layer(s, i);
+        for (int i = 0; i < c_.layers; i++) {
+            // What the first layers have written to the cache is written again when the tokens are computed again.
+            if (s.interrupt && 2 * i < c_.layers && __atomic_load_n(s.interrupt, __ATOMIC_RELAXED)) return kInterrupted;
+            layer(s, i);
+        }
         output(s);
         return kOk;
     }

@@ -114,6 +114,7 @@ struct Step {
     float* logits;                 // [outputs, vocabulary] copy of the raw logits, or null
     const int32_t* types;          // [tokens] token types, or null if all are 0
     float* states;                 // [outputs, hidden] the final states; with it, nothing is chosen. Or null
+    const int32_t* interrupt;      // another thread sets it to 1 to end the step in its first half; or null
 };
 
 // The size of each structure, then the offsets of its fields.
@@ -160,6 +161,7 @@ constexpr int32_t kLayout[] = {
     offsetof(Step, block_count), offsetof(Step, ids), offsetof(Step, starts), offsetof(Step, at),
     offsetof(Step, long_texts),    offsetof(Step, tables), offsetof(Step, blocks), offsetof(Step, output_tokens), offsetof(Step, choices),
     offsetof(Step, chosen), offsetof(Step, logits), offsetof(Step, types), offsetof(Step, states),
+    offsetof(Step, interrupt),
 };
 
 }  // namespace warmstart

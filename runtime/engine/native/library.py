@@ -15,6 +15,8 @@ from runtime.engine.native.build import levels, path_of
 from runtime.host import cpu_flags
 
 MAX_LOGPROBS = 32
+INTERRUPTED = 14
+"""``kInterrupted`` of check.h."""
 _NO_MEMORY = 1  # ``kNoMemory`` of check.h
 
 
@@ -85,7 +87,7 @@ class Step(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
         *((n, c_void_p) for n in ("ids", "starts", "at", "long_texts", "tables", "blocks", "output_tokens")),
-        *((name, c_void_p) for name in ("choices", "chosen", "logits", "types", "states")),
+        *((name, c_void_p) for name in ("choices", "chosen", "logits", "types", "states", "interrupt")),
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.engine.block_pool import BLOCK_TOKENS as BLOCK_TOKENS
 from runtime.engine.native import library
 from runtime.engine.native.model import NativeModel
-from runtime.engine.sequence import Row, Sampled
+from runtime.engine.sequence import Row, Sampled, StepInterrupted
 from runtime.errors import InternalError, ServiceError
 from runtime.model.config import KVDType
 from runtime.model.snapshot import Snapshot
@@ -68,9 +68,9 @@ class NativeRunner(NativeModel):
         self._choices = np.zeros(max_tokens, library.CHOICE)
         self._chosen = np.zeros(max_tokens, library.CHOSEN)
 
-    def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
+    def step(self, rows: Items[Row], interrupt: ctypes.c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
-        return self._step(rows, None)
+        return self._step(rows, None, interrupt)
 
     def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
         """Run a step and return its logits.
@@ -82,7 +82,9 @@ class NativeRunner(NativeModel):
         self._step(rows, found)
         return found
 
-    def _step(self, rows: Items[Row], logits: NDArray[np.float32] | None) -> list[list[Sampled] | ServiceError]:
+    def _step(
+        self, rows: Items[Row], logits: NDArray[np.float32] | None, interrupt: ctypes.c_int32 | None = None
+    ) -> list[list[Sampled] | ServiceError]:
         ids: list[int] = []
         starts, tables = [0], [0]
         blocks: list[int] = []
@@ -114,8 +116,12 @@ class NativeRunner(NativeModel):
             self._choices.ctypes.data,
             self._chosen.ctypes.data,
             None if logits is None else logits.ctypes.data,
+            interrupt=None if interrupt is None else ctypes.addressof(interrupt),
         )
-        library.check(self._library, self._library.warmstart_step(self._handle, step))
+        status = self._library.warmstart_step(self._handle, step)
+        if status == library.INTERRUPTED:
+            raise StepInterrupted
+        library.check(self._library, status)
         return self._results(rows, count)
 
     def _results(self, rows: Items[Row], count: int) -> list[list[Sampled] | ServiceError]:

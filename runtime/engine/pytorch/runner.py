@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Items
 from contextlib import nullcontext
+from ctypes import c_int32
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,8 +123,8 @@ class TorchRunner:
         return self._max_tokens
 
     @torch.inference_mode()
-    def step(self, rows: Items[Row]) -> list[list[Sampled] | ServiceError]:
-        """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
+    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+        """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``; it is not interrupted."""
         logits, finite = self.forward(rows)
         chosen = iter(sample_rows(logits, [draw for row in rows for draw in _draws(row)]) if len(logits) else [])
         results: list[list[Sampled] | ServiceError] = []

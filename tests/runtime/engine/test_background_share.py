@@ -51,7 +51,13 @@ def _run(rows: int, people: int, prompt: int) -> tuple[float, float]:
         if not plan.rows:
             now = min(questions)
             continue
-        now += STEP_SECONDS + TOKEN_SECONDS * sum(len(row.token_ids) for row in plan.rows)
+        end = now + STEP_SECONDS + TOKEN_SECONDS * sum(len(row.token_ids) for row in plan.rows)
+        middle = (now + end) / 2
+        if plan.interruptible and (asked_now := [moment for moment in questions if moment < middle]):
+            now = min(asked_now)
+            scheduler.interrupted()
+            continue
+        now = end
         outputs = [[Sampled(draw.randrange(1, 50_000)) for _ in range(row.samples)] for row in plan.rows]
         for result in scheduler.commit(plan.rows, outputs):
             tokens += len(result.tokens)
@@ -67,15 +73,13 @@ def _run(rows: int, people: int, prompt: int) -> tuple[float, float]:
 
 
 def test_people_beside_a_batch() -> None:
-    """With prompts of 300 tokens the first token comes within 1.2 times, with 85 within 1.3 times (there the end of the
-    step in progress is a large part), and all tokens per second are within 88 % of the peak.
-    """
-    for prompt, most in ((300, 1.2), (85, 1.3)):
+    """The first token comes within 1.15 times, and all tokens per second are 95 % of the peak."""
+    for prompt in (300, 85):
         alone, _ = _run(0, 2, prompt)
         _, peak = _run(64, 0, prompt)
         beside, tokens = _run(32, 2, prompt)
-        assert beside / alone < most, prompt
-        assert tokens / peak > 0.88, prompt
+        assert beside / alone < 1.15, prompt
+        assert tokens / peak > 0.95, prompt
 
 
 def test_a_batch_alone() -> None:

@@ -9,14 +9,16 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
+from ctypes import c_int32
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from runtime.engine import engine as engine_module
-from runtime.engine.sequence import Row
+from runtime.engine.sequence import Row, Sampled, StepInterrupted
 from runtime.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -202,6 +204,36 @@ async def test_each_kind_has_a_queue_of_its_own(make: Any) -> None:
     made.runner.gate.release(10)
     await asyncio.gather(tasks[0], tasks[2])
     await until(lambda: made.idle)
+
+
+class Interruptible(Runner):
+    """A runner whose steps wait, if they may be interrupted, until they are."""
+
+    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+        results = super().step(rows, interrupt)
+        while interrupt is not None:
+            time.sleep(0.001)
+            if interrupt.value:
+                raise StepInterrupted
+        return results
+
+
+async def test_an_interactive_request_interrupts_a_step(make: Any) -> None:
+    """It does not wait for the end of a step of background work, which is repeated; a background request waits."""
+    made = make(Interruptible(blocks=2048))
+    work = [replace(job((1, 2, i), 3, temperature=1, seed=i), background=True) for i in range(2)]
+    tasks = [asyncio.create_task(collect(made.engine, one)) for one in work]
+    await until(lambda: made.runner.sizes)
+    steps = len(made.runner.sizes)
+    await asyncio.sleep(0.02)
+    assert len(made.runner.sizes) == steps
+    asked = 0
+    while not all(task.done() for task in tasks):  # each question interrupts one step, and the next one is completed
+        question = job((3, asked), 1)
+        assert ids(await collect(made.engine, question)) == expected(question)
+        asked += 1
+    assert [ids(task.result()) for task in tasks] == [expected(one) for one in work]
+    assert asked > 1
 
 
 async def test_an_interrupted_request_goes_on(make: Any) -> None:

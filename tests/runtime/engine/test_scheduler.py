@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.request_queue import MAX_BYPASSES
-from runtime.engine.scheduler import MAX_PAUSES, RECENT_STEPS, Scheduler, StepPlan, StepResult
+from runtime.engine.scheduler import MAX_PAUSES, Scheduler, StepPlan, StepResult
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
@@ -57,8 +57,8 @@ class Machine:
             self.scheduler.add(sequence)
         return sequences
 
-    def step(self, between: Callable[[], None] = lambda: None) -> StepPlan:
-        """One step; ``between`` runs while the runner does."""
+    def step(self, between: Callable[[], None] = lambda: None, *, interrupt: bool = False) -> StepPlan:
+        """One step; ``between`` runs while the runner does. If it may be interrupted, ``interrupt`` does so."""
         before, short = self.running, [s for s in self.running if not s.long_text]
         held = {s: len(s.blocks) for s in before}
         plan = self.scheduler.schedule()
@@ -73,6 +73,9 @@ class Machine:
                 self.runner.copy_block(source, target)
             results = self.runner.step(plan.rows)
             between()
+            if plan.interruptible and interrupt:
+                self.scheduler.interrupted()
+                return plan
             for result in self.scheduler.commit(plan.rows, results):
                 self.note(result)
             self.check()
@@ -647,22 +650,30 @@ def test_interactive_prompts_are_computed_first() -> None:
     assert fed(m.step()) == [16]
     m.add(group(prompt(30, 1)))
     assert [fed(m.step()) for _ in range(2)] == [[16], [14]]
-    assert fed(m.step()) == [1, 1]  # a third of the token budget while interactive work comes
+    assert fed(m.step()) == [1, 7]
     m.finish()
 
 
-def test_short_steps_while_interactive_work_comes() -> None:
-    """For some steps after interactive work, those with background prompts are short; then they are long again."""
-    m = machine(blocks=200, max_tokens=32, token_budget=12)
-    m.add(group(prompt(3), replace(PARAMS, max_new_tokens=1, min_new_tokens=1)))
-    assert fed(m.step()) == [3]
-    m.add(group(prompt(40, 1), replace(PARAMS, max_new_tokens=300, min_new_tokens=300), background=True))
-    assert [fed(m.step()) for _ in range(10)] == [[4]] * 10
-    for _ in range(RECENT_STEPS - 10):
+def test_an_interactive_request_interrupts_background_work() -> None:
+    """A step that is mostly background work may be interrupted; all its rows are planned again, behind the prompt of
+    the interactive request, and the next such step may not. A step that is mostly interactive may never.
+    """
+    m = machine(max_tokens=32, token_budget=24)
+    long = replace(PARAMS, max_new_tokens=40, min_new_tokens=40)
+    m.add([s for i in range(4) for s in group(prompt(6, i), long, background=True)])
+    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([6, 6, 6, 6], True)
+    assert all(s.blocks and not s.generated for s in m.sequences)
+    m.add(group(prompt(5, 4), long))
+    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([5], False)
+    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([1, 6, 6, 6, 5], False)
+    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([1, 1, 1, 1, 1], True)
+    assert (sorted(fed(m.step())), m.plans[-1].interruptible) == ([1, 1, 1, 1, 1], False)
+    m.add([s for i in range(4, 7) for s in group(prompt(6, i), long)])
+    while any(not s.generated for s in m.sequences):
         m.step()
-    m.add(group(prompt(40, 2), PARAMS, background=True))
-    assert sorted(fed(m.step())) == [1, 11]
+    assert (fed(m.step()), m.plans[-1].interruptible) == ([1] * 8, False)
     m.finish()
+    assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
 
 
 def test_background_work_pauses_for_a_first_token() -> None:
@@ -1046,8 +1057,8 @@ def check_text(m: Machine, sequence: Sequence, *, cut: bool = False) -> None:
 @given(st.integers(0, 2**32))
 @example(308_078)  # a sequence that took over its leader's blocks was preempted before a younger one
 def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> None:
-    """The same where background work is preempted all the time, for lack of rows and of blocks, and some of it is
-    cancelled meanwhile.
+    """The same where background work is preempted all the time, for lack of rows and of blocks, some of it is cancelled
+    meanwhile, and steps are interrupted.
     """
     dice = random.Random(seed)
 
@@ -1084,7 +1095,7 @@ def test_everyone_gets_what_they_would_get_without_interruptions(seed: int) -> N
         m.add([sequence for sequence in sequences if m.scheduler.fits(sequence)])
         if m.running and dice.random() < 0.03:
             m.scheduler.cancel(dice.choice(m.running))
-        m.step()
+        m.step(interrupt=dice.random() < 0.2)
     m.finish()
     for sequence in m.sequences:
         check_text(m, sequence, cut=sequence.cancelled)

@@ -124,6 +124,8 @@ void step(Input& in, Opened& target) {
     s.long_texts = in.address(long_texts);
     s.blocks = in.address(blocks), s.output_tokens = in.address(outputs), s.choices = in.address(choices);
     s.chosen = (Chosen*)in.address(chosen), s.logits = logits.empty() ? nullptr : logits.data();
+    const int32_t interrupt = in.rarely();
+    s.interrupt = &interrupt;
     const int32_t status = warmstart_step(target.decoder, &s);
     REQUIRE(within(status, kOk, kStatuses - 1) && *warmstart_describe(status));
     if (status != kOk) return;

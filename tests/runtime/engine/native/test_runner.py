@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ from runtime.engine.native import library
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.pytorch.sampling import Draw, adjust, log_probabilities, sample
 from runtime.engine.rng import uniform
-from runtime.engine.sequence import Row, Sampled, Sequence
+from runtime.engine.sequence import Row, Sampled, Sequence, StepInterrupted
 from runtime.errors import InternalError
 from runtime.loading import snapshot_writer
 from runtime.loading.serving_form import serving_form
 from runtime.model.catalogue import parse_model_name
+from runtime.model.config import KVDType
 from runtime.model.packing import pack, unpack
 from runtime.types import SamplingParams
 from tests.support.engines import needs_kernels, snapshot_of
@@ -281,6 +283,18 @@ def test_drafts_are_judged_by_the_numbers_of_their_positions(tiny_llama: Path, r
     found = kernels.step([Row(fast, 19, [fast.tokens[-1], *wanted[:5]], drafts=5, samples=6)])[0]
     assert isinstance(found, list)
     assert [one.id for one in found] == wanted
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_interrupted(tiny_llama: Path, runner: Open, kv_dtype: KVDType) -> None:
+    """A step that is interrupted raises, and the rows get the same when they are run again."""
+    kernels = runner(tiny_llama, kv_dtype=kv_dtype)
+    texts = [some_ids(8, seed=seed) for seed in range(2)]
+    rows = [Row(sequence(text, [number]), 0, text) for number, text in enumerate(texts)]
+    wanted = kernels.step(rows, ctypes.c_int32(0))
+    with pytest.raises(StepInterrupted):
+        kernels.step([rows[1], rows[0]], ctypes.c_int32(1))
+    assert kernels.step(rows) == wanted
 
 
 def test_a_row_whose_logits_are_not_numbers_fails_alone(untied_llama: Path, runner: Open) -> None:
