@@ -23,6 +23,7 @@ from handlers.operations import OPERATIONS, SCOPES
 from handlers.operations.health import default_state
 from middleware.access import Access
 from middleware.request_keys import AUDIT, ERROR_FORM
+from runtime.batches.audit import RowAudit
 from runtime.events.audit import EventAudit
 from runtime.events.consumer import Consumer
 from runtime.events.delivery_report import DeliveryReporter
@@ -107,7 +108,8 @@ def create_app(
         app.router.add_post("/events", events.handle)
         access.operations[events.handle] = "events"
         app.on_cleanup.append(events.close)
-        app[BATCHES] = runner_of(settings, ctx, metrics.batches, error_form)
+        audit = RowAudit(*app[AUDIT], required=settings.audit_required) if AUDIT in app else None
+        app[BATCHES] = runner_of(settings, ctx, metrics.batches, error_form, audit)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/ping", readyz)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from handlers.dispatch.lookup import find
 from handlers.dispatch.queued_rows import QueuedRows, queue_of
 from handlers.generation.batch_objects import ENDPOINTS
 from runtime.batch_types import StoredBatch
+from runtime.batches.audit import RowAudit
 from runtime.batches.batches import BatchStore
 from runtime.batches.database import BatchDatabase
 from runtime.batches.files import FileStore
@@ -50,7 +52,11 @@ def open_files(settings: Settings, clock: Callable[[], float] = time.time) -> tu
 
 
 def runner_of(
-    settings: Settings, ctx: Context, metrics: BatchMetrics, error_form: Callable[[str], ErrorForm]
+    settings: Settings,
+    ctx: Context,
+    metrics: BatchMetrics,
+    error_form: Callable[[str], ErrorForm],
+    audit: RowAudit | None = None,
 ) -> BatchRunner | None:
     """Build the runner of batches without starting it; None without FILES_DIR.
 
@@ -59,6 +65,7 @@ def runner_of(
         ctx: the context of the rows' operations.
         metrics: the metrics of batches.
         error_form: returns the form of errors on a path.
+        audit: records rows that run in this process; None for no records.
 
     Raises:
         SettingsError: BATCH_STREAM is set, and EVENTS_URL is invalid or its library is not installed.
@@ -67,7 +74,7 @@ def runner_of(
     if opened is None:
         return None
     database, files = opened
-    handler: RowHandler = RowDispatcher(ctx, error_form)
+    handler: RowHandler = RowDispatcher(ctx, error_form, audit)
     if settings.batch_stream:
         handler = QueuedRows(open_submitter(queue_of(settings)), error_form)
     runner = BatchRunner(
@@ -94,13 +101,15 @@ class RowDispatcher:
     Args:
         ctx: the operations' context, with the caller and the usage of ``request_scope``.
         error_form: returns the form of errors on a path.
+        audit: records the rows; None for no records.
     """
 
     in_process = True
 
-    def __init__(self, ctx: Context, error_form: Callable[[str], ErrorForm]) -> None:
+    def __init__(self, ctx: Context, error_form: Callable[[str], ErrorForm], audit: RowAudit | None = None) -> None:
         self._ctx = replace(ctx, background=True)
         self._error_form = error_form
+        self._audit = audit
 
     async def run(self, batch: StoredBatch, body: dict[str, Any], request_id: str) -> RowAnswer:
         """Run a row as its batch's owner. It is not charged to the owner's rate limit.
@@ -111,12 +120,15 @@ class RowDispatcher:
             request_id: the request's id for the log.
 
         Raises:
+            AuditUnavailable: the row must be recorded in the audit log and cannot be.
             ServiceError: the operation's own errors.
         """
         usage = UsageCounter()
         request_scope.set(RequestScope(caller=batch.owner, usage=usage))
         request_facts.set({"request_id": request_id})
-        answer = await find(ENDPOINTS[batch.endpoint], self._ctx).handle(body, self._ctx)
+        operation, audit = ENDPOINTS[batch.endpoint], self._audit
+        with nullcontext() if audit is None else audit.recorded(batch, operation, body, request_id, usage):
+            answer = await find(operation, self._ctx).handle(body, self._ctx)
         return RowAnswer(answer, request_id, usage.total or TokenUsage())
 
     def render(self, batch: StoredBatch, error: ServiceError) -> Mapping[str, Any]:

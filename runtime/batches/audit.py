@@ -1,0 +1,85 @@
+"""Writes one audit record each time that a row of a batch has run in this process: for whom, how it ended, its cost.
+
+Rows that are sent to a queue are recorded by their workers, as deliveries (``runtime.events.audit``). ``result`` is
+``ok``, ``refused`` (a 4xx error), ``failed`` (a 5xx error) or ``stopped`` (the batch ended, or the service).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from runtime.audit.chain import prompt_hash
+from runtime.audit.log import AuditLog
+from runtime.batch_types import StoredBatch
+from runtime.errors import AuditUnavailable, ServiceError
+from runtime.telemetry.request_scope import UsageCounter
+
+_MAX_MODEL_CHARS = 512  # characters; senders choose the length of the model's name
+
+
+class RowAudit:
+    """Writes the audit records of rows.
+
+    Args:
+        log: the audit log, open as long as rows run.
+        prompt_key: the key of the prompt hashes.
+        required: whether rows must not run unless they can be recorded.
+    """
+
+    def __init__(self, log: AuditLog, prompt_key: bytes, *, required: bool) -> None:
+        self._log = log
+        self._prompt_key = prompt_key
+        self._required = required
+
+    @contextmanager
+    def recorded(
+        self, batch: StoredBatch, operation: str, body: Mapping[str, Any], request_id: str, usage: UsageCounter
+    ) -> Iterator[None]:
+        """Record that a row runs inside the block.
+
+        Args:
+            batch: the row's batch.
+            operation: the operation of its endpoint.
+            body: the request's body.
+            request_id: the request's id in the log.
+            usage: the row's token counts.
+
+        Raises:
+            AuditUnavailable: the record is required and cannot be written. The row is to be run again.
+        """
+        if self._required and self._log.failing:
+            raise self._unavailable()
+        started = time.perf_counter()
+        result, reason = "stopped", None
+        try:
+            yield
+            result = "ok"
+        except ServiceError as error:
+            result, reason = "refused" if error.status < 500 else "failed", error.code
+            raise
+        except Exception:
+            result, reason = "failed", ServiceError.code
+            raise
+        finally:
+            model = body.get("model")
+            fields = {
+                "request_id": request_id,
+                "batch": batch.id,
+                "key": batch.owner or None,
+                "operation": operation,
+                "result": result,
+                "reason": reason,
+                **usage.tokens,
+                "model": model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None,
+                "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
+                "prompt_hash": prompt_hash(self._prompt_key, body),
+            }
+            if not self._log.write("row", fields) and self._required and result != "stopped":
+                raise self._unavailable()
+
+    @staticmethod
+    def _unavailable() -> AuditUnavailable:
+        return AuditUnavailable("rows of batches cannot be recorded in the audit log now", retry_after=1)
