@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from loadtests.service import Service, running_service
 from runtime.audit.verify import verify
 from tests.runtime.audit.logs import KEYS, SECRET, check, records
 from tests.support.command_line import warmstart
+from tests.support.full_disk import mounted_disk
 
 
 @pytest.fixture
@@ -91,15 +90,8 @@ def test_a_second_process_ends_with_the_name_of_the_setting(path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk: sudo " + " ".join(mount))
-    try:
+    with mounted_disk(tmp_path / "disk", "64k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("required", ["false", "true"])

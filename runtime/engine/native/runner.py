@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from ctypes import addressof, c_int32
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class NativeRunner(NativeModel):
         self._choices = np.zeros(max_tokens, library.CHOICE)
         self._chosen = np.zeros(max_tokens, library.CHOSEN)
 
-    def step(self, rows: Items[Row], interrupt: ctypes.c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
         return self._step(rows, None, interrupt)
 
@@ -83,7 +84,7 @@ class NativeRunner(NativeModel):
         return found
 
     def _step(
-        self, rows: Items[Row], logits: NDArray[np.float32] | None, interrupt: ctypes.c_int32 | None = None
+        self, rows: Items[Row], logits: NDArray[np.float32] | None, interrupt: c_int32 | None = None
     ) -> list[list[Sampled] | ServiceError]:
         ids: list[int] = []
         starts, tables = [0], [0]
@@ -116,7 +117,7 @@ class NativeRunner(NativeModel):
             self._choices.ctypes.data,
             self._chosen.ctypes.data,
             None if logits is None else logits.ctypes.data,
-            interrupt=None if interrupt is None else ctypes.addressof(interrupt),
+            interrupt=None if interrupt is None else addressof(interrupt),
         )
         status = self._library.warmstart_step(self._handle, step)
         if status == library.INTERRUPTED:

@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from runtime.telemetry.batch_metrics import BatchMetrics
 from runtime.types import TokenUsage
 from tests.support.batches import input_text
 from tests.support.fakes import until
+from tests.support.full_disk import mounted_disk
 
 
 class Rows:
@@ -319,6 +321,42 @@ async def test_a_row_that_kills_the_process(tmp_path: Path) -> None:
     assert 2 not in together
     assert error["custom_id"] == "row-2"
     assert error["response"]["body"]["error"]["code"] == "delivery_limit"
+
+
+class LongRows(Rows):
+    """A handler of rows whose answers have 4 KiB."""
+
+    async def run(self, batch: StoredBatch, body: dict[str, Any], request_id: str) -> RowAnswer:
+        """Answer a row."""
+        answer = await super().run(batch, body, request_id)
+        return replace(answer, body={**answer.body, "text": "x" * 4096})
+
+
+async def test_a_disk_without_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is really full, uploads are refused and results wait; with space again each row is there once."""
+    monkeypatch.setattr("runtime.batches.database.full_jitter", lambda *args: 0.01)
+    gate = asyncio.Event()
+    rows = LongRows(lambda number, attempt: gate.wait() if number >= 10 else None)
+    with mounted_disk(tmp_path / "disk", "4m") as disk:
+        async with working(disk, rows, slots=300) as site:
+            await site.create(300)
+            while (await site.get()).completed < 10:  # noqa: ASYNC110 - the database tells
+                await asyncio.sleep(0.005)
+            filler = disk / "filler"
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            gate.set()
+            await until(lambda: not rows.running)
+            await asyncio.sleep(0.05)
+            assert (await site.get()).completed < 300
+            with pytest.raises(StorageFull):
+                await site.create_from("x" * 100_000, "2")
+            assert (await site.get()).state == "in_progress"
+            filler.unlink()
+            batch = await site.ended("completed")
+            assert _numbers(await site.lines(batch.output_file)) == [*range(300)]
+        assert Counter(rows.calls) == Counter(range(300))
 
 
 async def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
