@@ -7,7 +7,7 @@ Rows that are sent to a queue are recorded by their workers, as deliveries (``ru
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ class RowAudit:
 
     @contextmanager
     def recorded(
-        self, batch: StoredBatch, operation: str, body: Mapping[str, Any], request_id: str, usage: UsageCounter
+        self, batch: StoredBatch, operation: str, body: dict[str, Any], request_id: str, usage: UsageCounter
     ) -> Iterator[None]:
         """Record that a row runs inside the block.
 
