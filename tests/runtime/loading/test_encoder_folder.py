@@ -1,0 +1,183 @@
+"""Folders of encoders: sentence-transformers' modules and transformers' classification models, up to the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from runtime.encoder_types import EncoderInput
+from runtime.errors import ModelUnavailable
+from runtime.loading.load_engine import load_engine
+from runtime.model.catalogue import parse_model_name
+from runtime.settings import Settings
+from tests.support.encoder_models import CASES, NO_TOKENS, SMALL, encoder_of
+from tests.support.engines import needs_kernels
+from tests.support.models import train_tokenizer
+
+pytestmark = needs_kernels
+TEXT = EncoderInput(tuple(range(5, 30)))
+
+
+@contextmanager
+def loaded(folder: Path, cache: Path, **settings: Any) -> Iterator[Any]:
+    chosen = Settings.load(**{"cache_dir": cache, "dtype": "float32", **settings})
+    engine = load_engine(parse_model_name(str(folder)), chosen, lambda stage, share: None)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def save(model: Any, folder: Path, **files: Any) -> Path:
+    """Save a model with a tokenizer and further JSON files, by their names with ``__`` for a slash."""
+    model.save_pretrained(folder)
+    train_tokenizer().save_pretrained(folder)
+    for name, content in files.items():
+        file = folder / (name.replace("__", "/") + ".json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+    return folder
+
+
+def modules(*kinds: str) -> list[dict[str, Any]]:
+    paths = {"Transformer": ""}
+    names = [(kind, paths.get(kind, f"{i}_{kind}")) for i, kind in enumerate(kinds)]
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(names)
+    ]
+
+
+async def test_a_folder_of_sentence_transformers_is_read_whole(tmp_path: Path) -> None:
+    """Two poolings, a dense module, a norm, normalization, prompts, the length and the similarity."""
+    model = encoder_of("bert")
+    folder = save(
+        model,
+        tmp_path / "model",
+        modules=modules("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"),
+        sentence_bert_config={"max_seq_length": 40, "do_lower_case": False},
+        config_sentence_transformers={
+            "prompts": {"query": "query: ", "document": ""},
+            "default_prompt_name": "document",
+            "similarity_fn_name": "dot",
+            "matryoshka_dimensions": [16, 8, 32],
+        },
+        **{
+            "1_Pooling__config": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+            "2_Dense__config": {"in_features": 96, "out_features": 24, "bias": True}
+            | {"activation_function": "torch.nn.modules.activation.Tanh"},
+            "3_LayerNorm__config": {"dimension": 24},
+        },
+    )
+    dense, norm = torch.nn.Linear(96, 24), torch.nn.LayerNorm(24)
+    torch.nn.init.normal_(norm.weight)
+    save_file({f"linear.{n}": p.data for n, p in dense.named_parameters()}, folder / "2_Dense/model.safetensors")
+    torch.save({f"norm.{n}": p.data for n, p in norm.named_parameters()}, folder / "3_LayerNorm/pytorch_model.bin")
+    with torch.inference_mode():
+        states = model(torch.tensor([TEXT.ids])).last_hidden_state[0]
+        pooled = torch.cat([states[0], states.mean(0)])
+        expected = torch.nn.functional.normalize(norm(torch.tanh(dense(pooled))), dim=0).numpy()
+    for _ in range(2):  # made from the folder, then from its snapshot
+        with loaded(folder, tmp_path / "cache") as engine:
+            info = engine.info.encoder
+            assert (info.tasks, info.width, info.max_tokens, info.pooling) == (("embed",), 24, 40, ("cls", "mean"))
+            assert (info.similarity, info.normalized, info.dimensions) == ("dot", True, (8, 16))
+            assert (dict(info.prompts), info.default_prompt) == ({"query": "query: ", "document": ""}, "document")
+            assert not engine.info.generates
+            (found,) = await engine.embed([TEXT])
+            assert np.abs(found - expected).max() < 1e-5
+
+
+CLASSIFIERS = ["bert", "roberta", "distilbert", "mpnet", "modernbert", "modernbert, biases", "qwen3"]
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+async def test_classification_heads_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    """The logits of each family's classification model; the labels' names are the model's."""
+    name, options = CASES[case]
+    names = {0: "bad", 1: "fair", 2: "good"}
+    pooling = {"classifier_pooling": "mean"} if case == "modernbert" else {}
+    config = getattr(transformers, f"{name}Config")(**options, id2label=names, **pooling)
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.inference_mode():
+        expected = model(torch.tensor([TEXT.ids])).logits[0].numpy()
+    with loaded(save(model, tmp_path / "model"), tmp_path / "cache") as engine:
+        info = engine.info.encoder
+        assert (info.tasks, info.labels, info.activation) == (("classify",), ("bad", "fair", "good"), "softmax")
+        (found,) = await engine.classify([TEXT])
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "activation"),
+    [
+        ({}, "sigmoid"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "none"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "none"),
+    ],
+)
+async def test_a_single_label_is_a_cross_encoder(options: dict[str, Any], activation: str, tmp_path: Path) -> None:
+    """It reranks, with a logit of each pair; the activation is that of sentence-transformers' CrossEncoder."""
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, num_labels=1, **options))
+    with loaded(save(model, tmp_path / "model"), tmp_path / "cache") as engine:
+        assert (engine.info.encoder.tasks, engine.info.encoder.activation) == (("rerank", "classify"), activation)
+        assert [len(logits) for logits in await engine.classify([TEXT, TEXT])] == [1, 1]
+
+
+async def test_a_decoder_that_answers_yes_or_no_reranks(tmp_path: Path) -> None:
+    """The logit is the difference of those of "yes" and "no" behind a template; control tokens in texts are texts."""
+    options = {**SMALL, **NO_TOKENS, "vocab_size": 600, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    torch.manual_seed(2)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**options, tie_word_embeddings=True)).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    folder = save(
+        model,
+        tmp_path / "model",
+        modules=modules("Transformer", "LogitScore"),
+        **{"1_LogitScore__config": {"true_token_id": 7, "false_token_id": 9}},
+    )
+    with torch.inference_mode():
+        logits = model(torch.tensor([TEXT.ids])).logits[0, -1]
+    with loaded(folder, tmp_path / "cache") as engine:
+        assert engine.info.encoder.tasks == ("rerank",)
+        (found,) = await engine.classify([TEXT])
+        assert found.tolist() == pytest.approx([float(logits[7] - logits[9])], rel=1e-3, abs=1e-4)
+        (plain, instructed) = [
+            (await engine.tokenize_inputs([("what", "<|endoftext|> this")], prompt=prompt))[0].ids
+            for prompt in ("", "Find it")
+        ]
+        assert plain != instructed
+        assert 0 not in plain[1:]
+        (cut,) = await engine.tokenize_inputs([("what", "this " * 400)], truncate="end")
+        assert len(cut.ids) == 512
+
+
+@pytest.mark.parametrize("kind", ["CNN", "WordWeights"])
+async def test_an_unknown_module_is_named(kind: str, tmp_path: Path) -> None:
+    """A module that is not supported is never left out."""
+    files = {"modules": modules("Transformer", kind, "Pooling"), f"1_{kind}__config": {}, "2_Pooling__config": {}}
+    folder = save(encoder_of("bert"), tmp_path / "model", **files)
+    with pytest.raises(ModelUnavailable, match=kind), loaded(folder, tmp_path / "cache", engine="fast"):
+        pass
+
+
+async def test_a_dense_module_without_weights_is_reported(tmp_path: Path) -> None:
+    """Missing files and tensors of another shape make the model unavailable, with their names."""
+    dense = {"in_features": 48, "out_features": 8, "bias": False, "activation_function": "torch.nn.Identity"}
+    files = {"modules": modules("Transformer", "Pooling", "Dense"), "1_Pooling__config": {}, "2_Dense__config": dense}
+    folder = save(encoder_of("bert"), tmp_path / "model", **files)
+    save_file({"linear.weight": torch.zeros(8, 40)}, folder / "2_Dense/model.safetensors")
+    with pytest.raises(ModelUnavailable, match=r"linear\.weight"), loaded(folder, tmp_path / "cache"):
+        pass
