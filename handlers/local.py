@@ -20,6 +20,7 @@ from handlers.context import Clock, Context, RequestLimits
 from handlers.dispatch.batches import open_files
 from handlers.dispatch.lookup import find
 from runtime.batches.batches import BatchStore
+from runtime.engine.core_share import CoreShare
 from runtime.errors import InvalidRequest, SettingsError
 from runtime.events.idempotency.factory import open_records
 from runtime.events.idempotency.records import Records
@@ -70,11 +71,13 @@ def build_context(settings: Settings, metrics: Metrics | None = None) -> Context
 
         return MemoryPlan(specs, settings)
 
+    share = CoreShare()
+
     def load(spec: ModelSpec, progress: Progress) -> FastEngine | EncoderEngine | ReferenceEngine:
         from runtime.loading.load_engine import load_engine
 
         model = metrics.model(spec.id)
-        engine = load_engine(spec, settings, progress, model, plan=plan())
+        engine = load_engine(spec, settings, progress, model, plan=plan(), share=share)
         model.ready(engine.info.load_seconds + engine.info.warmup_seconds)
         return engine
 

@@ -50,6 +50,10 @@ class EncoderRunner(Protocol):
 
     max_tokens: int
 
+    def step_tokens(self, most: int) -> int:
+        """Return the maximum tokens of the next step, no more than ``most``."""
+        ...
+
     def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[Result]:
         """Return [tokens, hidden] the final states of the tokens of each text that ``outputs`` names.
 
@@ -342,7 +346,7 @@ class EncoderEngine(Tokenization):
                 return False
             self._unfinished -= {request for request in self._unfinished if request.cancelled}
             self._queue.remove_cancelled()
-            taken = self._queue.take(self._step_tokens, _SMALL_TEXT_COST)
+            taken = self._queue.take(self._runner.step_tokens(self._step_tokens), _SMALL_TEXT_COST)
             waiting, queued = len(self._queue.interactive), len(self._queue.background)
             self._metrics.stats.busy(len(self._unfinished) - waiting - queued, waiting, queued, 0)
         if taken:

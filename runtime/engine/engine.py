@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 
+from runtime.engine.core_share import CoreShare
 from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.engine_thread import EngineThread
 from runtime.engine.grammar import GrammarCompiler
@@ -57,6 +58,7 @@ class FastEngine(Tokenization):
         grammars: compiles grammars for the model.
         max_queue: maximum number of waiting requests, for interactive requests and background requests each.
         timeout: maximum seconds per request, including the time in the queue.
+        share: gives encoders in this process their turns between steps.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class FastEngine(Tokenization):
         grammars: GrammarCompiler,
         max_queue: int = 64,
         timeout: float = 600,
+        share: CoreShare | None = None,
     ) -> None:
         super().__init__(tokenizer, chat, info)
         self._runner = runner
@@ -79,6 +82,7 @@ class FastEngine(Tokenization):
         self._grammars = grammars
         self._max_queue = max_queue
         self._timeout = timeout
+        self._share = share
         self._lock = threading.Lock()
         self._closing = self._dead = False
         self._crashes: deque[float] = deque(maxlen=_MAX_CRASHES)
@@ -195,6 +199,7 @@ class FastEngine(Tokenization):
             self._scheduler,
             max_queue=self._max_queue,
             metrics=self._metrics,
+            share=self._share,
         )
 
     def _supervise(self) -> None:

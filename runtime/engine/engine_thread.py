@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from ctypes import c_int32
 
+from runtime.engine.core_share import CoreShare
 from runtime.engine.request import Request, StepOutput
 from runtime.engine.scheduler import Scheduler, StepPlan
 from runtime.engine.sequence import Row, Runner, Sampled, Sequence, StepInterrupted
@@ -31,16 +32,25 @@ class EngineThread:
         scheduler: an empty scheduler; only this thread may call it.
         max_queue: maximum number of waiting requests, for interactive and background requests separately.
         metrics: the model's metrics.
+        share: gives encoders in this process their turns between steps.
     """
 
     def __init__(
-        self, name: str, runner: Runner, scheduler: Scheduler, *, max_queue: int, metrics: ModelMetrics
+        self,
+        name: str,
+        runner: Runner,
+        scheduler: Scheduler,
+        *,
+        max_queue: int,
+        metrics: ModelMetrics,
+        share: CoreShare | None = None,
     ) -> None:
         self.heartbeat = time.monotonic()
         self._runner = runner
         self._scheduler = scheduler
         self._max_queue = max_queue
         self._metrics = metrics
+        self._share = share or CoreShare()
         self._masks = TokenMasks()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -224,7 +234,8 @@ class EngineThread:
             StepInterrupted: an interactive request came.
         """
         try:
-            return self._runner.step(plan.rows, self._interrupt if plan.interruptible else None)
+            with self._share.generating():
+                return self._runner.step(plan.rows, self._interrupt if plan.interruptible else None)
         except StepInterrupted:
             raise
         except Exception:

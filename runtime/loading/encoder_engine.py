@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from runtime.device import select_dtype
+from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
 from runtime.engine.native.encoder import NativeEncoder
 from runtime.engine.pooling import EncoderHead
@@ -29,6 +30,7 @@ def encoder_engine(
     dtype: str,
     metrics: ModelMetrics,
     started: float,
+    share: CoreShare | None = None,
 ) -> EncoderEngine:
     """Create an encoder's engine, not warmed up.
 
@@ -40,12 +42,13 @@ def encoder_engine(
         dtype: the weights' number type.
         metrics: the model's metrics, which the engine updates.
         started: the time at which the load began, of ``time.perf_counter``.
+        share: gives encoders in this process their turns between the steps of models that generate.
     """
     facts = snapshot.facts
     config = facts.encoder
     assert config is not None
     hidden = facts.decoder.hidden
-    runner, engine, optimizations = make_encoder(snapshot, device, dtype, settings)
+    runner, engine, optimizations = make_encoder(snapshot, device, dtype, settings, share)
     head = EncoderHead(config, {name: snapshot.vector(name) for name in stage_tensors(config)})
     info = ModelInfo(
         name=spec.id,
@@ -83,7 +86,7 @@ def encoder_engine(
 
 
 def make_encoder(
-    snapshot: Snapshot, device: str, dtype: str, settings: Settings
+    snapshot: Snapshot, device: str, dtype: str, settings: Settings, share: CoreShare | None = None
 ) -> tuple[EncoderRunner, str, tuple[str, ...]]:
     """Create what computes the states of an encoder: native on a CPU with compiled kernels, else PyTorch.
 
@@ -92,6 +95,7 @@ def make_encoder(
         device: the device, from ``select_device``.
         dtype: the weights' number type; PyTorch computes int8 weights in the type that ``auto`` selects.
         settings: the service's settings; threads and step sizes are used.
+        share: as for ``encoder_engine``.
 
     Returns:
         The runner, the name of its engine, and descriptions of its optimizations.
@@ -103,7 +107,7 @@ def make_encoder(
     weights = (f"{' and '.join(snapshot.weight_types)} weights",)
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
-        runner = NativeEncoder(snapshot, max_tokens=max_tokens, threads=threads, kernels=found)
+        runner = NativeEncoder(snapshot, max_tokens=max_tokens, threads=threads, share=share, kernels=found)
         return runner, "native", (*weights, f"{found.level} kernels", "packed texts")
     import torch
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
+from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.engine.grammar import GrammarCompiler
@@ -106,6 +107,7 @@ def load_fast(
     metrics: ModelMetrics,
     phases: Phases,
     plan: MemoryPlan | None,
+    share: CoreShare | None = None,
 ) -> FastEngine | EncoderEngine:
     """Load a model in the fast engine or, if it is an encoder, in that of encoders, not warmed up.
 
@@ -113,13 +115,14 @@ def load_fast(
 
     Args:
         metrics: the model's metrics, which the engine updates.
+        share: gives encoders in this process their turns between the steps of models that generate.
     """
     started = time.perf_counter()
     dtype = serving_dtype(settings, device)
     opened = _open(spec, settings, dtype, progress, phases)
     if opened.facts.encoder is not None:
         with phases.phase("runner"):
-            return encoder_engine(spec, opened, settings, device, dtype, metrics, started)
+            return encoder_engine(spec, opened, settings, device, dtype, metrics, started, share)
     fast = _generator(spec, opened, settings, device, dtype, phases, plan)
     runner, snapshot, facts = fast.runner, fast.snapshot, fast.snapshot.facts
     optimizations = fast.optimizations
@@ -175,6 +178,7 @@ def load_fast(
         grammars=GrammarCompiler(snapshot.tokenizer, end_ids=facts.end_ids, vocabulary=facts.decoder.vocabulary),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
+        share=share if level else None,
     )
 
 

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from runtime.encoder_types import Pooling
 from runtime.errors import ModelUnavailable
 from runtime.loading.gguf_config import complete
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
-from runtime.model.families import FAMILIES, read_config
+from runtime.model.encoder_config import EncoderConfig, EncoderStage
+from runtime.model.families import FAMILIES, read_config, read_encoder
+from runtime.model.families.encoders import ENCODERS
 from runtime.model.families.options import alternating
 from runtime.model.gguf_header import GGUFHeader
 from runtime.model.size_limits import check_sizes
@@ -62,6 +65,10 @@ _COMMON = {
 _Options = dict[str, Any]
 
 
+_POOLING: Mapping[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 3: "lasttoken"}
+"""Kinds of pooling by llama.cpp's ``llama_pooling_type``; a file without one gets the mean."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How an architecture of GGUF files maps to a family.
@@ -89,21 +96,22 @@ class Architecture:
     names: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str]:
-    """Describe the decoder of a GGUF file.
+def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str, EncoderConfig | None]:
+    """Describe the decoder or encoder of a GGUF file.
 
     Args:
         header: the file's header.
 
     Returns:
-        The decoder, the arrangement of the file's tensors, and the name of the model's class in transformers.
+        The decoder, the arrangement of the file's tensors, the name of the model's class in transformers, and what it
+        computes from a text if it is an encoder.
 
     Raises:
         UnsupportedDecoder: the decoder does not support the model; the message names the unsupported key or value.
     """
     header = GGUFHeader(_rounded(header.metadata), header.tensors, header.alignment)
     architecture = ARCHITECTURES.get(header.architecture)
-    if architecture is None or architecture.family not in FAMILIES:
+    if architecture is None or architecture.family not in ENCODERS:
         raise UnsupportedDecoder(f"GGUF architecture {header.architecture}")
     try:
         options = _options(header, architecture)
@@ -111,8 +119,17 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str]
         raise UnsupportedDecoder(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UnsupportedDecoder(f"incomplete GGUF metadata ({error!r})") from error
-    config, layout = read_config(options)
-    return config, _layout(header, architecture, layout.biases), FAMILIES[architecture.family].architecture
+    pooling = header.of_model("pooling_type", 0)
+    if architecture.family in FAMILIES and not pooling:
+        config, layout = read_config(options)
+        return config, _layout(header, architecture, layout.biases), FAMILIES[architecture.family].architecture, None
+    if pooling not in _POOLING:
+        raise UnsupportedDecoder(f"pooling_type {pooling}")
+    config, layout = read_encoder(options)
+    normalize = EncoderStage("normalize", config.hidden, config.hidden)  # as llama-server does
+    encoder = EncoderConfig(("embed",), config.context_length, (_POOLING[pooling],), (normalize,))
+    names = _layout(header, architecture, layout.biases)
+    return config, names, ENCODERS[architecture.family].architecture, encoder
 
 
 def _rounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +229,13 @@ def _has(header: GGUFHeader, name: str) -> bool:
     return f"blk.0.{name}" in header.tensors
 
 
+def _bert(header: GGUFHeader, options: _Options) -> _Options:
+    """Return the sizes of the embeddings; of XLM-R's positions the file has only those that are used."""
+    sizes = {"type_vocab_size": "token_types.weight", "max_position_embeddings": "position_embd.weight"}
+    found = {name: header.tensors[tensor].shape[-1] for name, tensor in sizes.items() if tensor in header.tensors}
+    return {"type_vocab_size": 0, **found}
+
+
 def _llama_biases(header: GGUFHeader, options: _Options) -> _Options:
     # A file may also have biases of the queries, keys and values alone.
     return {"attention_bias": _has(header, "attn_output.bias"), "mlp_bias": _has(header, "ffn_up.bias")}
@@ -295,6 +319,13 @@ def _biases(name: str, tensor: str = "attn_q.bias") -> Callable[[GGUFHeader, _Op
 
 
 _LAYER_NORM = "layer_norm_eps"
+_CAUSAL = {"attention.causal": "is_causal"}  # false in all files of these architectures
+_BERT_NAMES = {
+    "token_types": "token_types",
+    "attention_post_norm": "blk.{i}.attn_output_norm",
+    "mlp_post_norm": "blk.{i}.layer_output_norm",
+    **dict.fromkeys(("attention_norm", "mlp_norm", "final_norm", "head")),
+}
 ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general.architecture
     "llama": Architecture("llama", {"hidden_act": "silu"}, _llama_biases, interleaved=True),
     "qwen2": Architecture("qwen2", {"hidden_act": "silu", "use_sliding_window": False}),
@@ -409,5 +440,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
         {"shortconv.l_cache": "conv_L_cache"},
         norm="norm_eps",
         names={"final_norm": "token_embd_norm"},
+    ),
+    "bert": Architecture(
+        "bert", {"hidden_act": "gelu"}, _bert, _CAUSAL, rotary=False, norm=_LAYER_NORM, names=_BERT_NAMES
+    ),
+    "nomic-bert": Architecture(
+        "nomic_bert", {"hidden_act": "silu"}, _bert, _CAUSAL, norm=_LAYER_NORM, names=_BERT_NAMES
     ),
 }

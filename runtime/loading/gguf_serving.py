@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from runtime.loading.convert import convert, count_parameters
@@ -38,7 +39,7 @@ def form_from_gguf(
         OSError: the file cannot be read.
     """
     header, source = open_gguf(file)
-    decoder, layout, architecture = read_gguf(header)
+    decoder, layout, architecture, encoder = read_gguf(header)
     progress("reading tokenizer", None)
     tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
@@ -57,4 +58,4 @@ def form_from_gguf(
         parameters=count_parameters(decoder, layout, source),
         configured_ends=gguf_end_ids(header.metadata),
     )
-    return facts, tokenizer, weights
+    return replace(facts, encoder=encoder), tokenizer, weights

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.device import select_device, select_dtype
+from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.errors import ModelUnavailable
@@ -43,6 +44,7 @@ def load_engine(
     metrics: ModelMetrics | None = None,
     phases: Phases | None = None,
     plan: MemoryPlan | None = None,
+    share: CoreShare | None = None,
 ) -> FastEngine | EncoderEngine | ReferenceEngine:
     """Load a model into the fast engine or, if that does not support it, the reference engine, and warm it up.
 
@@ -53,6 +55,7 @@ def load_engine(
         metrics: the model's metrics, which the engine updates.
         phases: receives the times of the load's phases.
         plan: the memory plan of all served models; None if the model is served alone.
+        share: shares the cores among them; None if the model is served alone.
 
     Raises:
         ModelUnavailable: the model cannot be loaded, or not with these settings; the message says what to do.
@@ -63,7 +66,7 @@ def load_engine(
     engine: FastEngine | EncoderEngine | ReferenceEngine | None = None
     if settings.engine != "reference":
         try:
-            engine = load_fast(spec, settings, device, progress, metrics, phases, plan)
+            engine = load_fast(spec, settings, device, progress, metrics, phases, plan, share)
         except UnsupportedDecoder as reason:
             if settings.engine == "fast":
                 raise ModelUnavailable(f"ENGINE=fast cannot run {spec.id}: {reason}") from None

@@ -40,6 +40,7 @@ _TEMPLATE_NAMES = {  # names of special tokens in transformers' templates -> key
 
 _DEFAULT_IDS = {  # of tokens whose keys a file may omit
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
+    "bert": {"unknown_token_id": 100, "cls_token_id": 101, "seperator_token_id": 102, "padding_token_id": 0},
     "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
 }
 
@@ -89,7 +90,10 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             if text
         ]
     )
-    _surround(backend, vocabulary)
+    if vocabulary.model == "bert":
+        _surround_pieces(backend, vocabulary)
+    else:
+        _surround(backend, vocabulary)
     names = {name: token for name, key in _TEMPLATE_NAMES.items() if (token := vocabulary.named(key)) is not None}
     return Tokenizer(backend, metadata.get("tokenizer.chat_template"), names)
 
@@ -269,11 +273,28 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
+def _word_pieces(vocabulary: _Vocabulary) -> Backend:
+    """Build a ``bert`` tokenizer: WordPiece (arXiv:1810.04805). The file marks the pieces that begin a word, where
+    WordPiece marks the others.
+    """
+    ids = {}
+    for text, index in vocabulary.ids.items():
+        normal = vocabulary.kinds[index] == _Kind.NORMAL
+        ids[text[1:] if text.startswith(_SPACE) else f"##{text}" if normal else text] = index
+    unknown = vocabulary.named("unknown_token_id") or "[UNK]"
+    backend = Backend(models.WordPiece(ids, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
 _BUILDERS: dict[str, Callable[[_Vocabulary], Backend]] = {
     "gpt2": _byte_pairs,
     "llama": _sentencepiece_pairs,
     "t5": _unigram,
     "gemma4": _byte_pairs,
+    "bert": _word_pieces,
 }
 
 
@@ -316,6 +337,19 @@ def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
     around = [token for token in (bos, "$A", eos) if token is not None]
     backend.post_processor = processors.TemplateProcessing(
         single=around, special_tokens=[(token, vocabulary.ids[token]) for token in {bos, eos} if token is not None]
+    )
+
+
+def _surround_pieces(backend: Backend, vocabulary: _Vocabulary) -> None:
+    """Add BERT's tokens around a text, and between the texts of a pair."""
+    begin = vocabulary.named("cls_token_id") or vocabulary.named("bos_token_id")
+    end = vocabulary.named("seperator_token_id") or vocabulary.named("eos_token_id")
+    if begin is None or end is None:
+        raise ModelUnavailable("the GGUF file names no tokens around a text (tokenizer.ggml.cls_token_id)")
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} $B:1 {end}:1",
+        special_tokens=[(token, vocabulary.ids[token]) for token in (begin, end)],
     )
 
 

@@ -206,6 +206,9 @@ inline Status check(const Config& c, const Step& s) {
         !within(s.block_count, 1, (int64_t)s.sequences * c.blocks) || !s.ids || !s.starts || !s.at || !s.long_texts || !s.tables ||
         !s.blocks || (s.outputs && (!s.output_tokens || (!s.states && (!s.choices || !s.chosen)))))
         return kBadSizes;
+    // A part needs whole texts: the keys and values of its layers are then its own.
+    if (!within(s.first_layer, 0, s.last_layer) || !within(s.last_layer, 0, c.layers) || (s.last_layer && !c.transient))
+        return kBadSizes;
     if (s.starts[0] != 0 || s.tables[0] != 0 || s.starts[s.sequences] != s.tokens ||
         s.tables[s.sequences] != s.block_count)
         return kBadRows;

@@ -96,13 +96,16 @@ class Decoder {
     Status step(const Step& s) {
         if (const Status status = check(c_, s)) return status;
         const Pool::Awake awake(pool_);
-        embed(s);
-        for (int i = 0; i < c_.layers; i++) {
+        const int last = s.last_layer ? s.last_layer : c_.layers;
+        locate(s);
+        plan(s);
+        if (!s.first_layer) embed(s);
+        for (int i = s.first_layer; i < last; i++) {
             // What the first layers have written to the cache is written again when the tokens are computed again.
             if (s.interrupt && 2 * i < c_.layers && __atomic_load_n(s.interrupt, __ATOMIC_RELAXED)) return kInterrupted;
             layer(s, i);
         }
-        output(s);
+        if (last == c_.layers) output(s);
         return kOk;
     }
 
@@ -294,8 +297,8 @@ class Decoder {
         });
     }
 
-    void embed(const Step& s) {
-        const Matrix table = matrix(c_.embed, c_.vocabulary, c_.hidden);
+    // The position and the sequence of each token.
+    void locate(const Step& s) {
         position_.resize(s.tokens);
         sequence_.resize(s.tokens);
         for (int i = 0; i < s.sequences; i++)
@@ -303,6 +306,10 @@ class Decoder {
                 position_[t] = s.at[i] + t - s.starts[i];
                 sequence_[t] = i;
             }
+    }
+
+    void embed(const Step& s) {
+        const Matrix table = matrix(c_.embed, c_.vocabulary, c_.hidden);
         each(s.tokens, [&](int t, int) {
             float* x = x_.get() + (size_t)t * hidden_;
             embedding(table, s.ids[t], x);
@@ -544,7 +551,6 @@ class Decoder {
         const bool convolves = l.kind == kConvolution, attention_apart = c_.parallel || branches();
         const int in_width = convolves ? 3 * hidden_ : qkv_width_, mixed_width = convolves ? hidden_ : heads_width_;
         int m = s.tokens;
-        if (index == 0) plan(s);
         const Weights in = mixer_weights(l), mixed = weights(l.attention_out, c_.hidden, mixed_width);
         const Weights up = up_weights(l), down = weights(l.down, c_.hidden, intermediate_);
         prepare(m, l.attention_norm, in);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 from runtime.encoder_types import EncoderInput
 from runtime.engine.block_pool import BLOCK_TOKENS
+from runtime.engine.core_share import CoreShare
 from runtime.engine.native import library
 from runtime.engine.native.model import NativeModel
 from runtime.model.snapshot import Snapshot
+
+_LEAST_TOKENS = 32  # of a step: with fewer, reading the weights takes most of the time
 
 
 class NativeEncoder(NativeModel):
@@ -23,6 +27,7 @@ class NativeEncoder(NativeModel):
         snapshot: the model; its arrays are read in place and kept.
         max_tokens: maximum tokens per step.
         threads: number of compute threads, including the caller's.
+        share: gives this encoder its turns beside models that generate.
         kernels: the library to use; by default the best for this processor.
 
     Raises:
@@ -30,7 +35,13 @@ class NativeEncoder(NativeModel):
     """
 
     def __init__(
-        self, snapshot: Snapshot, *, max_tokens: int, threads: int, kernels: library.Kernels | None = None
+        self,
+        snapshot: Snapshot,
+        *,
+        max_tokens: int,
+        threads: int,
+        share: CoreShare | None = None,
+        kernels: library.Kernels | None = None,
     ) -> None:
         super().__init__(
             snapshot,
@@ -44,6 +55,20 @@ class NativeEncoder(NativeModel):
         config = snapshot.facts.decoder
         self._width, self._types = config.hidden, config.token_types
         self._short_context = config.short_context
+        self._depth = len(config.layers)
+        self._share = share or CoreShare()
+        self._seconds = 0.0  # of a token in a layer, moving average
+
+    def step_tokens(self, most: int) -> int:
+        """Return the maximum tokens of the next step: fewer while a model generates, which waits for a layer of it.
+
+        Args:
+            most: the maximum while none does.
+        """
+        seconds = self._share.slice_seconds
+        if seconds is None or not self._seconds:
+            return most
+        return max(_LEAST_TOKENS, min(most, int(seconds / self._seconds)))
 
     def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[NDArray[np.float32]]:
         """Return the final states of some of each text's tokens, [tokens, hidden] for each text.
@@ -75,7 +100,13 @@ class NativeEncoder(NativeModel):
             types=None if types is None else types.ctypes.data,
             states=found.ctypes.data,
         )
-        library.check(self._library, self._library.warmstart_step(self._handle, step))
+        for layer in range(self._depth):  # the cores are given back between two layers
+            step.first_layer, step.last_layer = layer, layer + 1
+            with self._share.encoding():
+                started = time.perf_counter()
+                library.check(self._library, self._library.warmstart_step(self._handle, step))
+                seconds = (time.perf_counter() - started) / len(ids)
+            self._seconds += 0.1 * (seconds - self._seconds)
         return np.split(found, np.cumsum([len(part) for part in wanted])[:-1])
 
     def _token_types(self, texts: Sequence[EncoderInput]) -> NDArray[np.int32]:

@@ -43,6 +43,10 @@ class TorchEncoder(Decoder):
             table = bias_by_distance(weights["relative_bias"].float().cpu().numpy())
             self._bias = torch.from_numpy(table).to(self._device)
 
+    def step_tokens(self, most: int) -> int:
+        """Return the maximum tokens of the next step."""
+        return most
+
     def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[NDArray[np.float32]]:
         """Return the final states of some of each text's tokens; see ``EncoderRunner``."""
         lengths = [len(text.ids) for text in texts]

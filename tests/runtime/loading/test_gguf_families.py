@@ -315,7 +315,7 @@ def test_a_file_gives_its_checkpoints_decoder_and_weights(name: str, tmp_path: P
     case = CASES[name]
     _, expected, weights = saved(case, tmp_path / "model.gguf")
     header, source = open_gguf(tmp_path / "model.gguf")
-    decoder, layout, architecture = read_gguf(header)
+    decoder, layout, architecture, _ = read_gguf(header)
     assert decoder == expected
     assert architecture == FAMILIES[decoder_family(case)].architecture
     actual = {weight.name: weight for weight in convert(decoder, layout, source)}
@@ -397,7 +397,7 @@ def test_quantized_matrices_are_read_in_pieces(tmp_path: Path) -> None:
     kind = gguf.GGMLQuantizationType.Q8_0
     save_gguf(tmp_path / "model.gguf", "gemma", state, sizes(decoder) | case.keys, {}, kind=kind)
     header, source = open_gguf(tmp_path / "model.gguf")
-    _, layout, _ = read_gguf(header)
+    _, layout, _, _ = read_gguf(header)
     embed = next(weight for weight in convert(decoder, layout, source) if weight.name == "embed")
     assert embed.read_rows is not None
     assert np.array_equal(np.concatenate([embed.read_rows(0, 16), embed.read_rows(16, 64)]), embed.read())

@@ -94,7 +94,8 @@ void step(Input& in, Opened& target) {
     std::vector<int32_t> starts{0}, tables{0}, at, long_texts, blocks, outputs;
     const int rows = 1 + in.number(0, 3) % 4;
     for (int i = 0; i < rows; i++) {
-        const int tokens = std::max(1, in.number(1, 6) % 8), first = in.number(0, 30);
+        const bool whole = target.model.config.transient && !in.rarely();
+        const int tokens = std::max(1, in.number(1, 6) % 8), first = whole ? 0 : in.number(0, 30);
         starts.push_back(starts.back() + tokens);
         at.push_back(first);
         long_texts.push_back(in.number(0, 1));
@@ -120,6 +121,17 @@ void step(Input& in, Opened& target) {
     for (size_t i = 0; i < outputs.size(); i++) choices.push_back(i < 8 ? choice(in, arrays) : Choice{});
     std::vector<Chosen> chosen(outputs.size());
     std::vector<float> logits(in.rarely() ? outputs.size() * kVocabulary : 0);
+    std::vector<int32_t> types;
+    if (target.model.config.token_types || in.rarely()) types = in.numbers(in.number(0, 1) ? s.tokens : 0, 0, 1);
+    s.types = types.empty() ? nullptr : types.data();
+    const int width = target.model.config.hidden, layers = target.model.config.layers;
+    std::vector<float> states(in.number(0, 1) || in.rarely() ? outputs.size() * width : 0);
+    s.states = states.empty() ? nullptr : states.data();
+    if (target.model.config.transient || in.rarely()) {
+        s.first_layer = in.number(0, layers - 1);
+        s.last_layer = in.number(0, 1) ? in.number(s.first_layer, layers) : 0;
+        if (!s.last_layer && !in.rarely()) s.first_layer = 0;
+    }
     s.ids = in.address(ids), s.starts = in.address(starts), s.at = in.address(at), s.tables = in.address(tables);
     s.long_texts = in.address(long_texts);
     s.blocks = in.address(blocks), s.output_tokens = in.address(outputs), s.choices = in.address(choices);
@@ -128,7 +140,8 @@ void step(Input& in, Opened& target) {
     s.interrupt = &interrupt;
     const int32_t status = warmstart_step(target.decoder, &s);
     REQUIRE(within(status, kOk, kStatuses - 1) && *warmstart_describe(status));
-    if (status != kOk) return;
+    if (status != kOk || s.states) return;
+    if (s.last_layer && s.last_layer < layers) return;
     for (const Chosen& one : chosen) {
         REQUIRE(within(one.failed, 0, 1) && within(one.id, 0, kVocabulary - 1) && within(one.tops, 0, kMaxLogprobs));
         for (int i = 0; i < one.tops; i++) REQUIRE(within(one.top_ids[i], 0, kVocabulary - 1));
@@ -159,7 +172,7 @@ void open(Input& in, int index) {
         if (in.rarely()) rotation.frequencies = nullptr;
         if (in.rarely()) rotation.count = (uint64_t)(int64_t)in.hostile();
     }
-    for (uint64_t* size : {&c.slope_count, &c.position_count})
+    for (uint64_t* size : {&c.slope_count, &c.position_count, &c.type_count, &c.relative_count})
         if (in.rarely()) *size = (uint64_t)(int64_t)in.hostile();
     // `rotations` has as many as it says.
     if (within(c.rotation_count, (int64_t)model.rotations.size() + 1, INT32_MAX)) c.rotation_count = INT32_MAX;
@@ -177,7 +190,7 @@ void open(Input& in, int index) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     REQUIRE(warmstart_permitted());
     Input in(data, size);
-    const int index = (uint32_t)in.number(0, kModels - 1) % kModels;
+    const int index = (uint32_t)in.number(0, kAllModels - 1) % kAllModels;
     if (in.number(0, 15) == 15) {
         open(in, index);
         return 0;

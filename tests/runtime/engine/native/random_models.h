@@ -11,6 +11,7 @@ namespace warmstart {
 
 constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kUniform = 9 * kVariants, kMixed = 4;
 constexpr int kModels = kUniform + kMixed;
+constexpr int kEncoders = 3, kAllModels = kModels + kEncoders;  // encoders take whole texts only
 constexpr int kContext = 28, kStepTokens = 24, kBlocks = 6;
 
 #define REQUIRE(condition)                                       \
@@ -119,8 +120,34 @@ struct Model {
     // norms, soft caps and window; a convolution with a parallel layer and ALiBi. Every fourth model has two threads.
     // Then models of all types of GGUF files mixed, in parts, with widths that suit them.
     explicit Model(int index) {
-        Config& c = config;
         const bool mixed = index >= kUniform;
+        if (index >= kModels) {
+            encoder(index - kModels);
+            return;
+        }
+        generator(index, mixed);
+    }
+
+    // BERT's features, with MPNet's relative positions in 8 bits; or Gemma's in both directions.
+    void encoder(int number) {
+        generator(number == 2 ? 2 * 3 + 1 : number * 2, false);
+        Config& c = config;
+        c.bidirectional = c.transient = 1, c.blocks = kStepTokens, c.alibi_slopes = nullptr, c.slope_count = 0;
+        if (number == 2) return;
+        c.norm_after_sum = 1, c.final_norm = Tensor{}, c.embed_norm = vector(c.hidden, true);
+        c.token_types = 2, c.types = floats(2 * c.hidden, 0.1f), c.type_count = 2 * c.hidden;
+        if (number == 1) {
+            c.relative_range = 5, c.relative_count = kHeads * 11;
+            c.relative_bias = floats(c.relative_count, 1);
+        }
+        for (Layer& l : layers) {
+            l.attention_norm = l.mlp_norm = Tensor{};
+            l.attention_post_norm = vector(c.hidden, true), l.mlp_post_norm = vector(c.hidden, true);
+        }
+    }
+
+    void generator(int index, bool mixed) {
+        Config& c = config;
         const int variant = mixed ? index % kVariants : index / 3 % kVariants;
         const bool gpt2 = variant == 0, odd = variant == 1 && !mixed, gemma = variant == 2, convolves = variant == 3;
         kind = mixed ? -1 : index % 3, matrices = index * 7;
@@ -186,7 +213,7 @@ struct Opened {
 };
 
 inline Opened& opened(int index) {
-    static std::unique_ptr<Opened> all[kModels];
+    static std::unique_ptr<Opened> all[kAllModels];
     std::unique_ptr<Opened>& one = all[index];
     if (!one) one.reset(new Opened(index));
     return *one;
