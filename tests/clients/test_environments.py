@@ -18,6 +18,7 @@ from loadtests.service import ROOT, running_service
 from runtime.keys.records import KeyRecord, digest, new_key
 from runtime.types import Caller
 from tests.clients.client_table import CLIENTS, Client
+from tests.support.minilm import NAME, minilm_folder
 from tests.support.soak import SOAK
 
 REASON = "installs real clients; run them with: SOAK=1 pytest tests/clients"
@@ -43,21 +44,27 @@ def test_each_script_is_of_a_client() -> None:
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
     """The addresses of a service that needs no key, and of one that does, in the environment of the scripts."""
+    embedder = {"MODELS": str(minilm_folder()), "MODEL_ALIASES": f"{NAME}=model"}
     record = KeyRecord(Caller("k", "test", frozenset({"*"})), 0, None, digest=digest(new_key()))
-    with running_service(**SETTINGS) as service, running_service(**SETTINGS, API_KEYS=record.line()) as with_keys:
+    with (
+        running_service(**SETTINGS, **embedder) as service,
+        running_service(**SETTINGS, **embedder, API_KEYS=record.line()) as with_keys,
+    ):
         service.wait("/readyz")
         with_keys.wait("/livez")
         yield {
             "WARMSTART_URL": service.url,
             "WARMSTART_URL_WITH_KEYS": with_keys.url,
             "WARMSTART_MODEL": MODEL,
+            "WARMSTART_EMBEDDER": NAME,
         }
 
 
 @pytest.fixture(scope="module")
 def ray_services(services: dict[str, str]) -> Iterator[dict[str, str]]:
     """The same, with the application of Ray Serve instead of the service that needs no key."""
-    with running_cluster({"replicas": 1, "settings": SETTINGS}) as cluster:
+    embedder = {"MODELS": str(minilm_folder()), "MODEL_ALIASES": f"{NAME}=model"}
+    with running_cluster({"replicas": 1, "settings": SETTINGS | embedder}) as cluster:
         yield services | {"WARMSTART_URL": cluster.url}
 
 

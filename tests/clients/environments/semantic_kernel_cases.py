@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cases import ANSWER, CORPUS, EMBEDDER, KEY, MODEL, QUESTION, URL, WITH_KEYS, araises, main
@@ -20,7 +19,7 @@ from semantic_kernel.connectors.ai.open_ai import (
 )
 from semantic_kernel.connectors.in_memory import InMemoryCollection
 from semantic_kernel.contents import ChatHistory
-from semantic_kernel.data.vector import VectorStoreField, vectorstoremodel
+from semantic_kernel.data.vector import VectorStoreCollectionDefinition, VectorStoreField
 from semantic_kernel.exceptions import ServiceResponseException
 from semantic_kernel.functions import kernel_function
 
@@ -130,26 +129,25 @@ async def case_errors() -> None:
     await araises(ServiceResponseException, _chat(url=WITH_KEYS).get_chat_message_content(_history(), _settings()))
 
 
-@vectorstoremodel
-@dataclass
-class Note:
-    """A note with its vector."""
-
-    id: Annotated[int, VectorStoreField("key")]
-    text: Annotated[str, VectorStoreField("data")]
-    vector: Annotated[
-        list[float] | str | None, VectorStoreField("vector", dimensions=384, distance_function="cosine_similarity")
-    ] = None
+NOTES = VectorStoreCollectionDefinition(
+    collection_name="notes",
+    fields=[
+        VectorStoreField("key", name="id", type="int"),
+        VectorStoreField("data", name="text", type="str"),
+        VectorStoreField("vector", name="vector", type="float", dimensions=384, distance_function="cosine_similarity"),
+    ],
+)
 
 
 async def case_embeddings_search() -> None:
     model = OpenAITextEmbedding(ai_model_id=EMBEDDER, async_client=_client())
-    assert len(await model.generate_embeddings(CORPUS)) == 4
-    async with InMemoryCollection(record_type=Note, embedding_generator=model) as notes:
+    vectors = await model.generate_embeddings(CORPUS)
+    assert len(vectors) == 4
+    async with InMemoryCollection(record_type=dict, definition=NOTES, embedding_generator=model) as notes:
         await notes.ensure_collection_exists()
-        await notes.upsert([Note(index, text, text) for index, text in enumerate(CORPUS)])
+        await notes.upsert([{"id": index, "text": text, "vector": text} for index, text in enumerate(CORPUS)])
         found = await notes.search(QUESTION, top=2)
-        results = [result.record.text async for result in found.results]
+        results = [result.record["text"] async for result in found.results]
     assert results[0] == ANSWER
 
 
