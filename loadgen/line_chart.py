@@ -81,6 +81,21 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[ChartSer
     return "\n".join([*parts, "</svg>"])
 
 
+def svg_file(chart: str) -> str:
+    """Return a chart as a file of its own, in light colours."""
+    colours = ("#0b62d6", "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d")
+    style = "text { fill: #57606a; } .grid { stroke: #d8dee4; } .mark { stroke: #b3261e; stroke-dasharray: 5 4; } "
+    style += ".line { fill: none; stroke-width: 2; } "
+    style += " ".join(
+        f"rect.s{number}, circle.s{number} {{ fill: {colour}; }} path.s{number} {{ stroke: {colour}; }}"
+        for number, colour in enumerate(colours)
+    )
+    head, _, rest = chart.partition(">")
+    attributes = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12"'
+    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
+    return f"{head} {attributes}><style>{style}</style>{background}{rest}\n"
+
+
 def nice_step(highest: float) -> float:
     """Return a step of 1, 2 or 5 times a power of ten that gives 3 to 7 grid lines up to a positive number."""
     power = 10.0 ** math.floor(math.log10(highest))

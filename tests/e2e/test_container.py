@@ -5,6 +5,7 @@ The image itself is built and run by ``make image-test``, outside CI.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import configparser
 import fnmatch
@@ -26,6 +27,8 @@ import yaml
 from aiohttp import web
 
 from app import create_app
+from loadgen.options import add_options, check_options
+from loadgen.scenario import ready_scenarios
 from loadtests.service import free_port
 from middleware.connection.runner import DeadlineRunner
 from runtime.settings import Settings
@@ -242,7 +245,7 @@ def test_compose_lets_the_health_check_and_the_host_in(compose: dict[str, Any]) 
         assert any(address in entry for entry in allowed)
 
 
-@pytest.mark.parametrize("name", ["warmstart", "nginx", "prometheus", "grafana", "pull"])
+@pytest.mark.parametrize("name", ["warmstart", "nginx", "prometheus", "grafana", "pull", "load", "load-worker"])
 def test_services_are_locked_down(compose: dict[str, Any], name: str) -> None:
     """Read-only root, no capability, no new privilege, bounded logs; what is written goes to /tmp or the volume."""
     service = compose["services"][name]
@@ -260,6 +263,26 @@ def test_services_are_bounded_and_restarted(compose: dict[str, Any], name: str) 
     service = compose["services"][name]
     assert service.keys() >= {"mem_limit", "cpus", "pids_limit"}
     assert service["restart"] == "unless-stopped"
+
+
+def test_the_load_generator_runs_once_with_its_workers(compose: dict[str, Any]) -> None:
+    """The master waits for as many workers as there are; its options and its scenario are known; it is bounded."""
+    master, worker = compose["services"]["load"], compose["services"]["load-worker"]
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    options = parser.parse_args(master["command"])
+    check_options(parser, options)
+    assert options.scenario in ready_scenarios()
+    assert options.expect_workers == int(worker["scale"])
+    assert parser.parse_args(worker["command"]).master_host == "load"
+    assert "load-worker" in master["depends_on"]
+    for service in (master, worker):
+        assert service["restart"] == "no"
+        assert service.keys() >= {"mem_limit", "cpus", "pids_limit"}
+        assert service["profiles"] == ["load"]
+    recipe = (ROOT / service["build"]["dockerfile"]).read_text()
+    copied = re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE)
+    assert all(_enters_the_build(path) and (ROOT / path).exists() for line in copied for path in line.split())
 
 
 def test_nginx_starts_when_the_service_is_ready(compose: dict[str, Any]) -> None:
