@@ -61,10 +61,10 @@ def main() -> int:
                     measure = guidellm if name == "guidellm" else loadgen
                     found[name].append(measure(service.url, tokenizer, Path(folder), options))
                     print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
+        text, agrees = table(found)
     except (NoModel, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    text, agrees = table(found)
     print(text)
     return int(not agrees)
 
@@ -130,11 +130,17 @@ def theirs(report: dict[str, Any]) -> Figures:
 
 
 def table(found: Mapping[str, Sequence[Figures]]) -> tuple[str, bool]:
-    """Return a Markdown table of the means, and whether all agree within the tolerance."""
+    """Return a Markdown table of the means, and whether all agree within the tolerance.
+
+    Raises:
+        RuntimeError: a figure is 0: there was no answer in the measured time.
+    """
     lines = ["| figure | GuideLLM | warmstart load | ratio |", "|---|---:|---:|---:|"]
     agrees = True
     for name, (_, _, label) in FIGURES.items():
         other, mine = (statistics.fmean(run[name] for run in found[which]) for which in ("guidellm", "loadgen"))
+        if not other or not mine:
+            raise RuntimeError(f"nothing was measured of {label}: give more --seconds, or a quiet machine")
         agrees &= abs(mine / other - 1) <= TOLERANCE
         lines.append(f"| {label} | {other:.4g} | {mine:.4g} | {mine / other:.3f} |")
     return "\n".join(lines), agrees

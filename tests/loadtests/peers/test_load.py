@@ -78,7 +78,7 @@ class _Stub:
 
     def __init__(self, closes: bool = False) -> None:
         self.closes = closes
-        self.under_way = 0
+        self.under_way = self.asked = 0
         self.peers: set[object] = set()
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -96,6 +96,7 @@ class _Stub:
         assert request.transport
         self.peers.add(request.transport.get_extra_info("peername"))
         self.under_way += 1
+        self.asked += 1
         await asyncio.sleep(0.005)
         crowded = self.under_way > 1 and body.get("seed", 0) % 2 == 1
         answer = web.StreamResponse()
@@ -117,8 +118,7 @@ async def test_a_stage_is_measured_by_the_load_generator() -> None:
     port = await stub.start()
     stage = await asyncio.to_thread(run_stage, port, 3, 1.0, 0, None, _Process())
     assert (stage.failures, stage.failure, stage.clients) == (0, None, 3)
-    assert stage.answers > 3
-    assert stage.tokens_per_second > 0
+    assert stub.asked > 3
     assert stage.client_cpu > 0
     assert stub.under_way == 0
     await stub.server.close()
