@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import h11
+
 Headers = Iterable[tuple[bytes, bytes]]
 
 # Fields of a connection and not of a message (RFC 9110 section 7.6.1), and those that the ASGI server answers itself.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"expect"})
 _NOT_SENT_ON = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"})
-_BODILESS = frozenset({204, 304})
 
 
 class MalformedResponse(ConnectionError):
@@ -86,11 +87,9 @@ class ResponseReader:
     def __init__(self, method: str) -> None:
         self.head: Head | None = None
         self.complete = False
-        self._bodiless = method == "HEAD"
-        self._data = b""
-        self._left: int | None = None  # bytes of the body, or of the chunk, that are still to come
-        self._chunked = False
-        self._in_trailer = False
+        self._connection = h11.Connection(h11.CLIENT)
+        self._connection.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+        self._connection.send(h11.EndOfMessage())
 
     def feed(self, data: bytes) -> bytes:
         """Take received bytes and return those of the body that are among them, without framing.
@@ -98,14 +97,7 @@ class ResponseReader:
         Raises:
             MalformedResponse: the bytes are not a response, or there are more of them than it has.
         """
-        self._data += data
-        if self.head is None and not self._read_head():
-            return b""
-        if self.complete:
-            if self._data:
-                raise MalformedResponse("bytes behind the response")
-            return b""
-        return self._read_chunks() if self._chunked else self._read_body()
+        return self._read(data) if data else b""
 
     def end(self) -> None:
         """Take the end of the connection.
@@ -113,73 +105,26 @@ class ResponseReader:
         Raises:
             MalformedResponse: the response is not complete.
         """
-        if self.head is not None and self._left is None and not self._chunked:
-            self.complete = True  # its body ends with the connection
+        if not self.complete:
+            self._read(b"")
         if not self.complete:
             raise MalformedResponse("the connection ended within the response")
 
-    def _read_head(self) -> bool:
-        head, found, rest = self._data.partition(b"\r\n\r\n")
-        if not found:
-            return False
-        first, *lines = head.split(b"\r\n")
-        version, _, after = first.partition(b" ")
-        code = after[:3]
-        if not version.startswith(b"HTTP/1.") or not code.isdigit():
-            raise MalformedResponse("no status line")
-        fields = []
-        for line in lines:
-            name, _, value = line.partition(b":")
-            name, value = name.lower(), value.strip(b" \t")
-            self._chunked |= name == b"transfer-encoding" and value.lower() == b"chunked"
-            if name == b"content-length":
-                self._left = int(value)
-            if name not in _NOT_SENT_ON:
-                fields.append((name, value))
-        self.head = Head(int(code), fields)
-        self._data = rest
-        if self._bodiless or self.head.status in _BODILESS:
-            self._chunked, self._left = False, 0
-        elif self._chunked:
-            self._left = None
-        self.complete = self._left == 0
-        return True
-
-    def _read_body(self) -> bytes:
-        body, self._data = self._data, b""
-        if self._left is not None:
-            if len(body) > self._left:
-                raise MalformedResponse("a body longer than its Content-Length")
-            self._left -= len(body)
-            self.complete = self._left == 0
-        return body
-
-    def _read_chunks(self) -> bytes:
-        found = []
-        while not self.complete:
-            if self._left is None:
-                line, end, rest = self._data.partition(b"\r\n")
-                if not end:
-                    break
-                if self._in_trailer:
-                    self.complete = not line
-                else:
-                    self._left = self._size(line)
-                    self._in_trailer = self._left == 0
-                    if self._in_trailer:
-                        self._left = None
-                self._data = rest
-            else:
-                if len(self._data) < self._left + 2:  # chunks are small: they are taken whole, with their line break
-                    break
-                found.append(self._data[: self._left])
-                self._data = self._data[self._left + 2 :]
-                self._left = None
-        return b"".join(found)
-
-    @staticmethod
-    def _size(line: bytes) -> int:
+    def _read(self, data: bytes) -> bytes:
+        """Take bytes; none are the end of the connection."""
+        parts = []
         try:
-            return int(line.partition(b";")[0], 16)
-        except ValueError:
-            raise MalformedResponse("no chunk size") from None
+            self._connection.receive_data(data)
+            while not self.complete and (event := self._connection.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Response):
+                    fields = [(name, value) for name, value in event.headers if name not in _NOT_SENT_ON]
+                    self.head = Head(event.status_code, fields)
+                elif isinstance(event, h11.Data):
+                    parts.append(bytes(event.data))
+                elif isinstance(event, h11.EndOfMessage):
+                    self.complete = True
+        except h11.RemoteProtocolError as error:
+            raise MalformedResponse(str(error)) from None
+        if self.complete and self._connection.trailing_data[0]:
+            raise MalformedResponse("bytes behind the response")
+        return b"".join(parts)

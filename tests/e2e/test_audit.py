@@ -119,7 +119,8 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, required: str) -> None:
             end.wait(0.1)
         assert ask(service) == [200]
         log = service.log.read_text()
-    assert log.count("cannot write the audit log: ") == 1
+    # Once, and again for each short record that found a place at the disk's end.
+    assert 1 <= log.count("cannot write the audit log: ") <= 3
     assert "Traceback" not in log
     report = verify([full, path], KEYS)
     assert report.problem is None
