@@ -21,6 +21,8 @@ DECIDED: dict[str, ErrorClass] = {
     "InvalidRequest": "reject",
     "ThreadUnsupported": "reject",
     "ContextLengthExceeded": "reject",
+    "ModelCannotGenerate": "reject",
+    "ModelCannotEncode": "reject",
     "NotFound": "reject",
     "ModelNotFound": "reject",
     "MethodNotAllowed": "reject",
