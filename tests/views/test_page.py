@@ -449,6 +449,15 @@ def test_similarities(visit: Visit, service: Served, engine: FakeEncoder) -> Non
     expect(page.locator(".snippet").last).to_contain_text('entry["embedding"]')
 
 
+def test_menus_list_what_suits(visit: Visit, service: Served, engine: FakeEncoder) -> None:
+    """A model that is only an encoder is offered for similarities, and not for a chat."""
+    engine.info = replace(engine.info, generates=False)
+    page = visit.go(f"{service.url}/#/chat")
+    expect(page.get_by_label("Model", exact=True)).to_have_text("None is served")
+    page.get_by_role("link", name="Embed", exact=True).click()
+    expect(page.locator("#view-embed").get_by_label("Model", exact=True)).to_contain_text("Default (fake)")
+
+
 def test_below_a_prefix(visit: Visit, service: Served) -> None:
     """Where a proxy strips a prefix, the page asks for nothing outside of it."""
     page = visit.go(f"{service.url}/below/")

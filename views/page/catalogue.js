@@ -23,12 +23,13 @@ export function watch(watcher) {
 }
 
 /**
- * A menu of the models.
+ * A menu of the models that do something, and of those that are not loaded, of which that is not known.
+ * @param {"generate"|"embed"} task
  * @param {string} [saved] a model's id; "" is the default
- * @param {(model: any) => boolean} [suits] whether a model is listed
  * @returns {HTMLSelectElement} its value is an id, or "" for whichever is the default
  */
-export function menu(saved = "", suits = () => true) {
+export function menu(task, saved = "") {
+  const suits = ({ tasks }) => tasks?.includes(task) ?? true;
   const select = h("select", {});
   let wanted = saved;
   let listed;

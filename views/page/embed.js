@@ -17,7 +17,7 @@ const EXAMPLE = "A cat sleeps on the sofa.\nThe kitten naps on the couch.\nThe s
 
 /** Makes the view. @returns {{element: HTMLElement}} */
 export function embedView() {
-  const model = menu(recall(SAVED, {}).model, ({ tasks }) => tasks?.includes("embed") ?? true);
+  const model = menu("embed", recall(SAVED, {}).model);
   model.addEventListener("change", () => keep(SAVED, { model: model.value }));
   const outcome = h("div", {});
   const request = (text) => ({ ...(model.value ? { model: model.value } : {}), input: lines(text) });

@@ -19,7 +19,7 @@ import { keep, recall } from "./store.js";
 export function settingsPanel(view, route, { one = true, more = [] } = {}) {
   const name = `warmstart.settings.${view}`;
   const saved = recall(name, {});
-  const model = menu(saved.model);
+  const model = menu("generate", saved.model);
   const colours = h("input", { type: "checkbox", id: uid("probabilities") });
   colours.checked = Boolean(saved.probabilities);
   let sampling = { values: () => saved.sampling ?? {}, check: () => true };

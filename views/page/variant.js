@@ -14,7 +14,7 @@ import { fault } from "./patience.js";
  * @param {{changed: () => void, remove: () => void}} events
  */
 export function variant(letter, fields, saved, { changed, remove }) {
-  const model = menu(saved.model);
+  const model = menu("generate", saved.model);
   // What is left empty is as for all.
   const summary = h("summary", {});
   const own = controls(fields.map((field) => ({ ...field, optional: true, default: null })), { saved: saved.sampling, changed: told, help: false, empty: "as for all" });
