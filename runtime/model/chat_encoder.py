@@ -24,7 +24,7 @@ from runtime.model.message_text import STAND_INS, Marks
 from runtime.model.tokenizer import Encoding, Tokenizer
 from runtime.types import Message, TemplateOptions, Tool
 
-# For models without a chat template: readable by a base model, and documented in the README.
+# For models without a chat template: readable by a base model, and documented in docs/serving-models.md.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"

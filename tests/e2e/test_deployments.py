@@ -1,4 +1,4 @@
-"""The README's three deployments, run as they are printed but for ports, paths of certificates and names to resolve."""
+"""The deployments of docs/access-control.md, run as printed but for ports, certificates and names to resolve."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from loadtests.service import free_port
 from tests.support.models import ROOT
 from tests.support.nginx import needs_nginx, nginx
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/access-control.md").read_text()
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl; install it: apt-get install curl")
 CALL = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 
 
 def blocks(name: str) -> list[str]:
     """The fenced blocks of a deployment, in their order."""
-    section = README.partition(f"<!-- deployment: {name} -->")[2].partition("\n### ")[0]
+    section = PAGE.partition(f"<!-- deployment: {name} -->")[2].partition("\n## ")[0]
     return re.findall(r"^```\w+\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
@@ -101,7 +101,7 @@ def test_open_on_the_loopback(tmp_path: Path) -> None:
 
 @contextmanager
 def before(folder: Path, server: str, upstream: str) -> Iterator[tuple[int, Path]]:
-    """nginx with the README's server block before ``upstream``: its port, and the authority that signed for it."""
+    """nginx with the page's server block before ``upstream``: its port, and the authority that signed for it."""
     authority, port = trustme.CA(), free_port()
     certificate = authority.issue_cert("api.example")
     certificate.cert_chain_pems[0].write_to_path(folder / "api.example.pem")

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +30,9 @@ from tests.support.models import ROOT
 from tests.support.nats_server import own_nats_server
 from tests.support.rabbitmq_server import own_rabbitmq
 from tests.support.redis_server import OwnRedis
+from tests.support.soak import SOAK
 
+SERVICE = "http://127.0.0.1:8000"
 ANSWER = '"text": "The capital of France is'
 WRONG = '{"prompt": []}'
 PATIENCE = 180
@@ -91,7 +95,12 @@ class Reader:
 
     def run(self, language: str, text: str, *, status: int = 0) -> str:
         """Run a block to its end; what it printed."""
-        command = ["bash", "-euc", self._here(text)] if language == "bash" else [sys.executable, "-c", self._here(text)]
+        programs = {
+            "bash": ["bash", "-euc"],
+            "javascript": ["node", "--input-type=module", "-e"],
+            "python": [sys.executable, "-c"],
+        }
+        command = [*programs[language], self._here(text)]
         run = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
@@ -219,7 +228,25 @@ async def test_the_page_of_embeddings(capsys: pytest.CaptureFixture[str]) -> Non
     assert float(first[:4]) > 0.3 > max(float(line[:4]) for line in others)
 
 
-def test_the_api_reference_is_up_to_date() -> None:
-    """After a change of the routes or request models ``PYTHONPATH=. python .ci/api_reference.py`` must be run again."""
-    command = [sys.executable, ROOT / ".ci/api_reference.py", "--check"]
+@pytest.mark.slow
+def test_the_quickstart(tmp_path: Path) -> None:
+    """The question gets the same answer in each tab, and the streams have the same text."""
+    page = (ROOT / "docs/quickstart.md").read_text()
+    found = re.findall(r"^    ```(\w+)\n(.*?)^    ```$", page, re.DOTALL | re.MULTILINE)
+    assert len(found) == 8
+    with running_service() as service:
+        service.wait("/readyz")
+        reader = Reader(tmp_path / "reader", {SERVICE: service.url})
+        for language, text in found:
+            if SOAK or (
+                SERVICE in text and (language != "javascript" or shutil.which("node"))
+            ):  # others load the model
+                printed = reader.run(language, textwrap.dedent(text))
+                parts = re.findall(r'"delta":\s*\{[^}]*"content":\s*"([^"]*)"', printed)
+                assert " Paris." in ("".join(parts) or printed), text
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    """After a change of what they describe ``PYTHONPATH=. python .ci/reference`` must be run again."""
+    command = [sys.executable, ROOT / ".ci/reference", "--check"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)

@@ -340,9 +340,9 @@ def test_config_prints_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "= 1234  (default 8000)" in run.stdout
 
 
-def test_the_readme_has_the_settings_table() -> None:
-    """The table in the README is the one that `warmstart config --markdown` prints."""
-    assert warmstart("config", "--markdown").stdout in (ROOT / "README.md").read_text()
+def test_the_page_of_settings_has_their_table() -> None:
+    """The table in docs/settings.md is the one that `warmstart config --markdown` prints."""
+    assert warmstart("config", "--markdown").stdout in (ROOT / "docs/settings.md").read_text()
 
 
 def test_commands_that_need_no_model_import_no_torch() -> None:

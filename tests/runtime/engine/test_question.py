@@ -1,4 +1,4 @@
-"""The README's question to the embedded model: every engine and number type answers it alike.
+"""The quickstart's question to the embedded model: every engine and number type answers it alike.
 
 "The" is before "L" by 0.08 only (log-probabilities -1.88 and -1.96 in float32), so coarse logits answer otherwise.
 """

@@ -1,23 +1,17 @@
-"""Writes ``docs/api.md`` from the routes and the request models: ``python .ci/api_reference.py``.
-
-With ``--check`` it writes nothing, and its exit status is 1 if the page is not up to date.
-"""
+"""Makes ``docs/api.md`` from the routes and the request models."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from handlers.api.routes import ROUTES
 from handlers.operations import OPERATIONS
 from handlers.schemas.strict import Strict
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/api.md"
 _NOT_USED = "Accepted for compatibility"
 _HEAD = """# API reference
 
-Made from the routes and the request models by `.ci/api_reference.py`; `/docs` of a running service has the same with
+Made from the routes and the request models by `.ci/reference`; `/docs` of a running service has the same with
 answers and a form to try it. A field that is not listed is refused by name, and null is the same as leaving an optional
 field out. **works**: the field has its effect. **accepted**: it has none, and is accepted because clients send it.
 **refused**: any value but those given is a 400 that names the field.
@@ -120,16 +114,3 @@ def _type(field: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def main() -> int:
-    """Write or check the page."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        return int(text != PAGE.read_text())
-    PAGE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
