@@ -251,6 +251,7 @@ class EncoderEngine(Tokenization):
         self._metrics.prompt_tokens.observe(tokens)
         self._metrics.stats.prompt(tokens, 0)
         self._metrics.stats.ended("finished")
+        self._metrics.encoded(task, len(inputs))
         return results
 
     def _check(self, task: EncoderTask, inputs: Sequence[EncoderInput], field: str) -> None:

@@ -53,6 +53,7 @@ class Collectors:
     params_max_tokens: Histogram
     request_preemptions: Histogram
     step_tokens: Histogram
+    encoded: Counter
     cache_config: Gauge
 
     @classmethod
@@ -112,6 +113,9 @@ class Collectors:
                 "request_num_preemptions", "Preemptions of a request's sequences.", (0, *_COUNT_BUCKETS)
             ),
             step_tokens=histogram("iteration_tokens_total", "Tokens of an engine step.", _STEP_BUCKETS),
+            encoded=counter(
+                "encoded_inputs", "Inputs whose vector (embed) or logits (classify) were computed.", "task"
+            ),
             cache_config=Gauge(
                 "warmstart:cache_config_info",
                 "1, with the KV cache's size as labels.",
@@ -160,6 +164,7 @@ class ModelMetrics:
         self.params_max_tokens = collectors.params_max_tokens.labels(name)
         self.request_preemptions = collectors.request_preemptions.labels(name)
         self.step_tokens = collectors.step_tokens.labels(name)
+        self._encoded = collectors.encoded
         self._cache_config = collectors.cache_config
         self._failure = collectors.failure
         self._rejected = collectors.rejected
@@ -182,6 +187,10 @@ class ModelMetrics:
         concurrency = f"{tokens / context_length:.2f}"
         labels = block_tokens, blocks, str(prefix_caching).lower(), tokens, concurrency
         self._cache_config.labels(self._name, *labels).set(1)
+
+    def encoded(self, task: str, inputs: int) -> None:
+        """Count inputs that were computed: ``embed`` for their vectors, ``classify`` for their logits."""
+        self._encoded.labels(self._name, task).inc(inputs)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted; ``reason`` is the error's code."""

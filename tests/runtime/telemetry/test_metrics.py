@@ -230,6 +230,8 @@ def test_what_requests_ask_for_and_get() -> None:
     record.token(0, 106.0, 102.0, "stop")
     record.token(1, 107.0, 102.0, "stop")
     model.step_tokens.observe(31)
+    model.encoded("embed", 3)
+    assert value(metrics, "encoded_inputs_total", task="embed") == 3
     model.kv_cache(32, 100, 2000, prefix_caching=True)
     names = ("prompt_tokens", "generation_tokens", "max_num_generation_tokens", "params_n", "params_max_tokens")
     assert [value(metrics, f"request_{name}_sum") for name in names] == [30, 5, 3, 2, 9]
