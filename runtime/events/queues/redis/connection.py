@@ -17,6 +17,9 @@ from runtime.errors import SettingsError
 from runtime.events.queues.base import BrokerUnavailable, QueueOptions
 from runtime.storage.redis import UNREADABLE
 
+_MAX_CONNECTIONS = 100
+"""The maximum number of connections; further calls wait for one."""
+
 _SECONDS = 5.0
 """The timeout of a call, added to the time that the server itself is asked to wait."""
 
@@ -36,14 +39,17 @@ class RedisConnection:
         if len({options.stream, options.results, options.dead}) < 3:
             raise SettingsError("stream, results and dead: they must be three different streams")
         try:
-            self.client: Any = redis.asyncio.Redis.from_url(
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
                 options.url,
+                max_connections=_MAX_CONNECTIONS,
                 # ``call`` has a timeout. The client's own would lose cancellations, see ``runtime.cancellation``.
+                timeout=None,
                 socket_timeout=None,
                 socket_connect_timeout=None,
                 # Retry once, at once, in case Redis has closed an idle connection; never after a timeout.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
+            self.client: Any = redis.asyncio.Redis.from_pool(pool)
         except ValueError as error:
             raise SettingsError(f"EVENTS_URL: {error}") from None
         self._scripts: dict[str, Any] = {}

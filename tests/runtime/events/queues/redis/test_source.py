@@ -94,6 +94,18 @@ async def test_not_waiting(queue: Queue) -> None:
     assert (await fetch(await queue.source()))[0].envelope().reply_to is None
 
 
+async def test_more_calls_than_connections(queue: Queue) -> None:
+    """Submitters and workers with hundreds of messages at once wait for a connection, and nothing fails."""
+    source, submitter = await queue.source(), await queue.submitter()
+    answers = await asyncio.gather(*(submitter.submit(asking({"n": n}), wait=True) for n in range(250)))
+    replies = asyncio.gather(*(all_replies(answer) for answer in answers))
+    processor = processing(Echo())
+    deliveries = await source.fetch(250, 1)
+    assert len(deliveries) == 250
+    await asyncio.gather(*(handle(processor, delivery) for delivery in deliveries))
+    assert sorted(reply.body["echo"]["n"] for [reply] in await replies) == [*range(250)]
+
+
 async def test_chunks(queue: Queue) -> None:
     """They come in order, numbered, before the answer, and are gone with it; only to who asked for them."""
     source, submitter = await queue.source(), await queue.submitter()
