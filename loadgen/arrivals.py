@@ -264,7 +264,7 @@ Arrivals = Annotated[
 
 def rate_stage(rate: float, seconds: float, warmup: float, process: Process) -> LoadStage:
     """Return a stage with one rate."""
-    name = f"{rate:.4g}/s"
+    name = f"{rate:.6g}/s"
     return LoadStage(
         name=name, warmup=warmup, segments=[Segment(name=name, seconds=seconds, rate=rate)], process=process
     )

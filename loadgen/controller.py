@@ -27,12 +27,12 @@ from loadgen.report import (
     StageRun,
     UsageSample,
     segment_results,
-    time_line,
     usage_between,
 )
 from loadgen.saturation import RateResult, kept_up, next_rate, saturation
 from loadgen.scenario import Scenario
 from loadgen.server_usage import ServerUsage
+from loadgen.time_line import time_line
 from loadgen.verdict import bottleneck, broken_limits
 
 _POLL_SECONDS = 0.1
@@ -58,7 +58,7 @@ class LoadController:
         self._prompts = Prompts(0)
         self._collected: StageRun | None = None
         self._running: set[str] = set()
-        self._number = 0
+        self._number = self._failed = 0
         self.runs: list[StageRun] = []
         """All that was measured."""
         self.report = Report(
@@ -138,7 +138,7 @@ class LoadController:
         Raises:
             LoadError: a worker is lost.
         """
-        self._number += 1
+        self._number, self._failed = self._number + 1, 0
         workers = self._workers()
         if len(workers) != self.report.workers:
             raise LoadError(f"{len(workers)} of {self.report.workers} workers are left")
@@ -164,8 +164,7 @@ class LoadController:
         while self._running:
             time.sleep(_POLL_SECONDS)
             since = time.perf_counter() - origin
-            failed = sum(record.failed for record in run.records[-1000:])
-            self._progress.show(label, since / stage.seconds, len(run.records), failed)
+            self._progress.show(label, since / stage.seconds, len(run.records), self._failed)
             if since > longest or len(self._workers()) < len(workers):
                 raise LoadError(f"{stage.name}: {len(self._running)} of {len(workers)} workers do not answer any more")
         self._collected = None
@@ -196,7 +195,9 @@ class LoadController:
 
     def _on_records(self, environment: Any, msg: Any, **_: Any) -> None:
         if self._collected and msg.data["number"] == self._number:
-            self._collected.records += map(unpacked, msg.data["records"])
+            records = [unpacked(fields) for fields in msg.data["records"]]
+            self._collected.records += records
+            self._failed += sum(record.failed for record in records)
 
     def _on_ended(self, environment: Any, msg: Any, **_: Any) -> None:
         if self._collected and msg.data["number"] == self._number:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadgen.html_report import html
-from loadgen.report import Report, StageRun, vllm_result, write_json
+from loadgen.report import Report, StageRun, write_json
 from loadgen.scenario import Scenario
+from loadgen.vllm_result import vllm_result
 
 
 def write_report(folder: Path, report: Report, runs: Sequence[StageRun], scenario: Scenario) -> None:

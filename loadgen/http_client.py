@@ -30,7 +30,13 @@ class Target:
 
     def __init__(self, url: str, api_key: str | None = None, verify: bool = True) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or parts.username
+        ):
             raise ValueError(f"{url}: not an address such as http://127.0.0.1:8000")
         self.host = parts.hostname
         self.port = parts.port or (443 if parts.scheme == "https" else 80)

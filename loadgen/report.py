@@ -10,12 +10,11 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from loadgen.arrivals import LoadStage
-from loadgen.figures import Estimate, Values, errors, estimate, measure, most_at_once, percentile
+from loadgen.figures import Estimate, Values, errors, estimate, measure
 from loadgen.record import LoadRecord
 from loadgen.scenario import Scenario, ScenarioError
 
 FORMAT = 1
-_BUCKETS = 120  # points of a time line
 
 
 class UsageSample(BaseModel):
@@ -136,18 +135,19 @@ def segment_results(runs: Sequence[StageRun], scenario: Scenario) -> list[Segmen
     stage = runs[0].stage
     results = []
     for segment, start, end in stage.windows():
-        values = [_values(run, start, end, scenario) for run in runs]
+        values = [window_values(run, start, end, scenario) for run in runs]
+        inside = [_touching(run, start, end) for run in runs]
         failures: dict[str, int] = {}
         examples: list[str] = []
-        for run in runs:
-            counts, texts = errors(run.records, start, end)
+        for touching in inside:
+            counts, texts = errors(touching, start, end)
             failures = {kind: failures.get(kind, 0) + counts.get(kind, 0) for kind in {**failures, **counts}}
             examples += [text[:500] for text in texts if text[:500] not in examples]
         work = {}
         for kind in (work.name for work in scenario.work):
             each = [
-                measure([record for record in run.records if record.work == kind], start, end, scenario.slo)
-                for run in runs
+                measure([record for record in touching if record.work == kind], start, end, scenario.slo)
+                for touching in inside
             ]
             means = {figure: estimate(one[figure] for one in each) for figure in each[0]}
             if any(one["requests"] for one in each):
@@ -165,34 +165,6 @@ def segment_results(runs: Sequence[StageRun], scenario: Scenario) -> list[Segmen
             )
         )
     return results
-
-
-def time_line(run: StageRun) -> TimeLine:
-    """Return a repetition over time, in equal parts of at least a second."""
-    records: list[LoadRecord] = run.records
-    end = max([run.stage.seconds, *(record.ended for record in records)])
-    length = max(1.0, end / _BUCKETS)
-    points = []
-    for number in range(int(end / length) + 1):
-        start, stop = number * length, (number + 1) * length
-        due = [record for record in records if start <= record.due < stop]
-        waits = [wait for record in due if (wait := record.ttft) is not None]
-        p50, p99 = percentile(waits, 50), percentile(waits, 99)
-        used = usage_between(run.usage, start, stop)
-        points.append(
-            TimePoint(
-                at=round(start, 3),
-                requests=len(due),
-                errors=sum(record.failed for record in due),
-                running=most_at_once(records, start, stop),
-                tokens_per_second=round(sum(record.tokens_between(start, stop) for record in records) / length, 2),
-                ttft_p50_ms=None if p50 is None else round(p50 * 1000, 2),
-                ttft_p99_ms=None if p99 is None else round(p99 * 1000, 2),
-                cpu_cores=used["server_cpu_cores"],
-                memory_mb=used["server_memory_mb"],
-            )
-        )
-    return TimeLine(stage=run.stage.name, repetition=run.repetition, points=points)
 
 
 def usage_between(samples: Sequence[UsageSample], start: float, end: float) -> Values:
@@ -225,54 +197,17 @@ def read_report(path: Path) -> Report:
         raise ScenarioError(f"{file}: not a report: {error.errors()[0]['msg']}") from None
 
 
-def vllm_result(run: StageRun, report: Report, scenario: Scenario) -> dict[str, Any]:
-    """Return one repetition of a stage in the shape of the file that ``vllm bench serve --save-result`` writes.
-
-    Its window is the whole stage without the warm-up. Lists have one entry per request that was due in it.
-    """
-    start, end = run.stage.warmup, run.stage.seconds
-    values = _values(run, start, end, scenario)
-    due = [record for record in run.records if start <= record.due < end]
-    rate = run.stage.segments[0].mean_rate
-    names = (
-        *("duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput"),
-        *("request_goodput", "output_throughput", "total_token_throughput", "max_concurrent_requests"),
-    )
-    return {
-        "date": report.started,
-        "backend": "openai-chat",
-        "label": scenario.name,
-        "model_id": report.model,
-        "tokenizer_id": None,
-        "num_prompts": len(due),
-        "request_rate": "inf" if rate is None else rate,
-        "burstiness": 1.0 if run.stage.process == "poisson" else "inf",
-        "max_concurrency": run.stage.users,
-        **{name: values[name] for name in names},
-        "max_output_tokens_per_s": _most_tokens(due, start, end),
-        "input_lens": [record.prompt_tokens for record in due],
-        "output_lens": [record.completion_tokens for record in due],
-        "ttfts": [record.ttft or 0.0 for record in due],
-        "itls": [record.gaps() for record in due],
-        "start_times": [record.due for record in due],
-        "generated_texts": [""] * len(due),
-        "errors": [record.detail if record.failed else "" for record in due],
-        **{name: value for name, value in values.items() if name.endswith("_ms") and "late" not in name},
-    }
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _most_tokens(records: Sequence[LoadRecord], start: float, end: float) -> float:
-    seconds = range(int(end - start) or 1)
-    return max(
-        sum(record.tokens_between(start + second, start + second + 1) for record in records) for second in seconds
-    )
-
-
-def _values(run: StageRun, start: float, end: float, scenario: Scenario) -> Values:
+def window_values(run: StageRun, start: float, end: float, scenario: Scenario) -> Values:
+    """Return all figures of a window of a run."""
     used = usage_between(run.usage, start, end) | {"generator_cpu_cores": sum(run.generator.cpu_cores)}
-    return measure(run.records, start, end, scenario.slo) | used
+    return measure(_touching(run, start, end), start, end, scenario.slo) | used
+
+
+def _touching(run: StageRun, start: float, end: float) -> list[LoadRecord]:
+    """Return the requests that were under way in a window: a long run has many windows."""
+    return [record for record in run.records if record.due < end and record.ended >= start]

@@ -108,7 +108,7 @@ def test_addresses_are_read(url: str, expected: str) -> None:
     assert Target(url).url == expected
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x/?q=1", "http://x:port"])
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x/?q=1", "http://x:port", "http://me:secret@x"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     """It is named."""
     with pytest.raises(ValueError, match=r"x|http|port"):

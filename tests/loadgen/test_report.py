@@ -17,12 +17,12 @@ from loadgen.report import (
     UsageSample,
     read_report,
     segment_results,
-    time_line,
     usage_between,
-    vllm_result,
 )
 from loadgen.scenario import ScenarioError
+from loadgen.time_line import time_line
 from loadgen.verdict import compare
+from loadgen.vllm_result import vllm_result
 from tests.loadgen.records import record, report, scenario, stage_run
 
 SPIKE = LoadStage(
