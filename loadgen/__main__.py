@@ -95,6 +95,7 @@ def _runner(environment: Environment, options: argparse.Namespace, progress: con
     """
     count = options.workers or options.expect_workers
     children: list[subprocess.Popen[bytes]] = []
+    web_ui = None
     try:
         if count:
             host = "127.0.0.1" if options.workers else "*"
@@ -110,15 +111,16 @@ def _runner(environment: Environment, options: argparse.Namespace, progress: con
             runner = environment.create_local_runner()
             take_orders(environment)
         if options.web_port:
-            environment.create_web_ui("127.0.0.1", options.web_port)
+            sys.argv[1:] = []  # the page would parse them as options of Locust's own command
+            web_ui = environment.create_web_ui("127.0.0.1", options.web_port)
         runner.start(count or 1, spawn_rate=min(count or 1, 100))
         yield
     finally:
         environment.load_orders.put(None)
         if environment.runner:
             environment.runner.quit()
-        if environment.web_ui:
-            environment.web_ui.stop()
+        if web_ui:
+            web_ui.stop()
         for child in children:
             try:
                 child.wait(_QUIT_SECONDS)

@@ -104,7 +104,9 @@ def number(value: float | None) -> str:
     """Return a figure with three or more digits that mean something."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _cell(segment: SegmentResult, figure: str) -> str:

@@ -67,7 +67,7 @@ def measure(records: Sequence[LoadRecord], start: float, end: float, objective: 
         "error_ratio": sum(record.failed for record in due) / len(due) if due else None,
         "offered_rate": len(due) / length,
         "request_throughput": len(came) / length,
-        "request_goodput": good / length,
+        "request_goodput": sum(meets(record, objective) for record in came) / length,
         "slo_attainment": good / judged if judged else None,
         "output_throughput": output / length,
         "total_token_throughput": (output + read) / length,

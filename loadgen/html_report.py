@@ -121,7 +121,7 @@ def _table(corner: str, rows: Iterable[tuple[str, SegmentResult]]) -> str:
             width = f" ± {number(found.half_width)}" if found and found.half_width is not None else ""
             cells.append(number(found.mean if found else None) + width)
         lines.append("<tr><td>" + "</td><td>".join([escape(label), *cells]) + "</td></tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
 def _work(report: Report) -> str:
@@ -132,7 +132,7 @@ def _work(report: Report) -> str:
         for work, values in segment.work.items():
             cells = [number(values.get(figure)) for figure in _FIGURES]
             lines.append("<tr><td>" + "</td><td>".join([escape(_label(segment)), escape(work), *cells]) + "</td></tr>")
-    return f'<h2>By kind of work</h2><div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<h2>By kind of work</h2><div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
 def _rate_charts(report: Report) -> list[str]:
