@@ -16,18 +16,22 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadgen.calibration import calibrate
+from loadgen.calibration import LoadError, calibrate
 from loadgen.http_client import ConnectionPool, Target
 from loadgen.launch import locust_python
 from loadgen.scenario import parse_scenario
+from loadtests.peers.ceiling import listens
 from loadtests.peers.models import NoModel, embedded_gguf, tokenizer_folder
-from loadtests.service import ROOT, running_service
+from loadtests.peers.process import running
+from loadtests.service import ROOT, free_port, running_service
 
 TOLERANCE = 0.05
+MODEL = "smollm2-135m-instruct"
 _WARMUP_SECONDS = 5.0
 # our figure: (GuideLLM's metric, its statistic, the label)
 FIGURES = {
@@ -49,24 +53,53 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a measurement, after the warm-up")
     parser.add_argument("--prompt-tokens", type=int, default=84)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--mock", action="store_true", help="on GuideLLM's own mock server: 200 ms, then 20 ms a token")
     parser.add_argument("--rounds", type=int, default=2, help="measurements with each, in the order A B B A")
     options = parser.parse_args()
     found: dict[str, list[Figures]] = {"guidellm": [], "loadgen": []}
     try:
-        with tempfile.TemporaryDirectory() as folder, running_service(RESPONSE_CACHE="off") as service:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock_server(options.guidellm) if options.mock else warmstart() as url,
+        ):
             tokenizer = tokenizer_folder(embedded_gguf(Path(sys.executable)), Path(folder))
-            service.wait("/readyz")
             for number in range(options.rounds):
                 for name in list(found)[:: 1 if number % 2 == 0 else -1]:
                     measure = guidellm if name == "guidellm" else loadgen
-                    found[name].append(measure(service.url, tokenizer, Path(folder), options))
+                    found[name].append(measure(url, tokenizer, Path(folder), options))
                     print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
         text, agrees = table(found)
-    except (NoModel, RuntimeError) as error:
+    except (LoadError, NoModel, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
     print(text)
     return int(not agrees)
+
+
+@contextmanager
+def warmstart() -> Iterator[str]:
+    """Run Warmstart during the block; yields its URL.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    with running_service(RESPONSE_CACHE="off") as service:
+        service.wait("/readyz")
+        yield service.url
+
+
+@contextmanager
+def mock_server(program: Path) -> Iterator[str]:
+    """Run GuideLLM's mock server during the block, whose latencies are known; yields its URL.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    port = free_port()
+    command = [str(program), "mock-server", f"--port={port}", "--ttft-ms=200", "--itl-ms=20", f"--model={MODEL}"]
+    with tempfile.TemporaryDirectory() as folder, running(command, {}, ROOT, Path(folder) / "log") as child:
+        child.until(lambda: listens(port), 120, "listening")
+        yield f"http://127.0.0.1:{port}"
 
 
 def loadgen(url: str, tokenizer: Path, folder: Path, options: argparse.Namespace) -> Figures:
@@ -94,11 +127,11 @@ def guidellm(url: str, tokenizer: Path, folder: Path, options: argparse.Namespac
         RuntimeError: it failed.
     """
     sample = parse_scenario(tomllib.loads(_scenario(options)))
-    template = round(calibrate(sample, ConnectionPool(Target(url)), None, 0).template_tokens)  # theirs come on top
+    template = round(calibrate(sample, ConnectionPool(Target(url)), MODEL, 0).template_tokens)  # theirs come on top
     output = folder / "guidellm.json"
     command = [
         *(str(options.guidellm), "run", "--disable-console"),
-        *("--backend", f"kind=openai_http,target={url},model=smollm2-135m-instruct"),
+        *("--backend", f"kind=openai_http,target={url},model={MODEL}"),
         *("--profile", f"kind=constant,rate={options.rate},warmup={_WARMUP_SECONDS:g}"),
         *("--constraint", f"kind=max_duration,seconds={options.seconds + _WARMUP_SECONDS:g}"),
         *("--tokenizer", f"kind=hf_auto,model={tokenizer}"),
