@@ -83,6 +83,7 @@ class EncoderEngine(Tokenization):
         step_tokens: maximum tokens of a step with more than one text.
         max_queue: maximum number of waiting requests, for interactive and background requests each.
         timeout: maximum seconds per request, including the time in the queue.
+        gauges: whether the metrics' gauges of running and waiting requests are this engine's.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class EncoderEngine(Tokenization):
         step_tokens: int = 1024,
         max_queue: int = 64,
         timeout: float = 600,
+        gauges: bool = True,
     ) -> None:
         super().__init__(tokenizer, ChatEncoder(tokenizer), info)
         assert info.encoder is not None
@@ -109,6 +111,7 @@ class EncoderEngine(Tokenization):
         self._step_tokens = min(step_tokens, runner.max_tokens)
         self._max_queue = max_queue
         self._timeout = timeout
+        self._gauges = gauges
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._queue = EncoderQueue()  # guarded by the lock
@@ -336,7 +339,8 @@ class EncoderEngine(Tokenization):
                 if self._closing
                 else EngineRestarting("the engine crashed while it processed this request; try again", retry_after=1)
             )
-        self._metrics.stats.busy(0, 0, 0, 0)
+        if self._gauges:
+            self._metrics.stats.busy(0, 0, 0, 0)
 
     def _step_or_wait(self) -> bool:
         """Run a step, or wait for work. Returns whether the thread goes on."""
@@ -349,7 +353,8 @@ class EncoderEngine(Tokenization):
             self._queue.remove_cancelled()
             taken = self._queue.take(self._runner.step_tokens(self._step_tokens), _SMALL_TEXT_COST)
             waiting, queued = len(self._queue.interactive), len(self._queue.background)
-            self._metrics.stats.busy(len(self._unfinished) - waiting - queued, waiting, queued, 0)
+            if self._gauges:
+                self._metrics.stats.busy(len(self._unfinished) - waiting - queued, waiting, queued, 0)
         if taken:
             self._step(taken)
         else:

@@ -12,8 +12,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.encoder_types import EncoderInput, Truncation
 from runtime.engine.core_share import CoreShare
 from runtime.engine.detokenizer import IncrementalDetokenizer
+from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine_thread import EngineThread
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.request import Request
@@ -59,6 +64,7 @@ class FastEngine(Tokenization):
         max_queue: maximum number of waiting requests, for interactive requests and background requests each.
         timeout: maximum seconds per request, including the time in the queue.
         share: gives encoders in this process their turns between steps.
+        embedder: opens the same weights as an encoder, at the first text to embed; None if the model does not embed.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class FastEngine(Tokenization):
         max_queue: int = 64,
         timeout: float = 600,
         share: CoreShare | None = None,
+        embedder: Callable[[], EncoderEngine] | None = None,
     ) -> None:
         super().__init__(tokenizer, chat, info)
         self._runner = runner
@@ -83,6 +90,8 @@ class FastEngine(Tokenization):
         self._max_queue = max_queue
         self._timeout = timeout
         self._share = share
+        self._open_embedder = embedder
+        self._embedder: EncoderEngine | None = None
         self._lock = threading.Lock()
         self._closing = self._dead = False
         self._crashes: deque[float] = deque(maxlen=_MAX_CRASHES)
@@ -163,6 +172,44 @@ class FastEngine(Tokenization):
             record.closed(request.started)
             thread.cancel_request(request)
 
+    async def tokenize_inputs(
+        self,
+        texts: Items[str | tuple[str, str]],
+        *,
+        prompt: str = "",
+        max_tokens: int | None = None,
+        truncate: Truncation = "none",
+        background: bool = False,
+        field: str = "input",
+    ) -> list[EncoderInput]:
+        """Tokenize texts to embed; see ``handlers.protocols.Encoder``."""
+        embedder = await self._embeds()
+        return await embedder.tokenize_inputs(
+            texts, prompt=prompt, max_tokens=max_tokens, truncate=truncate, background=background, field=field
+        )
+
+    async def embed(
+        self, inputs: Items[EncoderInput], *, background: bool = False, field: str = "input"
+    ) -> list[NDArray[np.float32]]:
+        """Return the vector of each input, the mean of its tokens' states; see ``handlers.protocols.Encoder``."""
+        return await (await self._embeds()).embed(inputs, background=background, field=field)
+
+    async def _embeds(self) -> EncoderEngine:
+        """Return the engine that embeds with this model's weights, opened at the first call."""
+
+        def opened() -> EncoderEngine:
+            with self._lock:
+                if self._closing:
+                    raise Draining("the model is being unloaded", retry_after=1)
+                if self._open_embedder is None:
+                    self._refuse_to_encode()
+                if self._embedder is None:
+                    self._embedder = self._open_embedder()
+                return self._embedder
+
+        found = self._embedder
+        return found if found is not None else await asyncio.to_thread(opened)
+
     def warm_up(self) -> None:
         """Run one short generation on the calling thread, before any request. The prefix cache stays empty."""
         prompt = known_ids(self._tokenizer.encode("Warm up."), self.info.vocabulary_size) or (0,)
@@ -189,6 +236,10 @@ class FastEngine(Tokenization):
         self._supervisor.join(grace)
         self._thread.close(abort=True)
         self._supervisor.join()
+        with self._lock:
+            embedder, self._embedder = self._embedder, None
+        if embedder is not None:
+            embedder.close()
         if not closed:
             self._runner.close()
 

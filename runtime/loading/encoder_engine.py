@@ -13,13 +13,15 @@ from runtime.host import usable_cores
 from runtime.loading import kernels
 from runtime.loading.precision import fast_fingerprint
 from runtime.model.catalogue import ModelSpec
-from runtime.model.encoder_config import stage_tensors
+from runtime.model.config import DecoderConfig
+from runtime.model.encoder_config import EncoderConfig, EncoderStage, stage_tensors
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
 from runtime.telemetry.model_metrics import ModelMetrics
 from runtime.types import ModelInfo
 
 _LEAST_STEP = 1024  # tokens; enough texts for the kernels to be at their best
+_LONGEST_OF_DECODERS = 8192  # tokens of a text; its activations are in memory at once
 
 
 def encoder_engine(
@@ -82,6 +84,53 @@ def encoder_engine(
         step_tokens=max(settings.max_step_tokens, _LEAST_STEP),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
+    )
+
+
+def used_as_encoder(decoder: DecoderConfig) -> EncoderConfig:
+    """Return how a model that generates embeds: the mean of its tokens' states, of length 1."""
+    limit = min(decoder.context_length, _LONGEST_OF_DECODERS)
+    stage = EncoderStage("normalize", decoder.hidden, decoder.hidden)
+    return EncoderConfig(("embed",), limit, ("mean",), (stage,))
+
+
+def encoder_over(
+    snapshot: Snapshot,
+    config: EncoderConfig,
+    info: ModelInfo,
+    settings: Settings,
+    metrics: ModelMetrics,
+    share: CoreShare | None,
+) -> EncoderEngine:
+    """Create an engine that embeds with the weights of a model that generates, which stay in memory once.
+
+    Args:
+        snapshot: the model's snapshot.
+        config: from ``used_as_encoder``.
+        info: the model's metadata.
+        settings: the service's settings.
+        metrics: the model's metrics.
+        share: as for ``encoder_engine``.
+    """
+    step = max(settings.max_step_tokens, _LEAST_STEP)
+    runner = NativeEncoder(
+        snapshot,
+        max_tokens=max(config.max_tokens, step),
+        threads=settings.num_threads or usable_cores(),
+        share=share,
+        kernels=kernels.host_kernels(settings.cache_dir),
+    )
+    return EncoderEngine(
+        runner,
+        config,
+        EncoderHead(config, {}),
+        snapshot.tokenizer,
+        info,
+        metrics=metrics,
+        step_tokens=step,
+        max_queue=settings.max_queue,
+        timeout=settings.request_timeout_seconds,
+        gauges=False,
     )
 
 

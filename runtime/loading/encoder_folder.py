@@ -45,6 +45,24 @@ _RERANKER = PairTemplate(  # that of Qwen3-Reranker's model card
 )
 
 
+_LONGEST = 1 << 15  # tokens of an input: its activations are in memory at once, and a step has at most twice as many
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """The sizes of a model that its encoder's description depends on.
+
+    Args:
+        hidden: width of a token's state.
+        context: number of positions.
+        limit: the tokenizer's own limit in tokens; None for none.
+    """
+
+    hidden: int
+    context: int
+    limit: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderFolder:
     """An encoder's description, and where the tensors of its stages are.
@@ -90,7 +108,7 @@ def is_encoder(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def read_encoder_folder(
-    spec: ModelSpec, folder: Path, config: Mapping[str, Any], decoder: DecoderConfig, max_length: int | None
+    spec: ModelSpec, folder: Path, config: Mapping[str, Any], decoder: DecoderConfig | None, shape: EncoderShape
 ) -> EncoderFolder:
     """Read an encoder's description.
 
@@ -98,8 +116,8 @@ def read_encoder_folder(
         spec: the model, for error messages.
         folder: the checkpoint's folder.
         config: the content of its ``config.json``.
-        decoder: the model's configuration.
-        max_length: the tokenizer's own limit in tokens; None for none.
+        decoder: the model's configuration; None if transformers computes, also a classification model's logits.
+        shape: the model's width and limits.
 
     Raises:
         UnsupportedDecoder: a module is of a kind that is not supported here.
@@ -107,8 +125,8 @@ def read_encoder_folder(
     """
     try:
         if (folder / MODULES).is_file():
-            return _sentence_transformers(folder, config, decoder, max_length)
-        limit = _least(decoder.context_length, max_length)
+            return _sentence_transformers(folder, config, shape)
+        limit = _least(shape.context, shape.limit)
         if any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or []):
             return _classifier(config, decoder, limit)
         return EncoderFolder(EncoderConfig(("embed",), limit, ("mean",)), {})
@@ -116,13 +134,11 @@ def read_encoder_folder(
         raise ModelUnavailable(f"the files of the encoder {spec.id} are incomplete or damaged ({error!r})") from error
 
 
-def _sentence_transformers(
-    folder: Path, config: Mapping[str, Any], decoder: DecoderConfig, max_length: int | None
-) -> EncoderFolder:
+def _sentence_transformers(folder: Path, config: Mapping[str, Any], shape: EncoderShape) -> EncoderFolder:
     modules = _json(folder / MODULES)
     own = _json_if(folder / "config_sentence_transformers.json")
     transformer = next(_json_if(file) for file in _transformer_files(folder) if file.is_file() or file.name == "none")
-    limit = _least(decoder.context_length, transformer.get("max_seq_length") or max_length)
+    limit = _least(shape.context, transformer.get("max_seq_length") or shape.limit)
     pooling: tuple[Pooling, ...] = ()
     pool_prompt = True
     logit_tokens: tuple[int, ...] = ()
@@ -137,7 +153,7 @@ def _sentence_transformers(
             continue
         if kind == "Pooling":
             pooling, pool_prompt = _pooling(options), bool(options.get("include_prompt", True))
-            width = decoder.hidden * len(pooling)
+            width = shape.hidden * len(pooling)
         elif kind == "Dense":
             stages.append(_dense(options))
             tensors[len(stages) - 1] = (path, "linear")
@@ -149,7 +165,7 @@ def _sentence_transformers(
         elif kind == "LogitScore":
             found = [options["true_token_id"], options.get("false_token_id")]
             pooling, logit_tokens = ("lasttoken",), tuple(int(token) for token in found if token is not None)
-            width = decoder.hidden
+            width = shape.hidden
             stages.append(EncoderStage("dense", width, 1))
         else:
             raise UnsupportedDecoder(f"a sentence-transformers module {kind}")
@@ -219,12 +235,12 @@ def _dimensions(options: Mapping[str, Any], width: int) -> tuple[int, ...]:
     return tuple(range(1, width)) if options.get("is_matryoshka") else ()
 
 
-def _classifier(config: Mapping[str, Any], decoder: DecoderConfig, limit: int) -> EncoderFolder:
+def _classifier(config: Mapping[str, Any], decoder: DecoderConfig | None, limit: int) -> EncoderFolder:
     """Read a classification model; one with a single label is a cross-encoder."""
     names = {int(index): str(label) for index, label in (config.get("id2label") or {}).items()}
     count = int(config.get("num_labels") or len(names) or 2)
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
-    pooling, heads = classification_stages(config, decoder, count)
+    pooling, heads = classification_stages(config, decoder, count) if decoder else ("cls", [])
     task: EncoderTask = "rerank" if count == 1 else "classify"
     encoder = EncoderConfig(
         tasks=(task, "classify") if count == 1 else (task,),
@@ -249,7 +265,7 @@ def _label_activation(config: Mapping[str, Any], count: int) -> LogitActivation:
 
 
 def _least(context: int, limit: int | None) -> int:
-    return min(context, int(limit)) if limit else context
+    return min(context, _LONGEST, int(limit)) if limit else min(context, _LONGEST)
 
 
 def _json(file: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert, count_parameters
-from runtime.loading.encoder_folder import read_encoder_folder
+from runtime.loading.encoder_folder import EncoderShape, read_encoder_folder
 from runtime.loading.encoder_heads import logit_weight, stage_weights
 from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
@@ -36,7 +36,9 @@ def form_of_encoder(
     config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     decoder, layout = read_encoder(config)
     check_files(spec, folder)
-    encoder = read_encoder_folder(spec, folder, config, decoder, _tokenizer_limit(folder))
+    encoder = read_encoder_folder(
+        spec, folder, config, decoder, EncoderShape(decoder.hidden, decoder.context_length, tokenizer_limit(folder))
+    )
     progress("reading tokenizer", None)
     tokenizer = read_tokenizer(folder)
     progress("reading weights", None)
@@ -59,7 +61,7 @@ def form_of_encoder(
     return replace(facts, encoder=encoder.config), tokenizer, weights
 
 
-def _tokenizer_limit(folder: Path) -> int | None:
+def tokenizer_limit(folder: Path) -> int | None:
     """Return the most tokens that the tokenizer's configuration allows; None for no limit."""
     file = folder / "tokenizer_config.json"
     found: Mapping[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}

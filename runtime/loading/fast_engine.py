@@ -17,7 +17,7 @@ from runtime.engine.sequence import BenchRunner
 from runtime.errors import ModelUnavailable
 from runtime.host import usable_cores
 from runtime.loading import kernels
-from runtime.loading.encoder_engine import encoder_engine
+from runtime.loading.encoder_engine import encoder_engine, encoder_over, used_as_encoder
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import check_file_types, check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
@@ -145,6 +145,7 @@ def load_fast(
     )
     chat = ChatEncoder(snapshot.tokenizer)
     level = runner.level if isinstance(runner, native.NativeRunner) else None
+    encoder = used_as_encoder(facts.decoder) if level else None
     info = ModelInfo(
         name=spec.id,
         revision=facts.revision or spec.revision,
@@ -167,7 +168,13 @@ def load_fast(
         kv_tokens=runner.blocks * runner.block_tokens,
         sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
+        encoder=None if encoder is None else encoder.info(facts.decoder.hidden),
     )
+
+    def embedder() -> EncoderEngine:
+        assert encoder is not None
+        return encoder_over(snapshot, encoder, info, settings, metrics, share)
+
     return FastEngine(
         runner,
         scheduler,
@@ -179,6 +186,7 @@ def load_fast(
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
         share=share if level else None,
+        embedder=embedder if encoder else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.device import select_device, select_dtype
@@ -15,6 +16,7 @@ from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.errors import ModelUnavailable
+from runtime.loading.encoder_folder import encoder_at
 from runtime.loading.fast_engine import load_fast
 from runtime.loading.loader import fetch, load, open_serving
 from runtime.loading.memory_plan import MemoryPlan
@@ -76,6 +78,14 @@ def load_engine(
                 spec.id,
                 reason,
             )
+    if engine is None and (folder := _encoder_folder(spec, progress)) is not None:
+        with phases.phase("imports of torch and transformers"):
+            from runtime.loading.transformers_encoder import load_transformers_encoder
+        with phases.phase("weights"):
+            try:
+                engine = load_transformers_encoder(spec, folder, settings, device, metrics)
+            except UnsupportedDecoder as reason:
+                raise ModelUnavailable(f"{spec.id} cannot be served, because of {reason}") from None
     if engine is None:
         engine = load_reference(spec, settings, device, progress, metrics, phases)
     progress("warming up", None)
@@ -83,6 +93,12 @@ def load_engine(
         engine.warm_up()
     engine.info = replace(engine.info, warmup_seconds=phases.seconds["warm-up"])
     return engine
+
+
+def _encoder_folder(spec: ModelSpec, progress: Progress) -> Path | None:
+    """Return the folder of an encoder's checkpoint; None for a model that generates."""
+    path = fetch(spec, progress)
+    return path if spec.adapter is None and encoder_at(path) else None
 
 
 def pull(spec: ModelSpec, settings: Settings) -> None:
@@ -100,6 +116,8 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
                 kind = weight_kind(serving_dtype(settings, device))
                 open_serving(spec, kind, settings.cache_dir, reporter, Phases())
                 return
+        if _encoder_folder(spec, reporter) is not None:  # loaded by transformers without a snapshot
+            return
         load(spec, device, select_dtype("float32", device), reporter)  # checks that the files can be loaded
     finally:
         reporter.close()

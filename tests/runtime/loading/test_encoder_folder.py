@@ -15,10 +15,11 @@ import transformers
 from safetensors.torch import save_file
 
 from runtime.encoder_types import EncoderInput
-from runtime.errors import ModelUnavailable
+from runtime.errors import ModelCannotEncode, ModelUnavailable
 from runtime.loading.load_engine import load_engine
 from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
+from runtime.types import Job, SamplingParams
 from tests.support.encoder_models import CASES, NO_TOKENS, SMALL, encoder_of
 from tests.support.engines import needs_kernels
 from tests.support.models import train_tokenizer
@@ -181,3 +182,40 @@ async def test_a_dense_module_without_weights_is_reported(tmp_path: Path) -> Non
     save_file({"linear.weight": torch.zeros(8, 40)}, folder / "2_Dense/model.safetensors")
     with pytest.raises(ModelUnavailable, match=r"linear\.weight"), loaded(folder, tmp_path / "cache"):
         pass
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+async def test_other_encoders_run_on_transformers(classifies: bool, tmp_path: Path) -> None:
+    """A family without a description here is computed by transformers' modules, vectors and logits."""
+    options = {**SMALL, "embedding_size": 24, "num_hidden_groups": 1, "max_position_embeddings": 64, "num_labels": 1}
+    name = "AlbertForSequenceClassification" if classifies else "AlbertModel"
+    torch.manual_seed(5)
+    model = getattr(transformers, name)(transformers.AlbertConfig(**options)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.inference_mode():
+        out = model(torch.tensor([TEXT.ids]))
+    expected = (out.logits[0] if classifies else out.last_hidden_state[0].mean(0)).numpy()
+    with loaded(save(model, tmp_path / "model"), tmp_path / "cache") as engine:
+        assert (engine.info.engine, engine.info.generates) == ("reference", False)
+        texts = [TEXT, EncoderInput((5, 6)), TEXT]
+        found = await (engine.classify(texts) if classifies else engine.embed(texts))
+        assert np.abs(found[0] - expected).max() < 1e-5
+        assert found[0].tobytes() == found[2].tobytes()
+
+
+async def test_a_model_that_generates_embeds_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """The vector is the mean of the last states, of length 1; the model generates as before."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with loaded(tiny_llama, tmp_path / "cache") as engine:
+        assert engine.info.encoder.tasks == ("embed",)
+        (text,) = await engine.tokenize_inputs(["You may not use this file"])
+        (found,) = await engine.embed([text])
+        with torch.inference_mode():
+            states = model.model(torch.tensor([text.ids])).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+        assert np.abs(found - expected).max() < 1e-5
+        params = SamplingParams(max_new_tokens=4, temperature=0)
+        assert len([token async for token in engine.stream([Job(text.ids, params)])]) == 4
+        with pytest.raises(ModelCannotEncode):
+            await engine.classify([text])

@@ -1,0 +1,1 @@
+"""Where the exercises start; edit these files."""
