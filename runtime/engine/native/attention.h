@@ -167,8 +167,15 @@ void attend(const Query* queries, int count, BlockRange range, const T* base, si
             weigh(integral_constant<int, kWeighQueries>{}, integral_constant<int, kWeighVectors>{}, i, offset);
         for (; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, kWeighVectors>{}, i, offset);
     }
-    for (; offset < head_dim; offset += kLanes)
-        for (int i = 0; i < count; i++) weigh(integral_constant<int, 1>{}, integral_constant<int, 1>{}, i, offset);
+    // Narrower heads, such as those of small encoders: fewer vectors of more queries.
+    auto weigh_rest = [&](auto number, auto vectors) {
+        int i = 0;
+        for (; i + decltype(number)::value <= count; i += decltype(number)::value) weigh(number, vectors, i, offset);
+        for (; i < count; i++) weigh(integral_constant<int, 1>{}, vectors, i, offset);
+        offset += decltype(vectors)::value * kLanes;
+    };
+    if (offset + 2 * kLanes <= head_dim) weigh_rest(integral_constant<int, 2 * kWeighQueries>{}, integral_constant<int, 2>{});
+    while (offset < head_dim) weigh_rest(integral_constant<int, 2 * kWeighQueries>{}, integral_constant<int, 1>{});
 }
 
 }  // namespace warmstart
