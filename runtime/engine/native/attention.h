@@ -76,6 +76,8 @@ struct BlockRange {
 
 // Limits the scores of a query at a block's positions, adds its bias, and masks the positions that it does not attend to.
 inline Floats final_score(Floats score, const Query& query, int block, float softcap) {
+    if (softcap == 0 && query.slope == 0 && !query.bias && !query.first && (block + 1) * kBlockTokens <= query.length)
+        return score;
     Floats position;
     for (int i = 0; i < kLanes; i++) position[i] = (float)i;
     position += (float)(block * kBlockTokens);
@@ -174,8 +176,9 @@ void attend(const Query* queries, int count, BlockRange range, const T* base, si
         for (; i < count; i++) weigh(integral_constant<int, 1>{}, vectors, i, offset);
         offset += decltype(vectors)::value * kLanes;
     };
-    if (offset + 2 * kLanes <= head_dim) weigh_rest(integral_constant<int, 2 * kWeighQueries>{}, integral_constant<int, 2>{});
-    while (offset < head_dim) weigh_rest(integral_constant<int, 2 * kWeighQueries>{}, integral_constant<int, 1>{});
+    constexpr integral_constant<int, 2 * kWeighQueries> together{};
+    if (offset + 2 * kLanes <= head_dim) weigh_rest(together, integral_constant<int, 2>{});
+    while (offset < head_dim) weigh_rest(together, integral_constant<int, 1>{});
 }
 
 }  // namespace warmstart
