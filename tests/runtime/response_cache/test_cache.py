@@ -8,12 +8,14 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 
+from runtime.encoder_types import EncoderOutput
 from runtime.errors import CacheUnavailable, TooManyRequests
 from runtime.response_cache.cache import MAX_LOGPROBS, PAUSE_SECONDS, ResponseCache
 from runtime.response_cache.memory import MemoryStore
@@ -467,6 +469,33 @@ async def test_another_keys_answer(clock: Clock, store: Failing) -> None:
     assert value is not None
     store.put("1" * 64, "m", value)
     assert (await _ask(cache, computer, "1" * 64))[0] == "miss"
+
+
+async def test_results_of_encoders(clock: Clock, store: Failing) -> None:
+    """Each input's result is computed again if it is damaged, too old or not to be had, and only then."""
+    cache, computed = _cache(clock, store), list[list[int]]()
+    keys = [f"{number:064x}" for number in range(100)]
+
+    async def compute(missing: Sequence[int]) -> list[EncoderOutput]:
+        computed.append(list(missing))
+        return [EncoderOutput(number, np.array([number], np.float32)) for number in missing]
+
+    async def ask(*wanted: str, max_age: float = 60) -> str:
+        found, use = await cache.outputs(wanted, "m", compute, reuse=True, max_age=max_age)
+        assert [output.values.tolist() for output in found] == [[output.tokens] for output in found]
+        return use.status
+
+    assert await ask(*keys) == "miss"
+    assert await ask(*keys) == "hit"
+    store.put(keys[40], "m", b"x" * 50)
+    assert await ask(*keys) == "miss"
+    clock.now += 10
+    assert await ask(keys[0], max_age=5) == "miss"
+    assert await ask(keys[0], max_age=5) == "hit"
+    store.failing = True
+    assert await ask(keys[0]) == "miss"
+    assert computed == [list(range(100)), [40], [0], [0]]
+    assert cache.counters.errors == 2
 
 
 def test_loop_ends_in_the_middle(clock: Clock, store: Failing) -> None:
