@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+import re
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from loadgen.arrivals import TraceReplay
-from loadgen.scenario import Scenario, ScenarioError, load_scenario, parse_scenario, ready_scenarios
+from loadgen.arrivals import Arrivals, TraceReplay
+from loadgen.scenario import Objective, Scenario, ScenarioError, load_scenario, parse_scenario, ready_scenarios
+from loadgen.work import Kind, WorkKind
+from tests.support.models import ROOT
 
 SMALL: dict[str, Any] = {
     "name": "x",
@@ -73,3 +77,20 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("name = ")
     with pytest.raises(ScenarioError, match="not TOML"):
         load_scenario(str(tmp_path / "x.toml"))
+
+
+def test_the_page_describes_all_of_it() -> None:
+    """Its example is a scenario; kinds, arrivals, their fields, ready scenarios and exit statuses are named."""
+    page = (ROOT / "docs/load.md").read_text()
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    parse_scenario(tomllib.loads(example))
+    arrivals = [*get_args(get_args(Arrivals)[0])]
+    fields = {name for model in (*arrivals, Scenario, WorkKind, Objective) for name in model.model_fields} - {
+        "rows",
+        "rate_from",
+    }
+    named = set(re.findall(r"`(\w+)`", page)) | set(re.findall(r"^(\w+) =", example, re.MULTILINE))
+    named |= set(re.findall(r"`(\w+) = ", page))
+    assert sorted({*fields, *get_args(Kind), *ready_scenarios()} - named) == []
+    types = {kind for model in arrivals for kind in get_args(model.model_fields["type"].annotation)}
+    assert types <= named
