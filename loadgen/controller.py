@@ -37,6 +37,7 @@ from loadgen.verdict import bottleneck, broken_limits
 
 _POLL_SECONDS = 0.1
 _SAMPLE_SECONDS = 1.0
+_LOST_SECONDS = 10.0  # without a worker's heartbeats, of which Locust misses three on a busy machine
 _LATE_SECONDS = 30.0  # beyond the time that a stage may take: then a worker is lost
 
 
@@ -160,13 +161,17 @@ class LoadController:
             self._runner.send_message(ORDER, order | {"worker": index}, client_id=worker)
         sampler = Thread(target=self._sample, args=(run, origin), daemon=True)
         sampler.start()
+        complete = 0.0
         longest = stage.seconds + self._scenario.drain_seconds + _LATE_SECONDS
         while self._running:
             time.sleep(_POLL_SECONDS)
             since = time.perf_counter() - origin
             self._progress.show(label, since / stage.seconds, len(run.records), self._failed)
-            if since > longest or len(self._workers()) < len(workers):
-                raise LoadError(f"{stage.name}: {len(self._running)} of {len(workers)} workers do not answer any more")
+            if not (lost := len(workers) - len(self._workers())):
+                complete = since
+            if since > longest or since > complete + _LOST_SECONDS:
+                said = f"{lost} of {len(workers)} workers are lost" if lost else "the workers do not end"
+                raise LoadError(f"{stage.name}: {said}")
         self._collected = None
         sampler.join()
         self.runs.append(run)
