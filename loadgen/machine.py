@@ -21,12 +21,12 @@ TELLING_FLAGS = (
 
 
 def machine_facts() -> dict[str, str]:
-    """Return processor, cores, memory and system. Linux only; unknown facts are left out."""
+    """Return processor, cores, memory and system. Facts that the system does not tell are left out."""
     cpu, memory = _fields("/proc/cpuinfo"), _fields("/proc/meminfo")
     flags = cpu.get("flags", "").split()
     facts = {
         "processor": f"{cpu['model name']} ({_model(cpu)})" if "model name" in cpu else platform.processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "instructions": " ".join(flag for flag in TELLING_FLAGS if flag in flags)
         or "none of " + " ".join(TELLING_FLAGS),
         "memory": f"{int(memory['MemTotal'].split()[0]) / 1024**2:.0f} GiB" if "MemTotal" in memory else "",

@@ -26,7 +26,7 @@ from typing import Any
 from loadtests.service import Service, running_service
 
 _NEW_TOKENS = 64
-# The number comes first, so that no prefix cache can help. As in closed_loop.py, whose environment has other packages.
+# The number comes first, so that no prefix cache can help.
 _PROMPT = (
     "Letter number {number}. Dear friend, I have moved to a small town by the sea and started to keep a garden behind "
     "the house. Please write me a long letter about the seasons, the weather, the birds and the plants that I should "
