@@ -36,6 +36,7 @@ from runtime.settings import Settings
 
 _TOKENS, _BATCH, _TEXTS = 128, 32, 256
 _TEXT = Path(__file__).with_name("quality.txt")
+_FEW = 4  # of a request beside a chat, so that many requests end in a phase
 _CLIENTS, _NEW_TOKENS = 8, 96
 _PEER = """
 import json, sys, time
@@ -219,7 +220,7 @@ def _phase(
 
     def embed() -> None:
         while not ended.is_set():
-            body = {"model": encoder, "input": list(texts[:_BATCH]), "truncate": "end", "encoding_format": "base64"}
+            body = {"model": encoder, "input": list(texts[:_FEW]), "truncate": "end", "encoding_format": "base64"}
             _post(service, "/v1/embeddings", body)
             embedded[0] += len(body["input"])
 
