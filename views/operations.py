@@ -28,6 +28,7 @@ from runtime.types import Caller
 from views.app_keys import CONTEXT
 from views.event_stream import event_stream
 from views.idempotency import REPLAYED, IdempotentRequests
+from views.paced_body import paced
 
 _JSON = "application/json; charset=utf-8"
 _PROMPTS = ("prompt", "messages", "input", "query", "queries", "text_1")  # fields that hold a prompt
@@ -114,7 +115,7 @@ async def json_answer(answer: Mapping[str, Any], headers: Mapping[str, str] = Ma
         headers: further headers.
     """
     all_headers = {"Content-Type": _JSON, **_cache_headers(), **headers}
-    return web.Response(body=await encoded(answer), headers=all_headers)
+    return web.Response(body=paced(await encoded(answer)), headers=all_headers)
 
 
 def caller_of(request: web.Request) -> str:

@@ -17,6 +17,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler
 
+from views.paced_body import paced
+
 _HERE = Path(__file__).parent
 _PAGE = _HERE / "page"
 _POLICY = {
@@ -126,7 +128,7 @@ def _text(make: Callable[[], bytes], suffix: str, headers: dict[str, str]) -> Ha
         response_headers = headers | {"Cache-Control": "no-cache", "ETag": f'"{etag}"'}
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
             return web.Response(status=304, headers=response_headers)
-        return web.Response(body=body, headers=response_headers | {"Content-Type": _TYPES[suffix]})
+        return web.Response(body=paced(body), headers=response_headers | {"Content-Type": _TYPES[suffix]})
 
     return handler
 

@@ -412,7 +412,7 @@ async def test_unknown_route() -> None:
     """What the service does not offer is NotFoundError in the same shape."""
     async with _client() as client:
         with pytest.raises(openai.NotFoundError) as caught:
-            await client.embeddings.create(model="fake", input="x")
+            await client.moderations.create(input="x")
     assert caught.value.code == "not_found"
 
 

@@ -320,7 +320,8 @@ def test_ctrl_c_in_a_generation_ends_the_command(tiny_gpt2: Path) -> None:
 def test_models_lists_the_catalogue_and_the_default(tiny_gpt2: Path) -> None:
     """Each short name with where it comes from, and what MODEL_NAME says."""
     run = warmstart("models", MODEL_NAME=str(tiny_gpt2), PORT=str(free_port()))
-    assert [line.split()[0] for line in run.stdout.splitlines()] == ["tiny-gpt2", "smollm2-135m-instruct", "distilgpt2"]
+    names = ["tiny-gpt2", "smollm2-135m-instruct", "distilgpt2", "all-minilm-l6-v2"]
+    assert [line.split()[0] for line in run.stdout.splitlines()] == names
     assert run.stdout.splitlines()[0].endswith("on disk, default")
 
 

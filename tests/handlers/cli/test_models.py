@@ -107,7 +107,12 @@ async def test_nobody_answers(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert status == 0
     assert f"no service answers at {url}" in err
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["smollm2-135m-instruct", "distilgpt2", "x/y"]
+    assert [line.split()[0] for line in lines] == [
+        "smollm2-135m-instruct",
+        "distilgpt2",
+        "x/y",
+        "all-minilm-l6-v2",
+    ]
     assert lines[0].endswith("on disk, default")
     for command in (("load", "a"), ("unload", "a"), ("default", "a"), ("compare", "Hi", "--variant", "seed=1")):
         status, out, err = await run(*command)
