@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoder_types import EncoderInfo, EncoderInput, EncoderTask, Truncation
+from runtime.engine.encoder_inputs import EncoderTokenizer
 from runtime.engine.encoder_queue import EncodeRequest, EncoderQueue
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.request_queue import timeout_error
@@ -104,8 +105,8 @@ class EncoderEngine(Tokenization):
         super().__init__(tokenizer, ChatEncoder(tokenizer), info)
         assert info.encoder is not None
         self._encoder: EncoderInfo = info.encoder
-        self._runner, self._config, self._head = runner, config, head
-        self._inputs = tokenizer
+        self._runner, self._head = runner, head
+        self._inputs = EncoderTokenizer(info.name, config, tokenizer, self._chat)
         self._metrics = metrics
         self._token_types = token_types
         self._step_tokens = min(step_tokens, runner.max_tokens)
@@ -150,7 +151,7 @@ class EncoderEngine(Tokenization):
     ) -> list[EncoderInput]:
         """Tokenize texts or pairs in the thread pool; see ``handlers.protocols.Encoder``."""
         limit = min(max_tokens or self._encoder.max_tokens, self._encoder.max_tokens)
-        found = await self._on_thread(lambda: self._tokenized(texts, prompt, limit, truncate), background)
+        found = await self._on_thread(lambda: self._inputs(texts, prompt, limit, truncate), background)
         inputs = []
         for index, item in enumerate(found):
             if isinstance(item, int):
@@ -162,47 +163,6 @@ class EncoderEngine(Tokenization):
                 )
             inputs.append(item)
         return inputs
-
-    def _tokenized(
-        self, texts: Sequence[str | tuple[str, str]], prompt: str, limit: int, truncate: Truncation
-    ) -> list[EncoderInput | int]:
-        if self._config.pair is not None:
-            return [self._templated(text, prompt, limit, truncate) for text in texts]
-        lower = str.lower if self._config.lower_case else str
-        given = [
-            lower(prompt + text) if isinstance(text, str) else (lower(prompt + text[0]), lower(text[1]))
-            for text in texts
-        ]
-        found = self._inputs.encode_inputs(given, limit, truncate)
-        if not prompt or self._config.pool_prompt:
-            return found
-        unpooled = self._prompt_tokens(lower(prompt))
-        return [item if isinstance(item, int) else EncoderInput(item.ids, item.types, unpooled) for item in found]
-
-    def _prompt_tokens(self, prompt: str) -> int:
-        """Return the number of tokens of a prompt, with those that begin a text and without the one that ends it."""
-        ids = self._inputs.encode(prompt)
-        last = self._inputs.added_tokens.get(ids[-1]) if ids else None
-        return len(ids) - (last is not None and last.special)
-
-    def _templated(
-        self, text: str | tuple[str, str], instruction: str, limit: int, truncate: Truncation
-    ) -> EncoderInput | int:
-        """Return the tokens of a pair in the template of a decoder that answers yes or no."""
-        template = self._config.pair
-        assert template is not None
-        if isinstance(text, str):
-            raise ModelCannotEncode(f"{self.info.name} takes a query and a document, and not one text", param="model")
-        query, document = text
-        values = {"instruction": instruction or template.instruction, "query": query, "document": document}
-        middle = self._chat.encode_plain(template.text.format(**values))
-        prefix, suffix = (self._inputs.encode(part, False) for part in (template.prefix, template.suffix))
-        room = limit - len(prefix) - len(suffix)
-        if len(middle) > room:
-            if truncate != "end" or room < 1:
-                return len(prefix) + len(middle) + len(suffix)
-            middle = middle[:room]
-        return EncoderInput((*prefix, *middle, *suffix))
 
     async def embed(
         self, inputs: Sequence[EncoderInput], *, background: bool = False, field: str = "input"
