@@ -69,10 +69,12 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """End the build if a page would load a script, a style or an image from elsewhere."""
+    """Name the search for screen readers; end the build if a page would load something from elsewhere."""
     if found := _ELSEWHERE.search(output):
         raise SystemExit(f"{page.file.src_uri} loads something from elsewhere: {found[0]}")
-    return output
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
 
 
 def _pages(section: Section) -> Iterator[Page]:
