@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.api.routes import ROUTES
 from tests.support.models import ROOT
 
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
@@ -40,3 +41,12 @@ def test_each_page_has_a_place_in_the_navigation() -> None:
 def test_the_readme_is_short() -> None:
     """A reader sees all of the README; what is longer has a page."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_page_of_the_api_names_every_route() -> None:
+    """``docs/routes.md`` has each route that the service has, whatever the parameter of a path is called."""
+    page = (ROOT / "docs/routes.md").read_text()
+    routes = {f"{route.method} {re.sub(r'{[^}]*}', '{id}', route.plain_path)}" for route in ROUTES}
+    named = {f"{method} {path}" for method, path in re.findall(r"`([A-Z]+) ([^`]+)`", page)}
+    shared = {f"{method} {path}" for method, path in re.findall(r"`([A-Z]+)` and `[A-Z]+ ([^`]+)`", page)}
+    assert routes - named - shared == set()
