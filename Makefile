@@ -55,7 +55,7 @@ lock: $(VENV)/.dev $(LOAD_VENV)/.done $(DOCS_VENV)/.done ## Write the versions i
 	  && mv $(VENV)/lock requirements/docs-lock.txt
 
 load: $(LOAD_VENV)/.done ## Put a load on a running service: SCENARIO=chat|mixed|saturation|smoke or a file, ARGS="--host URL --out FOLDER"
-	$(LOAD_VENV)/bin/python -m loadgen $(SCENARIO) $(ARGS)
+	$(LOAD_VENV)/bin/python -m loadtests.load $(SCENARIO) $(ARGS)
 
 docs: $(DOCS_VENV)/.done ## Build the documentation's site into build/site; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet

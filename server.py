@@ -25,7 +25,7 @@ try:
     from handlers.cli.options import settings_of
     from handlers.cli.parser import build_parser
     from handlers.cli.queue_options import queue_of
-    from loadgen import launch
+    from loadtests.load import launch
     from middleware.connection.limits import raise_fd_limit
     from middleware.connection.runner import DeadlineRunner
     from middleware.connection.tls import tls_of

@@ -9,8 +9,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     && pip install -c /opt/load/load-lock.txt -r /opt/load/load.txt pydantic \
     # A new volume mounted at /reports takes over the owner.
     && install -d -o 10001 -g 10001 /reports
-COPY loadgen /opt/load/app/loadgen
+COPY loadtests/load /opt/load/app/loadtests/load
 USER 10001:10001
 WORKDIR /reports
-ENTRYPOINT ["python", "-m", "loadgen"]
+ENTRYPOINT ["python", "-m", "loadtests.load"]
 CMD ["--help"]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from loadgen.answer import json_object
-from loadgen.http_answer import BadAnswer
+from loadtests.load.answer import json_object
+from loadtests.load.http_answer import BadAnswer
 
 
 class RecordedAnswer(NamedTuple):

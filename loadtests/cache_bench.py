@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from loadgen.http_answer import BadAnswer
+from loadtests.load.http_answer import BadAnswer
 from loadtests.peers.client import Client
 from loadtests.service import ROOT, Service, free_port, running_service
 

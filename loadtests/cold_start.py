@@ -14,8 +14,8 @@ import statistics
 import sys
 import time
 
-from loadgen.http_answer import BadAnswer
 from loadtests.answers import RecordedAnswer, read_stream
+from loadtests.load.http_answer import BadAnswer
 from loadtests.service import Service, running_service
 
 NEW_TOKENS = 64

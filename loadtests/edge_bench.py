@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadgen.http_answer import BadAnswer
+from loadtests.load.http_answer import BadAnswer
 from loadtests.service import ROOT, free_port
 from runtime.signatures.client import Signer
 

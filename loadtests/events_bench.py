@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from loadgen.http_answer import BadAnswer
+from loadtests.load.http_answer import BadAnswer
 from loadtests.service import ROOT, Service, free_port, running_service
 
 PATIENCE = 600.0

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadgen.calibration import LoadError, calibrate
-from loadgen.http_client import ConnectionPool, Target
-from loadgen.launch import locust_python
-from loadgen.scenario import parse_scenario
+from loadtests.load.calibration import LoadError, calibrate
+from loadtests.load.http_client import ConnectionPool, Target
+from loadtests.load.launch import locust_python
+from loadtests.load.scenario import parse_scenario
 from loadtests.peers.ceiling import listens
 from loadtests.peers.models import NoModel, embedded_gguf, tokenizer_folder
 from loadtests.peers.process import running
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--mock", action="store_true", help="on GuideLLM's own mock server: 200 ms, then 20 ms a token")
     parser.add_argument("--rounds", type=int, default=2, help="measurements with each, in the order A B B A")
     options = parser.parse_args()
-    found: dict[str, list[Figures]] = {"guidellm": [], "loadgen": []}
+    found: dict[str, list[Figures]] = {"guidellm": [], "ours": []}
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -65,7 +65,7 @@ def main() -> int:
             tokenizer = tokenizer_folder(embedded_gguf(Path(sys.executable)), Path(folder))
             for number in range(options.rounds):
                 for name in list(found)[:: 1 if number % 2 == 0 else -1]:
-                    measure = guidellm if name == "guidellm" else loadgen
+                    measure = guidellm if name == "guidellm" else measured_by_ours
                     found[name].append(measure(url, tokenizer, Path(folder), options))
                     print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
         text, agrees = table(found)
@@ -102,7 +102,7 @@ def mock_server(program: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def loadgen(url: str, tokenizer: Path, folder: Path, options: argparse.Namespace) -> Figures:
+def measured_by_ours(url: str, tokenizer: Path, folder: Path, options: argparse.Namespace) -> Figures:
     """Measure with the load generator.
 
     Raises:
@@ -113,11 +113,11 @@ def loadgen(url: str, tokenizer: Path, folder: Path, options: argparse.Namespace
     python = locust_python()
     if python is None:
         raise RuntimeError("Locust is missing; run: make .venv-load/.done")
-    _run([python, "-m", "loadgen", str(scenario), f"--host={url}", f"--out={folder / 'out'}", "--quiet"])
+    _run([python, "-m", "loadtests.load", str(scenario), f"--host={url}", f"--out={folder / 'out'}", "--quiet"])
     report = json.loads((folder / "out" / "report.json").read_text())
     if report["bottleneck"]:
         print(f"the load generator was late: {report['bottleneck']}", file=sys.stderr)
-    return ours(report)
+    return figures_of(report)
 
 
 def guidellm(url: str, tokenizer: Path, folder: Path, options: argparse.Namespace) -> Figures:
@@ -151,7 +151,7 @@ def _scenario(options: argparse.Namespace) -> str:
     )
 
 
-def ours(report: dict[str, Any]) -> Figures:
+def figures_of(report: dict[str, Any]) -> Figures:
     """Return the figures of a report of the load generator."""
     return {name: report["segments"][0]["repetitions"][0][name] for name in FIGURES}
 
@@ -171,7 +171,7 @@ def table(found: Mapping[str, Sequence[Figures]]) -> tuple[str, bool]:
     lines = ["| figure | GuideLLM | warmstart load | ratio |", "|---|---:|---:|---:|"]
     agrees = True
     for name, (_, _, label) in FIGURES.items():
-        other, mine = (statistics.fmean(run[name] for run in found[which]) for which in ("guidellm", "loadgen"))
+        other, mine = (statistics.fmean(run[name] for run in found[which]) for which in ("guidellm", "ours"))
         if not other or not mine:
             raise RuntimeError(f"nothing was measured of {label}: give more --seconds, or a quiet machine")
         agrees &= abs(mine / other - 1) <= TOLERANCE

@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from loadgen.machine import machine_facts
+from loadtests.load.machine import machine_facts
 from loadtests.service import ROOT
 from runtime.engine.native import build
 from runtime.engine.native.runner import NativeRunner

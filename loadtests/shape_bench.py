@@ -24,8 +24,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loadgen.http_answer import BadAnswer
 from loadtests.answers import read_whole
+from loadtests.load.http_answer import BadAnswer
 from loadtests.peers.client import Client
 from loadtests.service import ROOT, running_service
 

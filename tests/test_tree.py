@@ -11,7 +11,7 @@ from tests.support.models import ROOT
 
 
 def _sources() -> list[Path]:
-    folders = ("handlers", "loadgen", "loadtests", "middleware", "runtime", "views")
+    folders = ("handlers", "loadtests", "middleware", "runtime", "views")
     return [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from handlers.cli.parser import build_parser
-from loadgen import launch
+from loadtests.load import launch
 
 _HEAD = """# Command line
 

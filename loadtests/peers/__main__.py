@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadgen.machine import machine_facts
+from loadtests.load.machine import machine_facts
 from loadtests.peers import models, servers
 from loadtests.peers.chart import chart
 from loadtests.peers.load import GENERATOR, prompt_numbers

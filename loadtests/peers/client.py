@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from loadgen.answer import Streamed, read_streamed
-from loadgen.http_answer import BadAnswer, HTTPAnswer
+from loadtests.load.answer import Streamed, read_streamed
+from loadtests.load.http_answer import BadAnswer, HTTPAnswer
 
 
 class _Connection(asyncio.Protocol):

@@ -89,7 +89,7 @@ def payload(number: int, model: str | None, **more: Any) -> bytes:
 
 
 def run_stage(port: int, clients: int, seconds: float, seed: int, model: str | None, server: Watched) -> Stage:
-    """Load a server for some seconds with ``loadgen``, wait for the last answers, and return the measurements.
+    """Load a server for some seconds with ``loadtests.load``, wait for the last answers, and return the measurements.
 
     Args:
         port: the server's port on the loopback.
@@ -129,7 +129,15 @@ def run_generator(name: str, port: int, out: Path, server: Watched, *options: st
     Raises:
         RuntimeError: the generator failed though the server lives.
     """
-    command = [str(GENERATOR), "-m", "loadgen", name, f"--host=http://127.0.0.1:{port}", f"--out={out}", *options]
+    command = [
+        str(GENERATOR),
+        "-m",
+        "loadtests.load",
+        name,
+        f"--host=http://127.0.0.1:{port}",
+        f"--out={out}",
+        *options,
+    ]
     with subprocess.Popen(
         [*command, "--quiet"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as generator:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from loadgen.line_chart import ChartSeries, line_chart, svg_file
+from loadtests.load.line_chart import ChartSeries, line_chart, svg_file
 from loadtests.peers import models
 from loadtests.peers.__main__ import find, parser
 from loadtests.peers.load import GENERATOR, run_generator

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadgen.answer import Streamed
-from loadgen.http_answer import BadAnswer
+from loadtests.load.answer import Streamed
+from loadtests.load.http_answer import BadAnswer
 from loadtests.peers.client import Client
 from loadtests.peers.load import PATH, payload, prompt_numbers, run_stage, same_answers
 from loadtests.peers.process import Running, running

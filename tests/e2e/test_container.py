@@ -27,8 +27,8 @@ import yaml
 from aiohttp import web
 
 from app import create_app
-from loadgen.options import add_options, check_options
-from loadgen.scenario import ready_scenarios
+from loadtests.load.options import add_options, check_options
+from loadtests.load.scenario import ready_scenarios
 from loadtests.service import free_port
 from middleware.connection.runner import DeadlineRunner
 from runtime.settings import Settings

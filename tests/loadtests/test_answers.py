@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.http_answer import BadAnswer
 from loadtests.answers import RecordedAnswer, read_stream, read_whole, sse_events
+from loadtests.load.http_answer import BadAnswer
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 DONE = b"data: [DONE]\n"

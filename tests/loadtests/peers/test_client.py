@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from loadgen.http_answer import BadAnswer
+from loadtests.load.http_answer import BadAnswer
 from loadtests.peers.client import Client
 
 

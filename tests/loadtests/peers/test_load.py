@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from loadgen.scenario import parse_scenario
+from loadtests.load.scenario import parse_scenario
 from loadtests.peers.load import GENERATOR, Stage, payload, prompt_numbers, run_stage, same_answers, scenario, stage_of
-from tests.loadgen.events import ANSWER, chunk, line
+from tests.loadtests.load.events import ANSWER, chunk, line
 
 
 def test_prompts_differ_from_the_first_word_on() -> None:

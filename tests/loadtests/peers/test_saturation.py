@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from loadgen.line_chart import svg_file
+from loadtests.load.line_chart import svg_file
 from loadtests.peers.saturation import curve, table
 
 
