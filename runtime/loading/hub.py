@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from runtime.errors import ModelUnavailable
-from runtime.loading.model_files import CONFIG_FILES, WEIGHT_FILES, has_weights
+from runtime.loading.model_files import CONFIG_FILES, MODULE_FILES, WEIGHT_FILES, has_weights
 from runtime.model.catalogue import ModelSpec
 from runtime.model.progress import Progress, bar_class
 
@@ -38,7 +38,7 @@ def download(spec: ModelSpec, progress: Progress) -> Path:
             snapshot_download(
                 spec.location,
                 revision=spec.revision,
-                allow_patterns=[*CONFIG_FILES, weights],
+                allow_patterns=[*CONFIG_FILES, *MODULE_FILES, weights],
                 tqdm_class=bar_class(progress, "downloading"),
             )
         )

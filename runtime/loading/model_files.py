@@ -28,6 +28,8 @@ def on_disk(spec: ModelSpec) -> bool:
 
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+MODULE_FILES = ("[0-9]*_*/*.json", "[0-9]*_*/*.safetensors", "[0-9]*_*/pytorch_model.bin")
+"""Patterns of the files of sentence-transformers' modules, such as ``2_Dense/model.safetensors``."""
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of a checkpoint's weight files; the first pattern with a match is used."""
 
@@ -74,7 +76,7 @@ def identity(spec: ModelSpec, path: Path) -> str:
         return f"{spec.location}@{path.name}{merged}"
     files = parts(path)
     if path.is_dir():
-        files = sorted(file for pattern in (*CONFIG_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
+        files = sorted(file for pattern in (*CONFIG_FILES, *MODULE_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
     return f"{path.resolve()}|{_stamps(files)}{merged}"
 
 

@@ -61,6 +61,8 @@ def modules(*kinds: str) -> list[dict[str, Any]]:
 async def test_a_folder_of_sentence_transformers_is_read_whole(tmp_path: Path) -> None:
     """Two poolings, a dense module, a norm, normalization, prompts, the length and the similarity."""
     model = encoder_of("bert")
+    dense_config: dict[str, Any] = {"in_features": 96, "out_features": 24, "bias": True}
+    dense_config |= {"activation_function": "torch.nn.modules.activation.Tanh"}
     folder = save(
         model,
         tmp_path / "model",
@@ -74,8 +76,7 @@ async def test_a_folder_of_sentence_transformers_is_read_whole(tmp_path: Path) -
         },
         **{
             "1_Pooling__config": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-            "2_Dense__config": {"in_features": 96, "out_features": 24, "bias": True}
-            | {"activation_function": "torch.nn.modules.activation.Tanh"},
+            "2_Dense__config": dense_config,
             "3_LayerNorm__config": {"dimension": 24},
         },
     )
@@ -96,6 +97,10 @@ async def test_a_folder_of_sentence_transformers_is_read_whole(tmp_path: Path) -
             assert not engine.info.generates
             (found,) = await engine.embed([TEXT])
             assert np.abs(found - expected).max() < 1e-5
+    (folder / "2_Dense/config.json").write_text(json.dumps(dense_config | {"activation_function": "torch.nn.ReLU"}))
+    with loaded(folder, tmp_path / "cache") as engine:  # a changed module makes another snapshot
+        (other,) = await engine.embed([TEXT])
+        assert np.abs(other - expected).max() > 1e-3
 
 
 CLASSIFIERS = ["bert", "roberta", "distilbert", "mpnet", "modernbert", "modernbert, biases", "qwen3"]
