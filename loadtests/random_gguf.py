@@ -1,7 +1,8 @@
-"""Writes a GGUF file in Q8_0 with random weights in the shape of a well-known model, to compare servers with.
+"""Writes a GGUF file with random weights in the shape of a well-known model, to compare servers with.
 
-``python -m loadtests.random_gguf Qwen3-0.6B qwen3.gguf``: any server can load the file. Its tokenizer is that of the
-embedded model, filled up with unused tokens to the model's vocabulary, so every server gets the same prompts.
+``python -m loadtests.random_gguf Qwen3-0.6B qwen3.gguf [--types Q4_K_M]``: any server can load the file. Its tokenizer
+is that of the embedded model, filled up with unused tokens to the model's vocabulary, so every server gets the same
+prompts.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from loadtests.peers.models import embedded_gguf
 from runtime.model.gguf_header import read_header
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_BLOCK = 32  # values per block of Q8_0
+TYPES = ("Q8_0", "Q4_K_M")
 _SPREAD = 0.02  # standard deviation of the weights
 
 
-def write(shape: Mapping[str, Any], file: Path) -> None:
+def write(shape: Mapping[str, Any], file: Path, types: str = "Q8_0") -> None:
     """Write a file.
 
     Args:
         shape: the model's configuration, of an architecture in ``ARCHITECTURES``.
         file: the file to write.
+        types: the types of its matrices, one of ``TYPES``.
     """
     architecture = shape["model_type"]
     writer = gguf.GGUFWriter(file, architecture)
@@ -47,21 +49,38 @@ def write(shape: Mapping[str, Any], file: Path) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(10_000.0)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{types}"])
     _add_tokenizer(writer, shape["vocab_size"])
     dice = np.random.default_rng(1)
     tensors = list(_tensors(shape, architecture, head_dim))
+    kinds = {name: _kind(name, size, types, shape["num_hidden_layers"]) for name, size in tensors}
     for name, size in tensors:
-        kind = gguf.GGMLQuantizationType.Q8_0 if len(size) == 2 else gguf.GGMLQuantizationType.F32
-        stored = (*size[:-1], size[-1] // _BLOCK * 34) if len(size) == 2 else size
+        kind = gguf.GGMLQuantizationType[kinds[name]]
+        values, block = gguf.GGML_QUANT_SIZES[kind]
+        stored = (*size[:-1], size[-1] // values * block) if len(size) == 2 else size
         dtype = np.dtype(np.uint8 if len(size) == 2 else np.float32)
         writer.add_tensor_info(name, stored, dtype, int(np.prod(stored)) * dtype.itemsize, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, size in tensors:
-        writer.write_tensor_data(_matrix(dice, *size) if len(size) == 2 else _vector(name, size))
+        writer.write_tensor_data(_matrix(dice, *size, kinds[name]) if len(size) == 2 else _vector(name, size))
     writer.close()
+
+
+def _kind(name: str, size: tuple[int, ...], types: str, layers: int) -> str:
+    """Return a tensor's type: for Q4_K_M the one that llama.cpp's ``llama_tensor_get_type`` gives."""
+    if len(size) == 1:
+        return "F32"
+    if types == "Q8_0":
+        return "Q8_0"
+    more = name == "token_embd.weight"  # tied, and so the head
+    if name.endswith(("attn_v.weight", "ffn_down.weight")):
+        i = int(name.split(".")[1])
+        more = i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2
+    if size[1] % 256 == 0:
+        return "Q6_K" if more else "Q4_K"
+    return "Q8_0" if more else "Q5_0"
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
@@ -101,13 +120,27 @@ def _tensors(shape: Mapping[str, Any], architecture: str, head_dim: int) -> Iter
     yield "output_norm.weight", (hidden,)
 
 
-def _matrix(dice: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    """Return a random matrix as blocks of Q8_0: a float16 scale and 32 int8 values each."""
-    blocks = np.empty((rows, columns // _BLOCK, 34), np.uint8)
-    values = dice.integers(-127, 128, (rows, columns // _BLOCK, _BLOCK), np.int8)
-    blocks[..., 2:] = values.view(np.uint8)
-    scale = _SPREAD / 73.3  # the standard deviation of the integers
-    blocks[..., :2] = np.array([scale], np.float16).view(np.uint8)
+def _matrix(dice: np.random.Generator, rows: int, columns: int, kind: str) -> NDArray[np.uint8]:
+    """Return a random matrix as blocks of a type, with random codes and one scale."""
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = dice.integers(0, 256, (rows, columns // values, size), np.uint8)
+
+    def half(at: int, number: float) -> None:
+        blocks[..., at : at + 2] = np.array([number], np.float16).view(np.uint8)
+
+    # Each scale is the spread divided by the standard deviation of the codes; those of sub-blocks are 32.
+    if kind == "Q8_0":
+        half(0, _SPREAD / 73.9)
+    elif kind == "Q5_0":
+        half(0, _SPREAD / 9.2)
+    elif kind == "Q4_K":
+        scale = _SPREAD / 4.6 / 32
+        half(0, scale)
+        half(2, 7.5 * scale)
+        blocks[..., 4:12], blocks[..., 12:16] = 32 | 2 << 6, 0  # 6 bits each: the upper ones of four share bytes
+    else:
+        blocks[..., 192:208] = 32
+        half(208, _SPREAD / 18.5 / 32)
     return blocks.reshape(rows, -1)
 
 
@@ -121,8 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=names)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--types", choices=TYPES, default="Q8_0")
     arguments = parser.parse_args()
-    write(SHAPES[arguments.shape], arguments.file)
+    write(SHAPES[arguments.shape], arguments.file, arguments.types)
 
 
 if __name__ == "__main__":

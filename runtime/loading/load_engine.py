@@ -88,6 +88,7 @@ def load_engine(
                 raise ModelUnavailable(f"{spec.id} cannot be served, because of {reason}") from None
     if engine is None:
         engine = load_reference(spec, settings, device, progress, metrics, phases)
+    metrics.weights(engine.info.dtype, engine.info.weight_types, engine.info.weights_bytes)
     progress("warming up", None)
     with phases.phase("warm-up"):
         engine.warm_up()

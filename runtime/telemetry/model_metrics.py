@@ -55,6 +55,7 @@ class Collectors:
     step_tokens: Histogram
     encoded: Counter
     cache_config: Gauge
+    weights: Gauge
 
     @classmethod
     def register(cls, registry: CollectorRegistry) -> Collectors:
@@ -122,6 +123,12 @@ class Collectors:
                 ("model_name", *_CACHE_LABELS),
                 registry=registry,
             ),
+            weights=Gauge(
+                "warmstart:model_weights_bytes",
+                "Bytes of the weights; weight_types: those with the most bytes first.",
+                ("model_name", "dtype", "weight_types"),
+                registry=registry,
+            ),
         )
 
 
@@ -166,6 +173,7 @@ class ModelMetrics:
         self.step_tokens = collectors.step_tokens.labels(name)
         self._encoded = collectors.encoded
         self._cache_config = collectors.cache_config
+        self._weights = collectors.weights
         self._failure = collectors.failure
         self._rejected = collectors.rejected
 
@@ -191,6 +199,16 @@ class ModelMetrics:
     def encoded(self, task: str, inputs: int) -> None:
         """Count inputs that were computed: ``embed`` for their vectors, ``classify`` for their logits."""
         self._encoded.labels(self._name, task).inc(inputs)
+
+    def weights(self, dtype: str, types: Sequence[str], size: int) -> None:
+        """Record what the weights are.
+
+        Args:
+            dtype: their number type as ``DTYPE`` names it.
+            types: the number types of the matrices, those with the most bytes first.
+            size: their bytes.
+        """
+        self._weights.labels(self._name, dtype, ",".join(types)).set(size)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted; ``reason`` is the error's code."""

@@ -65,6 +65,7 @@ struct Unpacked {
     alignas(64) float scales[kOuter / 16 * kLanes];
     alignas(64) float minima[kOuter / 16 * kLanes];  // what is added to a group's products with the sum of its activations
     const uint8_t* codes;
+    const uint8_t* ahead;  // codes that are read next
 };
 
 // A register of bytes of the instruction set.
@@ -130,7 +131,7 @@ inline void unpack_step(const uint8_t* planes, uint8_t* out, std::integer_sequen
 template <int Bits, bool Table = false>
 inline void unpack_codes(const uint8_t* planes, int columns, uint8_t* out) {
     for (int k = 0; k < columns; k += kCodeStep, planes += Bits * 64, out += kCodeStep * kLanes) {
-        for (int line = 0; line < Bits; line++) __builtin_prefetch(planes + kCodesAhead + line * 64);
+        for (int line = 0; line < Bits; line++) __builtin_prefetch(planes + kCodesAhead + line * 64, 0, 2);
         unpack_step<Bits, Table>(planes, out, std::make_integer_sequence<int, 8>{});
     }
 }
@@ -141,7 +142,19 @@ inline Floats load_bytes(const uint8_t* from) {
     typedef T Sixteen __attribute__((vector_size(16)));
     Sixteen v;
     std::memcpy(&v, from, sizeof v);
+#if defined(__AVX512F__)  // written out, because GCC 12 converts number by number
+    const __m512i wide = (T)-1 < 0 ? _mm512_cvtepi8_epi32((__m128i)v) : _mm512_cvtepu8_epi32((__m128i)v);
+    return (Floats)_mm512_cvtepi32_ps(wide);
+#elif defined(__AVX2__)
+    const auto wide = [](__m128i part) { return (T)-1 < 0 ? _mm256_cvtepi8_epi32(part) : _mm256_cvtepu8_epi32(part); };
+    const __m256 parts[] = {_mm256_cvtepi32_ps(wide((__m128i)v)),
+                            _mm256_cvtepi32_ps(wide(_mm_unpackhi_epi64((__m128i)v, (__m128i)v)))};
+    Floats all;
+    std::memcpy(&all, parts, sizeof all);
+    return all;
+#else
     return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
+#endif
 }
 
 inline void unpack_scales(const BlockFormat& f, const uint8_t* from, int columns, Unpacked& out) {
@@ -162,11 +175,14 @@ inline void unpack_scales(const BlockFormat& f, const uint8_t* from, int columns
     for (int g = 0; g < groups; g++) store(out.minima + g * kLanes, load_bytes<uint8_t>(numbers + g * kLanes) * minus);
 }
 
-// Unpacks the columns of a panel from `first`, a multiple of 256, on: at most 256 of them.
-inline void unpack(const BlockFormat& f, const uint8_t* panel, size_t all_columns, int first, int columns, Unpacked& out) {
+// Unpacks the columns of a panel from `first`, a multiple of 256, on: at most 256 of them. With `planes`, codes are left as
+// they are stored.
+inline void unpack(const BlockFormat& f, const uint8_t* panel, size_t all_columns, int first, int columns, Unpacked& out,
+                   bool planes = false) {
     unpack_scales(f, panel + scale_bytes(f, first), columns, out);
     const uint8_t* codes = panel + scale_bytes(f, all_columns) + (size_t)first * kLanes * f.bits / 8;
-    out.codes = out.own;
+    out.codes = planes ? codes : out.own;
+    if (planes) return;
     switch (f.bits) {
         case 2: unpack_codes<2>(codes, columns, out.own); break;
         case 3: unpack_codes<3>(codes, columns, out.own); break;

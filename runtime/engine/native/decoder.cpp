@@ -90,6 +90,8 @@ class Decoder {
         offset_.reserve(m * groups);
         sum16_.reserve(m * (widest / 16));
         sum32_.reserve(m * (widest / 32));
+        float_sum16_.reserve(m * (widest / 16));
+        float_sum32_.reserve(m * (widest / 32));
     }
 
     // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing.
@@ -241,9 +243,11 @@ class Decoder {
             const int groups = (columns + kGroup - 1) / kGroup;
             int8_t* quantized = quantized_.get() + (size_t)token * columns;
             quantize(row, columns, quantized, scale_.get() + (size_t)token * groups, offset_.get() + (size_t)token * groups);
-            if (next.sums)
-                sum_groups(quantized, columns, sum16_.get() + (size_t)token * (columns / 16),
-                           sum32_.get() + (size_t)token * (columns / 32));
+            if (next.sums) {
+                const size_t at16 = (size_t)token * (columns / 16), at32 = (size_t)token * (columns / 32);
+                sum_groups(quantized, columns, sum16_.get() + at16, sum32_.get() + at32, float_sum16_.get() + at16,
+                           float_sum32_.get() + at32);
+            }
         }
         if (next.floats && row != normed_.get() + (size_t)token * columns)
             std::memcpy(normed_.get() + (size_t)token * columns, row, columns * sizeof(float));
@@ -257,6 +261,8 @@ class Decoder {
         a.offsets = offset_.get();
         a.sums16 = sum16_.get();
         a.sums32 = sum32_.get();
+        a.float_sums16 = float_sum16_.get();
+        a.float_sums32 = float_sum32_.get();
         a.stride = columns;
         a.groups = (columns + kGroup - 1) / kGroup;
         return a;
@@ -639,6 +645,7 @@ class Decoder {
     Buffer<int8_t> quantized_;
     Buffer<uint32_t> offset_;
     Buffer<int32_t> sum16_, sum32_;
+    Buffer<float> float_sum16_, float_sum32_;
     std::vector<int32_t> position_, sequence_;
     std::vector<Task> task_;
     std::vector<std::vector<Candidate>> found_;  // scratch of each thread

@@ -38,6 +38,8 @@ struct Activations {
     const uint32_t* offsets = nullptr; // [tokens, groups] minus 128 x the sum of a group: what unsigned weights add
     const int32_t* sums16 = nullptr;   // [tokens, stride / 16] sums of each 16 quantized values, for block formats
     const int32_t* sums32 = nullptr;   // [tokens, stride / 32] of each 32
+    const float* float_sums16 = nullptr;  // the same as floats
+    const float* float_sums32 = nullptr;
     int stride = 0;
     int groups = 0;
 };
@@ -106,20 +108,22 @@ inline void tile_int8(const Activations& a, int token, const Matrix& w, int pane
             for (int p = 0; p < P; p++) acc[m][p][0] = acc[m][p][1] = _mm256_setzero_si256();
         const int last = std::min((g + 1) * kGroup, w.columns);
         for (int k = g * kGroup; k < last; k += 4) {
-            __m256i weights[P][2];
+            __m256i weights[P][2], magnitudes[P][2];
             for (int p = 0; p < P; p++)
                 for (int half = 0; half < 2; half++) {
                     const uint8_t* from = data + p * panel_bytes + (size_t)k * kLanes + 32 * half;
                     weights[p][half] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)from), zero);
+                    magnitudes[p][half] = _mm256_abs_epi8(weights[p][half]);
                 }
             for (int m = 0; m < M; m++) {
                 int32_t four;
                 std::memcpy(&four, rows + (size_t)m * a.stride + k, 4);
-                const __m256i x = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(x);
-                // |x| x (w with the sign of x): a pair of products fits 16 bits, as both factors are within +-127.
+                const __m256i x = _mm256_set1_epi32(four);
+                // |w| x (x with the sign of w): a pair of products fits 16 bits, as w is within +-128 and x within +-127.
                 for (int p = 0; p < P; p++)
                     for (int half = 0; half < 2; half++) {
-                        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights[p][half], x));
+                        const __m256i signed_x = _mm256_sign_epi8(x, weights[p][half]);
+                        const __m256i pairs = _mm256_maddubs_epi16(magnitudes[p][half], signed_x);
                         acc[m][p][half] = _mm256_add_epi32(acc[m][p][half], _mm256_madd_epi16(pairs, ones));
                         asm volatile("" : "+x"(acc[m][p][half]));  // token by token, or the registers do not suffice
                     }

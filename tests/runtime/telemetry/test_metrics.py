@@ -241,6 +241,8 @@ def test_what_requests_ask_for_and_get() -> None:
     labels = {"block_size": "32", "num_blocks": "100", "enable_prefix_caching": "true"}
     sizes = {"kv_cache_size_tokens": "3200", "kv_cache_max_concurrency": "1.60"}
     assert value(metrics, "cache_config_info", **labels, **sizes) == 1
+    model.weights("int4", ("q4_1", "int8"), 1234)
+    assert value(metrics, "model_weights_bytes", dtype="int4", weight_types="q4_1,int8") == 1234
 
 
 def test_preemptions_of_a_request() -> None:

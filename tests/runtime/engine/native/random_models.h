@@ -74,7 +74,7 @@ struct Model {
                 if (t.kind == kBfloat16)
                     std::memcpy(bytes + 2 * i, (const uint8_t*)(values + i) + 2, 2);
                 else
-                    bytes[i] = (uint8_t)(128 + values[i] * 400);
+                    bytes[i] = i % 4093 ? (uint8_t)(128 + values[i] * 400) : 0;  // also the least, which no conversion writes
             }
             t.data = bytes;
         }
