@@ -246,6 +246,27 @@ def test_the_quickstart(tmp_path: Path) -> None:
                 assert " Paris." in ("".join(parts) or printed), text
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not SOAK, reason="SOAK=1 runs the calls of the table of routes and of the README")
+def test_the_calls_of_the_table_of_routes(tmp_path: Path) -> None:
+    """Each call that needs nothing but the embedded model is answered without an error; so are those of the README."""
+    routes, readme = (ROOT / "docs/routes.md").read_text(), (ROOT / "README.md").read_text()
+    calls = [("bash", call) for call in re.findall(r"\| `(curl [^`]+)` \|$", routes, re.MULTILINE)]
+    needs_more = re.compile("MODEL|resp_1|/files|/batches")  # another model, or settings
+    calls = [(language, call) for language, call in calls if not needs_more.search(call)]
+    calls += [("bash", call) for call in re.findall(r"^```sh\n(curl .*?)^```$", readme, re.DOTALL | re.MULTILINE)]
+    calls += [("python", call) for call in re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)]
+    assert len(calls) > 25
+    with running_service() as service:
+        service.wait("/readyz")
+        here = {SERVICE: service.url, SERVICE.partition("//")[2]: service.url}
+        reader = Reader(tmp_path / "reader", here)
+        for language, call in calls:
+            printed = reader.run(language, call)
+            assert printed, call
+            assert not re.search(r'"(code|error_code)": ?"', printed), (call, printed)
+
+
 def test_the_generated_pages_are_up_to_date() -> None:
     """After a change of what they describe ``PYTHONPATH=. python .ci/reference`` must be run again."""
     command = [sys.executable, ROOT / ".ci/reference", "--check"]
