@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from learn.judge import NAMES, PAGES, judge, solution, started
+from docs.learn.judge import NAMES, PAGES, judge, solution, started
 from tests.support.models import ROOT
 
 PARTS = [

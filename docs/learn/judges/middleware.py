@@ -6,7 +6,7 @@ from types import ModuleType
 
 from aiohttp.test_utils import TestClient, TestServer
 
-from learn.service import ToyModel, create_app
+from docs.learn.service import ToyModel, create_app
 
 
 class _Service:

@@ -1,21 +1,21 @@
 """Judges exercises of the course.
 
-``python -m learn`` lists the exercises, ``python -m learn NAME`` judges ``learn/exercises/NAME.py``, and with
-``--solution`` the solution that ``docs/learn/NAME.md`` hides.
+``python -m docs.learn`` lists the exercises, ``python -m docs.learn NAME`` judges ``docs/learn/exercises/NAME.py``, and
+with ``--solution`` the solution that ``docs/learn/NAME.md`` hides.
 """
 
 from __future__ import annotations
 
 import sys
 
-from learn.judge import NAMES, judge, solution, started
+from docs.learn.judge import NAMES, judge, solution, started
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status, 1 if a check fails."""
     names = [argument for argument in arguments if argument != "--solution"]
     if len(names) != 1 or names[0] not in NAMES:
-        print(f"python -m learn NAME [--solution]\n\nNAME: {', '.join(NAMES)}")
+        print(f"python -m docs.learn NAME [--solution]\n\nNAME: {', '.join(NAMES)}")
         return 2 if names else 0
     (name,) = names
     failed = False

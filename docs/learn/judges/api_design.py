@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 
-from learn.service import create_app
+from docs.learn.service import create_app
 
 
 async def _ask(exercise: ModuleType, body: str) -> tuple[int, Any]:

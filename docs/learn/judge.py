@@ -1,4 +1,4 @@
-"""Runs an exercise's checks: the functions ``check_*`` of ``learn/judges/NAME.py``, each on the exercise's module."""
+"""Runs an exercise's checks: each function ``check_*`` of ``docs/learn/judges/NAME.py``, on the exercise's module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = (
     "containers",
 )
 """The exercises, in the order of the course."""
-PAGES = Path(__file__).resolve().parents[1] / "docs/learn"
+PAGES = Path(__file__).resolve().parent
 _SOLUTION = re.compile(r"<details[^>]*>\s*<summary>Solution.*?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SECONDS = 10  # that a check may wait
 
@@ -42,7 +42,7 @@ def judge(name: str, exercise: ModuleType) -> Iterator[tuple[str, str | None]]:
     if not logger.handlers:  # it would print each exception of a handler
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
-    checks = importlib.import_module(f"learn.judges.{name}")
+    checks = importlib.import_module(f"docs.learn.judges.{name}")
     for title, check in vars(checks).items():
         if title.startswith("check_"):
             behaviour = " ".join(inspect.getdoc(check).split())
@@ -65,7 +65,7 @@ async def _limited(check: object, exercise: ModuleType) -> None:
 
 def started(name: str) -> ModuleType:
     """Return the module of an exercise, as the learner has left it."""
-    return importlib.import_module(f"learn.exercises.{name}")
+    return importlib.import_module(f"docs.learn.exercises.{name}")
 
 
 def solution(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
-from learn.service import create_app
+from docs.learn.service import create_app
 
 
 class _Kept(logging.Handler):

@@ -12,5 +12,5 @@ async def count(request: web.Request) -> web.Response:
 
 
 def add(app: web.Application) -> None:
-    """Add the route to the small service of ``learn/service.py``."""
+    """Add the route to the small service of ``docs/learn/service.py``."""
     app.router.add_post("/count", count)
