@@ -38,6 +38,7 @@ _PATHS = (
     ("native", "float32"),
     ("native", "bfloat16"),
     ("native", "int8"),
+    ("native", "int4"),
     ("native", "gguf"),
     ("torch", "float32"),
     ("torch", "bfloat16"),

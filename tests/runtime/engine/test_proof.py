@@ -104,6 +104,7 @@ async def mixed_jobs(engine: Any, dice: random.Random, count: int, most_words: i
     [
         pytest.param("embedded", {"dtype": "int8"}, marks=needs_kernels, id="embedded-int8"),
         pytest.param("mixed", {"dtype": "gguf"}, marks=needs_kernels, id="mixed-gguf"),
+        pytest.param("llama", {"dtype": "int4"}, marks=needs_kernels, id="llama-int4"),
         pytest.param("llama", {"dtype": "bfloat16"}, marks=needs_kernels, id="llama-bfloat16"),
         pytest.param("llama", {"dtype": "float32", "kv_dtype": "int8"}, marks=needs_kernels, id="llama-int8-kv"),
         pytest.param("gpt2", {"dtype": "float32"}, marks=needs_kernels, id="gpt2-float32"),
