@@ -27,7 +27,7 @@ class Input {
 
     int32_t number(int32_t least, int32_t most) {
         const uint8_t byte = data_.ConsumeIntegral<uint8_t>();
-        return byte >= 252 ? hostile() : most < least ? least : least + byte % (most - least + 1);
+        return byte >= 252 ? hostile() : most < least ? least : (int32_t)(least + byte % ((int64_t)most - least + 1));
     }
 
     float real(float usual) {
