@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,11 @@ from runtime.events.envelope import Envelope
 from runtime.events.idempotency.records import Records
 from runtime.events.processor import Processor
 from runtime.settings import Settings
+from views.operations import log_prompt
+from views.paced_body import paced
 
 if TYPE_CHECKING:
     from runtime.events.cloudevents.http import CloudEventsService
-
-_log = logging.getLogger("warmstart.app")
 
 
 class Events:
@@ -56,8 +55,8 @@ class Events:
         def on_event(envelope: Envelope) -> None:
             payloads.append(envelope.data)
             request[PAYLOAD] = payloads[0] if len(payloads) == 1 else {"prompt": payloads}
-            if self._settings.log_prompts and envelope.data.keys() & {"prompt", "messages"}:
-                _log.info("prompt", extra={"prompt": envelope.data.get("prompt", envelope.data.get("messages"))})
+            if self._settings.log_prompts:
+                log_prompt(envelope.data)
 
         answer = await self._service.answer(
             request.headers.items(), await request.read(), caller=self._caller(request), on_event=on_event
@@ -66,7 +65,7 @@ class Events:
             request.app[REFUSALS].labels(error.code).inc()
         if answer.status >= 400:
             request[REASON] = answer.rejected[0].code
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        return web.Response(status=answer.status, headers=answer.headers, body=paced(answer.body))
 
     async def close(self, app: web.Application) -> None:
         """``on_cleanup`` signal: close the idempotency records."""

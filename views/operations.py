@@ -74,8 +74,8 @@ def operation_handler(
         payload = await _payload(request, route, settings.max_json_depth)
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
-        if settings.log_prompts and (prompts := [payload[name] for name in _PROMPTS if name in payload]):
-            _log.info("prompt", extra={"prompt": next((prompt for prompt in prompts if prompt is not None), None)})
+        if settings.log_prompts:
+            log_prompt(payload)
         request[PAYLOAD] = payload
         ctx = request.app[CONTEXT]
         key = idempotent.key_of(request) if operation.generates else None
@@ -93,6 +93,12 @@ def operation_handler(
         return await json_answer(answer, REPLAYED if repeated else {})
 
     return adapter
+
+
+def log_prompt(payload: Mapping[str, Any]) -> None:
+    """Log the first of a request's fields that hold a prompt, if it has one."""
+    if prompts := [payload[name] for name in _PROMPTS if name in payload]:
+        _log.info("prompt", extra={"prompt": next((prompt for prompt in prompts if prompt is not None), None)})
 
 
 def begin(request: web.Request, allows: Allows) -> None:

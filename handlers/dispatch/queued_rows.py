@@ -138,14 +138,14 @@ class QueuedRows:
 
 def usage_of(answer: Mapping[str, Any]) -> TokenUsage:
     """Return the usage that an operation's answer reports, in any of the APIs' forms."""
-    if "answers" in answer:  # of a comparison
-        return sum(map(usage_of, answer["answers"]), TokenUsage())
     usage = answer.get("usage")
-    if not isinstance(usage, Mapping):
-        return TokenUsage()
-    if "prompt_tokens" in usage:  # OpenAI's completions
+    if not isinstance(usage, Mapping):  # a comparison's answers have one each
+        return sum(map(usage_of, answer.get("answers", ())), TokenUsage())
+    if "completion_tokens" in usage:  # OpenAI's completions
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         return TokenUsage(usage["prompt_tokens"], usage["completion_tokens"], cached)
+    if "prompt_tokens" in usage:  # OpenAI's embeddings and what is like them
+        return TokenUsage(usage["prompt_tokens"])
     if "input_tokens_details" in usage:  # OpenAI's responses
         return TokenUsage(usage["input_tokens"], usage["output_tokens"], usage["input_tokens_details"]["cached_tokens"])
     cached = usage["cache_read_input_tokens"]  # Anthropic's messages count cached tokens separately

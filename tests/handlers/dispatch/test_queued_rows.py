@@ -138,6 +138,8 @@ def test_usage(usage: dict[str, Any]) -> None:
     """The usage is read from the forms of all APIs, and summed over the answers of a comparison."""
     assert usage_of({"usage": usage}) == TokenUsage(7, 2, 4)
     assert usage_of({"answers": [{"usage": usage}, {"usage": usage}]}) == TokenUsage(14, 4, 8)
+    assert usage_of({"usage": usage, "answers": [{"value": "x"}]}) == TokenUsage(7, 2, 4)  # decisions
+    assert usage_of({"usage": {"prompt_tokens": 7, "total_tokens": 7, "cache": None}}) == TokenUsage(7)
     assert usage_of({"text": "x"}) == TokenUsage()
 
 
