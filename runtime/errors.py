@@ -122,6 +122,21 @@ class ContextLengthExceeded(InvalidRequest):
             param=field,
         )
 
+    @classmethod
+    def of_input(cls, limit: int, tokens: int, field: str) -> ContextLengthExceeded:
+        """Create the error of an input that an encoder must read as a whole.
+
+        Args:
+            limit: the most tokens allowed.
+            tokens: the number of tokens of the input.
+            field: the request field that holds the input.
+        """
+        return cls(
+            f"This model's maximum context length is {limit} tokens. However, {field} has {tokens} tokens; shorten it, "
+            "or set truncate",
+            param=field,
+        )
+
 
 class ModelCannotGenerate(InvalidRequest):
     """The model is an encoder: it computes vectors or scores, and generates no text."""
@@ -214,6 +229,19 @@ class TooManyRequests(ServiceError):
     """The queue is full; nothing was started."""
 
     code, status, title, retryable = "queue_full", 429, "Too many requests", True
+
+    @classmethod
+    def of_queue(cls, max_queue: int, seconds: float) -> TooManyRequests:
+        """Create the error of a full queue.
+
+        Args:
+            max_queue: the most requests that may wait.
+            seconds: estimated time until one of them starts.
+        """
+        return cls(
+            f"the queue is full: {max_queue} requests are waiting (MAX_QUEUE); try again later",
+            retry_after=max(1.0, seconds),
+        )
 
     @property
     def type(self) -> str:

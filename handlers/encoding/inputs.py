@@ -159,11 +159,7 @@ def _cut(ids: tuple[int, ...], inputs: Inputs, number: int) -> tuple[int, ...]:
     if len(ids) <= inputs.max_tokens:
         return ids
     if inputs.truncate == "none":
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {inputs.max_tokens} tokens. However, {inputs.name(number)} has "
-            f"{len(ids)} tokens; shorten it, or set truncate",
-            param=inputs.name(number),
-        )
+        raise ContextLengthExceeded.of_input(inputs.max_tokens, len(ids), inputs.name(number))
     return ids[: inputs.max_tokens] if inputs.truncate == "end" else ids[-inputs.max_tokens :]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from handlers.context import Context
-from handlers.encoding.encode import encode
+from handlers.encoding.encode import Encoded, encode
 from handlers.encoding.inputs import Inputs, Item, Pair, chosen_prompt, encoder_info, prompt_for
 from handlers.encoding.vectors import scores, similarity_of
 from handlers.protocols import Engine
@@ -103,25 +103,17 @@ async def _by_vectors(
         raise InvalidRequest(
             "instruction: this model compares vectors and takes no instruction; leave it out", param="instruction"
         )
+
+    async def vectors(of: Texts, prompt: str, limit: int, truncate: Truncation) -> Encoded:
+        inputs = Inputs(list(of.texts), of.field, of.listed, prompt, limit, truncate)
+        return await encode(engine, "embed", inputs, ctx, request.cache_control)
+
     limit, truncate = request.cut(info.max_tokens)
-    before = prompt_for("query", info)
-    asked = await encode(
-        engine,
-        "embed",
-        Inputs(list(queries.texts), queries.field, queries.listed, before, limit, truncate),
-        ctx,
-        request.cache_control,
-    )
+    asked = await vectors(queries, prompt_for("query", info), limit, truncate)
     before = prompt_for("document", info)
     if document_tokens is not None:
         limit, truncate = await _room(engine, ctx, "", before, document_tokens, limit, documents)
-    found = await encode(
-        engine,
-        "embed",
-        Inputs(list(documents.texts), documents.field, documents.listed, before, limit, truncate),
-        ctx,
-        request.cache_control,
-    )
+    found = await vectors(documents, before, limit, truncate)
     compare = similarity_of(info.similarity)
     of_each = itertools.repeat(asked.values[0]) if len(asked.values) == 1 else asked.values
     return Relevance(

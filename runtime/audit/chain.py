@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -30,6 +31,7 @@ ZERO: Final = bytes(32)
 """The MAC before the first record."""
 
 _TEXTS = ("documents", "input", "messages", "prompt", "queries", "query", "text_1", "text_2")
+_MAX_MODEL_CHARS = 512
 _MARK = b',"mac":"'
 _SUFFIX = len(_MARK) + 64 + len(b'"}\n')
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
@@ -152,6 +154,12 @@ def open_head(key: bytes, content: bytes) -> tuple[int, bytes]:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise BrokenChain("it was changed, or written with another key")
+
+
+def shown_model(payload: Mapping[str, Any]) -> str | None:
+    """Return the model that a request names, as records show it: callers choose the length of the name."""
+    model = payload.get("model")
+    return model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None
 
 
 def prompt_hash(key: bytes, payload: dict[str, Any]) -> str | None:

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from runtime.audit.chain import prompt_hash
+from runtime.audit.chain import prompt_hash, shown_model
 from runtime.audit.log import AuditLog
 from runtime.batch_types import StoredBatch
 from runtime.errors import AuditUnavailable, ServiceError
 from runtime.telemetry.request_scope import UsageCounter
-
-_MAX_MODEL_CHARS = 512  # characters; senders choose the length of the model's name
 
 
 class RowAudit:
@@ -64,7 +62,6 @@ class RowAudit:
             result, reason = "failed", ServiceError.code
             raise
         finally:
-            model = body.get("model")
             fields = {
                 "request_id": request_id,
                 "batch": batch.id,
@@ -73,7 +70,7 @@ class RowAudit:
                 "result": result,
                 "reason": reason,
                 **usage.tokens,
-                "model": model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None,
+                "model": shown_model(body),
                 "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
                 "prompt_hash": prompt_hash(self._prompt_key, body),
             }

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoder_types import EncoderInfo, EncoderInput, EncoderTask, Truncation
-from runtime.engine.encoder_inputs import EncoderTokenizer
+from runtime.engine.encoder_inputs import EncoderTokenizer, named_inputs
 from runtime.engine.encoder_queue import EncodeRequest, EncoderQueue
+from runtime.engine.engine_thread import HEARTBEAT_SECONDS, MAX_HEARTBEAT_AGE_SECONDS
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.request_queue import timeout_error
 from runtime.engine.token_ids import check_ids
@@ -39,8 +40,6 @@ from runtime.types import Job, Message, ModelInfo, TemplateOptions, Tool
 
 _log = logging.getLogger("warmstart.engine")
 
-_HEARTBEAT_SECONDS = 1.0  # interval at which an idle thread updates its heartbeat
-_MAX_HEARTBEAT_AGE_SECONDS = 10.0
 _SMALL_TEXT_COST = 4  # tokens that a text counts in addition to its own, for the work of its pooling
 
 Result = NDArray[np.float32]
@@ -132,7 +131,7 @@ class EncoderEngine(Tokenization):
     @property
     def beating(self) -> bool:
         """Whether the engine makes progress: it is alive and its last heartbeat is less than 10 s old."""
-        return self.alive and time.monotonic() - self._heartbeat < _MAX_HEARTBEAT_AGE_SECONDS
+        return self.alive and time.monotonic() - self._heartbeat < MAX_HEARTBEAT_AGE_SECONDS
 
     @property
     def memory_bytes(self) -> int:
@@ -153,14 +152,9 @@ class EncoderEngine(Tokenization):
         limit = min(max_tokens or self._encoder.max_tokens, self._encoder.max_tokens)
         found = await self._on_thread(lambda: self._inputs(texts, prompt, limit, truncate), background)
         inputs = []
-        for index, item in enumerate(found):
+        for name, item in named_inputs(field, found):
             if isinstance(item, int):
-                where = field if len(texts) == 1 else f"{field}.{index}"
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {limit} tokens. However, {where} has {item} tokens; "
-                    "shorten it, or set truncate",
-                    param=where,
-                )
+                raise ContextLengthExceeded.of_input(limit, item, name)
             inputs.append(item)
         return inputs
 
@@ -222,19 +216,14 @@ class EncoderEngine(Tokenization):
         able = self._encoder.tasks
         if task not in able and not (task == "classify" and "rerank" in able):
             raise ModelCannotEncode(f"{self.info.name} does not {task}; it can {' and '.join(able)}", param="model")
-        for index, text in enumerate(inputs):
-            where = field if len(inputs) == 1 else f"{field}.{index}"
+        for name, text in named_inputs(field, inputs):
             if not text.ids:
-                raise InvalidRequest(f"{where} has no tokens", param=where)
+                raise InvalidRequest(f"{name} has no tokens", param=name)
             if len(text.ids) > self._encoder.max_tokens:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {self._encoder.max_tokens} tokens. However, {where} has "
-                    f"{len(text.ids)} tokens",
-                    param=where,
-                )
-            check_ids(text.ids, where, self.info.vocabulary_size, self._tokenizer.token_bytes)
+                raise ContextLengthExceeded.of_input(self._encoder.max_tokens, len(text.ids), name)
+            check_ids(text.ids, name, self.info.vocabulary_size, self._tokenizer.token_bytes)
             if text.types and (len(text.types) != len(text.ids) or not self._types_known(text.types)):
-                raise InvalidRequest(f"{where} has token types that the model does not have", param=where)
+                raise InvalidRequest(f"{name} has token types that the model does not have", param=name)
 
     def _types_known(self, types: Sequence[int]) -> bool:
         return min(types) >= 0 and (not self._token_types or max(types) < self._token_types)
@@ -248,10 +237,7 @@ class EncoderEngine(Tokenization):
         elif not self._thread.is_alive():
             error = EngineRestarting("the engine has stopped", retry_after=1)
         elif waiting >= self._max_queue:
-            error = TooManyRequests(
-                f"the queue is full: {self._max_queue} requests are waiting (MAX_QUEUE); try again later",
-                retry_after=max(1.0, self._seconds_per_request * waiting),
-            )
+            error = TooManyRequests.of_queue(self._max_queue, self._seconds_per_request * waiting)
         if error is not None:
             self._metrics.rejected(error.code)
             raise error
@@ -318,7 +304,7 @@ class EncoderEngine(Tokenization):
         if taken:
             self._step(taken)
         else:
-            self._wake.wait(_HEARTBEAT_SECONDS)
+            self._wake.wait(HEARTBEAT_SECONDS)
         return True
 
     def _step(self, taken: list[tuple[EncodeRequest, int]]) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from runtime.encoder_types import EncoderInput, Truncation
 from runtime.errors import ModelCannotEncode
 from runtime.model.chat_encoder import ChatEncoder
 from runtime.model.encoder_config import EncoderConfig
 from runtime.model.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+
+def named_inputs(field: str, inputs: Sequence[T]) -> Iterator[tuple[str, T]]:
+    """Yield each input with its name in error messages: the field or, if there are several, the field and the index."""
+    for index, item in enumerate(inputs):
+        yield field if len(inputs) == 1 else f"{field}.{index}", item
 
 
 class EncoderTokenizer:

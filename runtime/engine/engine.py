@@ -19,7 +19,7 @@ from runtime.encoder_types import EncoderInput, Truncation
 from runtime.engine.core_share import CoreShare
 from runtime.engine.detokenizer import IncrementalDetokenizer
 from runtime.engine.encoder_engine import EncoderEngine
-from runtime.engine.engine_thread import EngineThread
+from runtime.engine.engine_thread import MAX_HEARTBEAT_AGE_SECONDS, EngineThread
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.request import Request
 from runtime.engine.request_queue import timeout_error
@@ -44,7 +44,6 @@ _log = logging.getLogger("warmstart.engine")
 
 _MAX_CRASHES = 4  # three restarts; the fourth crash within ``_CRASH_WINDOW_SECONDS`` is final
 _CRASH_WINDOW_SECONDS = 60.0
-_MAX_HEARTBEAT_AGE_SECONDS = 10.0  # a step takes tens of milliseconds; only long prompts on slow machines take seconds
 _MAX_BURST = 64  # tokens of a step that are yielded before the event loop runs other tasks
 
 
@@ -108,7 +107,7 @@ class FastEngine(Tokenization):
     @property
     def beating(self) -> bool:
         """Whether the engine makes progress: it is alive and its last heartbeat is less than 10 s old."""
-        return self.alive and time.monotonic() - self._thread.heartbeat < _MAX_HEARTBEAT_AGE_SECONDS
+        return self.alive and time.monotonic() - self._thread.heartbeat < MAX_HEARTBEAT_AGE_SECONDS
 
     @property
     def memory_bytes(self) -> int:

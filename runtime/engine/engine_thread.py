@@ -20,7 +20,11 @@ from runtime.telemetry.model_metrics import ModelMetrics
 
 _log = logging.getLogger("warmstart.engine")
 
-_HEARTBEAT_SECONDS = 1.0  # interval at which an idle thread updates its heartbeat
+HEARTBEAT_SECONDS = 1.0
+"""Interval at which the idle thread of an engine updates its heartbeat."""
+MAX_HEARTBEAT_AGE_SECONDS = 10.0
+"""Maximum age of the last heartbeat of an engine that makes progress. A step takes tens of milliseconds, and seconds
+only with a long prompt on a slow machine."""
 
 
 class EngineThread:
@@ -88,10 +92,7 @@ class EngineThread:
         if self._ended:
             raise EngineRestarting("the engine is restarting", retry_after=1)
         if len(self._waiting(background)) >= self._max_queue:
-            raise TooManyRequests(
-                f"the queue is full: {self._max_queue} requests are waiting (MAX_QUEUE); try again later",
-                retry_after=max(1.0, self._finish_interval * self._max_queue),
-            )
+            raise TooManyRequests.of_queue(self._max_queue, self._finish_interval * self._max_queue)
 
     def submit(self, request: Request) -> None:
         """Queue a request for the thread.
@@ -171,7 +172,7 @@ class EngineThread:
             with self._lock:
                 if self._closing and not self._unfinished:
                     return
-            self._wake.wait(_HEARTBEAT_SECONDS)
+            self._wake.wait(HEARTBEAT_SECONDS)
 
     def _read_inbox(self) -> None:
         """Register new requests from the inbox and cancel the sequences in it."""

@@ -202,10 +202,7 @@ class ReferenceEngine(Tokenization):
         if self._closing.is_set():
             raise Draining("the model is being unloaded", retry_after=1)
         if (self._queue.background if background else self._queue.interactive) >= self._max_queue:
-            raise TooManyRequests(
-                f"the queue is full: {self._max_queue} requests are waiting (MAX_QUEUE); try again later",
-                retry_after=max(1, self._batch_seconds * self._max_queue),
-            )
+            raise TooManyRequests.of_queue(self._max_queue, self._batch_seconds * self._max_queue)
 
     def _check_length(self, job: Job) -> None:
         """Raise an error if a job's prompt is empty or exceeds the context length."""

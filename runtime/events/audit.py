@@ -6,13 +6,11 @@ and the trace. ``result`` is ``ok``, ``retried``, ``refused`` (a 4xx error) or `
 
 from __future__ import annotations
 
-from runtime.audit.chain import prompt_hash
+from runtime.audit.chain import prompt_hash, shown_model
 from runtime.audit.log import AuditLog
 from runtime.events.envelope import Envelope
 from runtime.events.outcome import Ack, Outcome, Retry
 from runtime.telemetry.request_scope import UsageCounter
-
-_MAX_MODEL_CHARS = 512  # characters; senders choose the length of the model's name
 
 
 class EventAudit:
@@ -56,7 +54,6 @@ class EventAudit:
             seconds: the delivery's duration.
         """
         payload = {} if envelope is None else envelope.data
-        model = payload.get("model")
         error = None if isinstance(outcome, Ack) else outcome.error
         if error is None:
             result = "ok"
@@ -73,7 +70,7 @@ class EventAudit:
             "result": result,
             "reason": None if error is None else error.code,
             **usage.tokens,
-            "model": model[:_MAX_MODEL_CHARS] if isinstance(model, str) else None,
+            "model": shown_model(payload),
             "duration_ms": round(1e3 * seconds, 2),
             "prompt_hash": prompt_hash(self._prompt_key, payload),
         }

@@ -19,11 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
-from runtime.loading.convert import convert, with_actual_head
+from runtime.loading.convert import convert_to, with_actual_head
 from runtime.loading.gguf_config import complete
 from runtime.loading.gguf_loading import GgufTensors, reading
 from runtime.loading.load_weights import load_weights
-from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.tensor_source import StateDictSource
@@ -100,9 +99,7 @@ def form_through_transformers(
             parameters=sum(p.numel() for p in model.parameters()),
             configured_ends=model.generation_config.eos_token_id,
         )
-        types = FourBits(source, spec.id) if kind == "int4" else None
-        equalize = kind in ("int8", "int4")
-        return facts, tokenizer, convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
+        return facts, tokenizer, convert_to(kind, decoder, layout, source, spec.id)
 
 
 def _source(path: Path) -> tuple[Path, dict[str, Any]]:

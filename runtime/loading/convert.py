@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.loading.equalize import Factors
-from runtime.loading.matrix_types import MatrixTypes, Rows
+from runtime.loading.matrix_types import FourBits, MatrixTypes, Rows
+from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.stored_tensors import StoredTensors
 from runtime.loading.tensor_source import TensorSource
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
 from runtime.model.load_errors import mismatched, named
-from runtime.model.packing import PANEL_ROWS
+from runtime.model.packing import PANEL_ROWS, SnapshotKind
 from runtime.model.tensors import gate_up_rows
 
 Array = NDArray[np.float32]
@@ -69,6 +70,20 @@ def convert(
     if left := stored.left():
         raise mismatched(model, f"its architecture has no place for {named(left)}")
     return conversion.weights
+
+
+def convert_to(
+    kind: SnapshotKind, config: DecoderConfig, layout: CheckpointLayout, source: TensorSource, model: str
+) -> list[Weight]:
+    """Convert a model's tensors for a snapshot of any kind but ``gguf``. Other arguments and errors as for ``convert``.
+
+    Args:
+        kind: the kind of the snapshot.
+    """
+    # A checkpoint's own 4-bit codes are kept and not rescaled.
+    equalize = kind == "int8" or (kind == "int4" and not isinstance(source, QuantizedSource))
+    types = FourBits(source, model) if kind == "int4" else None
+    return convert(config, layout, source, model=model, equalize=equalize, types=types)
 
 
 def with_actual_head(config: DecoderConfig, layout: CheckpointLayout, source: TensorSource) -> DecoderConfig:

@@ -73,18 +73,7 @@ def encoder_engine(
         encoder=config.info(hidden),
         generates=False,
     )
-    return EncoderEngine(
-        runner,
-        config,
-        head,
-        snapshot.tokenizer,
-        info,
-        metrics=metrics,
-        token_types=facts.decoder.token_types,
-        step_tokens=max(settings.max_step_tokens, _LEAST_STEP),
-        max_queue=settings.max_queue,
-        timeout=settings.request_timeout_seconds,
-    )
+    return _engine(runner, config, head, snapshot, info, settings, metrics)
 
 
 def used_as_encoder(decoder: DecoderConfig) -> EncoderConfig:
@@ -112,26 +101,46 @@ def encoder_over(
         metrics: the model's metrics.
         share: as for ``encoder_engine``.
     """
-    step = max(settings.max_step_tokens, _LEAST_STEP)
     runner = NativeEncoder(
         snapshot,
-        max_tokens=max(config.max_tokens, step),
+        max_tokens=_max_tokens(config, settings),
         threads=settings.num_threads or usable_cores(),
         share=share,
         kernels=kernels.host_kernels(settings.cache_dir),
     )
+    return _engine(runner, config, EncoderHead(config, {}), snapshot, info, settings, metrics, gauges=False)
+
+
+def _engine(
+    runner: EncoderRunner,
+    config: EncoderConfig,
+    head: EncoderHead,
+    snapshot: Snapshot,
+    info: ModelInfo,
+    settings: Settings,
+    metrics: ModelMetrics,
+    *,
+    gauges: bool = True,
+) -> EncoderEngine:
+    """Return an engine with the limits of the settings. Arguments as for ``EncoderEngine``."""
     return EncoderEngine(
         runner,
         config,
-        EncoderHead(config, {}),
+        head,
         snapshot.tokenizer,
         info,
         metrics=metrics,
-        step_tokens=step,
+        token_types=snapshot.facts.decoder.token_types,
+        step_tokens=max(settings.max_step_tokens, _LEAST_STEP),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
-        gauges=False,
+        gauges=gauges,
     )
+
+
+def _max_tokens(config: EncoderConfig, settings: Settings) -> int:
+    """Return the maximum tokens of a step, which has at least the longest text."""
+    return max(config.max_tokens, settings.max_step_tokens, _LEAST_STEP)
 
 
 def make_encoder(
@@ -152,7 +161,7 @@ def make_encoder(
     config = snapshot.facts.encoder
     assert config is not None
     threads = settings.num_threads or usable_cores()
-    max_tokens = max(config.max_tokens, settings.max_step_tokens, _LEAST_STEP)
+    max_tokens = _max_tokens(config, settings)
     weights = (f"{' and '.join(snapshot.weight_types)} weights",)
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
-from runtime.loading.convert import convert, count_parameters
+from runtime.loading.convert import convert_to, count_parameters
 from runtime.loading.encoder_folder import EncoderShape, read_encoder_folder
 from runtime.loading.encoder_heads import logit_weight, stage_weights
-from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
 from runtime.loading.safetensors_source import SafetensorsSource
@@ -43,8 +42,7 @@ def form_of_encoder(
     tokenizer = read_tokenizer(folder)
     progress("reading weights", None)
     source = _source(folder)
-    types = FourBits(source, spec.id) if kind == "int4" else None
-    weights = convert(decoder, layout, source, model=spec.id, equalize=kind in ("int8", "int4"), types=types)
+    weights = convert_to(kind, decoder, layout, source, spec.id)
     weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
     if encoder.logit_tokens:
         weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden))

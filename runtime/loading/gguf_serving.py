@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.loading.convert import convert, count_parameters
+from runtime.loading.convert import convert, convert_to, count_parameters
 from runtime.loading.file_types import FileTypes
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
-from runtime.loading.matrix_types import FourBits, MatrixTypes
 from runtime.loading.model_facts import model_facts
 from runtime.loading.snapshot_writer import Weight
 from runtime.model.catalogue import ModelSpec
 from runtime.model.end_tokens import gguf_end_ids
 from runtime.model.gguf_tokenizer import build_tokenizer
-from runtime.model.packing import MIXED_KINDS, SnapshotKind
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
 from runtime.model.snapshot import Facts
 from runtime.model.tokenizer import Tokenizer
@@ -43,11 +42,10 @@ def form_from_gguf(
     progress("reading tokenizer", None)
     tokenizer = build_tokenizer(header.metadata)
     progress("reading weights", None)
-    types: MatrixTypes | None = None
-    if kind in MIXED_KINDS:
-        types = FileTypes(source, spec.id) if kind == "gguf" else FourBits(source, spec.id)
-    equalize = kind in ("int8", "int4")
-    weights = convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
+    if kind == "gguf":
+        weights = convert(decoder, layout, source, model=spec.id, types=FileTypes(source, spec.id))
+    else:
+        weights = convert_to(kind, decoder, layout, source, spec.id)
     facts = model_facts(
         spec,
         file,

@@ -10,11 +10,10 @@ from typing import Any
 
 from runtime.errors import ServiceError
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
-from runtime.loading.convert import convert, count_parameters, with_actual_head
+from runtime.loading.convert import convert_to, count_parameters, with_actual_head
 from runtime.loading.encoder_folder import encoder_at
 from runtime.loading.encoder_form import form_of_encoder
 from runtime.loading.gguf_serving import form_from_gguf
-from runtime.loading.matrix_types import FourBits
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
 from runtime.loading.quantized_source import QuantizedSource
@@ -85,9 +84,7 @@ def _from_safetensors(spec: ModelSpec, folder: Path, kind: SnapshotKind, progres
     files, scheme = SafetensorsSource(safetensors_files(folder)), read_quantization(config)
     source = files if scheme is None else QuantizedSource(files, scheme)
     decoder = with_actual_head(decoder, layout, source)
-    equalize = kind == "int8" or (kind == "int4" and scheme is None)  # codes of the checkpoint are not rescaled
-    types = FourBits(source, spec.id) if kind == "int4" else None
-    weights = convert(decoder, layout, source, model=spec.id, equalize=equalize, types=types)
+    weights = convert_to(kind, decoder, layout, source, spec.id)
     generation = folder / "generation_config.json"
     configured = json.loads(generation.read_bytes()) if generation.is_file() else None
     facts = model_facts(

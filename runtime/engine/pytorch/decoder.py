@@ -141,7 +141,19 @@ class Decoder:
         mixer = self._attention if config.layers[layer].kind == "attention" else self._convolution
         first = config.pre_norm and config.layers[layer].attention_norm
         normalized = self._norm(x, f"{layer}.attention_norm") if first else x
-        mixed = self._scaled(mixer(normalized, layer, step), f"{layer}.attention_post_norm")
+        return self._with_mlp(x, normalized, mixer(normalized, layer, step), layer)
+
+    def _with_mlp(self, x: Tensor, normalized: Tensor, mixed: Tensor, layer: int) -> Tensor:
+        """Return the residual stream [M, H] after a layer.
+
+        Args:
+            x: that before it.
+            normalized: the input of its attention.
+            mixed: the output of its attention.
+            layer: the layer's index.
+        """
+        config = self._config
+        mixed = self._scaled(mixed, f"{layer}.attention_post_norm")
         if not config.parallel:
             x = x + mixed
         if not config.shared_norm:

@@ -88,13 +88,7 @@ class TorchEncoder(Decoder):
         if config.norm_after_sum:
             x = self._norm(x + mixed, f"{layer}.attention_post_norm")
             return self._norm(x + self._mlp(x, layer), f"{layer}.mlp_post_norm")
-        mixed = self._scaled(mixed, f"{layer}.attention_post_norm")
-        if not config.parallel:
-            x = x + mixed
-        if not config.shared_norm:
-            normalized = self._norm(x, f"{layer}.mlp_norm") if config.pre_norm else x
-        out = self._scaled(self._mlp(normalized, layer), f"{layer}.mlp_post_norm")
-        return x + mixed + out if config.parallel else x + out
+        return self._with_mlp(x, normalized, mixed, layer)
 
     def _attend(self, x: Tensor, layer: int, lengths: Sequence[int], angles: Sequence[Angles]) -> Tensor:
         config, described = self._config, self._config.layers[layer]

@@ -423,8 +423,8 @@ async def test_deaths_far_apart_are_forgiven(make: Any, monkeypatch: pytest.Monk
 async def test_a_step_that_hangs_is_no_heartbeat(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a step takes too long the engine is alive but does not beat; it beats again afterwards, idle too."""
     made = make(Runner(blocks=2048, gate=threading.Semaphore(0)))
-    monkeypatch.setattr(engine_module, "_MAX_HEARTBEAT_AGE_SECONDS", 0.05)
-    monkeypatch.setattr("runtime.engine.engine_thread._HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(engine_module, "MAX_HEARTBEAT_AGE_SECONDS", 0.05)
+    monkeypatch.setattr("runtime.engine.engine_thread.HEARTBEAT_SECONDS", 0.001)
     await until(lambda: made.engine.beating)
     task = asyncio.create_task(collect(made.engine, job(tokens=2)))
     await until(lambda: not made.engine.beating)
