@@ -13,7 +13,7 @@ from torch import Tensor
 from runtime.encoder_types import EncoderInput
 from runtime.engine.pytorch.decoder import Decoder, Weights
 from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
-from runtime.model.config import DecoderConfig
+from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.relative_positions import bias_by_distance
 
 _TILE = 16  # smallest number of rows of a product
@@ -29,12 +29,15 @@ class TorchEncoder(Decoder):
         config: the model's configuration.
         weights: the model's tensors, all of one dtype on one device.
         max_tokens: maximum tokens per step.
+
+    Raises:
+        UnsupportedDecoder: its layers are not supported here, so transformers' modules compute them.
     """
 
     def __init__(self, config: DecoderConfig, weights: Weights, *, max_tokens: int) -> None:
         super().__init__(config, weights, tile=_TILE)
         if any(layer.kind != "attention" for layer in config.layers) or config.alibi_slopes or config.attention_softcap:
-            raise NotImplementedError("this encoder's attention")
+            raise UnsupportedDecoder("convolutions, ALiBi or a softcap in an encoder without compiled kernels")
         self.max_tokens = max_tokens
         self._device = self._embed.device
         self._types = weights.get("token_types")
