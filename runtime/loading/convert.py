@@ -142,7 +142,7 @@ class _Conversion:
             ("relative_bias", config.relative_buckets, config.heads),
         ):
             if rows:
-                self._add(part, (rows, width), self._weight(part, (rows, width)))
+                self._table(part, (rows, width))
         if config.embedding_norm:
             self._norm("embed_norm")
         for i, layer in enumerate(config.layers):
@@ -331,6 +331,11 @@ class _Conversion:
         self._add_matrix(f"{i}.down", (hidden, inner), down, "down", i)
         if self._has_bias("down"):
             self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
+
+    def _table(self, part: str, shape: _Shape) -> None:
+        """Convert a table that is added as it is; GGUF files drop a dimension of 1."""
+        read = self.stored.use(self._name(part, None), shape, *([shape[1:]] if shape[0] == 1 else []))
+        self._add(part, shape, lambda: read().reshape(shape))
 
     def _linear(self, part: str, i: int | None, shape: _Shape) -> None:
         """Convert a matrix that keeps its arrangement, and its bias if it has one."""

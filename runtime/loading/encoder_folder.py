@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,7 +36,7 @@ _ACTIVATIONS: Mapping[str, StageActivation] = {
     "Sigmoid": "sigmoid",
     "SiLU": "silu",
 }
-_RERANKER = PairTemplate(  # that of Qwen3-Reranker's model card
+YES_OR_NO = PairTemplate(  # that of Qwen3-Reranker's model card
     prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
     text="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
@@ -73,11 +73,31 @@ class EncoderFolder:
             the tensors there, without ``.weight``.
         logit_tokens: for a decoder that answers yes or no, the ids of these tokens: its logit, the only stage, is the
             difference of theirs, or the first one's.
+        logit_matrix: the tensor whose rows these ids count; None for the output head.
     """
 
     config: EncoderConfig
     tensors: Mapping[int, tuple[Path | None, str]]
     logit_tokens: tuple[int, ...] = ()
+    logit_matrix: str | None = None
+
+
+def yes_or_no(hidden: int, limit: int) -> EncoderConfig:
+    """Return what a decoder computes that answers whether a document meets a query (Qwen3-Reranker): one logit.
+
+    Args:
+        hidden: width of a token's state.
+        limit: maximum number of tokens of an input.
+    """
+    return EncoderConfig(
+        tasks=("rerank",),
+        max_tokens=limit,
+        pooling=("lasttoken",),
+        stages=(EncoderStage("dense", hidden, 1),),
+        labels=("relevance",),
+        activation="sigmoid",
+        pair=YES_OR_NO,
+    )
 
 
 def encoder_at(folder: Path) -> bool:
@@ -126,7 +146,7 @@ def read_encoder_folder(
     try:
         if (folder / MODULES).is_file():
             return _sentence_transformers(folder, config, shape)
-        limit = _least(shape.context, shape.limit)
+        limit = input_limit(shape.context, shape.limit)
         if any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or []):
             return _classifier(config, decoder, limit)
         return EncoderFolder(EncoderConfig(("embed",), limit, ("mean",)), {})
@@ -138,7 +158,7 @@ def _sentence_transformers(folder: Path, config: Mapping[str, Any], shape: Encod
     modules = _json(folder / MODULES)
     own = _json_if(folder / "config_sentence_transformers.json")
     transformer = next(_json_if(file) for file in _transformer_files(folder) if file.is_file() or file.name == "none")
-    limit = _least(shape.context, transformer.get("max_seq_length") or shape.limit)
+    limit = input_limit(shape.context, transformer.get("max_seq_length") or shape.limit)
     pooling: tuple[Pooling, ...] = ()
     pool_prompt = True
     logit_tokens: tuple[int, ...] = ()
@@ -164,25 +184,26 @@ def _sentence_transformers(folder: Path, config: Mapping[str, Any], shape: Encod
             stages.append(EncoderStage("normalize", width, width))
         elif kind == "LogitScore":
             found = [options["true_token_id"], options.get("false_token_id")]
-            pooling, logit_tokens = ("lasttoken",), tuple(int(token) for token in found if token is not None)
-            width = shape.hidden
-            stages.append(EncoderStage("dense", width, 1))
+            logit_tokens = tuple(int(token) for token in found if token is not None)
         else:
             raise UnsupportedDecoder(f"a sentence-transformers module {kind}")
         if stages:
             if stages[-1].inputs != width:
                 raise ValueError(f"a module {kind} of width {stages[-1].inputs} behind one of {width}")
             width = stages[-1].outputs
+    prompts = tuple((str(name), str(text)) for name, text in (own.get("prompts") or {}).items())
+    default_prompt = str(own.get("default_prompt_name") or "")
+    if logit_tokens:
+        encoder = replace(yes_or_no(shape.hidden, limit), prompts=prompts, default_prompt=default_prompt)
+        return EncoderFolder(encoder, tensors, logit_tokens)
     if not pooling:
         raise UnsupportedDecoder("a sentence-transformers folder without pooling")
-    prompts = tuple((str(name), str(text)) for name, text in (own.get("prompts") or {}).items())
     similarity: Similarity = own.get("similarity_fn_name") or "cosine"
     if similarity not in get_args(Similarity):
         raise UnsupportedDecoder(f"similarity {similarity}")
-    reranks = bool(logit_tokens)
     return EncoderFolder(
         EncoderConfig(
-            tasks=("rerank",) if reranks else ("embed",),
+            tasks=("embed",),
             max_tokens=limit,
             pooling=pooling,
             stages=tuple(stages),
@@ -191,13 +212,9 @@ def _sentence_transformers(folder: Path, config: Mapping[str, Any], shape: Encod
             similarity=similarity,
             dimensions=_dimensions({**config, **own}, width),
             prompts=prompts,
-            default_prompt=str(own.get("default_prompt_name") or ""),
-            labels=("relevance",) if reranks else (),
-            activation="sigmoid" if reranks else "none",
-            pair=_RERANKER if reranks else None,
+            default_prompt=default_prompt,
         ),
         tensors,
-        logit_tokens,
     )
 
 
@@ -264,7 +281,13 @@ def _label_activation(config: Mapping[str, Any], count: int) -> LogitActivation:
     return "sigmoid" if count == 1 or config.get("problem_type") == "multi_label_classification" else "softmax"
 
 
-def _least(context: int, limit: int | None) -> int:
+def input_limit(context: int, limit: int | None = None) -> int:
+    """Return the maximum number of tokens of an input.
+
+    Args:
+        context: number of positions.
+        limit: the tokenizer's own limit; None for none.
+    """
     return min(context, _LONGEST, int(limit)) if limit else min(context, _LONGEST)
 
 

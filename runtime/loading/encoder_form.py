@@ -45,7 +45,7 @@ def form_of_encoder(
     weights = convert_to(kind, decoder, layout, source, spec.id)
     weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
     if encoder.logit_tokens:
-        weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden))
+        weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden, encoder.logit_matrix))
     facts = model_facts(
         spec,
         folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,19 @@ def stage_weights(
             full = f"{name}.{suffix}"
             if full not in source.names():
                 raise mismatched(model, f"{named({full})} missing")
-            if source.shape(full) != wanted:
+            if source.shape(full) not in (
+                wanted,
+                *([wanted[1:]] if wanted[0] == 1 else []),
+            ):  # GGUF drops this dimension
                 raise mismatched(model, f"{full} is {list(source.shape(full))} and not {list(wanted)}")
-            read: Callable[[], Array] = partial(source.read, full)
+            read = partial(_reshaped, source, full, wanted)
             weights.append(Weight(f"stage.{index}.{suffix}", wanted, False, read))
     return weights
 
 
-def logit_weight(layout: CheckpointLayout, tokens: Sequence[int], source: TensorSource, hidden: int) -> Weight:
+def logit_weight(
+    layout: CheckpointLayout, tokens: Sequence[int], source: TensorSource, hidden: int, matrix: str | None = None
+) -> Weight:
     """Return the stage that computes the logit of a decoder that answers yes or no.
 
     Args:
@@ -101,9 +106,10 @@ def logit_weight(layout: CheckpointLayout, tokens: Sequence[int], source: Tensor
         tokens: the ids of "yes" and "no", or one id.
         source: the checkpoint's tensors.
         hidden: width of a token's state.
+        matrix: the tensor with a row for each of these; None for the output head, whose rows are all tokens'.
     """
     stored = StoredTensors(layout, source)
-    name = stored.name("lm_head.weight") or stored.name(f"{layout.names['embed']}.weight")
+    name = matrix or stored.name("lm_head.weight") or stored.name(f"{layout.names['embed']}.weight")
     assert name is not None  # the embedding was converted
 
     def read() -> Array:
@@ -111,6 +117,10 @@ def logit_weight(layout: CheckpointLayout, tokens: Sequence[int], source: Tensor
         return rows[0] - rows[1] if len(rows) > 1 else rows[0]
 
     return Weight("stage.0.weight", (1, hidden), False, read)
+
+
+def _reshaped(source: TensorSource, name: str, shape: tuple[int, ...]) -> Array:
+    return source.read(name).reshape(shape)
 
 
 def _source(folder: Path) -> TensorSource:

@@ -26,7 +26,7 @@ def _words(text: str) -> frozenset[str]:
 # Keys that change nothing here: names, sizes that the tensors show, and values that only other programs use.
 _HARMLESS = _words(
     "block_count context_length embedding_length feed_forward_length vocab_size tensor_data_layout "
-    "attention.head_count attention.head_count_kv rope.scaling.finetuned pooling_type"
+    "attention.head_count attention.head_count_kv rope.scaling.finetuned pooling_type classifier.output_labels"
 )
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 # Keys whose value is set in the configuration, under the first of these names that it has.

@@ -10,18 +10,18 @@ Gemma's norms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from runtime.encoder_types import Pooling
 from runtime.errors import ModelUnavailable
+from runtime.loading.encoder_folder import EncoderFolder
 from runtime.loading.gguf_config import complete
+from runtime.loading.gguf_encoders import HEAD_TENSORS, gguf_encoder
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
-from runtime.model.encoder_config import EncoderConfig, EncoderStage
 from runtime.model.families import FAMILIES, read_config, read_encoder
 from runtime.model.families.encoders import ENCODERS
 from runtime.model.families.options import alternating
@@ -65,10 +65,6 @@ _COMMON = {
 _Options = dict[str, Any]
 
 
-_POOLING: Mapping[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 3: "lasttoken"}
-"""Kinds of pooling by llama.cpp's ``llama_pooling_type``; a file without one gets the mean."""
-
-
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How an architecture of GGUF files maps to a family.
@@ -96,7 +92,7 @@ class Architecture:
     names: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str, EncoderConfig | None]:
+def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str, EncoderFolder | None]:
     """Describe the decoder or encoder of a GGUF file.
 
     Args:
@@ -104,7 +100,7 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str,
 
     Returns:
         The decoder, the arrangement of the file's tensors, the name of the model's class in transformers, and what it
-        computes from a text if it is an encoder.
+        computes from a text, with the names of tensors, if it is an encoder.
 
     Raises:
         UnsupportedDecoder: the decoder does not support the model; the message names the unsupported key or value.
@@ -114,21 +110,26 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str,
     if architecture is None or architecture.family not in ENCODERS:
         raise UnsupportedDecoder(f"GGUF architecture {header.architecture}")
     try:
-        options = _options(header, architecture)
+        return _read(header, architecture)
     except ModelUnavailable as error:  # the file may still be one for the reference engine
         raise UnsupportedDecoder(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UnsupportedDecoder(f"incomplete GGUF metadata ({error!r})") from error
-    pooling = header.of_model("pooling_type", 0)
-    if architecture.family in FAMILIES and not pooling:
+
+
+def _read(
+    header: GGUFHeader, architecture: Architecture
+) -> tuple[DecoderConfig, CheckpointLayout, str, EncoderFolder | None]:
+    """Describe a file of a known architecture; result as for ``read_gguf``, errors as for ``_options``."""
+    options = _options(header, architecture)
+    if architecture.family in FAMILIES and not header.of_model("pooling_type", 0):
         config, layout = read_config(options)
         return config, _layout(header, architecture, layout.biases), FAMILIES[architecture.family].architecture, None
-    if pooling not in _POOLING:
-        raise UnsupportedDecoder(f"pooling_type {pooling}")
     config, layout = read_encoder(options)
-    normalize = EncoderStage("normalize", config.hidden, config.hidden)  # as llama-server does
-    encoder = EncoderConfig(("embed",), config.context_length, (_POOLING[pooling],), (normalize,))
     names = _layout(header, architecture, layout.biases)
+    encoder = gguf_encoder(header, architecture.family, config)
+    if encoder.tensors or encoder.logit_tokens:
+        names = replace(names, ignored=(*names.ignored, *HEAD_TENSORS))
     return config, names, ENCODERS[architecture.family].architecture, encoder
 
 
@@ -213,6 +214,8 @@ def _layout(header: GGUFHeader, architecture: Architecture, biases: frozenset[st
     names = {part: name for part, name in {**_NAMES, **architecture.names}.items() if part not in left_out and name}
     if _has(header, "attn_norm_2.weight"):  # Falcon; the other norm is then the MLP's
         names |= {"attention_norm": "blk.{i}.attn_norm_2", "mlp_norm": "blk.{i}.attn_norm"}
+    if header.rows("blk.0.ffn_up.weight") == 2 * _same("feed_forward_length", header.of_model("feed_forward_length")):
+        names["gate_up"] = names["up"]
     needed = set(biases or ())
     if needed & {"q", "k", "v", "qkv"}:
         needed |= {"qkv"} if joint else needed & {"q", "k", "v"} or {"q", "k", "v"}
@@ -232,7 +235,7 @@ def _has(header: GGUFHeader, name: str) -> bool:
 def _bert(header: GGUFHeader, options: _Options) -> _Options:
     """Return the sizes of the embeddings; of XLM-R's positions the file has only those that are used."""
     sizes = {"type_vocab_size": "token_types.weight", "max_position_embeddings": "position_embd.weight"}
-    found = {name: header.tensors[tensor].shape[-1] for name, tensor in sizes.items() if tensor in header.tensors}
+    found = {name: header.rows(tensor) for name, tensor in sizes.items() if tensor in header.tensors}
     return {"type_vocab_size": 0, **found}
 
 
@@ -384,9 +387,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
     ),
     "olmo2": Architecture("olmo2", {"hidden_act": "silu"}),
     "phi2": Architecture("phi", {"hidden_act": "gelu_new"}, partial=True, norm=_LAYER_NORM),
-    "phi3": Architecture(
-        "phi3", {"hidden_act": "silu", "sliding_window": None}, partial=True, names={"gate_up": "blk.{i}.ffn_up"}
-    ),
+    "phi3": Architecture("phi3", {"hidden_act": "silu", "sliding_window": None}, partial=True),
     "stablelm": Architecture(
         "stablelm",
         {"hidden_act": "silu"},
@@ -443,6 +444,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
     ),
     "bert": Architecture(
         "bert", {"hidden_act": "gelu"}, _bert, _CAUSAL, rotary=False, norm=_LAYER_NORM, names=_BERT_NAMES
+    ),
+    "jina-bert-v2": Architecture(
+        "bert",
+        {"hidden_act": "gelu", "position_embedding_type": "alibi", "feed_forward_type": "geglu"},
+        _bert,
+        _CAUSAL,
+        rotary=False,
+        norm=_LAYER_NORM,
+        names=_BERT_NAMES,
     ),
     "nomic-bert": Architecture(
         "nomic_bert", {"hidden_act": "silu"}, _bert, _CAUSAL, norm=_LAYER_NORM, names=_BERT_NAMES

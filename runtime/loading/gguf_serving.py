@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.loading.convert import convert, convert_to, count_parameters
+from runtime.loading.encoder_heads import logit_weight, stage_weights
 from runtime.loading.file_types import FileTypes
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
@@ -46,6 +47,10 @@ def form_from_gguf(
         weights = convert(decoder, layout, source, model=spec.id, types=FileTypes(source, spec.id))
     else:
         weights = convert_to(kind, decoder, layout, source, spec.id)
+    if encoder is not None:
+        weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
+        if encoder.logit_tokens:
+            weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden, encoder.logit_matrix))
     facts = model_facts(
         spec,
         file,
@@ -56,4 +61,4 @@ def form_from_gguf(
         parameters=count_parameters(decoder, layout, source),
         configured_ends=gguf_end_ids(header.metadata),
     )
-    return replace(facts, encoder=encoder), tokenizer, weights
+    return replace(facts, encoder=encoder.config if encoder else None), tokenizer, weights

@@ -89,8 +89,8 @@ class DecoderConfig:
         tied: whether the output head shares the embedding's weights.
         attention_scale: factor of the attention scores.
         attention_softcap: c of ``c * tanh(score / c)``, applied to the scaled scores; 0 for none.
-        alibi_slopes: for each query head, what is added to a score for each position of the key (ALiBi,
-            arXiv:2108.12409); empty for none.
+        alibi_slopes: for each query head, what is taken off a score for each position between the key and the query
+            (ALiBi, arXiv:2108.12409); empty for none.
         rotations: the different rotary embeddings that layers refer to.
         learned_positions: whether an embedding of the position is added to that of the token.
         pre_norm: whether attention and MLP get a normalized input.

@@ -93,6 +93,11 @@ class GGUFHeader:
         """Return the metadata value of ``{architecture}.{key}``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
+    def rows(self, name: str) -> int:
+        """Return the number of a matrix's rows, of which a single one is stored as a vector."""
+        shape = self.tensors[name].shape
+        return shape[-1] if len(shape) > 1 else 1
+
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """Read a tensor that is stored as F32 or F16, flattened; None if the file has no tensor of that name.
 

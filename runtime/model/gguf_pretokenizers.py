@@ -19,6 +19,7 @@ class PreTokenizer:
         splits: regular expressions in Oniguruma's syntax; matches, and the text between them, become words.
         ignore_merges: whether a word that is in the vocabulary is encoded as that token regardless of the merges.
         add_bos: whether the BOS token precedes every text if ``tokenizer.ggml.add_bos_token`` is absent.
+        add_sep: whether a separator is between two texts if ``tokenizer.ggml.add_sep_token`` is absent.
         nfc: whether the text is first normalized to Unicode's form NFC.
         byte_level: whether tokens are written in GPT-2's characters for bytes; otherwise they are plain text with
             U+2581 for a space, and bytes are ``<0xNN>``.
@@ -27,6 +28,7 @@ class PreTokenizer:
     splits: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    add_sep: bool = False
     nfc: bool = False
     byte_level: bool = True
 
@@ -91,8 +93,9 @@ _BY_RULE: tuple[tuple[PreTokenizer, str], ...] = (
     (
         PreTokenizer((_GPT2,)),
         "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jais exaone4 trillion "
-        "granite-docling jina-v1-en jina-v2-code roberta-bpe",
+        "granite-docling",
     ),
+    (PreTokenizer((_GPT2,), add_sep=True), "jina-v1-en jina-v2-code roberta-bpe"),
     (PreTokenizer((_GPT2,), nfc=True), "mpt olmo"),  # GPT-NeoX's tokenizer
     (PreTokenizer((_DIGIT, _GPT2)), "smollm starcoder refact codeshell exaone minerva-7b mellum2"),
     (PreTokenizer((_DIGIT, _GPT2), nfc=True), "command-r"),

@@ -334,9 +334,13 @@ def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
     eos = vocabulary.named("eos_token_id") if after else None
     if bos is None and eos is None:
         return
-    around = [token for token in (bos, "$A", eos) if token is not None]
+    between = vocabulary.get("add_sep_token", rule.add_sep)  # as a cross-encoder has two texts
+    sep = (vocabulary.named("seperator_token_id") or eos) if between else None
+    pair = (bos, "$A", eos, sep, "$B", eos)
     backend.post_processor = processors.TemplateProcessing(
-        single=around, special_tokens=[(token, vocabulary.ids[token]) for token in {bos, eos} if token is not None]
+        single=[token for token in (bos, "$A", eos) if token is not None],
+        pair=[token for token in pair if token is not None],
+        special_tokens=[(token, vocabulary.ids[token]) for token in {bos, eos, sep} if token is not None],
     )
 
 

@@ -17,6 +17,7 @@ from runtime.model.families import read_encoder
 from runtime.model.packing import SnapshotKind
 from runtime.model.snapshot import Facts, Snapshot
 from runtime.model.tokenizer import Tokenizer
+from tests.support import jina_bert
 
 SMALL = {
     "vocab_size": 101,
@@ -36,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("XLMRoberta", {**SMALL, "pad_token_id": 1, "type_vocab_size": 1}),
     "camembert": ("Camembert", {**SMALL, "pad_token_id": 1}),
     "mpnet": ("MPNet", {**SMALL, "pad_token_id": 1}),
+    "jina-bert": ("JinaBert", SMALL),
     "distilbert": (
         "DistilBert",
         {"vocab_size": 101, "dim": 48, "hidden_dim": 72, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 160},
@@ -60,10 +62,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def encoder_of(case: str) -> Any:
     """Return a transformers model with random weights, in float32 and in evaluation mode."""
     name, options = CASES[case]
-    config = getattr(transformers, f"{name}Config")(**options)
+    library: Any = jina_bert if name == "JinaBert" else transformers
+    config = getattr(library, f"{name}Config")(**options)
     config._attn_implementation = "eager"
     torch.manual_seed(len(case))
-    model = getattr(transformers, f"{name}Model")(config)
+    model = getattr(library, f"{name}Model")(config)
     for _, parameter in model.named_parameters():  # wide, so that what is left out shows
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()

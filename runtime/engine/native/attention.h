@@ -53,7 +53,7 @@ struct Query {
     float* out;      // [head_dim]
     int first;       // it attends to the positions first ... length - 1
     int length;
-    float slope;     // of ALiBi, added for each position
+    float slope;     // of ALiBi, taken off for each position between the key and the query
     const float* bias = nullptr;  // of relative positions, for the distances -range ... range; or none
     int range = 0, position = 0;  // its own position
 };
@@ -82,8 +82,10 @@ inline Floats final_score(Floats score, const Query& query, int block, float sof
     for (int i = 0; i < kLanes; i++) position[i] = (float)i;
     position += (float)(block * kBlockTokens);
     if (softcap != 0) score = hyperbolic_tangent(score * (1.0f / softcap)) * softcap;
-    // Relative to the query, as large absolute positions would cost precision.
-    if (query.slope != 0) score += (position - splat((float)(query.length - 1))) * query.slope;
+    if (query.slope != 0) {
+        const Floats distance = position - splat((float)query.position);
+        score -= maximum(distance, -distance) * query.slope;
+    }
     if (query.bias)
         for (int i = 0; i < kLanes; i++) {
             const int distance = block * kBlockTokens + i - query.position;

@@ -152,7 +152,6 @@ inline Status check(const Config& c) {
         within(c.bidirectional, 0, 1) && within(c.transient, 0, 1) && within(c.norm_after_sum, 0, 1) &&
         within(c.token_types, 0, kMaxWidth) && within(c.relative_range, 0, kMaxWidth) &&
         (c.transient || !c.bidirectional) && !(c.norm_after_sum && c.parallel) &&
-        !(c.bidirectional && c.alibi_slopes) &&
         within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
         within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&
         within(heads_width, 1, kMaxWidth) && within(c.vocabulary, 1, kMaxVocabulary) &&

@@ -36,8 +36,8 @@ class TorchEncoder(Decoder):
 
     def __init__(self, config: DecoderConfig, weights: Weights, *, max_tokens: int) -> None:
         super().__init__(config, weights, tile=_TILE)
-        if any(layer.kind != "attention" for layer in config.layers) or config.alibi_slopes or config.attention_softcap:
-            raise UnsupportedDecoder("convolutions, ALiBi or a softcap in an encoder without compiled kernels")
+        if any(layer.kind != "attention" for layer in config.layers) or config.attention_softcap:
+            raise UnsupportedDecoder("convolutions or a softcap in an encoder without compiled kernels")
         self.max_tokens = max_tokens
         self._device = self._embed.device
         self._types = weights.get("token_types")
@@ -45,6 +45,8 @@ class TorchEncoder(Decoder):
         if config.relative_buckets:
             table = bias_by_distance(weights["relative_bias"].float().cpu().numpy())
             self._bias = torch.from_numpy(table).to(self._device)
+        slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=self._device)
+        self._slopes = slopes[:, None, None] if config.alibi_slopes else None
 
     def step_tokens(self, most: int) -> int:
         """Return the maximum tokens of the next step."""
@@ -117,7 +119,7 @@ class TorchEncoder(Decoder):
 
     def _mask(self, length: int, window: int, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to the scores [.., L, L] of a text; None for nothing."""
-        if self._config.bidirectional and not window and self._bias is None:
+        if self._config.bidirectional and not window and self._bias is None and self._slopes is None:
             return None
         places = torch.arange(length, device=self._device)
         distance = places[None] - places[:, None]  # of keys from queries
@@ -130,4 +132,6 @@ class TorchEncoder(Decoder):
         if self._bias is not None:
             most = self._bias.shape[1] // 2
             added = self._bias[:, distance.clamp(-most, most) + most]
+        if self._slopes is not None:
+            added = added - distance.abs() * self._slopes
         return added.masked_fill(hidden, float("-inf")).to(dtype)[None]

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.model.checkpoint_layout import CheckpointLayout
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
+from runtime.model.config import Activation, DecoderConfig, UnsupportedDecoder
 from runtime.model.families.family import Description, Family
 from runtime.model.families.gemma import GEMMA
 from runtime.model.families.gpt import GPT
 from runtime.model.families.llama import LLAMA
-from runtime.model.families.options import Options, activation, decoder, one_rotation, require
+from runtime.model.families.options import Options, activation, alibi_slopes, decoder, one_rotation, require
 from runtime.model.families.parallel import PARALLEL
 from runtime.model.families.rotary import rope_parameters, rotation
 
@@ -46,6 +46,11 @@ _BERT = {
     "up": "encoder.layer.{i}.intermediate.dense",
     "down": "encoder.layer.{i}.output.dense",
     "mlp_post_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+_JINA_BERT = {
+    "gate_up": "encoder.layer.{i}.mlp.gated_layers",
+    "down": "encoder.layer.{i}.mlp.wo",
+    "mlp_post_norm": "encoder.layer.{i}.mlp.layernorm",
 }
 _MPNET = {
     "relative_bias": "encoder.relative_attention_bias",
@@ -117,12 +122,31 @@ def _layout(
 
 def _bert(options: Options) -> Description:
     require(options, is_decoder=False, add_cross_attention=False)
-    if (kind := options.get("position_embedding_type") or "absolute") != "absolute":
+    kind = options.get("position_embedding_type") or "absolute"
+    if kind == "alibi":
+        return _jina_bert(options)
+    if kind != "absolute":
         raise UnsupportedDecoder(f"positions of type {kind}")
     types = options["type_vocab_size"]
     config = _encoder(options, learned_positions=True, token_types=types)
     names = _BERT if types else {part: name for part, name in _BERT.items() if part != "token_types"}
     return config, _layout(names, "bert.")
+
+
+def _jina_bert(options: Options) -> Description:
+    """Read Jina's BERT (arXiv:2310.19923), whose configuration says "bert": ALiBi and a gated MLP."""
+    functions: dict[Any, Activation] = {"geglu": "gelu", "reglu": "relu"}
+    if (kind := options.get("feed_forward_type")) not in functions:
+        raise UnsupportedDecoder(f"a feed-forward network of type {kind}")
+    config = _encoder(
+        options,
+        gated=True,
+        activation=functions[kind],
+        alibi_slopes=alibi_slopes(options["num_attention_heads"]),
+        token_types=options["type_vocab_size"],
+    )
+    names = {part: name for part, name in {**_BERT, **_JINA_BERT}.items() if part not in ("positions", "up")}
+    return config, _layout(names, "bert.", biases=names.keys() - {"gate_up", *_PLAIN})
 
 
 def _roberta(options: Options) -> Description:

@@ -8,7 +8,7 @@ from runtime.model.checkpoint_layout import CheckpointLayout, QKVOrder
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families.family import Description, Family
 from runtime.model.families.llama import OUT, QKV, layout, optional_biases
-from runtime.model.families.options import Options, activation, decoder, one_rotation, require
+from runtime.model.families.options import Options, activation, alibi_slopes, decoder, one_rotation, require
 
 NORMS = ("attention_norm", "mlp_norm", "final_norm")
 _ALL_BIASES = frozenset({"embed_norm", *NORMS, "qkv", *QKV, *OUT, "up", "down"})
@@ -122,7 +122,7 @@ def _bloom(options: Options) -> Description:
         activation="gelu_tanh",
         learned_positions=False,
         embedding_norm=True,
-        alibi_slopes=_alibi_slopes(options["num_attention_heads"]),
+        alibi_slopes=alibi_slopes(options["num_attention_heads"]),
     ), CheckpointLayout(names, qkv_order="heads", prefixes=("transformer.",), biases=_ALL_BIASES)
 
 
@@ -167,17 +167,6 @@ def _gpt(options: Options, **fields: Any) -> DecoderConfig:
     if "activation" not in fields:
         common["activation"] = activation(options["activation_function"])
     return decoder(options, **{**common, **fields})
-
-
-def _alibi_slopes(heads: int) -> tuple[float, ...]:
-    """Return ALiBi's slopes (arXiv:2108.12409, section 3), for numbers of heads that are no power of two, too."""
-
-    def powers(count: int) -> list[float]:
-        base = 2 ** -(8 / count)
-        return [base ** (i + 1) for i in range(count)]
-
-    whole = 2 ** (heads.bit_length() - 1)
-    return tuple(powers(whole) + powers(2 * whole)[::2][: heads - whole])
 
 
 GPT2_OPTIONS = {

@@ -48,6 +48,17 @@ def require(options: Options, **wanted: Any) -> None:
             raise UnsupportedDecoder(f"{name}={given}")
 
 
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """Return ALiBi's slopes (arXiv:2108.12409, section 3), for numbers of heads that are no power of two, too."""
+
+    def powers(count: int) -> list[float]:
+        base = 2 ** -(8 / count)
+        return [base ** (i + 1) for i in range(count)]
+
+    whole = 2 ** (heads.bit_length() - 1)
+    return tuple(powers(whole) + powers(2 * whole)[::2][: heads - whole])
+
+
 def head_width(options: Options) -> int:
     """Return the width of one head."""
     width: int = options.get("head_dim") or options["hidden_size"] // options["num_attention_heads"]

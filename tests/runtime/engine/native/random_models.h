@@ -128,7 +128,7 @@ struct Model {
         generator(index, mixed);
     }
 
-    // BERT's features, with MPNet's relative positions in 8 bits; or Gemma's in both directions.
+    // BERT's features, with Jina's ALiBi, or MPNet's relative positions in 8 bits; or Gemma's in both directions.
     void encoder(int number) {
         generator(number == 2 ? 2 * 3 + 1 : number * 2, false);
         Config& c = config;
@@ -136,6 +136,7 @@ struct Model {
         if (number == 2) return;
         c.norm_after_sum = 1, c.final_norm = Tensor{}, c.embed_norm = vector(c.hidden, true);
         c.token_types = 2, c.types = floats(2 * c.hidden, 0.1f), c.type_count = 2 * c.hidden;
+        if (number == 0) c.alibi_slopes = floats(kHeads, 1), c.slope_count = kHeads;
         if (number == 1) {
             c.relative_range = 5, c.relative_count = kHeads * 11;
             c.relative_bias = floats(c.relative_count, 1);
