@@ -36,6 +36,7 @@ _ACTIVATIONS: Mapping[str, StageActivation] = {
     "Sigmoid": "sigmoid",
     "SiLU": "silu",
 }
+_RERANKER = "qwen3-reranker"
 YES_OR_NO = PairTemplate(  # that of Qwen3-Reranker's model card
     prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
@@ -100,12 +101,31 @@ def yes_or_no(hidden: int, limit: int) -> EncoderConfig:
     )
 
 
-def encoder_at(folder: Path) -> bool:
-    """Return whether a folder has an encoder's checkpoint; False also for one whose configuration is damaged."""
+def encoder_at(spec: ModelSpec, folder: Path) -> bool:
+    """Return whether a folder has an encoder's checkpoint; False also for one whose configuration is damaged.
+
+    Args:
+        spec: the model.
+        folder: the checkpoint's folder.
+    """
     try:
-        return is_encoder(folder, _json_if(folder / "config.json"))
+        config = _json_if(folder / "config.json")
+        return is_encoder(folder, config) or named_reranker(spec, folder, config)
     except (OSError, ValueError):
         return False
+
+
+def named_reranker(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is Qwen3-Reranker without a module that says so: only its name tells it from a model
+    that generates, for people and for llama.cpp (``conversion/qwen.py``), too.
+
+    Arguments as for ``is_encoder``.
+
+    Args:
+        spec: the model.
+    """
+    plain = config.get("model_type") == "qwen3" and not (folder / MODULES).is_file()
+    return plain and "Qwen3ForCausalLM" in (config.get("architectures") or []) and _RERANKER in spec.id.lower()
 
 
 def is_encoder(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -8,9 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import ModelUnavailable
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
 from runtime.loading.convert import convert_to, count_parameters
-from runtime.loading.encoder_folder import EncoderShape, read_encoder_folder
+from runtime.loading.encoder_folder import (
+    EncoderFolder,
+    EncoderShape,
+    input_limit,
+    named_reranker,
+    read_encoder_folder,
+    yes_or_no,
+)
 from runtime.loading.encoder_heads import logit_weight, stage_weights
 from runtime.loading.model_facts import model_facts
 from runtime.loading.model_files import check_files, safetensors_files
@@ -35,11 +43,14 @@ def form_of_encoder(
     config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     decoder, layout = read_encoder(config)
     check_files(spec, folder)
-    encoder = read_encoder_folder(
-        spec, folder, config, decoder, EncoderShape(decoder.hidden, decoder.context_length, tokenizer_limit(folder))
-    )
     progress("reading tokenizer", None)
     tokenizer = read_tokenizer(folder)
+    shape = EncoderShape(decoder.hidden, decoder.context_length, tokenizer_limit(folder))
+    if named_reranker(spec, folder, config):
+        limit = input_limit(shape.context, shape.limit)
+        encoder = EncoderFolder(yes_or_no(decoder.hidden, limit), {}, _answers(spec, tokenizer))
+    else:
+        encoder = read_encoder_folder(spec, folder, config, decoder, shape)
     progress("reading weights", None)
     source = _source(folder)
     weights = convert_to(kind, decoder, layout, source, spec.id)
@@ -57,6 +68,18 @@ def form_of_encoder(
         configured_ends=None,
     )
     return replace(facts, encoder=encoder.config), tokenizer, weights
+
+
+def _answers(spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of the tokens "yes" and "no".
+
+    Raises:
+        ModelUnavailable: the tokenizer does not have one of them.
+    """
+    ids = [tokenizer.encode(answer, False) for answer in ("yes", "no")]
+    if any(len(tokens) != 1 for tokens in ids):
+        raise ModelUnavailable(f'{spec.id} is named as a reranker, but "yes" and "no" are not tokens of its tokenizer')
+    return tuple(tokens[0] for tokens in ids)
 
 
 def tokenizer_limit(folder: Path) -> int | None:

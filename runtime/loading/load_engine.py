@@ -99,7 +99,7 @@ def load_engine(
 def _encoder_folder(spec: ModelSpec, progress: Progress) -> Path | None:
     """Return the folder of an encoder's checkpoint; None for a model that generates."""
     path = fetch(spec, progress)
-    return path if spec.adapter is None and encoder_at(path) else None
+    return path if spec.adapter is None and encoder_at(spec, path) else None
 
 
 def pull(spec: ModelSpec, settings: Settings) -> None:

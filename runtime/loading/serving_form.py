@@ -50,7 +50,7 @@ def serving_form(spec: ModelSpec, path: Path, kind: SnapshotKind, progress: Prog
     direct: Callable[[ModelSpec, Path, SnapshotKind, Progress], Form] | None = None
     if spec.adapter is None and path.suffix.lower() == ".gguf":
         direct = form_from_gguf
-    elif spec.adapter is None and path.is_dir() and encoder_at(path):
+    elif spec.adapter is None and path.is_dir() and encoder_at(spec, path):
         direct = form_of_encoder
     elif spec.adapter is None and path.is_dir() and safetensors_files(path):
         direct = _from_safetensors

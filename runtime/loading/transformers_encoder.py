@@ -19,13 +19,14 @@ from runtime.engine.pooling import EncoderHead
 from runtime.errors import ServiceError
 from runtime.host import usable_cores
 from runtime.loading.checkpoint_tokenizer import read_tokenizer
-from runtime.loading.encoder_folder import EncoderShape, read_encoder_folder
+from runtime.loading.encoder_folder import EncoderShape, named_reranker, read_encoder_folder
 from runtime.loading.encoder_form import tokenizer_limit
 from runtime.loading.encoder_heads import stage_weights
 from runtime.loading.model_files import check_files, identity
 from runtime.loading.precision import reference_dtype, reference_fingerprint
 from runtime.loading.tensor_source import StateDictSource
 from runtime.model.catalogue import ModelSpec
+from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_errors import mismatched, named, unavailable
 from runtime.settings import Settings
 from runtime.telemetry.model_metrics import ModelMetrics
@@ -108,6 +109,8 @@ def load_transformers_encoder(
         described = read_encoder_folder(
             spec, path, raw, None, EncoderShape(config.hidden_size, int(context), tokenizer_limit(path))
         )
+        if described.logit_tokens or named_reranker(spec, path, raw):
+            raise UnsupportedDecoder("a decoder that answers yes or no, which only the fast engine has")
         weights = stage_weights(spec.id, described.config, described.tensors, StateDictSource({}))
         tensors = {weight.name: weight.read() for weight in weights}
     except ServiceError:

@@ -30,7 +30,7 @@ from runtime.model.packing import suits as kind_suits
 from runtime.model.tensors import biases, stored_matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 9
+FORMAT = 10
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 

@@ -170,6 +170,33 @@ async def test_a_decoder_that_answers_yes_or_no_reranks(tmp_path: Path) -> None:
         assert len(cut.ids) == 512
 
 
+async def test_a_reranker_is_known_by_its_name(tmp_path: Path) -> None:
+    """A Qwen3 of that name reranks by its tokens "yes" and "no"; without these it is refused, and so is it on
+    transformers' modules. Under another name it generates.
+    """
+    options = {**SMALL, **NO_TOKENS, "vocab_size": 700, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    torch.manual_seed(2)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**options, tie_word_embeddings=True)).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    folder = save(model, tmp_path / "My-Qwen3-Reranker-0.1B")
+    with pytest.raises(ModelUnavailable, match=""""yes" and "no" are not tokens"""), loaded(folder, tmp_path / "cache"):
+        pass
+    tokenizer = train_tokenizer()
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save_pretrained(folder)
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    with torch.inference_mode():
+        logits = model(torch.tensor([TEXT.ids])).logits[0, -1]
+    with loaded(folder, tmp_path / "cache") as engine:
+        assert engine.info.encoder.tasks == ("rerank",)
+        (found,) = await engine.classify([TEXT])
+        assert found.tolist() == pytest.approx([float(logits[yes] - logits[no])], rel=1e-3, abs=1e-4)
+    with pytest.raises(ModelUnavailable, match="answers yes or no"), loaded(folder, tmp_path, engine="reference"):
+        pass
+    with loaded(folder.rename(tmp_path / "other"), tmp_path / "cache") as engine:
+        assert engine.info.generates
+
+
 @pytest.mark.parametrize("kind", ["CNN", "WordWeights"])
 async def test_an_unknown_module_is_named(kind: str, tmp_path: Path) -> None:
     """A module that is not supported is never left out."""
