@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +21,7 @@ import pytest
 
 from loadtests.service import free_port, running_service
 from tests.support.contexts import real
+from tests.support.docs_reader import PATIENCE, SERVICE, Reader, blocks
 from tests.support.fakes import serving
 from tests.support.kafka_broker import mock_kafka
 from tests.support.minilm import NAME, minilm_folder
@@ -32,17 +31,8 @@ from tests.support.rabbitmq_server import own_rabbitmq
 from tests.support.redis_server import OwnRedis
 from tests.support.soak import SOAK
 
-SERVICE = "http://127.0.0.1:8000"
 ANSWER = '"text": "The capital of France is'
 WRONG = '{"prompt": []}'
-PATIENCE = 180
-PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a page that are meant to be run: language and text."""
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    return re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 @contextmanager
@@ -72,64 +62,6 @@ def kafka(folder: Path) -> Iterator[str]:
         for topic in ("warmstart.requests", "warmstart.results", "warmstart.dead"):  # it makes none when told to
             broker.topic(topic, 4)
         yield broker.url
-
-
-@dataclass
-class Reader:
-    """Somebody who has installed Warmstart and copies blocks into a shell.
-
-    Args:
-        folder: of their own.
-        changes: printed addresses, and what they are here.
-    """
-
-    folder: Path
-    changes: dict[str, str]
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        command = self.folder / "warmstart"
-        command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{PROGRAM}" "$@"\n')
-        command.chmod(0o755)
-        self.environment = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "LOG_FORMAT": "json"}
-
-    def run(self, language: str, text: str, *, status: int = 0) -> str:
-        """Run a block to its end; what it printed."""
-        programs = {
-            "bash": ["bash", "-euc"],
-            "javascript": ["node", "--input-type=module", "-e"],
-            "python": [sys.executable, "-c"],
-        }
-        command = [*programs[language], self._here(text)]
-        run = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        assert run.returncode == status, f"{text}\n{run.stdout}\n{run.stderr}"
-        return run.stdout
-
-    @contextmanager
-    def running(self, command: str) -> Iterator[Path]:
-        """Run a command that does not end by itself; its log."""
-        log = self.folder / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["bash", "-euc", f"exec {self._here(command)}"],
-                cwd=ROOT,
-                env=self.environment,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            yield log
-            assert process.poll() is None, log.read_text()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, log.read_text()
-
-    def _here(self, text: str) -> str:
-        for printed, here in self.changes.items():
-            text = text.replace(printed, here)
-        return text
 
 
 @pytest.mark.slow
@@ -189,6 +121,7 @@ def _serves(url: str) -> None:
 def test_lambda_s_page(tmp_path: Path) -> None:
     """The handler answers a direct call, a Function URL's event and a queue's, in this process as in AWS's."""
     reader = Reader(tmp_path / "reader", {})
+    (reader.folder / "tests").symlink_to(ROOT / "tests")  # the program reads events of a checkout
     (text,) = [text for language, text in blocks("events-lambda") if language == "python"]
     direct, chat, queue = reader.run("python", text).splitlines()[:3]
     assert direct == " Paris."
