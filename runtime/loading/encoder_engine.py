@@ -8,7 +8,9 @@ from runtime.device import select_dtype
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
 from runtime.engine.native.encoder import NativeEncoder
+from runtime.engine.native.runner import NativeRunner
 from runtime.engine.pooling import EncoderHead
+from runtime.engine.sequence import BenchRunner
 from runtime.host import usable_cores
 from runtime.loading import kernels
 from runtime.loading.precision import fast_fingerprint
@@ -90,6 +92,7 @@ def encoder_over(
     settings: Settings,
     metrics: ModelMetrics,
     share: CoreShare | None,
+    generator: BenchRunner,
 ) -> EncoderEngine:
     """Create an engine that embeds with the weights of a model that generates, which stay in memory once.
 
@@ -100,14 +103,23 @@ def encoder_over(
         settings: the service's settings.
         metrics: the model's metrics.
         share: as for ``encoder_engine``.
+        generator: the runner of the model's steps.
     """
-    runner = NativeEncoder(
-        snapshot,
-        max_tokens=_max_tokens(config, settings),
-        threads=settings.num_threads or usable_cores(),
-        share=share,
-        kernels=kernels.host_kernels(settings.cache_dir),
-    )
+    max_tokens = _max_tokens(config, settings)
+    runner: EncoderRunner
+    if isinstance(generator, NativeRunner):
+        runner = NativeEncoder(
+            snapshot,
+            max_tokens=max_tokens,
+            threads=settings.num_threads or usable_cores(),
+            share=share,
+            kernels=kernels.host_kernels(settings.cache_dir),
+        )
+    else:
+        from runtime.engine.pytorch.runner import TorchRunner
+
+        assert isinstance(generator, TorchRunner)
+        runner = generator.encoder(max_tokens, share)
     return _engine(runner, config, EncoderHead(config, {}), snapshot, info, settings, metrics, gauges=False)
 
 
@@ -169,10 +181,11 @@ def make_encoder(
         return runner, "native", (*weights, f"{found.level} kernels", "packed texts")
     import torch
 
-    from runtime.engine.pytorch.decoder import weights_from_snapshot
-    from runtime.engine.pytorch.encoder import TorchEncoder
+    from runtime.engine.pytorch.decoder import Decoder, weights_from_snapshot
+    from runtime.engine.pytorch.encoder import TILE, TorchEncoder
 
     torch.set_num_threads(threads)
     number: torch.dtype = getattr(torch, select_dtype("auto", device) if dtype == "int8" else dtype)
     tensors = weights_from_snapshot(snapshot, number, torch.device(device))
-    return TorchEncoder(snapshot.facts.decoder, tensors, max_tokens=max_tokens), "torch", weights
+    decoder = Decoder(snapshot.facts.decoder, tensors, tile=TILE)
+    return TorchEncoder(decoder, max_tokens=max_tokens, share=share), "torch", weights

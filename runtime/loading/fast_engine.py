@@ -145,7 +145,8 @@ def load_fast(
     )
     chat = ChatEncoder(snapshot.tokenizer)
     level = runner.level if isinstance(runner, native.NativeRunner) else None
-    encoder = used_as_encoder(facts.decoder) if level else None
+    encoder = used_as_encoder(facts.decoder)
+    share = share or CoreShare()
     info = ModelInfo(
         name=spec.id,
         revision=facts.revision or spec.revision,
@@ -168,12 +169,11 @@ def load_fast(
         kv_tokens=runner.blocks * runner.block_tokens,
         sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
         fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
-        encoder=None if encoder is None else encoder.info(facts.decoder.hidden),
+        encoder=encoder.info(facts.decoder.hidden),
     )
 
     def embedder() -> EncoderEngine:
-        assert encoder is not None
-        return encoder_over(snapshot, encoder, info, settings, metrics, share)
+        return encoder_over(snapshot, encoder, info, settings, metrics, share, runner)
 
     return FastEngine(
         runner,
@@ -185,8 +185,8 @@ def load_fast(
         grammars=GrammarCompiler(snapshot.tokenizer, end_ids=facts.end_ids, vocabulary=facts.decoder.vocabulary),
         max_queue=settings.max_queue,
         timeout=settings.request_timeout_seconds,
-        share=share if level else None,
-        embedder=embedder if encoder else None,
+        share=share,
+        embedder=embedder,
     )
 
 

@@ -55,6 +55,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"use_bidirectional_attention": True, "query_pre_attn_scalar": 16},
     ),
     "qwen3": ("Qwen3", {**SMALL, **NO_TOKENS, "num_key_value_heads": 2, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **SMALL,
+            **NO_TOKENS,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 21,
+            "query_pre_attn_scalar": 16,
+        }
+        | {"attn_logit_softcapping": 5.0},
+    ),
+    "lfm2": (
+        "Lfm2",
+        {**SMALL, **NO_TOKENS, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]}
+        | {"block_auto_adjust_ff_dim": False},
+    ),
+    "bloom": ("Bloom", {"vocab_size": 101, "hidden_size": 48, "n_layer": 2, "n_head": 4, **NO_TOKENS}),
     "gpt2": ("GPT2", {"vocab_size": 101, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 160}),
 }
 

@@ -76,10 +76,11 @@ class Decoder:
 
     def __init__(self, config: DecoderConfig, weights: Weights, *, tile: int = 0, exact: bool = False) -> None:
         self._config = config
-        self._exact = exact
+        self._exact, self._tile = exact, max(tile, 1)
         self._embed = weights["embed"]
         self._dtype, device = self._embed.dtype, self._embed.device
         self._positions = weights.get("positions")
+        self._types, self._relative_bias = weights.get("token_types"), weights.get("relative_bias")  # of encoders
         self._norm = Norms(config, weights)
         self._activation = activation(config.activation, device)
         self._convolutions = {name: weights[name].float() for name in weights if name.endswith((".conv", ".conv.bias"))}

@@ -11,42 +11,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.encoder_types import EncoderInput
-from runtime.engine.pytorch.decoder import Decoder, Weights
+from runtime.engine.core_share import CoreShare
+from runtime.engine.pytorch.decoder import Decoder
 from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.relative_positions import bias_by_distance
 
-_TILE = 16  # smallest number of rows of a product
+TILE = 16
+"""Smallest number of rows of an encoder's products."""
 
 
 class TorchEncoder(Decoder):
     """Computes the states of packed texts. Implements ``runtime.engine.encoder_engine.EncoderRunner``.
 
-    Linear layers multiply the tokens of all texts at once, in products of fixed shapes; attention is computed text by
-    text, so that no bit of a text's states depends on the others.
+    Linear layers multiply the tokens of all texts at once, in products of fixed shapes; attention and convolutions are
+    computed text by text, so that no bit of a text's states depends on the others.
 
     Args:
-        config: the model's configuration.
-        weights: the model's tensors, all of one dtype on one device.
+        decoder: the model, whose tensors this object uses, too.
         max_tokens: maximum tokens per step.
-
-    Raises:
-        UnsupportedDecoder: its layers are not supported here, so transformers' modules compute them.
+        share: gives this encoder its turns beside models that generate.
     """
 
-    def __init__(self, config: DecoderConfig, weights: Weights, *, max_tokens: int) -> None:
-        super().__init__(config, weights, tile=_TILE)
-        if any(layer.kind != "attention" for layer in config.layers) or config.attention_softcap:
-            raise UnsupportedDecoder("convolutions or a softcap in an encoder without compiled kernels")
+    def __init__(self, decoder: Decoder, *, max_tokens: int, share: CoreShare | None = None) -> None:
+        vars(self).update(vars(decoder))
         self.max_tokens = max_tokens
+        self._share = share or CoreShare()
         self._device = self._embed.device
-        self._types = weights.get("token_types")
         self._bias: Tensor | None = None
-        if config.relative_buckets:
-            table = bias_by_distance(weights["relative_bias"].float().cpu().numpy())
+        if self._relative_bias is not None:
+            table = bias_by_distance(self._relative_bias.float().cpu().numpy())
             self._bias = torch.from_numpy(table).to(self._device)
-        slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=self._device)
-        self._slopes = slopes[:, None, None] if config.alibi_slopes else None
+        slopes = torch.tensor(self._config.alibi_slopes, dtype=torch.float32, device=self._device)
+        self._slopes = slopes[:, None, None] if self._config.alibi_slopes else None
 
     def step_tokens(self, most: int) -> int:
         """Return the maximum tokens of the next step."""
@@ -55,23 +51,17 @@ class TorchEncoder(Decoder):
     def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[NDArray[np.float32]]:
         """Return the final states of some of each text's tokens; see ``EncoderRunner``."""
         lengths = [len(text.ids) for text in texts]
-        padding = -sum(lengths) % _TILE
+        padding = -sum(lengths) % self._tile
         ids = self._ints([token for text in texts for token in text.ids] + [0] * padding)
         positions = self._ints([i for n in lengths for i in range(n)] + [0] * padding)
         short = self._config.short_context
         long = torch.tensor([n > short > 0 for n in lengths for _ in range(n)] + [False] * padding, device=self._device)
-        x = F.embedding(ids, self._embed).float() * self._config.embedding_scale
-        if self._positions is not None:
-            x = x + F.embedding(positions, self._positions)
-        if self._types is not None:
-            types = [kind for text in texts for kind in (text.types or (0,) * len(text.ids))]
-            x = x + F.embedding(self._ints(types + [0] * padding), self._types)
-        if self._config.embedding_norm:
-            x = self._norm(x, "embed_norm")
-        angles = [rotary_angles(positions, long, *rotation) for rotation in self._rotations]
         with torch.inference_mode():
+            x = self._embedded_texts(ids, positions, texts, padding)
+            angles = [rotary_angles(positions, long, *rotation) for rotation in self._rotations]
             for layer in range(len(self._config.layers)):
-                x = self._encoder_layer(x, layer, lengths, angles)
+                with self._share.encoding():
+                    x = self._encoder_layer(x, layer, lengths, angles)
             if self._config.final_norm:
                 x = self._norm(x, "final_norm")
             found: NDArray[np.float32] = x.float().cpu().numpy()
@@ -81,6 +71,16 @@ class TorchEncoder(Decoder):
     def close(self) -> None:
         """Do nothing: the tensors are freed with this object."""
 
+    def _embedded_texts(self, ids: Tensor, positions: Tensor, texts: Sequence[EncoderInput], padding: int) -> Tensor:
+        """Return the embeddings [M, H] of the texts' tokens."""
+        x = F.embedding(ids, self._embed).float() * self._config.embedding_scale
+        if self._positions is not None:
+            x = x + F.embedding(positions, self._positions)
+        if self._types is not None:
+            types = [kind for text in texts for kind in (text.types or (0,) * len(text.ids))]
+            x = x + F.embedding(self._ints(types + [0] * padding), self._types)
+        return self._norm(x, "embed_norm") if self._config.embedding_norm else x
+
     def _ints(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._device)
 
@@ -89,7 +89,10 @@ class TorchEncoder(Decoder):
         config = self._config
         first = config.pre_norm and config.layers[layer].attention_norm
         normalized = self._norm(x, f"{layer}.attention_norm") if first else x
-        mixed = self._attend(normalized, layer, lengths, angles)
+        if config.layers[layer].kind == "attention":
+            mixed = self._attend(normalized, layer, lengths, angles)
+        else:
+            mixed = self._convolve(normalized, layer, lengths)
         if config.norm_after_sum:
             x = self._norm(x + mixed, f"{layer}.attention_post_norm")
             return self._norm(x + self._mlp(x, layer), f"{layer}.mlp_post_norm")
@@ -111,11 +114,32 @@ class TorchEncoder(Decoder):
             one_q, one_k, one_v = (part[span].transpose(0, 1)[None].to(v.dtype) for part in (q, k, v))  # [1, N, L, D]
             one_k, one_v = (part.repeat_interleave(group, dim=1) for part in (one_k, one_v))
             mask = self._mask(length, described.window, v.dtype)
-            out = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask, scale=config.attention_scale)
+            scale, softcap = config.attention_scale, config.attention_softcap
+            if softcap:
+                scores = torch.tanh(one_q.float() @ one_k.float().transpose(2, 3) * (scale / softcap)) * softcap
+                out = (scores if mask is None else scores + mask).softmax(3).to(v.dtype) @ one_v
+            else:
+                out = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask, scale=scale)
             parts.append(out[0].transpose(0, 1).flatten(1))
             start += length
         mixed = F.pad(torch.cat(parts), (0, 0, 0, len(x) - start))
         return self._product(mixed, f"{layer}.attention_out")
+
+    def _convolve(self, x: Tensor, layer: int, lengths: Sequence[int]) -> Tensor:
+        """Return the output of a gated short convolution, see ``convolution.convolve``."""
+        in_gate, out_gate, inner = self._product(x, f"{layer}.conv_in").float().chunk(3, dim=1)  # [M, H] each
+        weight, bias = self._convolutions[f"{layer}.conv"], self._convolutions.get(f"{layer}.conv.bias")
+        inputs, parts = in_gate * inner, []
+        start = 0
+        for length in lengths:
+            alone = F.pad(inputs[start : start + length], (0, 0, len(weight) - 1, 0))
+            parts.append(alone.unfold(0, len(weight), 1))
+            start += length
+        windows = F.pad(torch.cat(parts), (0, 0, 0, 0, 0, len(x) - start))  # [M, H, width]
+        total = windows[..., 0] * weight[0]
+        for tap in range(1, len(weight)):
+            total = total + windows[..., tap] * weight[tap]
+        return self._product(out_gate * (total if bias is None else total + bias), f"{layer}.conv_out")
 
     def _mask(self, length: int, window: int, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to the scores [.., L, L] of a text; None for nothing."""

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.device import release_memory
+from runtime.engine.core_share import CoreShare
 from runtime.engine.pytorch.attention import PIECE_BLOCKS, Tiles, agreeing_widths, build_tiles
 from runtime.engine.pytorch.batch import BatchPacker, Shape
 from runtime.engine.pytorch.batch_sampling import sample_rows
 from runtime.engine.pytorch.convolution import history_slots
 from runtime.engine.pytorch.decoder import Batch, Decoder, Weights
+from runtime.engine.pytorch.encoder import TorchEncoder
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
 from runtime.engine.pytorch.sampling import Draw
 from runtime.engine.sequence import Row, Sampled
@@ -170,6 +172,10 @@ class TorchRunner:
     def copy_block(self, source: int, target: int) -> None:
         """Copy a KV block onto another, in all layers."""
         self._kv.copy_block(source, target)
+
+    def encoder(self, max_tokens: int, share: CoreShare | None) -> TorchEncoder:
+        """Return what computes the states of texts with the same tensors. Arguments as for ``TorchEncoder``."""
+        return TorchEncoder(self._decoder, max_tokens=max_tokens, share=share)
 
     def close(self) -> None:
         """Free the device's memory."""

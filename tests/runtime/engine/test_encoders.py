@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from runtime.encoder_types import EncoderInput
 from runtime.engine.native.encoder import NativeEncoder
-from runtime.model.config import UnsupportedDecoder
 from tests.support.encoder_models import CASES, encoder_of, snapshot_of_encoder, states_of
 from tests.support.engines import needs_kernels
 
@@ -32,18 +30,14 @@ def native(snapshot: Any) -> Any:
     return NativeEncoder(snapshot, max_tokens=256, threads=2)
 
 
-def weights_on_torch(snapshot: Any) -> Any:
+def on_torch(snapshot: Any) -> Any:
     import torch
 
-    from runtime.engine.pytorch.decoder import weights_from_snapshot
+    from runtime.engine.pytorch.decoder import Decoder, weights_from_snapshot
+    from runtime.engine.pytorch.encoder import TILE, TorchEncoder
 
-    return weights_from_snapshot(snapshot, torch.float32, torch.device("cpu"))
-
-
-def on_torch(snapshot: Any) -> Any:
-    from runtime.engine.pytorch.encoder import TorchEncoder
-
-    return TorchEncoder(snapshot.facts.decoder, weights_on_torch(snapshot), max_tokens=256)
+    weights = weights_from_snapshot(snapshot, torch.float32, torch.device("cpu"))
+    return TorchEncoder(Decoder(snapshot.facts.decoder, weights, tile=TILE), max_tokens=256)
 
 
 @pytest.mark.parametrize("open_encoder", [pytest.param(native, marks=needs_kernels), on_torch])
@@ -82,16 +76,6 @@ def test_small_types_are_close_and_batch_invariant(kind: Any) -> None:
             assert encoder.states([text], [range(len(text.ids))])[0].tobytes() == states.tobytes()
     finally:
         encoder.close()
-
-
-def test_attention_that_torch_does_not_have_is_refused_by_name() -> None:
-    """The loader then gives the model to transformers' modules, as any other that is not supported."""
-    from runtime.engine.pytorch.encoder import TorchEncoder
-
-    snapshot = snapshot_of_encoder(encoder_of(next(iter(CASES))))
-    config = replace(snapshot.facts.decoder, attention_softcap=50.0)
-    with pytest.raises(UnsupportedDecoder, match="softcap"):
-        TorchEncoder(config, weights_on_torch(snapshot), max_tokens=256)
 
 
 @needs_kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,10 +237,18 @@ async def test_other_encoders_run_on_transformers(classifies: bool, tmp_path: Pa
         assert found[0].tobytes() == found[2].tobytes()
 
 
-async def test_a_model_that_generates_embeds_too(tiny_llama: Path, tmp_path: Path) -> None:
-    """The vector is the mean of the last states, of length 1; the model generates as before."""
+@pytest.mark.parametrize("compiled", [True, False])
+async def test_a_model_that_generates_embeds_too(
+    compiled: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vector is the mean of the last states, of length 1, on compiled kernels and on torch; the model generates as
+    before, also beside it.
+    """
+    if not compiled:
+        monkeypatch.setattr("runtime.loading.kernels.host_kernels", lambda cache_dir: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
     with loaded(tiny_llama, tmp_path / "cache") as engine:
+        assert engine.info.engine == ("native" if compiled else "torch")
         assert engine.info.encoder.tasks == ("embed",)
         (text,) = await engine.tokenize_inputs(["You may not use this file"])
         (found,) = await engine.embed([text])
@@ -248,6 +257,12 @@ async def test_a_model_that_generates_embeds_too(tiny_llama: Path, tmp_path: Pat
         expected = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
         assert np.abs(found - expected).max() < 1e-5
         params = SamplingParams(max_new_tokens=4, temperature=0)
-        assert len([token async for token in engine.stream([Job(text.ids, params)])]) == 4
+        tokens, again = await asyncio.gather(_tokens(engine, Job(text.ids, params)), engine.embed([text] * 40))
+        assert len(tokens) == 4
+        assert {vector.tobytes() for vector in again} == {found.tobytes()}
         with pytest.raises(ModelCannotEncode):
             await engine.classify([text])
+
+
+async def _tokens(engine: Any, job: Job) -> list[Any]:
+    return [token async for token in engine.stream([job])]
