@@ -60,7 +60,19 @@ inline Register add_products(Register sums, Words4 codes, Words4 x) {
 template <int Bits>
 inline Register begin_sums(int32_t begin) { return (Ints)_mm512_set1_epi32(begin); }
 template <int Bits>
-inline Part end_sums(Register sums, int32_t) { return (Part)_mm512_cvtepi32_ps((__m512i)sums); }
+inline Register end_sums(Register sums, int32_t) { return sums; }
+inline Part to_floats(Register sums) { return (Part)_mm512_cvtepi32_ps((__m512i)sums); }
+
+// Adds the products of two 16-bit numbers in each lane; those of two sums, without their `Shift` lowest bits, with scales.
+inline Register add_pairs(Register sums, Register pairs, Register others) {
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)pairs, (__m512i)others);
+}
+template <int Shift>
+inline Register add_scaled(Register sums, Register first, Register second, Register scales) {
+    const __m512i low = _mm512_srai_epi32((__m512i)first, Shift), high = _mm512_slli_epi32((__m512i)second, 16 - Shift);
+    return add_pairs(sums, (Ints)_mm512_mask_blend_epi16(0xaaaaaaaa, low, high), scales);
+}
+inline Register splat_word(int32_t word) { return (Ints)_mm512_set1_epi32(word); }
 
 #elif defined(__AVX2__)
 
@@ -105,10 +117,21 @@ inline Register add_products(Register sums, const Words4& codes, const Words4& x
 template <int Bits>
 inline Register begin_sums(int32_t) { return _mm256_setzero_si256(); }
 template <int Bits>
-inline Part end_sums(Register sums, int32_t begin) {
+inline Register end_sums(Register sums, int32_t begin) {
     if (Bits == 4) sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-    return (Part)_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(begin)));
+    return _mm256_add_epi32(sums, _mm256_set1_epi32(begin));
 }
+inline Part to_floats(Register sums) { return (Part)_mm256_cvtepi32_ps(sums); }
+
+inline Register add_pairs(Register sums, Register pairs, Register others) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, others));
+}
+template <int Shift>
+inline Register add_scaled(Register sums, Register first, Register second, Register scales) {
+    const Register low = _mm256_srai_epi32(first, Shift), high = _mm256_slli_epi32(second, 16 - Shift);
+    return add_pairs(sums, _mm256_blend_epi16(low, high, 0xaa), scales);
+}
+inline Register splat_word(int32_t word) { return _mm256_set1_epi32(word); }
 
 #else
 
@@ -145,9 +168,33 @@ inline Register add_products(Register sums, Words4 codes, Words4 x) {
 template <int Bits>
 inline Register begin_sums(int32_t begin) { return Register{} + begin; }
 template <int Bits>
-inline Part end_sums(Register sums, int32_t) { return __builtin_convertvector(sums, Part); }
+inline Register end_sums(Register sums, int32_t) { return sums; }
+inline Part to_floats(Register sums) { return __builtin_convertvector(sums, Part); }
+
+inline Register add_pairs(Register sums, Register pairs, Register others) {
+#if defined(__SSE2__)
+    return sums + (Register)_mm_madd_epi16((__m128i)pairs, (__m128i)others);
+#else
+    return sums + (pairs << 16 >> 16) * (others << 16 >> 16) + (pairs >> 16) * (others >> 16);
+#endif
+}
+template <int Shift>
+inline Register add_scaled(Register sums, Register first, Register second, Register scales) {
+#if defined(__SSE2__)
+    return add_pairs(sums, ((first >> Shift) & 0xffff) | (second >> Shift << 16), scales);
+#else
+    return sums + (first >> Shift) * (scales << 16 >> 16) + (second >> Shift) * (scales >> 16);
+#endif
+}
+inline Register splat_word(int32_t word) { return Register{} + word; }
 
 #endif
+
+inline Register load_register(const void* from) {
+    Register v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
 
 // The same for the codes of eight columns, which are two of the above.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)

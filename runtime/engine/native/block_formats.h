@@ -19,7 +19,6 @@ struct BlockFormat {
 };
 
 constexpr int kOuter = 256;  // columns that share a factor, and that are unpacked at a time
-constexpr int kCodesAhead = 2048;  // bytes that are prefetched, as the processor does not foresee pieces of panels
 constexpr int kCodeStep = 32;  // columns whose codes are stored together
 
 // By Kind, from kFirstBlock on.
@@ -59,11 +58,24 @@ inline size_t block_panel_bytes(const BlockFormat& f, size_t columns) {
     return scale_bytes(f, columns) + columns * kLanes * f.bits / 8;
 }
 
-// Up to 256 columns of a panel. Codes are [columns / 4][16][4] bytes, scales and minima [columns / group][16].
+// Integer scales of two groups of a row are multiplied with two sums of 16 bits at once. Sums that need more bits lose
+// their lowest ones, which are far below what the rounding of the activations changes.
+constexpr int shift_of(const BlockFormat& f) {
+    const int top = (1 << f.bits) - 1 - f.zero, code = f.table ? 127 : top > f.zero ? top : f.zero;
+    int shift = 0;
+    while (code * 127 * f.group >> shift > INT16_MAX) shift++;
+    return shift;
+}
+
+// Up to 256 columns of a panel. Codes are [columns / 4][16][4] bytes.
 struct Unpacked {
     alignas(64) uint8_t own[kOuter * kLanes];
-    alignas(64) float scales[kOuter / 16 * kLanes];
-    alignas(64) float minima[kOuter / 16 * kLanes];  // what is added to a group's products with the sum of its activations
+    alignas(64) float scales[kOuter / kCodeStep * kLanes];  // [columns / 32][16] in simple formats
+    alignas(64) int16_t scale_pairs[kOuter / 16 * kLanes];  // [columns / group / 2][16][2] in nested formats
+    alignas(64) int16_t minimum_pairs[kOuter / 16 * kLanes];
+    // The value of 1 in scale_pairs, for sums after shift_of, and in minimum_pairs.
+    alignas(64) float factors[kLanes];
+    alignas(64) float minimum_factors[kLanes];
     const uint8_t* codes;
     const uint8_t* ahead;  // codes that are read next
 };
@@ -128,69 +140,131 @@ inline void unpack_step(const uint8_t* planes, uint8_t* out, std::integer_sequen
     }
 }
 
-template <int Bits, bool Table = false>
-inline void unpack_codes(const uint8_t* planes, int columns, uint8_t* out) {
-    for (int k = 0; k < columns; k += kCodeStep, planes += Bits * 64, out += kCodeStep * kLanes) {
-        for (int line = 0; line < Bits; line++) __builtin_prefetch(planes + kCodesAhead + line * 64, 0, 2);
+// Unpacks the codes of some columns to bytes, and prefetches as many.
+template <int Bits, bool Table>
+inline void unpack_codes(const uint8_t* planes, int columns, const uint8_t* ahead, uint8_t* out) {
+    for (int k = 0; k < columns; k += kCodeStep, planes += Bits * 64, ahead += Bits * 64, out += kCodeStep * kLanes) {
+        for (int line = 0; line < Bits; line++) __builtin_prefetch(ahead + line * 64, 0, 2);
         unpack_step<Bits, Table>(planes, out, std::make_integer_sequence<int, 8>{});
     }
 }
 
-// Sixteen bytes as floats.
+// Sixteen bytes as integers.
 template <class T>
-inline Floats load_bytes(const uint8_t* from) {
+inline Ints load_bytes(const uint8_t* from) {
     typedef T Sixteen __attribute__((vector_size(16)));
     Sixteen v;
     std::memcpy(&v, from, sizeof v);
 #if defined(__AVX512F__)  // written out, because GCC 12 converts number by number
-    const __m512i wide = (T)-1 < 0 ? _mm512_cvtepi8_epi32((__m128i)v) : _mm512_cvtepu8_epi32((__m128i)v);
-    return (Floats)_mm512_cvtepi32_ps(wide);
+    return (Ints)((T)-1 < 0 ? _mm512_cvtepi8_epi32((__m128i)v) : _mm512_cvtepu8_epi32((__m128i)v));
 #elif defined(__AVX2__)
     const auto wide = [](__m128i part) { return (T)-1 < 0 ? _mm256_cvtepi8_epi32(part) : _mm256_cvtepu8_epi32(part); };
-    const __m256 parts[] = {_mm256_cvtepi32_ps(wide((__m128i)v)),
-                            _mm256_cvtepi32_ps(wide(_mm_unpackhi_epi64((__m128i)v, (__m128i)v)))};
-    Floats all;
+    const __m256i parts[] = {wide((__m128i)v), wide(_mm_unpackhi_epi64((__m128i)v, (__m128i)v))};
+    Ints all;
     std::memcpy(&all, parts, sizeof all);
     return all;
 #else
-    return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
+    return __builtin_convertvector(v, Ints);
 #endif
+}
+
+typedef int32_t PartInts __attribute__((vector_size(4 * kPartLanes)));
+
+inline PartInts to_integers(Part x) {
+#if defined(__AVX512F__)
+    return (PartInts)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    return (PartInts)_mm256_cvtps_epi32((__m256)x);
+#else
+    return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, PartInts);  // to nearest even, below 2^22
+#endif
+}
+
+inline Part larger_part(Part a, Part b) {
+    const PartInts first = a > b;
+    return (Part)(((PartInts)a & first) | ((PartInts)b & ~first));
+}
+
+// Two integers of 16 bits for each row.
+inline void store_pairs(Ints first, Ints second, int16_t* out) {
+    const Ints pairs = (first & 0xffff) | (second << 16);
+    std::memcpy(out, &pairs, sizeof pairs);
+}
+
+// The minima of up to 256 columns as integers of 13 bits and a sign, times the power of two that the largest magnitude of
+// the row demands: exact where they differ by no more than four times, as float16 has 11 bits.
+inline void unpack_minima(const BlockFormat& f, const uint8_t* from, int groups, Unpacked& out) {
+    constexpr int kMost = 12;  // the largest magnitude's exponent
+    alignas(64) float minima[(kOuter / kCodeStep + 1) * kLanes];
+    for (int g = 0; g < groups; g++)
+        store(minima + g * kLanes, load_half((const uint16_t*)(from + g * scale_piece_bytes(f)) + kLanes));
+    store(minima + groups * kLanes, splat(0));
+    for (int lane = 0; lane < kLanes; lane += kPartLanes) {
+        const auto part = [&](int g) {
+            Part v;
+            std::memcpy(&v, minima + g * kLanes + lane, sizeof v);
+            return v;
+        };
+        Part most = Part{} + 0x1p-24f;  // the least magnitude of float16
+        for (int g = 0; g < groups; g++) most = larger_part(larger_part(part(g), -part(g)), most);
+        const PartInts power = (PartInts)most & 0x7f800000;
+        const Part inverse = (Part)(((127 + kMost) << 23) - (power - (127 << 23)));
+        const Part factor = (Part)(power - (kMost << 23)) + (most - most);  // infinity makes no number of it
+        std::memcpy(out.minimum_factors + lane, &factor, sizeof factor);
+        for (int g = 0; g < groups; g += 2) {
+            const PartInts pairs = (to_integers(part(g) * inverse) & 0xffff) | (to_integers(part(g + 1) * inverse) << 16);
+            std::memcpy(out.minimum_pairs + g * kLanes + 2 * lane, &pairs, sizeof pairs);
+        }
+    }
+}
+
+// A group's scale and minimum of one row, from the scales of up to 256 columns.
+inline std::pair<float, float> scales_of(const BlockFormat& f, const uint8_t* from, int g, int lane) {
+    const auto half = [&](int place) { return load_half((const uint16_t*)from + place * kLanes)[lane]; };
+    if (!f.nested) {
+        from += g * scale_piece_bytes(f);
+        return {half(0), f.minima ? half(1) : 0};
+    }
+    const uint8_t* numbers = from + (f.minima ? 4 : 2) * kLanes;
+    const float scale = (int8_t)numbers[g * kLanes + lane] * half(0);
+    if (!f.minima) return {scale, 0};
+    return {scale, -(numbers[(kOuter / f.group + g) * kLanes + lane] * half(1))};
 }
 
 inline void unpack_scales(const BlockFormat& f, const uint8_t* from, int columns, Unpacked& out) {
     if (!f.nested) {
-        for (int g = 0; g < columns / kCodeStep; g++, from += scale_piece_bytes(f)) {
-            store(out.scales + g * kLanes, load_half((const uint16_t*)from));
-            if (f.minima) store(out.minima + g * kLanes, load_half((const uint16_t*)from + kLanes));
-        }
+        for (int g = 0; g < columns / kCodeStep; g++)
+            store(out.scales + g * kLanes, load_half((const uint16_t*)(from + g * scale_piece_bytes(f))));
+        if (f.minima) unpack_minima(f, from, columns / kCodeStep, out);
         return;
     }
     const int groups = kOuter / f.group;
     const uint8_t* numbers = from + (f.minima ? 4 : 2) * kLanes;
-    const Floats factor = load_half((const uint16_t*)from);
-    for (int g = 0; g < groups; g++) store(out.scales + g * kLanes, load_bytes<int8_t>(numbers + g * kLanes) * factor);
+    store(out.factors, load_half((const uint16_t*)from) * (float)(1 << shift_of(f)));
+    for (int g = 0; g < groups; g += 2, numbers += 2 * kLanes)
+        store_pairs(load_bytes<int8_t>(numbers), load_bytes<int8_t>(numbers + kLanes), out.scale_pairs + g * kLanes);
     if (!f.minima) return;
-    const Floats minus = -load_half((const uint16_t*)from + kLanes);
-    numbers += groups * kLanes;
-    for (int g = 0; g < groups; g++) store(out.minima + g * kLanes, load_bytes<uint8_t>(numbers + g * kLanes) * minus);
+    store(out.minimum_factors, -load_half((const uint16_t*)from + kLanes));
+    for (int g = 0; g < groups; g += 2, numbers += 2 * kLanes)
+        store_pairs(load_bytes<uint8_t>(numbers), load_bytes<uint8_t>(numbers + kLanes), out.minimum_pairs + g * kLanes);
 }
 
-// Unpacks the columns of a panel from `first`, a multiple of 256, on: at most 256 of them. With `planes`, codes are left as
-// they are stored.
-inline void unpack(const BlockFormat& f, const uint8_t* panel, size_t all_columns, int first, int columns, Unpacked& out,
-                   bool planes = false) {
-    unpack_scales(f, panel + scale_bytes(f, first), columns, out);
-    const uint8_t* codes = panel + scale_bytes(f, all_columns) + (size_t)first * kLanes * f.bits / 8;
-    out.codes = planes ? codes : out.own;
-    if (planes) return;
+// The codes of a panel's columns from `first` on.
+inline const uint8_t* codes_of(const BlockFormat& f, const uint8_t* panel, size_t all_columns, int first) {
+    return panel + scale_bytes(f, all_columns) + (size_t)first * kLanes * f.bits / 8;
+}
+
+// Unpacks the codes of up to 256 columns to bytes, where they are fewer bits, and prefetches out.ahead.
+inline void unpack_codes(const BlockFormat& f, const uint8_t* codes, int columns, Unpacked& out) {
+    out.codes = out.own;
     switch (f.bits) {
-        case 2: unpack_codes<2>(codes, columns, out.own); break;
-        case 3: unpack_codes<3>(codes, columns, out.own); break;
+        case 2: return unpack_codes<2, false>(codes, columns, out.ahead, out.own);
+        case 3: return unpack_codes<3, false>(codes, columns, out.ahead, out.own);
         case 4:
-            f.table ? unpack_codes<4, true>(codes, columns, out.own) : unpack_codes<4>(codes, columns, out.own);
-            break;
-        case 5: unpack_codes<5>(codes, columns, out.own); break;
-        case 6: unpack_codes<6>(codes, columns, out.own); break;
+            if (f.table) return unpack_codes<4, true>(codes, columns, out.ahead, out.own);
+            return unpack_codes<4, false>(codes, columns, out.ahead, out.own);
+        case 5: return unpack_codes<5, false>(codes, columns, out.ahead, out.own);
+        case 6: return unpack_codes<6, false>(codes, columns, out.ahead, out.own);
         default: out.codes = codes;
     }
 }

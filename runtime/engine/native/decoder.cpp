@@ -90,8 +90,10 @@ class Decoder {
         offset_.reserve(m * groups);
         sum16_.reserve(m * (widest / 16));
         sum32_.reserve(m * (widest / 32));
-        float_sum16_.reserve(m * (widest / 16));
-        float_sum32_.reserve(m * (widest / 32));
+        scaled16_.reserve(m * scaled_stride(widest, 16));
+        scaled32_.reserve(m * scaled_stride(widest, 32));
+        relative_.reserve(m * groups);
+        unit_.reserve(m);
     }
 
     // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing.
@@ -240,14 +242,14 @@ class Decoder {
     // Prepares a row of activations for the next product, quantized if the weights are.
     void ready(int token, const float* row, int columns, const Weights& next) {
         if (next.steps) {
-            const int groups = (columns + kGroup - 1) / kGroup;
-            int8_t* quantized = quantized_.get() + (size_t)token * columns;
-            quantize(row, columns, quantized, scale_.get() + (size_t)token * groups, offset_.get() + (size_t)token * groups);
-            if (next.sums) {
-                const size_t at16 = (size_t)token * (columns / 16), at32 = (size_t)token * (columns / 32);
-                sum_groups(quantized, columns, sum16_.get() + at16, sum32_.get() + at32, float_sum16_.get() + at16,
-                           float_sum32_.get() + at32);
-            }
+            const size_t t = token, groups = (columns + kGroup - 1) / kGroup;
+            int8_t* quantized = quantized_.get() + t * columns;
+            float* scales = scale_.get() + t * groups;
+            quantize(row, columns, quantized, scales, offset_.get() + t * groups);
+            if (next.sums)
+                sum_groups(quantized, scales, columns, sum16_.get() + t * (columns / 16), sum32_.get() + t * (columns / 32),
+                           scaled16_.get() + t * scaled_stride(columns, 16),
+                           scaled32_.get() + t * scaled_stride(columns, 32), relative_.get() + t * groups, unit_.get() + t);
         }
         if (next.floats && row != normed_.get() + (size_t)token * columns)
             std::memcpy(normed_.get() + (size_t)token * columns, row, columns * sizeof(float));
@@ -261,8 +263,10 @@ class Decoder {
         a.offsets = offset_.get();
         a.sums16 = sum16_.get();
         a.sums32 = sum32_.get();
-        a.float_sums16 = float_sum16_.get();
-        a.float_sums32 = float_sum32_.get();
+        a.scaled16 = scaled16_.get();
+        a.scaled32 = scaled32_.get();
+        a.relative = relative_.get();
+        a.units = unit_.get();
         a.stride = columns;
         a.groups = (columns + kGroup - 1) / kGroup;
         return a;
@@ -645,7 +649,8 @@ class Decoder {
     Buffer<int8_t> quantized_;
     Buffer<uint32_t> offset_;
     Buffer<int32_t> sum16_, sum32_;
-    Buffer<float> float_sum16_, float_sum32_;
+    Buffer<int16_t> scaled16_, scaled32_;
+    Buffer<float> relative_, unit_;
     std::vector<int32_t> position_, sequence_;
     std::vector<Task> task_;
     std::vector<std::vector<Candidate>> found_;  // scratch of each thread

@@ -38,11 +38,16 @@ struct Activations {
     const uint32_t* offsets = nullptr; // [tokens, groups] minus 128 x the sum of a group: what unsigned weights add
     const int32_t* sums16 = nullptr;   // [tokens, stride / 16] sums of each 16 quantized values, for block formats
     const int32_t* sums32 = nullptr;   // [tokens, stride / 32] of each 32
-    const float* float_sums16 = nullptr;  // the same as floats
-    const float* float_sums32 = nullptr;
+    const int16_t* scaled16 = nullptr; // [tokens, scaled_stride] the same times their groups' scales, in `units`
+    const int16_t* scaled32 = nullptr;
+    const float* relative = nullptr;   // [tokens, groups] scales in units
+    const float* units = nullptr;      // [tokens]
     int stride = 0;
     int groups = 0;
 };
+
+// Of Activations::scaled16 and scaled32: an even number, since they are read in pairs.
+constexpr size_t scaled_stride(size_t columns, int group) { return (columns / group + 1) / 2 * 2; }
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTilePanels = 3;
