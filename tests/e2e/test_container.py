@@ -148,8 +148,12 @@ def test_build_gets_the_whole_program() -> None:
     setup.read(ROOT / "setup.cfg")
     options = setup["options"]
     needed = [f"{name}.py" for name in options["py_modules"].split()]
-    folders = [pattern.rstrip("*") for pattern in setup["options.packages.find"]["include"].split()]
-    needed += [str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    folders = [
+        ROOT / pattern.rstrip("*").replace(".", "/") for pattern in setup["options.packages.find"]["include"].split()
+    ]
+    needed += [str(file.relative_to(ROOT)) for folder in folders for file in folder.rglob("*.py")]
+    # setuptools finds no package below a folder that is not one.
+    needed += [str(file.relative_to(ROOT)) for folder in folders for file in folder.parent.glob("__init__.py")]
     needed += ["setup.cfg", "pyproject.toml", "requirements/base.txt", setup["metadata"]["license_files"]]
     assert [name for name in needed if not _enters_the_build(name)] == []
 
