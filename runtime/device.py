@@ -1,7 +1,7 @@
 """Selects the device and number type that a model runs on; measures and releases the process's memory there.
 
 Devices have torch's names (``cpu``, ``cuda:0``, ``mps``). torch is imported only if a CUDA driver or an Arm Mac
-indicates that there may be an accelerator.
+indicates that there may be an accelerator. Without torch, as in the slim image, models run on the CPU's compiled kernels.
 """
 
 from __future__ import annotations
@@ -9,26 +9,52 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from importlib.util import find_spec
 
 from runtime.errors import ModelUnavailable
 from runtime.host import cpu_flags, trim_memory
 
+TORCH_PACKAGES = ("accelerate", "peft", "safetensors", "torch", "transformers")
+"""What ``requirements/base.txt`` adds to ``requirements/slim.txt``."""
+
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's name
 
 
+def torch_installed() -> bool:
+    """Return whether torch and transformers are installed."""
+    return find_spec("torch") is not None and find_spec("transformers") is not None
+
+
+def require_torch(reason: str) -> None:
+    """Check that torch and transformers are installed.
+
+    Args:
+        reason: what needs them, as the beginning of the error's message.
+
+    Raises:
+        ModelUnavailable: they are not.
+    """
+    if not torch_installed():
+        raise ModelUnavailable(
+            f"{reason} needs torch and transformers, which are not installed here; use the full image, not the slim "
+            "one, or install the wheel with its dependencies"
+        )
+
+
 def select_device(name: str) -> str:
-    """Return the device to run on; ``auto`` selects CUDA if present, else MPS, else the CPU.
+    """Return the device to run on; ``auto`` selects CUDA if present, else MPS, else the CPU, as without torch.
 
     Args:
         name: auto, cpu, mps, cuda or cuda:N.
 
     Raises:
-        ModelUnavailable: the named device is not present.
+        ModelUnavailable: the named device is not present, or needs torch, which is not installed.
     """
     if name == "auto":
-        return _accelerator() if _may_have_cuda() or _may_have_mps() else "cpu"
+        return _accelerator() if (_may_have_cuda() or _may_have_mps()) and torch_installed() else "cpu"
     if name == "cpu":
         return name
+    require_torch(f"DEVICE={name}")
     import torch
 
     kind, _, index = name.partition(":")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from runtime.device import select_dtype
+from runtime.device import require_torch, select_dtype
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
 from runtime.engine.native.encoder import NativeEncoder
@@ -179,6 +179,7 @@ def make_encoder(
     if found is not None:
         runner = NativeEncoder(snapshot, max_tokens=max_tokens, threads=threads, share=share, kernels=found)
         return runner, "native", (*weights, f"{found.level} kernels", "packed texts")
+    require_torch("an encoder without compiled kernels for this processor")
     import torch
 
     from runtime.engine.pytorch.decoder import Decoder, weights_from_snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from runtime.device import select_dtype
+from runtime.device import require_torch, select_dtype
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
@@ -203,7 +203,8 @@ def make_runner(
         kv_bytes: size of the KV cache in bytes.
 
     Raises:
-        ModelUnavailable: PyTorch computes, which has no keys and values of the type that ``KV_DTYPE`` names.
+        ModelUnavailable: PyTorch computes and is not installed, or has no keys and values of the type that ``KV_DTYPE``
+            names.
 
     Returns:
         The runner, and descriptions of its optimizations.
@@ -223,6 +224,7 @@ def make_runner(
         )
         return native_runner, (*weights, f"{found.level} kernels", f"paged {native_runner.kv_dtype} kv")
     check_kv_dtype(settings)
+    require_torch("a model without compiled kernels for this processor")
     import torch
 
     from runtime.engine.pytorch.decoder import weights_from_snapshot

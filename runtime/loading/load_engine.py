@@ -5,13 +5,12 @@ Nothing between opening a snapshot and the first token on compiled kernels impor
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.device import select_device, select_dtype
+from runtime.device import require_torch, select_device, select_dtype
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
@@ -72,12 +71,15 @@ def load_engine(
         except UnsupportedDecoder as reason:
             if settings.engine == "fast":
                 raise ModelUnavailable(f"ENGINE=fast cannot run {spec.id}: {reason}") from None
+            _require_reference(spec, reason)
             _log.warning(
                 "%s is served by the reference engine, several times slower and without continuous batching, as "
                 "the fast engine does not support %s",
                 spec.id,
                 reason,
             )
+    else:
+        _require_reference(spec)
     if engine is None and (folder := _encoder_folder(spec, progress)) is not None:
         with phases.phase("imports of torch and transformers"):
             from runtime.loading.transformers_encoder import load_transformers_encoder
@@ -94,6 +96,20 @@ def load_engine(
         engine.warm_up()
     engine.info = replace(engine.info, warmup_seconds=phases.seconds["warm-up"])
     return engine
+
+
+def _require_reference(spec: ModelSpec, reason: UnsupportedDecoder | None = None) -> None:
+    """Check that there is torch to run a model with.
+
+    Args:
+        spec: the model.
+        reason: why the fast engine does not run it; None if ``ENGINE`` says so.
+
+    Raises:
+        ModelUnavailable: there is not.
+    """
+    why = f"ENGINE=reference for {spec.id}" if reason is None else f"{spec.id}, because of {reason},"
+    require_torch(why)
 
 
 def _encoder_folder(spec: ModelSpec, progress: Progress) -> Path | None:
@@ -113,10 +129,14 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
         fetch(spec, reporter, refresh=True)
         device = select_device(settings.device)
         if settings.engine != "reference":
-            with contextlib.suppress(UnsupportedDecoder):
+            try:
                 kind = weight_kind(serving_dtype(settings, device))
                 open_serving(spec, kind, settings.cache_dir, reporter, Phases())
                 return
+            except UnsupportedDecoder as reason:
+                _require_reference(spec, reason)
+        else:
+            _require_reference(spec)
         if _encoder_folder(spec, reporter) is not None:  # loaded by transformers without a snapshot
             return
         load(spec, device, select_dtype("float32", device), reporter)  # checks that the files can be loaded

@@ -63,8 +63,10 @@ def serving_form(spec: ModelSpec, path: Path, kind: SnapshotKind, progress: Prog
             _log.warning("loading %s failed", spec.id, exc_info=error)
             raise unavailable(spec, error) from error
     else:
-        from runtime.loading.checkpoint import form_through_transformers  # importing torch takes seconds
-
+        try:
+            from runtime.loading.checkpoint import form_through_transformers  # importing torch takes seconds
+        except ModuleNotFoundError as error:
+            raise unavailable(spec, error) from error
         form = form_through_transformers(spec, path, kind, progress)
     try:
         form[1].to_json()

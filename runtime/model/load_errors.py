@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection
 
+from runtime.device import TORCH_PACKAGES
 from runtime.errors import ModelUnavailable
 from runtime.model.catalogue import ModelSpec
 
@@ -35,6 +36,11 @@ def unavailable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
         spec: the model that was being loaded.
         error: the library's exception.
     """
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in TORCH_PACKAGES:
+        return ModelUnavailable(
+            f"{spec.id} has files that only torch and transformers can convert, which are not installed here; run "
+            f"`warmstart pull {spec.id}` in the full image with the same volume and DTYPE once, or use the full image"
+        )
     places = [spec.adapter, None if spec.kind == "hub" else spec.location, *map(os.environ.get, _FOLDERS)]
     shown = reason(error, [place for place in places if place and place != "/"])
     return ModelUnavailable(f"{spec.id} cannot be loaded: {shown}; {_advice(error)}")

