@@ -1,7 +1,7 @@
 """Selects the device and number type that a model runs on; measures and releases the process's memory there.
 
 Devices have torch's names (``cpu``, ``cuda:0``, ``mps``). torch is imported only if a CUDA driver or an Arm Mac
-indicates that there may be an accelerator. Without torch, as in the slim image, models run on the CPU's compiled kernels.
+indicates that there may be an accelerator. Without torch, as in the slim image, models run on compiled kernels only.
 """
 
 from __future__ import annotations
