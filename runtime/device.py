@@ -9,36 +9,11 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from importlib.util import find_spec
 
 from runtime.errors import ModelUnavailable
-from runtime.host import cpu_flags, trim_memory
-
-TORCH_PACKAGES = ("accelerate", "peft", "safetensors", "torch", "transformers")
-"""What ``requirements/base.txt`` adds to ``requirements/slim.txt``."""
+from runtime.host import cpu_flags, require_torch, torch_installed, trim_memory
 
 _16_BIT_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's name
-
-
-def torch_installed() -> bool:
-    """Return whether torch and transformers are installed."""
-    return find_spec("torch") is not None and find_spec("transformers") is not None
-
-
-def require_torch(reason: str) -> None:
-    """Check that torch and transformers are installed.
-
-    Args:
-        reason: what needs them, as the beginning of the error's message.
-
-    Raises:
-        ModelUnavailable: they are not.
-    """
-    if not torch_installed():
-        raise ModelUnavailable(
-            f"{reason} needs torch and transformers, which are not installed here; use the full image, not the slim "
-            "one, or install the wheel with its dependencies"
-        )
 
 
 def select_device(name: str) -> str:

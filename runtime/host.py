@@ -1,4 +1,4 @@
-"""Reads the host's instruction sets, cores and memory, with the limits of its containers. Imports no torch."""
+"""Reads the host's instruction sets, cores, memory and packages, with the limits of its containers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+
+from runtime.errors import ModelUnavailable
+
+TORCH_PACKAGES = ("accelerate", "peft", "safetensors", "torch", "transformers")
+"""What ``requirements/base.txt`` adds to ``requirements/slim.txt``."""
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number above this for "none"
 _MAC_FLAGS = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm"}
@@ -109,3 +115,24 @@ def trim_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
+
+
+def torch_installed() -> bool:
+    """Return whether torch and transformers are installed."""
+    return find_spec("torch") is not None and find_spec("transformers") is not None
+
+
+def require_torch(reason: str) -> None:
+    """Check that torch and transformers are installed.
+
+    Args:
+        reason: what needs them, as the beginning of the error's message.
+
+    Raises:
+        ModelUnavailable: they are not.
+    """
+    if not torch_installed():
+        raise ModelUnavailable(
+            f"{reason} needs torch and transformers, which are not installed here; use the full image, not the slim "
+            "one, or install the wheel with its dependencies"
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from runtime.device import require_torch, select_dtype
+from runtime.device import select_dtype
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
 from runtime.engine.native.encoder import NativeEncoder
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.sequence import BenchRunner
-from runtime.host import usable_cores
+from runtime.host import require_torch, usable_cores
 from runtime.loading import kernels
 from runtime.loading.precision import fast_fingerprint
 from runtime.model.catalogue import ModelSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from runtime.device import require_torch, select_dtype
+from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
@@ -15,7 +15,7 @@ from runtime.engine.native import runner as native
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import BenchRunner
 from runtime.errors import ModelUnavailable
-from runtime.host import usable_cores
+from runtime.host import require_torch, usable_cores
 from runtime.loading import kernels
 from runtime.loading.encoder_engine import encoder_engine, encoder_over, used_as_encoder
 from runtime.loading.loader import open_serving

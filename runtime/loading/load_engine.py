@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.device import require_torch, select_device, select_dtype
+from runtime.device import select_device, select_dtype
 from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.errors import ModelUnavailable
+from runtime.host import require_torch
 from runtime.loading.encoder_folder import encoder_at
 from runtime.loading.fast_engine import load_fast
 from runtime.loading.loader import fetch, load, open_serving

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Collection
 
-from runtime.device import TORCH_PACKAGES
 from runtime.errors import ModelUnavailable
+from runtime.host import TORCH_PACKAGES
 from runtime.model.catalogue import ModelSpec
 
 _LONGEST = 300  # characters of a library's message that are shown
