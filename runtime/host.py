@@ -1,4 +1,4 @@
-"""Reads the host's instruction sets, cores, memory and packages, with the limits of its containers. Imports no torch."""
+"""Reads the host's instruction sets, cores and memory, with its containers' limits, and whether torch is installed."""
 
 from __future__ import annotations
 
