@@ -200,14 +200,15 @@ class EngineThread:
 
     def _step(self, plan: StepPlan) -> None:
         """Run a planned step, apply its results and deliver the tokens."""
-        for source, target in plan.copies:
-            self._runner.copy_block(source, target)
-        self._metrics.step_tokens.observe(sum(len(row.token_ids) for row in plan.rows))
-        self._masks.fill(plan.rows)
+        if not plan.resumed:
+            for source, target in plan.copies:
+                self._runner.copy_block(source, target)
+            self._metrics.step_tokens.observe(sum(len(row.token_ids) for row in plan.rows))
+            self._masks.fill(plan.rows)
         try:
             outputs_of_rows = self._run_rows(plan)
         except StepInterrupted:
-            self._scheduler.interrupted()
+            self._scheduler.interrupted(plan)
             return
         results = self._scheduler.commit(plan.rows, outputs_of_rows)
         now = time.monotonic()
@@ -236,7 +237,8 @@ class EngineThread:
         """
         try:
             with self._share.generating():
-                return self._runner.step(plan.rows, self._interrupt if plan.interruptible else None)
+                interrupt = self._interrupt if plan.interruptible else None
+                return self._runner.step(plan.rows, interrupt, resume=plan.resumed)
         except StepInterrupted:
             raise
         except Exception:

@@ -26,12 +26,13 @@ class StepPlan(SchedulingChanges):
 
     Args:
         rows: the rows to compute; empty if there is nothing to run.
-        interruptible: whether an interactive request may interrupt the step: most of it is background work, and the one
-            before it was not interrupted.
+        interruptible: whether an interactive request may interrupt the step, most of which is background work.
+        resumed: whether this is the step that was interrupted last, which goes on.
     """
 
     rows: list[Row] = field(default_factory=list)
     interruptible: bool = False
+    resumed: bool = False
 
 
 @dataclass(slots=True)
@@ -57,10 +58,11 @@ class Scheduler:
     Every decoding interactive sequence is in every step. The rest of the token budget goes to prefills in order of
     arrival, interactive ones before background ones, and then to forced tokens. While interactive prompts are computed,
     background sequences pause, so that the first token does not wait for theirs; after ``MAX_PAUSES`` steps they are in
-    one. For the same reason an interactive request may interrupt a step that is mostly background work: it is not
-    committed, and its rows are planned again behind the prompt. But for the pauses, every decoding background sequence
-    is in every step too, and a partially computed prompt of either kind gets at least one token of it, regardless of
-    the load. ``Admission`` decides which sequences run.
+    one. For the same reason an interactive request may interrupt a step that is mostly background work, which goes on
+    behind the prompt. If interactive sequences decode in it, it goes on behind the first chunk of the prompt, so that
+    their streams do not wait for all of it. But for the pauses, every decoding background sequence is in every step
+    too, and a partially computed prompt of either kind gets at least one token of it, regardless of the load.
+    ``Admission`` decides which sequences run.
 
     Args:
         pool: the KV block pool.
@@ -98,12 +100,14 @@ class Scheduler:
         self._short_context = short_context
         self.eos = eos
         self._cancelled = False  # whether a sequence was cancelled since the last step
-        self._interrupted = False  # whether no step with background sequences was completed since an interruption
+        self._interrupted: StepPlan | None = None  # the step that is to go on
+        self._delayed = False  # whether other steps ran since it was interrupted
         self._pauses = 0  # steps without background sequences since the last one with them
 
     def reset(self) -> None:
         """Drop all sequences and the prefix cache, after the engine thread was restarted. The counters are kept."""
         self._admission.reset()
+        self._interrupted = None
         self.speculation.reset()
 
     @property
@@ -153,7 +157,7 @@ class Scheduler:
         self._cancelled = True
 
     def schedule(self) -> StepPlan:
-        """Plan the next step. Every plan must be run and committed before the next call."""
+        """Plan the next step. Every plan must be run, and committed or ``interrupted``, before the next call."""
         admission = self._admission
         if self._cancelled:
             self._cancelled = False  # reset before the scan, so that a concurrent ``cancel`` is seen by the next step
@@ -163,12 +167,17 @@ class Scheduler:
             admission.recompute(sequence, plan)
         admission.grow(plan)
         rows = plan.rows
+        interrupted = self._interrupted_step()
+        held = set() if interrupted is None else {row.sequence for row in interrupted.rows}
+        streams = sum(not sequence.background for sequence in held)  # that wait for the interrupted step
         # Partly computed prompts, in order of admission: the one that used up the budget of its step, and all of a step
-        # that was interrupted.
+        # that was interrupted and does not go on.
         interactive: list[Sequence] = []
         background: list[Sequence] = []
         pausing: list[Row] = []  # of decoding background sequences
         for sequence in admission.running:
+            if sequence in held:
+                continue
             if len(sequence.tokens) - sequence.computed == 1:
                 (pausing if sequence.background else rows).append(self._row(sequence, 1))
             else:
@@ -176,24 +185,32 @@ class Scheduler:
         # A prompt of either kind gets a token however many sequences decode: rows never outnumber tokens of a step.
         reserved = int(bool(background) or admission.waiting.peek(background=True) is not None)
         prompts = bool(interactive) or admission.waiting.peek(background=False) is not None
-        pause = self._pauses < MAX_PAUSES and prompts
+        pause = self._pauses < MAX_PAUSES and prompts and not (streams and self._delayed)
         if not pause:
             rows += pausing
         decoding = len(rows)
-        budget = self._budget(decoding)
-        used = self._schedule_prefills(interactive, plan, max(1, budget - (0 if pause else reserved)), background=False)
+        budget = self._budget(decoding + streams)
+        used = 0
+        if pause or interrupted is None:
+            tokens = max(1, budget - (0 if pause else reserved))
+            used = self._schedule_prefills(interactive, plan, tokens, background=False)
         for sequence in plan.preempted:
             self.preemptions += 1
             self.speculation.remove(sequence)
-        if pause and used and (pausing or reserved):
+        if pause and used and (pausing or reserved or held):
             self._pauses += 1
+            self._delayed = True
             rows[:] = [row for row in rows if row.sequence.blocks]
+            return plan
+        if interrupted is not None:
+            self._interrupted = None
+            plan.rows, plan.resumed = interrupted.rows, True
+            plan.interruptible = not streams and self._may_be_interrupted()
             return plan
         if pause and not used:  # no interactive prompt can be computed now
             rows += pausing
             decoding = len(rows)
             budget = self._budget(decoding)
-        self._pauses = 0
         budget -= used
         if plan.preempted:
             rows[:] = [row for row in rows if row.sequence.blocks]
@@ -202,7 +219,7 @@ class Scheduler:
         self._add_forced_tokens(rows, max(0, min(budget, self._token_budget)))
         if not interactive and not background and not plan.admitted:
             self.speculation.draft(rows, self._max_tokens, self._feed_ahead)
-        if not used and not self._interrupted and not admission.waiting.interactive:
+        if not used and self._may_be_interrupted():
             tokens = sum(len(row.token_ids) for row in rows)
             plan.interruptible = 2 * sum(len(row.token_ids) for row in rows if row.sequence.background) > tokens
         return plan
@@ -212,9 +229,20 @@ class Scheduler:
         budget = self._max_tokens - decoding
         return min(budget, self._token_budget - decoding) if decoding else budget
 
-    def interrupted(self) -> None:
-        """Note that an ``interruptible`` plan was not completed; its rows are planned again, behind what came."""
-        self._interrupted = True
+    def _may_be_interrupted(self) -> bool:
+        return self._pauses < MAX_PAUSES and not self._admission.waiting.interactive
+
+    def _interrupted_step(self) -> StepPlan | None:
+        """Return the step that is to go on. If a sequence has left it, there is none: its rows are planned again."""
+        step = self._interrupted
+        if step is not None and not all(row.sequence.blocks for row in step.rows):
+            self._interrupted = step = None
+        return step
+
+    def interrupted(self, plan: StepPlan) -> None:
+        """Note that an ``interruptible`` plan was interrupted; it goes on behind the prompt of what came."""
+        self._interrupted = plan
+        self._delayed = False
 
     def commit(self, rows: Items[Row], outputs: Items[list[Sampled] | ServiceError]) -> list[StepResult]:
         """Apply the outputs of a step.
@@ -226,7 +254,8 @@ class Scheduler:
         Returns:
             One result per sequence that has new tokens or failed, without those cancelled in the meantime.
         """
-        self._interrupted = self._interrupted and not any(row.sequence.background for row in rows)
+        if any(row.sequence.background for row in rows):
+            self._pauses = 0
         results: list[StepResult] = []
         ended: list[Sequence] = []
         failed: list[Sequence] = []

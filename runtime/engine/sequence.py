@@ -141,7 +141,7 @@ class Sampled:
 
 
 class StepInterrupted(Exception):
-    """A step ended early because another thread asked for it."""
+    """A step was interrupted because another thread asked for it."""
 
 
 class Runner(Protocol):
@@ -170,7 +170,9 @@ class Runner(Protocol):
         """Maximum tokens per step, over all rows."""
         ...
 
-    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(
+        self, rows: Items[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache, and sample tokens.
 
         The j-th choice of a row (from 0) uses the random number of position ``generated + j`` and assumes that the
@@ -178,14 +180,16 @@ class Runner(Protocol):
 
         Args:
             rows: the rows.
-            interrupt: another thread sets it to 1 to end the step early. If half of the step is done, it is completed,
-                as it is by runners that cannot be interrupted.
+            interrupt: another thread sets it to 1 to interrupt the step between two layers. Runners that cannot do that
+                complete the step.
+            resume: whether these are the rows of the step that was interrupted last, unchanged. It goes on where it
+                was; other steps may have run meanwhile.
 
         Returns:
             For each row its sampled tokens, or the error if this row alone failed.
 
         Raises:
-            StepInterrupted: the step ended early. The rows can be run again.
+            StepInterrupted: the step was interrupted. It can go on, or its rows can be run again.
         """
         ...
 

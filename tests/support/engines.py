@@ -105,12 +105,14 @@ class Runner(FakeRunner):
     plant: Callable[[Sequence[Row]], None] = lambda rows: None
     sizes: list[int] = field(default_factory=list)  # rows of each step
 
-    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(
+        self, rows: Sequence[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
         if self.gate is not None:
             self.gate.acquire()
         self.plant(rows)
         self.sizes.append(len(rows))
-        return super().step(rows, interrupt)
+        return super().step(rows, interrupt, resume=resume)
 
 
 class Made:

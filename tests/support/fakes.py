@@ -425,7 +425,9 @@ class FakeRunner:
     closed: bool = False
     _slots: dict[int, int] = field(default_factory=dict)  # slot -> digest
 
-    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(
+        self, rows: Sequence[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
         time.sleep(self.pause)
         assert rows, "a step of nothing"
         assert len({id(row.sequence) for row in rows}) == len(rows), "a sequence has two rows"
@@ -443,6 +445,7 @@ class FakeRunner:
             for position, digest in list(enumerate(self._digests(row)))[row.start :]:
                 slot = self._slot(row, position)
                 assert slot not in written, "two rows write one slot"
+                assert not resume or self._slots.get(slot) == digest, "what an interrupted step wrote is gone"
                 written[slot] = digest
         self._slots |= written
         return [self.fail(row) or self._choices(row) for row in rows]

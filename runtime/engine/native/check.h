@@ -208,6 +208,7 @@ inline Status check(const Config& c, const Step& s) {
     // A part needs whole texts: the keys and values of its layers are then its own.
     if (!within(s.first_layer, 0, s.last_layer) || !within(s.last_layer, 0, c.layers) || (s.last_layer && !c.transient))
         return kBadSizes;
+    if (!within(s.resume, 0, 1) || (s.resume && s.last_layer)) return kBadSizes;
     if (s.starts[0] != 0 || s.tables[0] != 0 || s.starts[s.sequences] != s.tokens ||
         s.tables[s.sequences] != s.block_count)
         return kBadRows;

@@ -37,6 +37,10 @@ class Buffer {  // aligned, never initialized
     }
     ~Buffer() { std::free(data_); }
     T* get() const { return data_; }
+    void swap(Buffer& other) {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+    }
 
   private:
     T* data_ = nullptr;
@@ -80,6 +84,7 @@ class Decoder {
         const size_t m = c_.max_tokens;
         const int widest = std::max({hidden_, heads_width_, intermediate_});
         x_.reserve(m * hidden_);
+        if (!c_.transient) kept_.reserve(m * hidden_);
         if (c_.parallel || branches()) branch_.reserve(m * hidden_);
         normed_.reserve(m * widest);
         wide_.reserve(m * std::max({qkv_width_, up_width_, convolutions ? 3 * hidden_ : 0}));
@@ -96,20 +101,29 @@ class Decoder {
         unit_.reserve(m);
     }
 
-    // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing.
+    // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing; it is kept
+    // until another one is interrupted, and other steps may run before it goes on.
     Status step(const Step& s) {
         if (const Status status = check(c_, s)) return status;
+        if (s.resume && s.tokens != kept_tokens_) return kBadRows;
         const Pool::Awake awake(pool_);
         const int last = s.last_layer ? s.last_layer : c_.layers;
         locate(s);
         plan(s);
-        if (!s.first_layer) embed(s);
-        for (int i = s.first_layer; i < last; i++) {
-            // What the first layers have written to the cache is written again when the tokens are computed again.
-            if (s.interrupt && 2 * i < c_.layers && __atomic_load_n(s.interrupt, __ATOMIC_RELAXED)) return kInterrupted;
+        int i = s.first_layer;
+        if (!i) embed(s);
+        if (s.resume) {  // with the angles, which embed has computed again
+            x_.swap(kept_);
+            i = kept_layer_;
+            kept_tokens_ = 0;
+        }
+        for (; i < last; i++) {
+            if (interrupted(s)) return keep(s, i);
             layer(s, i);
         }
-        if (last == c_.layers) output(s);
+        if (last < c_.layers) return kOk;
+        if (interrupted(s)) return keep(s, i);
+        output(s);
         return kOk;
     }
 
@@ -154,6 +168,18 @@ class Decoder {
         }
         if (c.transient) starts.back() = most;
         return starts;
+    }
+
+    bool interrupted(const Step& s) const {
+        return s.interrupt && !c_.transient && __atomic_load_n(s.interrupt, __ATOMIC_RELAXED);
+    }
+
+    // Keeps a step that is interrupted before a layer, or before its output: between layers it is the residual stream.
+    Status keep(const Step& s, int layer) {
+        x_.swap(kept_);
+        kept_layer_ = layer;
+        kept_tokens_ = s.tokens;
+        return kInterrupted;
     }
 
     // Whether the outputs of attention and MLP are normalized before they are added.
@@ -645,7 +671,8 @@ class Decoder {
     Pages cache_;  // blocks of keys and values
     std::vector<int> rotation_start_;
     int angles_width_ = 0;
-    Buffer<float> x_, branch_, normed_, wide_, angles_, scale_, logits_;
+    int kept_layer_ = 0, kept_tokens_ = 0;  // of the step that was interrupted last; 0 tokens if there is none
+    Buffer<float> x_, kept_, branch_, normed_, wide_, angles_, scale_, logits_;
     Buffer<int8_t> quantized_;
     Buffer<uint32_t> offset_;
     Buffer<int32_t> sum16_, sum32_;

@@ -114,8 +114,9 @@ struct Step {
     float* logits;                 // [outputs, vocabulary] copy of the raw logits, or null
     const int32_t* types;          // [tokens] token types, or null if all are 0
     float* states;                 // [outputs, hidden] the final states; with it, nothing is chosen. Or null
-    const int32_t* interrupt;      // another thread sets it to 1 to end the step in its first half; or null
+    const int32_t* interrupt;      // another thread sets it to 1 to interrupt the step before its next layer; or null
     int32_t first_layer, last_layer;  // a step in parts: layers first_layer ... last_layer - 1; 0 and 0 for all
+    int32_t resume;  // boolean: this is the step that was interrupted last, which goes on where it was
 };
 
 // The size of each structure, then the offsets of its fields.
@@ -163,7 +164,7 @@ constexpr int32_t kLayout[] = {
     offsetof(Step, long_texts),    offsetof(Step, tables), offsetof(Step, blocks), offsetof(Step, output_tokens), offsetof(Step, choices),
     offsetof(Step, chosen), offsetof(Step, logits), offsetof(Step, types), offsetof(Step, states),
     offsetof(Step, interrupt),
-    offsetof(Step, first_layer), offsetof(Step, last_layer),
+    offsetof(Step, first_layer), offsetof(Step, last_layer), offsetof(Step, resume),
 };
 
 }  // namespace warmstart

@@ -88,7 +88,7 @@ class Step(Structure):
         *((name, c_int32) for name in ("sequences", "tokens", "outputs", "block_count")),
         *((n, c_void_p) for n in ("ids", "starts", "at", "long_texts", "tables", "blocks", "output_tokens")),
         *((name, c_void_p) for name in ("choices", "chosen", "logits", "types", "states", "interrupt")),
-        *((name, c_int32) for name in ("first_layer", "last_layer")),
+        *((name, c_int32) for name in ("first_layer", "last_layer", "resume")),
     )
 
 

@@ -69,9 +69,11 @@ class NativeRunner(NativeModel):
         self._choices = np.zeros(max_tokens, library.CHOICE)
         self._chosen = np.zeros(max_tokens, library.CHOSEN)
 
-    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(
+        self, rows: Items[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``."""
-        return self._step(rows, None, interrupt)
+        return self._step(rows, None, interrupt, resume=resume)
 
     def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
         """Run a step and return its logits.
@@ -84,7 +86,12 @@ class NativeRunner(NativeModel):
         return found
 
     def _step(
-        self, rows: Items[Row], logits: NDArray[np.float32] | None, interrupt: c_int32 | None = None
+        self,
+        rows: Items[Row],
+        logits: NDArray[np.float32] | None,
+        interrupt: c_int32 | None = None,
+        *,
+        resume: bool = False,
     ) -> list[list[Sampled] | ServiceError]:
         ids: list[int] = []
         starts, tables = [0], [0]
@@ -118,6 +125,7 @@ class NativeRunner(NativeModel):
             self._chosen.ctypes.data,
             None if logits is None else logits.ctypes.data,
             interrupt=None if interrupt is None else addressof(interrupt),
+            resume=resume,
         )
         status = self._library.warmstart_step(self._handle, step)
         if status == library.INTERRUPTED:

@@ -125,7 +125,9 @@ class TorchRunner:
         return self._max_tokens
 
     @torch.inference_mode()
-    def step(self, rows: Items[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
+    def step(
+        self, rows: Items[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
         """Write the rows' keys and values to the KV cache and sample tokens, see ``Runner``; it is not interrupted."""
         logits, finite = self.forward(rows)
         chosen = iter(sample_rows(logits, [draw for row in rows for draw in _draws(row)]) if len(logits) else [])

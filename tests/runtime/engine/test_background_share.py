@@ -15,7 +15,7 @@ from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Sampled, Sequence
 from runtime.types import SamplingParams
 
-STEP_SECONDS, TOKEN_SECONDS = 5.5e-3, 0.55e-3
+STEP_SECONDS, TOKEN_SECONDS, PARTS = 5.5e-3, 0.55e-3, 31  # a step may be interrupted between its parts
 SECONDS = 20.0
 NEW_TOKENS = 64
 THINK_SECONDS = 0.5
@@ -51,13 +51,18 @@ def _run(rows: int, people: int, prompt: int) -> tuple[float, float]:
         if not plan.rows:
             now = min(questions)
             continue
-        end = now + STEP_SECONDS + TOKEN_SECONDS * sum(len(row.token_ids) for row in plan.rows)
-        middle = (now + end) / 2
-        if plan.interruptible and (asked_now := [moment for moment in questions if moment < middle]):
-            now = min(asked_now)
-            scheduler.interrupted()
+        if not plan.resumed:
+            parts = PARTS
+        part = (STEP_SECONDS + TOKEN_SECONDS * sum(len(row.token_ids) for row in plan.rows)) / PARTS
+        if not plan.interruptible:
+            now += part * parts
+            parts = 0
+        while parts and not [moment for moment in questions if moment < now]:
+            now += part
+            parts -= 1
+        if parts:
+            scheduler.interrupted(plan)
             continue
-        now = end
         outputs = [[Sampled(draw.randrange(1, 50_000)) for _ in range(row.samples)] for row in plan.rows]
         for result in scheduler.commit(plan.rows, outputs):
             tokens += len(result.tokens)

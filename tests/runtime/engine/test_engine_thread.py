@@ -209,8 +209,10 @@ async def test_each_kind_has_a_queue_of_its_own(make: Any) -> None:
 class Interruptible(Runner):
     """A runner whose steps wait, if they may be interrupted, until they are."""
 
-    def step(self, rows: Sequence[Row], interrupt: c_int32 | None = None) -> list[list[Sampled] | ServiceError]:
-        results = super().step(rows, interrupt)
+    def step(
+        self, rows: Sequence[Row], interrupt: c_int32 | None = None, *, resume: bool = False
+    ) -> list[list[Sampled] | ServiceError]:
+        results = super().step(rows, interrupt, resume=resume)
         while interrupt is not None:
             time.sleep(0.001)
             if interrupt.value:
@@ -219,7 +221,7 @@ class Interruptible(Runner):
 
 
 async def test_an_interactive_request_interrupts_a_step(make: Any) -> None:
-    """It does not wait for the end of a step of background work, which is repeated; a background request waits."""
+    """It does not wait for a step of background work, which goes on behind it; a background request waits."""
     made = make(Interruptible(blocks=2048))
     work = [replace(job((1, 2, i), 3, temperature=1, seed=i), background=True) for i in range(2)]
     tasks = [asyncio.create_task(collect(made.engine, one)) for one in work]

@@ -71,10 +71,10 @@ class Machine:
         if plan.rows:
             for source, target in plan.copies:
                 self.runner.copy_block(source, target)
-            results = self.runner.step(plan.rows)
+            results = self.runner.step(plan.rows, resume=plan.resumed)
             between()
             if plan.interruptible and interrupt:
-                self.scheduler.interrupted()
+                self.scheduler.interrupted(plan)
                 return plan
             for result in self.scheduler.commit(plan.rows, results):
                 self.note(result)
@@ -655,25 +655,82 @@ def test_interactive_prompts_are_computed_first() -> None:
 
 
 def test_an_interactive_request_interrupts_background_work() -> None:
-    """A step that is mostly background work may be interrupted; all its rows are planned again, behind the prompt of
-    the interactive request, and the next such step may not. A step that is mostly interactive may never.
+    """A step that is mostly background work may be interrupted, any number of times; it goes on behind the prompt of
+    the interactive request. A step that is mostly interactive may not.
     """
     m = machine(max_tokens=32, token_budget=24)
-    long = replace(PARAMS, max_new_tokens=40, min_new_tokens=40)
-    m.add([s for i in range(4) for s in group(prompt(6, i), long, background=True)])
-    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([6, 6, 6, 6], True)
+    m.add([s for i in range(4) for s in group(prompt(6, i), LONG, background=True)])
+    plan = m.step(interrupt=True)
+    assert (fed(plan), plan.interruptible, plan.resumed) == ([6, 6, 6, 6], True, False)
     assert all(s.blocks and not s.generated for s in m.sequences)
-    m.add(group(prompt(5, 4), long))
-    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([5], False)
-    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([1, 6, 6, 6, 5], False)
-    assert (fed(m.step(interrupt=True)), m.plans[-1].interruptible) == ([1, 1, 1, 1, 1], True)
-    assert (sorted(fed(m.step())), m.plans[-1].interruptible) == ([1, 1, 1, 1, 1], False)
-    m.add([s for i in range(4, 7) for s in group(prompt(6, i), long)])
+    m.add(group(prompt(40, 4), LONG))
+    for tokens in (32, 8):
+        plan = m.step(interrupt=True)
+        assert (fed(plan), plan.interruptible) == ([tokens], False)
+    assert m.sequences[4].generated == 1
+    for interrupt in (True, True, False):
+        plan = m.step(interrupt=interrupt)
+        assert (fed(plan), plan.interruptible, plan.resumed) == ([6, 6, 6, 6], True, True)
+    assert fed(m.step()) == [1, 1, 1, 1, 1]
+    m.add([s for i in range(5, 8) for s in group(prompt(6, i), LONG)])
     while any(not s.generated for s in m.sequences):
         m.step()
     assert (fed(m.step()), m.plans[-1].interruptible) == ([1] * 8, False)
     m.finish()
     assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
+
+
+def test_an_interrupted_step_with_a_stream() -> None:
+    """A step in which an interactive sequence decodes goes on behind the first chunk of a prompt, which is as short as
+    beside a decoding sequence, and is not interrupted again.
+    """
+    m = machine(max_tokens=32, token_budget=8)
+    m.add([s for i in range(3) for s in group(prompt(6, i), LONG, background=True)])
+    (stream,) = m.add(group(prompt(6, 3), LONG))
+    while any(not s.generated for s in m.sequences):
+        m.step()
+    assert fed(m.step(interrupt=True)) == [1, 1, 1, 1]
+    m.add(group(prompt(20, 4), LONG))
+    before = stream.generated
+    assert fed(m.step()) == [7]
+    plan = m.step(interrupt=True)
+    assert (fed(plan), plan.resumed, plan.interruptible) == ([1, 1, 1, 1], True, False)
+    assert stream.generated == before + 1
+    assert [fed(m.step()) for _ in range(2)] == [[1, 7], [1, 6]]
+    m.finish()
+    assert [generated(s) for s in m.sequences] == [expected(s) for s in m.sequences]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "preempted"])
+def test_an_interrupted_step_that_a_sequence_has_left(how: str) -> None:
+    """It does not go on: the other sequences' rows are planned again."""
+    m = machine(max_rows=2)
+    first, gone = m.add([s for i in range(2) for s in group(prompt(6, i), LONG, background=True)])
+    assert fed(m.step(interrupt=True)) == [6, 6]
+    if how == "cancelled":
+        m.scheduler.cancel(gone)
+    else:
+        m.add(group(prompt(5, 2)))
+        assert m.step().preempted == [gone]
+    plan = m.step()
+    assert not plan.resumed
+    assert first in [row.sequence for row in plan.rows]
+    m.finish()
+    assert generated(first) == expected(first)
+    assert (gone in m.ended) == (how == "preempted")
+
+
+def test_an_interrupted_step_of_a_crashed_thread() -> None:
+    """It is gone after a reset."""
+    m = machine()
+    m.add(group(prompt(6), LONG, background=True))
+    m.step(interrupt=True)
+    m.scheduler.reset()
+    m.sequences.clear()
+    m.runner._slots.clear()
+    m.add(group(prompt(6, 1), LONG, background=True))
+    assert not m.step().resumed
+    m.finish()
 
 
 def test_background_work_pauses_for_a_first_token() -> None:

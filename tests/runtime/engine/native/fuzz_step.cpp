@@ -136,8 +136,9 @@ void step(Input& in, Opened& target) {
     s.long_texts = in.address(long_texts);
     s.blocks = in.address(blocks), s.output_tokens = in.address(outputs), s.choices = in.address(choices);
     s.chosen = (Chosen*)in.address(chosen), s.logits = logits.empty() ? nullptr : logits.data();
-    const int32_t interrupt = in.rarely();
+    const int32_t interrupt = in.number(0, 3) == 3;
     s.interrupt = &interrupt;
+    s.resume = in.number(0, 3) == 3 ? in.number(0, 1) : 0;
     const int32_t status = warmstart_step(target.decoder, &s);
     REQUIRE(within(status, kOk, kStatuses - 1) && *warmstart_describe(status));
     if (status != kOk || s.states) return;

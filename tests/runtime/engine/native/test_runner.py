@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -287,14 +288,71 @@ def test_drafts_are_judged_by_the_numbers_of_their_positions(tiny_llama: Path, r
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
 def test_interrupted(tiny_llama: Path, runner: Open, kv_dtype: KVDType) -> None:
-    """A step that is interrupted raises, and the rows get the same when they are run again."""
+    """A step that is interrupted raises. It goes on with the same result, whatever else ran meanwhile, or its rows are
+    run again.
+    """
     kernels = runner(tiny_llama, kv_dtype=kv_dtype)
     texts = [some_ids(8, seed=seed) for seed in range(2)]
     rows = [Row(sequence(text, [number]), 0, text) for number, text in enumerate(texts)]
-    wanted = kernels.step(rows, ctypes.c_int32(0))
+    other = [Row(sequence(some_ids(20, seed=3), range(2, 4)), 0, some_ids(20, seed=3))]
+    wanted, others = kernels.step(rows, ctypes.c_int32(0)), kernels.step(other)
+    with pytest.raises(StepInterrupted):
+        kernels.step(rows, ctypes.c_int32(1))
+    assert kernels.step(other) == others
+    with pytest.raises(StepInterrupted):
+        kernels.step(rows, ctypes.c_int32(1), resume=True)
+    assert kernels.step(other) == others
+    assert kernels.step(rows, ctypes.c_int32(0), resume=True) == wanted
     with pytest.raises(StepInterrupted):
         kernels.step([rows[1], rows[0]], ctypes.c_int32(1))
     assert kernels.step(rows) == wanted
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_interrupted_between_any_layers(tiny_llama: Path, runner: Open, kv_dtype: KVDType) -> None:
+    """A step has the same result wherever it is interrupted."""
+    kernels = runner(tiny_llama, kv_dtype=kv_dtype)
+    rows = [Row(sequence(some_ids(8, seed=seed), [seed]), 0, some_ids(8, seed=seed)) for seed in range(2)]
+    other = [Row(sequence(some_ids(20, seed=3), range(2, 4)), 0, some_ids(20, seed=3))]
+    wanted, others = kernels.step(rows), kernels.step(other)
+    flag, ending = ctypes.c_int32(), threading.Event()
+
+    def flip() -> None:
+        while not ending.is_set():
+            flag.value = 1 - flag.value
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    interruptions = 0
+    try:
+        while interruptions < 100:
+            resume = False
+            while True:
+                try:
+                    assert kernels.step(rows, flag, resume=resume) == wanted
+                    break
+                except StepInterrupted:
+                    interruptions += 1
+                    resume = True
+                    assert kernels.step(other) == others
+    finally:
+        ending.set()
+        thread.join()
+
+
+def test_only_an_interrupted_step_goes_on(tiny_llama: Path, runner: Open) -> None:
+    """Going on is refused where no step was interrupted, where it went on already, and for another number of tokens."""
+    kernels = runner(tiny_llama)
+    row = Row(sequence(some_ids(8), [0]), 0, some_ids(8))
+    with pytest.raises(RuntimeError, match="the rows"):
+        kernels.step([row], resume=True)
+    with pytest.raises(StepInterrupted):
+        kernels.step([row], ctypes.c_int32(1))
+    with pytest.raises(RuntimeError, match="the rows"):
+        kernels.step([Row(row.sequence, 0, row.token_ids[:7], samples=0)], resume=True)
+    kernels.step([row], resume=True)
+    with pytest.raises(RuntimeError, match="the rows"):
+        kernels.step([row], resume=True)
 
 
 def test_a_row_whose_logits_are_not_numbers_fails_alone(untied_llama: Path, runner: Open) -> None:
