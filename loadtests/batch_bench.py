@@ -1,11 +1,15 @@
 """Measures what a batch costs interactive requests, and how near it comes to the service's peak of tokens per second.
 
-    .venv/bin/python -m loadtests.batch_bench [--people 2] [--concurrency 32] [--rounds 3] [--seconds 8] [--json FILE]
+    .venv/bin/python -m loadtests.batch_bench [--people 2] [--concurrency 32] [--rounds 3] [--pairs 4] [--seconds 8]
 
-It runs the real service on a free port. Each round has four phases, so that the compared values are measured within a
-minute: people alone; as many clients in a closed loop as MAX_BATCH has rows, which is the peak; a batch alone; and the
-batch beside the people. People wait between an answer and their next question. Prompts are about 85 tokens that come
-once, answers 64 tokens. The clients run on the same cores.
+It runs the real service on a free port. Each round has a phase with as many clients in a closed loop as MAX_BATCH has
+rows, which is the peak; one with a batch alone; and pairs of phases, people alone and people beside the batch, in
+alternating order, so that what is compared is measured within half a minute and a machine that becomes slower changes
+both. People wait between an answer and their next question. Prompts are about 85 tokens that come once, answers 64
+tokens. The clients run on the same cores.
+
+The times to the first token of all phases of a kind are pooled. The interval of the ratio of their medians is that of
+90 % of 2,000 resamplings of the pairs (bootstrap, Efron 1979); where it is wide, more pairs help.
 """
 
 from __future__ import annotations
@@ -147,55 +151,81 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=2, help="people who ask")
     parser.add_argument("--busy", type=int, default=64, help="clients of the phase that measures the peak")
     parser.add_argument("--concurrency", type=int, default=32, help="BATCH_CONCURRENCY")
-    parser.add_argument("--rounds", type=int, default=3, help="each gives one ratio; medians are printed")
+    parser.add_argument("--rounds", type=int, default=3, help="of all phases")
+    parser.add_argument("--pairs", type=int, default=4, help="of phases with people, in each round")
     parser.add_argument("--seconds", type=float, default=8, help="of each phase")
     parser.add_argument("--rows", type=int, default=5000, help="of the batch; more than run in a phase")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
-    rounds = []
+    rounds: list[_Phases] = []
+    pairs: list[_Phases] = []
     with tempfile.TemporaryDirectory() as folder:
         settings = {"FILES_DIR": folder, "BATCH_CONCURRENCY": str(options.concurrency), "RESPONSE_CACHE": "off"}
         with running_service(**settings, LOG_LEVEL="WARNING") as service:
             service.wait("/readyz")
             file_id = _upload(service, options.rows)
             for _ in range(options.rounds):
-                phases = {
-                    "alone": (options.people, 0, None),
-                    "peak": (0, options.busy, None),
-                    "batch": (0, 0, file_id),
-                    "both": (options.people, 0, file_id),
-                }
-                rounds.append({name: _phase(service, options.seconds, *what) for name, what in phases.items()})
-    print(table(rounds))
+                rounds.append(
+                    {
+                        "peak": _phase(service, options.seconds, 0, options.busy, None),
+                        "batch": _phase(service, options.seconds, 0, 0, file_id),
+                    }
+                )
+                for pair in range(options.pairs):
+                    files = (None, file_id) if pair % 2 == 0 else (file_id, None)
+                    phases = {file: _phase(service, options.seconds, options.people, 0, file) for file in files}
+                    pairs.append({"alone": phases[None], "both": phases[file_id]})
+    print(table(rounds, pairs))
     if options.json:
-        options.json.write_text(json.dumps(rounds, indent=1) + "\n")
+        options.json.write_text(json.dumps({"rounds": rounds, "pairs": pairs}, indent=1) + "\n")
 
 
-def table(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """Return a Markdown table of medians over the rounds; ratios are taken within each round.
+_Phases = dict[str, dict[str, Any]]
+
+
+def table(rounds: list[_Phases], pairs: list[_Phases]) -> str:
+    """Return a Markdown table.
 
     Args:
-        rounds: of each round its phases by name, as ``_phase`` returns them.
+        rounds: of each round the phases ``peak`` and ``batch``, as ``_phase`` returns them.
+        pairs: of each pair the phases ``alone`` and ``both``.
     """
 
-    def median(value: Callable[[dict[str, dict[str, Any]]], float]) -> float:
-        return statistics.median(value(phases) for phases in rounds)
+    def median(phases: list[_Phases], value: Callable[[_Phases], float]) -> float:
+        return statistics.median(map(value, phases))
 
+    draw = random.Random(1)
+    resampled = sorted(_ratio(draw.choices(pairs, k=len(pairs))) for _ in range(2000))
+    least, most = resampled[len(resampled) // 20], resampled[-len(resampled) // 20]
+    alone, both = _first(pairs, "alone"), _first(pairs, "both")
     rows = [
-        ("peak, tokens per second", f"{median(lambda r: r['peak']['tokens']):,.0f}"),
-        ("batch alone, tokens per second", f"{median(lambda r: r['batch']['tokens']):,.0f}"),
-        ("share of the peak", f"{median(lambda r: r['batch']['tokens'] / r['peak']['tokens']):.0%}"),
-        ("batch alone, rows per second", f"{median(lambda r: r['batch']['rows']):.1f}"),
-        ("batch beside people, all tokens per second", f"{median(lambda r: r['both']['tokens']):,.0f}"),
-        ("people alone, first token, median, ms", f"{median(lambda r: _first(r['alone'])):.0f}"),
-        ("people beside the batch, first token, median, ms", f"{median(lambda r: _first(r['both'])):.0f}"),
-        ("ratio", f"{median(lambda r: _first(r['both']) / _first(r['alone'])):.2f}x"),
+        ("peak, tokens per second", f"{median(rounds, lambda r: r['peak']['tokens']):,.0f}"),
+        ("batch alone, tokens per second", f"{median(rounds, lambda r: r['batch']['tokens']):,.0f}"),
+        ("share of the peak", f"{median(rounds, lambda r: r['batch']['tokens'] / r['peak']['tokens']):.0%}"),
+        ("batch alone, rows per second", f"{median(rounds, lambda r: r['batch']['rows']):.1f}"),
+        ("batch beside people, all tokens per second", f"{median(pairs, lambda p: p['both']['tokens']):,.0f}"),
+        (f"people alone, first token, median of {len(alone)}, ms", f"{statistics.median(alone):.1f}"),
+        (f"people beside the batch, first token, median of {len(both)}, ms", f"{statistics.median(both):.1f}"),
+        (
+            f"ratio of the medians (90 % interval over {len(pairs)} pairs)",
+            f"{_ratio(pairs):.2f}x ({least:.2f}-{most:.2f})",
+        ),
+        ("ratio of the 90th percentiles", f"{_ratio(pairs, _ninetieth):.2f}x"),
     ]
     return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def _first(phase: dict[str, Any]) -> float:
-    return float(1000 * statistics.median(phase["first"]))
+def _first(pairs: list[_Phases], name: str) -> list[float]:
+    """Return the times to the first token of all phases with this name, in milliseconds."""
+    return [1000 * seconds for pair in pairs for seconds in pair[name]["first"]]
+
+
+def _ratio(pairs: list[_Phases], summary: Callable[[list[float]], float] = statistics.median) -> float:
+    return summary(_first(pairs, "both")) / summary(_first(pairs, "alone"))
+
+
+def _ninetieth(values: list[float]) -> float:
+    return statistics.quantiles(values, n=10)[-1]
 
 
 if __name__ == "__main__":
