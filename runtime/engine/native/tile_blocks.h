@@ -50,7 +50,8 @@ struct Rule {
     static constexpr int kShift = kFormat.nested ? shift_of(kFormat) : 0;
     // What is subtracted from the codes.
     static constexpr int kZero = kFormat.minima || (kBits == 8 && kWideIsSigned) ? 0 : kFormat.zero;
-    static constexpr int kHalf = (1 << kShift) / 2;  // rounds what is shifted
+    // Rounds what is shifted: a half up in every second group, and down in the others, so that errors do not add up.
+    static constexpr int half(int group) { return kShift ? (1 << kShift) / 2 - group % 2 : 0; }
     static constexpr int kGroups = kOuter / kGroup;
 };
 
@@ -62,7 +63,7 @@ template <class R, int M, int P, bool Ahead>
     constexpr int kRegisters = P * kParts, kBits = R::kFormat.bits;
     Register acc[M][kRegisters];
     for (int m = 0; m < M; m++) {
-        const Register start = begin_sums<R::kBits>(R::kZero ? begins[m * R::kGroups + g] : R::kHalf);
+        const Register start = begin_sums<R::kBits>(R::kZero ? begins[m * R::kGroups + g] : R::half(g));
         for (int n = 0; n < kRegisters; n++) acc[m][n] = start;
     }
     if constexpr (R::kPrefetches && Ahead)
@@ -106,8 +107,9 @@ inline void tile_blocks(const Activations& a, int token, int first, int columns,
     alignas(64) int32_t begins[M * R::kGroups];
     if constexpr (R::kZero)
         for (int m = 0; m < M; m++)
-            for (int g = 0; g < columns / R::kGroup; g++) begins[m * R::kGroups + g] = R::kHalf - R::kZero * sums[m * sum_stride + g];
-    const auto offset = [&](int m, int g) { return R::kZero ? begins[m * R::kGroups + g] : R::kHalf; };
+            for (int g = 0; g < columns / R::kGroup; g++)
+                begins[m * R::kGroups + g] = R::half(g) - R::kZero * sums[m * sum_stride + g];
+    const auto offset = [&](int m, int g) { return R::kZero ? begins[m * R::kGroups + g] : R::half(g); };
     Part values[M][kRegisters] = {};
     for (int s = 0; s * kGroup < columns; s++) {
         if constexpr (R::kFormat.nested) {
