@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from handlers.schemas.base import CacheControlled, ModelChoice
-from handlers.schemas.fields import MAX_PROMPTS
+from handlers.schemas.fields import MAX_PROMPTS, TokensOrAll
 from handlers.schemas.unsupported import Unsupported
 from runtime.encoder_types import Truncation
 
@@ -45,25 +44,14 @@ class EncoderRequest(CacheControlled, ModelChoice):
         description="What is done with a text that has too many tokens: none (or false): an error; end (or true): its "
         "end is cut off; start: its start.",
     )
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: TokensOrAll | None = Field(
         None,
-        ge=-1,
-        le=10_000_000,
-        strict=False,
-        json_schema_extra={"not": {"const": 0}},
         description="vLLM's: cut texts to this number of tokens; -1 for the model's maximum.",
     )
     truncation_side: Literal["left", "right"] | None = Field(
         None, description="vLLM's: the side on which tokens are cut off; right if left out."
     )
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise PydanticCustomError("no_tokens", "should be -1 or at least 1")
-        return value
 
     def cut(self, max_tokens: int) -> tuple[int, Truncation]:
         """Return the maximum number of tokens of a text, and what is done with a longer one.

@@ -123,6 +123,24 @@ would end every text at its start.
 
 BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=128)]
 
+MAX_TOKENS = 10_000_000
+"""The greatest number of tokens that a request may set."""
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("zero", "should be -1 or greater than 0")
+    return value
+
+
+TokensOrAll = Annotated[
+    int,
+    Field(ge=-1, le=MAX_TOKENS, strict=False),
+    AfterValidator(_not_zero),
+    WithJsonSchema({"type": "integer", "minimum": -1, "maximum": MAX_TOKENS, "not": {"const": 0}}),
+]
+"""A number of tokens; -1 for as many as the model's context has space for."""
+
 Temperature = Annotated[float, Field(ge=0, le=2, strict=False)]
 TopP = Annotated[float, Field(ge=0, le=1, strict=False)]
 TopK = Annotated[int, Field(ge=-1, le=1_000_000, strict=False), AfterValidator(lambda value: max(0, value))]

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import Temperature, TopK, TopP
+from handlers.schemas.fields import MAX_TOKENS, Temperature, TokensOrAll, TopK, TopP
 from handlers.schemas.prompt import PromptFields
 from handlers.schemas.strict import Strict, check_needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.unsupported import STREAM_OPTIONS
 
-MAX_NEW_TOKENS = 10_000_000
+MAX_NEW_TOKENS = MAX_TOKENS
 """The greatest number of new tokens that a request may set."""
-
-
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise PydanticCustomError("zero", "should be -1 or greater than 0")
-    return value
-
-
-NewTokens = Annotated[
-    int,
-    Field(ge=-1, le=MAX_NEW_TOKENS, strict=False),
-    AfterValidator(_not_zero),
-    WithJsonSchema({"type": "integer", "minimum": -1, "maximum": MAX_NEW_TOKENS, "not": {"const": 0}}),
-]
-"""llama.cpp's number of new tokens; -1 is up to the end of the context."""
 
 
 class StreamOptions(Strict):
@@ -70,7 +55,7 @@ class OpenAIRequest(PromptFields, Structured):
     n: int = Field(1, ge=1, le=1024, strict=False, description="Number of choices for each chat or prompt.")
     stream_options: StreamOptions | None = Field(None, description="Options of the stream; requires stream to be true.")
     user: str | None = Field(None, max_length=256, description="Accepted for compatibility; not used.")
-    n_predict: NewTokens | None = Field(
+    n_predict: TokensOrAll | None = Field(
         None, description="llama.cpp's name of max_tokens; -1 is up to the end of the context. The lower limit applies."
     )
     cache_prompt: bool = Field(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from handlers.schemas.fields import TokensOrAll
 from handlers.schemas.strict import Strict
 
 
@@ -19,12 +19,8 @@ class PromptFields(Strict):
         description="Whether the tokenizer adds its own tokens, often a BOS token. By default it does around a prompt, "
         "and around a chat only if the model has no chat template.",
     )
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: TokensOrAll | None = Field(
         None,
-        ge=-1,
-        le=10_000_000,
-        strict=False,
-        json_schema_extra={"not": {"const": 0}},
         description="Maximum number of tokens of the prompt, of which the others are dropped; -1 for those that leave "
         "space for max_tokens in the context.",
     )
@@ -37,13 +33,6 @@ class PromptFields(Strict):
         max_length=1024,
         description="Only requests with the same salt share cached prefixes and responses.",
     )
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise PydanticCustomError("no_tokens", "should be -1 or at least 1")
-        return value
 
     @property
     def prompt_options(self) -> tuple[object, ...]:
