@@ -34,6 +34,7 @@ try:
     from runtime.model_pool.pool import LOAD_THREAD
     from runtime.model_pool.registry import Registry
     from runtime.settings import Settings
+    from runtime.standard_output import until_reader_leaves
     from runtime.telemetry.logging import setup_logging
     from views.app_keys import BATCHES, CONTEXT
 except KeyboardInterrupt:  # Ctrl-C while still importing, which takes half a second
@@ -216,16 +217,13 @@ def _accept_any_text() -> None:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        return int(options.run(options) or 0)
+        return until_reader_leaves(lambda: int(options.run(options) or 0))
     except SettingsError as error:
         return _fail(str(error), 2)
     except ServiceError as error:
         return _fail(error.message, 1)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of stdout has closed it; Python would report that again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         return _fail(str(error), 1)
 

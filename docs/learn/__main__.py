@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from docs.learn.judge import NAMES, judge, solution, started
+from runtime.standard_output import until_reader_leaves
 
 
 def main(arguments: list[str]) -> int:
@@ -26,4 +27,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(until_reader_leaves(lambda: main(sys.argv[1:])))
