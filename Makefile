@@ -12,10 +12,10 @@ SCENARIO ?= chat
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak check sanitize arm audit format lock load docs image-test
+.PHONY: help serve test soak check sanitize arm audit format lock load docs image-test compose-test
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.kernels ## Set everything up and run the service on http://127.0.0.1:8000 (or HOST and PORT)
 	@exec $(VENV)/bin/python server.py
@@ -60,8 +60,11 @@ load: $(LOAD_VENV)/.done ## Put a load on a running service: SCENARIO=chat|mixed
 docs: $(DOCS_VENV)/.done ## Build the documentation's site into build/site; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-image-test: ## Build the image with buildah and ask it a question (Debian, root; see the README)
-	loadtests/image_test.sh
+image-test: $(VENV)/.dev ## Build both images, measure them, run them locked down and ask (Debian, root; docs/container.md)
+	$(VENV)/bin/python -m loadtests.containers.image_test $(ARGS)
+
+compose-test: $(VENV)/.dev ## Bring up every profile of docker-compose.yml, ask, kill, stop (Debian, root; docs/container.md)
+	$(VENV)/bin/python -m loadtests.containers.compose_test
 
 $(VENV)/.base: requirements/base.txt requirements/model.txt requirements/lock.txt setup.cfg
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -1,0 +1,316 @@
+"""Brings up the services of ``docker-compose.yml`` on an engine of its own, profile by profile, and tests them.
+
+    make compose-test, or: .venv/bin/python -m loadtests.containers.compose_test
+
+It needs Debian and root, and: apt-get install docker.io debootstrap. Everything that it makes lies in ``image-build/``,
+which may be deleted after it; of that, images and caches stay for the next time. The images that are not built here are
+made of Debian's packages (``stand_ins``). Grafana has no such package: without REAL_IMAGES=1 it is left out, which is
+printed. Images are built as the compose file says, but by ``docker build``, to which this machine's settings of pip
+can be passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from loadtests.containers.engine import ROOT, WORK, ContainerFault, Engine, engine, run
+from loadtests.containers.http_checks import Client, check, wait_for
+from loadtests.containers.image_test import check_locked, fields
+from loadtests.containers.stand_ins import make_stand_ins
+from loadtests.service import free_port
+
+PROFILES = ("events", "load", "pull")
+_MEMORY = {"warmstart": "2g", "nginx": "128m", "prometheus": "512m", "worker": "2g", "nats": "512m"}
+_UNITS = {"m": 1 << 20, "g": 1 << 30}
+_LEFT_OUT_VERB = "has no stand-in and is NOT TESTED; REAL_IMAGES=1 takes the real one"
+
+
+@dataclass
+class Compose:
+    """The compose file on an engine.
+
+    Args:
+        engine: the engine.
+        ports: published ports by service.
+        left_out: services without an image.
+    """
+
+    engine: Engine
+    ports: dict[str, int]
+    left_out: list[str] = field(default_factory=list)
+
+    def run(self, *arguments: str, seconds: float = 600) -> str:
+        """Run a command of compose, and return what it printed."""
+        program = str(Path(sys.executable).with_name("docker-compose"))
+        return run([program, *arguments], environment=self.engine.environment, seconds=seconds)
+
+    def shell(self, script: str) -> str:
+        """Run printed commands of ``docker compose`` and ``docker``, and return what they printed."""
+        program = str(Path(sys.executable).with_name("docker-compose"))
+        here = script.replace("docker compose", program).replace("docker ", f"{self.engine.program} ")
+        return run(["bash", "-euc", here], environment=self.engine.environment, seconds=600)
+
+    def up(self, *services: str, profile: str = "") -> None:
+        """Start services and wait until they are healthy."""
+        options = ("--profile", profile) if profile else ()
+        self.run(*options, "up", "--detach", "--wait", "--no-build", *services)
+
+    def container(self, service: str) -> str:
+        """Return the id of a service's only container."""
+        return self.run("--profile", "*", "ps", "--all", "--quiet", service).split()[0]
+
+    def state(self, service: str) -> dict[str, Any]:
+        """Return the state of a service's container."""
+        state: dict[str, Any] = self.engine.inspect(self.container(service))["State"]
+        return state
+
+    @property
+    def client(self) -> Client:
+        """A client of nginx."""
+        return Client(self.ports["nginx"])
+
+
+def main() -> int:
+    """Run all steps; return the exit status."""
+    started = time.monotonic()
+    try:
+        with engine() as docker, project(docker) as compose:
+            for step in STEPS:
+                timed(step, compose)
+    except ContainerFault as fault:
+        print(f"compose-test: {fault}", file=sys.stderr)
+        return 1
+    print(f"compose-test: all steps passed in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def timed(step: Callable[[Compose], None], compose: Compose) -> None:
+    """Run a step, and print how long it took."""
+    started = time.monotonic()
+    step(compose)
+    text = (step.__doc__ or "").partition("\n")[0]
+    print(f"compose-test: {time.monotonic() - started:6.1f} s  {text}", flush=True)
+
+
+@contextmanager
+def project(docker: Engine) -> Iterator[Compose]:
+    """Give the compose file free ports and a project of its own, and remove all that it made afterwards."""
+    ports = {name: free_port() for name in ("nginx", "prometheus", "grafana", "nats")}
+    published = {
+        "PUBLISH": ports["nginx"],
+        "PUBLISH_PROMETHEUS": ports["prometheus"],
+        "PUBLISH_GRAFANA": ports["grafana"],
+        "PUBLISH_NATS": ports["nats"],
+    }
+    settings = {name: f"127.0.0.1:{port}" for name, port in published.items()}
+    # A load that ends soon, and streams that last long enough to be stopped.
+    settings |= {"COMPOSE_PROJECT_NAME": "compose-test", "SCENARIO": "smoke", "COMPOSE_PROGRESS": "plain"}
+    compose = Compose(replace(docker, environment={**docker.environment, **settings}), ports)
+    down = ("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
+    compose.run(*down)  # what an earlier run that was killed has left
+    try:
+        yield compose
+    except ContainerFault:
+        print(compose.run("--profile", "*", "logs", "--tail", "15"), file=sys.stderr)
+        raise
+    finally:
+        compose.run(*down)
+
+
+def build(compose: Compose) -> None:
+    """Every image is built as the compose file says; the others are there."""
+    found = json.loads(compose.run("--profile", "*", "config", "--format", "json"))["services"]
+    recipes = {service["image"]: service["build"] for service in found.values() if "build" in service}
+    left_out = make_stand_ins(compose.engine, {s["image"] for s in found.values()} - recipes.keys())
+    compose.left_out = [name for name, service in found.items() if service["image"] in left_out]
+    for name in compose.left_out:
+        print(f"compose-test: {name} ({found[name]['image']}) {_LEFT_OUT_VERB}", flush=True)
+    for image, recipe in recipes.items():
+        seconds = compose.engine.build(image, recipe["dockerfile"], recipe.get("target", ""), **recipe.get("args", {}))
+        print(f"compose-test: {image} was built in {seconds:.0f} s", flush=True)
+    compose.engine.build("warmstart-events", "deploy/lambda/Dockerfile", "events", IMAGE="warmstart:latest")
+
+
+def start(compose: Compose) -> None:
+    """The default services start, nginx after the service is healthy, and a question through nginx is answered."""
+    everything = compose.run("config", "--services").split()
+    before = int(time.time())
+    compose.up(*(name for name in everything if name not in compose.left_out))
+    found = compose.engine.docker("events", "--since", str(before), "--until", str(int(time.time()) + 1))
+    events = [line for line in found.splitlines() if " container " in line]
+    order = [
+        next((place for place, line in enumerate(events) if event in line and f"compose.service={name}" in line), -1)
+        for event, name in (("health_status: healthy", "warmstart"), ("container start", "nginx"))
+    ]
+    check(0 <= order[0] < order[1], "nginx did not wait until the service was healthy")
+    compose.client.ask()
+
+
+def locked(compose: Compose) -> None:
+    """Every running container has a read-only root, no capability, no way to new privileges, and its memory limit."""
+    services = compose.run("--profile", "*", "ps", "--services").split()
+    check({"warmstart", "nginx", "prometheus"} <= set(services), f"only {services} run")
+    for service in services:
+        container = compose.container(service)
+        found = compose.engine.inspect(container)
+        host = found["HostConfig"]
+        check(host["ReadonlyRootfs"], f"{service}: its root can be written")
+        amount, unit = re.findall(r"(\d+)(\w)", _MEMORY[service])[0]
+        check(host["Memory"] == int(amount) * _UNITS[unit], f"{service}: its memory limit is {host['Memory']}")
+        limit = compose.engine.docker("exec", container, "cat", *_limit_files())
+        check(limit.split()[0] == str(host["Memory"]), f"{service}: the kernel's limit is {limit}")
+        written = subprocess.run(
+            [compose.engine.program, "exec", container, "touch", "/etc/x"],
+            env=compose.engine.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        check("Read-only file system" in written.stderr, f"{service}: {written.stderr}")
+        status = Path(f"/proc/{found['State']['Pid']}/status").read_text()
+        if service == "nats":  # root of no capabilities
+            status = re.sub(r"^([UG]id:).*$", r"\1 65534", status, flags=re.MULTILINE)
+        check_locked(fields(status))
+
+
+def _limit_files() -> tuple[str, ...]:
+    """Return the file of a container's memory limit, of cgroup v2 or v1."""
+    two = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    return ("/sys/fs/cgroup/memory.max" if two else "/sys/fs/cgroup/memory/memory.limit_in_bytes",)
+
+
+def outside(compose: Compose) -> None:
+    """The service is reached through nginx only, and reaches nothing outside; Prometheus scrapes it and its rules."""
+    container = compose.container("warmstart")
+    out = "import socket; socket.create_connection(('172.30.78.1', 22), 3)"
+    tried = subprocess.run(
+        [compose.engine.program, "exec", container, "python", "-c", out],
+        env=compose.engine.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    check("unreachable" in tried.stderr, f"the service can leave its network: {tried.stderr[-200:]}")
+    prometheus = Client(compose.ports["prometheus"])
+
+    def scraped() -> bool:
+        with prometheus.open("/api/v1/query?query=up%7Bjob%3D%22warmstart%22%7D") as response:
+            found = json.load(response)["data"]["result"]
+        return [series["value"][1] for series in found] == ["1"]
+
+    wait_for(scraped, "Prometheus does not scrape the service", 60)
+    with prometheus.open("/api/v1/rules") as response:
+        check(json.load(response)["data"]["groups"], "Prometheus has no rules")
+
+
+def killed(compose: Compose) -> None:
+    """A container that is killed is started again: the service (nginx says 503 meanwhile), nginx, Prometheus."""
+    kill(compose, "warmstart", lambda: compose.client.status("/readyz") == 503)
+    kill(compose, "nginx")
+    kill(compose, "prometheus")
+    compose.client.wait("/readyz")
+    compose.client.ask()
+
+
+def kill(compose: Compose, service: str, meanwhile: Callable[[], bool] = lambda: True) -> None:
+    """Kill a service's process, and wait until the engine has started it again and it is healthy.
+
+    Args:
+        compose: the compose file.
+        service: the service.
+        meanwhile: what has to hold at some moment in between.
+    """
+    container = compose.container(service)
+    before = compose.state(service)["Pid"]
+    os.kill(before, signal.SIGKILL)
+    wait_for(meanwhile, f"{service} is killed and nothing shows it", 20)
+
+    def again() -> bool:
+        state = compose.engine.inspect(container)["State"]
+        return state["Pid"] not in (0, before) and state["Health"]["Status"] == "healthy"
+
+    wait_for(again, f"{service} is not started again")
+
+
+def restarted(compose: Compose) -> None:
+    """After a restart of each container nginx finds the service again."""
+    for service in ("warmstart", "nginx"):
+        compose.run("restart", service)
+        compose.client.wait("/readyz")
+        compose.client.ask()
+
+
+def drained(compose: Compose) -> None:
+    """A stop of everything lets a stream end, each container ends with status 0, and all of them start again."""
+    stop = threading.Thread(target=compose.run, args=("stop",))
+    compose.client.stream_over(stop.start)
+    stop.join()
+    for service in ("warmstart", "nginx", "prometheus"):
+        state = compose.state(service)
+        check(state["ExitCode"] == 0, f"{service} ended with status {state['ExitCode']}")
+    start(compose)
+
+
+def worker(compose: Compose) -> None:
+    """Profile events: a request over NATS is answered, also after the worker and NATS were killed."""
+    compose.up("nats", "worker", profile="events")
+    locked(compose)
+    submit(compose)
+    for service in ("worker", "nats"):
+        kill(compose, service)
+        submit(compose)
+    compose.run("--profile", "events", "stop", "worker", "nats")
+    check(
+        compose.state("worker")["ExitCode"] == 0, f"the worker ended with status {compose.state('worker')['ExitCode']}"
+    )
+
+
+def page(name: str) -> str:
+    """Return a page of the documentation."""
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def submit(compose: Compose) -> None:
+    """Send a request over NATS from within a container, and check its answer."""
+    payload = json.dumps({"prompt": "The capital of France is", "max_new_tokens": 8, "temperature": 0})
+    command = ("exec", "-T", "warmstart", "warmstart", "submit", "nats://nats:4222", "generate", payload)
+    printed = compose.run(*command, seconds=120)
+    check("Paris" in printed, f"the answer over NATS is {printed}")
+
+
+def load(compose: Compose) -> None:
+    """Profile load: Locust's master and two workers make a report, as docs/load.md says."""
+    first, then = re.findall(r"^(docker compose --profile load run.*?)\s*#.*\n(.*)$", page("load"), re.MULTILINE)[0]
+    report = WORK / "report"
+    shutil.rmtree(report, ignore_errors=True)
+    compose.shell(first.replace("--build ", ""))
+    compose.shell(then.replace("cp load:/reports report", f"cp load:/reports {report}"))
+    made = {path.suffix for path in report.rglob("*") if path.is_file()}
+    check({".html", ".json", ".csv"} <= made, f"the load made {made}")
+    workers = compose.run("--profile", "load", "ps", "--all", "--quiet", "load-worker").split()
+    check(len(workers) == 2, f"{len(workers)} workers ran")
+
+
+def pull(compose: Compose) -> None:
+    """Profile pull: the embedded model is pulled into the volume, on a network of its own."""
+    compose.run("run", "--rm", "--no-deps", "pull", "smollm2-135m-instruct", seconds=300)
+
+
+STEPS = (build, start, locked, outside, killed, restarted, drained, worker, load, pull)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
