@@ -26,8 +26,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loadtests.containers.engine import ROOT, WORK, ContainerFault, Engine, engine, run
-from loadtests.containers.http_checks import Client, check, wait_for
+from loadtests.containers.engine import ROOT, WORK, ContainerFault, DockerEngine, engine, run
+from loadtests.containers.http_checks import LocalClient, check, wait_for
 from loadtests.containers.image_test import check_locked, fields
 from loadtests.containers.stand_ins import make_stand_ins
 from loadtests.service import free_port
@@ -48,7 +48,7 @@ class Compose:
         left_out: services without an image.
     """
 
-    engine: Engine
+    engine: DockerEngine
     ports: dict[str, int]
     left_out: list[str] = field(default_factory=list)
 
@@ -78,9 +78,9 @@ class Compose:
         return state
 
     @property
-    def client(self) -> Client:
+    def client(self) -> LocalClient:
         """A client of nginx."""
-        return Client(self.ports["nginx"])
+        return LocalClient(self.ports["nginx"])
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def timed(step: Callable[[Compose], None], compose: Compose) -> None:
 
 
 @contextmanager
-def project(docker: Engine) -> Iterator[Compose]:
+def project(docker: DockerEngine) -> Iterator[Compose]:
     """Give the compose file free ports and a project of its own, and remove all that it made afterwards."""
     ports = {name: free_port() for name in ("nginx", "prometheus", "grafana", "nats")}
     published = {
@@ -204,7 +204,7 @@ def outside(compose: Compose) -> None:
         check=False,
     )
     check("unreachable" in tried.stderr, f"the service can leave its network: {tried.stderr[-200:]}")
-    prometheus = Client(compose.ports["prometheus"])
+    prometheus = LocalClient(compose.ports["prometheus"])
 
     def scraped() -> bool:
         with prometheus.open("/api/v1/query?query=up%7Bjob%3D%22warmstart%22%7D") as response:

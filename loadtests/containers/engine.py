@@ -27,7 +27,7 @@ class ContainerFault(Exception):
 
 
 @dataclass(frozen=True)
-class Engine:
+class DockerEngine:
     """A running engine.
 
     Args:
@@ -100,7 +100,7 @@ def run(
 
 
 @contextmanager
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[DockerEngine]:
     """Start an engine for the block. Images and the build's cache stay for the next time.
 
     Raises:
@@ -118,7 +118,7 @@ def engine() -> Iterator[Engine]:
     with (WORK / "dockerd.log").open("wb") as log, pip_conf(WORK / "pip.conf"):
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            started = Engine(_program(environment), environment, WORK / "pip.conf")
+            started = DockerEngine(_program(environment), environment, WORK / "pip.conf")
             _wait(process, started)
             yield started
         finally:
@@ -126,7 +126,7 @@ def engine() -> Iterator[Engine]:
             process.wait(_STOP_SECONDS)
 
 
-def _wait(process: subprocess.Popen[bytes], started: Engine) -> None:
+def _wait(process: subprocess.Popen[bytes], started: DockerEngine) -> None:
     """Wait until the engine answers."""
     end = time.monotonic() + _START_SECONDS
     while True:

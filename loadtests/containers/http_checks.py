@@ -14,7 +14,7 @@ QUESTION = {"messages": [{"role": "user", "content": "What is the capital of Fra
 _POLL_SECONDS = 0.05
 
 
-class Client:
+class LocalClient:
     """A client of a port on the loopback interface.
 
     Args:

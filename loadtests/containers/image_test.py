@@ -17,8 +17,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from loadtests.containers.engine import ContainerFault, Engine, engine
-from loadtests.containers.http_checks import Client, check, wait_for
+from loadtests.containers.engine import ContainerFault, DockerEngine, engine
+from loadtests.containers.http_checks import LocalClient, check, wait_for
 from loadtests.containers.stand_ins import make_stand_ins
 from loadtests.service import free_port
 
@@ -43,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def test(docker: Engine, target: str) -> None:
+def test(docker: DockerEngine, target: str) -> None:
     """Build and test one image."""
     image = f"warmstart:image-test-{target}"
     arguments = {name: os.environ[name] for name in _ARGUMENTS if os.environ.get(name)}
@@ -63,7 +63,7 @@ def test(docker: Engine, target: str) -> None:
 COMPRESSORS = {"gzip": ["gzip", "-c"], "zstd": ["zstd", "-q", "-3", "-c"]}
 
 
-def compressed(docker: Engine, image: str, command: list[str]) -> int:
+def compressed(docker: DockerEngine, image: str, command: list[str]) -> int:
     """Return the bytes of an image's archive behind a compressor."""
     size = 0
     with (
@@ -77,9 +77,9 @@ def compressed(docker: Engine, image: str, command: list[str]) -> int:
     return size
 
 
-def run_and_ask(docker: Engine, image: str, container: str, target: str) -> None:
+def run_and_ask(docker: DockerEngine, image: str, container: str, target: str) -> None:
     """Start the image as its user with nothing to write to, ask, and stop it in the middle of a stream."""
-    client = Client(port := free_port())
+    client = LocalClient(port := free_port())
     started = time.monotonic()
     settings = ("-e", f"DRAIN_SECONDS={_DRAIN_SECONDS}", "--init", "-p", f"127.0.0.1:{port}:8000")
     docker.docker("run", "-d", "--name", container, *_LOCKED, *settings, image)
@@ -113,7 +113,7 @@ def run_and_ask(docker: Engine, image: str, container: str, target: str) -> None
     say(target, "it answered, changed nothing on its disk, and a stop let a stream end")
 
 
-def health(docker: Engine, container: str) -> str:
+def health(docker: DockerEngine, container: str) -> str:
     """Return what the image's health check found."""
     return str(docker.inspect(container)["State"]["Health"]["Status"])
 
@@ -131,7 +131,7 @@ def check_locked(status: Mapping[str, list[str]]) -> None:
         check(int(status[name][0], 16) == 0, f"the process has capabilities ({name})")
 
 
-def what_needs_torch(docker: Engine, image: str, target: str) -> None:
+def what_needs_torch(docker: DockerEngine, image: str, target: str) -> None:
     """Check that the full image runs the reference engine, and that the slim one refuses it by name."""
     command = [docker.program, "run", "--rm", *_LOCKED, "-e", "ENGINE=reference", image]
     command += ["warmstart", "generate", "The capital of France is", "--max-new-tokens", "4", "--temperature", "0"]

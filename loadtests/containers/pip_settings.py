@@ -59,7 +59,7 @@ def translated(settings: dict[str, str], url: str) -> tuple[str, set[Path]]:
 def pip_conf(file: Path) -> Iterator[None]:
     """Write a pip.conf for builds on the host's network, and serve the folders that it names during the block."""
 
-    class Files(SimpleHTTPRequestHandler):
+    class _Files(SimpleHTTPRequestHandler):
         def translate_path(self, path: str) -> str:
             """Return the file of a URL's path; one that does not exist outside the folders."""
             wanted = Path(unquote(urlsplit(path).path)).resolve()
@@ -69,7 +69,7 @@ def pip_conf(file: Path) -> Iterator[None]:
             """Print nothing."""
 
     folders: set[Path] = set()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Files) as server:
         text, named = translated(listed(), f"http://127.0.0.1:{server.server_port}")
         folders |= {folder.resolve() for folder in named}
         file.write_text(text)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from loadtests.containers.engine import WORK, ContainerFault, Engine, run
+from loadtests.containers.engine import WORK, ContainerFault, DockerEngine, run
 
 PYTHON = "python:3.11-slim-bookworm"
 _RELEASE = "bookworm"
@@ -31,7 +31,7 @@ ENTRYPOINT ["prometheus"]
 """
 
 
-def make_stand_ins(engine: Engine, images: set[str]) -> set[str]:
+def make_stand_ins(engine: DockerEngine, images: set[str]) -> set[str]:
     """Make the images that are not built from the repository.
 
     Args:
@@ -57,7 +57,7 @@ def make_stand_ins(engine: Engine, images: set[str]) -> set[str]:
     return left_out
 
 
-def _import_base(engine: Engine) -> None:
+def _import_base(engine: DockerEngine) -> None:
     """Make the image that all others stand on: a minimal Debian with Python, and this machine's certificates."""
     archive = WORK / "base.tar"
     if not archive.exists():
