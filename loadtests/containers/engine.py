@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -115,6 +117,7 @@ def engine() -> Iterator[DockerEngine]:
     environment = os.environ | {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "1"}
     command = ["dockerd", "--host", f"unix://{socket}", "--data-root", str(WORK / "docker")]
     command += ["--exec-root", str(WORK / "exec"), "--pidfile", str(WORK / "dockerd.pid")]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the engine is stopped, too
     with (WORK / "dockerd.log").open("wb") as log, pip_conf(WORK / "pip.conf"):
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
