@@ -12,6 +12,7 @@ import fnmatch
 import json
 import logging
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -24,8 +25,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+import trustme
 import yaml
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from app import create_app
 from loadtests.load.options import add_options, check_options
@@ -104,15 +107,35 @@ def test_command_is_no_shell(image: list[tuple[str, str]]) -> None:
     assert not [name for name, _ in image if name in ("ENTRYPOINT", "SHELL")]
 
 
-def test_health_check_asks_for_readiness(image: list[tuple[str, str]]) -> None:
-    """The health check needs nothing but python, follows PORT, and asks /readyz."""
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("status", [200, 503])
+async def test_health_check_asks_for_readiness(image: list[tuple[str, str]], status: int, tls: bool) -> None:
+    """The health check needs nothing but python, follows PORT, and passes if /readyz is 200, over HTTP and TLS."""
     options, _, command = _one(image, "HEALTHCHECK").partition(" CMD ")
-    program, flag, code = json.loads(command)
-    assert (program, flag) == ("python", "-c")
-    compile(code, "HEALTHCHECK", "exec")
-    assert "/readyz" in code
-    assert "os.environ['PORT']" in code
     assert "--start-period=" in options
+    program, *arguments = json.loads(command)
+    assert program == "python"
+
+    async def readyz(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    app = web.Application()
+    app.router.add_get("/readyz", readyz)
+    server = TestServer(app, scheme="https" if tls else "http")
+    await server.start_server(ssl=context if tls else None)
+    environment = {"PORT": str(server.port)} | ({"TLS_CERT_FILE": "certificate.pem"} if tls else {})
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment)
+    assert (await process.wait() == 0) is (status == 200)
+    await server.close()
+
+
+async def test_health_check_fails_without_a_service(image: list[tuple[str, str]]) -> None:
+    """Nothing listens on the port."""
+    _, *arguments = json.loads(_one(image, "HEALTHCHECK").partition(" CMD ")[2])
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env={"PORT": str(free_port())})
+    assert await process.wait() != 0
 
 
 def test_models_are_baked_in(stages: Stages, image: list[tuple[str, str]]) -> None:
