@@ -1,6 +1,6 @@
 """Brings up the services of ``docker-compose.yml`` on an engine of its own, profile by profile, and tests them.
 
-    make compose-test, or: .venv/bin/python -m loadtests.containers.compose_test
+    make compose-test, or: .venv/bin/python -m loadtests.containers.compose_test [STEP ...]
 
 It needs Debian and root, and: apt-get install docker.io debootstrap. Everything that it makes lies in ``image-build/``,
 which may be deleted after it; of that, images and caches stay for the next time. The images that are not built here are
@@ -11,6 +11,7 @@ can be passed.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -84,16 +85,17 @@ class Compose:
 
 
 def main() -> int:
-    """Run all steps; return the exit status."""
+    """Run the steps that the command line names beside the first two, by default all; return the exit status."""
+    chosen = [step for step in STEPS if len(sys.argv) == 1 or step in STEPS[:2] or step.__name__ in sys.argv[1:]]
     started = time.monotonic()
     try:
         with engine() as docker, project(docker) as compose:
-            for step in STEPS:
+            for step in chosen:
                 timed(step, compose)
-    except ContainerFault as fault:
-        print(f"compose-test: {fault}", file=sys.stderr)
+    except (ContainerFault, OSError, http.client.HTTPException) as fault:
+        print(f"compose-test: {fault!r}", file=sys.stderr)
         return 1
-    print(f"compose-test: all steps passed in {time.monotonic() - started:.0f} s")
+    print(f"compose-test: {len(chosen)} steps passed in {time.monotonic() - started:.0f} s")
     return 0
 
 
@@ -123,7 +125,7 @@ def project(docker: DockerEngine) -> Iterator[Compose]:
     compose.run(*down)  # what an earlier run that was killed has left
     try:
         yield compose
-    except ContainerFault:
+    except (ContainerFault, OSError, http.client.HTTPException):
         print(compose.run("--profile", "*", "logs", "--tail", "15"), file=sys.stderr)
         raise
     finally:

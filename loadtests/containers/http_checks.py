@@ -77,7 +77,10 @@ class LocalClient:
         with self.open("/generate", payload) as response:
             response.readline()
             stop()
-            rest = response.read()
+            try:
+                rest = response.read()
+            except http.client.IncompleteRead as error:
+                raise ContainerFault(f"a stop cut a stream after {len(error.partial)} bytes") from error
         if rest.count(b"data:") < 60 or not rest.endswith(b"data: [DONE]\n\n"):
             raise ContainerFault(f"a stop cut a stream: {rest[-200:]!r}")
 

@@ -361,6 +361,7 @@ def test_stop_leaves_time_to_drain(compose: dict[str, Any]) -> None:
     services = compose["services"]
     drain = Settings.model_fields["drain_seconds"].default
     assert _seconds(services["warmstart"]["stop_grace_period"]) > drain
+    assert services["nginx"]["stop_signal"] == "SIGQUIT"
     assert drain <= _directive("worker_shutdown_timeout") < _seconds(services["nginx"]["stop_grace_period"])
 
 
