@@ -303,10 +303,12 @@ class Decoder {
         normalize(c_.norm, x, hidden_, c_.hidden, (const float*)weight.data, weight.bias, c_.epsilon, out);
     }
 
-    // Prepares the residual stream for a product, normalized if the layer has that norm.
-    void prepare(int tokens, const Tensor& weight, const Weights& next) {
+    // Prepares the residual stream for a product, normalized if the layer has that norm. Before, with `sum_norm`, it is
+    // itself normalized in its place.
+    void prepare(int tokens, const Tensor& weight, const Weights& next, const Tensor* sum_norm = nullptr) {
         each(tokens, [&](int t, int) {
-            const float* x = x_.get() + (size_t)t * hidden_;
+            float* x = x_.get() + (size_t)t * hidden_;
+            if (sum_norm) norm(x, *sum_norm, x);
             float* out = normed_.get() + (size_t)t * hidden_;
             if (weight.data) {
                 norm(x, weight, out);
@@ -603,9 +605,9 @@ class Decoder {
             each(m, [&](int t, int) { ready(t, normed_.get() + (size_t)t * mixed_width, mixed_width, mixed); });
         project(m, mixed, mixed_width, attention_apart);
         if (attention_apart && !c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);
-        if (c_.norm_after_sum) normalize_sum(m, l.attention_post_norm);
 
-        prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm, up);
+        const Tensor& mlp_norm = c_.shared_norm ? l.attention_norm : l.mlp_norm;
+        prepare(m, mlp_norm, up, c_.norm_after_sum ? &l.attention_post_norm : nullptr);
         multiply_all(m, up, hidden_, wide_.get(), up_width_);
         each(m, [&](int t, int) {
             const float* values = wide_.get() + (size_t)t * up_width_;

@@ -45,7 +45,7 @@ class NativeEncoder(NativeModel):
     ) -> None:
         super().__init__(
             snapshot,
-            kv_dtype="float32" if snapshot.facts.kind == "float32" else "float16",
+            kv_dtype="float32",  # they stay in the processor's cache, and need no conversion
             blocks=max_tokens,  # each of a step's texts may be one token
             max_tokens=max_tokens,
             threads=threads,

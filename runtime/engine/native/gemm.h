@@ -230,8 +230,10 @@ template <int P, int K>
 inline void panels(const Activations& a, int first, int last, const Matrix& w, int panel, float* out, int stride,
                    float add) {
     int token = first;
-    for (; token + kTileRows <= last; token += kTileRows) tile<kTileRows, P, K>(a, token, w, panel, out, stride, add);
-    if constexpr (kTileRows > 4)
+    if constexpr (K != kInt8)  // whose integer and float sums of four tokens fill the registers
+        for (; token + kTileRows <= last; token += kTileRows)
+            tile<kTileRows, P, K>(a, token, w, panel, out, stride, add);
+    if constexpr (kTileRows > 4 || K == kInt8)
         for (; token + 4 <= last; token += 4) tile<4, P, K>(a, token, w, panel, out, stride, add);
     for (; token + 2 <= last; token += 2) tile<2, P, K>(a, token, w, panel, out, stride, add);
     for (; token < last; token++) tile<1, P, K>(a, token, w, panel, out, stride, add);
@@ -296,20 +298,17 @@ inline void quantize(const float* x, int columns, int8_t* out, float* scales, ui
             const Floats v = load(x + i);
             most = maximum(most, maximum(v, -v));
         }
-        const float scale = std::max(maximum(most) / 127.0f, 1.17549435e-38f);
+        const float scale = std::max(largest_lane(most) / 127.0f, 1.17549435e-38f);
         const float inverse = 1.0f / scale;
-        Ints total = {};
+        Words total = {};  // unsigned, since values that are not numbers have steps of any size, whose sum may overflow
         for (int i = k; i < last; i += kLanes) {
             const Ints q = __builtin_convertvector(round_even(load(x + i) * inverse), Ints);
-            total += q;
+            total += (Words)q;
             const Bytes bytes = __builtin_convertvector(q, Bytes);
             std::memcpy(out + i, &bytes, sizeof bytes);
         }
-        // Unsigned, since values that are not numbers (their scale tells) have steps of any size, whose sum may overflow.
-        uint32_t sum = 0;
-        for (int lane = 0; lane < kLanes; lane++) sum += (uint32_t)total[lane];
         scales[g] = scale;
-        offsets[g] = -(128 * sum);
+        offsets[g] = -(128 * sum(total));
         k = last;
     }
 }

@@ -61,10 +61,15 @@ inline void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
 inline Floats splat(float x) { return Floats{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 inline Floats select(Ints mask, Floats yes, Floats no) {
-    return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask));
+    return mask ? yes : no;
 }
 
+// The larger of each lane; b where one is not a number, as in the instruction.
+#if defined(__AVX512F__)
+inline Floats maximum(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+#else
 inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
+#endif
 
 // Always in the same order, so that a sum never depends on who asks for it.
 inline float sum(Floats v) {
@@ -88,6 +93,14 @@ inline float largest_lane(Floats v) {
     return v[0];
 }
 
+inline uint32_t sum(Words v) {
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return v[0];
+}
+
 // To nearest even, for magnitudes below 2^22.
 inline Floats round_even(Floats x) {
     const Floats magic = splat(12582912.0f);
@@ -99,7 +112,7 @@ inline Floats round_even(Floats x) {
 inline Floats exponential(Floats x) {
     const Ints underflow = x < splat(-87.0f);
     x = select(x > splat(88.0f), splat(88.0f), x);
-    x = select(underflow, splat(-87.0f), x);
+    x = maximum(splat(-87.0f), x);
     const Floats n = round_even(x * 1.44269504088896341f);
     Floats r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
