@@ -15,6 +15,7 @@ from runtime.engine.native import library
 from runtime.engine.native.model import NativeModel
 from runtime.model.snapshot import Snapshot
 
+_CACHED_TOKENS = 256  # of a step, for each thread: their activations stay in the processor's second cache
 _LEAST_TOKENS = 32  # of a step: with fewer, reading the weights takes most of the time
 
 
@@ -57,14 +58,16 @@ class NativeEncoder(NativeModel):
         self._short_context = config.short_context
         self._depth = len(config.layers)
         self._share = share or CoreShare()
+        self._cached = threads * _CACHED_TOKENS
         self._seconds = 0.0  # of a token in a layer, moving average
 
     def step_tokens(self, most: int) -> int:
         """Return the maximum tokens of the next step: fewer while a model generates, which waits for a layer of it.
 
         Args:
-            most: the maximum while none does.
+            most: the maximum while none does; fewer if the activations of so many do not stay in the cache.
         """
+        most = min(most, self._cached)
         seconds = self._share.slice_seconds
         if seconds is None or not self._seconds:
             return most
