@@ -58,8 +58,8 @@ inline size_t block_panel_bytes(const BlockFormat& f, size_t columns) {
     return scale_bytes(f, columns) + columns * kLanes * f.bits / 8;
 }
 
-// Integer scales of two groups of a row are multiplied with two sums of 16 bits at once. Sums that need more bits lose
-// their lowest ones, which are far below what the rounding of the activations changes.
+// The lowest bits that a group's sum of products loses, rounded, so that it fits 16 bits: two of them are multiplied with
+// the integer scales of their groups at once. What is lost is a hundredth of what the rounding of the activations changes.
 constexpr int shift_of(const BlockFormat& f) {
     const int top = (1 << f.bits) - 1 - f.zero, code = f.table ? 127 : top > f.zero ? top : f.zero;
     int shift = 0;
@@ -180,9 +180,15 @@ inline PartInts to_integers(Part x) {
 #endif
 }
 
-inline Part larger_part(Part a, Part b) {
+inline PartInts larger(PartInts a, PartInts b) {
+#if defined(__AVX512F__)
+    return (PartInts)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (PartInts)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
     const PartInts first = a > b;
-    return (Part)(((PartInts)a & first) | ((PartInts)b & ~first));
+    return (a & first) | (b & ~first);
+#endif
 }
 
 // Two integers of 16 bits for each row.
@@ -205,11 +211,11 @@ inline void unpack_minima(const BlockFormat& f, const uint8_t* from, int groups,
             std::memcpy(&v, minima + g * kLanes + lane, sizeof v);
             return v;
         };
-        Part most = Part{} + 0x1p-24f;  // the least magnitude of float16
-        for (int g = 0; g < groups; g++) most = larger_part(larger_part(part(g), -part(g)), most);
-        const PartInts power = (PartInts)most & 0x7f800000;
+        PartInts most = PartInts{} + ((127 - 24) << 23);  // the least magnitude of float16
+        for (int g = 0; g < groups; g++) most = larger(most, (PartInts)part(g) & 0x7fffffff);
+        const PartInts power = most & 0x7f800000;
         const Part inverse = (Part)(((127 + kMost) << 23) - (power - (127 << 23)));
-        const Part factor = (Part)(power - (kMost << 23)) + (most - most);  // infinity makes no number of it
+        const Part factor = (Part)(power - (kMost << 23)) + ((Part)most - (Part)most);  // no number if a minimum is none
         std::memcpy(out.minimum_factors + lane, &factor, sizeof factor);
         for (int g = 0; g < groups; g += 2) {
             const PartInts pairs = (to_integers(part(g) * inverse) & 0xffff) | (to_integers(part(g + 1) * inverse) << 16);

@@ -1,7 +1,7 @@
 // Products of activations with matrices in the formats of block_formats.h.
 //
-// All tokens pass over 256 columns of a few panels while those are in the nearest cache. Codes of 4, 5 and 6 bits are taken
-// apart with every tile, in registers; others are unpacked to bytes before.
+// All tokens pass over 256 columns of a few panels while those are in the nearest cache. Codes of 4 bits are taken apart
+// with every tile, in registers, and so are those of 5 and 6 bits for few tokens; others are unpacked to bytes before.
 //
 // A group's products are summed in integers. In nested formats these are multiplied with the integer scales of the groups
 // and summed again, for each 64 columns, which share a scale of the activations; the factors come behind 256 columns. In
@@ -39,6 +39,9 @@ inline void add_stored(Register (&acc)[M][P * kParts], const Unpacked* w, int fi
     (add(std::integral_constant<int, Pair>{}), ...);
 }
 
+// Whether eight tokens x one panel are faster than four x two, as codes are then taken apart half as often: measured.
+constexpr bool is_tall(const BlockFormat& f) { return kManyRegisters && f.nested && f.bits == 5; }
+
 // How the tiles compute the kind K. With `Bytes`, all codes are unpacked to bytes before.
 template <int K, bool Bytes>
 struct Rule {
@@ -53,20 +56,20 @@ struct Rule {
     // Rounds what is shifted: a half up in every second group, and down in the others, so that errors do not add up.
     static constexpr int half(int group) { return kShift ? (1 << kShift) / 2 - group % 2 : 0; }
     static constexpr int kGroups = kOuter / kGroup;
+    static constexpr bool kTall = is_tall(kFormat);
 };
 
-// The sums of the products of M tokens with group g of P panels, to memory, so that registers suffice for those of the
-// next. `sums` are the group's of the activations.
+// The sums of the products of M tokens with group g of P panels, which begin at `begins` [M][groups].
 template <class R, int M, int P, bool Ahead>
-[[gnu::always_inline]] inline void add_group(const Unpacked* w, int g, const int8_t* rows, size_t stride, const int32_t* begins, 
-                      Register (&out)[M][P * kParts]) {
+[[gnu::always_inline]] inline void add_group(const Unpacked* w, int g, const int8_t* rows, size_t stride,
+                                             const int32_t* begins, Register (&out)[M][P * kParts]) {
     constexpr int kRegisters = P * kParts, kBits = R::kFormat.bits;
     Register acc[M][kRegisters];
     for (int m = 0; m < M; m++) {
         const Register start = begin_sums<R::kBits>(R::kZero ? begins[m * R::kGroups + g] : R::half(g));
         for (int n = 0; n < kRegisters; n++) acc[m][n] = start;
     }
-    if constexpr (R::kPrefetches && Ahead)
+    if constexpr (Ahead)
         for (int p = 0; p < P; p++)
             for (int line = 0; line < R::kGroup * kBits / 32; line++)
                 __builtin_prefetch(w[p].ahead + g * R::kGroup * 2 * kBits + line * 64, 0, 2);
@@ -90,8 +93,7 @@ template <class R, int M, int P, bool Ahead>
             }
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < kRegisters; n++) out[m][n] = acc[m][n];
+    std::memcpy(out, acc, sizeof out);
 }
 
 // Adds the products of M tokens with some columns of P panels, from `first` on, to totals [tokens][P][16], in the tokens'
@@ -123,7 +125,8 @@ inline void tile_blocks(const Activations& a, int token, int first, int columns,
                 add_group<R, M, P, Ahead>(w, g + 1, rows, stride, begins, second);
                 if (!kManyRegisters) asm volatile("" : : "r"(second) : "memory");
                 for (int n = 0; n < kRegisters; n++) {
-                    const Register scale = load_register(w[n / kParts].scale_pairs + (g * kLanes + n % kParts * kPartLanes * 2));
+                    const int place = g * kLanes + n % kParts * kPartLanes * 2;
+                    const Register scale = load_register(w[n / kParts].scale_pairs + place);
                     for (int m = 0; m < M; m++) {
                         const Register even = end_sums<R::kBits>(first[m][n], offset(m, g));
                         const Register odd = end_sums<R::kBits>(second[m][n], offset(m, g + 1));
@@ -132,8 +135,10 @@ inline void tile_blocks(const Activations& a, int token, int first, int columns,
                 }
             }
             for (int m = 0; m < M; m++)
-                for (int n = 0; n < kRegisters; n++)
-                    values[m][n] = multiply_add(to_floats(whole[m][n]), splat_part(steps[(size_t)m * a.groups + s]), values[m][n]);
+                for (int n = 0; n < kRegisters; n++) {
+                    const Part step = splat_part(steps[(size_t)m * a.groups + s]);
+                    values[m][n] = multiply_add(to_floats(whole[m][n]), step, values[m][n]);
+                }
         } else {
             Part part[M][kRegisters] = {};
             for (int g = s * kGroups; g < (s + 1) * kGroups && g * R::kGroup < columns; g++) {
@@ -142,8 +147,10 @@ inline void tile_blocks(const Activations& a, int token, int first, int columns,
                 if (!kManyRegisters) asm volatile("" : : "r"(sum) : "memory");
                 for (int n = 0; n < kRegisters; n++) {
                     const Part scale = load_part(w[n / kParts].scales + (g * kLanes + n % kParts * kPartLanes));
-                    for (int m = 0; m < M; m++)
-                        part[m][n] = multiply_add(to_floats(end_sums<R::kBits>(sum[m][n], offset(m, g))), scale, part[m][n]);
+                    for (int m = 0; m < M; m++) {
+                        const Register whole = end_sums<R::kBits>(sum[m][n], offset(m, g));
+                        part[m][n] = multiply_add(to_floats(whole), scale, part[m][n]);
+                    }
                 }
             }
             for (int m = 0; m < M; m++)
@@ -174,22 +181,28 @@ inline void tile_blocks(const Activations& a, int token, int first, int columns,
                 value = multiply_add(values[m][n], load_part(panel.factors + lane), value);
             else
                 value += values[m][n];
-            if (R::kFormat.minima) value = multiply_add(to_floats(minima[m][n]), load_part(panel.minimum_factors + lane), value);
+            if (R::kFormat.minima)
+                value = multiply_add(to_floats(minima[m][n]), load_part(panel.minimum_factors + lane), value);
             std::memcpy(total, &value, sizeof value);
         }
 }
 
 constexpr int kBlockTileRows = 4, kBlockPanels = kManyRegisters ? 2 : 1;
+constexpr int kTallTileRows = 8;
 constexpr int kBlockTokensAtOnce = 128;  // tokens that pass over unpacked columns
 
-// Tokens from which on codes are unpacked to bytes: those of 4 bits are as fast with every tile.
-constexpr int least_unpacked(const BlockFormat& f) { return f.bits == 4 ? INT_MAX : f.bits == 5 ? 5 : 9; }
+// Tokens from which on codes are unpacked to bytes once; others are as fast with every tile.
+template <class R>
+constexpr int kLeastUnpacked = R::kFormat.bits == 4 || R::kTall ? INT_MAX : R::kFormat.bits == 5 ? 5 : 9;
 
 // The products of some tokens with P panels of a part, from `panel` on.
 template <int P, int K, bool Bytes>
-void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, int panel, float* out, int stride, float add) {
+void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, int panel, float* out, int stride,
+                   float add) {
     using R = Rule<K, Bytes>;
     constexpr const BlockFormat& f = R::kFormat;
+    // Few panels are left over, so they have no large tiles.
+    constexpr int kRows = R::kTall && P == 1 ? kTallTileRows : P == kBlockPanels ? kBlockTileRows : 0;
     alignas(64) float totals[(P > kBlockPanels ? 1 : kBlockTokensAtOnce) * P * kLanes];
     Unpacked unpacked[P];
     std::memset(totals, 0, sizeof(float) * (end - begin) * P * kLanes);
@@ -209,18 +222,21 @@ void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, in
         }
         int token = begin;
         const auto to = [&] { return totals + (size_t)(token - begin) * P * kLanes; };
-        if constexpr (P == kBlockPanels) {  // few panels are left over, so they have no large tiles
-            constexpr int kRows = kBlockTileRows;
+        if constexpr (kRows) {
             if (token + kRows <= end) {
-                tile_blocks<kRows, P, K, Bytes, true>(a, token, first, columns, unpacked, to());
+                tile_blocks<kRows, P, K, Bytes, R::kPrefetches>(a, token, first, columns, unpacked, to());
                 token += kRows;
             }
             for (; token + kRows <= end; token += kRows)
                 tile_blocks<kRows, P, K, Bytes, false>(a, token, first, columns, unpacked, to());
+            if constexpr (kRows > 4)
+                for (; token + 4 <= end; token += 4)
+                    tile_blocks<4, P, K, Bytes, R::kPrefetches>(a, token, first, columns, unpacked, to());
         }
         if constexpr (P <= kBlockPanels)
-            for (; token + 2 <= end; token += 2) tile_blocks<2, P, K, Bytes, true>(a, token, first, columns, unpacked, to());
-        for (; token < end; token++) tile_blocks<1, P, K, Bytes, true>(a, token, first, columns, unpacked, to());
+            for (; token + 2 <= end; token += 2)
+                tile_blocks<2, P, K, Bytes, R::kPrefetches>(a, token, first, columns, unpacked, to());
+        for (; token < end; token++) tile_blocks<1, P, K, Bytes, R::kPrefetches>(a, token, first, columns, unpacked, to());
     }
     for (int token = begin; token < end; token++)
         for (int p = 0; p < P; p++) {
@@ -232,8 +248,9 @@ void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, in
 template <int P, int K>
 inline void panels_blocks(const Activations& a, int begin, int end, const Matrix& w, int panel, float* out, int stride,
                           float add) {
-    if constexpr (P <= kBlockPanels && Rule<K, false>::kPlanes)
-        if (end - begin >= least_unpacked(Rule<K, false>::kFormat)) return panels_blocks<P, K, true>(a, begin, end, w, panel, out, stride, add);
+    using R = Rule<K, false>;
+    if constexpr (P == kBlockPanels && R::kPlanes && kLeastUnpacked<R> < INT_MAX)
+        if (end - begin >= kLeastUnpacked<R>) return panels_blocks<P, K, true>(a, begin, end, w, panel, out, stride, add);
     panels_blocks<P, K, false>(a, begin, end, w, panel, out, stride, add);
 }
 
@@ -256,16 +273,25 @@ inline void panels_blocks(const Activations& a, int begin, int end, const Matrix
     }
 }
 
+// Panels of a matrix that are multiplied at once.
+inline int panels_at_once(int kind, int tokens) {
+    if (tokens == 1) return kSinglePanels;
+    return tokens >= kTallTileRows && is_tall(format_of(kind)) ? 1 : kBlockPanels;
+}
+
 // As `multiply`, for the parts of a matrix: those in block formats in one loop of the threads.
 inline void multiply_parts(Pool& pool, const Activations& a, int tokens, const Matrix* parts, int count, float* out,
                            int stride, float add = 0) {
-    const int wide = tokens == 1 ? kSinglePanels : kBlockPanels;
     const int blocks = (tokens + kBlockTokensAtOnce - 1) / kBlockTokensAtOnce;
     int starts[kMaxParts + 1] = {0};  // number of the first task of each part
     for (int i = 0; i < count; i++) {
-        if (!is_block(parts[i].kind)) multiply(pool, a, tokens, parts[i], out, stride, add);
-        const int panels = is_block(parts[i].kind) ? parts[i].rows / kLanes : 0;
-        starts[i + 1] = starts[i] + (panels + wide - 1) / wide;
+        starts[i + 1] = starts[i];
+        if (is_block(parts[i].kind)) {
+            const int wide = panels_at_once(parts[i].kind, tokens);
+            starts[i + 1] += (parts[i].rows / kLanes + wide - 1) / wide;
+        } else {
+            multiply(pool, a, tokens, parts[i], out, stride, add);
+        }
     }
     const int groups = starts[count], tasks = groups * blocks;
     const int grain = tokens >= 32 ? 1 : std::max(1, tasks / (pool.threads() * 4));
@@ -275,9 +301,11 @@ inline void multiply_parts(Pool& pool, const Activations& a, int tokens, const M
             int part = 0;
             while (task % groups >= starts[part + 1]) part++;
             const Matrix& w = parts[part];
+            const int wide = panels_at_once(w.kind, tokens);
             int panel = (task % groups - starts[part]) * wide;
-            if (panel + wide > w.rows / kLanes)
-                for (; panel < w.rows / kLanes; panel++) panels_blocks<1>(a, begin, end, w, panel, out, stride, add);
+            if (wide == 1 || panel + wide > w.rows / kLanes)
+                for (const int last_panel = std::min(panel + wide, w.rows / kLanes); panel < last_panel; panel++)
+                    panels_blocks<1>(a, begin, end, w, panel, out, stride, add);
             else if (tokens == 1)
                 panels_blocks<kSinglePanels>(a, begin, end, w, panel, out, stride, add);
             else
