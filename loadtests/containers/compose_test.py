@@ -296,7 +296,8 @@ def load(compose: Compose) -> None:
     first, then = re.findall(r"^(docker compose --profile load run.*?)\s*#.*\n(.*)$", page("load"), re.MULTILINE)[0]
     report = WORK / "report"
     shutil.rmtree(report, ignore_errors=True)
-    compose.shell(first.replace("--build ", ""))
+    # 1 and 3 are limits that a busy machine breaks; here it matters that there is a report.
+    compose.shell(f"{first.replace('--build ', '')} || case $? in 1|3) ;; *) exit 1;; esac")
     compose.shell(then.replace("cp load:/reports report", f"cp load:/reports {report}"))
     made = {path.suffix for path in report.rglob("*") if path.is_file()}
     check({".html", ".json", ".csv"} <= made, f"the load made {made}")
