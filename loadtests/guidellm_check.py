@@ -49,7 +49,7 @@ def main() -> int:
     """Measure, print the table, and return 1 if a figure differs by more than 5 %."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.guidellm_check", description=__doc__.partition("\n")[0])
     parser.add_argument("--guidellm", type=Path, required=True, help="its console script")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
+    parser.add_argument("--rate", type=float, default=1.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a measurement, after the warm-up")
     parser.add_argument("--prompt-tokens", type=int, default=84)
     parser.add_argument("--output-tokens", type=int, default=64)
