@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
+"""The command ``warmstart`` of this tree, for ``python -c``."""
 _POLL_SECONDS = 0.01
 _END_SECONDS = 45  # longer than the service's own drain
 
@@ -84,8 +86,7 @@ def running_service(*command: str, **environment: str) -> Iterator[Service]:
         environment: settings that override those of this process.
     """
     port = free_port()
-    program = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
-    run = ["-c", program, *command, "--port", str(port)] if command else ["server.py"]
+    run = ["-c", PROGRAM, *command, "--port", str(port)] if command else ["server.py"]
     settings = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)} | environment
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"

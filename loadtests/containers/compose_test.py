@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ from loadtests.service import free_port
 
 PROFILES = ("events", "load", "pull")
 _MEMORY = {"warmstart": "2g", "nginx": "128m", "prometheus": "512m", "worker": "2g", "nats": "512m"}
+_PROGRAM = str(Path(sys.executable).with_name("docker-compose"))
 _UNITS = {"m": 1 << 20, "g": 1 << 30}
 _LEFT_OUT_VERB = "has no stand-in and is NOT TESTED; REAL_IMAGES=1 takes the real one"
 
@@ -55,13 +55,11 @@ class Compose:
 
     def run(self, *arguments: str, seconds: float = 600) -> str:
         """Run a command of compose, and return what it printed."""
-        program = str(Path(sys.executable).with_name("docker-compose"))
-        return run([program, *arguments], environment=self.engine.environment, seconds=seconds)
+        return run([_PROGRAM, *arguments], environment=self.engine.environment, seconds=seconds)
 
     def shell(self, script: str) -> str:
         """Run printed commands of ``docker compose`` and ``docker``, and return what they printed."""
-        program = str(Path(sys.executable).with_name("docker-compose"))
-        here = script.replace("docker compose", program).replace("docker ", f"{self.engine.program} ")
+        here = script.replace("docker compose", _PROGRAM).replace("docker ", f"{self.engine.program} ")
         return run(["bash", "-euc", here], environment=self.engine.environment, seconds=600)
 
     def up(self, *services: str, profile: str = "") -> None:
@@ -172,15 +170,9 @@ def locked(compose: Compose) -> None:
         check(host["ReadonlyRootfs"], f"{service}: its root can be written")
         amount, unit = re.findall(r"(\d+)(\w)", _MEMORY[service])[0]
         check(host["Memory"] == int(amount) * _UNITS[unit], f"{service}: its memory limit is {host['Memory']}")
-        limit = compose.engine.docker("exec", container, "cat", *_limit_files())
+        limit = compose.engine.docker("exec", container, "cat", _limit_file())
         check(limit.split()[0] == str(host["Memory"]), f"{service}: the kernel's limit is {limit}")
-        written = subprocess.run(
-            [compose.engine.program, "exec", container, "touch", "/etc/x"],
-            env=compose.engine.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        written = compose.engine.attempt("exec", container, "touch", "/etc/x")
         check("Read-only file system" in written.stderr, f"{service}: {written.stderr}")
         status = Path(f"/proc/{found['State']['Pid']}/status").read_text()
         if service == "nats":  # root of no capabilities
@@ -188,10 +180,10 @@ def locked(compose: Compose) -> None:
         check_locked(fields(status))
 
 
-def _limit_files() -> tuple[str, ...]:
+def _limit_file() -> str:
     """Return the file of a container's memory limit, of cgroup v2 or v1."""
     two = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    return ("/sys/fs/cgroup/memory.max" if two else "/sys/fs/cgroup/memory/memory.limit_in_bytes",)
+    return "/sys/fs/cgroup/memory.max" if two else "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
 def outside(compose: Compose) -> None:
@@ -201,8 +193,7 @@ def outside(compose: Compose) -> None:
     for network, reached in (("edge", True), ("outside", False)):
         address = next(found["IPAddress"] for name, found in networks.items() if name.endswith(f"_{network}"))
         connect = f"import socket; socket.create_connection(('{address}', 80), 5)"
-        command = [compose.engine.program, "exec", container, "python", "-c", connect]
-        done = subprocess.run(command, env=compose.engine.environment, capture_output=True, text=True, check=False)
+        done = compose.engine.attempt("exec", container, "python", "-c", connect)
         check((done.returncode == 0) is reached, f"to nginx on {network} from the service: {done.stderr[-200:]}")
     prometheus = LocalClient(compose.ports["prometheus"])
 
@@ -278,11 +269,6 @@ def worker(compose: Compose) -> None:
     )
 
 
-def page(name: str) -> str:
-    """Return a page of the documentation."""
-    return (ROOT / "docs" / f"{name}.md").read_text()
-
-
 def submit(compose: Compose) -> None:
     """Send a request over NATS from within a container, and check its answer."""
     payload = json.dumps({"prompt": "The capital of France is", "max_new_tokens": 8, "temperature": 0})
@@ -293,7 +279,8 @@ def submit(compose: Compose) -> None:
 
 def load(compose: Compose) -> None:
     """Profile load: Locust's master and two workers make a report, as docs/load.md says."""
-    first, then = re.findall(r"^(docker compose --profile load run.*?)\s*#.*\n(.*)$", page("load"), re.MULTILINE)[0]
+    page = (ROOT / "docs/load.md").read_text()
+    first, then = re.findall(r"^(docker compose --profile load run.*?)\s*#.*\n(.*)$", page, re.MULTILINE)[0]
     report = WORK / "report"
     shutil.rmtree(report, ignore_errors=True)
     # 1 and 3 are limits that a busy machine breaks; here it matters that there is a report.

@@ -50,6 +50,11 @@ class DockerEngine:
         """
         return run([self.program, *arguments], environment=self.environment, seconds=seconds)
 
+    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Docker's command line that may fail, and return its status and what it printed."""
+        command = [self.program, *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
     def build(self, image: str, recipe: str = "Dockerfile", target: str = "", **arguments: str) -> float:
         """Build an image from the repository with BuildKit, and return how many seconds it took.
 

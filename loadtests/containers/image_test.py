@@ -97,12 +97,7 @@ def run_and_ask(docker: DockerEngine, image: str, container: str, target: str) -
     wait_for(lambda: health(docker, container) == "healthy", "its own health check does not pass", 60)
     check_locked(fields(Path(f"/proc/{docker.inspect(container)['State']['Pid']}/status").read_text()))
     configured = docker.inspect(image)["Config"]["Healthcheck"]["Test"]
-    unhealthy = subprocess.run(
-        [docker.program, "exec", "-e", "PORT=1", container, *configured[1:]],
-        env=docker.environment,
-        capture_output=True,
-        check=False,
-    )
+    unhealthy = docker.attempt("exec", "-e", "PORT=1", container, *configured[1:])
     check(unhealthy.returncode != 0, "the health check passes without a service")
     check("packing" not in docker.logs(container), "it converted its model again")
     stop = threading.Thread(target=docker.docker, args=("stop", "-t", str(_DRAIN_SECONDS + 15), container))
@@ -133,9 +128,8 @@ def check_locked(status: Mapping[str, list[str]]) -> None:
 
 def what_needs_torch(docker: DockerEngine, image: str, target: str) -> None:
     """Check that the full image runs the reference engine, and that the slim one refuses it by name."""
-    command = [docker.program, "run", "--rm", *_LOCKED, "-e", "ENGINE=reference", image]
-    command += ["warmstart", "generate", "The capital of France is", "--max-new-tokens", "4", "--temperature", "0"]
-    done = subprocess.run(command, env=docker.environment, capture_output=True, text=True, check=False)
+    command = ("warmstart", "generate", "The capital of France is", "--max-new-tokens", "4", "--temperature", "0")
+    done = docker.attempt("run", "--rm", *_LOCKED, "-e", "ENGINE=reference", image, *command)
     if target == "full":
         check(done.returncode == 0 and "Paris" in done.stdout, f"the reference engine does not run: {done.stderr}")
         say(target, "the reference engine runs")

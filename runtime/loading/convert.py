@@ -18,7 +18,7 @@ from runtime.loading.equalize import Factors
 from runtime.loading.matrix_types import FourBits, MatrixTypes, Rows
 from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.snapshot_writer import Weight
-from runtime.loading.stored_tensors import StoredTensors
+from runtime.loading.stored_tensors import StoredTensors, stored_shapes
 from runtime.loading.tensor_source import TensorSource
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
@@ -333,8 +333,8 @@ class _Conversion:
             self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
 
     def _table(self, part: str, shape: _Shape) -> None:
-        """Convert a table that is added as it is; GGUF files drop a dimension of 1."""
-        read = self.stored.use(self._name(part, None), shape, *([shape[1:]] if shape[0] == 1 else []))
+        """Convert a table that is added as it is."""
+        read = self.stored.use(self._name(part, None), *stored_shapes(shape))
         self._add(part, shape, lambda: read().reshape(shape))
 
     def _linear(self, part: str, i: int | None, shape: _Shape) -> None:

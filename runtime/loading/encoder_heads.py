@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.encoder_types import Pooling
 from runtime.loading.safetensors_source import SafetensorsSource
 from runtime.loading.snapshot_writer import Weight
-from runtime.loading.stored_tensors import StoredTensors
+from runtime.loading.stored_tensors import StoredTensors, stored_shapes
 from runtime.loading.tensor_source import TensorSource
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
@@ -86,10 +86,7 @@ def stage_weights(
             full = f"{name}.{suffix}"
             if full not in source.names():
                 raise mismatched(model, f"{named({full})} missing")
-            if source.shape(full) not in (
-                wanted,
-                *([wanted[1:]] if wanted[0] == 1 else []),
-            ):  # GGUF drops this dimension
+            if source.shape(full) not in stored_shapes(wanted):
                 raise mismatched(model, f"{full} is {list(source.shape(full))} and not {list(wanted)}")
             read = partial(_reshaped, source, full, wanted)
             weights.append(Weight(f"stage.{index}.{suffix}", wanted, False, read))

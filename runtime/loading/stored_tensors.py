@@ -19,6 +19,11 @@ WRAPPERS = r"^(?:(?:module|_orig_mod)\.)+"
 """Pattern of the prefixes that DataParallel, FSDP and ``torch.compile`` add to the names of a model's tensors."""
 
 
+def stored_shapes(shape: _Shape) -> tuple[_Shape, ...]:
+    """Return the shapes that a tensor may be stored in: its own, or without a first dimension of 1 (GGUF files)."""
+    return (shape, shape[1:]) if shape[0] == 1 else (shape,)
+
+
 class StoredTensors:
     """The tensors of a checkpoint by their names without prefixes; records which were used and which are at fault.
 

@@ -20,12 +20,12 @@ import pytest
 import trustme
 
 from loadtests.service import free_port
+from tests.support.docs_reader import write_command
 from tests.support.models import ROOT
 from tests.support.nginx import needs_nginx, nginx
 
 PAGE = (ROOT / "docs/access-control.md").read_text()
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl; install it: apt-get install curl")
-CALL = [sys.executable, "-c", "import sys, server; sys.exit(server.main(sys.argv[1:]))"]
 
 
 def blocks(name: str) -> list[str]:
@@ -40,8 +40,7 @@ def deployed(folder: Path, script: str) -> Iterator[tuple[str, Callable[[], str]
     port = free_port()
     command = folder / ".venv/bin/warmstart"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{CALL[2]}" "$@"\n')
-    command.chmod(0o755)
+    write_command(command)
     printed = folder / "printed"
     with printed.open("wb") as output:
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ def test_batches_over_a_broker(tmp_path: Path) -> None:
         settings, _, command = serve.partition(" warmstart ")
         stack.enter_context(front.running(f"env {settings} warmstart {command}"))
         (front.folder / "requests.jsonl").write_text(ROW.format(name="a", body=BODY) + "\n")
-        front.run("bash", f"curl -s --retry 60 --retry-all-errors --retry-delay 1 http://127.0.0.1:{port}/livez")
+        front.wait(f"http://127.0.0.1:{port}/livez")
         front.run("bash", commands("batch", 2)[0])
         assert '"custom_id": "a"' in (front.folder / "requests.output.jsonl").read_text()
 
@@ -177,7 +177,7 @@ def test_an_adapter_beside_its_model(tmp_path: Path) -> None:
     write_adapter(reader.folder / "adapters/shout", tensors, r=4, lora_alpha=8, target_modules=["q_proj"])
     reader.run("bash", pull)
     with reader.running(f"env {serve.replace('make serve', 'warmstart serve')}"):
-        reader.run("bash", f"curl -sf --retry 90 --retry-all-errors --retry-delay 1 http://127.0.0.1:{port}/readyz")
+        reader.wait(f"http://127.0.0.1:{port}/readyz")
         assert json.loads(reader.run("bash", call))["model"].endswith(":shout")
 
 
@@ -188,11 +188,10 @@ def test_a_file_on_a_disk(tmp_path: Path) -> None:
     reader = Reader(tmp_path / "reader", {"/media/usb/model-q4_k_m.gguf": str(embedded_gguf(Path(sys.executable)))})
     reader.environment |= {"PORT": str(port), "HF_HUB_OFFLINE": "1"}
     with reader.running(f"env {serve}"):
-        reader.run("bash", f"curl -sf --retry 90 --retry-all-errors --retry-delay 1 http://127.0.0.1:{port}/readyz")
+        reader.wait(f"http://127.0.0.1:{port}/readyz")
 
 
-@contextmanager
-def installed(folder: Path) -> Iterator[Path]:
+def installed(folder: Path) -> Path:
     """The wheel, made and installed as printed into an environment that has the dependencies of this one."""
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "__pycache__", "*.egg-info"))
@@ -202,26 +201,26 @@ def installed(folder: Path) -> Iterator[Path]:
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    yield environment
+    return environment
 
 
 def test_the_wheel_and_its_systemd_unit(tmp_path: Path) -> None:
     """The wheel installs, converts the embedded model and serves by the unit's command; systemd accepts the unit."""
     (_, unit) = blocks("deployment", "ini")[0]
     _, install, pull, *_ = commands("deployment", 0)
-    with installed(tmp_path) as environment:
-        here = {"/opt/warmstart/.venv": str(environment), "dist/": str(tmp_path / "source/dist") + "/"}
-        reader = Reader(tmp_path / "reader", here)
-        port = free_port()
-        reader.environment = {name: value for name, value in reader.environment.items() if name != "PYTHONPATH"}
-        reader.environment |= {"PORT": str(port), "CACHE_DIR": str(tmp_path / "cache"), "HOST": "127.0.0.1"}
-        reader.run("bash", f"{install} --no-deps --force-reinstall")
-        reader.run("bash", pull)
-        (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
-        with reader.running(start):
-            reader.run("bash", f"curl -sf --retry 90 --retry-all-errors --retry-delay 1 http://127.0.0.1:{port}/readyz")
-        file = tmp_path / "warmstart.service"
-        file.write_text(unit.replace("/opt/warmstart/.venv", str(environment)))
-        if analyze := shutil.which("systemd-analyze"):
-            checked = subprocess.run([analyze, "verify", file], capture_output=True, text=True, env=os.environ)
-            assert "warmstart.service:" not in checked.stderr, checked.stderr
+    environment = installed(tmp_path)
+    here = {"/opt/warmstart/.venv": str(environment), "dist/": str(tmp_path / "source/dist") + "/"}
+    reader = Reader(tmp_path / "reader", here)
+    port = free_port()
+    reader.environment = {name: value for name, value in reader.environment.items() if name != "PYTHONPATH"}
+    reader.environment |= {"PORT": str(port), "CACHE_DIR": str(tmp_path / "cache"), "HOST": "127.0.0.1"}
+    reader.run("bash", f"{install} --no-deps --force-reinstall")
+    reader.run("bash", pull)
+    (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    with reader.running(start):
+        reader.wait(f"http://127.0.0.1:{port}/readyz")
+    file = tmp_path / "warmstart.service"
+    file.write_text(unit.replace("/opt/warmstart/.venv", str(environment)))
+    if analyze := shutil.which("systemd-analyze"):
+        checked = subprocess.run([analyze, "verify", file], capture_output=True, text=True, env=os.environ)
+        assert "warmstart.service:" not in checked.stderr, checked.stderr

@@ -21,15 +21,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from loadtests.service import running_service
+from loadtests.service import PROGRAM, running_service
 from runtime.loading.load_engine import pull
 from runtime.model.catalogue import parse_model_name
 from runtime.settings import Settings
 from tests.support.adapters import save_lora
 from tests.support.minilm import minilm_folder
 from tests.support.models import ROOT, train_tokenizer
-
-PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
 
 
 def _required(file: str) -> Iterator[str]:

@@ -12,17 +12,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtests.service import PROGRAM
 from tests.support.models import ROOT
 
 SERVICE = "http://127.0.0.1:8000"
 PATIENCE = 180
-PROGRAM = "import sys, server; sys.exit(server.main(sys.argv[1:]))"
 
 
 def blocks(page: str, languages: str = "bash|python") -> list[tuple[str, str]]:
     """Return the fenced blocks of a page in some languages: language and text."""
     text = (ROOT / "docs" / f"{page}.md").read_text()
     return re.findall(rf"^```({languages})\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def write_command(file: Path) -> None:
+    """Write a program that is ``warmstart`` of this tree."""
+    file.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{PROGRAM}" "$@"\n')
+    file.chmod(0o755)
 
 
 @dataclass
@@ -40,8 +46,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.folder.mkdir()
         command = self.folder / "warmstart"
-        command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{PROGRAM}" "$@"\n')
-        command.chmod(0o755)
+        write_command(command)
         path = f"{command.parent}:{os.environ['PATH']}"
         self.environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "LOG_FORMAT": "json"}
 
@@ -63,6 +68,10 @@ class Reader:
         )
         assert run.returncode == status, f"{text}\n{run.stdout}\n{run.stderr}"
         return run.stdout
+
+    def wait(self, url: str) -> None:
+        """Wait until a URL is answered without an error."""
+        self.run("bash", f"curl -sf --retry 90 --retry-all-errors --retry-delay 1 {url}")
 
     @contextmanager
     def running(self, command: str) -> Iterator[Path]:
