@@ -200,7 +200,7 @@ class _Client(Client):
             return call.result()
         except nats.errors.TimeoutError:
             # In a task of its own: a cancelled flush breaks the library's reading of later replies.
-            await asyncio.shield(asyncio.create_task(_check(self)))
+            await asyncio.shield(asyncio.create_task(check(self)))
             raise
         finally:
             call.cancel()
@@ -222,7 +222,7 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailable(f"NATS: {str(error).removeprefix('nats: ') or type(error).__name__}") from error
 
 
-async def _check(client: Client) -> None:
+async def check(client: Client) -> None:
     """Close the connection if it does not answer a ping; a slow stream on a working connection is no reason to."""
     try:
         await client.flush(timeout=int(_CLOSE_SECONDS))

@@ -23,7 +23,7 @@ from runtime.events.message import read
 from runtime.events.outcome import Ack, Outcome, Reject, Retry
 from runtime.events.queues.base import BrokerAdapter, BrokerUnavailable, QueueOptions
 from runtime.events.queues.headers import answer_id
-from runtime.events.queues.nats.connection import REQUEST_SECONDS, NatsConnection, broker_errors
+from runtime.events.queues.nats.connection import REQUEST_SECONDS, NatsConnection, broker_errors, check
 from runtime.events.queues.nats.streams import (
     MSG_ID,
     answers_config,
@@ -41,6 +41,9 @@ REPLY_PREFIXES = ("_INBOX.", names.TYPE_PREFIX)
 
 _PULL_SECONDS = 1.0
 """The expiry of a pull request. It cannot be cancelled, so it is short: a stopping worker has to wait for its end."""
+
+_LATE_SECONDS = 0.5
+"""How long after its expiry a pull request counts as forgotten by the server, if the connection answers a ping."""
 
 _EMPTY_PULL_PAUSE = 0.1
 _NO_MESSAGE_STATUSES = ("404", "408")  # statuses of a pull request: there are no messages, or none came in time
@@ -74,10 +77,12 @@ class NatsSource:
     async def fetch(self, max_messages: int, wait_seconds: float) -> Sequence[NatsDelivery]:
         """Pull messages from the consumer (``Source.fetch``).
 
-        Messages that arrive after a cancellation are returned to the queue at once.
+        Messages that arrive after a cancellation are returned to the queue at once. A forgotten pull request is
+        repeated; if that is forgotten as well, there is no consumer.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + wait_seconds
+        forgotten = False
         while True:
             pull = asyncio.create_task(self._pull(max_messages, min(_PULL_SECONDS, max(0.01, end - loop.time()))))
             try:
@@ -87,13 +92,24 @@ class NatsSource:
                 self._return_tasks.add(task)
                 task.add_done_callback(self._return_tasks.discard)
                 raise
-            if deliveries or loop.time() >= end:
+            if deliveries is None:
+                if forgotten:
+                    raise BrokerUnavailable(f"NATS does not answer requests for messages of {self.options.group}")
+                forgotten = True
+            elif deliveries or loop.time() >= end:
                 return deliveries
+            else:
+                forgotten = False
 
-    async def _pull(self, max_messages: int, seconds: float) -> list[NatsDelivery]:
+    async def _pull(self, max_messages: int, seconds: float) -> list[NatsDelivery] | None:
         """Send one pull request, and receive until the server says that it has ended, so that no message comes later.
 
         "No wait" with an expiry waits for the first message, and then takes only those that are there (NATS ADR-13).
+
+        Returns:
+            The messages; None if the server has forgotten the request. Servers before 2.9.16 do so when a message
+            arrives between the request's expiry and the timer that reports it (``nextWaiting`` in their consumer.go).
+            The answer is also missing if the consumer was deleted.
         """
         client = await self.connection.client()
         inbox = client.new_inbox()
@@ -106,7 +122,13 @@ class NatsSource:
             with broker_errors():
                 await client.publish(subject, json.dumps(request).encode(), reply=inbox)
                 while len(deliveries) < max_messages:
-                    message = await subscription.next_msg(timeout=seconds + REQUEST_SECONDS)
+                    try:
+                        message = await subscription.next_msg(timeout=seconds + _LATE_SECONDS)
+                    except nats.errors.TimeoutError:
+                        await check(client)  # what the server sent before its pong is here now
+                        if subscription.pending_msgs or client.is_closed:
+                            continue
+                        return deliveries or None
                     status = None if message.reply else (message.headers or {}).get("Status")
                     if status is None:
                         deliveries.append(NatsDelivery(self, message))
@@ -247,10 +269,10 @@ class NatsDelivery:
         await self._connection.request(self._message.reply, word)
 
 
-async def _return_messages(pull: asyncio.Task[list[NatsDelivery]]) -> None:
+async def _return_messages(pull: asyncio.Task[list[NatsDelivery] | None]) -> None:
     """Give back (NAK) the messages that a cancelled pull had fetched."""
     with suppress(BrokerUnavailable):  # then the server redelivers them after ``ack_seconds``
-        for delivery in await pull:
+        for delivery in await pull or ():
             await delivery._acknowledge(b"-NAK")
 
 
