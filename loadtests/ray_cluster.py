@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loadtests.environments import make_once
 from loadtests.service import ROOT, free_port
 
 _ENGINE = b"ray::ServeReplica:default:engine"
@@ -155,14 +156,16 @@ def ray_python() -> str:
     if named := os.environ.get("RAY_PYTHON"):
         return named
     folder = ROOT / "build/ray"
-    if not (folder / "installed").exists():
+
+    def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         (packages,) = folder.glob("lib/python*/site-packages")
         ours = next(path for path in sys.path if path.endswith("site-packages"))
         (packages / "warmstart.pth").write_text(ours)
         pip = [f"{folder}/bin/pip", "install", "--disable-pip-version-check", "--quiet"]
         subprocess.run([*pip, "-c", "requirements/lock.txt", "-r", "requirements/ray.txt"], cwd=ROOT, check=True)
-        (folder / "installed").touch()
+
+    make_once(folder, install)
     return f"{folder}/bin/python"
 
 

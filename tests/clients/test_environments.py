@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.environments import make_once
 from loadtests.ray_cluster import running_cluster
 from loadtests.service import ROOT, running_service
 from runtime.keys.records import KeyRecord, digest, new_key
@@ -71,9 +72,8 @@ def ray_services(services: dict[str, str]) -> Iterator[dict[str, str]]:
 def _environment(client: Client) -> list[str]:
     """Install a client's packages, unless they are, and return the command that runs its script."""
     folder = ROOT / "build/clients" / client.folder
-    if not (folder / "installed").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+
+    def install() -> None:
         if client.node:
             (folder / "package.json").write_text('{"private": true, "type": "module"}')
             _install("npm", "install", "--no-audit", "--no-fund", *client.packages, cwd=folder)
@@ -81,7 +81,8 @@ def _environment(client: Client) -> list[str]:
             _install(sys.executable, "-m", "venv", str(folder))
             pip = [f"{folder}/bin/pip", "install", "--disable-pip-version-check", "--quiet"]
             _install(*pip, *client.packages, cwd=folder)
-        (folder / "installed").touch()
+
+    make_once(folder, install)
     if not client.node:
         return [f"{folder}/bin/python", str(SCRIPTS / f"{client.name}_cases.py")]
     for script in (f"{client.name}_cases.mjs", "cases.mjs"):  # Node looks for packages beside the script
