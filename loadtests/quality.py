@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from runtime.bench import logits_of, perplexity
 from runtime.engine.native import runner as native
-from runtime.engine.pytorch.decoder import weights_from_snapshot
 from runtime.engine.pytorch.linear import widen_head
+from runtime.engine.pytorch.model import weights_from_snapshot
 from runtime.engine.pytorch.runner import TorchRunner
 from runtime.host import usable_cores
 from runtime.loading import kernels

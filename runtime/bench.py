@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.device import select_device
-from runtime.engine.sequence import BenchRunner, Row, Sequence
+from runtime.engine.runners import BenchRunner
+from runtime.engine.sequence import Row, Sequence
 from runtime.errors import InvalidRequest, ModelUnavailable
 from runtime.host import usable_cores
 from runtime.loading.fast_engine import open_fast

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from runtime.engine.encoder_queue import EncodeRequest, EncoderQueue
 from runtime.engine.engine_thread import HEARTBEAT_SECONDS, MAX_HEARTBEAT_AGE_SECONDS
 from runtime.engine.pooling import EncoderHead
 from runtime.engine.request_queue import timeout_error
+from runtime.engine.runners import EncoderRunner
 from runtime.engine.token_ids import check_ids
 from runtime.engine.tokenization import T, Tokenization
 from runtime.errors import (
@@ -43,30 +44,6 @@ _log = logging.getLogger("warmstart.engine")
 _SMALL_TEXT_COST = 4  # tokens that a text counts in addition to its own, for the work of its pooling
 
 Result = NDArray[np.float32]
-
-
-class EncoderRunner(Protocol):
-    """Computes the states of whole texts. Only the engine thread calls it."""
-
-    max_tokens: int
-
-    def step_tokens(self, most: int) -> int:
-        """Return the maximum tokens of the next step, no more than ``most``."""
-        ...
-
-    def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[Result]:
-        """Return [tokens, hidden] the final states of the tokens of each text that ``outputs`` names.
-
-        Args:
-            texts: the texts, no more than ``max_tokens`` tokens together. The result of a text must not depend on the
-                others in any bit.
-            outputs: positions within each text.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        ...
 
 
 class EncoderEngine(Tokenization):

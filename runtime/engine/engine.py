@@ -23,8 +23,9 @@ from runtime.engine.engine_thread import MAX_HEARTBEAT_AGE_SECONDS, EngineThread
 from runtime.engine.grammar import GrammarCompiler
 from runtime.engine.request import Request
 from runtime.engine.request_queue import timeout_error
+from runtime.engine.runners import Runner
 from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Row, Runner, Sequence
+from runtime.engine.sequence import Row, Sequence
 from runtime.engine.token_ids import check_token_ids, known_ids
 from runtime.engine.token_limits import TokenLimits
 from runtime.engine.tokenization import T, Tokenization, TokenizerLike

@@ -12,8 +12,9 @@ from ctypes import c_int32
 
 from runtime.engine.core_share import CoreShare
 from runtime.engine.request import Request, StepOutput
+from runtime.engine.runners import Runner
 from runtime.engine.scheduler import Scheduler, StepPlan
-from runtime.engine.sequence import Row, Runner, Sampled, Sequence, StepInterrupted
+from runtime.engine.sequence import Row, Sampled, Sequence, StepInterrupted
 from runtime.engine.token_masks import TokenMasks
 from runtime.errors import Draining, EngineRestarting, InternalError, ServiceError, TooManyRequests
 from runtime.telemetry.model_metrics import ModelMetrics

@@ -1,15 +1,13 @@
-"""Data types shared by scheduler, engine thread and runner, and the protocols of runners."""
+"""Data types shared by scheduler, engine thread and runner."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Items
-from ctypes import c_int32
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from runtime.engine.rng import uniform
-from runtime.errors import ServiceError
 from runtime.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -142,82 +140,3 @@ class Sampled:
 
 class StepInterrupted(Exception):
     """A step was interrupted because another thread asked for it."""
-
-
-class Runner(Protocol):
-    """A model runner: executes steps on a device. It is not thread-safe.
-
-    A position of a sequence is stored at ``blocks[position // block_tokens]``, offset ``position % block_tokens``.
-    """
-
-    @property
-    def block_tokens(self) -> int:
-        """Positions per KV block."""
-        ...
-
-    @property
-    def blocks(self) -> int:
-        """Number of KV blocks, numbered from 0."""
-        ...
-
-    @property
-    def block_bytes(self) -> int:
-        """Size of one KV block in bytes, over all layers."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """Maximum tokens per step, over all rows."""
-        ...
-
-    def step(
-        self, rows: Items[Row], interrupt: c_int32 | None = None, *, resume: bool = False
-    ) -> list[list[Sampled] | ServiceError]:
-        """Write the rows' keys and values to the KV cache, and sample tokens.
-
-        The j-th choice of a row (from 0) uses the random number of position ``generated + j`` and assumes that the
-        first j drafts are right; the caller keeps only the choices for which that is true.
-
-        Args:
-            rows: the rows.
-            interrupt: another thread sets it to 1 to interrupt the step between two layers. Runners that cannot do that
-                complete the step.
-            resume: whether these are the rows of the step that was interrupted last, unchanged. It goes on where it
-                was; other steps may have run meanwhile.
-
-        Returns:
-            For each row its sampled tokens, or the error if this row alone failed.
-
-        Raises:
-            StepInterrupted: the step was interrupted. It can go on, or its rows can be run again.
-        """
-        ...
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy a KV block onto another, in all layers."""
-        ...
-
-    def close(self) -> None:
-        """Free the device's memory."""
-        ...
-
-
-class BenchRunner(Runner, Protocol):
-    """A model runner with what ``runtime.bench`` and the loader use besides."""
-
-    @property
-    def kv_dtype(self) -> str:
-        """The number type of keys and values."""
-        ...
-
-    def logits(self, rows: Items[Row]) -> NDArray[np.float32]:
-        """Run a step and return its logits.
-
-        Returns:
-            [samples of all rows, vocabulary] the model's unmodified float32 logits.
-        """
-        ...
-
-    def read(self, data: NDArray[np.float32]) -> None:
-        """Read an array in the host's memory once with all threads, to measure memory bandwidth."""
-        ...

@@ -6,11 +6,10 @@ import time
 
 from runtime.device import select_dtype
 from runtime.engine.core_share import CoreShare
-from runtime.engine.encoder_engine import EncoderEngine, EncoderRunner
+from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.native.encoder import NativeEncoder
-from runtime.engine.native.runner import NativeRunner
 from runtime.engine.pooling import EncoderHead
-from runtime.engine.sequence import BenchRunner
+from runtime.engine.runners import BenchRunner, EncoderRunner
 from runtime.host import require_torch, usable_cores
 from runtime.loading import kernels
 from runtime.loading.precision import fast_fingerprint
@@ -52,7 +51,7 @@ def encoder_engine(
     config = facts.encoder
     assert config is not None
     hidden = facts.decoder.hidden
-    runner, engine, optimizations = make_encoder(snapshot, device, dtype, settings, share)
+    runner, level, optimizations = make_encoder(snapshot, device, dtype, settings, share)
     head = EncoderHead(config, {name: snapshot.vector(name) for name in stage_tensors(config)})
     info = ModelInfo(
         name=spec.id,
@@ -68,10 +67,10 @@ def encoder_engine(
         load_seconds=time.perf_counter() - started,
         warmup_seconds=0.0,
         weights_bytes=snapshot.nbytes,
-        engine=engine,
+        engine="native" if level else "torch",
         optimizations=optimizations,
         weight_types=snapshot.weight_types,
-        fingerprint=fast_fingerprint(snapshot, device, dtype, settings, level=getattr(runner, "level", None)),
+        fingerprint=fast_fingerprint(snapshot, device, dtype, settings, level=level),
         encoder=config.info(hidden),
         generates=False,
     )
@@ -105,21 +104,7 @@ def encoder_over(
         share: as for ``encoder_engine``.
         generator: the runner of the model's steps.
     """
-    max_tokens = _max_tokens(config, settings)
-    runner: EncoderRunner
-    if isinstance(generator, NativeRunner):
-        runner = NativeEncoder(
-            snapshot,
-            max_tokens=max_tokens,
-            threads=settings.num_threads or usable_cores(),
-            share=share,
-            kernels=kernels.host_kernels(settings.cache_dir),
-        )
-    else:
-        from runtime.engine.pytorch.runner import TorchRunner
-
-        assert isinstance(generator, TorchRunner)
-        runner = generator.encoder(max_tokens, share)
+    runner = generator.encoder(_max_tokens(config, settings), share)
     return _engine(runner, config, EncoderHead(config, {}), snapshot, info, settings, metrics, gauges=False)
 
 
@@ -157,7 +142,7 @@ def _max_tokens(config: EncoderConfig, settings: Settings) -> int:
 
 def make_encoder(
     snapshot: Snapshot, device: str, dtype: str, settings: Settings, share: CoreShare | None = None
-) -> tuple[EncoderRunner, str, tuple[str, ...]]:
+) -> tuple[EncoderRunner, str | None, tuple[str, ...]]:
     """Create what computes the states of an encoder: native on a CPU with compiled kernels, else PyTorch.
 
     Args:
@@ -168,7 +153,8 @@ def make_encoder(
         share: as for ``encoder_engine``.
 
     Returns:
-        The runner, the name of its engine, and descriptions of its optimizations.
+        The runner, the instruction set level of its compiled kernels (None on PyTorch), and descriptions of its
+        optimizations.
     """
     config = snapshot.facts.encoder
     assert config is not None
@@ -178,15 +164,15 @@ def make_encoder(
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
         runner = NativeEncoder(snapshot, max_tokens=max_tokens, threads=threads, share=share, kernels=found)
-        return runner, "native", (*weights, f"{found.level} kernels", "packed texts")
+        return runner, found.level, (*weights, f"{found.level} kernels", "packed texts")
     require_torch("an encoder without compiled kernels for this processor")
     import torch
 
-    from runtime.engine.pytorch.decoder import Decoder, weights_from_snapshot
     from runtime.engine.pytorch.encoder import TILE, TorchEncoder
+    from runtime.engine.pytorch.model import TorchModel, weights_from_snapshot
 
     torch.set_num_threads(threads)
     number: torch.dtype = getattr(torch, select_dtype("auto", device) if dtype == "int8" else dtype)
     tensors = weights_from_snapshot(snapshot, number, torch.device(device))
-    decoder = Decoder(snapshot.facts.decoder, tensors, tile=TILE)
-    return TorchEncoder(decoder, max_tokens=max_tokens, share=share), "torch", weights
+    model = TorchModel(snapshot.facts.decoder, tensors, tile=TILE)
+    return TorchEncoder(model, max_tokens=max_tokens, share=share), None, weights

@@ -11,9 +11,9 @@ from runtime.engine.core_share import CoreShare
 from runtime.engine.encoder_engine import EncoderEngine
 from runtime.engine.engine import FastEngine
 from runtime.engine.grammar import GrammarCompiler
-from runtime.engine.native import runner as native
+from runtime.engine.native.runner import NativeRunner
+from runtime.engine.runners import BenchRunner
 from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import BenchRunner
 from runtime.errors import ModelUnavailable
 from runtime.host import require_torch, usable_cores
 from runtime.loading import kernels
@@ -144,7 +144,6 @@ def load_fast(
         short_context=facts.decoder.short_context,
     )
     chat = ChatEncoder(snapshot.tokenizer)
-    level = runner.level if isinstance(runner, native.NativeRunner) else None
     encoder = used_as_encoder(facts.decoder)
     share = share or CoreShare()
     info = ModelInfo(
@@ -161,14 +160,14 @@ def load_fast(
         load_seconds=time.perf_counter() - started,
         warmup_seconds=0.0,
         weights_bytes=snapshot.nbytes,
-        engine="native" if level else "torch",
+        engine="native" if runner.level else "torch",
         optimizations=optimizations,
         weight_types=snapshot.weight_types,
         kv_bytes=runner.blocks * runner.block_bytes,
         kv_dtype=runner.kv_dtype,
         kv_tokens=runner.blocks * runner.block_tokens,
         sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
-        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=level),
+        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=runner.level),
         encoder=encoder.info(facts.decoder.hidden),
     )
 
@@ -214,7 +213,7 @@ def make_runner(
     weights = (f"{' and '.join(snapshot.weight_types)} weights",)
     found = kernels.host_kernels(settings.cache_dir) if device == "cpu" else None
     if found is not None:
-        native_runner = native.NativeRunner(
+        native_runner = NativeRunner(
             snapshot,
             kv_bytes=kv_bytes,
             kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
@@ -227,7 +226,7 @@ def make_runner(
     require_torch("a model without compiled kernels for this processor")
     import torch
 
-    from runtime.engine.pytorch.decoder import weights_from_snapshot
+    from runtime.engine.pytorch.model import weights_from_snapshot
     from runtime.engine.pytorch.runner import TorchRunner
 
     torch.set_num_threads(threads)

@@ -37,7 +37,7 @@ _FALLBACK_CONTEXT = 512  # tokens; for configurations without a maximum
 
 class TransformersEncoder:
     """Computes the states of texts, or a classification model's logits, with transformers, text by text, so that the
-    result of a text does not depend on others. Implements ``runtime.engine.encoder_engine.EncoderRunner``.
+    result of a text does not depend on others. Implements ``runtime.engine.runners.EncoderRunner``.
 
     Args:
         model: the model in evaluation mode on its device.

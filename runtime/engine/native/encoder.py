@@ -20,7 +20,7 @@ _LEAST_TOKENS = 32  # of a step: with fewer, reading the weights takes most of t
 
 
 class NativeEncoder(NativeModel):
-    """Computes the states of packed texts. Implements ``runtime.engine.encoder_steps.EncoderRunner``.
+    """Computes the states of packed texts. Implements ``runtime.engine.runners.EncoderRunner``.
 
     Keys and values live for one layer: all layers write them to the same blocks, which stay in the processor's cache.
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.block_pool import BLOCK_TOKENS as BLOCK_TOKENS
+from runtime.engine.core_share import CoreShare
 from runtime.engine.native import library
+from runtime.engine.native.encoder import NativeEncoder
 from runtime.engine.native.model import NativeModel
 from runtime.engine.sequence import Row, Sampled, StepInterrupted
 from runtime.errors import InternalError, ServiceError
@@ -21,7 +23,7 @@ _MAX_BLOCKS = 1 << 26  # ``kMaxBlocks`` of check.h; no model has a context that 
 
 
 class NativeRunner(NativeModel):
-    """Runs steps with the compiled CPU kernels. Implements ``runtime.engine.sequence.Runner``.
+    """Runs steps with the compiled CPU kernels. Implements ``runtime.engine.runners.BenchRunner``.
 
     Args:
         snapshot: the model; its arrays are read in place and kept.
@@ -63,6 +65,7 @@ class NativeRunner(NativeModel):
             threads=threads,
             kernels=kernels,
         )
+        self._snapshot, self._threads, self._kernels = snapshot, threads, kernels  # for an encoder
         self._vocabulary = config.vocabulary
         self._ids = np.zeros(max_tokens, np.int32)
         self._outputs = np.zeros(max_tokens, np.int32)
@@ -84,6 +87,12 @@ class NativeRunner(NativeModel):
         found = np.empty((sum(row.samples for row in rows), self._vocabulary), np.float32)
         self._step(rows, found)
         return found
+
+    def encoder(self, max_tokens: int, share: CoreShare | None) -> NativeEncoder:
+        """Return what computes the states of texts with the same weights. Arguments as for ``NativeEncoder``."""
+        return NativeEncoder(
+            self._snapshot, max_tokens=max_tokens, threads=self._threads, share=share, kernels=self._kernels
+        )
 
     def _step(
         self,

@@ -10,22 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.engine.pytorch.activations import activation
 from runtime.engine.pytorch.attention import Tiles, attend
 from runtime.engine.pytorch.convolution import convolve
 from runtime.engine.pytorch.kv_cache import PagedKV
-from runtime.engine.pytorch.linear import BatchInvariantLinear
-from runtime.engine.pytorch.normalization import Norms
-from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
-from runtime.model.config import DecoderConfig
-from runtime.model.packing import PANEL_ROWS, unpack
-from runtime.model.snapshot import Snapshot
-from runtime.model.tensors import matrices
-
-Weights = Mapping[str, Tensor]  # tensor names are those of ``runtime.model.tensors``
+from runtime.engine.pytorch.model import TorchModel
+from runtime.engine.pytorch.rotary import Angles
 
 
 @dataclass(slots=True)
@@ -68,39 +59,13 @@ class Decoder:
     """A decoder model on one device. Calling it runs a forward pass.
 
     Args:
-        config: the model's configuration.
-        weights: the model's tensors, all of one dtype on one device.
-        tile: smallest number of rows per product, 0 for products of any size; see ``BatchInvariantLinear``.
+        model: the model.
         exact: whether attention uses fixed product shapes, see ``attention.attend``.
     """
 
-    def __init__(self, config: DecoderConfig, weights: Weights, *, tile: int = 0, exact: bool = False) -> None:
-        self._config = config
-        self._exact, self._tile = exact, max(tile, 1)
-        self._embed = weights["embed"]
-        self._dtype, device = self._embed.dtype, self._embed.device
-        self._positions = weights.get("positions")
-        self._types, self._relative_bias = weights.get("token_types"), weights.get("relative_bias")  # of encoders
-        self._norm = Norms(config, weights)
-        self._activation = activation(config.activation, device)
-        self._convolutions = {name: weights[name].float() for name in weights if name.endswith((".conv", ".conv.bias"))}
-        self._head = "embed" if config.tied else "head"
-        names = [name for name in matrices(config) if name not in ("embed", "head")] + [self._head]
-        arranged = {name: weights[name] for name in names}
-        biases = {name: weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights}
-        for parts in (arranged, biases):
-            for name in parts:
-                if name.endswith(".gate_up"):
-                    parts[name] = _halves(parts[name], config.intermediate)
-        self._product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
-
-        def frequencies(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        self._rotations = [
-            (frequencies(r.frequencies), frequencies(r.long_frequencies) if r.long_frequencies else None, r.factor)
-            for r in config.rotations
-        ]
+    def __init__(self, model: TorchModel, *, exact: bool = False) -> None:
+        self._model, self._config = model, model.config
+        self._exact = exact
 
     def __call__(self, batch: Batch, kv: PagedKV) -> tuple[Tensor, Tensor]:
         """Run a forward pass and write the tokens' keys and values to the cache.
@@ -112,75 +77,23 @@ class Decoder:
         Returns:
             [S, V] float32 logits, and [M] whether the last layer's output of each token is finite.
         """
-        config = self._config
-        angles = [rotary_angles(batch.positions, batch.long, *rotation) for rotation in self._rotations]
-        step = _Step(batch, kv, kv.slot_indices(batch.slots), angles)
-        x = self._embedded(batch)  # [M, H]
-        for layer in range(len(config.layers)):
-            x = self._layer(x, layer, step)
+        model = self._model
+        step = _Step(batch, kv, kv.slot_indices(batch.slots), model.angles(batch.positions, batch.long))
+        x = model.embedded(batch.ids, batch.positions)  # [M, H]
+        for layer, described in enumerate(self._config.layers):
+            mixer = self._attention if described.kind == "attention" else self._convolution
+            normalized = model.layer_input(x, layer)
+            x = model.with_mlp(x, normalized, mixer(normalized, layer, step), layer)
         finite = torch.isfinite(x).all(dim=1)
-        logits = self._product(self._norm(x[batch.samples], "final_norm"), self._head)
-        if config.logit_scale != 1:
-            logits = logits * config.logit_scale
-        if config.logit_softcap:
-            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
-        return logits, finite
-
-    def _embedded(self, batch: Batch) -> Tensor:
-        # The residual stream stays in float32, as in the compiled kernels: rounding it to bfloat16 after each layer
-        # shifts the logits by 0.05 to 0.1, which is enough to change results.
-        x = F.embedding(batch.ids, self._embed).float()
-        if self._config.embedding_scale != 1:
-            x = x * self._config.embedding_scale
-        if self._positions is not None:
-            x = x + F.embedding(batch.positions, self._positions)
-        return self._norm(x, "embed_norm") if self._config.embedding_norm else x
-
-    def _layer(self, x: Tensor, layer: int, step: _Step) -> Tensor:
-        """Return the residual stream [M, H] after a layer, given that before it."""
-        config = self._config
-        mixer = self._attention if config.layers[layer].kind == "attention" else self._convolution
-        first = config.pre_norm and config.layers[layer].attention_norm
-        normalized = self._norm(x, f"{layer}.attention_norm") if first else x
-        return self._with_mlp(x, normalized, mixer(normalized, layer, step), layer)
-
-    def _with_mlp(self, x: Tensor, normalized: Tensor, mixed: Tensor, layer: int) -> Tensor:
-        """Return the residual stream [M, H] after a layer.
-
-        Args:
-            x: that before it.
-            normalized: the input of its attention.
-            mixed: the output of its attention.
-            layer: the layer's index.
-        """
-        config = self._config
-        mixed = self._scaled(mixed, f"{layer}.attention_post_norm")
-        if not config.parallel:
-            x = x + mixed
-        if not config.shared_norm:
-            normalized = self._norm(x, f"{layer}.mlp_norm") if config.pre_norm else x
-        out = self._scaled(self._mlp(normalized, layer), f"{layer}.mlp_post_norm")
-        return x + mixed + out if config.parallel else x + out
-
-    def _scaled(self, x: Tensor, post_norm: str) -> Tensor:
-        """Return what is added to the residual stream for the output of attention or MLP."""
-        if self._config.post_norm:
-            x = self._norm(x, post_norm)
-        return x if self._config.residual_scale == 1 else x.float() * self._config.residual_scale
+        return model.logits(x[batch.samples]), finite
 
     def _attention(self, x: Tensor, layer: int, step: _Step) -> Tensor:
-        config, described, batch = self._config, self._config.layers[layer], step.batch
-        qkv = self._product(x, f"{layer}.qkv").view(len(x), -1, config.padded_head_dim)  # [M, heads + 2 kv_heads, D]
-        q, k, v = torch.split(qkv, [config.heads, config.kv_heads, config.kv_heads], dim=1)
-        if config.qk_norm != "none":
-            q, k = self._norm.heads(q, f"{layer}.q_norm"), self._norm.heads(k, f"{layer}.k_norm")
-        if described.rotation is not None:
-            angles = step.angles[described.rotation]
-            q, k = rotate(q, angles), rotate(k, angles)
-        step.kv.write(layer, step.slot_indices, torch.cat([k.to(self._dtype), v], dim=1))
+        config, dtype, batch = self._config, self._model.dtype, step.batch
+        q, k, v = self._model.queries_keys_values(x, layer, step.angles)
+        step.kv.write(layer, step.slot_indices, torch.cat([k.to(dtype), v], dim=1))
         parts = [
             attend(
-                q.to(self._dtype),
+                q.to(dtype),
                 step.kv,
                 layer,
                 tile,
@@ -188,47 +101,13 @@ class Decoder:
                 softcap=config.attention_softcap,
                 exact=self._exact,
             )
-            for tile in batch.tiles[described.window]
+            for tile in batch.tiles[config.layers[layer].window]
         ]
-        return self._product(torch.cat(parts)[batch.outputs], f"{layer}.attention_out")
+        return self._model.product(torch.cat(parts)[batch.outputs], f"{layer}.attention_out")
 
     def _convolution(self, x: Tensor, layer: int, step: _Step) -> Tensor:
-        in_gate, out_gate, inner = self._product(x, f"{layer}.conv_in").float().chunk(3, dim=1)  # [M, H] each
-        step.kv.write_inputs(layer, step.batch.slots, in_gate * inner)
-        weight, bias = self._convolutions[f"{layer}.conv"], self._convolutions.get(f"{layer}.conv.bias")
+        inputs, gate = self._model.convolution_inputs(x, layer)
+        step.kv.write_inputs(layer, step.batch.slots, inputs)
         assert step.batch.history is not None
-        return self._product(out_gate * convolve(step.kv, layer, step.batch.history, weight, bias), f"{layer}.conv_out")
-
-    def _mlp(self, x: Tensor, layer: int) -> Tensor:
-        inner = self._product(x, f"{layer}.{self._config.up}")
-        if self._config.gated:
-            gate, up = inner.chunk(2, dim=1)  # [M, I] each
-            inner = self._activation(gate) * up
-        else:
-            inner = self._activation(inner)
-        return self._product(inner, f"{layer}.down")
-
-
-def _halves(interleaved: Tensor, rows: int) -> Tensor:
-    """Deinterleave alternating panels of gate and up projection: all gate rows, then all up rows, without padding."""
-    panels = interleaved.view(-1, 2, PANEL_ROWS, *interleaved.shape[1:])
-    return torch.cat([panels[:, 0].flatten(0, 1)[:rows], panels[:, 1].flatten(0, 1)[:rows]])
-
-
-def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Unpack a snapshot's weight matrices and convert all its tensors to one dtype.
-
-    Args:
-        snapshot: an open snapshot; int8 weights are dequantized.
-        dtype: dtype of the returned tensors.
-        device: device of the returned tensors.
-    """
-    weights = {}
-    for name in snapshot:
-        if snapshot.is_matrix(name):
-            rows, columns = snapshot.shape(name)
-            array = unpack(snapshot.matrix(name), rows, columns, snapshot.matrix_kind(name))
-            weights[name] = torch.from_numpy(array).to(device, dtype)
-        else:
-            weights[name] = torch.tensor(snapshot.vector(name)).to(device, dtype)
-    return weights
+        mixed = convolve(step.kv, layer, step.batch.history, *self._model.convolution(layer))
+        return self._model.product(gate * mixed, f"{layer}.conv_out")

@@ -12,34 +12,34 @@ from torch import Tensor
 
 from runtime.encoder_types import EncoderInput
 from runtime.engine.core_share import CoreShare
-from runtime.engine.pytorch.decoder import Decoder
-from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
+from runtime.engine.pytorch.model import TorchModel
+from runtime.engine.pytorch.rotary import Angles
 from runtime.model.relative_positions import bias_by_distance
 
 TILE = 16
 """Smallest number of rows of an encoder's products."""
 
 
-class TorchEncoder(Decoder):
-    """Computes the states of packed texts. Implements ``runtime.engine.encoder_engine.EncoderRunner``.
+class TorchEncoder:
+    """Computes the states of packed texts. Implements ``runtime.engine.runners.EncoderRunner``.
 
     Linear layers multiply the tokens of all texts at once, in products of fixed shapes; attention and convolutions are
     computed text by text, so that no bit of a text's states depends on the others.
 
     Args:
-        decoder: the model, whose tensors this object uses, too.
+        model: the model, which a decoder may use, too.
         max_tokens: maximum tokens per step.
         share: gives this encoder its turns beside models that generate.
     """
 
-    def __init__(self, decoder: Decoder, *, max_tokens: int, share: CoreShare | None = None) -> None:
-        vars(self).update(vars(decoder))
+    def __init__(self, model: TorchModel, *, max_tokens: int, share: CoreShare | None = None) -> None:
+        self._model, self._config = model, model.config
         self.max_tokens = max_tokens
         self._share = share or CoreShare()
-        self._device = self._embed.device
+        self._device = model.device
         self._bias: Tensor | None = None
-        if self._relative_bias is not None:
-            table = bias_by_distance(self._relative_bias.float().cpu().numpy())
+        if model.relative_bias is not None:
+            table = bias_by_distance(model.relative_bias.float().cpu().numpy())
             self._bias = torch.from_numpy(table).to(self._device)
         slopes = torch.tensor(self._config.alibi_slopes, dtype=torch.float32, device=self._device)
         self._slopes = slopes[:, None, None] if self._config.alibi_slopes else None
@@ -51,19 +51,19 @@ class TorchEncoder(Decoder):
     def states(self, texts: Sequence[EncoderInput], outputs: Sequence[range]) -> list[NDArray[np.float32]]:
         """Return the final states of some of each text's tokens; see ``EncoderRunner``."""
         lengths = [len(text.ids) for text in texts]
-        padding = -sum(lengths) % self._tile
+        padding = -sum(lengths) % self._model.tile
         ids = self._ints([token for text in texts for token in text.ids] + [0] * padding)
         positions = self._ints([i for n in lengths for i in range(n)] + [0] * padding)
         short = self._config.short_context
         long = torch.tensor([n > short > 0 for n in lengths for _ in range(n)] + [False] * padding, device=self._device)
         with torch.inference_mode():
-            x = self._embedded_texts(ids, positions, texts, padding)
-            angles = [rotary_angles(positions, long, *rotation) for rotation in self._rotations]
+            x = self._model.embedded(ids, positions, self._types(texts, padding))
+            angles = self._model.angles(positions, long)
             for layer in range(len(self._config.layers)):
                 with self._share.encoding():
                     x = self._encoder_layer(x, layer, lengths, angles)
             if self._config.final_norm:
-                x = self._norm(x, "final_norm")
+                x = self._model.norm(x, "final_norm")
             found: NDArray[np.float32] = x.float().cpu().numpy()
         starts = np.concatenate([[0], np.cumsum(lengths)])
         return [found[start + span.start : start + span.stop] for start, span in zip(starts, outputs, strict=False)]
@@ -71,41 +71,32 @@ class TorchEncoder(Decoder):
     def close(self) -> None:
         """Do nothing: the tensors are freed with this object."""
 
-    def _embedded_texts(self, ids: Tensor, positions: Tensor, texts: Sequence[EncoderInput], padding: int) -> Tensor:
-        """Return the embeddings [M, H] of the texts' tokens."""
-        x = F.embedding(ids, self._embed).float() * self._config.embedding_scale
-        if self._positions is not None:
-            x = x + F.embedding(positions, self._positions)
-        if self._types is not None:
-            types = [kind for text in texts for kind in (text.types or (0,) * len(text.ids))]
-            x = x + F.embedding(self._ints(types + [0] * padding), self._types)
-        return self._norm(x, "embed_norm") if self._config.embedding_norm else x
+    def _types(self, texts: Sequence[EncoderInput], padding: int) -> Tensor | None:
+        """Return the types [M] of the texts' tokens; None for a model without them."""
+        if not self._config.token_types:
+            return None
+        types = [kind for text in texts for kind in (text.types or (0,) * len(text.ids))]
+        return self._ints(types + [0] * padding)
 
     def _ints(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._device)
 
     def _encoder_layer(self, x: Tensor, layer: int, lengths: Sequence[int], angles: Sequence[Angles]) -> Tensor:
         """Return the residual stream [M, H] after a layer, given that before it."""
-        config = self._config
-        first = config.pre_norm and config.layers[layer].attention_norm
-        normalized = self._norm(x, f"{layer}.attention_norm") if first else x
-        if config.layers[layer].kind == "attention":
+        model = self._model
+        normalized = model.layer_input(x, layer)
+        if self._config.layers[layer].kind == "attention":
             mixed = self._attend(normalized, layer, lengths, angles)
         else:
             mixed = self._convolve(normalized, layer, lengths)
-        if config.norm_after_sum:
-            x = self._norm(x + mixed, f"{layer}.attention_post_norm")
-            return self._norm(x + self._mlp(x, layer), f"{layer}.mlp_post_norm")
-        return self._with_mlp(x, normalized, mixed, layer)
+        if self._config.norm_after_sum:
+            x = model.norm(x + mixed, f"{layer}.attention_post_norm")
+            return model.norm(x + model.mlp(x, layer), f"{layer}.mlp_post_norm")
+        return model.with_mlp(x, normalized, mixed, layer)
 
     def _attend(self, x: Tensor, layer: int, lengths: Sequence[int], angles: Sequence[Angles]) -> Tensor:
-        config, described = self._config, self._config.layers[layer]
-        qkv = self._product(x, f"{layer}.qkv").view(len(x), -1, config.padded_head_dim)  # [M, heads + 2 kv_heads, D]
-        q, k, v = torch.split(qkv, [config.heads, config.kv_heads, config.kv_heads], dim=1)
-        if config.qk_norm != "none":
-            q, k = self._norm.heads(q, f"{layer}.q_norm"), self._norm.heads(k, f"{layer}.k_norm")
-        if described.rotation is not None:
-            q, k = rotate(q, angles[described.rotation]), rotate(k, angles[described.rotation])
+        config = self._config
+        q, k, v = self._model.queries_keys_values(x, layer, angles)
         group = config.heads // config.kv_heads
         parts = []
         start = 0
@@ -113,7 +104,7 @@ class TorchEncoder(Decoder):
             span = slice(start, start + length)
             one_q, one_k, one_v = (part[span].transpose(0, 1)[None].to(v.dtype) for part in (q, k, v))  # [1, N, L, D]
             one_k, one_v = (part.repeat_interleave(group, dim=1) for part in (one_k, one_v))
-            mask = self._mask(length, described.window, v.dtype)
+            mask = self._mask(length, config.layers[layer].window, v.dtype)
             scale, softcap = config.attention_scale, config.attention_softcap
             if softcap:
                 scores = torch.tanh(one_q.float() @ one_k.float().transpose(2, 3) * (scale / softcap)) * softcap
@@ -123,13 +114,13 @@ class TorchEncoder(Decoder):
             parts.append(out[0].transpose(0, 1).flatten(1))
             start += length
         mixed = F.pad(torch.cat(parts), (0, 0, 0, len(x) - start))
-        return self._product(mixed, f"{layer}.attention_out")
+        return self._model.product(mixed, f"{layer}.attention_out")
 
     def _convolve(self, x: Tensor, layer: int, lengths: Sequence[int]) -> Tensor:
         """Return the output of a gated short convolution, see ``convolution.convolve``."""
-        in_gate, out_gate, inner = self._product(x, f"{layer}.conv_in").float().chunk(3, dim=1)  # [M, H] each
-        weight, bias = self._convolutions[f"{layer}.conv"], self._convolutions.get(f"{layer}.conv.bias")
-        inputs, parts = in_gate * inner, []
+        inputs, gate = self._model.convolution_inputs(x, layer)
+        weight, bias = self._model.convolution(layer)
+        parts = []
         start = 0
         for length in lengths:
             alone = F.pad(inputs[start : start + length], (0, 0, len(weight) - 1, 0))
@@ -139,7 +130,7 @@ class TorchEncoder(Decoder):
         total = windows[..., 0] * weight[0]
         for tap in range(1, len(weight)):
             total = total + windows[..., tap] * weight[tap]
-        return self._product(out_gate * (total if bias is None else total + bias), f"{layer}.conv_out")
+        return self._model.product(gate * (total if bias is None else total + bias), f"{layer}.conv_out")
 
     def _mask(self, length: int, window: int, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to the scores [.., L, L] of a text; None for nothing."""

@@ -19,9 +19,10 @@ from runtime.engine.pytorch.attention import PIECE_BLOCKS, Tiles, agreeing_width
 from runtime.engine.pytorch.batch import BatchPacker, Shape
 from runtime.engine.pytorch.batch_sampling import sample_rows
 from runtime.engine.pytorch.convolution import history_slots
-from runtime.engine.pytorch.decoder import Batch, Decoder, Weights
+from runtime.engine.pytorch.decoder import Batch, Decoder
 from runtime.engine.pytorch.encoder import TorchEncoder
 from runtime.engine.pytorch.kv_cache import BLOCK_TOKENS, PagedKV
+from runtime.engine.pytorch.model import TorchModel, Weights
 from runtime.engine.pytorch.sampling import Draw
 from runtime.engine.sequence import Row, Sampled
 from runtime.errors import InternalError, ServiceError
@@ -45,7 +46,7 @@ class _Graph:
 
 
 class TorchRunner:
-    """Runs steps with the PyTorch decoder. Implements ``runtime.engine.sequence.Runner``.
+    """Runs steps with the PyTorch decoder. Implements ``runtime.engine.runners.BenchRunner``.
 
     Args:
         config: the decoder's configuration.
@@ -59,6 +60,8 @@ class TorchRunner:
     Raises:
         ValueError: ``kv_bytes`` is less than one KV block.
     """
+
+    level = None
 
     def __init__(
         self,
@@ -80,7 +83,8 @@ class TorchRunner:
         tile = _TILE.get(kind, 0) if deterministic else 0
         # The kernels of PyTorch have no soft cap, and on a CPU they are not batch-invariant.
         exact = bool(config.attention_softcap) or (deterministic and kind == "cpu")
-        self._decoder = Decoder(config, weights, tile=tile, exact=exact)
+        self._model = TorchModel(config, weights, tile=tile)
+        self._decoder = Decoder(self._model, exact=exact)
         self._kv = PagedKV(config, kv_bytes, self._dtype, self._device)
         widths: tuple[int, ...] = _WIDTHS
         self._scores = torch.float32 if exact else self._dtype
@@ -176,13 +180,13 @@ class TorchRunner:
         self._kv.copy_block(source, target)
 
     def encoder(self, max_tokens: int, share: CoreShare | None) -> TorchEncoder:
-        """Return what computes the states of texts with the same tensors. Arguments as for ``TorchEncoder``."""
-        return TorchEncoder(self._decoder, max_tokens=max_tokens, share=share)
+        """Return what computes the states of texts with the same weights. Arguments as for ``TorchEncoder``."""
+        return TorchEncoder(self._model, max_tokens=max_tokens, share=share)
 
     def close(self) -> None:
         """Free the device's memory."""
         self._graphs.clear()
-        del self._decoder, self._kv
+        del self._decoder, self._model, self._kv
         release_memory(self._device)
 
     def _captures(self, shape: Shape) -> bool:

@@ -33,11 +33,11 @@ def native(snapshot: Any) -> Any:
 def on_torch(snapshot: Any) -> Any:
     import torch
 
-    from runtime.engine.pytorch.decoder import Decoder, weights_from_snapshot
     from runtime.engine.pytorch.encoder import TILE, TorchEncoder
+    from runtime.engine.pytorch.model import TorchModel, weights_from_snapshot
 
     weights = weights_from_snapshot(snapshot, torch.float32, torch.device("cpu"))
-    return TorchEncoder(Decoder(snapshot.facts.decoder, weights, tile=TILE), max_tokens=256)
+    return TorchEncoder(TorchModel(snapshot.facts.decoder, weights, tile=TILE), max_tokens=256)
 
 
 @pytest.mark.parametrize("open_encoder", [pytest.param(native, marks=needs_kernels), on_torch])

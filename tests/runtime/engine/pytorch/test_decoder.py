@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from runtime.engine.pytorch.decoder import weights_from_snapshot
+from runtime.engine.pytorch.model import weights_from_snapshot
 from runtime.engine.pytorch.runner import TorchRunner
 from runtime.engine.sequence import Row
 from runtime.loading.snapshot_writer import Weight, hold
