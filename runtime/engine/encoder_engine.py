@@ -159,7 +159,7 @@ class EncoderEngine(Tokenization):
         arrived = time.monotonic()
         with self._lock:
             self._check_admission(background)
-            self._queue.add(request)
+            self._queue.add(request, background=background)
             self._unfinished.add(request)
         self._wake.set()
         try:
@@ -273,7 +273,7 @@ class EncoderEngine(Tokenization):
             if self._aborting or (self._closing and not self._unfinished):
                 return False
             self._unfinished -= {request for request in self._unfinished if request.cancelled}
-            self._queue.remove_cancelled()
+            self._queue.remove({request for request in self._queue if request.cancelled})
             taken = self._queue.take(self._runner.step_tokens(self._step_tokens), _SMALL_TEXT_COST)
             waiting, queued = len(self._queue.interactive), len(self._queue.background)
             if self._gauges:

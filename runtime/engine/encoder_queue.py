@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.encoder_types import EncoderInput
+from runtime.engine.request_queue import TwoLevelQueue
 from runtime.errors import ServiceError
-
-_MAX_BYPASSES = 16
-"""Steps filled with interactive texts while background ones wait; then the next step begins with a background text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,29 +54,10 @@ class EncodeRequest:
             self.cancelled = True
 
 
-class EncoderQueue:
-    """Requests with texts that no step has taken yet. Interactive requests go first; the requests of a kind take turns
-    text by text, so that one with thousands of texts does not hold up one with a single text.
+class EncoderQueue(TwoLevelQueue[EncodeRequest]):
+    """Requests with texts that no step has taken yet. An admission is a step. The requests of a kind take turns text by
+    text, so that one with thousands of texts does not hold up one with a single text.
     """
-
-    def __init__(self) -> None:
-        self.interactive: deque[EncodeRequest] = deque()
-        self.background: deque[EncodeRequest] = deque()
-        self._bypasses = 0
-
-    def __len__(self) -> int:
-        return len(self.interactive) + len(self.background)
-
-    def add(self, request: EncodeRequest) -> None:
-        """Append a request."""
-        (self.background if request.background else self.interactive).append(request)
-
-    def remove_cancelled(self) -> list[EncodeRequest]:
-        """Remove the requests whose caller has gone, and return them."""
-        gone = [request for request in (*self.interactive, *self.background) if request.cancelled]
-        for request in gone:
-            (self.background if request.background else self.interactive).remove(request)
-        return gone
 
     def take(self, budget: int, cost: int = 0) -> list[tuple[EncodeRequest, int]]:
         """Remove the texts of the next step, each as (request, index).
@@ -89,7 +67,7 @@ class EncoderQueue:
             cost: tokens that each text counts in addition to its own.
         """
         kinds = [self.interactive, self.background]
-        if self.background and self._bypasses >= _MAX_BYPASSES:
+        if self.overdue:
             kinds.reverse()
         taken: list[tuple[EncodeRequest, int]] = []
         tokens = 0

@@ -12,19 +12,19 @@ from runtime.errors import DeadlineExceeded, ServiceError, TooManyRequests
 T = TypeVar("T")
 
 MAX_BYPASSES = 16
-"""Maximum number of interactive items admitted before starving background work; then one background item is next."""
+"""Maximum number of times that background work is passed over for interactive work; then background work is next."""
 
 
-class RequestQueue(Generic[T]):
-    """Two FIFO queues. Interactive items are admitted first, until background items are overdue.
+class TwoLevelQueue(Generic[T]):
+    """Two FIFO queues. Interactive items go first, until background items are overdue.
 
-    The order depends on the number of admissions only, never on time.
+    The order depends on the number of admissions only, never on time. What an admission is, subclasses say.
     """
 
     def __init__(self) -> None:
         self.interactive: deque[T] = deque()
         self.background: deque[T] = deque()
-        self._bypasses = 0  # interactive items admitted while background items starved
+        self._bypasses = 0  # admissions in a row that passed over background items
 
     def __len__(self) -> int:
         return len(self.interactive) + len(self.background)
@@ -41,6 +41,17 @@ class RequestQueue(Generic[T]):
     def add(self, item: T, *, background: bool) -> None:
         """Append an item to the background queue if ``background``, else to the interactive one."""
         (self.background if background else self.interactive).append(item)
+
+    def remove(self, items: set[T]) -> None:
+        """Remove items from both queues."""
+        if any(item in items for item in self.interactive):
+            self.interactive = deque(item for item in self.interactive if item not in items)
+        if any(item in items for item in self.background):
+            self.background = deque(item for item in self.background if item not in items)
+
+
+class RequestQueue(TwoLevelQueue[T]):
+    """A queue whose items are admitted one by one, and may be put back."""
 
     def put_back(self, item: T, *, background: bool, arrival: Callable[[T], int]) -> None:
         """Insert a preempted item into its queue, before the first one that arrived later.
@@ -74,13 +85,6 @@ class RequestQueue(Generic[T]):
         self.interactive.popleft()
         if starving and self.background:
             self._bypasses += 1
-
-    def remove(self, items: set[T]) -> None:
-        """Remove items from both queues."""
-        if any(item in items for item in self.interactive):
-            self.interactive = deque(item for item in self.interactive if item not in items)
-        if any(item in items for item in self.background):
-            self.background = deque(item for item in self.background if item not in items)
 
 
 class BlockingRequestQueue(Generic[T]):
