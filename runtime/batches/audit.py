@@ -11,26 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from runtime.audit.chain import prompt_hash, shown_model
-from runtime.audit.log import AuditLog
+from runtime.audit.work import WorkAudit, failed_result
 from runtime.batch_types import StoredBatch
 from runtime.errors import AuditUnavailable, ServiceError
 from runtime.telemetry.request_scope import UsageCounter
 
 
-class RowAudit:
-    """Writes the audit records of rows.
-
-    Args:
-        log: the audit log, open as long as rows run.
-        prompt_key: the key of the prompt hashes.
-        required: whether rows must not run unless they can be recorded.
-    """
-
-    def __init__(self, log: AuditLog, prompt_key: bytes, *, required: bool) -> None:
-        self._log = log
-        self._prompt_key = prompt_key
-        self._required = required
+class RowAudit(WorkAudit):
+    """Writes the audit records of rows."""
 
     @contextmanager
     def recorded(
@@ -48,7 +36,7 @@ class RowAudit:
         Raises:
             AuditUnavailable: the record is required and cannot be written. The row is to be run again.
         """
-        if self._required and self._log.failing:
+        if self.blocks_work:
             raise self._unavailable()
         started = time.perf_counter()
         result, reason = "stopped", None
@@ -56,7 +44,7 @@ class RowAudit:
             yield
             result = "ok"
         except ServiceError as error:
-            result, reason = "refused" if error.status < 500 else "failed", error.code
+            result, reason = failed_result(error), error.code
             raise
         except Exception:
             result, reason = "failed", ServiceError.code
@@ -67,14 +55,9 @@ class RowAudit:
                 "batch": batch.id,
                 "key": batch.owner or None,
                 "operation": operation,
-                "result": result,
-                "reason": reason,
-                **usage.tokens,
-                "model": shown_model(body),
-                "duration_ms": round(1e3 * (time.perf_counter() - started), 2),
-                "prompt_hash": prompt_hash(self._prompt_key, body),
             }
-            if not self._log.write("row", fields) and self._required and result != "stopped":
+            written = self._write("row", fields, result, reason, body, usage, time.perf_counter() - started)
+            if not written and self.required and result != "stopped":
                 raise self._unavailable()
 
     @staticmethod

@@ -175,7 +175,7 @@ class Consumer:
         except Exception:
             _log.exception("a message cannot be read")
             return envelope, policy.outcome(InternalError("the message cannot be read"), delivery.attempt)
-        if self._reporter.audit is not None and self._reporter.audit.blocks_processing:
+        if self._reporter.audit is not None and self._reporter.audit.blocks_work:
             return envelope, not_recordable(policy, delivery.attempt)
         if self._stopping.is_set():
             return envelope, _draining()
