@@ -33,7 +33,7 @@ PAUSE_SECONDS = 5.0
 MAX_LOGPROBS = 20_000
 """Maximum number of log-probabilities in a cached response: packing or unpacking more would block the event loop."""
 
-_ENTRIES_PER_CALL = 32  # results of encoders in one call of the store, so that it does not take long
+_ENTRIES_PER_CALL = 256  # results of encoders in one call of the store, so that it does not take long
 _STORE_TIMEOUT_SECONDS = 1.0  # a request's limit on one store call, whatever timeouts the store itself has
 
 
@@ -224,7 +224,7 @@ class ResponseCache:
         found = dict[int, tuple[EncoderOutput, float]]()
         for start in range(0, len(keys), _ENTRIES_PER_CALL):
             some = keys[start : start + _ENTRIES_PER_CALL]
-            values: list[bytes | None] | None = await self._try(partial(list, map(self._store.get, some)))
+            values = await self._try(partial(self._store.get_many, some))
             for number, value in enumerate(values or (), start):
                 if value is None:
                     continue
@@ -244,8 +244,7 @@ class ResponseCache:
         keys = list(outputs)
 
         def put(some: Sequence[str]) -> None:
-            for key in some:
-                self._store.put(key, model, pack_output(key, outputs[key], created))
+            self._store.put_many(model, {key: pack_output(key, outputs[key], created) for key in some})
 
         for start in range(0, len(keys), _ENTRIES_PER_CALL):
             await self._try(partial(put, keys[start : start + _ENTRIES_PER_CALL]))

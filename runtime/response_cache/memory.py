@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from runtime.response_cache.store import Size, StoreCounters, cost
+from runtime.response_cache.store import Size, Store, StoreCounters, cost
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """A ``Store`` in this process's memory.
 
     Args:
@@ -31,29 +31,32 @@ class MemoryStore:
         self._created: dict[str, float] = {}  # oldest first
         self._bytes = 0
 
-    def get(self, key: str) -> bytes | None:
-        """Return a value that has not expired, and mark it as most recently used."""
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values that have not expired, and mark them as most recently used."""
         with self._lock:
             self._expire()
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
+            for key in keys:
+                if key in self._entries:
+                    self._entries.move_to_end(key)
+            return [self._entries[key][0] if key in self._entries else None for key in keys]
 
-    def put(self, key: str, model: str, value: bytes) -> None:
-        """Store a value, and evict the least recently used ones if it does not fit."""
-        if cost(value) > self._limit:
-            return
+    def put_many(self, model: str, values: Mapping[str, bytes]) -> None:
+        """Store values, and evict the least recently used ones that have no room."""
         with self._lock:
             self._expire()
-            if key in self._entries:
-                self._drop(key)
-            self._entries[key] = value, model
-            self._created[key] = self._clock()
-            self._bytes += cost(value)
-            while self._bytes > self._limit:
-                self._drop(next(iter(self._entries)))
-                self.counters.evictions += 1
+            for key, value in values.items():
+                if cost(value) <= self._limit:
+                    self._put(key, model, value)
+
+    def _put(self, key: str, model: str, value: bytes) -> None:
+        if key in self._entries:
+            self._drop(key)
+        self._entries[key] = value, model
+        self._created[key] = self._clock()
+        self._bytes += cost(value)
+        while self._bytes > self._limit:
+            self._drop(next(iter(self._entries)))
+            self.counters.evictions += 1
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from runtime.errors import SettingsError
-from runtime.response_cache.store import OVERHEAD, Size, StoreCounters, StoreFailed, cost
+from runtime.response_cache.store import OVERHEAD, Size, Store, StoreCounters, StoreFailed, cost
 
 PREFIX = "{warmstart:answers:1}"
 """Prefix of the key names. The number is the format version; the braces keep all keys on one node of a cluster."""
@@ -45,32 +45,40 @@ end
 _GET = (
     _COMMON
     + """
-local key, oldest = ARGV[1], tonumber(ARGV[2])
-local since = redis.call('ZSCORE', created, key)
-if not since or tonumber(since) <= oldest then return false end
-local value = redis.call('HGET', values, key)
-if value then touch(key) else drop(key) end
-return value
+local oldest = tonumber(ARGV[1])
+local function get(key)
+  local since = redis.call('ZSCORE', created, key)
+  if not since or tonumber(since) <= oldest then return false end
+  local value = redis.call('HGET', values, key)
+  if value then touch(key) else drop(key) end
+  return value
+end
+local found = {}
+for i = 2, #ARGV do found[i - 1] = get(ARGV[i]) end
+return found
 """
 )
 _PUT = (
     _COMMON
     + f"""
-local key, model, value, now, ttl, limit = unpack(ARGV)
+local model, now, ttl, limit = unpack(ARGV, 1, 4)
 local expired = expire(tonumber(now) - tonumber(ttl))
 local evicted = 0
-drop(key)
-redis.call('HSET', values, key, value)
-redis.call('HSET', models, key, model)
-redis.call('ZADD', created, now, key)
-touch(key)
-local bytes = redis.call('HINCRBY', state, 'bytes', #value + {OVERHEAD})
-while bytes > tonumber(limit) and redis.call('ZCARD', used) > 1 do
-  drop(redis.call('ZRANGE', used, 0, 0)[1])
-  evicted = evicted + 1
-  bytes = tonumber(redis.call('HGET', state, 'bytes'))
+local function put(key, value)
+  drop(key)
+  redis.call('HSET', values, key, value)
+  redis.call('HSET', models, key, model)
+  redis.call('ZADD', created, now, key)
+  touch(key)
+  local bytes = redis.call('HINCRBY', state, 'bytes', #value + {OVERHEAD})
+  while bytes > tonumber(limit) and redis.call('ZCARD', used) > 1 do
+    drop(redis.call('ZRANGE', used, 0, 0)[1])
+    evicted = evicted + 1
+    bytes = tonumber(redis.call('HGET', state, 'bytes'))
+  end
+  if redis.call('ZCARD', used) == 1 then redis.call('HSET', state, 'bytes', #value + {OVERHEAD}) end
 end
-if redis.call('ZCARD', used) == 1 then redis.call('HSET', state, 'bytes', #value + {OVERHEAD}) end
+for i = 5, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
 for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, math.ceil(tonumber(ttl) * 1000)) end
 return {{expired, evicted}}
 """
@@ -98,8 +106,9 @@ return {expired, redis.call('HLEN', values), tonumber(redis.call('HGET', state, 
 )
 
 
-class RedisStore:
-    """A ``Store`` in Redis. Redis expires all of it once nothing was stored for ``ttl_seconds``.
+class RedisStore(Store):
+    """A ``Store`` in Redis; each method is one call of a script. Redis expires all of it once nothing was stored for
+    ``ttl_seconds``.
 
     Args:
         url: the Redis URL, as the ``redis`` client accepts it.
@@ -136,16 +145,17 @@ class RedisStore:
             raise SettingsError(f"REDIS_URL: {error}") from None
         self._scripts = {text: self._client.register_script(text) for text in (_GET, _PUT, _REMOVE, _SIZE)}
 
-    def get(self, key: str) -> bytes | None:
-        """Return a value that has not expired, and mark it as most recently used."""
-        value: bytes | None = self._do(_GET, key, self._clock() - self._ttl)
-        return value
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values that have not expired, and mark them as most recently used."""
+        values: list[bytes | None] = self._do(_GET, self._clock() - self._ttl, *keys)
+        return values
 
-    def put(self, key: str, model: str, value: bytes) -> None:
-        """Store a value, and evict the least recently used ones if it does not fit."""
-        if cost(value) > self._limit:
+    def put_many(self, model: str, values: Mapping[str, bytes]) -> None:
+        """Store values, and evict the least recently used ones that have no room."""
+        fitting = [part for key, value in values.items() if cost(value) <= self._limit for part in (key, value)]
+        if not fitting:
             return
-        expired, evicted = self._do(_PUT, key, model, value, self._clock(), self._ttl, self._limit)
+        expired, evicted = self._do(_PUT, model, self._clock(), self._ttl, self._limit, *fitting)
         with self._lock:
             self.counters.expired += expired
             self.counters.evictions += evicted

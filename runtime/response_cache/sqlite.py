@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.response_cache.store import OVERHEAD, Size, StoreCounters, StoreFailed, cost
+from runtime.response_cache.store import OVERHEAD, Size, Store, StoreCounters, StoreFailed, cost
 from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ _SCHEMA = (
 )
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """A ``Store`` in an SQLite file. A damaged file is deleted and created anew.
 
     Args:
@@ -55,38 +56,46 @@ class SqliteStore:
         self._clock = clock
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> bytes | None:
-        """Return a value that has not expired, and mark it as most recently used."""
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values that have not expired, and mark them as most recently used."""
 
-        def work(database: sqlite3.Connection) -> bytes | None:
-            row = database.execute(
-                "SELECT value, used < (SELECT max(used) FROM answers) FROM answers WHERE key = ? AND created > ?",
-                (key, self._clock() - self._ttl),
-            ).fetchone()
-            if row is None:
-                return None
-            if row[1]:
-                database.execute("UPDATE answers SET used = (SELECT max(used) FROM answers) + 1 WHERE key = ?", (key,))
-            return bytes(row[0])
+        def work(database: sqlite3.Connection) -> list[bytes | None]:
+            rows = database.execute(
+                "SELECT key, value, used FROM answers WHERE key IN (SELECT value FROM json_each(?)) AND created > ?",
+                (json.dumps(list(keys)), self._clock() - self._ttl),
+            ).fetchall()
+            found = {key: (bytes(value), used) for key, value, used in rows}
+            present = [key for key in keys if key in found]
+            newest = database.execute("SELECT used FROM answers ORDER BY used DESC LIMIT ?", (len(present),)).fetchall()
+            if [(found[key][1],) for key in reversed(present)] != newest:  # else nothing needs to be written
+                database.execute("BEGIN IMMEDIATE")
+                database.executemany(
+                    "UPDATE answers SET used = (SELECT max(used) FROM answers) + 1 WHERE key = ?",
+                    [(key,) for key in present],
+                )
+                database.execute("COMMIT")
+            return [found[key][0] if key in found else None for key in keys]
 
         return self._do(work)
 
-    def put(self, key: str, model: str, value: bytes) -> None:
-        """Store a value, and evict the least recently used ones if it does not fit."""
-        if cost(value) > self._limit:
+    def put_many(self, model: str, values: Mapping[str, bytes]) -> None:
+        """Store values, and evict the least recently used ones that have no room."""
+        fitting = {key: value for key, value in values.items() if cost(value) <= self._limit}
+        if not fitting:
             return
 
         def work(database: sqlite3.Connection) -> tuple[int, int]:
             database.execute("BEGIN IMMEDIATE")
             expired, evicted = self._expire(database), 0
-            database.execute("DELETE FROM answers WHERE key = ?", (key,))
-            database.execute(
-                "INSERT INTO answers SELECT ?, ?, ?, ?, coalesce(max(used), 0) + 1 FROM answers",
-                (key, model, value, self._clock()),
-            )
-            while database.execute("SELECT bytes > ? FROM totals", (self._limit,)).fetchone()[0]:
-                database.execute("DELETE FROM answers WHERE key = (SELECT key FROM answers ORDER BY used LIMIT 1)")
-                evicted += 1
+            for key, value in fitting.items():
+                database.execute("DELETE FROM answers WHERE key = ?", (key,))
+                database.execute(
+                    "INSERT INTO answers SELECT ?, ?, ?, ?, coalesce(max(used), 0) + 1 FROM answers",
+                    (key, model, value, self._clock()),
+                )
+                while database.execute("SELECT bytes > ? FROM totals", (self._limit,)).fetchone()[0]:
+                    database.execute("DELETE FROM answers WHERE key = (SELECT key FROM answers ORDER BY used LIMIT 1)")
+                    evicted += 1
             database.execute("COMMIT")
             return expired, evicted
 

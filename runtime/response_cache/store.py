@@ -1,9 +1,10 @@
-"""The interface of the response cache's stores, which is small and synchronous, and the types it uses."""
+"""The base class of the response cache's stores, whose interface is small and synchronous, and the types it uses."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 OVERHEAD = 256
 """Approximate bytes of an entry apart from its value: its key, its model's name and its index entries."""
@@ -36,11 +37,12 @@ class Size:
     bytes: int
 
 
-class Store(Protocol):
+class Store(ABC):
     """A key-value store with a size limit: it evicts the least recently used entries and expires old ones.
 
-    Every method may be called from any thread and may raise ``StoreFailed``. After a failed ``put`` the key has its old
-    value, the new one or none, never a mixture.
+    Every method may be called from any thread and may raise ``StoreFailed``. After a failed ``put`` or ``put_many``
+    each key has its old value, the new one or none, never a mixture. ``get_many`` and ``put_many`` take one round trip
+    or transaction, however many keys there are.
     """
 
     name: str
@@ -50,33 +52,45 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes | None:
         """Return a value that has not expired, and mark it as most recently used."""
-        ...
+        return self.get_many([key])[0]
 
     def put(self, key: str, model: str, value: bytes) -> None:
-        """Store a value in place of the key's old one. A value that exceeds the limit by itself is not stored.
+        """Store a value, see ``put_many``."""
+        self.put_many(model, {key: value})
+
+    @abstractmethod
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys, None for those that have expired, and mark them as used in the order of the keys.
 
         Args:
-            key: the entry's key, lower-case hexadecimal digits.
-            model: the model's id, by which ``remove`` selects entries.
-            value: the bytes to store.
+            keys: the keys, all different.
         """
-        ...
 
+    @abstractmethod
+    def put_many(self, model: str, values: Mapping[str, bytes]) -> None:
+        """Store values in place of the keys' old ones, in order, each evicting the least recently used ones for which
+        there is no room. A value that exceeds the limit by itself is not stored.
+
+        Args:
+            model: the model's id, by which ``remove`` selects entries.
+            values: the bytes to store, by their keys, lower-case hexadecimal digits.
+        """
+
+    @abstractmethod
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values of a model (None: of all models) whose key starts with the prefix.
 
         Returns:
             The number of values removed.
         """
-        ...
 
+    @abstractmethod
     def size(self) -> Size:
         """Return the number of entries and their bytes."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Close files and connections. Entries of a store that outlives the process are not removed."""
-        ...
 
 
 def cost(value: bytes) -> int:

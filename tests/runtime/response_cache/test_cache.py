@@ -8,12 +8,14 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 
 from runtime.encoder_types import EncoderOutput
 from runtime.errors import CacheUnavailable, TooManyRequests
@@ -24,7 +26,7 @@ from runtime.response_cache.store import Size, Store, StoreFailed
 from runtime.types import Token
 from tests.support.cancelling import cancel_at_random
 from tests.support.fakes import until
-from tests.support.redis_server import REDIS_URL, own_names
+from tests.support.redis_server import REDIS_URL, OwnRedis, own_names
 
 KEY = "0f" * 32
 TOKENS = [Token(0, 7, "a", cached_tokens=2), Token(0, 8, "b"), Token(0, 9, "", "stop")]
@@ -93,13 +95,13 @@ class Failing(MemoryStore):
     calls = 0
     delay: Callable[[], object] = staticmethod(lambda: None)
 
-    def get(self, key: str) -> bytes | None:
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         self._call()
-        return super().get(key)
+        return super().get_many(keys)
 
-    def put(self, key: str, model: str, value: bytes) -> None:
+    def put_many(self, model: str, values: Mapping[str, bytes]) -> None:
         self._call()
-        super().put(key, model, value)
+        super().put_many(model, values)
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         self._call()
@@ -496,6 +498,34 @@ async def test_results_of_encoders(clock: Clock, store: Failing) -> None:
     assert await ask(keys[0]) == "miss"
     assert computed == [list(range(100)), [40], [0], [0]]
     assert cache.counters.errors == 2
+
+
+async def test_results_of_encoders_in_redis_take_one_round_trip(clock: Clock, tmp_path: Path) -> None:
+    """The results of a request's inputs are read with one command, and stored with one."""
+    server = OwnRedis(tmp_path)
+    client, store = redis.Redis.from_url(server.url), RedisStore(server.url, 1_000_000, 100, clock)
+    try:
+        cache, keys = _cache(clock, store), [f"{number:064x}" for number in range(100)]
+
+        async def compute(missing: Sequence[int]) -> list[EncoderOutput]:
+            return [EncoderOutput(number, np.array([number], np.float32)) for number in missing]
+
+        async def ask(*wanted: str) -> tuple[str, int]:
+            client.config_resetstat()
+            found, use = await cache.outputs(wanted, "m", compute, reuse=True, max_age=60)
+            assert [output.values.tolist() for output in found] == [[output.tokens] for output in found]
+            return use.status, client.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+        await ask("f" * 64)  # loads the scripts
+        assert await ask(*keys[:60]) == ("miss", 2)
+        assert await ask(*keys[:60]) == ("hit", 1)
+        assert await ask(*keys) == ("miss", 2)
+        assert await ask(*keys) == ("hit", 1)
+        assert cache.counters.errors == 0
+    finally:
+        store.close()
+        client.close()
+        server.kill()
 
 
 def test_loop_ends_in_the_middle(clock: Clock, store: Failing) -> None:

@@ -100,6 +100,23 @@ def test_keeps(open_one: Open) -> None:
     assert store.size() == Size(1, len(value) + OVERHEAD)
 
 
+def test_many(open_one: Open) -> None:
+    """Values of several keys come in the order of the keys; reading and storing them count as use in that order, and
+    what has no room goes as if they were stored one after the other.
+    """
+    store = open_one(3 * COST + 2 * (64 + OVERHEAD))
+    values = {key: key.encode() for key in KEYS[:3]}
+    store.put_many("m", values | {KEYS[9]: bytes(4 * COST)})
+    assert store.size() == Size(3, 3 * (64 + OVERHEAD))
+    first, second, third = values.values()
+    assert store.get_many([KEYS[2], KEYS[5], KEYS[0], KEYS[1]]) == [third, None, first, second]
+    store.put_many("n", {key: bytes(ROOM) for key in KEYS[3:6]})
+    assert store.counters.evictions == 1
+    assert store.get_many(KEYS[:7]) == [first, second, None, VALUE, VALUE, VALUE, None]
+    assert store.remove(model="n") == 3
+    assert store.get_many([]) == []
+
+
 def test_replaces(open_one: Open) -> None:
     """A key has one value, the last one, which alone counts; its model is the last one's too."""
     store = open_one()
