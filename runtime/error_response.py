@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from runtime.errors import ServiceError
 
-ErrorForm = Literal["problem", "openai", "anthropic"]
-"""The form of an error's body: RFC 9457 problem details, OpenAI's error object, or Anthropic's."""
+ErrorForm = Literal["problem", "openai", "anthropic", "ollama"]
+"""The form of an error's body: RFC 9457 problem details, OpenAI's error object, Anthropic's, or Ollama's message."""
 
 _ANTHROPIC_TYPES: Mapping[int, str] = MappingProxyType(
     {
@@ -51,11 +51,13 @@ def error_body(error: ServiceError, form: ErrorForm) -> dict[str, Any]:
             "type": "error",
             "error": {"type": kind, "message": error.message, "details": {"error_code": error.code}},
         }
+    if form == "ollama":
+        return {"error": error.message, "code": error.code}
     return error.openai() if form == "openai" else error.problem()
 
 
 def error_response(error: ServiceError, form: ErrorForm, *, allow: Sequence[str] = ()) -> ErrorResponse:
-    """Render an error in OpenAI's or Anthropic's shape, or as problem details (RFC 9457).
+    """Render an error in OpenAI's, Anthropic's or Ollama's shape, or as problem details (RFC 9457).
 
     Args:
         error: the error.

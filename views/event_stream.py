@@ -1,4 +1,5 @@
-"""Responses of server-sent events (HTML Living Standard section 9.2), with comments while nothing else is sent."""
+"""Streamed responses: server-sent events (HTML Living Standard section 9.2), with comments while nothing else is sent,
+or lines of JSON."""
 
 from __future__ import annotations
 
@@ -10,44 +11,49 @@ from typing import Any
 
 from aiohttp import web
 
+from handlers.operations import StreamForm
 from runtime.cancellation import cancel_and_wait
 
 KEEP_ALIVE_SECONDS = 5.0
 """After this time without an event a comment is sent: proxies close a connection that is silent for a minute."""
 
 _COMMENT = b": keep-alive\n\n"
+_TYPES = {"data": "text/event-stream", "named": "text/event-stream", "lines": "application/x-ndjson"}
 
 
-def event_bytes(event: Mapping[str, Any], *, named: bool) -> bytes:
+def event_bytes(event: Mapping[str, Any], form: StreamForm) -> bytes:
     """Return an event as it is sent.
 
     Args:
         event: the event's data.
-        named: whether its ``type`` is its name, too.
+        form: the form of the stream.
     """
-    name = f"event: {event['type']}\n".encode() if named else b""
-    return name + b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+    data = json.dumps(event, separators=(",", ":")).encode()
+    if form == "lines":
+        return data + b"\n"
+    name = f"event: {event['type']}\n".encode() if form == "named" else b""
+    return name + b"data: " + data + b"\n\n"
 
 
 class EventStream:
-    """A response of server-sent events. Its status and headers are sent with the first event or comment.
+    """A streamed response. Its status and headers are sent with the first event or comment.
 
     Until then, an error can still be answered with a status of its own.
 
     Args:
         request: the request to answer.
         headers: returns further headers; called when the response begins.
-        named: whether each event is sent under its ``type`` as its name; otherwise as data only.
+        form: the form of the stream.
 
     Attributes:
         events: the number of events sent.
     """
 
-    def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]], *, named: bool) -> None:
+    def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]], form: StreamForm) -> None:
         self.events = 0
         self._request = request
         self._headers = headers
-        self._named = named
+        self._form = form
         self._response: web.StreamResponse | None = None
         self._starting = asyncio.Lock()
         self._writes = 0
@@ -59,7 +65,7 @@ class EventStream:
 
     async def send(self, event: Mapping[str, Any]) -> None:
         """Send an event; waits while the client does not receive what was sent before (aiohttp buffers 64 KiB)."""
-        await self.write(event_bytes(event, named=self._named))
+        await self.write(event_bytes(event, self._form))
         self.events += 1
 
     async def write(self, data: bytes) -> None:
@@ -76,7 +82,7 @@ class EventStream:
             if self._response is None:
                 response = web.StreamResponse(
                     headers={
-                        "Content-Type": "text/event-stream",
+                        "Content-Type": _TYPES[self._form],
                         "Cache-Control": "no-store",
                         "X-Accel-Buffering": "no",
                     }
@@ -87,8 +93,8 @@ class EventStream:
             return self._response
 
     async def send_comments(self) -> None:
-        """Send a comment whenever nothing was sent for a while, until it is cancelled."""
-        while True:
+        """Send a comment whenever nothing was sent for a while, until it is cancelled; lines of JSON have none."""
+        while self._form != "lines":
             before = self._writes
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
             if self._writes == before:
@@ -98,10 +104,10 @@ class EventStream:
 
 @asynccontextmanager
 async def event_stream(
-    request: web.Request, headers: Callable[[], Mapping[str, str]], *, named: bool
+    request: web.Request, headers: Callable[[], Mapping[str, str]], form: StreamForm
 ) -> AsyncIterator[EventStream]:
     """Yield a stream that sends comments while the block sends nothing. Arguments as for ``EventStream``."""
-    stream = EventStream(request, headers, named=named)
+    stream = EventStream(request, headers, form)
     comments = asyncio.create_task(stream.send_comments())
     try:
         yield stream

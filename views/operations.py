@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler
 from handlers.api.payload import body_payload, cache_headers, query_payload
 from handlers.api.routes import Route
 from handlers.context import Commit, reserve_unlimited
-from handlers.operations import Operation
+from handlers.operations import Operation, StreamForm
 from middleware.request_keys import CALLER, PAYLOAD, REASON
 from runtime.error_response import ErrorForm, error_body
 from runtime.errors import InternalError, ServiceError
@@ -82,9 +82,9 @@ def operation_handler(
         once: _Once | None = None
         if key is not None:
             once = partial(idempotent.run, key, request_scope.get().caller, route.operation, payload)
-        if operation.stream is not None and payload.get("stream") is True:
+        if operation.stream is not None and operation.streams(payload):
             events = operation.stream(payload, ctx)
-            return await _send_events(request, events, route.errors, once, named=operation.named_events)
+            return await _send_events(request, events, route.errors, operation.stream_form, once)
         answer: Mapping[str, Any]
         if once is None:
             answer, repeated = await operation.handle(payload, ctx), False
@@ -154,24 +154,23 @@ async def _payload(request: web.Request, route: Route, max_depth: int) -> dict[s
 async def _send_events(
     request: web.Request,
     events: AsyncGenerator[dict[str, Any], None],
-    form: ErrorForm,
+    errors: ErrorForm,
+    form: StreamForm,
     once: _Once | None,
-    *,
-    named: bool,
 ) -> web.StreamResponse:
     """Send the events. An error before the first one is raised, a later one is sent as the last event.
 
     Args:
         request: the request.
         events: the operation's chunks.
-        form: the form of errors on the request's route.
+        errors: the form of errors on the request's route.
+        form: the form of the stream.
         once: returns the stored events instead, if there are any; None without an idempotency key.
-        named: whether each event is sent under its ``type`` as its name; otherwise as data only, with ``[DONE]`` last.
     """
     replayed = dict[str, str]()
     async with (
         aclosing(events),
-        event_stream(request, lambda: _cache_headers() | replayed, named=named) as stream,
+        event_stream(request, lambda: _cache_headers() | replayed, form) as stream,
     ):
 
         async def send_all() -> dict[str, Any]:
@@ -191,13 +190,13 @@ async def _send_events(
                     replayed |= REPLAYED
                     for event in result["events"]:
                         await stream.send(event)
-            if not named:
+            if form == "data":
                 await stream.write(b"data: [DONE]\n\n")
         except ServiceError as error:
             if not stream.begun:
                 raise
             request[REASON] = error.code
-            await stream.send(error_event(error, form, stream.events, named=named))
+            await stream.send(error_event(error, errors, form, stream.events))
         except ConnectionError:
             raise
         except Exception:
@@ -206,22 +205,22 @@ async def _send_events(
             _log.exception("a stream failed")
             request[REASON] = InternalError.code
             failure = InternalError("the stream failed")
-            await stream.send(error_event(failure, form, stream.events, named=named))
+            await stream.send(error_event(failure, errors, form, stream.events))
         return await stream.begun_response()
 
 
-def error_event(error: ServiceError, form: ErrorForm, sent: int, *, named: bool) -> dict[str, Any]:
+def error_event(error: ServiceError, errors: ErrorForm, form: StreamForm, sent: int) -> dict[str, Any]:
     """Return the event that ends a failed stream: OpenAI's error object on routes without a client's form, too.
 
     Args:
         error: the error.
-        form: the form of errors on the route.
+        errors: the form of errors on the route.
+        form: the form of the stream.
         sent: the number of events before it.
-        named: whether the events have names.
     """
-    if form == "anthropic":
-        return error_body(error, form)
-    if not named:
+    if errors in ("anthropic", "ollama"):
+        return error_body(error, errors)
+    if form == "data":
         return error.openai()
     members = {"code": error.code, "message": error.message, "param": error.param}
     return {"type": "error", "sequence_number": sent} | members

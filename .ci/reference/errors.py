@@ -18,12 +18,13 @@ Every error has a stable `code`, which is the heading here. Statuses, titles and
 `runtime/errors.py`, from which `.ci/reference` makes this page. [Troubleshooting](troubleshooting.md) begins with a
 symptom instead of a code.
 
-The same error looks like this on `/v1/*` and `/chat/completions` (OpenAI's form), on `/v1/messages` (Anthropic's), and
-on the other routes (RFC 9457):
+The same error looks like this on `/v1/*` and `/chat/completions` (OpenAI's form), on `/v1/messages` (Anthropic's),
+below `/api` (Ollama's), and on the other routes (RFC 9457):
 
 ```json
 {openai}
 {anthropic}
+{ollama}
 {problem}
 ```
 
@@ -62,7 +63,7 @@ def page() -> str:
     ]
     example = codes["invalid_request"]("temperature must be at most 2", param="temperature")
     head = _HEAD
-    for form in ("openai", "anthropic", "problem"):
+    for form in ("openai", "anthropic", "ollama", "problem"):
         head = head.replace(f"{{{form}}}", json.dumps(error_body(example, form)))
     return head + "".join(rows) + "".join(sections)
 

@@ -20,7 +20,7 @@ from typing import Any
 from deploy.ray.affinity import Affinity, affinity_of
 from deploy.ray.wire import MalformedResponse, ResponseReader, request_bytes
 from handlers.api.routes import error_form, match
-from handlers.operations import OPERATIONS
+from handlers.operations import OPERATIONS, StreamForm
 from middleware.security_headers import secure
 from runtime.cancellation import cancel_and_wait
 from runtime.error_response import error_response
@@ -199,13 +199,13 @@ class _Answer:
         self._reader = reader
         if not body or reader.head is None:
             return
-        if self._begun and not self.committed and not reader.head.is_event_stream:
+        if self._begun and not self.committed and not reader.head.is_stream:
             # A comment has sent the status of a stream, and the second replica refuses the request.
             raise EngineRestarting("the replica that answered this request has ended, and no other accepts it")
         await self._begin(reader)
         if not self._is_stream or not (body.startswith(b":") and b"data:" not in body):
             self.committed = True
-            self._events += body.count(b"data:")
+            self._events += body.count(b"data:")  # of server-sent events; lines of JSON have no number
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self) -> None:
@@ -226,11 +226,9 @@ class _Answer:
         if self._begun:
             if not self._is_stream:
                 raise ConnectionError("the replica ended within the response") from error
-            form, named = error_form(self._path), self._named
-            event = error_event(error, form, self._events, named=named)
-            await self._send(
-                {"type": "http.response.body", "body": event_bytes(event, named=named), "more_body": False}
-            )
+            form = self._stream_form
+            event = error_event(error, error_form(self._path), form, self._events)
+            await self._send({"type": "http.response.body", "body": event_bytes(event, form), "more_body": False})
             return
         rendered = error_response(error, error_form(self._path))
         headers = dict(rendered.headers)
@@ -242,17 +240,17 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     @property
-    def _named(self) -> bool:
+    def _stream_form(self) -> StreamForm:
         try:
             route, _ = match(self.method, self._path)
         except ServiceError:
-            return False
-        return OPERATIONS[route.operation].named_events
+            return "data"
+        return OPERATIONS[route.operation].stream_form
 
     async def _begin(self, reader: ResponseReader) -> None:
         if self._begun or reader.head is None:
             return
-        self._begun, self._is_stream = True, reader.head.is_event_stream
+        self._begun, self._is_stream = True, reader.head.is_stream
         message = reader.head.message()
         message["headers"] = [field for field in message["headers"] if field[0] not in self._drop]
         await self._send(message)

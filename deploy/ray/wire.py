@@ -18,6 +18,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 # Fields of a connection and not of a message (RFC 9110 section 7.6.1), and those that the ASGI server answers itself.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"expect"})
+_STREAMS = (b"text/event-stream", b"application/x-ndjson")
 _NOT_SENT_ON = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"})
 
 
@@ -64,9 +65,9 @@ class Head:
     headers: list[tuple[bytes, bytes]]
 
     @property
-    def is_event_stream(self) -> bool:
-        """Whether the body is a stream of server-sent events."""
-        return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in self.headers)
+    def is_stream(self) -> bool:
+        """Whether the body is a stream of server-sent events, or of lines of JSON."""
+        return any(name == b"content-type" and value.startswith(_STREAMS) for name, value in self.headers)
 
     def message(self) -> dict[str, Any]:
         """Return the ASGI message that begins the response."""

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from handlers.api.openapi_events import events_path, events_schemas
 from handlers.api.routes import Route
-from handlers.operations import OPERATIONS, Operation
+from handlers.operations import OPERATIONS, Operation, StreamForm
 from runtime.error_response import ErrorForm
 
 _REF = "#/components/schemas/{model}"
@@ -57,7 +57,13 @@ _ANTHROPIC_ERROR = {
         },
     },
 }
-_ERRORS = {"problem": "Problem", "openai": "OpenAIError", "anthropic": "AnthropicError"}
+_OLLAMA_ERROR = {
+    "type": "object",
+    "description": "Ollama's error.",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "code": {"type": "string"}},
+}
+_ERRORS = {"problem": "Problem", "openai": "OpenAIError", "anthropic": "AnthropicError", "ollama": "OllamaError"}
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires one."},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key in another header."},
@@ -112,7 +118,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """
     models = sorted({m for op in OPERATIONS.values() for m in (op.request, op.response, op.chunk) if m}, key=str)
     _, definitions = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
-    errors = dict(zip(_ERRORS.values(), (_PROBLEM, _OPENAI_ERROR, _ANTHROPIC_ERROR), strict=True))
+    errors = dict(zip(_ERRORS.values(), (_PROBLEM, _OPENAI_ERROR, _ANTHROPIC_ERROR, _OLLAMA_ERROR), strict=True))
     schemas = definitions["$defs"] | errors | events_schemas()
     paths: dict[str, Any] = {
         f"/{name}": {"get": _probe(name, summary, answers, content)}
@@ -139,7 +145,7 @@ def build(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "title": "Warmstart",
             "version": version,
             "description": "Serves small language models. The /v1 routes are compatible with OpenAI's API, "
-            "and those below /v1/messages with Anthropic's.",
+            "those below /v1/messages with Anthropic's, and those below /api with Ollama's.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -183,8 +189,8 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
     if operation.raw:
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if operation.chunk is not None:
-        named = operation.named_events
-        content["text/event-stream"] = {"schema": (_named_event if named else _event)(operation.chunk, route.errors)}
+        kind, schema = _stream(operation.stream_form, operation.chunk, route.errors)
+        content[kind] = {"schema": schema}
     description["responses"] = {"200": {"description": "The response.", "content": content}} | _errors(
         codes, route.errors
     )
@@ -192,8 +198,8 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
 
 
 def _tag(route: Route) -> str:
-    if route.errors == "anthropic":
-        return "Anthropic"
+    if route.errors in ("anthropic", "ollama"):
+        return route.errors.capitalize()
     return "OpenAI" if route.path.startswith("/v1/") else "Warmstart"
 
 
@@ -207,6 +213,14 @@ def _parameter(name: str, field: dict[str, Any], location: str) -> dict[str, Any
         "schema": {key: schema[key] for key in _PARAMETER_RULES if key in schema},
         "description": field["description"],
     }
+
+
+def _stream(form: StreamForm, chunk: type[BaseModel], errors: ErrorForm) -> tuple[str, dict[str, Any]]:
+    """Return the media type of a stream and the schema of one event or line."""
+    if form == "lines":
+        refs = [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, _ERRORS[errors])]
+        return "application/x-ndjson", {"anyOf": refs, "description": "A line; the last has done, or is an error."}
+    return "text/event-stream", (_named_event if form == "named" else _event)(chunk, errors)
 
 
 def _named_event(chunk: type[BaseModel], errors: ErrorForm) -> dict[str, Any]:

@@ -91,9 +91,18 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/batches/{batch_id:[^/]+}/cancel", "cancel_batch", errors="openai"),
     Route("POST", "/v1/messages", "messages", errors="anthropic"),
     Route("POST", "/v1/messages/count_tokens", "count_tokens", errors="anthropic"),
+    Route("POST", "/api/chat", "ollama_chat", errors="ollama"),
+    Route("POST", "/api/generate", "ollama_generate", errors="ollama"),
+    Route("POST", "/api/embed", "ollama_embed", errors="ollama"),
+    Route("POST", "/api/embeddings", "ollama_embeddings", errors="ollama"),
+    Route("GET", "/api/tags", "ollama_tags", errors="ollama"),
+    Route("GET", "/api/ps", "ollama_ps", errors="ollama"),
+    Route("POST", "/api/show", "ollama_show", errors="ollama"),
+    Route("GET", "/api/version", "ollama_version", errors="ollama"),
 )
 
 _ANTHROPIC_PATH = "/v1/messages"
+_OLLAMA_PREFIX = "/api/"
 _OPENAI_PREFIX = "/v1/"
 _OPENAI_PATHS = frozenset({"/v1", *(route.path for route in ROUTES if route.errors == "openai")})
 
@@ -129,6 +138,8 @@ def error_form(path: str) -> ErrorForm:
     """Return the form of errors on a path: that of the API whose clients ask there."""
     if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
         return "anthropic"
+    if path.startswith(_OLLAMA_PREFIX):
+        return "ollama"
     return "openai" if path in _OPENAI_PATHS or path.startswith(_OPENAI_PREFIX) else "problem"
 
 

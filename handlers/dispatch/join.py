@@ -96,6 +96,26 @@ def _message(chunks: Sequence[Chunk]) -> dict[str, Any]:
     return ended | {"usage": ended["usage"] | end["usage"]}
 
 
+def _ollama(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Join the lines of an answer of Ollama's API: the last has all members but the text."""
+    logprobs = [entry for chunk in chunks for entry in chunk.get("logprobs", ())]
+    joined: dict[str, Any] = {}
+    for name, value in chunks[-1].items():
+        joined[name] = value
+        if name == "message":
+            said = [chunk["message"] for chunk in chunks]
+            calls = [call for piece in said for call in piece.get("tool_calls", ())]
+            joined[name] = {"role": "assistant"} | _said(said, "content") | ({"tool_calls": calls} if calls else {})
+        elif name == "response":
+            joined |= _said(chunks, "response")
+    return joined | ({"logprobs": logprobs} if logprobs else {})
+
+
+def _said(pieces: Sequence[Chunk], name: str) -> dict[str, Any]:
+    thinking = _joined(pieces, "thinking")
+    return {name: _joined(pieces, name)} | ({"thinking": thinking} if thinking else {})
+
+
 def _by_type(chunks: Sequence[Chunk]) -> dict[str, list[Chunk]]:
     found: dict[str, list[Chunk]] = {}
     for chunk in chunks:
@@ -132,6 +152,8 @@ _JOINS: Mapping[str, Callable[[Sequence[Chunk]], dict[str, Any]]] = MappingProxy
         "completions": _completions,
         "responses": _response,
         "messages": _message,
+        "ollama_chat": _ollama,
+        "ollama_generate": _ollama,
         "compare": _last,
         "load_model": _last,
     }

@@ -25,6 +25,8 @@ _KINDS = {
     "completions": "text_completion",
     "responses": "chat",
     "messages": "chat",
+    "ollama_chat": "chat",
+    "ollama_generate": "chat",
 }
 _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
@@ -95,14 +97,14 @@ class _Request:
 
     def saw(self, answer: Mapping[str, Any]) -> None:
         """Read the attributes from an answer or a chunk."""
-        answer = answer.get("response") or answer.get("message") or answer  # events of the Responses and Messages APIs
+        answer = next((answer[name] for name in ("response", "message") if _is_answer(answer.get(name))), answer)
         self._model = answer.get("model") or self._model
         if "choices" in answer or answer.get("object") == "response" or answer.get("type") == "message":
             self._id = answer.get("id")
         delta = answer.get("delta")
         last = delta if isinstance(delta, dict) else answer
         parts = answer.get("choices") or answer.get("sequences") or answer.get("answers") or [last]
-        reasons = [reason for part in parts if (reason := part.get("finish_reason") or part.get("stop_reason"))]
+        reasons = [reason for part in parts if (reason := _reason(part))]
         # The last chunk of a comparison repeats the answers of the chunks before it.
         self._reasons = reasons if "answers" in answer else self._reasons + reasons
 
@@ -131,6 +133,16 @@ class _Request:
     def _add(self, usage: TokenUsage) -> None:
         self._usage += usage
         self._observe(usage)
+
+
+def _is_answer(value: object) -> bool:
+    """Return whether a member of an event of the Responses or Messages API is the answer so far."""
+    return isinstance(value, dict) and "model" in value
+
+
+def _reason(part: Mapping[str, Any]) -> str | None:
+    reason: str | None = part.get("finish_reason") or part.get("stop_reason") or part.get("done_reason")
+    return reason
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class LambdaHttpRequests:
         operation = OPERATIONS[route.operation]
         if "cache_control" in operation.request.model_fields and payload.get("cache_control") is None:
             payload |= _cache_control(request)
-        if operation.stream is not None and payload.get("stream") is True:
+        if operation.streams(payload):
             raise InvalidRequest(_STREAM, param="stream")
         if operation.stream is not None and not operation.admin and "idempotency-key" in request.headers:
             raise InvalidRequest(_IDEMPOTENCY, param="Idempotency-Key")

@@ -65,12 +65,13 @@ class MessageBuilder:
             events += self._add(("call", call.get("index", index)), block, function.get("arguments") or "")
         return events
 
-    def finish(self, usage: Mapping[str, Any]) -> list[Event]:
+    def finish(self, last: Mapping[str, Any]) -> list[Event]:
         """End the message; ``message`` is complete then.
 
         Args:
-            usage: the usage of the chat completion.
+            last: the last chunk of the chat completion, or the whole completion, with the usage.
         """
+        usage = last["usage"]
         events: list[Event] = []
         if self._open in (None, "thinking") and not any(block["type"] != "thinking" for block in self._content):
             events += self._add("text", {"type": "text", "text": ""}, "")

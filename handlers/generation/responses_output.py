@@ -59,11 +59,11 @@ class ResponseBuilder:
             events += self._add_call(call.get("index", index), call)
         return events
 
-    def finish(self, usage: Mapping[str, Any]) -> list[Event]:
+    def finish(self, last: Mapping[str, Any]) -> list[Event]:
         """End the response; ``response`` is complete then.
 
         Args:
-            usage: the usage of the chat completion.
+            last: the last chunk of the chat completion, or the whole completion, with the usage.
         """
         events: list[Event] = []
         if self._open in (None, "reasoning") and not any(item["type"] != "reasoning" for item in self._output):
@@ -76,7 +76,7 @@ class ResponseBuilder:
             "completed_at": None if cut else int(self._now()),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": self._output,
-            "usage": _usage(usage),
+            "usage": _usage(last["usage"]),
         }
         return [*events, self._event(f"response.{status}", response=self.response)]
 

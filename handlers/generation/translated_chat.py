@@ -24,8 +24,8 @@ class AnswerBuilder(Protocol):
         """Add a choice, whole or a chunk's, and return its events."""
         ...
 
-    def finish(self, usage: Chunk) -> list[Event]:
-        """End the answer with the usage of the chat completion, and return the last events."""
+    def finish(self, last: Chunk) -> list[Event]:
+        """End the answer with the last chunk, or a whole completion, which has the usage; return the last events."""
         ...
 
     def failed(self, error: ServiceError) -> list[Event]:
@@ -70,7 +70,7 @@ async def translated(
                     for event in builder.add(choice):
                         yield event
                 if not chunk["choices"]:  # the last chunk, which has the usage
-                    for event in builder.finish(chunk["usage"]):
+                    for event in builder.finish(chunk):
                         yield event
         except ServiceError as error:
             failure = renamed(error, fields)

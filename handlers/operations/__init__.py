@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -29,6 +29,9 @@ from handlers.operations import (
     messages,
     model_info,
     models,
+    ollama,
+    ollama_embed,
+    ollama_models,
     rerank,
     score,
     stats,
@@ -43,6 +46,7 @@ from handlers.schemas import (
     encoder_objects,
     messages_api,
     messages_api_objects,
+    ollama_objects,
     relevance,
     reports,
     requests,
@@ -54,8 +58,13 @@ from handlers.schemas import (
 from handlers.schemas import batches as batches_requests
 from handlers.schemas import decisions as decisions_requests
 from handlers.schemas import embeddings as embeddings_requests
+from handlers.schemas import ollama as ollama_requests
 
 Payload = dict[str, Any]
+
+StreamForm = Literal["data", "named", "lines"]
+"""How a stream's chunks are sent over HTTP: as server-sent events of data, with ``[DONE]`` at the end; as server-sent
+events under each chunk's ``type`` as the name; or as lines of JSON, which Ollama's clients read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +78,8 @@ class Operation:
         handle: computes the whole response from payload and context.
         stream: yields the response in chunks; None if the operation does not stream.
         chunk: the model of one chunk; None if the operation does not stream.
-        named_events: whether each event of the stream is sent over HTTP under its ``type`` as the event's name, without
-            ``[DONE]`` at the end.
+        stream_form: how the chunks are sent over HTTP.
+        streams_by_default: whether HTTP answers with a stream if a request does not say ``stream``.
         part_of: another operation, whose scope allows an API key this one, too.
         admin: whether it changes the service for other callers, so that an API key needs the scope ``admin``.
         form: whether its fields may also be sent over HTTP as a form (multipart/form-data, RFC 7578).
@@ -83,7 +92,8 @@ class Operation:
     handle: Callable[[Payload, Context], Awaitable[Payload]]
     stream: Callable[[Payload, Context], AsyncGenerator[Payload, None]] | None = None
     chunk: type[BaseModel] | None = None
-    named_events: bool = False
+    stream_form: StreamForm = "data"
+    streams_by_default: bool = False
     part_of: str | None = None
     admin: bool = False
     form: bool = False
@@ -93,6 +103,11 @@ class Operation:
     def generates(self) -> bool:
         """Whether it generates text, so that a request may have an idempotency key over HTTP."""
         return self.stream is not None and not self.admin
+
+    def streams(self, payload: Payload) -> bool:
+        """Return whether a request over HTTP is answered with a stream."""
+        asked = payload.get("stream")
+        return self.stream is not None and (asked is True or (asked is None and self.streams_by_default))
 
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
@@ -170,7 +185,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             create_response.handle,
             create_response.stream,
             responses_api_objects.ResponseEvent,
-            named_events=True,
+            stream_form="named",
             part_of="chat",
         ),
         "get_response": Operation(
@@ -194,7 +209,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             messages.handle,
             messages.stream,
             messages_api_objects.MessageEvent,
-            named_events=True,
+            stream_form="named",
             part_of="chat",
         ),
         "count_tokens": Operation(
@@ -255,6 +270,70 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             relevance.ClassifyRequest,
             encoder_objects.ClassifyResponse,
             classify.handle,
+        ),
+        "ollama_chat": Operation(
+            "Create the next message of a chat, compatible with Ollama's API.",
+            ollama_requests.OllamaChatRequest,
+            ollama_objects.OllamaChatResponse,
+            ollama.handle_chat,
+            ollama.stream_chat,
+            ollama_objects.OllamaChatResponse,
+            stream_form="lines",
+            streams_by_default=True,
+            part_of="chat",
+        ),
+        "ollama_generate": Operation(
+            "Answer a prompt, compatible with Ollama's API.",
+            ollama_requests.OllamaGenerateRequest,
+            ollama_objects.OllamaGenerateResponse,
+            ollama.handle_generate,
+            ollama.stream_generate,
+            ollama_objects.OllamaGenerateResponse,
+            stream_form="lines",
+            streams_by_default=True,
+            part_of="chat",
+        ),
+        "ollama_embed": Operation(
+            "Return the vectors of texts, compatible with Ollama's API.",
+            ollama_requests.OllamaEmbedRequest,
+            ollama_objects.OllamaEmbedResponse,
+            ollama_embed.handle,
+            part_of="embeddings",
+        ),
+        "ollama_embeddings": Operation(
+            "Return the vector of a text, compatible with Ollama's older API.",
+            ollama_requests.OllamaEmbeddingsRequest,
+            ollama_objects.OllamaEmbeddingsResponse,
+            ollama_embed.handle_one,
+            part_of="embeddings",
+        ),
+        "ollama_tags": Operation(
+            "List the served models, compatible with Ollama's API.",
+            base.Empty,
+            ollama_objects.OllamaModels,
+            ollama_models.tags,
+            part_of="models",
+        ),
+        "ollama_ps": Operation(
+            "List the loaded models, compatible with Ollama's API.",
+            base.Empty,
+            ollama_objects.OllamaRunningModels,
+            ollama_models.running,
+            part_of="models",
+        ),
+        "ollama_show": Operation(
+            "Return the metadata of a model, compatible with Ollama's API.",
+            ollama_requests.OllamaShowRequest,
+            ollama_objects.OllamaShowResponse,
+            ollama_models.show,
+            part_of="model_info",
+        ),
+        "ollama_version": Operation(
+            "Return the version of Ollama whose API this server has.",
+            base.Empty,
+            ollama_objects.OllamaVersion,
+            ollama_models.version,
+            part_of="models",
         ),
         "tokenize": Operation(
             "Return the token ids of a text or chat.",

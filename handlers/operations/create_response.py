@@ -30,7 +30,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     kept = is_kept(request, ctx)
     builder = ResponseBuilder(request, answer, ctx.clock.time, kept=kept)
     builder.add(answer["choices"][0])
-    builder.finish(answer["usage"])
+    builder.finish(answer)
     if kept:
         save(whole, builder.response, ctx)
     return builder.response

@@ -27,7 +27,7 @@ async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         answer = await chat.handle(chat_payload(request, payload), ctx)
     builder = MessageBuilder(request, answer)
     builder.add(answer["choices"][0])
-    builder.finish(answer["usage"])
+    builder.finish(answer)
     return builder.message
 
 

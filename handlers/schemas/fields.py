@@ -121,6 +121,9 @@ Stops = Annotated[
 would end every text at its start.
 """
 
+Texts = Annotated[list[AnyText], BeforeValidator(_listed), _one_or_many({"type": "string"}, 0, MAX_PROMPTS)]
+"""A text or a list of texts, possibly empty; validation makes it a list."""
+
 BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=128)]
 
 MAX_TOKENS = 10_000_000

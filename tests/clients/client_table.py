@@ -75,6 +75,7 @@ CLIENTS = (
         ),
         54,
     ),
+    Client("langchain_ollama", "LangChain with Ollama's API", ("langchain-ollama==1.1.0", "numpy==2.4.6"), 13),
     Client("litellm", "LiteLLM", ("litellm==1.110.2", _OPENAI), 34),
     Client(
         "llama_index",
@@ -103,6 +104,7 @@ CLIENTS = (
     Client("strands", "Strands Agents", ("strands-agents[openai]==1.62.0",), 7),
     Client("openai_node", "OpenAI for Node", ("openai@7.59.0", _ZOD), 19, node=True),
     Client("anthropic_node", "Anthropic for Node", ("@anthropic-ai/sdk@1.14.0", _ZOD), 11, node=True),
+    Client("ollama_node", "Ollama for Node", ("ollama@0.6.4",), 10, node=True),
     Client(
         "ai_sdk",
         "Vercel AI SDK",

@@ -57,7 +57,7 @@ POSTS = [
     for route in ROUTES
     if OPERATIONS[route.operation].generates
     and issubclass(OPERATIONS[route.operation].request, Cacheable)
-    and not OPERATIONS[route.operation].named_events
+    and OPERATIONS[route.operation].stream_form == "data"
 ]
 # What else does something, with the fake model in the paths: what it is asked with, and of a body what it needs.
 LOAD, UNLOAD, DEFAULT, COMPARE = "/models/fake/load", "/models/fake/unload", "/models/default", "/models/compare"
@@ -102,6 +102,10 @@ async def _refusal(response: aiohttp.ClientResponse, status: int, code: str | No
         assert body.keys() == {"error"}
         assert body["error"].keys() == {"message", "type", "param", "code"}
         found: dict[str, Any] = body["error"]
+    elif error_form(response.url.path) == "ollama":
+        assert response.content_type == "application/json"
+        assert body.keys() == {"error", "code"}
+        found = {"message": body["error"], "code": body["code"], "param": None}
     else:
         assert response.content_type == "application/problem+json"
         assert body.keys() - {"param"} == {"title", "status", "detail", "code"}

@@ -136,6 +136,35 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
             "top_k": 3,
         },
     ],
+    "ollama_chat": [
+        {"messages": [{"role": "user", "content": "é"}], "stream": False},
+        {
+            "model": "fake:latest",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "é"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+                {"role": "tool", "content": "x", "tool_name": "f"},
+            ],
+            "options": {"num_predict": 2, "seed": 1, "stop": "x", "num_ctx": 512},
+            "logprobs": True,
+            "top_logprobs": 2,
+            "keep_alive": "5m",
+            "stream": False,
+        },
+        {"messages": [], "stream": False},
+    ],
+    "ollama_generate": [
+        {"prompt": "é", "system": "Be brief.", "stream": False},
+        {"prompt": "x", "raw": True, "logprobs": True, "options": {"num_predict": 2, "top_k": 3}, "stream": False},
+        {"model": "fake", "keep_alive": 0, "stream": False},
+    ],
+    "ollama_embed": [{"input": "é"}, {"input": ["a", "é😀"], "dimensions": 2}, {"input": []}],
+    "ollama_embeddings": [{"prompt": "é"}, {}],
+    "ollama_tags": [{}],
+    "ollama_ps": [{}],
+    "ollama_show": [{}, {"name": "fake"}],
+    "ollama_version": [{}],
     "chat_input_tokens": [{"messages": [{"role": "user", "content": "é"}], "max_tokens": 2, "stream": True}],
     "response_input_tokens": [{"instructions": "Be brief.", "input": [{"type": "input_text", "text": "é"}]}],
     "count_tokens": [{"system": "Be brief.", "messages": [{"role": "user", "content": "é"}]}],
@@ -190,6 +219,14 @@ WRONG: dict[str, dict[str, Any]] = {
     "get_response": {"response_id": "resp_2"},
     "delete_response": {"response_id": "resp_2"},
     "messages": {"messages": [{"role": "user", "content": "x"}]},
+    "ollama_chat": {"messages": [{"role": "user", "content": "x"}], "options": {"mirostat": 1}, "stream": False},
+    "ollama_generate": {"prompt": "x", "suffix": "y", "stream": False},
+    "ollama_embed": {"input": "x", "dimensions": 0},
+    "ollama_embeddings": {"prompt": "x", "model": "other"},
+    "ollama_tags": {"x": "1"},
+    "ollama_ps": {"x": "1"},
+    "ollama_show": {"model": "other"},
+    "ollama_version": {"x": "1"},
     "chat_input_tokens": {"messages": []},
     "response_input_tokens": {"input": []},
     "count_tokens": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
@@ -385,8 +422,13 @@ async def test_same_stream(route: Any) -> None:
             aiohttp.ClientSession() as session,
             session.post(url + route.plain_path.format(**payload), json=_body(route, payload)) as response,
         ):
-            sent = (await response.text()).removesuffix("\n\n").split("\n\n")
-        if OPERATIONS[route.operation].named_events:
+            text = await response.text()
+        form = OPERATIONS[route.operation].stream_form
+        if form == "lines":
+            assert [json.loads(line) for line in text.splitlines()] == events
+            continue
+        sent = text.removesuffix("\n\n").split("\n\n")
+        if form == "named":
             names = [event.splitlines()[0] for event in sent]
             assert names == [f"event: {event['type']}" for event in events]
         else:

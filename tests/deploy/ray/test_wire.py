@@ -45,7 +45,7 @@ def test_a_chunked_response(size: int) -> None:
         body += reader.feed(data[start : start + size])
     assert (body, reader.complete) == (b"abc0123456789", True)
     assert reader.head is not None
-    assert reader.head.is_event_stream
+    assert reader.head.is_stream
     assert reader.head.headers == [(b"content-type", b"text/event-stream")]
 
 

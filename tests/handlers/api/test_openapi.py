@@ -27,6 +27,7 @@ ERRORS: dict[ErrorForm, tuple[str, str]] = {
     "problem": ("application/problem+json", "Problem"),
     "openai": ("application/json", "OpenAIError"),
     "anthropic": ("application/json", "AnthropicError"),
+    "ollama": ("application/json", "OllamaError"),
 }
 
 
@@ -106,7 +107,8 @@ def test_every_route_is_described(route: Route) -> None:
         assert list(answer) == ["application/octet-stream"]
     else:
         assert answer["application/json"]["schema"]["$ref"].endswith(f"/{operation.response.__name__}")
-    assert ("text/event-stream" in answer) == (operation.stream is not None)
+    kinds = {"text/event-stream"} if operation.stream_form != "lines" else {"application/x-ndjson"}
+    assert answer.keys() - {"application/json", "application/octet-stream"} == (kinds if operation.stream else set())
     for status, response in described["responses"].items():
         if status != "200":
             kind, model = ERRORS[route.errors]

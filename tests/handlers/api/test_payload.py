@@ -72,6 +72,8 @@ NO_REQUEST = {
 }
 # Requests of operations whose path names all that they need.
 NOTHING = {"nothing": b"{}", "nothing but stream": b'{"stream": true}'}
+WITHOUT_PROMPT = ("load_model", "ollama_chat", "ollama_generate")  # each loads a model, and may have a stream
+NEEDS_NOTHING = ("unload_model", "cancel_batch", "ollama_show", "ollama_embeddings")
 BODY_ROUTES = {route.operation: route for route in ROUTES if route.method in ("POST", "PUT")}
 
 
@@ -108,10 +110,12 @@ def test_what_is_no_request(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", NOTHING.values(), ids=NOTHING)
 def test_what_says_nothing(body: bytes) -> None:
-    """An object without what an operation needs is refused, and taken where the path names all of it."""
+    """An object without what an operation needs is refused; it is taken where the path names all of it, or where a
+    request without a prompt loads the default model.
+    """
     for operation, route in BODY_ROUTES.items():
         payload = _read(dict.fromkeys(route.fields, "fake"), body)
-        if operation == "load_model" or (operation in ("unload_model", "cancel_batch") and "stream" not in payload):
+        if operation in WITHOUT_PROMPT or (operation in NEEDS_NOTHING and "stream" not in payload):
             parse(OPERATIONS[operation].request, payload)
         else:
             with pytest.raises(InvalidRequest) as refused:

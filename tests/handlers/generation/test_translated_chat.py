@@ -25,8 +25,8 @@ class Builder:
     def add(self, choice: Any) -> list[Event]:
         return [{"add": choice}]
 
-    def finish(self, usage: Any) -> list[Event]:
-        return [{"finish": usage}]
+    def finish(self, last: Any) -> list[Event]:
+        return [{"finish": last["usage"]}]
 
     def failed(self, error: ServiceError) -> list[Event]:
         return [{"failed": error.message}]

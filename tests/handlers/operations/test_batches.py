@@ -54,10 +54,13 @@ async def test_create() -> None:
 
 
 def test_endpoints() -> None:
-    """Every operation that generates is an endpoint of batches, under the path of its route."""
+    """Every operation that generates is an endpoint of batches, under the path of its route; but those of Ollama's API,
+    which has no batches.
+    """
     paths = {(route.path, route.operation) for route in ROUTES if route.method == "POST"}
     assert set(ENDPOINTS.items()) <= paths
-    assert {name for name, operation in OPERATIONS.items() if operation.generates} <= set(ENDPOINTS.values())
+    generating = {name for name, operation in OPERATIONS.items() if operation.generates}
+    assert generating - set(ENDPOINTS.values()) == {"ollama_chat", "ollama_generate"}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def _build(chunks: list[dict[str, Any]], **payload: Any) -> tuple[dict[str, Any]
     events = builder.start()
     for choice in chunks:
         events += builder.add(choice)
-    events += builder.finish(usage(3, 4, 1))
+    events += builder.finish({"usage": usage(3, 4, 1)})
     for event in events:
         ResponseEvent.model_validate(event, extra="forbid", strict=True)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
