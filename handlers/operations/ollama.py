@@ -21,7 +21,7 @@ from handlers.generation.translated_errors import renaming
 from handlers.operations import chat, completions
 from handlers.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaGeneration, unloads
 from handlers.schemas.parsing import parse, parse_stream
-from runtime.errors import InsufficientScope, InvalidRequest
+from runtime.errors import InsufficientScope
 from runtime.types import ModelInfo
 
 _UNLOAD = "unload_model"
@@ -114,8 +114,6 @@ async def _generate(request: OllamaGenerateRequest, ctx: Context) -> _Work:
     lines, info = await _opened(request, ctx, is_chat=False)
     own = dict(info.sampling_defaults)
     if request.raw or (not info.chat_template and not request.system):
-        if request.raw and request.system:
-            raise InvalidRequest("system: a raw prompt has no system message", param="system")
         return _Work(lines, completion_payload(request, own), raw=True, fields=PROMPT_FIELDS)
     return _Work(lines, prompt_chat_payload(request, own), fields=PROMPT_FIELDS)
 

@@ -201,6 +201,17 @@ class OllamaToolCall(Strict):
 class OllamaMessage(Strict):
     """One message of a chat."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {
+                "properties": {
+                    "thinking": {"enum": ["", None]},
+                    "tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
+                }
+            },
+        }
+    )
     unsupported = MappingProxyType({"images": _IMAGES})
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -261,6 +272,12 @@ class OllamaChatRequest(OllamaGeneration):
     tools: list[OllamaTool] | None = Field(None, max_length=MAX_TOOLS, description="Functions that the model may call.")
 
 
+_RAW: dict[str, Any] = {
+    "if": {"required": ["raw"], "properties": {"raw": {"const": True}}},
+    "then": {"properties": {"system": {"enum": ["", None]}}},
+}
+
+
 class OllamaGenerateRequest(OllamaGeneration):
     """Ollama's request for the answer to a prompt; without a prompt it loads the model."""
 
@@ -270,7 +287,7 @@ class OllamaGenerateRequest(OllamaGeneration):
                 {"prompt": "What is the capital of France?", "stream": False},
                 {"prompt": "Once upon a time", "raw": True, "options": {"num_predict": 16}, "stream": False},
             ],
-            "allOf": [needs("top_logprobs", "integer", "logprobs")],
+            "allOf": [needs("top_logprobs", "integer", "logprobs"), _RAW],
         }
     )
     unsupported = MappingProxyType(
@@ -290,8 +307,16 @@ class OllamaGenerateRequest(OllamaGeneration):
     prompt: AnyText = Field("", description="The prompt: the user's message, or with raw the text to continue.")
     system: AnyText = Field("", description="The system message.")
     raw: bool = Field(
-        False, description="Continue the prompt itself, without the chat template, which a model may not have."
+        False,
+        description="Continue the prompt itself, without the chat template, which a model may not have, nor system.",
     )
+
+    @field_validator("raw")
+    @classmethod
+    def _without_system(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("system"):
+            raise PydanticCustomError("two_forms", "cannot be combined with system")
+        return value
 
 
 class OllamaEmbedRequest(OllamaRequest):
@@ -321,12 +346,5 @@ class OllamaShowRequest(OllamaModelChoice):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
-    name: Model | None = Field(None, description="Older name of model.")
+    name: Model | None = Field(None, description="Older name of model, which comes first.")
     verbose: bool = Field(False, description="Accepted for compatibility; the vocabulary is never returned.")
-
-    @field_validator("name")
-    @classmethod
-    def _one_name(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("model") not in (None, value):
-            raise PydanticCustomError("two_names", "should be equal to model or left out")
-        return value

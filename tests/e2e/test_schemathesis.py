@@ -101,6 +101,8 @@ def test_tested_description_is_the_served_one(url: str) -> None:
 
 def _as_read(value: Any, schema: dict[str, Any]) -> Any:
     """What the service reads of a value: in place of a number, texts and booleans that mean one are one."""
+    for option in schema.get("anyOf", ()):  # an object that may be null
+        schema = option if "$ref" in option else schema
     if "$ref" in schema:
         schema = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     if isinstance(value, dict):

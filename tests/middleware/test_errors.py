@@ -46,7 +46,13 @@ def _app(failure: BaseException | None, *, size: int = 1000) -> web.Application:
     [errors.InvalidRequest, errors.Unauthenticated, errors.InsufficientScope, errors.TooManyRequests, ServiceError],
 )
 @pytest.mark.parametrize(
-    ("path", "form"), [("/generate", "problem"), ("/v1/chat/completions", "openai"), ("/v1/messages", "anthropic")]
+    ("path", "form"),
+    [
+        ("/generate", "problem"),
+        ("/v1/chat/completions", "openai"),
+        ("/v1/messages", "anthropic"),
+        ("/api/chat", "ollama"),
+    ],
 )
 async def test_errors_are_rendered(
     aiohttp_client: Client, error: type[ServiceError], path: str, form: ErrorForm

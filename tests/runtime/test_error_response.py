@@ -96,3 +96,10 @@ def test_allowed_methods() -> None:
     """The methods that a path supports stand in Allow, and only there."""
     assert error_response(MethodNotAllowed("no"), "openai", allow=["GET", "HEAD"]).headers["Allow"] == "GET,HEAD"
     assert "Allow" not in error_response(MethodNotAllowed("no"), "openai").headers
+
+
+def test_ollama_form() -> None:
+    """Ollama's clients read the message as a text; the code is beside it."""
+    response = error_response(InvalidRequest("options.top_p is too large", param="options.top_p"), "ollama")
+    assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert json.loads(response.body) == {"error": "options.top_p is too large", "code": "invalid_request"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import aiohttp
@@ -45,3 +46,16 @@ async def test_an_error_behind_a_comment(monkeypatch: pytest.MonkeyPatch) -> Non
     events = [part for part in parts if part and part != ": keep-alive"]
     assert len(events) == 1
     assert '"code":"queue_full"' in events[0]
+
+
+async def test_lines_have_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of lines of JSON, which is Ollama's default, has nothing but lines of JSON, however slow it is."""
+    monkeypatch.setattr("views.event_stream.KEEP_ALIVE_SECONDS", 0.02)
+    async with (
+        serving(fake_context(FakeEngine(pause=0.1)), response_cache="off") as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/api/chat", json={"messages": BODY["messages"]}) as response,
+    ):
+        assert response.content_type == "application/x-ndjson"
+        lines = [json.loads(line) for line in (await response.text()).splitlines()]
+    assert [line["message"]["content"] for line in lines] == ["Hello", " there", ".", ""]

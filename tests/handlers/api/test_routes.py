@@ -79,3 +79,9 @@ def test_anthropic_paths(path: str) -> None:
 def test_problem_paths(path: str) -> None:
     """All other paths speak problem details."""
     assert error_form(path) == "problem"
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/pull", "/api/"])
+def test_error_form_of_ollama(path: str) -> None:
+    """All paths below /api are asked for by Ollama's clients only."""
+    assert error_form(path) == "ollama"

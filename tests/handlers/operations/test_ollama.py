@@ -102,7 +102,7 @@ async def test_prompt_is_a_message_or_continued() -> None:
     for plain, more in ((FakeEngine(), {"raw": True}), (FakeEngine(info=replace(INFO, chat_template=False)), {})):
         answer = await ollama.handle_generate({"prompt": "Hi", **more}, fake_context(plain))
         assert (answer["response"], plain.chats) == ("Hello there.", [])
-    with pytest.raises(InvalidRequest, match="system: a raw prompt"):
+    with pytest.raises(InvalidRequest, match="raw: cannot be combined with system"):
         await ollama.handle_generate({"prompt": "Hi", "raw": True, "system": "x"}, fake_context())
 
 
