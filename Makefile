@@ -74,10 +74,12 @@ $(VENV)/.base: requirements/base.txt requirements/model.txt requirements/lock.tx
 	$(PIP) --no-deps -e .
 	touch $@
 
-# The compiled kernels; without a C++ compiler models run through torch, and this says so.
+# The compiled kernels; without a C++ compiler models run through torch, and this says so. The stamp has the time at which
+# compiling began, so that a source that changes meanwhile is newer.
 $(VENV)/.kernels: $(VENV)/.base $(wildcard runtime/engine/native/*.cpp runtime/engine/native/*.h) runtime/engine/native/build.py
+	touch $@.begun
 	$(VENV)/bin/python -m runtime.engine.native.build
-	touch $@
+	mv $@.begun $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/test-models.txt
 	$(PIP) -c requirements/lock.txt -r requirements/dev.txt
