@@ -21,9 +21,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(not build.compiler(), reason="no C++ compiler; run: apt-get install g++")
 def test_every_level_is_built_and_what_is_stale_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each level gets a library, libraries of other sources are deleted, and a second build compiles nothing."""
-    build.digest()  # is kept, with the true options
-    monkeypatch.setattr(build, "OPTIONS", tuple(option for option in build.OPTIONS if option != "-O3" or SOAK))
+    build.digest()  # is kept, of the true sources
     folder.mkdir()
+    if not SOAK:  # make test has compiled the kernels already, and test_no_warning reads them at every level
+        (folder.parent / "decoder.cpp").write_text('extern "C" int warmstart_permitted() { return 1; }')
+        monkeypatch.setattr(build, "_HERE", folder.parent)
     (folder / "avx2-0123456789abcdef.so").write_bytes(b"old")
     assert build.build()
     made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
