@@ -23,7 +23,7 @@ def corpus() -> tuple[list[str], list[str]]:
     texts = [file.read_text() for file in sorted((ROOT / "docs").glob("*.md"))]
     paragraphs = [" ".join(p.split()) for text in texts for p in text.split("\n\n") if len(p) > 80 and p[0] not in "|`"]
     sentences = [s for p in paragraphs for s in re.split(r"(?<=[.:]) ", p) if 40 < len(s) < 200]
-    count = soak(40, 200)
+    count = soak(200, 40)
     return paragraphs[: 4 * count], sentences[:: max(1, len(sentences) // count)][:count]
 
 
