@@ -1,6 +1,6 @@
 """Generates ``docs/models.md`` from the code: ``python -m loadtests.model_table``.
 
-The families and formats are those that ``runtime.model.families`` and ``runtime.loading.gguf_families`` read; the rates
+The families and formats are those of ``runtime.model.families`` and ``runtime.loading.gguf_architectures``; the rates
 are those that ``python -m loadtests.model_shapes --write`` has stored.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from loadtests.model_shapes import RATES, SHAPES
 from loadtests.service import ROOT
-from runtime.loading.gguf_families import ARCHITECTURES
+from runtime.loading.gguf_architectures import ARCHITECTURES
 from runtime.model.families import FAMILIES
 
 PAGE = ROOT / "docs/models.md"
