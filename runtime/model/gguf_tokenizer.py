@@ -10,17 +10,15 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from runtime.errors import ModelUnavailable
-from runtime.model.end_tokens import END_TEXTS
 from runtime.model.gguf_pretokenizers import DEFAULT, PRETOKENIZERS, PreTokenizer
+from runtime.model.gguf_vocabulary import GGUFVocabulary, TokenKind
 from runtime.model.merges import pairs_forming
 from runtime.model.tokenizer import Tokenizer
 
@@ -38,25 +36,6 @@ _TEMPLATE_NAMES = {  # names of special tokens in transformers' templates -> key
 }
 
 
-_DEFAULT_IDS = {  # of tokens whose keys a file may omit
-    "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
-    "bert": {"unknown_token_id": 100, "cls_token_id": 101, "seperator_token_id": 102, "padding_token_id": 0},
-    "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
-}
-
-
-class _Kind(IntEnum):
-    """The token types in ``tokenizer.ggml.token_type``."""
-
-    UNDEFINED = 0
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a GGUF file describes.
 
@@ -70,7 +49,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         ModelUnavailable: the tokenizer is not supported; the message names the unsupported part.
         ValueError: the metadata is inconsistent.
     """
-    vocabulary = _Vocabulary(metadata)
+    vocabulary = GGUFVocabulary(metadata)
     build = _BUILDERS.get(vocabulary.model)
     if build is None:
         raise ModelUnavailable(
@@ -85,8 +64,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     # In one call, because each call rebuilds the search for added tokens.
     backend.add_tokens(
         [
-            AddedToken(text, normalized=False, special=kind != _Kind.USER_DEFINED, rstrip=strips(text))
-            for text, kind in vocabulary.of_kinds(_Kind.CONTROL, _Kind.UNKNOWN, _Kind.USER_DEFINED)
+            AddedToken(text, normalized=False, special=kind != TokenKind.USER_DEFINED, rstrip=strips(text))
+            for text, kind in vocabulary.of_kinds(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
             if text
         ]
     )
@@ -110,89 +89,12 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-class _Vocabulary:
-    """The checked vocabulary of a GGUF file: tokens, their kinds, scores, merges and special ids.
-
-    Raises:
-        ModelUnavailable: the file has no vocabulary.
-        ValueError: the arrays have different lengths, or two tokens have the same text.
-    """
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-        self.model: str = self.get("model", "")
-        tokens = self.get("tokens")
-        if not isinstance(tokens, list) or not tokens:
-            raise ModelUnavailable("the GGUF file has no vocabulary (tokenizer.ggml.tokens)")
-        self.tokens: list[str] = tokens
-        given = self.get("token_type")
-        kinds = np.full(len(tokens), _Kind.NORMAL) if given is None else np.array(given)
-        if len(kinds) < len(tokens):
-            raise ValueError("tokenizer.ggml.token_type is shorter than tokenizer.ggml.tokens")
-        self.kinds: NDArray[Any] = kinds[: len(tokens)]
-        used = self.kinds != _Kind.UNUSED
-        if "" in tokens:
-            used &= np.fromiter(map(bool, tokens), bool, len(tokens))
-        indices = range(len(tokens)) if used.all() else np.flatnonzero(used).tolist()
-        self.ids: dict[str, int] = dict(zip(map(tokens.__getitem__, indices), indices, strict=True))
-        if len(self.ids) < len(indices):
-            raise ValueError("tokenizer.ggml.tokens has two tokens of the same text")
-        # Some converters marked end-of-turn tokens as normal text, which no prompt could then contain.
-        for text in END_TEXTS & self.ids.keys():
-            if self.kinds[self.ids[text]] == _Kind.NORMAL:
-                self.kinds[self.ids[text]] = _Kind.CONTROL
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the metadata value of ``tokenizer.ggml.{key}``."""
-        return self.metadata.get(f"tokenizer.ggml.{key}", default)
-
-    def of_kinds(self, *kinds: _Kind) -> list[tuple[str, int]]:
-        """Return the tokens of some kinds, with their kinds, in ascending order of their ids."""
-        indices = np.flatnonzero(np.isin(self.kinds, kinds)).tolist()
-        return [(self.tokens[i], int(self.kinds[i])) for i in indices]
-
-    def scores(self) -> Any:
-        """Return the tokens' scores [V] or more.
-
-        Raises:
-            ValueError: they are missing or too few.
-        """
-        scores = self.get("scores")
-        if scores is None or len(scores) < len(self.tokens):
-            raise ValueError("tokenizer.ggml.scores is missing or too short")
-        return scores
-
-    def named(self, key: str) -> str | None:
-        """Return the text of the token whose id is in ``tokenizer.ggml.{key}``; None if there is no such token."""
-        index = self.get(key, _DEFAULT_IDS.get(self.model, {}).get(key))
-        return self.tokens[index] if index is not None and index < len(self.tokens) else None
-
-    def merges(self) -> list[tuple[str, str]]:
-        """Return the pairs of ``tokenizer.ggml.merges`` whose parts and result are in the vocabulary.
-
-        The first blank of a line that is not its first character separates the two parts.
-
-        Raises:
-            ModelUnavailable: the file has no merges.
-        """
-        lines = self.get("merges")
-        if lines is None:
-            raise ModelUnavailable("the GGUF file has no tokenizer.ggml.merges")
-        ids, pairs = self.ids, []
-        for line in lines:
-            at = line.find(" ", 1)
-            left, right = line[:at], line[at + 1 :]
-            if left in ids and right in ids and left + right in ids:
-                pairs.append((left, right))
-        return pairs
-
-
-def _pretokenizer_name(vocabulary: _Vocabulary) -> str:
+def _pretokenizer_name(vocabulary: GGUFVocabulary) -> str:
     name: str = "gemma4" if vocabulary.model == "gemma4" else vocabulary.get("pre", "")
     return name
 
 
-def _pretokenizer(vocabulary: _Vocabulary) -> PreTokenizer:
+def _pretokenizer(vocabulary: GGUFVocabulary) -> PreTokenizer:
     """Return the vocabulary's pre-tokenizer; llama.cpp's default, with a warning, if the file names none.
 
     Raises:
@@ -210,7 +112,7 @@ def _pretokenizer(vocabulary: _Vocabulary) -> PreTokenizer:
     return PRETOKENIZERS[name]
 
 
-def _byte_pairs(vocabulary: _Vocabulary) -> Backend:
+def _byte_pairs(vocabulary: GGUFVocabulary) -> Backend:
     """Build a ``gpt2`` or ``gemma4`` tokenizer: byte pair encoding with merges (arXiv:1508.07909).
 
     It works on bytes or, if the pre-tokenizer is not byte-level, on characters.
@@ -238,7 +140,7 @@ def _byte_pairs(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
+def _sentencepiece_pairs(vocabulary: GGUFVocabulary) -> Backend:
     """Build a ``llama`` tokenizer: SentencePiece's byte pair encoding (arXiv:1808.06226), merged by score."""
     backend = Backend(
         models.BPE(
@@ -253,17 +155,17 @@ def _sentencepiece_pairs(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-def _unigram(vocabulary: _Vocabulary) -> Backend:
+def _unigram(vocabulary: GGUFVocabulary) -> Backend:
     """Build a ``t5`` tokenizer: SentencePiece's unigram model (arXiv:1804.10959)."""
     scores = vocabulary.scores().tolist()
     kinds = vocabulary.kinds.tolist()
-    normal = [s for s, kind in zip(scores, kinds, strict=False) if kind == _Kind.NORMAL]
+    normal = [s for s, kind in zip(scores, kinds, strict=False) if kind == TokenKind.NORMAL]
     lowest = min(normal, default=0.0)
     pieces = []
     for i, (text, kind) in enumerate(zip(vocabulary.tokens, kinds, strict=True)):
-        if kind == _Kind.NORMAL:
+        if kind == TokenKind.NORMAL:
             pieces.append((text, scores[i]))
-        elif kind == _Kind.USER_DEFINED:
+        elif kind == TokenKind.USER_DEFINED:
             pieces.append((text, 0.0))
         else:  # lowest score, and a text that occurs nowhere unless it is an added token
             pieces.append((text if vocabulary.ids.get(text) == i else f"\0{i}", lowest))
@@ -273,13 +175,13 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-def _word_pieces(vocabulary: _Vocabulary) -> Backend:
+def _word_pieces(vocabulary: GGUFVocabulary) -> Backend:
     """Build a ``bert`` tokenizer: WordPiece (arXiv:1810.04805). The file marks the pieces that begin a word, where
     WordPiece marks the others.
     """
     ids = {}
     for text, index in vocabulary.ids.items():
-        normal = vocabulary.kinds[index] == _Kind.NORMAL
+        normal = vocabulary.kinds[index] == TokenKind.NORMAL
         ids[text[1:] if text.startswith(_SPACE) else f"##{text}" if normal else text] = index
     unknown = vocabulary.named("unknown_token_id") or "[UNK]"
     backend = Backend(models.WordPiece(ids, unk_token=unknown))
@@ -289,7 +191,7 @@ def _word_pieces(vocabulary: _Vocabulary) -> Backend:
     return backend
 
 
-_BUILDERS: dict[str, Callable[[_Vocabulary], Backend]] = {
+_BUILDERS: dict[str, Callable[[GGUFVocabulary], Backend]] = {
     "gpt2": _byte_pairs,
     "llama": _sentencepiece_pairs,
     "t5": _unigram,
@@ -298,7 +200,7 @@ _BUILDERS: dict[str, Callable[[_Vocabulary], Backend]] = {
 }
 
 
-def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[Any]) -> None:
+def _spell_spaces(backend: Backend, vocabulary: GGUFVocabulary, before: Sequence[Any]) -> None:
     """Set the normalizer and decoder that convert spaces to SentencePiece's character and back.
 
     Args:
@@ -317,14 +219,14 @@ def _spell_spaces(backend: Backend, vocabulary: _Vocabulary, before: Sequence[An
     backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefixed else parts)
 
 
-def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
     """Return every pair of tokens that forms another token, ordered by the score of the result, highest first."""
     order = np.argsort(-np.asarray(vocabulary.scores()[: len(vocabulary.tokens)], np.float32), kind="stable")
-    normal = order[np.isin(vocabulary.kinds, (_Kind.NORMAL, _Kind.UNDEFINED))[order]]
+    normal = order[np.isin(vocabulary.kinds, (TokenKind.NORMAL, TokenKind.UNDEFINED))[order]]
     return pairs_forming([text for text in map(vocabulary.tokens.__getitem__, normal.tolist()) if text])
 
 
-def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
+def _surround(backend: Backend, vocabulary: GGUFVocabulary) -> None:
     """Add the BOS and EOS tokens around every text if the file, or the default of its tokenizer type, says so."""
     model = vocabulary.model
     rule = PRETOKENIZERS.get(_pretokenizer_name(vocabulary), DEFAULT)
@@ -344,7 +246,7 @@ def _surround(backend: Backend, vocabulary: _Vocabulary) -> None:
     )
 
 
-def _surround_pieces(backend: Backend, vocabulary: _Vocabulary) -> None:
+def _surround_pieces(backend: Backend, vocabulary: GGUFVocabulary) -> None:
     """Add BERT's tokens around a text, and between the texts of a pair."""
     begin = vocabulary.named("cls_token_id") or vocabulary.named("bos_token_id")
     end = vocabulary.named("seperator_token_id") or vocabulary.named("eos_token_id")
