@@ -19,7 +19,8 @@ from runtime.status import EngineStats
 from runtime.telemetry.batch_metrics import BatchMetrics
 from runtime.telemetry.event_metrics import EventMetrics
 from runtime.telemetry.exposition import OPENMETRICS, prefers_openmetrics, stats_families
-from runtime.telemetry.model_metrics import Collectors, ModelMetrics
+from runtime.telemetry.model_collectors import Collectors
+from runtime.telemetry.model_metrics import ModelMetrics
 
 # The version that the encoder supports, whichever was requested. Without the last part it writes _ for : in names.
 _OPENMETRICS = f"{OPENMETRICS}; version=1.0.0; escaping=allow-utf-8"
