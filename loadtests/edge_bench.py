@@ -39,7 +39,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 
-class Question(BaseModel):
+class Body(BaseModel):
     prompt: str
     max_new_tokens: int = 16
 
@@ -48,8 +48,8 @@ app = FastAPI()
 
 
 @app.post("/generate")
-async def answer(question: Question):
-    return {"characters": len(question.prompt)}
+async def answer(body: Body):
+    return {"characters": len(body.prompt)}
 """
 # wrk sends the string that request() returns unchanged. In the file, NUL bytes separate the requests, which have none.
 SCRIPT = """
