@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.loading.checkpoint_parts import Array, CheckpointParts, Read, Shape, zeros
 from runtime.loading.equalize import Factors
+from runtime.loading.head_layout import HeadLayout, Parts
 from runtime.loading.matrix_types import FourBits, MatrixTypes, Rows
 from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.snapshot_writer import Weight
@@ -25,11 +26,6 @@ from runtime.model.config import DecoderConfig
 from runtime.model.load_errors import mismatched, named
 from runtime.model.packing import PANEL_ROWS, SnapshotKind
 from runtime.model.tensors import gate_up_rows
-
-Array = NDArray[np.float32]
-_Shape = tuple[int, ...]
-_Read = Callable[[], Array]
-_Parts = Callable[[], Sequence[Array]]
 
 
 def convert(
@@ -127,6 +123,8 @@ class _Conversion:
         self._layout = layout
         self._equalize = equalize and config.gated
         self.stored = StoredTensors(layout, source)
+        self._parts = CheckpointParts(layout, self.stored, len(config.layers))
+        self._heads = HeadLayout(config, layout)
         self.weights: list[Weight] = []
 
     def run(self) -> None:
@@ -135,7 +133,7 @@ class _Conversion:
         self._embedding()
         if config.learned_positions:
             offset = self._layout.position_offset
-            read = self._weight("positions", (config.context_length + offset, hidden))
+            read = self._parts.weight("positions", (config.context_length + offset, hidden))
             self._add("positions", (config.context_length, hidden), lambda: read()[offset:])
         for part, rows, width in (
             ("token_types", config.token_types, hidden),
@@ -177,8 +175,8 @@ class _Conversion:
             else:
                 self.stored.missing.add(head)  # either of the two would do
         self._matrix("embed", part, None, shape)
-        if self._config.tied and self._has_bias("head"):
-            self._add("embed.bias", shape[:1], self._bias("head", shape[0]))
+        if self._config.tied and self._parts.has_bias("head"):
+            self._add("embed.bias", shape[:1], self._parts.bias("head", shape[0]))
 
     def _attention(self, i: int) -> None:
         """Convert the tensors of an attention layer."""
@@ -187,18 +185,18 @@ class _Conversion:
         counts = {"q": heads, "k": kv_heads, "v": kv_heads}
         rows = sum(counts.values())
         if "qkv" in self._layout.names:
-            weights: _Parts = self._split(self._weight("qkv", (rows * head_dim, config.hidden), i))
-            has_bias = self._has_bias("qkv")
-            biases = self._split(self._bias("qkv", rows * head_dim, i)) if has_bias else None
+            weights: Parts = self._heads.split(self._parts.weight("qkv", (rows * head_dim, config.hidden), i))
+            has_bias = self._parts.has_bias("qkv")
+            biases = self._heads.split(self._parts.bias("qkv", rows * head_dim, i)) if has_bias else None
         else:
-            weights = _each([self._weight(part, (n * head_dim, config.hidden), i) for part, n in counts.items()])
-            has_bias = any(self._has_bias(part) for part in counts)
-            biases = _each([self._bias_or_zeros(part, n * head_dim, i) for part, n in counts.items()])
+            weights = _each([self._parts.weight(part, (n * head_dim, config.hidden), i) for part, n in counts.items()])
+            has_bias = any(self._parts.has_bias(part) for part in counts)
+            biases = _each([self._parts.bias_or_zeros(part, n * head_dim, i) for part, n in counts.items()])
 
         def arranged_parts(parts: Sequence[Array]) -> list[Array]:
             q, k, v = (part.reshape(-1, head_dim, *part.shape[1:]) for part in parts)
-            all_heads = [self._rotated(q, i), self._rotated(k, i), v]
-            return [self._padded(part, 1).reshape(-1, *part.shape[2:]) for part in all_heads]
+            all_heads = [self._heads.rotated(q, i), self._heads.rotated(k, i), v]
+            return [self._heads.padded(part, 1).reshape(-1, *part.shape[2:]) for part in all_heads]
 
         def arranged(parts: Sequence[Array]) -> Array:
             return np.concatenate(arranged_parts(parts))
@@ -208,7 +206,7 @@ class _Conversion:
             self._add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
         else:
             if "qkv" in self._layout.names:
-                numbers = self._split(lambda: _numbers(rows * head_dim))()
+                numbers = self._heads.split(lambda: _numbers(rows * head_dim))()
             else:
                 numbers = [_numbers(n * head_dim) for n in counts.values()]
             for n, (part, places) in enumerate(zip(counts, arranged_parts(numbers), strict=True)):
@@ -220,73 +218,35 @@ class _Conversion:
         if config.qk_norm != "none":
             self._head_norm("q_norm", i, heads)
             self._head_norm("k_norm", i, kv_heads)
-        out = self._weight("attention_out", (config.hidden, heads * head_dim), i)
+        out = self._parts.weight("attention_out", (config.hidden, heads * head_dim), i)
 
         self._add_matrix(
             f"{i}.attention_out",
             (config.hidden, config.heads_width),
-            lambda: self._padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
+            lambda: self._heads.padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
             "attention_out",
             i,
             whole_rows=config.padded_head_dim == head_dim,
         )
-        if self._has_bias("attention_out"):
-            self._add(f"{i}.attention_out.bias", (config.hidden,), self._bias("attention_out", config.hidden, i))
-
-    def _split(self, joint: _Read) -> _Parts:
-        """Return a function that takes the rows of joint queries, keys and values apart."""
-        config = self._config
-        heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
-
-        def parts() -> Sequence[Array]:
-            values = joint()
-            if self._layout.qkv_order == "blocks":
-                return np.split(values, [heads * head_dim, (heads + kv_heads) * head_dim])
-            # For each key head: its queries, its key and its value. With one query for each, this is "heads", too.
-            rest = values.shape[1:]
-            groups = values.reshape(kv_heads, heads // kv_heads + 2, head_dim, *rest)
-            return [part.reshape(-1, *rest) for part in (groups[:, :-2], groups[:, -2], groups[:, -1])]
-
-        return parts
-
-    def _rotated(self, heads: Array, i: int) -> Array:
-        """Arrange the rows [heads, D, ...] of queries or keys for the rotation of halves instead of pairs."""
-        index = self._config.layers[i].rotation
-        if not self._layout.interleaved_rotation or index is None:
-            return heads
-        width = 2 * len(self._config.rotations[index].frequencies)
-        order = [*range(0, width, 2), *range(1, width, 2), *range(width, self._config.head_dim)]
-        return heads[:, order]
-
-    def _padded(self, heads: Array, axis: int) -> Array:
-        """Pad the heads' width with zeros."""
-        missing = self._config.padded_head_dim - self._config.head_dim
-        return np.pad(heads, [(0, missing if n == axis else 0) for n in range(heads.ndim)]) if missing else heads
+        if self._parts.has_bias("attention_out"):
+            self._add(f"{i}.attention_out.bias", (config.hidden,), self._parts.bias("attention_out", config.hidden, i))
 
     def _head_norm(self, part: str, i: int, heads: int) -> None:
         """Convert a norm of queries or keys; one that all heads share is repeated for each."""
         head_dim = self._config.head_dim
         shapes = [(heads * head_dim,)] if self._config.qk_norm == "full" else [(head_dim,), (heads, head_dim)]
 
-        def arranged(read: _Read) -> Array:
+        def arranged(read: Read) -> Array:
             values = np.broadcast_to(read().reshape(-1, head_dim), (heads, head_dim))
-            return self._padded(self._rotated(values, i), 1).reshape(-1)
+            return self._heads.padded(self._heads.rotated(values, i), 1).reshape(-1)
 
         width = heads * self._config.padded_head_dim
         name, offset = self._layout.names[part].replace("{i}", str(i)), self._layout.norm_offset
-        weight = self._by_head(f"{name}.weight", heads, shapes)
+        weight = self._parts.by_head(f"{name}.weight", heads, head_dim, shapes)
         self._add(f"{i}.{part}.weight", (width,), lambda: arranged(lambda: weight() + np.float32(offset)))
-        if self._has_bias(part):
-            bias = self._by_head(f"{name}.bias", heads, shapes)
+        if self._parts.has_bias(part):
+            bias = self._parts.by_head(f"{name}.bias", heads, head_dim, shapes)
             self._add(f"{i}.{part}.bias", (width,), lambda: arranged(bias))
-
-    def _by_head(self, name: str, heads: int, shapes: Sequence[_Shape]) -> _Read:
-        """Return a function that reads a tensor of all heads, or one for each head if its name has ``{h}``."""
-        if "{h}" not in name:
-            return self.stored.use(name, *shapes)
-        head_dim = (self._config.head_dim,)
-        reads = [self.stored.use(name.replace("{h}", str(head)), head_dim) for head in range(heads)]
-        return lambda: np.stack([read() for read in reads])
 
     def _convolution(self, i: int) -> None:
         """Convert the tensors of a convolution layer."""
@@ -295,8 +255,8 @@ class _Conversion:
         name = f"{self._layout.names['conv']}.weight".replace("{i}", str(i))
         read = self.stored.use(name, (hidden, 1, width), (hidden, width))
         self._add(f"{i}.conv", (width, hidden), lambda: np.ascontiguousarray(read().reshape(hidden, width).T))
-        if self._has_bias("conv"):
-            self._add(f"{i}.conv.bias", (hidden,), self._bias("conv", hidden, i))
+        if self._parts.has_bias("conv"):
+            self._add(f"{i}.conv.bias", (hidden,), self._parts.bias("conv", hidden, i))
         self._linear("conv_out", i, (hidden, hidden))
 
     def _mlp(self, i: int) -> None:
@@ -307,17 +267,17 @@ class _Conversion:
             self._linear("up", i, (inner, hidden))
             self._linear("down", i, (hidden, inner))
             return
-        down = self._weight("down", (hidden, inner), i)
+        down = self._parts.weight("down", (hidden, inner), i)
         if "gate_up" in self._layout.names:
-            joint = self._weight("gate_up", (2 * inner, hidden), i)
+            joint = self._parts.weight("gate_up", (2 * inner, hidden), i)
             gate, up = _half(joint, 0), _half(joint, 1)
-            has_bias = self._has_bias("gate_up")
-            joint_bias = self._bias("gate_up", 2 * inner, i) if has_bias else _zeros(2 * inner)
+            has_bias = self._parts.has_bias("gate_up")
+            joint_bias = self._parts.bias("gate_up", 2 * inner, i) if has_bias else zeros(2 * inner)
             gate_bias, up_bias = _half(joint_bias, 0), _half(joint_bias, 1)
         else:
-            gate, up = (self._weight(part, (inner, hidden), i) for part in ("gate", "up"))
-            has_bias = self._has_bias("gate") or self._has_bias("up")
-            gate_bias, up_bias = (self._bias_or_zeros(part, inner, i) for part in ("gate", "up"))
+            gate, up = (self._parts.weight(part, (inner, hidden), i) for part in ("gate", "up"))
+            has_bias = self._parts.has_bias("gate") or self._parts.has_bias("up")
+            gate_bias, up_bias = (self._parts.bias_or_zeros(part, inner, i) for part in ("gate", "up"))
         if self._equalize:
             factors = Factors(up, down)
             up, up_bias, down = factors.up(up), factors.up(up_bias), factors.down
@@ -329,25 +289,25 @@ class _Conversion:
         if has_bias:
             self._add(f"{i}.gate_up.bias", (rows,), lambda: _interleave([gate_bias(), up_bias()]))
         self._add_matrix(f"{i}.down", (hidden, inner), down, "down", i)
-        if self._has_bias("down"):
-            self._add(f"{i}.down.bias", (hidden,), self._bias("down", hidden, i))
+        if self._parts.has_bias("down"):
+            self._add(f"{i}.down.bias", (hidden,), self._parts.bias("down", hidden, i))
 
-    def _table(self, part: str, shape: _Shape) -> None:
+    def _table(self, part: str, shape: Shape) -> None:
         """Convert a table that is added as it is."""
-        read = self.stored.use(self._name(part, None), *stored_shapes(shape))
+        read = self.stored.use(self._parts.name(part, None), *stored_shapes(shape))
         self._add(part, shape, lambda: read().reshape(shape))
 
-    def _linear(self, part: str, i: int | None, shape: _Shape) -> None:
+    def _linear(self, part: str, i: int | None, shape: Shape) -> None:
         """Convert a matrix that keeps its arrangement, and its bias if it has one."""
         name = part if i is None else f"{i}.{part}"
         self._matrix(name, part, i, shape)
-        if self._has_bias(part):
-            self._add(f"{name}.bias", shape[:1], self._bias(part, shape[0], i))
+        if self._parts.has_bias(part):
+            self._add(f"{name}.bias", shape[:1], self._parts.bias(part, shape[0], i))
 
-    def _matrix(self, name: str, part: str, i: int | None, shape: _Shape) -> None:
+    def _matrix(self, name: str, part: str, i: int | None, shape: Shape) -> None:
         """Convert a matrix that keeps its arrangement, which is read in pieces if it is stored so, too."""
-        read = self._weight(part, shape, i)
-        read_rows = None if part in self._layout.transposed else self.stored.rows(self._name(part, i))
+        read = self._parts.weight(part, shape, i)
+        read_rows = None if part in self._layout.transposed else self.stored.rows(self._parts.name(part, i))
         self._add_matrix(name, shape, read, part, i, read_rows=read_rows)
 
     def _norm(self, part: str, i: int | None = None) -> None:
@@ -357,45 +317,12 @@ class _Conversion:
         if part not in self._layout.names:
             self._add(f"{name}.weight", shape, lambda: np.ones(shape, np.float32))
             return
-        weight, offset = self._weight(part, shape, i), np.float32(self._layout.norm_offset)
+        weight, offset = self._parts.weight(part, shape, i), np.float32(self._layout.norm_offset)
         self._add(f"{name}.weight", shape, lambda: weight() + offset)
-        if self._has_bias(part):
-            self._add(f"{name}.bias", shape, self._bias(part, shape[0], i))
+        if self._parts.has_bias(part):
+            self._add(f"{name}.bias", shape, self._parts.bias(part, shape[0], i))
 
-    def _weight(self, part: str, shape: _Shape, i: int | None = None) -> _Read:
-        """Return a function that reads a part's weights, [outputs, inputs] for a matrix."""
-        name = self._name(part, i)
-        if part not in self._layout.transposed:
-            return self.stored.use(name, shape)
-        read = self.stored.use(name, shape[::-1])
-        return lambda: read().T
-
-    def _name(self, part: str, i: int | None) -> str:
-        """Return the name of a part's weights in the checkpoint."""
-        name = self._layout.names[part]
-        return (name if part in self._layout.plain else f"{name}.weight").replace("{i}", str(i))
-
-    def _bias(self, part: str, width: int, i: int | None = None) -> _Read:
-        """Return a function that reads a part's bias; if the layout leaves it open, zeros for a layer without one."""
-        name = f"{self._layout.names[part]}.bias".replace("{i}", str(i))
-        if self._layout.biases is None and self.stored.name(name) is None:
-            return _zeros(width)
-        return self.stored.use(name, (width,))
-
-    def _bias_or_zeros(self, part: str, width: int, i: int) -> _Read:
-        """Return a function that reads a part's bias, or gives zeros for a part without one."""
-        return self._bias(part, width, i) if self._has_bias(part) else _zeros(width)
-
-    def _has_bias(self, part: str) -> bool:
-        """Return whether a part has a bias, the same in all layers."""
-        if self._layout.biases is not None:
-            return part in self._layout.biases
-        if part not in self._layout.names:
-            return False
-        name = f"{self._layout.names[part]}.bias"
-        return any(self.stored.name(name.replace("{i}", str(i))) for i in range(len(self._config.layers)))
-
-    def _add_typed_gate(self, i: int, gate: _Read, up: _Read) -> None:
+    def _add_typed_gate(self, i: int, gate: Read, up: Read) -> None:
         """Convert the gate and up projections in their own types, each padded to whole panels."""
         inner, joint = self._config.intermediate, "gate_up" in self._layout.names
         shape = gate_up_rows(inner) // 2, self._config.hidden
@@ -409,8 +336,8 @@ class _Conversion:
     def _add_matrix(
         self,
         name: str,
-        shape: _Shape,
-        read: _Read,
+        shape: Shape,
+        read: Read,
         part: str,
         i: int | None,
         rows: Rows | None = None,
@@ -429,12 +356,12 @@ class _Conversion:
         if self._types is None:
             self.weights.append(Weight(name, shape, True, read, read_rows))
             return
-        tensor = self.stored.name(self._name(part, i))
+        tensor = self.stored.name(self._parts.name(part, i))
         whole_rows = whole_rows and part not in self._layout.transposed
         weight = self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows, read_rows=read_rows)
         self.weights.append(weight)
 
-    def _add(self, name: str, shape: _Shape, read: _Read, *, matrix: bool = False) -> None:
+    def _add(self, name: str, shape: Shape, read: Read, *, matrix: bool = False) -> None:
         self.weights.append(Weight(name, shape, matrix, read))
 
 
@@ -443,16 +370,12 @@ def _numbers(count: int) -> Rows:
     return np.arange(1, count + 1)
 
 
-def _zeros(width: int) -> _Read:
-    return lambda: np.zeros(width, np.float32)
-
-
-def _half(read: _Read, half: int) -> _Read:
+def _half(read: Read, half: int) -> Read:
     """Return a function that reads the first or the second half of a tensor's rows."""
     return lambda: np.split(read(), 2)[half]
 
 
-def _each(reads: Sequence[_Read]) -> _Parts:
+def _each(reads: Sequence[Read]) -> Parts:
     """Return a function that reads several tensors."""
     return lambda: [read() for read in reads]
 
