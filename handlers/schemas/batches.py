@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.fields import AnyText
+from handlers.schemas.fields import AnyText, encodable
 from handlers.schemas.strict import Strict
 from runtime.batch_types import FilePurpose, StagedUpload
 
@@ -39,11 +39,7 @@ def _content(value: object) -> str | StagedUpload:
         return value
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "input should be a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("lone_surrogate", "input should not contain half of a surrogate pair") from None
-    return value
+    return encodable(value)
 
 
 FileContent = Annotated[str | StagedUpload, PlainValidator(_content), WithJsonSchema({"type": "string"})]

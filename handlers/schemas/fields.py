@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from pydantic_core import PydanticCustomError
 
 
-def _encodable(value: str) -> str:
+def encodable(value: str) -> str:
+    """Refuse a text with half of a surrogate pair."""
     # pydantic refuses a lone surrogate only in a string whose length it checks, and no tokenizer accepts one.
     try:
         value.encode()
@@ -36,7 +37,7 @@ def only_text(value: object) -> object:
 
 
 Text = Annotated[str, Field(min_length=1)]
-AnyText = Annotated[str, AfterValidator(_encodable)]
+AnyText = Annotated[str, AfterValidator(encodable)]
 
 
 def _listed(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 
 from runtime.device import select_dtype
 from runtime.engine.core_share import CoreShare
@@ -12,7 +12,7 @@ from runtime.engine.pooling import EncoderHead
 from runtime.engine.runners import BenchRunner, EncoderRunner
 from runtime.host import require_torch, usable_cores
 from runtime.loading import kernels
-from runtime.loading.precision import fast_fingerprint
+from runtime.loading.model_info import snapshot_info
 from runtime.model.catalogue import ModelSpec
 from runtime.model.config import DecoderConfig
 from runtime.model.encoder_config import EncoderConfig, EncoderStage, stage_tensors
@@ -50,30 +50,19 @@ def encoder_engine(
     facts = snapshot.facts
     config = facts.encoder
     assert config is not None
-    hidden = facts.decoder.hidden
     runner, level, optimizations = make_encoder(snapshot, device, dtype, settings, share)
     head = EncoderHead(config, {name: snapshot.vector(name) for name in stage_tensors(config)})
-    info = ModelInfo(
-        name=spec.id,
-        revision=facts.revision or spec.revision,
-        source=spec.kind,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        dtype=dtype,
+    info = snapshot_info(
+        spec,
+        snapshot,
+        settings,
         device=device,
-        context_length=config.max_tokens,
-        vocabulary_size=facts.decoder.vocabulary,
-        chat_template=False,
-        load_seconds=time.perf_counter() - started,
-        warmup_seconds=0.0,
-        weights_bytes=snapshot.nbytes,
-        engine="native" if level else "torch",
+        dtype=dtype,
+        level=level,
         optimizations=optimizations,
-        weight_types=snapshot.weight_types,
-        fingerprint=fast_fingerprint(snapshot, device, dtype, settings, level=level),
-        encoder=config.info(hidden),
-        generates=False,
+        started=started,
     )
+    info = replace(info, context_length=config.max_tokens, encoder=config.info(facts.decoder.hidden), generates=False)
     return _engine(runner, config, head, snapshot, info, settings, metrics)
 
 

@@ -26,6 +26,7 @@ from runtime.loading.safetensors_source import SafetensorsSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.tensor_source import StateDictSource, TensorSource
 from runtime.model.catalogue import ModelSpec
+from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.families import read_encoder
 from runtime.model.families.encoders import ENCODERS
 from runtime.model.packing import SnapshotKind
@@ -54,9 +55,7 @@ def form_of_encoder(
     progress("reading weights", None)
     source = _source(folder)
     weights = convert_to(kind, decoder, layout, source, spec.id)
-    weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
-    if encoder.logit_tokens:
-        weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden, encoder.logit_matrix))
+    weights += encoder_weights(spec, encoder, layout, source, decoder.hidden)
     facts = model_facts(
         spec,
         folder,
@@ -68,6 +67,27 @@ def form_of_encoder(
         configured_ends=None,
     )
     return replace(facts, encoder=encoder.config), tokenizer, weights
+
+
+def encoder_weights(
+    spec: ModelSpec, encoder: EncoderFolder, layout: CheckpointLayout, source: TensorSource, hidden: int
+) -> list[Weight]:
+    """Return the tensors of an encoder's stages, behind those of the decoder.
+
+    Args:
+        spec: the model.
+        encoder: the encoder's description, with the names of its tensors.
+        layout: how the checkpoint names its tensors.
+        source: the checkpoint's tensors.
+        hidden: width of a token's state.
+
+    Raises:
+        ModelUnavailable: a tensor is missing or of another shape.
+    """
+    weights = stage_weights(spec.id, encoder.config, encoder.tensors, source)
+    if encoder.logit_tokens:
+        weights.append(logit_weight(layout, encoder.logit_tokens, source, hidden, encoder.logit_matrix))
+    return weights
 
 
 def _answers(spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:

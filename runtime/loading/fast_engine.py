@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.device import select_dtype
 from runtime.engine.block_pool import BlockPool
@@ -20,7 +20,8 @@ from runtime.loading import kernels
 from runtime.loading.encoder_engine import encoder_engine, encoder_over, used_as_encoder
 from runtime.loading.loader import open_serving
 from runtime.loading.memory_plan import MemoryPlan
-from runtime.loading.precision import check_file_types, check_kv_dtype, fast_fingerprint, serving_dtype, weight_kind
+from runtime.loading.model_info import snapshot_info
+from runtime.loading.precision import check_file_types, check_kv_dtype, serving_dtype, weight_kind
 from runtime.model.catalogue import ModelSpec
 from runtime.model.chat_encoder import ChatEncoder
 from runtime.model.load_timer import Phases
@@ -28,7 +29,6 @@ from runtime.model.progress import Progress
 from runtime.model.snapshot import Snapshot
 from runtime.settings import Settings
 from runtime.telemetry.model_metrics import ModelMetrics
-from runtime.types import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,28 +146,23 @@ def load_fast(
     chat = ChatEncoder(snapshot.tokenizer)
     encoder = used_as_encoder(facts.decoder)
     share = share or CoreShare()
-    info = ModelInfo(
-        name=spec.id,
-        revision=facts.revision or spec.revision,
-        source=spec.kind,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        dtype=fast.dtype,
+    info = snapshot_info(
+        spec,
+        snapshot,
+        settings,
         device=device,
-        context_length=facts.decoder.context_length,
-        vocabulary_size=facts.decoder.vocabulary,
-        chat_template=chat.own_template,
-        load_seconds=time.perf_counter() - started,
-        warmup_seconds=0.0,
-        weights_bytes=snapshot.nbytes,
-        engine="native" if runner.level else "torch",
+        dtype=fast.dtype,
+        level=runner.level,
         optimizations=optimizations,
-        weight_types=snapshot.weight_types,
+        started=started,
+    )
+    info = replace(
+        info,
+        chat_template=chat.own_template,
         kv_bytes=runner.blocks * runner.block_bytes,
         kv_dtype=runner.kv_dtype,
         kv_tokens=runner.blocks * runner.block_tokens,
         sampling_defaults=facts.sampling_defaults if settings.generation_config == "model" else (),
-        fingerprint=fast_fingerprint(snapshot, device, fast.dtype, settings, level=runner.level),
         encoder=encoder.info(facts.decoder.hidden),
     )
 

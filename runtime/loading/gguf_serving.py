@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.loading.convert import convert, convert_to, count_parameters
-from runtime.loading.encoder_heads import logit_weight, stage_weights
+from runtime.loading.encoder_form import encoder_weights
 from runtime.loading.file_types import FileTypes
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
@@ -48,9 +48,7 @@ def form_from_gguf(
     else:
         weights = convert_to(kind, decoder, layout, source, spec.id)
     if encoder is not None:
-        weights += stage_weights(spec.id, encoder.config, encoder.tensors, source)
-        if encoder.logit_tokens:
-            weights.append(logit_weight(layout, encoder.logit_tokens, source, decoder.hidden, encoder.logit_matrix))
+        weights += encoder_weights(spec, encoder, layout, source, decoder.hidden)
     facts = model_facts(
         spec,
         file,

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from runtime.response_cache.store import Size, Store, StoreCounters, cost
+from runtime.response_cache.store import Size, Store, cost
 
 
 class MemoryStore(Store):
-    """A ``Store`` in this process's memory.
-
-    Args:
-        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them.
-        ttl_seconds: the lifetime of an entry.
-        clock: returns Unix time in seconds.
-    """
+    """A ``Store`` in this process's memory. Arguments as for ``Store``."""
 
     name = "memory"
     blocking = False
 
     def __init__(self, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.counters = StoreCounters()
-        self._limit = limit_bytes
-        self._ttl = ttl_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
+        super().__init__(limit_bytes, ttl_seconds, clock)
         self._entries: OrderedDict[str, tuple[bytes, str]] = OrderedDict()  # value and model, least recently used first
         self._created: dict[str, float] = {}  # oldest first
         self._bytes = 0

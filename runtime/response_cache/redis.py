@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from runtime.errors import SettingsError
-from runtime.response_cache.store import OVERHEAD, Size, Store, StoreCounters, StoreFailed, cost
+from runtime.response_cache.store import OVERHEAD, Size, Store, StoreFailed, cost
 
 PREFIX = "{warmstart:answers:1}"
 """Prefix of the key names. The number is the format version; the braces keep all keys on one node of a cluster."""
@@ -112,8 +111,7 @@ class RedisStore(Store):
 
     Args:
         url: the Redis URL, as the ``redis`` client accepts it.
-        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them.
-        ttl_seconds: the lifetime of an entry.
+        limit_bytes: as for ``Store``, and so is ``ttl_seconds``.
         clock: returns Unix time in seconds; replicas should agree on it.
         prefix: the prefix of the key names in Redis.
 
@@ -127,11 +125,7 @@ class RedisStore(Store):
     def __init__(
         self, url: str, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float], prefix: str = PREFIX
     ) -> None:
-        self.counters = StoreCounters()
-        self._limit = limit_bytes
-        self._ttl = ttl_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
+        super().__init__(limit_bytes, ttl_seconds, clock)
         self._keys = [f"{prefix}:{part}" for part in _PARTS]
         try:
             self._client = redis.Redis.from_url(
@@ -156,9 +150,7 @@ class RedisStore(Store):
         if not fitting:
             return
         expired, evicted = self._do(_PUT, model, self._clock(), self._ttl, self._limit, *fitting)
-        with self._lock:
-            self.counters.expired += expired
-            self.counters.evictions += evicted
+        self._count(expired=expired, evicted=evicted)
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
@@ -167,8 +159,7 @@ class RedisStore(Store):
     def size(self) -> Size:
         """Return the number of entries and their bytes."""
         expired, entries, size = self._do(_SIZE, self._clock() - self._ttl)
-        with self._lock:
-            self.counters.expired += expired
+        self._count(expired=expired)
         return Size(entries, size)
 
     def close(self) -> None:

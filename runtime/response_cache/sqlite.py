@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.response_cache.store import OVERHEAD, Size, Store, StoreCounters, StoreFailed, cost
+from runtime.response_cache.store import OVERHEAD, Size, Store, StoreFailed, cost
 from runtime.storage.sqlite import SqliteFile
 
 T = TypeVar("T")
@@ -40,21 +39,16 @@ class SqliteStore(Store):
 
     Args:
         path: the file's path; the file is created on first use and readable by its owner only.
-        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them; the file itself is larger.
-        ttl_seconds: the lifetime of an entry.
-        clock: returns Unix time in seconds.
+        limit_bytes: as for ``Store``; the file itself is larger.
+        ttl_seconds: as for ``Store``, and so is ``clock``.
     """
 
     name = "sqlite"
     blocking = True
 
     def __init__(self, path: Path, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
-        self.counters = StoreCounters()
+        super().__init__(limit_bytes, ttl_seconds, clock)
         self._file = SqliteFile(path, _SCHEMA, _FORMAT, _BUSY_SECONDS)
-        self._limit = limit_bytes
-        self._ttl = ttl_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values that have not expired, and mark them as most recently used."""
@@ -100,9 +94,7 @@ class SqliteStore(Store):
             return expired, evicted
 
         expired, evicted = self._do(work)
-        with self._lock:
-            self.counters.expired += expired
-            self.counters.evictions += evicted
+        self._count(expired=expired, evicted=evicted)
 
     def remove(self, *, model: str | None = None, prefix: str = "") -> int:
         """Remove the values that match, and return how many there were."""
@@ -120,8 +112,7 @@ class SqliteStore(Store):
             return expired, Size(*database.execute("SELECT entries, bytes FROM totals").fetchone())
 
         expired, size = self._do(work)
-        with self._lock:
-            self.counters.expired += expired
+        self._count(expired=expired)
         return size
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 OVERHEAD = 256
@@ -43,12 +44,23 @@ class Store(ABC):
     Every method may be called from any thread and may raise ``StoreFailed``. After a failed ``put`` or ``put_many``
     each key has its old value, the new one or none, never a mixture. ``get_many`` and ``put_many`` take one round trip
     or transaction, however many keys there are.
+
+    Args:
+        limit_bytes: the total cost limit of all entries, in bytes as ``cost`` counts them.
+        ttl_seconds: the lifetime of an entry.
+        clock: returns Unix time in seconds.
     """
 
     name: str
     blocking: bool
     """Whether calls wait for a disk or a network, and so must not run on the event loop."""
-    counters: StoreCounters
+
+    def __init__(self, limit_bytes: int, ttl_seconds: float, clock: Callable[[], float]) -> None:
+        self.counters = StoreCounters()
+        self._limit = limit_bytes
+        self._ttl = ttl_seconds
+        self._clock = clock
+        self._lock = threading.Lock()  # guards the counters
 
     def get(self, key: str) -> bytes | None:
         """Return a value that has not expired, and mark it as most recently used."""
@@ -57,6 +69,11 @@ class Store(ABC):
     def put(self, key: str, model: str, value: bytes) -> None:
         """Store a value, see ``put_many``."""
         self.put_many(model, {key: value})
+
+    def _count(self, *, expired: int = 0, evicted: int = 0) -> None:
+        with self._lock:
+            self.counters.expired += expired
+            self.counters.evictions += evicted
 
     @abstractmethod
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
