@@ -3,6 +3,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -78,7 +79,18 @@ class Pool {
         if (failed_.exchange(false, std::memory_order_relaxed)) throw std::bad_alloc();
     }
 
+    // Calls body(token, thread) for each token, on the calling thread alone for very few.
+    template <class Body>
+    void each(int tokens, const Body& body) {
+        run(tokens, tokens <= kAlone ? tokens : std::max(1, tokens / (threads() * 4)),
+            [&](int first, int last, int thread) {
+                for (int t = first; t < last; t++) body(t, thread);
+            });
+    }
+
   private:
+    static constexpr int kAlone = 2;  // tokens up to which row-wise work stays on the calling thread
+
     void stop() {
         {
             std::lock_guard<std::mutex> held(mutex_);
