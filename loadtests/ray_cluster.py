@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -123,7 +124,9 @@ def running_cluster(
     } | {
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",  # it listens on the loopback only, and no token is left in the home folder
+        # Ray listens on all interfaces. Without a token here it would write one into the home folder.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "FORWARDED_ALLOW_IPS": "",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # as docs/growing.md says: it halves Ray's processor time
     }
