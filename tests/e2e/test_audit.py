@@ -19,6 +19,9 @@ from runtime.audit.verify import verify
 from tests.runtime.audit.logs import KEYS, SECRET, check, records
 from tests.support.command_line import warmstart
 from tests.support.full_disk import mounted_disk
+from tests.support.soak import soak
+
+KILLS = soak(10, 2)
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_killed_service(path: Path) -> None:
     """
     generator = random.Random(5)
     answered = 0
-    for _ in range(4):
+    for _ in range(KILLS):
         with running_service(**settings(path, AUDIT_MAX_BYTES="20000")) as service:
             service.wait("/livez")
             with ThreadPoolExecutor(4) as clients:
@@ -69,8 +72,8 @@ def test_a_killed_service(path: Path) -> None:
     report = check(path)
     assert report.problem is None
     assert answered > 0
-    assert report.count >= answered + 5
-    assert sum("without a stop record" in note for note in report.notes) == 4
+    assert report.count >= answered + KILLS + 1
+    assert sum("without a stop record" in note for note in report.notes) == KILLS
 
 
 def test_a_second_process_ends_with_the_name_of_the_setting(path: Path) -> None:

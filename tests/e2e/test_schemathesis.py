@@ -75,7 +75,7 @@ FIRST = {(r.method, r.operation, r.errors): r.plain_path for r in reversed(ROUTE
 ALIASES = {r.plain_path for r in ROUTES} - {*FIRST.values()}
 
 # What counts the tokens of a request takes the same request: cases of all its fields are derived in the full form only.
-COUNTED = {"/v1/chat/completions/input_tokens", "/v1/responses/input_tokens"}
+COUNTED = {"/v1/chat/completions/input_tokens", "/v1/messages/count_tokens", "/v1/responses/input_tokens"}
 # Events of every operation have the same attributes, and data that the operation's own path tries: the short form has
 # data that may be missing, of a field or two, and of many.
 EVENTS = [f"warmstart.{name}" for name in (OPERATIONS if SOAK else ("health", "tokenize", "generate"))]

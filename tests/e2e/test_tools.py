@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -37,9 +36,9 @@ SCHEMAS: dict[str, Any] = {"get_weather": WEATHER, "get_time": {"maxProperties":
 
 
 @pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
+async def client() -> AsyncIterator[AsyncOpenAI]:
     """OpenAI's client of a service with the embedded model."""
-    ctx = build_context(Settings.load(cache_dir=tmp_path, response_cache="off", model_name=MODEL))
+    ctx = build_context(Settings.load(response_cache="off", model_name=MODEL))
     try:
         async with (
             serving(ctx) as url,
