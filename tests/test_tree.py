@@ -7,6 +7,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 from tests.support.models import ROOT
 
 
@@ -25,9 +27,13 @@ def test_no_class_name_stands_twice() -> None:
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
-def test_the_architecture_names_files_that_exist() -> None:
-    """Each path in docs/architecture.md is there; the place of something that is to be added is written in capitals."""
-    text = (ROOT / "docs/architecture.md").read_text()
-    paths = set(re.findall(r"`((?:handlers|runtime|middleware|views|tests)/[\w/.]+)`", text))
-    assert len(paths) > 30
-    assert [path for path in sorted(paths) if "NAME" not in path and not (ROOT / path).exists()] == []
+@pytest.mark.parametrize(("page", "least"), [("docs/architecture.md", 30), ("CONTRIBUTING.md", 20)])
+def test_the_map_names_files_that_exist(page: str, least: int) -> None:
+    """Each path in the pages for those who change the code is there. The place of something that is to be added is
+    written in capitals, or is that of the example's operation ``count``.
+    """
+    text = (ROOT / page).read_text()
+    paths = set(re.findall(r"`((?:handlers|runtime|middleware|views|tests|loadtests)/[\w/.]+)`", text))
+    assert len(paths) > least
+    added = re.compile(r"NAME|\bcount\.py|test_count\.py")
+    assert [path for path in sorted(paths) if not added.search(path) and not (ROOT / path).exists()] == []
