@@ -13,8 +13,8 @@ from runtime.engine.admission import Admission, SchedulingChanges
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.sequence import Row, Sampled, Sequence
 from runtime.engine.speculation import Speculation
+from runtime.engine.step_result import StepResult, advance_grammar, append_sampled
 from runtime.errors import ServiceError
-from runtime.types import FinishReason
 
 MAX_PAUSES = 16
 """Maximum number of steps in a row without background sequences, while interactive prompts are computed."""
@@ -33,23 +33,6 @@ class StepPlan(SchedulingChanges):
     rows: list[Row] = field(default_factory=list)
     interruptible: bool = False
     resumed: bool = False
-
-
-@dataclass(slots=True)
-class StepResult:
-    """The result of one step for one sequence.
-
-    Args:
-        sequence: the sequence, already extended by the new tokens.
-        tokens: the new tokens, at least one unless the sequence failed.
-        reason: the finish reason, or None. Stop strings are detected by the engine, not here.
-        error: the failure, or None. With a reason or an error the sequence has been removed from the scheduler.
-    """
-
-    sequence: Sequence
-    tokens: list[Sampled]
-    reason: FinishReason | None = None
-    error: ServiceError | None = None
 
 
 class Scheduler:
@@ -267,7 +250,9 @@ class Scheduler:
             result = None
             if not isinstance(output, ServiceError) and row.samples:
                 try:
-                    result = self._append_tokens(row, output)
+                    result = append_sampled(row, output)
+                    self.speculation.update(row, len(result.tokens))
+                    advance_grammar(result, self.eos)
                 except ServiceError as error:  # its grammar became too complex
                     output = error
             if isinstance(output, ServiceError):
@@ -290,44 +275,6 @@ class Scheduler:
 
     def _is_long(self, sequence: Sequence) -> bool:
         return 0 < self._short_context < len(sequence.tokens)
-
-    def _append_tokens(self, row: Row, choices: list[Sampled]) -> StepResult:
-        """Append the sampled tokens that are valid: up to the first rejected draft or the end of the sequence."""
-        sequence, params = row.sequence, row.sequence.params
-        tokens, limit = sequence.tokens, len(sequence.prompt) + params.max_new_tokens
-        drafts = row.token_ids[len(row.token_ids) - row.drafts :]
-        result = StepResult(sequence, [])
-        for choice, draft in zip(choices, (*drafts, None), strict=False):  # no choices after a failed one
-            tokens.append(choice.id)
-            result.tokens.append(choice)
-            if choice.id in sequence.end_ids and sequence.generated > len(params.forced):
-                result.reason = "stop"
-            elif len(tokens) >= limit:
-                result.reason = "length"
-            if result.reason is not None or choice.id != draft:
-                break
-        if sequence.penalized:
-            sequence.counts.update(choice.id for choice in result.tokens)
-        self.speculation.update(row, len(result.tokens))
-        sequence.computed = len(tokens) - 1
-        if sequence.grammar is not None:
-            sequence.grammar.accept([choice.id for choice in result.tokens])
-            if (
-                result.reason is None
-                and params.logprobs is None
-                and sequence.grammar.ends
-                and sequence.end_ids.isdisjoint(sequence.forced)
-            ):
-                self._append_end(sequence, result, limit)
-        return result
-
-    def _append_end(self, sequence: Sequence, result: StepResult, limit: int) -> None:
-        """Append the last tokens of a sequence, between which a grammar leaves no choice, without computing them."""
-        last = [*sequence.forced, min(self.eos)]
-        added = last[: limit - len(sequence.tokens)]
-        sequence.tokens += added
-        result.tokens += map(Sampled, added)
-        result.reason = "stop" if len(added) == len(last) else "length"
 
     def _schedule_prefills(self, prompts: list[Sequence], plan: StepPlan, budget: int, *, background: bool) -> int:
         """Schedule prefills of one kind: first the partly computed prompts, then newly admitted ones.

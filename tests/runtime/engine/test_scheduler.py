@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from runtime.engine.block_pool import BlockPool
 from runtime.engine.request_queue import MAX_BYPASSES
-from runtime.engine.scheduler import MAX_PAUSES, Scheduler, StepPlan, StepResult
+from runtime.engine.scheduler import MAX_PAUSES, Scheduler, StepPlan
 from runtime.engine.sequence import Row, Sampled, Sequence
+from runtime.engine.step_result import StepResult
 from runtime.errors import InternalError, ServiceError
 from runtime.types import SamplingParams
 from tests.support.fakes import FakeRunner, check_pool, fake_choice, fake_text
