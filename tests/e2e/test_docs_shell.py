@@ -21,9 +21,9 @@ from loadtests.service import Service, free_port, running_service
 from tests.support.adapters import write_adapter
 from tests.support.docs_reader import SERVICE, Reader, blocks
 from tests.support.minilm import NAME, minilm_folder
-from tests.support.models import ROOT
 from tests.support.nats_server import own_nats_server
 from tests.support.soak import SOAK
+from tests.support.source_copy import copy_source
 
 pytestmark = [
     pytest.mark.slow,
@@ -194,7 +194,7 @@ def test_a_file_on_a_disk(tmp_path: Path) -> None:
 def installed(folder: Path) -> Path:
     """The wheel, made and installed as printed into an environment that has the dependencies of this one."""
     source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "__pycache__", "*.egg-info"))
+    copy_source(source)
     build, *_ = commands("install", 2)
     subprocess.run(["bash", "-euc", build.replace("pip", f"{sys.executable} -m pip", 1)], cwd=source, check=True)
     environment = folder / "environment"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.support.models import ROOT
+from tests.support.source_copy import copy_source
 
 PACKAGES = ("deploy", "handlers", "loadtests/load", "middleware", "runtime", "views")
 MODULES = ("app.py", "server.py")
@@ -21,10 +21,8 @@ MODULES = ("app.py", "server.py")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, because setuptools leaves folders in the tree."""
     source = tmp_path_factory.mktemp("wheel") / "source"
-    ignored = shutil.ignore_patterns(".*", "tests", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    copy_source(source)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", ".", "."]
     subprocess.run(command, cwd=source, check=True)
     (file,) = source.glob("*.whl")
