@@ -19,7 +19,7 @@ from runtime.loading.model_files import WEIGHT_FILES
 from runtime.model import gguf_split
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families import read_config
-from runtime.model.snapshot import MODEL, WEIGHTS
+from runtime.model.snapshot_folder import MODEL, WEIGHTS
 
 _LEAST_KV = 16 << 20  # smallest useful KV cache, in bytes
 _PROCESS_BYTES = 256 << 20  # Python, the libraries and the requests themselves

@@ -18,7 +18,8 @@ from runtime.model.load_timer import Phases
 from runtime.model.loaded import Loaded
 from runtime.model.packing import SnapshotKind
 from runtime.model.progress import Progress
-from runtime.model.snapshot import DamagedSnapshot, Snapshot, folder_of, open_snapshot
+from runtime.model.snapshot import Snapshot
+from runtime.model.snapshot_folder import DamagedSnapshot, folder_of, open_snapshot
 
 _log = logging.getLogger("warmstart.load")
 

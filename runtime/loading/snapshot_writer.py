@@ -31,7 +31,8 @@ from runtime.model.packing import (
     packed_bytes,
     scale_count,
 )
-from runtime.model.snapshot import FORMAT, MODEL, TOKENIZER, WEIGHTS, Facts, Place, Snapshot, digest_of
+from runtime.model.snapshot import Facts, Place, Snapshot
+from runtime.model.snapshot_folder import FORMAT, MODEL, TOKENIZER, WEIGHTS, digest_of
 from runtime.model.tokenizer import Tokenizer
 
 _STALE_SECONDS = 3600

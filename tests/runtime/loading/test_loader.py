@@ -25,7 +25,8 @@ from runtime.model.catalogue import CATALOGUE, ModelSpec, parse_model_name
 from runtime.model.config import UnsupportedDecoder
 from runtime.model.packing import WeightKind, unpack
 from runtime.model.progress import Progress
-from runtime.model.snapshot import Snapshot, digest_of
+from runtime.model.snapshot import Snapshot
+from runtime.model.snapshot_folder import digest_of
 from tests.support.models import ROOT, train_tokenizer
 
 Reports = list[tuple[str, float | None]]

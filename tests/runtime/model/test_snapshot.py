@@ -19,7 +19,8 @@ from runtime.loading import snapshot_writer
 from runtime.loading.snapshot_writer import Weight, hold, save
 from runtime.model.config import DecoderConfig, LayerConfig, Rotation
 from runtime.model.packing import Packed, WeightKind, pack, unpack
-from runtime.model.snapshot import DamagedSnapshot, Facts, Snapshot, digest_of, folder_of, open_snapshot
+from runtime.model.snapshot import Facts, Snapshot
+from runtime.model.snapshot_folder import DamagedSnapshot, digest_of, folder_of, open_snapshot
 from runtime.model.tokenizer import Tokenizer
 
 KINDS: list[WeightKind] = ["float32", "bfloat16", "int8"]

@@ -200,7 +200,7 @@ import resource, sys
 from pathlib import Path
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
-from runtime.model.snapshot import open_snapshot
+from runtime.model.snapshot_folder import open_snapshot
 from runtime.types import SamplingParams
 
 snapshot = open_snapshot(Path(sys.argv[1]))
