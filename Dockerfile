@@ -39,7 +39,8 @@ FROM ${BASE_IMAGE} AS kernels
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-COPY runtime/engine/native runtime/engine/native
+COPY runtime/engine/native/__init__.py runtime/engine/native/build.py runtime/engine/native/*.cpp runtime/engine/native/*.h \
+    runtime/engine/native/
 RUN touch runtime/__init__.py runtime/engine/__init__.py && python3 -m runtime.engine.native.build
 
 # The program, and the models that it converts, for both images with torch: the slim one serves what it could not convert.

@@ -20,66 +20,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from loadtests.containers.engine import ROOT, WORK, ContainerFault, DockerEngine, engine, run
+from loadtests.containers.compose_project import Compose, project
+from loadtests.containers.engine import ROOT, WORK, ContainerFault, engine
 from loadtests.containers.http_checks import LocalClient, check, wait_for
 from loadtests.containers.image_test import check_locked, fields
 from loadtests.containers.stand_ins import make_stand_ins
-from loadtests.service import free_port
+from loadtests.peers.models import embedded_gguf
 
-PROFILES = ("events", "load", "pull")
 _MEMORY = {"warmstart": "2g", "nginx": "128m", "prometheus": "512m", "worker": "2g", "nats": "512m"}
-_PROGRAM = str(Path(sys.executable).with_name("docker-compose"))
 _UNITS = {"m": 1 << 20, "g": 1 << 30}
 _LEFT_OUT_VERB = "has no stand-in and is NOT TESTED; REAL_IMAGES=1 takes the real one"
-
-
-@dataclass
-class Compose:
-    """The compose file on an engine.
-
-    Args:
-        engine: the engine.
-        ports: published ports by service.
-        left_out: services without an image.
-    """
-
-    engine: DockerEngine
-    ports: dict[str, int]
-    left_out: list[str] = field(default_factory=list)
-
-    def run(self, *arguments: str, seconds: float = 600) -> str:
-        """Run a command of compose, and return what it printed."""
-        return run([_PROGRAM, *arguments], environment=self.engine.environment, seconds=seconds)
-
-    def shell(self, script: str) -> str:
-        """Run printed commands of ``docker compose`` and ``docker``, and return what they printed."""
-        here = script.replace("docker compose", _PROGRAM).replace("docker ", f"{self.engine.program} ")
-        return run(["bash", "-euc", here], environment=self.engine.environment, seconds=600)
-
-    def up(self, *services: str, profile: str = "") -> None:
-        """Start services and wait until they are healthy."""
-        options = ("--profile", profile) if profile else ()
-        self.run(*options, "up", "--detach", "--wait", "--no-build", *services)
-
-    def container(self, service: str) -> str:
-        """Return the id of a service's only container."""
-        return self.run("--profile", "*", "ps", "--all", "--quiet", service).split()[0]
-
-    def state(self, service: str) -> dict[str, Any]:
-        """Return the state of a service's container."""
-        state: dict[str, Any] = self.engine.inspect(self.container(service))["State"]
-        return state
-
-    @property
-    def client(self) -> LocalClient:
-        """A client of nginx."""
-        return LocalClient(self.ports["nginx"])
 
 
 def main() -> int:
@@ -103,31 +56,6 @@ def timed(step: Callable[[Compose], None], compose: Compose) -> None:
     step(compose)
     text = (step.__doc__ or "").partition("\n")[0]
     print(f"compose-test: {time.monotonic() - started:6.1f} s  {text}", flush=True)
-
-
-@contextmanager
-def project(docker: DockerEngine) -> Iterator[Compose]:
-    """Give the compose file free ports and a project of its own, and remove all that it made afterwards."""
-    ports = {name: free_port() for name in ("nginx", "prometheus", "grafana", "nats")}
-    published = {
-        "PUBLISH": ports["nginx"],
-        "PUBLISH_PROMETHEUS": ports["prometheus"],
-        "PUBLISH_GRAFANA": ports["grafana"],
-        "PUBLISH_NATS": ports["nats"],
-    }
-    settings = {name: f"127.0.0.1:{port}" for name, port in published.items()}
-    # A load that ends soon, and streams that last long enough to be stopped.
-    settings |= {"COMPOSE_PROJECT_NAME": "compose-test", "SCENARIO": "smoke", "COMPOSE_PROGRESS": "plain"}
-    compose = Compose(replace(docker, environment={**docker.environment, **settings}), ports)
-    down = ("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
-    compose.run(*down)  # what an earlier run that was killed has left
-    try:
-        yield compose
-    except (ContainerFault, OSError, http.client.HTTPException):
-        print(compose.run("--profile", "*", "logs", "--tail", "15"), file=sys.stderr)
-        raise
-    finally:
-        compose.run(*down)
 
 
 def build(compose: Compose) -> None:
@@ -293,8 +221,13 @@ def load(compose: Compose) -> None:
 
 
 def pull(compose: Compose) -> None:
-    """Profile pull: the embedded model is pulled into the volume, on a network of its own."""
+    """Profile pull: a model is converted into the volume, where the service has it; the image's own needs nothing."""
     compose.run("run", "--rm", "--no-deps", "pull", "smollm2-135m-instruct", seconds=300)
+    listing = ("exec", "-T", "warmstart", "find", "/var/lib/warmstart/converted", "-name", "weights.bin")
+    check(not compose.run(*listing).split(), "the image's own model is in the volume, too")
+    file = ("--volume", f"{embedded_gguf(Path(sys.executable))}:/pulled.gguf:ro")
+    compose.run("run", "--rm", "--no-deps", *file, "pull", "/pulled.gguf", seconds=300)
+    check("/pulled-" in compose.run(*listing), "what was pulled is not in the volume")
 
 
 STEPS = (build, start, locked, outside, killed, restarted, drained, worker, load, pull)
