@@ -261,11 +261,10 @@ async def test_over_http(tiny_llama: Path, tmp_path: Path) -> None:
             cache_dir=tmp_path,
             dtype="float32",
             response_cache="off",
-            preload=False,
         )
     )
     base, one, two, broken = (tiny_llama.name + end for end in ("", ":one", ":two", ":broken"))
-    async with serving(ctx) as url, aiohttp.ClientSession(url) as http:
+    async with serving(ctx, preload=False) as url, aiohttp.ClientSession(url) as http:
 
         async def text(model: str) -> str:
             body = {"prompt": PROMPT, "model": model, "temperature": 0, "max_new_tokens": 16}
