@@ -57,6 +57,12 @@ def _own_logging() -> Iterator[None]:
     logging.root.setLevel(level)
 
 
+@pytest.fixture
+def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the shared Redis may take five seconds instead of half of one: other tests hold the machine up."""
+    monkeypatch.setattr("runtime.storage.redis._SLICES", 100)
+
+
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny GPT-2."""

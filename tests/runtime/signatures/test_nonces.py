@@ -30,7 +30,7 @@ def prefix() -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def nonces(request: pytest.FixtureRequest) -> AsyncIterator[Nonces]:
+async def nonces(request: pytest.FixtureRequest, patient_redis: None) -> AsyncIterator[Nonces]:
     """Each of both, at ``NOW``."""
     if request.param == "memory":
         yield MemoryNonces(clock=Clock(NOW))

@@ -63,7 +63,7 @@ class Place:
 
 
 @pytest.fixture(params=STORES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+def place(request: pytest.FixtureRequest, tmp_path: Path, patient_redis: None) -> Any:
     if request.param == "redis":
         with own_names() as prefix:
             found = Place("redis", tmp_path, prefix)
