@@ -61,6 +61,7 @@ def _own_logging() -> Iterator[None]:
 def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of the shared Redis may take five seconds instead of half of one: other tests hold the machine up."""
     monkeypatch.setattr("runtime.storage.redis._SLICES", 100)
+    monkeypatch.setattr("runtime.response_cache.redis._TIMEOUT_SECONDS", 5)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_chat(visit: Visit, url: str) -> None:
 def test_stop(visit: Visit, url: str) -> None:
     """A long answer is stopped, and the service is free again."""
     page = visit.go(f"{url}/#/chat")
-    page.get_by_role("spinbutton", name="Min tokens").fill("400")
+    page.get_by_role("spinbutton", name="Min tokens").fill("4000")
     page.get_by_label("Your message").fill("Tell me a story.")
     page.keyboard.press("Enter")
     expect(page.locator(".turn .notes")).to_contain_text("tokens/s")
@@ -141,7 +141,7 @@ def test_models(visit: Visit, url: str) -> None:
 def test_live(visit: Visit, url: str) -> None:
     """Charts show what the model does now, and the same stands in their tables."""
     page = visit.go(f"{url}/#/chat")
-    page.get_by_role("spinbutton", name="Min tokens").fill("400")
+    page.get_by_role("spinbutton", name="Min tokens").fill("4000")
     page.get_by_label("Your message").fill("Tell me a story.")
     page.keyboard.press("Enter")
     expect(page.locator(".turn .notes")).to_contain_text("tokens/s")

@@ -214,7 +214,7 @@ inline void unpack_minima(const BlockFormat& f, const uint8_t* from, int groups,
         PartInts most = PartInts{} + ((127 - 24) << 23);  // the least magnitude of float16
         for (int g = 0; g < groups; g++) most = larger(most, (PartInts)part(g) & 0x7fffffff);
         const PartInts power = most & 0x7f800000;
-        const Part inverse = (Part)(((127 + kMost) << 23) - (power - (127 << 23)));
+        const Part inverse = (Part)((2 * 127 + kMost - (power >> 23)) << 23);
         const Part factor = (Part)(power - (kMost << 23)) + ((Part)most - (Part)most);  // no number if a minimum is none
         std::memcpy(out.minimum_factors + lane, &factor, sizeof factor);
         for (int g = 0; g < groups; g += 2) {

@@ -45,7 +45,7 @@ def prefix(server: client.Redis) -> Iterator[str]:
 
 
 @pytest.fixture
-async def replica(prefix: str) -> AsyncIterator[Replica]:
+async def replica(prefix: str, patient_redis: None) -> AsyncIterator[Replica]:
     """Makes a replica, with connections of its own."""
     made: list[RedisLimits] = []
 
@@ -328,8 +328,10 @@ async def test_restart(replica: Replica, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, b"", b"nonsense\r\n"], ids=["silent", "hangs up", "talks nonsense"])
-async def test_a_redis_that_is_none(replica: Replica, answer: bytes | None) -> None:
+async def test_a_redis_that_is_none(replica: Replica, monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
     """A server that says nothing, hangs up or talks nonsense is away within the time-out, never a hang."""
+
+    monkeypatch.setattr("runtime.storage.redis._SLICES", 10)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if answer is not None:

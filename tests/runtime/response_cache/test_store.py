@@ -49,14 +49,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def names() -> Iterator[str]:
+def names(patient_redis: None) -> Iterator[str]:
     """A prefix of one test's own in a real Redis."""
     with own_names("{{{}}}") as prefix:
         yield prefix
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
-def open_one(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Open]:
+def open_one(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, patient_redis: None) -> Iterator[Open]:
     """Opens a store on the same place each time; memory's is a new one."""
     opened: list[Store] = []
     names = request.getfixturevalue("names") if request.param == "redis" else ""
