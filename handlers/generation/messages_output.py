@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from handlers.generation.translated_chat import Event
+from handlers.generation.translated_chat import Event, call_arguments
 from handlers.schemas.messages_api import MessagesRequest
 from runtime.errors import ServiceError
 
@@ -129,11 +128,7 @@ def finished_block(block: Mapping[str, Any], text: str) -> dict[str, Any]:
     """
     if block["type"] != "tool_use":
         return {**block, block["type"]: text}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = {}
-    return {**block, "input": value if isinstance(value, dict) else {}}
+    return {**block, "input": call_arguments(text)}
 
 
 def _piece_name(block: Mapping[str, Any]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from handlers.generation.translated_chat import Event
+from handlers.generation.translated_chat import Event, call_arguments
 from runtime.errors import ServiceError
 
 
@@ -51,7 +50,7 @@ class AnswerLines:
         self._alternatives = alternatives
         self._text: list[str] = []
         self._thinking: list[str] = []
-        self._logprobs: list[dict[str, Any]] | None = None
+        self._logprobs: list[dict[str, Any]] = []
         self._calls: dict[int, dict[str, Any]] = {}  # name, and pieces of the arguments, by index
         self._reason = "stop"
 
@@ -74,8 +73,7 @@ class AnswerLines:
         logprobs = _logprobs(choice.get("logprobs"), self._alternatives)
         self._text.append(text)
         self._thinking.append(thinking)
-        if logprobs is not None:
-            self._logprobs = [*(self._logprobs or ()), *logprobs]
+        self._logprobs += logprobs
         if not text and not thinking and not logprobs:
             return []
         return [self._line(text, thinking) | ({"logprobs": logprobs} if logprobs else {})]
@@ -101,8 +99,7 @@ class AnswerLines:
             last: the whole completion, with the usage and the timings.
         """
         answer = self._line("".join(self._text), "".join(self._thinking), self._finished_calls())
-        logprobs = {} if self._logprobs is None else {"logprobs": self._logprobs}
-        return answer | self._end(last) | logprobs
+        return answer | self._end(last) | ({"logprobs": self._logprobs} if self._logprobs else {})
 
     def without_text(self, reason: str) -> Event:
         """Return the answer to a request without a prompt.
@@ -143,25 +140,20 @@ class AnswerLines:
         return [
             {
                 "id": call["id"],
-                "function": {"index": index, "name": call["name"], "arguments": _object("".join(call["arguments"]))},
+                "function": {
+                    "index": index,
+                    "name": call["name"],
+                    "arguments": call_arguments("".join(call["arguments"])),
+                },
             }
             for index, call in sorted(self._calls.items())
         ]
 
 
-def _object(text: str) -> dict[str, Any]:
-    """Return the object that a JSON text is; an empty one if it was cut off."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = {}
-    return value if isinstance(value, dict) else {}
-
-
-def _logprobs(found: Mapping[str, Any] | None, alternatives: int) -> list[dict[str, Any]] | None:
+def _logprobs(found: Mapping[str, Any] | None, alternatives: int) -> list[dict[str, Any]]:
     """Return the log-probabilities of tokens from those of a chat completion, or from the columns of a completion."""
     if found is None:
-        return None
+        return []
     if "content" in found:
         return [
             _entry(entry["token"], entry["logprob"], [(top["token"], top["logprob"]) for top in entry["top_logprobs"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -41,6 +42,15 @@ def streamed(payload: Mapping[str, Any], *, usage_at_start: bool = False) -> dic
         usage_at_start: whether the builder of the answer needs the usage, too, which every chunk has then.
     """
     return {**payload, "stream_options": {"include_usage": True, "continuous_usage_stats": usage_at_start}}
+
+
+def call_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments of a tool's call, whose JSON text may be cut off; then they are empty."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = {}
+    return value if isinstance(value, dict) else {}
 
 
 async def translated(

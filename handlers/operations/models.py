@@ -17,10 +17,7 @@ from runtime.types import ModelInfo
 async def handle(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """List the served models, the default first, and then their aliases, see ``ModelsResponse``."""
     parse(Empty, payload)
-    models = ctx.models.status()
-    entries = [entry(status, ctx) for status in models]
-    entries += [entry(status, ctx, alias) for status in models for alias in status.aliases]
-    return {"object": "list", "data": entries}
+    return {"object": "list", "data": [entry(status, ctx, name) for name, status in served_names(ctx)]}
 
 
 async def get(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -71,6 +68,12 @@ async def set_default(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         ServiceError: the model is unknown, still loading, or unavailable; see ``Models.set_default``.
     """
     return entry(await ctx.models.set_default(parse(ModelName, payload).model), ctx)
+
+
+def served_names(ctx: Context) -> list[tuple[str, ModelStatus]]:
+    """Return the names of the served models with their states: the ids, the default first, and then the aliases."""
+    models = ctx.models.status()
+    return [(status.id, status) for status in models] + [(name, status) for status in models for name in status.aliases]
 
 
 def tasks(info: ModelInfo) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +54,6 @@ class _Work:
         self.lines.add(answer["choices"][0])
         return self.lines.whole(answer)
 
-    async def stream(self, ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the lines of the answer."""
-        if self.payload is None:
-            yield self.lines.without_text(self.done)
-            return
-        chunks = (completions if self.raw else chat).stream(streamed(self.payload), ctx)
-        async with aclosing(translated(chunks, lambda _: self.lines, self.fields)) as lines:
-            async for line in lines:
-                yield line
-
 
 async def handle_chat(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """Return the next message of a chat; fields as in ``OllamaChatRequest`` and ``OllamaChatResponse``.
@@ -75,12 +65,10 @@ async def handle_chat(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return await (await _chat(parse(OllamaChatRequest, payload), ctx)).answer(ctx)
 
 
-async def stream_chat(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+def stream_chat(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the lines of the next message; errors as of ``handle_chat``."""
-    work = await _chat(parse_stream(OllamaChatRequest, payload), ctx)
-    async with aclosing(work.stream(ctx)) as lines:
-        async for line in lines:
-            yield line
+    request = parse_stream(OllamaChatRequest, payload)
+    return _stream(lambda: _chat(request, ctx), ctx)
 
 
 async def handle_generate(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -93,10 +81,20 @@ async def handle_generate(payload: dict[str, Any], ctx: Context) -> dict[str, An
     return await (await _generate(parse(OllamaGenerateRequest, payload), ctx)).answer(ctx)
 
 
-async def stream_generate(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+def stream_generate(payload: dict[str, Any], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the lines of the answer to a prompt; errors as of ``handle_generate``."""
-    work = await _generate(parse_stream(OllamaGenerateRequest, payload), ctx)
-    async with aclosing(work.stream(ctx)) as lines:
+    request = parse_stream(OllamaGenerateRequest, payload)
+    return _stream(lambda: _generate(request, ctx), ctx)
+
+
+async def _stream(prepare: Callable[[], Awaitable[_Work]], ctx: Context) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the lines of an answer."""
+    work = await prepare()
+    if work.payload is None:
+        yield work.lines.without_text(work.done)
+        return
+    chunks = (completions if work.raw else chat).stream(streamed(work.payload), ctx)
+    async with aclosing(translated(chunks, lambda _: work.lines, work.fields)) as lines:
         async for line in lines:
             yield line
 

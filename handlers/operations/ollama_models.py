@@ -8,7 +8,7 @@ from typing import Any
 
 from handlers.context import Context
 from handlers.generation.ollama_output import utc
-from handlers.operations.models import tasks
+from handlers.operations.models import served_names, tasks
 from handlers.protocols import Engine
 from handlers.schemas.base import Empty
 from handlers.schemas.ollama import OllamaShowRequest
@@ -25,10 +25,12 @@ _SCALES = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
 async def tags(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """List the served models, the default first, and then their aliases, see ``OllamaModels``."""
     parse(Empty, payload)
-    models = ctx.models.status()
-    named = [(status.id, status) for status in models]
-    named += [(alias, status) for status in models for alias in status.aliases]
-    return {"models": [_named(name, status) | _size(status) for name, status in named]}
+    return {
+        "models": [
+            _named(name, status) | {"modified_at": utc(status.created), "size": status.memory_bytes}
+            for name, status in served_names(ctx)
+        ]
+    }
 
 
 async def running(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
@@ -83,10 +85,6 @@ def _named(name: str, status: ModelStatus) -> dict[str, Any]:
         "digest": _digest(status),
         "details": _details(status.info, status.source),
     }
-
-
-def _size(status: ModelStatus) -> dict[str, Any]:
-    return {"modified_at": utc(status.created), "size": status.memory_bytes}
 
 
 def _digest(status: ModelStatus) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from handlers.schemas.fields import (
     BadWords,
@@ -18,7 +18,7 @@ from handlers.schemas.fields import (
     TopK,
     TopP,
 )
-from handlers.schemas.strict import Strict
+from handlers.schemas.strict import Strict, check_needs
 
 
 class Empty(Strict):
@@ -114,6 +114,24 @@ class CacheControlled(Strict):
         "no-store: neither read nor write the response cache; no-cache: do not read it; max-age=SECONDS: use no "
         "response that is older.",
     )
+
+
+class MessageLogprobs(Strict):
+    """A request for a chat's message whose log-probabilities may be returned."""
+
+    logprobs: bool = Field(False, description="Return the log-probability of each token.")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        strict=False,
+        description="Number of most likely alternatives to return for each token; requires logprobs to be true.",
+    )
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return check_needs(value, info, "logprobs")
 
 
 class Cacheable(CacheControlled, Sampling):

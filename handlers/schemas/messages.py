@@ -80,6 +80,17 @@ class MessageToolCall(Strict):
     index: int | None = Field(None, description="Accepted for compatibility; not used.")
 
 
+def of_an_assistant(value: Any, info: ValidationInfo) -> Any:
+    """Return a field's value after checking that the field ``role`` allows it; for a validator of the field.
+
+    Raises:
+        PydanticCustomError: the message is not an assistant's, and has the field.
+    """
+    if value and info.data.get("role", "assistant") != "assistant":
+        raise PydanticCustomError("wrong_role", "only an assistant's message has it")
+    return value
+
+
 _CALLS: dict[str, Any] = {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}
 
 
@@ -155,12 +166,7 @@ class ChatMessage(Strict):
             raise PydanticCustomError("missing", "field required")
         return value
 
-    @field_validator("tool_calls", "function_call", "reasoning_content", "reasoning")
-    @classmethod
-    def _of_an_assistant(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("role", "assistant") != "assistant":
-            raise PydanticCustomError("wrong_role", "only an assistant's message has it")
-        return value
+    _of_an_assistant = field_validator("tool_calls", "function_call", "reasoning_content", "reasoning")(of_an_assistant)
 
     @field_validator("tool_call_id")
     @classmethod

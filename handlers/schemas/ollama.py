@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
+from handlers.schemas.base import MessageLogprobs
 from handlers.schemas.fields import (
     MAX_PROMPTS,
     MAX_TOKENS,
@@ -23,7 +24,8 @@ from handlers.schemas.fields import (
     TopK,
     TopP,
 )
-from handlers.schemas.strict import Strict, check_needs, needs
+from handlers.schemas.messages import CallId, of_an_assistant
+from handlers.schemas.strict import Strict, needs
 from handlers.schemas.tools import MAX_TOOLS, FunctionName, Parameters
 from handlers.schemas.unsupported import Unsupported
 
@@ -153,7 +155,7 @@ class OllamaRequest(OllamaModelChoice):
     )
 
 
-class OllamaGeneration(OllamaRequest):
+class OllamaGeneration(MessageLogprobs, OllamaRequest):
     """What the requests for a text and for a message have in common."""
 
     format: Format = Field("", description="json for a JSON object, or a JSON Schema that the answer follows.")
@@ -163,19 +165,6 @@ class OllamaGeneration(OllamaRequest):
         "the chat template.",
     )
     stream: bool = Field(True, description="Respond with a line of JSON for each piece of the text (over HTTP).")
-    logprobs: bool = Field(False, description="Return the log-probability of each token.")
-    top_logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=20,
-        strict=False,
-        description="Number of most likely alternatives to return for each token; requires logprobs to be true.",
-    )
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        return check_needs(value, info, "logprobs")
 
 
 _CUT = Unsupported("prompts that are too long are refused by this server", (False,))
@@ -193,7 +182,7 @@ class OllamaFunctionCall(Strict):
 class OllamaToolCall(Strict):
     """A call of a tool in an assistant's message."""
 
-    id: str | None = Field(None, min_length=1, max_length=256, description="Id of the call; its number if left out.")
+    id: CallId | None = Field(None, description="Id of the call; its number if left out.")
     type: Literal["function"] | None = None
     function: OllamaFunctionCall
 
@@ -224,20 +213,13 @@ class OllamaMessage(Strict):
     )
     tool_name: str | None = Field(None, max_length=256, description="Of a tool's message: the tool.")
     name: str | None = Field(None, max_length=256, description="Older name of tool_name.")
-    tool_call_id: str | None = Field(
+    tool_call_id: CallId | None = Field(
         None,
-        min_length=1,
-        max_length=256,
         description="Of a tool's message: the id of the call whose result it is; the tool's first call without a "
         "result if left out.",
     )
 
-    @field_validator("thinking", "tool_calls")
-    @classmethod
-    def _of_an_assistant(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("role", "assistant") != "assistant":
-            raise PydanticCustomError("wrong_role", "only an assistant's message has it")
-        return value
+    _of_an_assistant = field_validator("thinking", "tool_calls")(of_an_assistant)
 
 
 class OllamaFunction(Strict):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from handlers.schemas.base import ModelChoice, ModelName, Sampling
+from handlers.schemas.base import MessageLogprobs, ModelChoice, ModelName, Sampling
 from handlers.schemas.fields import (
     AnyText,
     MinP,
@@ -22,7 +22,7 @@ from handlers.schemas.fields import (
 )
 from handlers.schemas.messages import ChatMessage
 from handlers.schemas.openai import OpenAIRequest, not_streamed
-from handlers.schemas.strict import Strict, check_needs, needs
+from handlers.schemas.strict import Strict, needs
 from handlers.schemas.structured import Structured
 from handlers.schemas.template import TemplateFields
 from handlers.schemas.tools import TOOLS_NEEDED, ToolFields
@@ -99,7 +99,7 @@ class CompleteRequest(_TextRequest):
     echo: bool = Field(False, description="Return the prompt before the completion.")
 
 
-class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
+class ChatRequest(MessageLogprobs, ToolFields, OpenAIRequest, TemplateFields):
     """OpenAI's chat completion request, plus top_k, min_p, repetition_penalty, min_tokens and cache_control."""
 
     model_config = ConfigDict(
@@ -152,14 +152,6 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
     include_reasoning: bool = Field(
         True, description="Whether reasoning is returned; otherwise it is generated, but left out."
     )
-    logprobs: bool = Field(False, description="Return the log-probability of each token.")
-    top_logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=20,
-        strict=False,
-        description="Number of most likely alternatives to return for each token; requires logprobs to be true.",
-    )
     metadata: dict[str, str] | None = Field(
         None, max_length=16, description="Accepted for compatibility; neither used nor stored."
     )
@@ -178,11 +170,6 @@ class ChatRequest(ToolFields, OpenAIRequest, TemplateFields):
         """The request's limits on the number of new tokens, of which the lowest applies; none if it sets none."""
         given = (self.max_tokens, self.max_completion_tokens, self.n_predict)
         return [limit for limit in given if limit is not None and limit > 0]
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        return check_needs(value, info, "logprobs")
 
 
 # With other fields best_of may be more than 1 only if it is not less than n, which JSON Schema cannot express.
