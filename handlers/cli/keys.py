@@ -65,7 +65,7 @@ def run_create(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(about | ({} if path else {"record": json.loads(record.line())})))
         return
-    print(shown)
+    print(shown, flush=True)  # before the line on stderr also where both go to one file
     kind = "signing key" if options.signing else "API key"
     prefix = "its record is below, for API_KEYS" if path is None else f"its record is in {path}"
     print(f"{kind} {record.caller.id}, shown this once; {prefix}", file=sys.stderr)

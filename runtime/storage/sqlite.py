@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 # SQLite's error codes for a file that is damaged or not a database with the expected schema.
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
+
+_WAL_PAUSE_SECONDS = 0.005
 
 
 class SqliteFile:
@@ -105,7 +108,7 @@ class SqliteFile:
         return self.database
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        database.execute("PRAGMA journal_mode = WAL")
+        self._use_wal(database)
         # Without FULL a power cut may lose the last writes, but never damages the file.
         database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
         version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -118,6 +121,18 @@ class SqliteFile:
             for statement in self._schema:
                 database.execute(statement)
         database.execute("COMMIT")
+
+    def _use_wal(self, database: sqlite3.Connection) -> None:
+        """Put the file in WAL mode. SQLite does not wait by itself while others that open a new file do the same."""
+        end = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                    raise
+                time.sleep(_WAL_PAUSE_SECONDS)
 
     def _disconnect(self) -> None:
         if self.database is not None:

@@ -46,7 +46,8 @@ def deployed(folder: Path, script: str) -> Iterator[tuple[str, Callable[[], str]
         process = subprocess.Popen(
             ["bash", "-ec", f"make() {{ exec {sys.executable} {ROOT}/server.py; }}\n{script}"],
             cwd=folder,
-            env=os.environ | {"PORT": str(port), "LOG_FORMAT": "json"},
+            # Lines of a shell without PYTHONUNBUFFERED come in the printed order, too.
+            env={**os.environ, "PORT": str(port), "LOG_FORMAT": "json", "PYTHONUNBUFFERED": ""},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

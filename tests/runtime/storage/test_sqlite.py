@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,20 @@ def test_another_format(tmp_path: Path) -> None:
     assert _words(new) == []
     assert new.damaged == 1
     new.close()
+
+
+def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Each waits for the others, also while the first puts the file in WAL mode, where SQLite itself does not wait."""
+    for turn in range(40):
+        opened = [_open(tmp_path / str(turn)) for _ in range(5)]
+        together = threading.Barrier(len(opened))
+
+        def add(file: SqliteFile, together: threading.Barrier = together) -> None:
+            together.wait()
+            _add(file, "a")
+
+        with ThreadPoolExecutor(len(opened)) as pool:
+            list(pool.map(add, opened))
+        assert _words(opened[0]) == ["a"] * len(opened)
+        for file in opened:
+            file.close()
