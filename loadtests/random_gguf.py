@@ -1,8 +1,8 @@
 """Writes a GGUF file with random weights in the shape of a well-known model, to compare servers with.
 
-``python -m loadtests.random_gguf Qwen3-0.6B qwen3.gguf [--types Q4_K_M]``: any server can load the file. Its tokenizer
-is that of the embedded model, filled up with unused tokens to the model's vocabulary, so every server gets the same
-prompts.
+``python -m loadtests.random_gguf Qwen3-0.6B qwen3.gguf [--types Q4_K_M] [--vocabulary 49152]``: any server can load
+the file. Its tokenizer is that of the embedded model, filled up with unused tokens to the model's vocabulary, so every
+server gets the same prompts.
 """
 
 from __future__ import annotations
@@ -155,8 +155,14 @@ def main() -> None:
     parser.add_argument("shape", choices=names)
     parser.add_argument("file", type=Path)
     parser.add_argument("--types", choices=TYPES, default="Q8_0")
+    parser.add_argument("--vocabulary", type=int, help="number of tokens, in place of the shape's own")
     arguments = parser.parse_args()
-    write(SHAPES[arguments.shape], arguments.file, arguments.types)
+    shape = SHAPES[arguments.shape]
+    vocabulary = arguments.vocabulary or shape["vocab_size"]
+    least = len(read_header(embedded_gguf(Path(sys.executable))).metadata["tokenizer.ggml.tokens"])
+    if vocabulary < least:
+        parser.error(f"--vocabulary is {vocabulary}, but the tokenizer has {least} tokens")
+    write({**shape, "vocab_size": vocabulary}, arguments.file, arguments.types)
 
 
 if __name__ == "__main__":
