@@ -297,7 +297,7 @@ async def test_a_step_wakes_a_loop_once(make: Any, monkeypatch: pytest.MonkeyPat
 
 async def test_closing_lets_admitted_requests_finish(make: Any) -> None:
     """With grace, what was admitted finishes, queued or not; what comes after is refused."""
-    made = make(Runner(blocks=2048, pause=0.001), max_rows=1)
+    made = make(Runner(blocks=2048, gate=threading.Semaphore(0)), max_rows=1)
     tasks = [asyncio.create_task(collect(made.engine, job(tokens=12))) for _ in range(3)]
     await until(lambda: len(made.engine._thread._unfinished) == 3)
     closing = asyncio.create_task(asyncio.to_thread(made.engine.close, 30))
@@ -305,6 +305,7 @@ async def test_closing_lets_admitted_requests_finish(make: Any) -> None:
     for refused in (collect(made.engine, job()), made.engine.encode("x")):
         with pytest.raises(Draining):
             await refused
+    made.runner.gate.release(1000)
     assert [len(rows[0]) for rows in await asyncio.gather(*tasks)] == [12, 12, 12]
     await closing
     assert made.runner.closed
