@@ -17,6 +17,7 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
 LayerKind = Literal["attention", "convolution"]
 QKNorm = Literal["none", "head", "full"]
+RouterScores = Literal["softmax", "sigmoid"]
 KVDType = Literal["float32", "float16", "int8"]
 
 _VALUE_BYTES: dict[KVDType, int] = {"float32": 4, "float16": 2, "int8": 1}
@@ -48,6 +49,40 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """The mixtures of experts of some layers (arXiv:1701.06538), which stand in the place of their MLPs.
+
+    A layer computes ``sum(weight[e] * mlp[e](x))`` over the chosen experts. The router's logits, ``router @ x`` in
+    float32, become scores; the experts with the largest scores, after the correction if there is one, are chosen, of
+    equal ones those with the smaller index; the scores without the correction are the weights. A shared expert is an
+    MLP that is computed for every token, and its output is added to that sum.
+
+    Args:
+        count: number of experts of a layer, without the shared one.
+        per_token: number of experts that are chosen for a token.
+        intermediate: width inside each expert.
+        scores: function of the logits of all experts.
+        normalized: whether the weights of a token's experts are divided by their sum. Softmax of the chosen experts'
+            logits alone (Mixtral, arXiv:2401.04088) is the same as softmax of all with ``normalized``.
+        scale: factor of the weights.
+        correction: whether each expert has a correction that is added to its score when experts are chosen
+            (arXiv:2408.15664).
+        shared_intermediate: width inside the shared expert; 0 for none.
+        shared_gate: whether the shared expert's output is multiplied by ``sigmoid(shared_gate @ x)``.
+    """
+
+    count: int
+    per_token: int
+    intermediate: int
+    scores: RouterScores = "softmax"
+    normalized: bool = False
+    scale: float = 1.0
+    correction: bool = False
+    shared_intermediate: int = 0
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LayerConfig:
     """What differs from layer to layer.
 
@@ -58,12 +93,14 @@ class LayerConfig:
         rotation: index into ``DecoderConfig.rotations``; None for a layer without rotary positions.
         attention_norm: whether attention's input is normalized, in a model with ``pre_norm`` (ModernBERT's first layer
             leaves it out).
+        experts: whether the layer has a mixture of experts, that of ``DecoderConfig.experts``, instead of an MLP.
     """
 
     kind: LayerKind = "attention"
     window: int = 0
     rotation: int | None = None
     attention_norm: bool = True
+    experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +113,7 @@ class DecoderConfig:
     Args:
         layers: the decoder's layers, first to last.
         hidden: width of the residual stream.
-        intermediate: width inside the MLP.
+        intermediate: width inside the MLP of layers without experts.
         heads: number of query heads.
         kv_heads: number of key and value heads, each shared by ``heads / kv_heads`` query heads.
         head_dim: width of one head; ``heads * head_dim`` need not equal ``hidden``.
@@ -111,6 +148,7 @@ class DecoderConfig:
         token_types: number of token types (BERT's segments), whose embeddings are added to those of tokens; 0 for none.
         relative_buckets: number of buckets of relative positions, each with a bias of the scores for each head (T5,
             arXiv:1910.10683; MPNet, arXiv:2004.09297); 0 for none.
+        experts: the mixture of experts of the layers that have one, whose MLPs are gated; None if no layer has.
     """
 
     layers: tuple[LayerConfig, ...]
@@ -147,6 +185,7 @@ class DecoderConfig:
     final_norm: bool = True
     token_types: int = 0
     relative_buckets: int = 0
+    experts: ExpertsConfig | None = None
 
     @property
     def padded_head_dim(self) -> int:
@@ -186,6 +225,12 @@ class DecoderConfig:
         """Name of the matrix that leads into the MLP."""
         return "gate_up" if self.gated else "up"
 
+    def mlp_width(self, layer: int) -> int:
+        """Return the width inside a layer's MLP, or inside its shared expert; 0 if the layer has neither."""
+        if not self.layers[layer].experts:
+            return self.intermediate
+        return 0 if self.experts is None else self.experts.shared_intermediate
+
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as plain data for ``from_json``."""
         return asdict(self)
@@ -202,5 +247,11 @@ class DecoderConfig:
             Rotation(**{**item, **{name: tuple(item[name]) for name in ("frequencies", "long_frequencies")}})
             for item in data["rotations"]
         )
-        slopes = tuple(data["alibi_slopes"])
-        return cls(**{**data, "layers": layers, "rotations": rotations, "alibi_slopes": slopes})
+        experts = data["experts"]
+        changed = {
+            "layers": layers,
+            "rotations": rotations,
+            "alibi_slopes": tuple(data["alibi_slopes"]),
+            "experts": None if experts is None else ExpertsConfig(**experts),
+        }
+        return cls(**{**data, **changed})

@@ -25,7 +25,7 @@ from runtime.model.snapshot import Facts, Place, Snapshot
 from runtime.model.tensors import biases, stored_matrices, vectors
 from runtime.model.tokenizer import Tokenizer
 
-FORMAT = 10
+FORMAT = 11
 WEIGHTS, TOKENIZER, MODEL = "weights.bin", "tokenizer.json", "model.json"
 
 

@@ -18,17 +18,26 @@
 | ``{i}.mlp_norm`` | [H] | ``pre_norm`` and not ``shared_norm`` |
 | ``{i}.gate_up`` | [2 I, H] | gated; alternately 16 rows of gate and up, I padded to a multiple of 16 |
 | ``{i}.up`` | [I, H] | not gated |
-| ``{i}.down`` | [H, I] | always |
+| ``{i}.down`` | [H, I] | layers with an MLP or a shared expert, which has these three names, too |
+| ``{i}.router`` | [E, H] | layers with experts; not packed |
+| ``{i}.router_correction`` | [E] | layers with experts and ``correction``; not packed |
+| ``{i}.experts_gate_up`` | [E 2 J, H] | layers with experts: for each in turn the rows of its ``gate_up`` |
+| ``{i}.experts_down`` | [E H, J] | layers with experts: for each in turn the rows of its ``down`` |
+| ``{i}.shared_gate`` | [H] | layers with experts and ``shared_gate``; not packed |
 | ``{i}.mlp_post_norm`` | [H] | ``post_norm`` |
 | ``final_norm`` | [H] | ``final_norm`` |
 | ``head`` | [V, H] | not tied |
 
 A snapshot whose matrices have types of their own has ``qkv`` and ``gate_up`` in parts: ``{i}.qkv.q``
 ``{i}.qkv.k`` ``{i}.qkv.v``, and ``{i}.gate_up.gate`` ``{i}.gate_up.up``, each with its own rows of the whole in order.
-Their bias is that of the whole.
+Their bias is that of the whole. In the same way it has ``{i}.experts_gate_up.gate`` and ``{i}.experts_gate_up.up``,
+each [E J, H], one expert after the other.
 
-V: vocabulary, H: hidden, I: intermediate, D: padded head width, P: context length, W: convolution width, T: token
-types, B: buckets. Matrices are
+The rows of each expert, J of gate and of up and H of down, are padded with zeros to a multiple of 16, so that every
+expert is whole panels of the packed matrix.
+
+V: vocabulary, H: hidden, I: width of the MLP or of the shared expert (``mlp_width``), J: width of an expert, E: number
+of experts, D: padded head width, P: context length, W: convolution width, T: token types, B: buckets. Matrices are
 [outputs, inputs]; each may have a ``NAME.bias`` [outputs] in the order of its rows. Norms are stored as ``NAME.weight``
 and may have a ``NAME.bias``; a convolution may have a ``conv.bias`` [H].
 """
@@ -40,15 +49,22 @@ from runtime.model.packing import PANEL_ROWS
 
 Shape = tuple[int, ...]
 
+_PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up"), "experts_gate_up": ("gate", "up")}
+
+
+def padded_rows(rows: int) -> int:
+    """Return the number of a matrix's rows, padded to whole panels."""
+    return -(-rows // PANEL_ROWS) * PANEL_ROWS
+
 
 def gate_up_rows(intermediate: int) -> int:
     """Return the number of rows of the gate and up projections together, each padded to whole panels."""
-    return 2 * -(-intermediate // PANEL_ROWS) * PANEL_ROWS
+    return 2 * padded_rows(intermediate)
 
 
 def part_names(name: str) -> tuple[str, ...]:
     """Return the names of the parts of a matrix that a snapshot may have in parts; its own name for any other."""
-    parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}.get(name.rpartition(".")[2])
+    parts = _PARTS.get(name.rpartition(".")[2])
     return (name,) if parts is None else tuple(f"{name}.{part}" for part in parts)
 
 
@@ -63,9 +79,8 @@ def stored_matrices(config: DecoderConfig, *, in_parts: bool) -> dict[str, Shape
     if not in_parts:
         return shapes
     rows = {"q": config.heads_width, "k": config.kv_width, "v": config.kv_width}
-    rows |= dict.fromkeys(("gate", "up"), gate_up_rows(config.intermediate) // 2)
     return {
-        part: shape if part == name else (rows[part.rpartition(".")[2]], shape[1])
+        part: shape if part == name else (rows.get(part.rpartition(".")[2], shape[0] // 2), shape[1])
         for name, shape in shapes.items()
         for part in part_names(name)
     }
@@ -73,7 +88,7 @@ def stored_matrices(config: DecoderConfig, *, in_parts: bool) -> dict[str, Shape
 
 def matrices(config: DecoderConfig) -> dict[str, Shape]:
     """Return the shape [outputs, inputs] of every matrix by name."""
-    hidden, inner = config.hidden, config.intermediate
+    hidden = config.hidden
     shapes: dict[str, Shape] = {"embed": (config.vocabulary, hidden)}
     for i, layer in enumerate(config.layers):
         if layer.kind == "attention":
@@ -82,8 +97,13 @@ def matrices(config: DecoderConfig) -> dict[str, Shape]:
         else:
             shapes[f"{i}.conv_in"] = (3 * hidden, hidden)
             shapes[f"{i}.conv_out"] = (hidden, hidden)
-        shapes[f"{i}.{config.up}"] = (gate_up_rows(inner) if config.gated else inner, hidden)
-        shapes[f"{i}.down"] = (hidden, inner)
+        if inner := config.mlp_width(i):
+            shapes[f"{i}.{config.up}"] = (gate_up_rows(inner) if config.gated else inner, hidden)
+            shapes[f"{i}.down"] = (hidden, inner)
+        if layer.experts and config.experts is not None:
+            count, width = config.experts.count, config.experts.intermediate
+            shapes[f"{i}.experts_gate_up"] = (count * gate_up_rows(width), hidden)
+            shapes[f"{i}.experts_down"] = (count * padded_rows(hidden), width)
     if not config.tied:
         shapes["head"] = (config.vocabulary, hidden)
     return shapes
@@ -117,12 +137,20 @@ def vectors(config: DecoderConfig) -> dict[str, Shape]:
     for i, layer in enumerate(config.layers):
         if layer.kind == "convolution":
             shapes[f"{i}.conv"] = (config.convolution_width, config.hidden)
+        if layer.experts and config.experts is not None:
+            shapes[f"{i}.router"] = (config.experts.count, config.hidden)
+            if config.experts.correction:
+                shapes[f"{i}.router_correction"] = (config.experts.count,)
+            if config.experts.shared_gate:
+                shapes[f"{i}.shared_gate"] = (config.hidden,)
     return shapes
 
 
 def biases(config: DecoderConfig) -> dict[str, Shape]:
     """Return the shape of every bias that a model may have by name."""
-    shapes: dict[str, Shape] = {f"{name}.bias": shape[:1] for name, shape in matrices(config).items()}
+    shapes: dict[str, Shape] = {
+        f"{name}.bias": shape[:1] for name, shape in matrices(config).items() if ".experts_" not in name
+    }
     shapes |= {f"{name}.bias": (width,) for name, width in norms(config).items()}
     for i, layer in enumerate(config.layers):
         if layer.kind == "convolution":
