@@ -43,7 +43,7 @@ class DenseDecoder:
             source = x if c.parallel else after
             if not c.shared_norm:
                 before = self.norm(source, f"{i}.mlp_norm") if c.pre_norm else source
-            out = self.mlp(before, i)
+            out = self.experts(before, i) if layer.experts else self.mlp(before, i)
             if c.post_norm:
                 out = self.norm(out, f"{i}.mlp_post_norm")
             x = after + c.residual_scale * out
@@ -136,9 +136,33 @@ class DenseDecoder:
         inner = self.linear(x, f"{i}.{c.up}")
         if not c.gated:
             return self.linear(self.activated(inner), f"{i}.down")
+        return self.linear(self.gated(inner, c.mlp_width(i)), f"{i}.down")
+
+    def gated(self, inner: Tensor, width: int) -> Tensor:
         panels = inner.split(16, 1)  # alternately of gate and up
-        gate, up = (torch.cat(panels[part::2], 1)[:, : c.intermediate] for part in (0, 1))
-        return self.linear(self.activated(gate) * up, f"{i}.down")
+        gate, up = (torch.cat(panels[part::2], 1)[:, :width] for part in (0, 1))
+        return self.activated(gate) * up
+
+    def experts(self, x: Tensor, i: int) -> Tensor:
+        c, w = self.config.experts, self.weights
+        assert c is not None
+        logits = x @ w[f"{i}.router"].T  # [T, E]
+        scores = torch.softmax(logits, 1) if c.scores == "softmax" else torch.sigmoid(logits)
+        ranked = scores + w[f"{i}.router_correction"] if c.correction else scores
+        ups = w[f"{i}.experts_gate_up"].chunk(c.count)
+        downs = [part[: self.config.hidden] for part in w[f"{i}.experts_down"].chunk(c.count)]
+        out = torch.zeros_like(x)
+        for token, vector in enumerate(x):
+            order = sorted(range(c.count), key=lambda expert: (-float(ranked[token, expert]), expert))
+            chosen = order[: c.per_token]
+            total = sum(scores[token, expert] for expert in chosen) if c.normalized else 1
+            for expert in chosen:
+                inner = self.gated((vector @ ups[expert].T)[None], c.intermediate)[0]
+                out[token] += c.scale * scores[token, expert] / total * (inner @ downs[expert].T)
+        if c.shared_intermediate:
+            share = torch.sigmoid(x @ w[f"{i}.shared_gate"])[:, None] if c.shared_gate else 1
+            out = out + share * self.mlp(x, i)
+        return out
 
     def activated(self, x: Tensor) -> Tensor:
         match self.config.activation:

@@ -55,7 +55,8 @@ class _Forward:
         y = x if config.parallel else x + mixed
         if not config.shared_norm:
             normed = self.norm(f"{i}.mlp_norm", y) if config.pre_norm else y
-        inner = self.added(f"{i}.mlp_post_norm", self.mlp(i, normed))
+        inner = self.experts(i, normed) if config.layers[i].experts else self.mlp(i, normed)
+        inner = self.added(f"{i}.mlp_post_norm", inner)
         return x + mixed + inner if config.parallel else y + inner
 
     def added(self, name: str, x: Array) -> Array:
@@ -108,9 +109,38 @@ class _Forward:
     def mlp(self, i: int, x: Array) -> Array:
         if not self.config.gated:
             return self.product(f"{i}.down", self.activation(self.product(f"{i}.up", x)))
-        both = self.product(f"{i}.gate_up", x).reshape(len(x), -1, 2, 16)
-        inner = (self.activation(both[:, :, 0]) * both[:, :, 1]).reshape(len(x), -1)
-        return self.product(f"{i}.down", inner[:, : self.config.intermediate])
+        return self.product(f"{i}.down", self.gated(self.product(f"{i}.gate_up", x), self.config.mlp_width(i)))
+
+    def gated(self, both: Array, width: int) -> Array:
+        panels = both.reshape(len(both), -1, 2, 16)  # alternately of gate and up
+        return (self.activation(panels[:, :, 0]) * panels[:, :, 1]).reshape(len(both), -1)[:, :width]
+
+    def experts(self, i: int, x: Array) -> Array:
+        config = self.config.experts
+        assert config is not None
+        scores = x @ self.tensors[f"{i}.router"].T  # [T, E]
+        if config.scores == "softmax":
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            scores = scores / scores.sum(-1, keepdims=True)
+        else:
+            scores = 1 / (1 + np.exp(-scores))
+        ranked = scores + self.tensors.get(f"{i}.router_correction", np.float32(0))
+        chosen = np.argsort(-ranked, -1, kind="stable")[:, : config.per_token]
+        weights = np.zeros_like(scores)
+        np.put_along_axis(weights, chosen, np.take_along_axis(scores, chosen, -1), -1)
+        if config.normalized:
+            weights = weights / weights.sum(-1, keepdims=True)
+        ups = np.split(self.tensors[f"{i}.experts_gate_up"], config.count)
+        downs = np.split(self.tensors[f"{i}.experts_down"], config.count)
+        out = np.zeros_like(x)
+        for expert, (up, down) in enumerate(zip(ups, downs, strict=True)):
+            inner = self.gated(x @ up.T, config.intermediate)
+            out += weights[:, expert, None] * config.scale * (inner @ down.T)[:, : out.shape[1]]
+        if config.shared_intermediate:
+            gate = self.tensors.get(f"{i}.shared_gate")
+            share = np.float32(1) if gate is None else 1 / (1 + np.exp(-(x @ gate)))[:, None]
+            out = out + share * self.mlp(i, x)
+        return out.astype(np.float32)
 
     def activation(self, x: Array) -> Array:
         if self.config.activation == "silu":

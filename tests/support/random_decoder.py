@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.model.config import DecoderConfig, LayerConfig, Rotation
+from runtime.model.config import DecoderConfig, ExpertsConfig, LayerConfig, Rotation
 from runtime.model.tensors import biases, matrices, vectors
 
 
@@ -42,6 +42,7 @@ def describe(*layers: LayerConfig, **changes: Any) -> DecoderConfig:
 
 
 PLAIN, ROTATED, CONVOLUTION = LayerConfig(), LayerConfig(rotation=0), LayerConfig("convolution")
+EXPERTS = LayerConfig(rotation=0, experts=True)
 LAYER: dict[str, Any] = {"norm": "layer"}
 UNROTATED: dict[str, Any] = {"rotations": ()}
 SANDWICH: dict[str, Any] = {"post_norm": True}
@@ -128,6 +129,27 @@ def _descriptions() -> Iterator[tuple[str, DecoderConfig, str]]:
     )
     yield "lfm2", describe(CONVOLUTION, ROTATED, CONVOLUTION, qk_norm="head", convolution_width=3), NO_BIAS
     yield "lfm2-biases", describe(CONVOLUTION, CONVOLUTION, ROTATED, convolution_width=4), "conv|qkv"
+    mixture = ExpertsConfig(count=8, per_token=2, intermediate=64, normalized=True)
+    yield "mixtral", describe(EXPERTS, EXPERTS, experts=mixture, tied=False), NO_BIAS
+    shared = {"count": 12, "per_token": 4, "shared_intermediate": 80}
+    yield (
+        "qwen2_moe",
+        describe(ROTATED, EXPERTS, experts=ExpertsConfig(intermediate=32, **shared, shared_gate=True)),
+        QKV,
+    )
+    sigmoid = ExpertsConfig(20, 3, 48, scores="sigmoid", normalized=True, scale=1.5, correction=True)
+    convolution = replace(CONVOLUTION, experts=True)
+    yield (
+        "lfm2_moe",
+        describe(CONVOLUTION, convolution, EXPERTS, qk_norm="head", convolution_width=3, experts=sigmoid),
+        NO_BIAS,
+    )
+    every = ExpertsConfig(5, 5, 37, scores="sigmoid", scale=0.3, shared_intermediate=21)
+    yield (
+        "odd-experts",
+        describe(EXPERTS, ROTATED, EXPERTS, hidden=42, intermediate=37, residual_scale=0.7, experts=every, **SANDWICH),
+        ".",
+    )
     yield (
         "odd",
         describe(
@@ -186,12 +208,19 @@ def random_weights(config: DecoderConfig, biased: str = "^$", seed: int = 0) -> 
         if part == "attention_out" and weight.ndim == 2:
             weight.view(config.hidden, -1, config.padded_head_dim)[..., config.head_dim :] = 0
         if part == "gate_up":
-            panels = weight.view(-1, 2, 16, *weight.shape[1:])  # [I / 16, gate or up, 16, ...]
-            for half in range(2):
-                padded = panels[:, half].flatten(0, 1)
-                padded[config.intermediate :] = 0
-                panels[:, half] = padded.view(panels[:, half].shape)
+            _clear_padding(weight.view(1, -1, 2, 16, *weight.shape[1:]), config.mlp_width(int(name.partition(".")[0])))
+        if part == "experts_gate_up" and config.experts is not None:
+            panels = weight.view(config.experts.count, -1, 2, 16, *weight.shape[1:])
+            _clear_padding(panels, config.experts.intermediate)
+        if part == "experts_down" and config.experts is not None:
+            weight.view(config.experts.count, -1, *weight.shape[1:])[:, config.hidden :] = 0
     return weights
+
+
+def _clear_padding(panels: Tensor, width: int) -> None:
+    """Set the rows that pad gate and up to zero. Panels: [experts, rows / 16, gate or up, 16, ...]."""
+    for panel in range(panels.shape[1]):
+        panels[:, panel, :, max(0, width - 16 * panel) :] = 0
 
 
 def random_decoder(name: str, dtype: torch.dtype = torch.float32) -> tuple[DecoderConfig, dict[str, Tensor]]:
