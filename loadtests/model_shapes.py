@@ -209,7 +209,7 @@ def rates(shape: Mapping[str, Any], repeats: int) -> dict[str, float]:
         "decode_1": round(1 / decode[1], 1),
         "decode_8": round(8 / decode[8], 1),
         "prompt": round(PROMPT / prompt),
-        "bandwidth_share": round((snapshot.nbytes / decode[1]) / (buffer.nbytes / seconds), 2),
+        "bandwidth_share": round((snapshot.step_bytes / decode[1]) / (buffer.nbytes / seconds), 2),
     }
 
 

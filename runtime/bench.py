@@ -87,8 +87,8 @@ def bench(spec: ModelSpec, settings: Settings, *, text: str | None = None) -> di
         for batch in _DECODE_BATCHES:
             if batch * (context + _STEPS + runner.block_tokens) <= runner.blocks * runner.block_tokens:
                 results["decode"][batch] = batch / _median(decode_step(runner, batch, context, vocabulary), _STEPS)
-        # Bytes read per decoded token: all weights, and the keys and values before it.
-        read = snapshot.nbytes + runner.block_bytes * context // runner.block_tokens
+        # Bytes read per decoded token: weights, and the keys and values before it.
+        read = snapshot.step_bytes + runner.block_bytes * context // runner.block_tokens
         results["bandwidth"] = {"achieved": read * results["decode"][1], "measured": _read_bandwidth(runner)}
         if text is not None:
             ids = snapshot.tokenizer.encode(text)

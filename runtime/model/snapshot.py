@@ -110,6 +110,21 @@ class Snapshot:
         """Size of ``weights.bin`` in bytes."""
         return self._bytes.size
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the weights that a step of one token reads: of experts those that the token is given to.
+
+        Of an embedding that is not the head, too, it reads one row, which is not counted.
+        """
+        decoder, read = self.facts.decoder, self.nbytes
+        for name, place in self._places.items():
+            size = place.size + (0 if place.scales is None else 4 * scale_count(*place.shape))
+            if name == "embed" and not decoder.tied:
+                read -= size
+            elif ".experts_" in name and decoder.experts is not None:
+                read -= size - size * decoder.experts.per_token // decoder.experts.count
+        return read
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

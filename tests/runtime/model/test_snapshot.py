@@ -21,7 +21,9 @@ from runtime.model.config import DecoderConfig, LayerConfig, Rotation
 from runtime.model.packing import Packed, WeightKind, pack, unpack
 from runtime.model.snapshot import Facts, Snapshot
 from runtime.model.snapshot_folder import DamagedSnapshot, digest_of, folder_of, open_snapshot
+from runtime.model.tensors import matrices
 from runtime.model.tokenizer import Tokenizer
+from tests.support.random_decoder import random_decoder
 
 KINDS: list[WeightKind] = ["float32", "bfloat16", "int8"]
 DECODER = DecoderConfig(
@@ -270,3 +272,19 @@ def test_progress_ends_at_one(tmp_path: Path) -> None:
 def test_in_memory_it_is_the_same_object() -> None:
     """Callers need not know where it lives."""
     assert isinstance(hold(facts(), tokenizer(), weights()), Snapshot)
+
+
+def test_a_step_reads_the_chosen_experts_and_no_whole_embedding() -> None:
+    """Two of eight experts, and of an embedding that is not the head a row, which is not counted."""
+    config, tensors = random_decoder("mixtral")
+    content = [
+        Weight(name, tuple(values.shape), name in matrices(config), values.numpy) for name, values in tensors.items()
+    ]
+    found = hold(replace(facts(), decoder=config), tokenizer(), content)
+
+    def size(*names: str) -> int:
+        packed = [found.matrix(name) for name in names]
+        return sum(one.data.nbytes + (0 if one.scales is None else one.scales.nbytes) for one in packed)
+
+    experts = size(*(f"{i}.{part}" for i in range(2) for part in ("experts_gate_up", "experts_down")))
+    assert found.step_bytes == found.nbytes - size("embed") - experts * 6 // 8
