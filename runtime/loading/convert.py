@@ -358,7 +358,8 @@ class _Conversion:
             return
         tensor = self.stored.name(self._parts.name(part, i))
         whole_rows = whole_rows and part not in self._layout.transposed
-        weight = self._types.weight(name, shape, read, tensor, rows, whole_rows=whole_rows, read_rows=read_rows)
+        tensors = () if tensor is None else (tensor,)
+        weight = self._types.weight(name, shape, read, tensors, rows, whole_rows=whole_rows, read_rows=read_rows)
         self.weights.append(weight)
 
     def _add(self, name: str, shape: Shape, read: Read, *, matrix: bool = False) -> None:

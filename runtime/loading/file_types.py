@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class FileTypes:
         name: str,
         shape: tuple[int, ...],
         read: Callable[[], NDArray[np.float32]],
-        tensor: str | None,
+        tensors: Sequence[str],
         rows: Rows | None,
         *,
         whole_rows: bool = True,
@@ -54,6 +54,7 @@ class FileTypes:
         Raises:
             ModelUnavailable: the tensor has a type that is not served as it is.
         """
+        tensor = tensors[0] if tensors else None  # these files have one tensor for all experts
         kind: MatrixKind = "int8" if tensor is None else self._kind(tensor)
         if kind in ("float32", "float16", "bfloat16", "int8"):
             return Weight(name, shape, True, read, read_rows, kind=kind)

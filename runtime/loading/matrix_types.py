@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,14 +14,17 @@ from runtime.loading.four_bits import four_bit_kind
 from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.tensor_source import TensorSource
-from runtime.model.packing import MatrixKind, suits
+from runtime.model.packing import PANEL_ROWS, MatrixKind, suits
 
 _log = logging.getLogger("warmstart.load")
 
 Rows = NDArray[Any]
-"""Which rows of a tensor a matrix has: their indices plus one, 0 for a row of zeros."""
+"""Which rows of tensors a matrix has: their indices plus one, 0 for a row of zeros.
 
-_SENSITIVE = frozenset(("embed", "head", "v", "down"))
+The rows of all matrices that a tensor or several are made of count one after the other.
+"""
+
+_SENSITIVE = frozenset(("embed", "head", "v", "down", "experts_down"))
 """Matrices that lose most in 4 bits, or in which the loss counts most; loadtests/ENGINE.md has the figures."""
 
 
@@ -33,7 +36,7 @@ class MatrixTypes(Protocol):
         name: str,
         shape: tuple[int, ...],
         read: Callable[[], NDArray[np.float32]],
-        tensor: str | None,
+        tensors: Sequence[str],
         rows: Rows | None,
         *,
         whole_rows: bool = True,
@@ -45,9 +48,10 @@ class MatrixTypes(Protocol):
             name: the matrix's name in the snapshot.
             shape: its shape [outputs, inputs].
             read: returns its values.
-            tensor: name of the checkpoint's tensor that contains it; None if there is none, which is reported later.
-            rows: the tensor's rows that it has; None for all in order.
-            whole_rows: whether its rows are those of the tensor, with all columns in order.
+            tensors: names of the checkpoint's tensors that contain it, all of the same shape: one, or one for each
+                expert; empty if one is missing, which is reported later.
+            rows: the tensors' rows that it has; None for all in order.
+            whole_rows: whether its rows are those of the tensors, with all columns in order.
             read_rows: returns some of its values, see ``Weight``; None if only the whole matrix can be read.
         """
 
@@ -73,7 +77,7 @@ class FourBits:
         name: str,
         shape: tuple[int, ...],
         read: Callable[[], NDArray[np.float32]],
-        tensor: str | None,
+        tensors: Sequence[str],
         rows: Rows | None,
         *,
         whole_rows: bool = True,
@@ -82,11 +86,12 @@ class FourBits:
         """Return a matrix of a snapshot with its type. Arguments as for ``MatrixTypes.weight``."""
         kind: MatrixKind | None = None
         source = self._quantized
-        if source is not None and tensor is not None and source.quantized(tensor):
-            kind = source.kind(tensor)
+        if source is not None and any(map(source.quantized, tensors)):
+            kinds = {source.kind(tensor) if source.quantized(tensor) else None for tensor in tensors}
+            kind = kinds.pop() if len(kinds) == 1 else None
             if kind is not None and whole_rows and suits(kind, shape[1]):
                 places = np.arange(1, shape[0] + 1) if rows is None else rows
-                packed = functools.partial(_packed, source, tensor, places)
+                packed = functools.partial(_packed, source, tensors, places)
                 return Weight(name, shape, True, read, read_rows, kind=kind, pack_rows=packed)
             if not self._warned:
                 _log.warning("%s: %s is served in int8, as its groups do not fit", self._model, name)
@@ -97,6 +102,14 @@ class FourBits:
         return Weight(name, shape, True, read, read_rows, kind=kind or "int8")
 
 
-def _packed(source: QuantizedSource, tensor: str, rows: Rows, start: int, stop: int) -> NDArray[np.uint8]:
-    """Return some of a matrix's rows as packed bytes."""
-    return source.pack_rows(tensor, rows[start:stop])
+def _packed(source: QuantizedSource, tensors: Sequence[str], rows: Rows, start: int, stop: int) -> NDArray[np.uint8]:
+    """Return some of a matrix's rows as packed bytes. All rows of a panel are of the same tensor."""
+    wanted, height = rows[start:stop], source.shape(tensors[0])[0]
+    last = np.maximum.reduceat(wanted, np.arange(0, len(wanted), PANEL_ROWS))  # of each panel
+    numbers = np.maximum(last - 1, 0) // height
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1)]
+    parts = np.split(wanted, [start * PANEL_ROWS for start in starts[1:]])
+    packed = []
+    for number, part in zip(numbers[starts], parts, strict=True):
+        packed.append(source.pack_rows(tensors[number], np.where(part > 0, part - number * height, 0)))
+    return np.concatenate(packed)

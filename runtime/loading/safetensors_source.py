@@ -98,8 +98,8 @@ class SafetensorsSource:
         return self._values(name, 0, math.prod(shape)).reshape(shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Return a matrix's rows from ``start`` to before ``stop`` as float32."""
-        width = self._tensors[name].shape[1]
+        """Return the rows from ``start`` to before ``stop`` of a matrix, or of a stack of matrices, as float32."""
+        width = self._tensors[name].shape[-1]
         return self._values(name, start * width, stop * width).reshape(-1, width)
 
     def integer_shape(self, name: str, dimensions: int) -> tuple[int, ...]:

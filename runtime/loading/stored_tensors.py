@@ -52,9 +52,8 @@ class StoredTensors:
         name = re.sub(WRAPPERS, "", name)
         matching = [prefix for prefix in self._layout.prefixes if name.startswith(prefix)]
         name = name[len(max(matching, key=len)) :] if matching else name
-        for old, new in self._layout.renamed.items():
-            if name.startswith(old):
-                return new + name[len(old) :]
+        for pattern, new in self._layout.renamed.items():
+            name = re.sub(f"^(?:{pattern})", new, name)
         return name
 
     def name(self, name: str) -> str | None:
@@ -76,7 +75,7 @@ class StoredTensors:
         return lambda: self.source.read(full)
 
     def rows(self, name: str) -> Callable[[int, int], NDArray[np.float32]] | None:
-        """Return a function that reads some rows of a matrix; None if the checkpoint does not have it."""
+        """Return a function that reads some rows of a tensor; None if the checkpoint does not have it."""
         full = self._names.get(name)
         return None if full is None else functools.partial(self.source.read_rows, full)
 

@@ -22,7 +22,10 @@ class TensorSource(Protocol):
         """Return a whole tensor as float32, possibly a read-only view."""
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Return a matrix's rows from ``start`` to before ``stop`` as float32, possibly a read-only view."""
+        """Return a matrix's rows from ``start`` to before ``stop`` as float32, possibly a read-only view.
+
+        A stack of matrices [E, N, K] is read as the matrix [E N, K] of their rows one after the other.
+        """
 
 
 class StateDictSource:
@@ -55,6 +58,8 @@ class StateDictSource:
         return values
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Return some of a matrix's rows as float32."""
-        values: NDArray[np.float32] = self._state[name][start:stop].detach().float().cpu().numpy()
+        """Return some of the rows of a matrix or of a stack as float32."""
+        tensor = self._state[name]
+        rows = tensor.reshape(-1, tensor.shape[-1])[start:stop]
+        values: NDArray[np.float32] = rows.detach().float().cpu().numpy()
         return values

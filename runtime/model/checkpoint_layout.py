@@ -20,7 +20,11 @@ class CheckpointLayout:
     Args:
         names: name of each part's module in the checkpoint, with ``{i}`` for the layer's index, without ``.weight``.
             Parts are the names of ``runtime.model.tensors`` without the layer's index; ``q``, ``k`` and ``v`` where
-            the checkpoint has them apart instead of ``qkv``, and ``gate`` and ``up`` instead of ``gate_up``.
+            the checkpoint has them apart instead of ``qkv``, and ``gate`` and ``up`` instead of ``gate_up``. In layers
+            with experts, ``shared_expert_gate``, ``shared_expert_up`` (or ``shared_expert_gate_up``) and
+            ``shared_expert_down`` are the MLP of the shared expert, and ``experts_gate``, ``experts_up`` (or
+            ``experts_gate_up``) and ``experts_down`` those of the experts: with ``{e}`` for the expert's index if each
+            has a tensor of its own, without it if those of all experts are one tensor [E, outputs, inputs].
         plain: parts whose name is the whole name of the tensor, without ``.weight``.
         transposed: parts whose matrices are [inputs, outputs] (GPT-2's Conv1D).
         qkv_order: order of the rows of a joint ``qkv``: all queries, all keys, all values; or, for each head, its
@@ -32,7 +36,10 @@ class CheckpointLayout:
         prefixes: prefixes that all names of the decoder may have or lack, besides those of training wrappers; the first
             is the usual one.
         biases: parts that have a bias; None if those do that have one in any layer of the checkpoint.
-        renamed: for beginnings of names in checkpoints of older versions, what they are called in ``names``.
+        renamed: for patterns of beginnings of names in checkpoints of other versions, what they are called in
+            ``names``, as for ``re.sub``.
+        stacked: names of ``experts_gate_up`` and ``experts_down`` in checkpoints that have those of all experts in one
+            tensor, where ``names`` has one for each expert; whole names, as in ``plain``.
     """
 
     names: Mapping[str, str]
@@ -46,3 +53,4 @@ class CheckpointLayout:
     prefixes: tuple[str, ...] = ()
     biases: frozenset[str] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    stacked: Mapping[str, str] = field(default_factory=dict)

@@ -49,7 +49,7 @@ def _gpt_neox(options: Options) -> Description:
         ignored=(*MASKS, r".*rotary_emb\.inv_freq$"),
         prefixes=("gpt_neox.",),
         biases=frozenset(biases),
-        renamed={"embed_out.": "lm_head."},
+        renamed={r"embed_out\.": "lm_head."},
     )
 
 
