@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.engine.pytorch.activations import activation
+from runtime.engine.pytorch.experts import Experts, halves
 from runtime.engine.pytorch.linear import BatchInvariantLinear
 from runtime.engine.pytorch.normalization import Norms
 from runtime.engine.pytorch.rotary import Angles, rotary_angles, rotate
 from runtime.model.config import DecoderConfig
-from runtime.model.packing import PANEL_ROWS, unpack
+from runtime.model.packing import unpack
 from runtime.model.snapshot import Snapshot
 from runtime.model.tensors import matrices
 
@@ -29,7 +30,7 @@ class TorchModel:
 
     Args:
         config: the model's configuration.
-        weights: the model's tensors, all of one dtype on one device.
+        weights: the model's tensors, all but those of routers of one dtype, on one device.
         tile: smallest number of rows per product, 0 for products of any size; see ``BatchInvariantLinear``.
     """
 
@@ -44,13 +45,15 @@ class TorchModel:
         self._activation = activation(config.activation, self.device)
         self._convolutions = {name: weights[name].float() for name in weights if name.endswith((".conv", ".conv.bias"))}
         self._head = "embed" if config.tied else "head"
-        names = [name for name in matrices(config) if name not in ("embed", "head")] + [self._head]
+        names = [name for name in matrices(config) if name not in ("embed", "head") and ".experts_" not in name]
+        names.append(self._head)
         arranged = {name: weights[name] for name in names}
         biases = {name: weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights}
         for parts in (arranged, biases):
             for name in parts:
                 if name.endswith(".gate_up"):
-                    parts[name] = _halves(parts[name], config.intermediate)
+                    parts[name] = halves(parts[name], config.mlp_width(int(name.partition(".")[0])))
+        self._experts = Experts(config, weights, self._activation, tile) if config.experts is not None else None
         self.product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
 
         def frequencies(values: Sequence[float]) -> Tensor:
@@ -139,7 +142,17 @@ class TorchModel:
         return x if self.config.residual_scale == 1 else x.float() * self.config.residual_scale
 
     def mlp(self, x: Tensor, layer: int) -> Tensor:
-        """Return [M, H] the output of a layer's MLP."""
+        """Return [M, H] the output of a layer's MLP, or of its mixture of experts."""
+        if self._experts is None or not self.config.layers[layer].experts:
+            return self._dense(x, layer)
+        out, share = self._experts(x, layer)
+        if not self.config.mlp_width(layer):
+            return out
+        shared = self._dense(x, layer)
+        return out + (shared if share is None else shared * share)
+
+    def _dense(self, x: Tensor, layer: int) -> Tensor:
+        """Return [M, H] the output of a layer's MLP or shared expert."""
         inner = self.product(x, f"{layer}.{self.config.up}")
         if self.config.gated:
             gate, up = inner.chunk(2, dim=1)  # [M, I] each
@@ -159,18 +172,12 @@ class TorchModel:
         return logits
 
 
-def _halves(interleaved: Tensor, rows: int) -> Tensor:
-    """Deinterleave alternating panels of gate and up projection: all gate rows, then all up rows, without padding."""
-    panels = interleaved.view(-1, 2, PANEL_ROWS, *interleaved.shape[1:])
-    return torch.cat([panels[:, 0].flatten(0, 1)[:rows], panels[:, 1].flatten(0, 1)[:rows]])
-
-
 def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Unpack a snapshot's weight matrices and convert all its tensors to one dtype.
+    """Unpack a snapshot's weight matrices and convert its tensors to one dtype.
 
     Args:
         snapshot: an open snapshot; int8 weights are dequantized.
-        dtype: dtype of the returned tensors.
+        dtype: dtype of the returned tensors, except for those of routers, which are float32.
         device: device of the returned tensors.
     """
     weights = {}
@@ -180,5 +187,6 @@ def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.
             array = unpack(snapshot.matrix(name), rows, columns, snapshot.matrix_kind(name))
             weights[name] = torch.from_numpy(array).to(device, dtype)
         else:
-            weights[name] = torch.tensor(snapshot.vector(name)).to(device, dtype)
+            routes = name.endswith((".router", ".router_correction"))
+            weights[name] = torch.tensor(snapshot.vector(name)).to(device, torch.float32 if routes else dtype)
     return weights

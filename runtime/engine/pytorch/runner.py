@@ -191,7 +191,9 @@ class TorchRunner:
 
     def _captures(self, shape: Shape) -> bool:
         """Whether steps of a shape run as CUDA graphs."""
-        return self._device.type == "cuda" and self._packer.buckets and shape.decoding
+        # Mixtures of experts read numbers from the device, which cannot be captured.
+        captured = self._device.type == "cuda" and self._config.experts is None
+        return captured and self._packer.buckets and shape.decoding
 
     def _send(self, flat: NDArray[np.int64]) -> Tensor:
         packed = torch.from_numpy(flat)

@@ -24,7 +24,19 @@ from tests.support.random_decoder import DESCRIPTIONS, random_decoder
 from tests.support.soak import soak
 
 Weights = dict[str, torch.Tensor]
-COARSE = ["llama", "gpt2", "gemma2", "gemma3", "bloom", "lfm2", "odd"]
+COARSE = [
+    "llama",
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "bloom",
+    "lfm2",
+    "odd",
+    "mixtral",
+    "qwen2_moe",
+    "lfm2_moe",
+    "odd-experts",
+]
 
 
 @pytest.fixture(params=[*DESCRIPTIONS, *(f"{name}-bf16" for name in COARSE), "embedded", "embedded-bf16"])
@@ -118,7 +130,7 @@ def test_padded_decode_steps_give_the_same_bits(decoder: tuple[DecoderConfig, We
     assert torch.equal(plain.forward(rows[:1])[0], padded.forward(rows[:1])[0])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "odd", "lfm2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "odd", "lfm2", "qwen2_moe", "lfm2_moe"])
 def test_mixed_requests_alone_and_together(name: str) -> None:
     """Requests of all kinds: alone, and at random moments among the others with drafts and cached prefixes on."""
     config, weights = random_decoder(name)

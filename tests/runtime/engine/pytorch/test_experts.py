@@ -1,0 +1,120 @@
+"""Mixtures of experts: the choice of the experts, and outputs that do not depend on the other tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.engine.pytorch.activations import activation
+from runtime.engine.pytorch.experts import Experts, choose
+from runtime.engine.pytorch.runner import TorchRunner
+from runtime.model.config import DecoderConfig, ExpertsConfig
+from tests.support.decoders import logits_of, placed, prompt
+from tests.support.random_decoder import random_decoder
+
+MIXTURES = ["mixtral", "qwen2_moe", "lfm2_moe", "odd-experts"]
+CPU = torch.device("cpu")
+
+
+def experts_of(config: DecoderConfig, weights: dict[str, Tensor], tile: int = 8) -> Experts:
+    """Return the mixtures of a decoder."""
+    return Experts(config, weights, activation(config.activation, CPU), tile)
+
+
+def test_the_largest_scores_are_chosen_and_weighted() -> None:
+    """Softmax over all experts, and only divided by the sum of the chosen ones where the configuration says so."""
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    shares = logits.softmax(1)[0]
+    chosen, factors = choose(logits, ExpertsConfig(4, 2, 8), None)
+    assert chosen.tolist() == [[1, 3]]
+    assert torch.allclose(factors, shares[[1, 3]])
+    chosen, factors = choose(logits, ExpertsConfig(4, 2, 8, normalized=True, scale=3.0), None)
+    assert chosen.tolist() == [[1, 3]]
+    assert torch.allclose(factors, 3 * torch.tensor([3.0, 2.0]).softmax(0))
+
+
+def test_a_correction_changes_the_choice_and_not_the_factors() -> None:
+    """The factors are the sigmoids of the chosen experts' logits."""
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    config = ExpertsConfig(4, 2, 8, scores="sigmoid", correction=True)
+    chosen, factors = choose(logits, config, torch.tensor([0.9, 0.0, 0.0, -0.9]))
+    assert chosen.tolist() == [[0, 1]]
+    assert torch.allclose(factors, torch.sigmoid(torch.tensor([0.0, 3.0])))
+
+
+@pytest.mark.parametrize("count", [7, 64, 300])
+def test_of_equal_scores_the_first_are_chosen(count: int) -> None:
+    """Whatever the number of experts and of tokens, and also where a score is not the largest."""
+    logits = torch.zeros(33, count)
+    logits[:, -1] = 1
+    chosen, _ = choose(logits, ExpertsConfig(count, 5, 8), None)
+    assert chosen.tolist() == [[count - 1, 0, 1, 2, 3]] * 33
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_token_does_not_depend_on_the_others(name: str, dtype: torch.dtype) -> None:
+    """In any number of tokens, at any place, and beside many that choose the same experts, it gives the same bits."""
+    config, weights = random_decoder(name, dtype)
+    experts = experts_of(config, weights)
+    layer = max(i for i, described in enumerate(config.layers) if described.experts)
+    x = torch.randn(344, config.hidden, generator=torch.Generator().manual_seed(1))
+    x[100:200] = x[100]  # one hundred tokens with the same experts
+    expected, share = experts(x, layer)
+    assert expected.dtype == torch.float32
+    for first, last in [(0, 8), (96, 104), (96, 256), (8, 24), (336, 344)]:
+        part, part_share = experts(x[first:last], layer)
+        assert torch.equal(part, expected[first:last])
+        assert (share is None) == (part_share is None)
+        assert share is None or part_share is None or torch.equal(part_share, share[first:last])
+    order = torch.randperm(344, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(experts(x[order], layer)[0], expected[order])
+
+
+@pytest.mark.parametrize("tile", [0, 8])
+def test_numbers_that_are_not_finite_stay_with_their_token(tile: int) -> None:
+    """The tokens beside it get what they get without it."""
+    experts = experts_of(*random_decoder("lfm2_moe"), tile)
+    x = torch.randn(16, 48, generator=torch.Generator().manual_seed(1))
+    expected, _ = experts(x, 2)
+    x[3, 5], x[4, 5] = float("nan"), float("inf")
+    got, _ = experts(x, 2)
+    assert not got[3:5].isfinite().any(1).all()
+    others = [i for i in range(16) if i not in (3, 4)]
+    assert torch.allclose(got[others], expected[others], atol=1e-6)
+
+
+@pytest.mark.parametrize("rounded", ["router", "input"])
+def test_routers_are_computed_in_float32_in_sixteen_bits(rounded: str) -> None:
+    """Differences of the router's weights or of its input that bfloat16 rounds away decide between two experts."""
+    config, weights = random_decoder("lfm2_moe", torch.bfloat16)
+    assert config.experts is not None
+    config = replace(config, experts=replace(config.experts, per_token=1))
+    found = []
+    for step in (2**-12, -(2**-12)):
+        router, x = torch.zeros(20, 48), torch.ones(8, 48)
+        router[3, 0], router[11, 1] = 1, 1
+        if rounded == "router":
+            router[11, 1] += step
+        else:
+            x[:, 1] += step
+        weights["2.router"], weights["2.router_correction"] = router, torch.zeros(20)
+        found.append(experts_of(config, weights)(x, 2)[0])
+    assert (found[0] - found[1]).abs().max() > 0.1
+
+
+def test_a_runner_reads_the_precise_correction() -> None:
+    """A change of a correction that bfloat16 cannot represent changes a 16-bit model's choice, and so its logits."""
+    config, weights = random_decoder("lfm2_moe", torch.bfloat16)
+    weights["2.router"] = torch.zeros(20, 48)
+    tokens = prompt(1, 20)
+    found = []
+    for first in (0, 1):
+        correction = torch.ones(20)
+        correction[[first, 7, 9]] += 2**-12
+        weights["2.router_correction"] = correction
+        found.append(logits_of(TorchRunner(config, dict(weights), kv_bytes=2**22), placed(tokens, range(2))))
+    assert not torch.equal(found[0], found[1])
