@@ -30,6 +30,7 @@ _PREFIX = "base_model.model."  # prefix of every tensor's name in an adapter's f
 _WRAPPERS = re.compile(
     rf"^(?:(?:module|_orig_mod)\.)*({re.escape(_PREFIX)})(?:(?:module|_orig_mod)\.)*"
 )  # as in ``WRAPPERS`` of ``runtime.loading.stored_tensors``
+_MIXTURE = re.compile(r"\.(?:experts|router|gate|block_sparse_moe)\.")  # experts and routers in tensors' names
 
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias"}
 _READ |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
@@ -102,6 +103,13 @@ def merge(model: Any, adapter: Adapter) -> Any:
         ModelUnavailable: the adapter does not fit this model.
     """
     wanted = type(model).__name__
+    touched = sorted(filter(_MIXTURE.search, adapter.tensors))
+    if touched and _has_stacked_experts(model):
+        raise refused(
+            adapter.folder,
+            f"{touched[0]} changes the experts or a router of {wanted}, which cannot be merged; "
+            "train it on attention and other linear layers only",
+        )
     try:
         with torch.no_grad():
             # The meta device allocates no memory, whatever rank the file requests. (low_cpu_mem_usage allocates, and
@@ -131,6 +139,19 @@ def merge(model: Any, adapter: Adapter) -> Any:
             f"{wanted} has no modules for it ({type(error).__name__}; the log has the details); "
             "it must have been trained on this model",
         ) from error
+
+
+def _has_stacked_experts(model: Any) -> bool:
+    """Whether a model keeps the matrices of all experts of a layer in one parameter, where peft has no place for them.
+
+    No other parameters have three dimensions, except those of convolutions.
+    """
+    return any(
+        parameter.ndim == 3
+        for module in model.modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for parameter in module.parameters(recurse=False)
+    )
 
 
 def _check(adapter: Adapter, places: Mapping[str, Tensor], embeddings: Mapping[str, Any], wanted: str) -> None:
