@@ -58,6 +58,8 @@ constexpr int kMaxTokens = 1 << 16;      // of a step
 constexpr int kMaxBlocks = 1 << 26;
 constexpr int kMaxLayers = 1 << 10;
 constexpr int kMaxConvolution = 1 << 10;
+constexpr int kMaxExperts = 1 << 12;
+constexpr int kMaxExpertRows = 1 << 24;  // of the matrix of all experts of a layer
 constexpr int kMaxThreads = 1 << 10;
 
 inline bool within(int64_t value, int64_t min, int64_t max) { return value >= min && value <= max; }
@@ -114,10 +116,25 @@ inline bool check_parts(const Tensor* parts, std::initializer_list<int> rows, in
     return true;
 }
 
-// Also of the MLP without a gate.
-inline bool check_up(const Config& c, const Layer& l) {
-    const int rows = padded(c.intermediate);
-    return c.gated ? check_parts(l.up, {rows, rows}, c.hidden) : !l.up[1].data && check_matrix(l.up[0], rows, c.hidden);
+// The MLP, or the shared expert; none if it has no width.
+inline bool check_mlp(const Config& c, const Layer& l) {
+    if (!l.intermediate) return !l.up[0].data && !l.up[1].data && !l.down.data;
+    const int rows = padded(l.intermediate);
+    const bool up =
+        c.gated ? check_parts(l.up, {rows, rows}, c.hidden) : !l.up[1].data && check_matrix(l.up[0], rows, c.hidden);
+    return up && check_matrix(l.down, c.hidden, l.intermediate);
+}
+
+// The mixture of experts; none if there is no router.
+inline bool check_experts(const Config& c, const Layer& l) {
+    if (!l.router.data)
+        return !l.router_correction.data && !l.experts_up[0].data && !l.experts_up[1].data && !l.experts_down.data;
+    const int up_rows = c.experts * padded(c.experts_intermediate);
+    return c.experts && l.router.kind == kFloat32 && !l.router.bias && !l.experts_up[0].bias && !l.experts_down.bias &&
+           check_matrix(l.router, c.experts + c.shared_gate, c.hidden) &&
+           check_norm(l.router_correction, c.experts, l.router_correction.data) &&
+           check_parts(l.experts_up, {up_rows, up_rows}, c.hidden) &&
+           check_matrix(l.experts_down, c.experts * padded(c.hidden), c.experts_intermediate);
 }
 
 inline Status check(const Config& c, const Layer& l, const Layer& first) {
@@ -126,7 +143,8 @@ inline Status check(const Config& c, const Layer& l, const Layer& first) {
     const bool post = first.attention_post_norm.data;
     if (!within(l.kind, kAttention, kConvolution) || !within(l.window, 0, INT32_MAX) ||
         !within(l.rotation, -1, (int64_t)c.rotation_count - 1) || (convolves && (!c.convolution_width || c.hidden % kLanes || c.bidirectional)) ||
-        (c.norm_after_sum && (!post || l.attention_norm.data || l.mlp_norm.data)))
+        (c.norm_after_sum && (!post || l.attention_norm.data || l.mlp_norm.data)) ||
+        !within(l.intermediate, l.router.data ? 0 : 1, kMaxWidth))
         return kBadShape;
     const bool norms = check_norm(l.attention_norm, c.hidden, l.attention_norm.data) &&
                        check_norm(l.mlp_norm, c.hidden, l.mlp_norm.data) &&
@@ -139,8 +157,17 @@ inline Status check(const Config& c, const Layer& l, const Layer& first) {
                                        check_vector(l.convolution, c.convolution_width, c.hidden)
                                  : check_parts(l.qkv, {heads, keys, keys}, c.hidden) &&
                                        check_matrix(l.attention_out, c.hidden, heads);
-    const bool mlp = check_up(c, l) && check_matrix(l.down, c.hidden, c.intermediate);
-    return norms && mixer && mlp ? kOk : kBadTensor;
+    return norms && mixer && check_mlp(c, l) && check_experts(c, l) ? kOk : kBadTensor;
+}
+
+// The sizes of the experts, of which `c.experts` may be 0.
+inline bool check_expert_sizes(const Config& c) {
+    const int least = c.experts ? 1 : 0;
+    return within(c.experts, 0, kMaxExperts) && within(c.experts_per_token, least, c.experts) &&
+           within(c.experts_intermediate, least, kMaxWidth) && within(c.router_scores, kSoftmax, kSigmoid) &&
+           within(c.normalized, 0, 1) && within(c.shared_gate, 0, 1) && (c.gated || !c.experts) &&
+           (int64_t)c.experts * padded((int64_t)c.experts_intermediate) * 2 <= kMaxExpertRows &&
+           (int64_t)c.experts * padded((int64_t)c.hidden) <= kMaxExpertRows;
 }
 
 inline Status check(const Config& c) {
@@ -152,13 +179,13 @@ inline Status check(const Config& c) {
         within(c.bidirectional, 0, 1) && within(c.transient, 0, 1) && within(c.norm_after_sum, 0, 1) &&
         within(c.token_types, 0, kMaxWidth) && within(c.relative_range, 0, kMaxWidth) &&
         (c.transient || !c.bidirectional) && !(c.norm_after_sum && c.parallel) &&
-        within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) && within(c.intermediate, 1, kMaxWidth) &&
+        within(c.layers, 1, kMaxLayers) && within(c.hidden, 1, kMaxWidth) &&
         within(c.heads, 1, kMaxWidth) && within(c.kv_heads, 1, c.heads) && within(c.head_dim, 1, kMaxWidth) &&
         within(heads_width, 1, kMaxWidth) && within(c.vocabulary, 1, kMaxVocabulary) &&
         within(c.convolution_width, 0, kMaxConvolution) && within(c.threads, 1, kMaxThreads) &&
         within(c.max_tokens, 1, kMaxTokens) && within(c.blocks, 1, kMaxBlocks) &&
         within(c.rotation_count, 0, kMaxLayers) && c.heads % c.kv_heads == 0 &&
-        !(c.shared_norm && !c.parallel) && c.residual_scale != 0;
+        !(c.shared_norm && !c.parallel) && c.residual_scale != 0 && check_expert_sizes(c);
     if (!shape) return kBadShape;
     if (c.alibi_slopes && !readable(c.alibi_slopes, c.slope_count, c.heads)) return kBadTensor;
     if (c.positions) {

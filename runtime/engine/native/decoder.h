@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "experts.h"
 #include "gemm.h"
 #include "input_rows.h"
 #include "layout.h"
@@ -17,8 +18,8 @@
 #include "norm.h"
 #include "pool.h"
 #include "positions.h"
+#include "products.h"
 #include "sample.h"
-#include "tile_blocks.h"
 #include "weights.h"
 
 namespace warmstart {
@@ -27,14 +28,14 @@ class Decoder {
   public:
     explicit Decoder(const Config& config)
         : c_(config), layer_(config.layer, config.layer + config.layers), w_(c_), pool_(config.threads), at_(c_),
-          mixers_(c_, w_, pool_, at_), rows_(config.max_tokens, std::max({w_.hidden, w_.heads, w_.intermediate})),
+          mixers_(c_, w_, pool_, at_), experts_(c_, w_, pool_), rows_(config.max_tokens, std::max({w_.hidden, w_.heads, w_.intermediate})),
           found_(pool_.threads()) {
         c_.layer = layer_.data();
         const size_t m = c_.max_tokens;
         x_.reserve(m * w_.hidden);
         if (!c_.transient) kept_.reserve(m * w_.hidden);
         if (c_.parallel || branches()) branch_.reserve(m * w_.hidden);
-        wide_.reserve(m * std::max({w_.qkv, w_.up, c_.convolution_width > 0 ? 3 * w_.hidden : 0}));
+        wide_.reserve(m * std::max({w_.qkv, up_width(w_.intermediate), c_.convolution_width > 0 ? 3 * w_.hidden : 0}));
     }
 
     // Nothing is written before all of the step is checked. A step that is interrupted has chosen nothing; it is kept
@@ -105,8 +106,13 @@ class Decoder {
     // Whether the outputs of attention and MLP are normalized before they are added.
     bool branches() const { return layer_[0].attention_post_norm.data && !c_.norm_after_sum; }
 
+    // Width of what leads into an MLP of a width.
+    int up_width(int intermediate) const { return c_.gated ? 2 * intermediate : intermediate; }
+
     void multiply_all(int tokens, const Weights& w, int columns, float* out, int stride, float add = 0) {
-        multiply_parts(pool_, rows_.view(columns), tokens, w.part, w.count, out, stride, add);
+        Job jobs[kMaxParts];
+        for (int i = 0; i < w.count; i++) jobs[i] = {w.part[i], 0, tokens};
+        multiply(pool_, rows_.view(columns), jobs, w.count, out, stride, add);
     }
 
     // Normalizes a row of the residual stream's width.
@@ -190,7 +196,6 @@ class Decoder {
         const int in_width = convolves ? 3 * w_.hidden : w_.qkv, mixed_width = convolves ? w_.hidden : w_.heads;
         int m = s.tokens;
         const Weights in = mixer_weights(c_, w_, l), mixed = weights(l.attention_out, c_.hidden, mixed_width);
-        const Weights up = up_weights(c_, w_, l), down = weights(l.down, c_.hidden, w_.intermediate);
         prepare(m, l.attention_norm, in);
         multiply_all(m, in, w_.hidden, wide_.get(), in_width);
         mixers_.run(s, index, wide_.get(), rows_.values());
@@ -203,22 +208,33 @@ class Decoder {
         project(m, mixed, mixed_width, attention_apart);
         if (attention_apart && !c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);
 
-        const Tensor& mlp_norm = c_.shared_norm ? l.attention_norm : l.mlp_norm;
-        prepare(m, mlp_norm, up, c_.norm_after_sum ? &l.attention_post_norm : nullptr);
-        multiply_all(m, up, w_.hidden, wide_.get(), w_.up);
-        pool_.each(m, [&](int t, int) {
-            const float* values = wide_.get() + (size_t)t * w_.up;
-            float* out = rows_.values() + (size_t)t * w_.intermediate;
-            for (int i = 0; i < w_.intermediate; i += kLanes) {
-                if (c_.gated)
-                    store(out + i, activate(load(values + 2 * i), c_.activation) * load(values + 2 * i + kLanes));
-                else
-                    store(out + i, activate(load(values + i), c_.activation));
-            }
-            rows_.ready(t, out, w_.intermediate, down);
-        });
+        const bool routes = l.router.data;
+        const int width = padded(l.intermediate), up_rows = up_width(width);
+        const Weights up = up_weights(l.up, c_.gated, width, w_.hidden), down = weights(l.down, c_.hidden, width);
+        Weights input = up;
+        if (routes) experts_.read_by(l, input);
+        prepare(m, c_.shared_norm ? l.attention_norm : l.mlp_norm, input,
+                c_.norm_after_sum ? &l.attention_post_norm : nullptr);
         if (c_.parallel) add_branch(m, l.attention_post_norm, c_.residual_scale);  // now that the MLP has read its input
-        project(m, down, w_.intermediate, branches());
+        if (routes) experts_.run(m, rows_, l);
+        if (width) {
+            multiply_all(m, up, w_.hidden, wide_.get(), up_rows);
+            pool_.each(m, [&](int t, int) {
+                const float* values = wide_.get() + (size_t)t * up_rows;
+                float* out = rows_.values() + (size_t)t * width;
+                if (c_.gated)
+                    activate_gated(values, width, c_.activation, out);
+                else
+                    for (int i = 0; i < width; i += kLanes) store(out + i, activate(load(values + i), c_.activation));
+                rows_.ready(t, out, width, down);
+            });
+            if (routes)
+                multiply_all(m, down, width, experts_.shared(), w_.hidden);
+            else
+                project(m, down, width, branches());
+        }
+        if (routes)
+            experts_.add(m, width > 0, branches() ? branch_.get() : x_.get(), branches() ? 0 : c_.residual_scale);
         if (branches()) add_branch(m, l.mlp_post_norm, c_.residual_scale);
         if (c_.norm_after_sum) normalize_sum(m, l.mlp_post_norm);
     }
@@ -266,6 +282,7 @@ class Decoder {
     Pool pool_;
     Positions at_;  // the tokens' places
     Mixers mixers_;
+    Experts experts_;
     InputRows rows_;
     Buffer<float> x_, kept_, branch_, wide_, logits_;  // x_: the residual stream
     int kept_layer_ = 0, kept_tokens_ = 0;  // of the step that was interrupted last; 0 tokens if there is none

@@ -8,7 +8,6 @@
 
 #include "block_formats.h"
 #include "layout.h"
-#include "pool.h"
 #include "vec.h"
 
 namespace warmstart {
@@ -237,54 +236,6 @@ inline void panels(const Activations& a, int first, int last, const Matrix& w, i
         for (; token + 4 <= last; token += 4) tile<4, P, K>(a, token, w, panel, out, stride, add);
     for (; token + 2 <= last; token += 2) tile<2, P, K>(a, token, w, panel, out, stride, add);
     for (; token < last; token++) tile<1, P, K>(a, token, w, panel, out, stride, add);
-}
-
-template <int K>
-void product(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride, float add) {
-    if constexpr (K == kInt8 && kHasTiles) {
-        if (tokens >= kLeastTileTokens) return product_tiles(pool, a, tokens, w, out, stride, add);
-    }
-    const int count = w.rows / kLanes;
-    if (tokens == 1) {
-        const int tasks = (count + kSinglePanels - 1) / kSinglePanels;
-        pool.run(tasks, std::max(1, tasks / (pool.threads() * 4)), [&](int first, int last, int) {
-            for (int task = first; task < last; task++) {
-                int panel = task * kSinglePanels;
-                if (panel + kSinglePanels <= count)
-                    tile<1, kSinglePanels, K>(a, 0, w, panel, out, stride, add);
-                else
-                    for (; panel < count; panel++) tile<1, 1, K>(a, 0, w, panel, out, stride, add);
-            }
-        });
-        return;
-    }
-    // Long prompts are cut into blocks of tokens as well: their activations then stay in the second cache.
-    constexpr int kBlock = 128;
-    const int groups = (count + kTilePanels - 1) / kTilePanels, blocks = (tokens + kBlock - 1) / kBlock;
-    const int tasks = groups * blocks;
-    const int grain = tokens >= 32 ? 1 : std::max(1, tasks / (pool.threads() * 4));
-    pool.run(tasks, grain, [&](int first, int last, int) {
-        for (int task = first; task < last; task++) {
-            const int begin = task / groups * kBlock, end = std::min(begin + kBlock, tokens);
-            int panel = task % groups * kTilePanels;
-            if (panel + kTilePanels <= count)
-                panels<kTilePanels, K>(a, begin, end, w, panel, out, stride, add);
-            else
-                for (; panel < count; panel++) panels<1, K>(a, begin, end, w, panel, out, stride, add);
-        }
-    });
-}
-
-// out[token][row] = sum over columns of activations x weights, plus the bias; with `add`, out += add x that. Matrices in
-// block formats: see tile_blocks.h.
-inline void multiply(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride,
-                     float add = 0) {
-    switch (w.kind) {
-        case kInt8: product<kInt8>(pool, a, tokens, w, out, stride, add); break;
-        case kBfloat16: product<kBfloat16>(pool, a, tokens, w, out, stride, add); break;
-        case kFloat16: product<kFloat16>(pool, a, tokens, w, out, stride, add); break;
-        default: product<kFloat32>(pool, a, tokens, w, out, stride, add);
-    }
 }
 
 // Quantize one token's activations in groups: each to -127 ... 127 steps of its largest magnitude / 127. Columns are a

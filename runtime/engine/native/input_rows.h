@@ -47,6 +47,25 @@ class InputRows {
             std::memcpy(values_.get() + (size_t)token * columns, row, columns * sizeof(float));
     }
 
+    // Copies a row that is ready, from other rows.
+    void copy(const InputRows& from, int row, int to, int columns, const Weights& next) {
+        const auto part = [&](auto& target, const auto& source, size_t width) {
+            std::memcpy(target.get() + to * width, source.get() + row * width, width * sizeof *target.get());
+        };
+        const size_t groups = (columns + kGroup - 1) / kGroup;
+        if (next.floats) part(values_, from.values_, columns);
+        if (next.steps) {
+            part(quantized_, from.quantized_, columns);
+            part(scale_, from.scale_, groups), part(offset_, from.offset_, groups);
+        }
+        if (next.sums) {
+            part(sum16_, from.sum16_, columns / 16), part(sum32_, from.sum32_, columns / 32);
+            part(scaled16_, from.scaled16_, scaled_stride(columns, 16));
+            part(scaled32_, from.scaled32_, scaled_stride(columns, 32));
+            part(relative_, from.relative_, groups), part(unit_, from.unit_, 1);
+        }
+    }
+
     // The rows as a product of `columns` columns reads them.
     Activations view(int columns) const {
         Activations a;

@@ -21,6 +21,7 @@ enum Kind {
 // Number types of keys and values.
 enum KVType { kFloat32KV = 0, kFloat16KV = 1, kInt8KV = 2 };
 enum LayerKind { kAttention = 0, kConvolution = 1 };
+enum RouterScores { kSoftmax = 0, kSigmoid = 1 };
 
 constexpr int kMaxLogprobs = 32;
 constexpr int kMaxParts = 3;  // of a matrix
@@ -49,20 +50,28 @@ struct Layer {
     Tensor attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
     Tensor qkv[3], q_norm, k_norm, attention_out;  // of a convolution: its input and output projections
     Tensor convolution;                         // [convolution_width, hidden], oldest position first
-    Tensor up[2], down;                         // up: gate and up alternate in panels of 16 rows if gated
+    // Of the MLP, or of the shared expert. up: gate and up alternate in panels of 16 rows if gated.
+    int32_t intermediate;  // the width inside; 0 for none, which only a layer with experts may have
+    Tensor up[2], down;
+    // A layer with experts has a router: a float32 matrix with a row for each expert, and behind them one for the gate of
+    // the shared expert if there is a gate. The experts' matrices follow one another in one matrix, each padded to whole panels.
+    Tensor router, router_correction, experts_up[2], experts_down;
 };
 
-// hidden, intermediate and head_dim are the model's own widths, which the tensors pad.
+// hidden, head_dim and the widths called intermediate are the model's own, which the tensors pad.
 struct Config {
     int32_t norm, qk_norm, activation;
     int32_t kv_type, gated, parallel, shared_norm;  // the last three are booleans
     // Booleans: a token attends to the positions behind it, too; each step has whole texts, whose keys and values are kept
     // for one layer only; the norms behind attention and MLP are those of the sum.
     int32_t bidirectional, transient, norm_after_sum;
-    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
+    int32_t layers, hidden, heads, kv_heads, head_dim, vocabulary, context, convolution_width;
     int32_t token_types, relative_range;
+    // Of the layers with experts: experts of a layer, or 0 if none has any; those of a token; and booleans: whether the
+    // weights of a token's experts are divided by their sum, and whether the shared expert has a gate.
+    int32_t experts, experts_per_token, experts_intermediate, router_scores, normalized, shared_gate;
     int32_t threads, max_tokens, blocks, rotation_count;
-    float epsilon, attention_scale, attention_softcap, embedding_scale, residual_scale, logit_scale, logit_softcap;
+    float epsilon, attention_scale, attention_softcap, embedding_scale, residual_scale, logit_scale, logit_softcap, experts_scale;
     const float* alibi_slopes;  // [heads], or null
     uint64_t slope_count;
     const float* positions;  // [context, padded hidden], or null
@@ -131,19 +140,22 @@ constexpr int32_t kLayout[] = {
     sizeof(Layer), offsetof(Layer, kind), offsetof(Layer, window), offsetof(Layer, rotation), offsetof(Layer,
     attention_norm), offsetof(Layer, attention_post_norm), offsetof(Layer, mlp_norm), offsetof(Layer,
     mlp_post_norm), offsetof(Layer, qkv), offsetof(Layer, q_norm), offsetof(Layer, k_norm), offsetof(Layer,
-    attention_out), offsetof(Layer, convolution), offsetof(Layer, up), offsetof(Layer, down),
+    attention_out), offsetof(Layer, convolution), offsetof(Layer, intermediate), offsetof(Layer, up), offsetof(Layer,
+    down), offsetof(Layer, router), offsetof(Layer, router_correction), offsetof(Layer, experts_up), offsetof(Layer,
+    experts_down),
 
     sizeof(Config), offsetof(Config, norm), offsetof(Config, qk_norm), offsetof(Config, activation),
     offsetof(Config, kv_type), offsetof(Config, gated), offsetof(Config, parallel),
     offsetof(Config, shared_norm), offsetof(Config, bidirectional), offsetof(Config, transient),
-    offsetof(Config, norm_after_sum), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config,
-    intermediate), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
+    offsetof(Config, norm_after_sum), offsetof(Config, layers), offsetof(Config, hidden), offsetof(Config, heads), offsetof(Config, kv_heads), offsetof(Config, head_dim), offsetof(Config,
     vocabulary), offsetof(Config, context), offsetof(Config, convolution_width), offsetof(Config, token_types),
-    offsetof(Config, relative_range), offsetof(Config, threads),
+    offsetof(Config, relative_range), offsetof(Config, experts), offsetof(Config, experts_per_token), offsetof(Config,
+    experts_intermediate), offsetof(Config, router_scores), offsetof(Config, normalized), offsetof(Config, shared_gate),
+    offsetof(Config, threads),
     offsetof(Config, max_tokens), offsetof(Config, blocks), offsetof(Config, rotation_count), offsetof(Config,
     epsilon), offsetof(Config, attention_scale), offsetof(Config, attention_softcap), offsetof(Config,
     embedding_scale), offsetof(Config, residual_scale), offsetof(Config, logit_scale), offsetof(Config,
-    logit_softcap), offsetof(Config, alibi_slopes), offsetof(Config, slope_count), offsetof(Config, positions),
+    logit_softcap), offsetof(Config, experts_scale), offsetof(Config, alibi_slopes), offsetof(Config, slope_count), offsetof(Config, positions),
     offsetof(Config, position_count), offsetof(Config, types), offsetof(Config, type_count),
     offsetof(Config, relative_bias), offsetof(Config, relative_count), offsetof(Config, rotations), offsetof(Config, embed), offsetof(Config,
     embed_norm), offsetof(Config, final_norm), offsetof(Config, head), offsetof(Config, layer),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.engine.native import library
 from runtime.model.block_formats import BLOCK_KINDS
 from runtime.model.config import DecoderConfig, KVDType
-from runtime.model.packing import PANEL_ROWS
+from runtime.model.packing import PANEL_ROWS, MatrixKind, Packed, pack
 from runtime.model.relative_positions import bias_by_distance
 from runtime.model.snapshot import Snapshot
 from runtime.model.tensors import part_names
@@ -23,6 +23,7 @@ _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
 _KINDS = {kind: i for i, kind in enumerate(("float32", "bfloat16", "int8", "float16", *BLOCK_KINDS))}
 _KV_TYPES = {"float32": 0, "float16": 1, "int8": 2}
 _LAYER_KINDS = {"attention": 0, "convolution": 1}
+_ROUTER_SCORES = {"softmax": 0, "sigmoid": 1}
 
 
 class NativeModel:
@@ -81,7 +82,6 @@ class NativeModel:
             norm_after_sum=config.norm_after_sum,
             layers=len(config.layers),
             hidden=config.hidden,
-            intermediate=config.intermediate,
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
@@ -90,6 +90,7 @@ class NativeModel:
             convolution_width=config.convolution_width,
             token_types=config.token_types,
             relative_range=bias.shape[1] // 2,
+            **_experts(config),
             threads=threads,
             max_tokens=max_tokens,
             blocks=blocks,
@@ -137,13 +138,22 @@ class NativeModel:
 
     def _matrix(self, snapshot: Snapshot, name: str) -> library.Tensor:
         """Return a packed matrix with its bias, if it has one."""
-        packed = snapshot.matrix(name)
-        kind = _KINDS[snapshot.matrix_kind(name)]
-        tensor = library.Tensor(data=self._address(packed.data), data_bytes=packed.data.nbytes, kind=kind)
-        if packed.scales is not None:
-            tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
+        tensor = self._packed(snapshot.matrix(name), snapshot.matrix_kind(name))
         self._add_bias(tensor, snapshot, name)
         return tensor
+
+    def _packed(self, packed: Packed, kind: MatrixKind) -> library.Tensor:
+        tensor = library.Tensor(data=self._address(packed.data), data_bytes=packed.data.nbytes, kind=_KINDS[kind])
+        if packed.scales is not None:
+            tensor.scales, tensor.scale_count = self._address(packed.scales), packed.scales.size
+        return tensor
+
+    def _router(self, snapshot: Snapshot, layer: int, *, gate: bool) -> library.Tensor:
+        """Return a layer's router, with the gate of the shared expert as its last row if there is one."""
+        rows = snapshot.vector(f"{layer}.router")  # [E, H]
+        if gate:
+            rows = np.vstack([rows, snapshot.vector(f"{layer}.shared_gate")])
+        return self._packed(pack(rows, "float32"), "float32")
 
     def _parts(self, snapshot: Snapshot, name: str) -> list[library.Tensor]:
         """Return a matrix, or its parts if the snapshot has it in parts; the bias is that of the whole."""
@@ -196,10 +206,33 @@ class NativeModel:
             layer.qkv = (library.Tensor * 3)(*self._parts(snapshot, f"{i}.{mixer[0]}"))
             layer.attention_out = self._matrix(snapshot, f"{i}.{mixer[1]}")
             layer.convolution = self._vector(snapshot, f"{i}.conv", "")
-            layer.up = (library.Tensor * 2)(*self._parts(snapshot, f"{i}.{config.up}"))
-            layer.down = self._matrix(snapshot, f"{i}.down")
+            layer.intermediate = config.mlp_width(i)
+            if layer.intermediate:
+                layer.up = (library.Tensor * 2)(*self._parts(snapshot, f"{i}.{config.up}"))
+                layer.down = self._matrix(snapshot, f"{i}.down")
+            if described.experts and config.experts is not None:
+                layer.router = self._router(snapshot, i, gate=config.experts.shared_gate)
+                layer.router_correction = self._vector(snapshot, f"{i}.router_correction", "")
+                layer.experts_up = (library.Tensor * 2)(*self._parts(snapshot, f"{i}.experts_gate_up"))
+                layer.experts_down = self._matrix(snapshot, f"{i}.experts_down")
         self._keep.append(layers)
         return ctypes.addressof(layers)
+
+
+def _experts(config: DecoderConfig) -> dict[str, Any]:
+    """Return the fields of ``library.Config`` that describe the mixtures of experts."""
+    experts = config.experts
+    if experts is None:
+        return {}
+    return {
+        "experts": experts.count,
+        "experts_per_token": experts.per_token,
+        "experts_intermediate": experts.intermediate,
+        "router_scores": _ROUTER_SCORES[experts.scores],
+        "normalized": experts.normalized,
+        "shared_gate": experts.shared_gate,
+        "experts_scale": experts.scale,
+    }
 
 
 def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -119,21 +119,12 @@ inline void tile_panel(const Activations& a, int token, int tokens, const Matrix
     for (int m = 0; m < count; m++) write(w, panel, total[m], out + (size_t)(token + m) * stride, add);
 }
 
-inline void product_tiles(Pool& pool, const Activations& a, int tokens, const Matrix& w, float* out, int stride,
-                          float add) {
-    constexpr int kBlock = 128;  // tokens of a task: their activations stay in the second cache
-    const int count = w.rows / kLanes, blocks = (tokens + kBlock - 1) / kBlock, tasks = count * blocks;
-    const int grain = std::max(1, std::min(tokens >= 32 ? 4 : 16, tasks / (pool.threads() * 4)));
-    pool.run(tasks, grain, [&](int first, int last, int) {
-        const TileShapes shapes(w.columns, tokens);
-        for (int task = first; task < last; task++) {
-            const int panel = task % count, end = std::min((task / count + 1) * kBlock, tokens);
-            int token = task / count * kBlock;
-            for (; token + kTileTokens <= end; token += kTileTokens)
-                tile_panel<false>(a, token, kTileTokens, w, panel, out, stride, add);
-            if (token < end) tile_panel<true>(a, token, end - token, w, panel, out, stride, add);
-        }
-    });
+// Some tokens x one panel, while TileShapes has the shapes for all tokens.
+inline void tile_tokens(const Activations& a, int token, int end, const Matrix& w, int panel, float* out, int stride,
+                        float add) {
+    for (; token + kTileTokens <= end; token += kTileTokens)
+        tile_panel<false>(a, token, kTileTokens, w, panel, out, stride, add);
+    if (token < end) tile_panel<true>(a, token, end - token, w, panel, out, stride, add);
 }
 
 }  // namespace warmstart
@@ -145,7 +136,10 @@ namespace warmstart {
 constexpr bool kHasTiles = false;
 constexpr int kLeastTileTokens = 0;
 inline bool permit_tiles() { return true; }
-inline void product_tiles(Pool&, const Activations&, int, const Matrix&, float*, int, float) {}
+struct TileShapes {
+    TileShapes(int, int) {}
+};
+inline void tile_tokens(const Activations&, int, int, const Matrix&, int, float*, int, float) {}
 
 }  // namespace warmstart
 

@@ -273,47 +273,6 @@ inline void panels_blocks(const Activations& a, int begin, int end, const Matrix
     }
 }
 
-// Panels of a matrix that are multiplied at once.
-inline int panels_at_once(int kind, int tokens) {
-    if (tokens == 1) return kSinglePanels;
-    return tokens >= kTallTileRows && is_tall(format_of(kind)) ? 1 : kBlockPanels;
-}
-
-// As `multiply`, for the parts of a matrix: those in block formats in one loop of the threads.
-inline void multiply_parts(Pool& pool, const Activations& a, int tokens, const Matrix* parts, int count, float* out,
-                           int stride, float add = 0) {
-    const int blocks = (tokens + kBlockTokensAtOnce - 1) / kBlockTokensAtOnce;
-    int starts[kMaxParts + 1] = {0};  // number of the first task of each part
-    for (int i = 0; i < count; i++) {
-        starts[i + 1] = starts[i];
-        if (is_block(parts[i].kind)) {
-            const int wide = panels_at_once(parts[i].kind, tokens);
-            starts[i + 1] += (parts[i].rows / kLanes + wide - 1) / wide;
-        } else {
-            multiply(pool, a, tokens, parts[i], out, stride, add);
-        }
-    }
-    const int groups = starts[count], tasks = groups * blocks;
-    const int grain = tokens >= 32 ? 1 : std::max(1, tasks / (pool.threads() * 4));
-    pool.run(tasks, grain, [&](int first, int last, int) {
-        for (int task = first; task < last; task++) {
-            const int begin = task / groups * kBlockTokensAtOnce, end = std::min(begin + kBlockTokensAtOnce, tokens);
-            int part = 0;
-            while (task % groups >= starts[part + 1]) part++;
-            const Matrix& w = parts[part];
-            const int wide = panels_at_once(w.kind, tokens);
-            int panel = (task % groups - starts[part]) * wide;
-            if (wide == 1 || panel + wide > w.rows / kLanes)
-                for (const int last_panel = std::min(panel + wide, w.rows / kLanes); panel < last_panel; panel++)
-                    panels_blocks<1>(a, begin, end, w, panel, out, stride, add);
-            else if (tokens == 1)
-                panels_blocks<kSinglePanels>(a, begin, end, w, panel, out, stride, add);
-            else
-                panels_blocks<kBlockPanels>(a, begin, end, w, panel, out, stride, add);
-        }
-    });
-}
-
 // The values of a row of a matrix, for an embedding.
 inline void unpack_row(const Matrix& w, int row, float* out) {
     const BlockFormat& f = format_of(w.kind);

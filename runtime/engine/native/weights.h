@@ -1,6 +1,8 @@
 // A model's weights as products read them: the matrices of layout.h, in parts where a model has its weights in parts.
 #pragma once
 
+#include <algorithm>
+
 #include "gemm.h"
 #include "layout.h"
 #include "tile_blocks.h"
@@ -9,12 +11,15 @@ namespace warmstart {
 
 // The widths of a model's rows, padded.
 struct Widths {
-    int hidden, head_dim, intermediate, heads, qkv, up, vocabulary;
+    int hidden, head_dim, heads, qkv, expert, vocabulary;
+    int intermediate = 0;  // the largest of the layers' MLPs
 
     explicit Widths(const Config& c)
-        : hidden(padded(c.hidden)), head_dim(padded(c.head_dim)), intermediate(padded(c.intermediate)),
-          heads(c.heads * head_dim), qkv((c.heads + 2 * c.kv_heads) * head_dim),
-          up(c.gated ? 2 * intermediate : intermediate), vocabulary(padded(c.vocabulary)) {}
+        : hidden(padded(c.hidden)), head_dim(padded(c.head_dim)), heads(c.heads * head_dim),
+          qkv((c.heads + 2 * c.kv_heads) * head_dim), expert(padded(c.experts_intermediate)),
+          vocabulary(padded(c.vocabulary)) {
+        for (int i = 0; i < c.layers; i++) intermediate = std::max(intermediate, padded(c.layer[i].intermediate));
+    }
 };
 
 inline Matrix matrix(const Tensor& t, int rows, int columns) {
@@ -39,6 +44,11 @@ struct Weights {
         const bool quantized = w.kind == kInt8 || is_block(w.kind);
         steps |= quantized, floats |= !quantized, sums |= is_block(w.kind);
     }
+
+    // The activations are read by the other weights, too.
+    void read_with(const Weights& other) {
+        steps |= other.steps, floats |= other.floats, sums |= other.sums;
+    }
 };
 
 inline Weights weights(const Tensor& t, int rows, int columns) {
@@ -61,16 +71,25 @@ inline Weights mixer_weights(const Config& c, const Widths& w, const Layer& l) {
     return found;
 }
 
-// What a layer computes of the residual stream for its MLP.
-inline Weights up_weights(const Config& c, const Widths& w, const Layer& l) {
-    if (!c.gated || !l.up[1].data) return weights(l.up[0], w.up, w.hidden);
+// A projection into MLPs: of `rows` rows of gate and as many of up, or not gated, of `rows` rows.
+inline Weights up_weights(const Tensor (&up)[2], bool gated, int rows, int columns) {
+    if (!up[1].data) return weights(up[0], gated ? 2 * rows : rows, columns);
     Weights found;
     for (int i = 0; i < 2; i++) {
-        Matrix part = matrix(l.up[i], w.intermediate, w.hidden);
-        part.first = i, part.step = 2, part.bias = l.up[0].bias;
+        Matrix part = matrix(up[i], rows, columns);
+        part.first = i, part.step = 2, part.bias = up[0].bias;
         found.add(part);
     }
     return found;
+}
+
+// Some panels of a matrix without a bias, as a matrix of their own.
+inline Matrix slice(const Matrix& w, int first_panel, int panels) {
+    Matrix part = w;
+    part.data += first_panel * w.panel_bytes();
+    if (w.scales) part.scales += (size_t)first_panel * ((w.columns + kGroup - 1) / kGroup) * kLanes;
+    part.rows = panels * kLanes;
+    return part;
 }
 
 // Copies a row of the embedding, which is packed as a matrix of weights.

@@ -157,11 +157,12 @@ void open(Input& in, int index) {
     for (int i = in.number(0, 2); i > 0 && in.more(); i--) sizes[(uint32_t)in.number(0, count - 1) % count] = in.hostile();
     if (within(c.threads, 9, kMaxThreads)) c.threads = 2;  // as good, and quick
     Layer& layer = model.layers[(uint32_t)in.number(0, kLayers - 1) % kLayers];
-    for (int32_t* field : {&layer.kind, &layer.window, &layer.rotation})
+    for (int32_t* field : {&layer.kind, &layer.window, &layer.rotation, &layer.intermediate})
         if (in.rarely()) *field = in.hostile();
     for (Tensor* t : {&c.embed, &c.embed_norm, &c.final_norm, &c.head, &layer.attention_norm, &layer.attention_post_norm,
                       &layer.mlp_norm, &layer.mlp_post_norm, &layer.qkv[0], &layer.qkv[1], &layer.qkv[2], &layer.q_norm, &layer.k_norm,
-                      &layer.attention_out, &layer.convolution, &layer.up[0], &layer.up[1], &layer.down}) {
+                      &layer.attention_out, &layer.convolution, &layer.up[0], &layer.up[1], &layer.down,
+                      &layer.router, &layer.router_correction, &layer.experts_up[0], &layer.experts_up[1], &layer.experts_down}) {
         if (in.rarely()) t->kind = in.rarely() ? in.hostile() : in.number(0, kKinds - 1);
         if (in.rarely()) t->data = nullptr;
         if (in.rarely()) t->scales = nullptr;

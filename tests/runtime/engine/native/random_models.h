@@ -10,7 +10,7 @@
 namespace warmstart {
 
 constexpr int kHeads = 2, kVocabulary = 150, kLayers = 2, kVariants = 4, kUniform = 9 * kVariants, kMixed = 4;
-constexpr int kModels = kUniform + kMixed;
+constexpr int kRouted = 6, kExperts = 6, kModels = kUniform + kMixed + kRouted;
 constexpr int kEncoders = 3, kAllModels = kModels + kEncoders;  // encoders take whole texts only
 constexpr int kContext = 28, kStepTokens = 24, kBlocks = 6;
 
@@ -118,14 +118,42 @@ struct Model {
 
     // Each number type of the weights and of keys and values, with each variant: GPT-2's features; odd widths; Gemma's
     // norms, soft caps and window; a convolution with a parallel layer and ALiBi. Every fourth model has two threads.
-    // Then models of all types of GGUF files mixed, in parts, with widths that suit them.
+    // Then models of all types of GGUF files mixed, in parts, with widths that suit them; and models with experts.
     explicit Model(int index) {
-        const bool mixed = index >= kUniform;
-        if (index >= kModels) {
+        if (index >= kModels)
             encoder(index - kModels);
-            return;
+        else if (index >= kUniform + kMixed)
+            routed(index - kUniform - kMixed);
+        else
+            generator(index, index >= kUniform);
+    }
+
+    // Some of the models before, with experts: in each number type, and mixed in parts. Every second one has two threads.
+    void routed(int number) {
+        static const int bases[kRouted] = {3, 7, 11, 5, kUniform + 1, kUniform + 2};
+        const bool mixed = bases[number] >= kUniform;
+        generator(bases[number], mixed);
+        Config& c = config;
+        c.threads = 1 + number % 2;
+        c.experts = kExperts, c.experts_per_token = 1 + number % 3, c.experts_intermediate = mixed ? 256 : 24;
+        c.router_scores = number % 2 ? kSigmoid : kSoftmax, c.normalized = number % 4 < 2, c.shared_gate = number % 3 == 2;
+        c.experts_scale = number % 2 ? 1.5f : 1;
+        for (Layer& l : layers) {
+            if (number == 3 && &l == layers.data()) continue;
+            const int usual = kind, inner = kExperts * padded(c.experts_intermediate);
+            kind = kFloat32;
+            l.router = matrix(kExperts + c.shared_gate, c.hidden, false);
+            kind = usual;
+            if (c.router_scores == kSigmoid) l.router_correction = vector(kExperts, false);
+            if (mixed)
+                for (Tensor& part : l.experts_up) part = matrix(inner, c.hidden, false);
+            else
+                l.experts_up[0] = matrix(2 * inner, c.hidden, false);
+            l.experts_down = matrix(kExperts * padded(c.hidden), c.experts_intermediate, false);
+            if (number % 3) continue;  // with a shared expert; or without one:
+            l.intermediate = 0;
+            l.up[0] = l.up[1] = l.down = Tensor{};
         }
-        generator(index, mixed);
     }
 
     // BERT's features, with Jina's ALiBi, or MPNet's relative positions in 8 bits; or Gemma's in both directions.
@@ -155,7 +183,7 @@ struct Model {
         c.kv_type = mixed ? index % 3 : index / (3 * kVariants), c.activation = index % 5;
         c.norm = gpt2 || convolves ? kLayerNorm : kRms, c.qk_norm = gemma ? kHeadNorm : odd ? kFullNorm : kNoNorm;
         c.gated = !gpt2, c.parallel = c.shared_norm = convolves, c.convolution_width = convolves ? 3 : 0;
-        c.layers = kLayers, c.hidden = mixed ? 256 : odd ? 40 : 32, c.intermediate = mixed ? 512 : odd ? 44 : 48, c.heads = kHeads;
+        c.layers = kLayers, c.hidden = mixed ? 256 : odd ? 40 : 32, c.heads = kHeads;
         c.kv_heads = gpt2 ? kHeads : 1, c.head_dim = mixed ? 128 : odd ? 24 : 32, c.vocabulary = kVocabulary, c.context = kContext;
         c.threads = index % 4 ? 1 : 2, c.max_tokens = kStepTokens, c.blocks = kBlocks;
         c.epsilon = 1e-5f, c.attention_scale = 0.2f, c.embedding_scale = gemma ? 5 : 1, c.residual_scale = odd ? 0.5f : 1;
@@ -175,7 +203,7 @@ struct Model {
         for (int i = 0; i < kLayers; i++) {
             Layer l{};
             const int heads = c.heads * padded(c.head_dim), keys = c.kv_heads * padded(c.head_dim);
-            l.kind = convolves && !i ? kConvolution : kAttention;
+            l.kind = convolves && !i ? kConvolution : kAttention, l.intermediate = mixed ? 512 : odd ? 44 : 48;
             l.window = gemma && !i ? 7 : 0, l.rotation = gemma && i ? -1 : std::min(i, c.rotation_count - 1);
             l.attention_norm = vector(c.hidden, gpt2);
             if (!c.shared_norm) l.mlp_norm = vector(c.hidden, gpt2);
@@ -194,10 +222,10 @@ struct Model {
                 l.attention_out = matrix(c.hidden, heads, gpt2);
             }
             if (mixed && c.gated)
-                for (Tensor& part : l.up) part = matrix(c.intermediate, c.hidden, false);
+                for (Tensor& part : l.up) part = matrix(l.intermediate, c.hidden, false);
             else
-                l.up[0] = matrix(padded(c.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
-            l.down = matrix(c.hidden, c.intermediate, gpt2);
+                l.up[0] = matrix(padded(l.intermediate) * (c.gated ? 2 : 1), c.hidden, gpt2);
+            l.down = matrix(c.hidden, l.intermediate, gpt2);
             layers.push_back(l);
         }
         c.layer = layers.data();

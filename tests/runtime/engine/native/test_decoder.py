@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from tokenizers import Tokenizer as Backend
-from tokenizers.models import BPE
 
 from runtime.engine.native import library
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
-from runtime.loading.snapshot_writer import Weight, hold
 from runtime.model.config import DecoderConfig
 from runtime.model.packing import WeightKind
-from runtime.model.snapshot import Facts, Snapshot
-from runtime.model.tensors import matrices
-from runtime.model.tokenizer import Tokenizer
 from runtime.types import SamplingParams
 from tests.support.dense_decoder import DenseDecoder
 from tests.support.engines import needs_kernels
 from tests.support.random_decoder import DESCRIPTIONS, random_decoder
+from tests.support.random_snapshot import held
 
 pytestmark = needs_kernels
 LENGTH = 150
 
 
-def snapshot(name: str, kind: WeightKind) -> Snapshot:
-    """An in-memory snapshot of a random decoder."""
-    config, tensors = random_decoder(name)
-
-    def weight(part: str, values: NDArray[np.float32]) -> Weight:
-        return Weight(part, values.shape, part in matrices(config), lambda: values)
-
-    facts = Facts("random", None, "Random", 0, kind, config, (0,))
-    return hold(facts, Tokenizer(Backend(BPE()), None, {}), [weight(part, t.numpy()) for part, t in tensors.items()])
-
-
 def opened(name: str, kind: WeightKind, level: str | None = None) -> NativeRunner:
     kernels = next(one for one in library.usable() if level in (None, one.level))
-    return NativeRunner(snapshot(name, kind), kv_bytes=4 << 20, max_tokens=512, threads=2, kernels=kernels)
+    return NativeRunner(held(*random_decoder(name), kind), kv_bytes=4 << 20, max_tokens=512, threads=2, kernels=kernels)
 
 
 def text(config: DecoderConfig, seed: int) -> list[int]:
