@@ -23,37 +23,53 @@ EXAMPLES: Mapping[str, str] = {
     "bloom": "BLOOM 560M to 7B, BLOOMZ",
     "cohere": "Command R, Aya 23",
     "cohere2": "Command R7B, Aya Expanse",
+    "dots1": "dots.llm1",
     "ernie4_5": "ERNIE 4.5 0.3B",
+    "ernie4_5_moe": "ERNIE 4.5 21B-A3B",
     "exaone4": "EXAONE 4.0 1.2B",
+    "exaone_moe": "K-EXAONE 236B-A23B",
     "falcon": "Falcon 7B and 40B (not the kind with ALiBi)",
+    "flex_olmo": "FlexOlmo 7x7B",
     "gemma": "Gemma 2B",
     "gemma2": "Gemma 2 2B",
     "gemma3": "Gemma 3 4B and larger, their text part",
     "gemma3_text": "Gemma 3 270M and 1B",
     "glm": "GLM-4 9B, GLM-Edge",
     "glm4": "GLM-4-0414",
+    "glm4_moe": "GLM-4.5 and later, GLM-4.5-Air",
     "gpt2": "GPT-2, distilgpt2",
     "gpt_bigcode": "StarCoder, SantaCoder",
     "gpt_neo": "GPT-Neo 125M to 2.7B",
     "gpt_neox": "Pythia, GPT-NeoX 20B",
     "gptj": "GPT-J 6B",
     "granite": "Granite 3",
+    "granitemoe": "Granite 3 1B-A400M and 3B-A800M",
+    "granitemoeshared": "Granite 4 previews with a shared expert",
     "helium": "Helium 1",
+    "hy_v3": "Hunyuan 3",
     "lfm2": "LFM2 350M to 2.6B",
+    "lfm2_moe": "LFM2 8B-A1B",
     "llama": "Llama 1 to 3.2, TinyLlama, SmolLM2, Falcon 3",
+    "mellum": "Mellum 2",
+    "minimax_m2": "MiniMax-M2",
     "ministral": "Ministral 8B",
     "mistral": "Mistral 7B, with and without a window",
+    "mixtral": "Mixtral 8x7B and 8x22B",
     "nemotron": "Nemotron-Mini 4B, Minitron",
     "olmo": "OLMo 1",
     "olmo2": "OLMo 2",
     "olmo3": "OLMo 3",
+    "olmoe": "OLMoE 1B-7B",
     "opt": "OPT (not the 350M model)",
     "phi": "Phi-1, Phi-1.5, Phi-2",
     "phi3": "Phi-3, Phi-4 (LongRoPE)",
     "qwen2": "Qwen2, Qwen2.5",
+    "qwen2_moe": "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
     "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3-30B-A3B, Qwen3-235B-A22B",
     "seed_oss": "Seed-OSS",
     "smollm3": "SmolLM3 3B",
+    "solar_open": "Solar Open 100B",
     "stablelm": "StableLM 2, StableLM Zephyr",
     "starcoder2": "StarCoder2 3B",
 }
@@ -82,9 +98,18 @@ logits of a dense reference, and bit-identical results alone, in chunks and besi
 (`tests/runtime/engine/native/test_decoder.py`, `tests/runtime/engine/pytorch/test_decoder.py`). A walk over
 transformers' list of causal language models finds each one read or refused with a reason.
 
-**Not in the fast engine**, and refused by it by name: mixtures of experts, state-space models and linear attention
-(Mamba, RWKV, Qwen3-Next), checkpoints quantized in other ways than those below, ALiBi in Falcon (transformers rounds it
-to bfloat16), OPT 350M.
+**Mixtures of experts.** Checkpoints have one tensor for each expert and projection, or one for all experts of a layer;
+both are read, a few rows at a time. Routers are kept and computed in float32 with every `DTYPE`; with `int4` the
+experts' down projections have 8 bits, as others have. Experts are rescaled for 8 bits one by one, as MLPs are. Layers
+that predict further tokens are left out, as transformers leaves them out. `/model-info` has the number of all
+parameters and of those that are active for a token. Not supported, and refused by name: routing to a part of the groups
+of experts (`topk_group` below `n_group`), SparseMixer (Phi-3.5-MoE), norms of queries and keys after the rotation
+(Hunyuan-A13B), gated attention (AFMoE), attention sinks and biases of experts (gpt-oss), latent attention
+(DeepSeek-V2 and V3), linear attention (MiniMax-Text-01).
+
+**Not in the fast engine**, and refused by it by name: other mixtures of experts than those above, state-space models
+and linear attention (Mamba, RWKV, Qwen3-Next), checkpoints quantized in other ways than those below, ALiBi in Falcon
+(transformers rounds it to bfloat16), OPT 350M.
 
 **GGUF types.** With `DTYPE=auto` a GGUF file's weights are converted to int8 with a scale for 64 columns. With
 `DTYPE=gguf` they are served in the file's own types, each matrix in its own (queries, keys and values, gate and up

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from runtime.loading.checkpoint_parts import Array, CheckpointParts, Read, Shape, zeros
-from runtime.loading.equalize import Factors
+from runtime.loading.checkpoint_parts import Array, CheckpointParts, Read, Shape
+from runtime.loading.converted_weights import ConvertedWeights
+from runtime.loading.expert_tensors import ExpertTensors
 from runtime.loading.head_layout import HeadLayout, Parts
-from runtime.loading.matrix_types import FourBits, MatrixTypes, Rows
+from runtime.loading.matrix_types import FourBits, MatrixTypes, row_numbers
+from runtime.loading.mlp_tensors import MLPTensors
 from runtime.loading.quantized_source import QuantizedSource
 from runtime.loading.snapshot_writer import Weight
 from runtime.loading.stored_tensors import StoredTensors, stored_shapes
@@ -24,8 +26,7 @@ from runtime.loading.tensor_source import TensorSource
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
 from runtime.model.load_errors import mismatched, named
-from runtime.model.packing import PANEL_ROWS, SnapshotKind
-from runtime.model.tensors import gate_up_rows
+from runtime.model.packing import SnapshotKind
 
 
 def convert(
@@ -44,7 +45,7 @@ def convert(
         layout: how the checkpoint names and arranges its tensors.
         source: the checkpoint's tensors.
         model: the model's name, for error messages.
-        equalize: whether to rescale gated MLPs so that they lose less in 8-bit quantization, see
+        equalize: whether to rescale gated MLPs and experts so that they lose less in 8-bit quantization, see
             ``runtime.loading.equalize``.
         types: selects the types of matrices, which are then stored in parts where ``runtime.model.tensors`` says so;
             None to store all in the snapshot's type.
@@ -65,7 +66,7 @@ def convert(
         raise mismatched(model, f"{name} is {actual} where its configuration needs {list(expected)}{others}")
     if left := stored.left():
         raise mismatched(model, f"its architecture has no place for {named(left)}")
-    return conversion.weights
+    return conversion.out.weights
 
 
 def convert_to(
@@ -118,14 +119,15 @@ class _Conversion:
         equalize: bool,
         types: MatrixTypes | None,
     ) -> None:
-        self._types = types
         self._config = config
         self._layout = layout
-        self._equalize = equalize and config.gated
         self.stored = StoredTensors(layout, source)
         self._parts = CheckpointParts(layout, self.stored, len(config.layers))
         self._heads = HeadLayout(config, layout)
-        self.weights: list[Weight] = []
+        self.out = ConvertedWeights(layout, self._parts, types)
+        common = config, layout, self._parts, self.out
+        self._mlps = MLPTensors(*common, equalize=equalize)
+        self._experts = ExpertTensors(*common, equalize=equalize)
 
     def run(self) -> None:
         """Convert all tensors, in the order in which the decoder reads them."""
@@ -134,7 +136,7 @@ class _Conversion:
         if config.learned_positions:
             offset = self._layout.position_offset
             read = self._parts.weight("positions", (config.context_length + offset, hidden))
-            self._add("positions", (config.context_length, hidden), lambda: read()[offset:])
+            self.out.add("positions", (config.context_length, hidden), lambda: read()[offset:])
         for part, rows, width in (
             ("token_types", config.token_types, hidden),
             ("relative_bias", config.relative_buckets, config.heads),
@@ -154,13 +156,16 @@ class _Conversion:
                 self._norm("attention_post_norm", i)
             if config.pre_norm and not config.shared_norm:
                 self._norm("mlp_norm", i)
-            self._mlp(i)
+            if layer.experts:
+                self._experts.convert(i)
+            if inner := config.mlp_width(i):
+                self._mlps.convert(i, inner, "shared_expert_" if layer.experts else "")
             if config.post_norm:
                 self._norm("mlp_post_norm", i)
         if config.final_norm:
             self._norm("final_norm")
         if not config.tied:
-            self._linear("head", None, (config.vocabulary, hidden))
+            self.out.add_linear("head", None, (config.vocabulary, hidden))
 
     def _embedding(self) -> None:
         """Convert the embedding; a tied model may have stored it as its head."""
@@ -174,9 +179,9 @@ class _Conversion:
                 part = "head"
             else:
                 self.stored.missing.add(head)  # either of the two would do
-        self._matrix("embed", part, None, shape)
+        self.out.add_same("embed", part, None, shape)
         if self._config.tied and self._parts.has_bias("head"):
-            self._add("embed.bias", shape[:1], self._parts.bias("head", shape[0]))
+            self.out.add("embed.bias", shape[:1], self._parts.bias("head", shape[0]))
 
     def _attention(self, i: int) -> None:
         """Convert the tensors of an attention layer."""
@@ -202,25 +207,25 @@ class _Conversion:
             return np.concatenate(arranged_parts(parts))
 
         width = config.heads_width + 2 * config.kv_width
-        if self._types is None:
-            self._add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
+        if not self.out.in_parts:
+            self.out.add(f"{i}.qkv", (width, config.hidden), lambda: arranged(weights()), matrix=True)
         else:
             if "qkv" in self._layout.names:
-                numbers = self._heads.split(lambda: _numbers(rows * head_dim))()
+                numbers = self._heads.split(lambda: row_numbers(rows * head_dim))()
             else:
-                numbers = [_numbers(n * head_dim) for n in counts.values()]
+                numbers = [row_numbers(n * head_dim) for n in counts.values()]
             for n, (part, places) in enumerate(zip(counts, arranged_parts(numbers), strict=True)):
                 tensor = "qkv" if "qkv" in self._layout.names else part
                 read = functools.partial(lambda n: arranged_parts(weights())[n], n)
-                self._add_matrix(f"{i}.qkv.{part}", (len(places), config.hidden), read, tensor, i, places)
+                self.out.add_matrix(f"{i}.qkv.{part}", (len(places), config.hidden), read, tensor, i, places)
         if has_bias and biases is not None:
-            self._add(f"{i}.qkv.bias", (width,), lambda: arranged(biases()))
+            self.out.add(f"{i}.qkv.bias", (width,), lambda: arranged(biases()))
         if config.qk_norm != "none":
             self._head_norm("q_norm", i, heads)
             self._head_norm("k_norm", i, kv_heads)
         out = self._parts.weight("attention_out", (config.hidden, heads * head_dim), i)
 
-        self._add_matrix(
+        self.out.add_matrix(
             f"{i}.attention_out",
             (config.hidden, config.heads_width),
             lambda: self._heads.padded(out().reshape(-1, heads, head_dim), 2).reshape(config.hidden, -1),
@@ -229,7 +234,9 @@ class _Conversion:
             whole_rows=config.padded_head_dim == head_dim,
         )
         if self._parts.has_bias("attention_out"):
-            self._add(f"{i}.attention_out.bias", (config.hidden,), self._parts.bias("attention_out", config.hidden, i))
+            self.out.add(
+                f"{i}.attention_out.bias", (config.hidden,), self._parts.bias("attention_out", config.hidden, i)
+            )
 
     def _head_norm(self, part: str, i: int, heads: int) -> None:
         """Convert a norm of queries or keys; one that all heads share is repeated for each."""
@@ -243,155 +250,40 @@ class _Conversion:
         width = heads * self._config.padded_head_dim
         name, offset = self._layout.names[part].replace("{i}", str(i)), self._layout.norm_offset
         weight = self._parts.by_head(f"{name}.weight", heads, head_dim, shapes)
-        self._add(f"{i}.{part}.weight", (width,), lambda: arranged(lambda: weight() + np.float32(offset)))
+        self.out.add(f"{i}.{part}.weight", (width,), lambda: arranged(lambda: weight() + np.float32(offset)))
         if self._parts.has_bias(part):
             bias = self._parts.by_head(f"{name}.bias", heads, head_dim, shapes)
-            self._add(f"{i}.{part}.bias", (width,), lambda: arranged(bias))
+            self.out.add(f"{i}.{part}.bias", (width,), lambda: arranged(bias))
 
     def _convolution(self, i: int) -> None:
         """Convert the tensors of a convolution layer."""
         hidden, width = self._config.hidden, self._config.convolution_width
-        self._linear("conv_in", i, (3 * hidden, hidden))
+        self.out.add_linear("conv_in", i, (3 * hidden, hidden))
         name = f"{self._layout.names['conv']}.weight".replace("{i}", str(i))
         read = self.stored.use(name, (hidden, 1, width), (hidden, width))
-        self._add(f"{i}.conv", (width, hidden), lambda: np.ascontiguousarray(read().reshape(hidden, width).T))
+        self.out.add(f"{i}.conv", (width, hidden), lambda: np.ascontiguousarray(read().reshape(hidden, width).T))
         if self._parts.has_bias("conv"):
-            self._add(f"{i}.conv.bias", (hidden,), self._parts.bias("conv", hidden, i))
-        self._linear("conv_out", i, (hidden, hidden))
-
-    def _mlp(self, i: int) -> None:
-        """Convert the tensors of an MLP."""
-        config = self._config
-        hidden, inner = config.hidden, config.intermediate
-        if not config.gated:
-            self._linear("up", i, (inner, hidden))
-            self._linear("down", i, (hidden, inner))
-            return
-        down = self._parts.weight("down", (hidden, inner), i)
-        if "gate_up" in self._layout.names:
-            joint = self._parts.weight("gate_up", (2 * inner, hidden), i)
-            gate, up = _half(joint, 0), _half(joint, 1)
-            has_bias = self._parts.has_bias("gate_up")
-            joint_bias = self._parts.bias("gate_up", 2 * inner, i) if has_bias else zeros(2 * inner)
-            gate_bias, up_bias = _half(joint_bias, 0), _half(joint_bias, 1)
-        else:
-            gate, up = (self._parts.weight(part, (inner, hidden), i) for part in ("gate", "up"))
-            has_bias = self._parts.has_bias("gate") or self._parts.has_bias("up")
-            gate_bias, up_bias = (self._parts.bias_or_zeros(part, inner, i) for part in ("gate", "up"))
-        if self._equalize:
-            factors = Factors(up, down)
-            up, up_bias, down = factors.up(up), factors.up(up_bias), factors.down
-        rows = gate_up_rows(inner)
-        if self._types is None:
-            self._add(f"{i}.gate_up", (rows, hidden), lambda: _interleave([gate(), up()]), matrix=True)
-        else:
-            self._add_typed_gate(i, gate, up)
-        if has_bias:
-            self._add(f"{i}.gate_up.bias", (rows,), lambda: _interleave([gate_bias(), up_bias()]))
-        self._add_matrix(f"{i}.down", (hidden, inner), down, "down", i)
-        if self._parts.has_bias("down"):
-            self._add(f"{i}.down.bias", (hidden,), self._parts.bias("down", hidden, i))
+            self.out.add(f"{i}.conv.bias", (hidden,), self._parts.bias("conv", hidden, i))
+        self.out.add_linear("conv_out", i, (hidden, hidden))
 
     def _table(self, part: str, shape: Shape) -> None:
         """Convert a table that is added as it is."""
         read = self.stored.use(self._parts.name(part, None), *stored_shapes(shape))
-        self._add(part, shape, lambda: read().reshape(shape))
-
-    def _linear(self, part: str, i: int | None, shape: Shape) -> None:
-        """Convert a matrix that keeps its arrangement, and its bias if it has one."""
-        name = part if i is None else f"{i}.{part}"
-        self._matrix(name, part, i, shape)
-        if self._parts.has_bias(part):
-            self._add(f"{name}.bias", shape[:1], self._parts.bias(part, shape[0], i))
-
-    def _matrix(self, name: str, part: str, i: int | None, shape: Shape) -> None:
-        """Convert a matrix that keeps its arrangement, which is read in pieces if it is stored so, too."""
-        read = self._parts.weight(part, shape, i)
-        read_rows = None if part in self._layout.transposed else self.stored.rows(self._parts.name(part, i))
-        self._add_matrix(name, shape, read, part, i, read_rows=read_rows)
+        self.out.add(part, shape, lambda: read().reshape(shape))
 
     def _norm(self, part: str, i: int | None = None) -> None:
         """Convert a norm over the residual stream; one without tensors gets weights of ones."""
         name = part if i is None else f"{i}.{part}"
         shape = (self._config.hidden,)
         if part not in self._layout.names:
-            self._add(f"{name}.weight", shape, lambda: np.ones(shape, np.float32))
+            self.out.add(f"{name}.weight", shape, lambda: np.ones(shape, np.float32))
             return
         weight, offset = self._parts.weight(part, shape, i), np.float32(self._layout.norm_offset)
-        self._add(f"{name}.weight", shape, lambda: weight() + offset)
+        self.out.add(f"{name}.weight", shape, lambda: weight() + offset)
         if self._parts.has_bias(part):
-            self._add(f"{name}.bias", shape, self._parts.bias(part, shape[0], i))
-
-    def _add_typed_gate(self, i: int, gate: Read, up: Read) -> None:
-        """Convert the gate and up projections in their own types, each padded to whole panels."""
-        inner, joint = self._config.intermediate, "gate_up" in self._layout.names
-        shape = gate_up_rows(inner) // 2, self._config.hidden
-        for n, (part, read) in enumerate((("gate", gate), ("up", up))):
-            rows = np.pad(_numbers(inner) + (inner * n if joint else 0), (0, shape[0] - inner))
-            padded = functools.partial(
-                lambda read: np.pad(values := read(), ((0, shape[0] - len(values)), (0, 0))), read
-            )
-            self._add_matrix(f"{i}.gate_up.{part}", shape, padded, "gate_up" if joint else part, i, rows)
-
-    def _add_matrix(
-        self,
-        name: str,
-        shape: Shape,
-        read: Read,
-        part: str,
-        i: int | None,
-        rows: Rows | None = None,
-        *,
-        whole_rows: bool = True,
-        read_rows: Callable[[int, int], Array] | None = None,
-    ) -> None:
-        """Convert a matrix to the snapshot's type, or to one of its own.
-
-        Args:
-            name: as for ``Weight``, and so are ``shape``, ``read`` and ``read_rows``.
-            part: the part that contains the matrix.
-            i: the layer's index.
-            rows: as for ``MatrixTypes.weight``, and so is ``whole_rows``.
-        """
-        if self._types is None:
-            self.weights.append(Weight(name, shape, True, read, read_rows))
-            return
-        tensor = self.stored.name(self._parts.name(part, i))
-        whole_rows = whole_rows and part not in self._layout.transposed
-        tensors = () if tensor is None else (tensor,)
-        weight = self._types.weight(name, shape, read, tensors, rows, whole_rows=whole_rows, read_rows=read_rows)
-        self.weights.append(weight)
-
-    def _add(self, name: str, shape: Shape, read: Read, *, matrix: bool = False) -> None:
-        self.weights.append(Weight(name, shape, matrix, read))
-
-
-def _numbers(count: int) -> Rows:
-    """Return the numbers of a tensor's rows, from 1."""
-    return np.arange(1, count + 1)
-
-
-def _half(read: Read, half: int) -> Read:
-    """Return a function that reads the first or the second half of a tensor's rows."""
-    return lambda: np.split(read(), 2)[half]
+            self.out.add(f"{name}.bias", shape, self._parts.bias(part, shape[0], i))
 
 
 def _each(reads: Sequence[Read]) -> Parts:
     """Return a function that reads several tensors."""
     return lambda: [read() for read in reads]
-
-
-def _interleave(parts: Sequence[Array]) -> Array:
-    """Alternate panels of two tensors, so that one pass computes the gate and up projections side by side.
-
-    Args:
-        parts: the two tensors [I, ...].
-
-    Returns:
-        The result [2 I, ...], with I padded to a multiple of ``PANEL_ROWS``.
-    """
-    rows = -(-len(parts[0]) // PANEL_ROWS) * PANEL_ROWS
-    filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
-    panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
-    both: Array = np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])
-    return both

@@ -29,7 +29,8 @@ class Factors:
         self._down = down
 
     @functools.cached_property
-    def _factors(self) -> Array:
+    def values(self) -> Array:
+        """The factors [I], by which columns of the down projection are multiplied and rows of the other divided."""
         with np.errstate(divide="ignore", invalid="ignore"):
             rows, columns = np.linalg.norm(self._up(), axis=1), np.linalg.norm(self._down(), axis=0)
             # A row or column of zeros is not scaled.
@@ -42,12 +43,12 @@ class Factors:
 
         def rescaled() -> Array:
             values = read()
-            result: Array = values / self._factors.reshape(-1, *[1] * (values.ndim - 1))
+            result: Array = values / self.values.reshape(-1, *[1] * (values.ndim - 1))
             return result
 
         return rescaled
 
     def down(self) -> Array:
         """Return the rescaled down projection."""
-        result: Array = self._down() * self._factors
+        result: Array = self._down() * self.values
         return result

@@ -28,6 +28,11 @@ _SENSITIVE = frozenset(("embed", "head", "v", "down", "experts_down"))
 """Matrices that lose most in 4 bits, or in which the loss counts most; loadtests/ENGINE.md has the figures."""
 
 
+def row_numbers(count: int) -> Rows:
+    """Return the places of all rows of a tensor, in order."""
+    return np.arange(1, count + 1)
+
+
 class MatrixTypes(Protocol):
     """Gives each matrix a type."""
 
@@ -90,7 +95,7 @@ class FourBits:
             kinds = {source.kind(tensor) if source.quantized(tensor) else None for tensor in tensors}
             kind = kinds.pop() if len(kinds) == 1 else None
             if kind is not None and whole_rows and suits(kind, shape[1]):
-                places = np.arange(1, shape[0] + 1) if rows is None else rows
+                places = row_numbers(shape[0]) if rows is None else rows
                 packed = functools.partial(_packed, source, tensors, places)
                 return Weight(name, shape, True, read, read_rows, kind=kind, pack_rows=packed)
             if not self._warned:

@@ -156,3 +156,17 @@ def biases(config: DecoderConfig) -> dict[str, Shape]:
         if layer.kind == "convolution":
             shapes[f"{i}.conv.bias"] = (config.hidden,)
     return shapes
+
+
+def active_parameters(config: DecoderConfig, parameters: int) -> int:
+    """Return the number of parameters with which a token is computed: without those of experts that are not chosen.
+
+    Args:
+        config: the decoder's configuration.
+        parameters: the number of all parameters.
+    """
+    if config.experts is None:
+        return parameters
+    layers = sum(layer.experts for layer in config.layers)
+    idle = config.experts.count - config.experts.per_token
+    return parameters - layers * idle * 3 * config.hidden * config.experts.intermediate

@@ -198,4 +198,7 @@ def with_random_parameters(model: Any) -> Any:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("expert_bias", "correction_bias")):
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
     return model.eval()

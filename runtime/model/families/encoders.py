@@ -15,8 +15,10 @@ from runtime.model.families.llama import LLAMA
 from runtime.model.families.options import Options, activation, alibi_slopes, decoder, one_rotation, require
 from runtime.model.families.parallel import PARALLEL
 from runtime.model.families.rotary import rope_parameters, rotation
+from runtime.model.families.sigmoid_experts import SIGMOID_EXPERTS
+from runtime.model.families.softmax_experts import SOFTMAX_EXPERTS
 
-DECODERS: Mapping[str, Family] = {**LLAMA, **GEMMA, **GPT, **PARALLEL}
+DECODERS: Mapping[str, Family] = {**LLAMA, **GEMMA, **GPT, **PARALLEL, **SOFTMAX_EXPERTS, **SIGMOID_EXPERTS}
 
 _PLAIN = ("embed", "positions", "token_types", "relative_bias")  # parts without a bias
 _HEADS: tuple[str, ...] = (

@@ -21,11 +21,11 @@ from runtime.model.families.options import (
 )
 from runtime.model.families.rotary import rotation
 
-_POST_NORMS = {
+POST_NORMS = {
     "attention_post_norm": "layers.{i}.post_attention_layernorm",
     "mlp_post_norm": "layers.{i}.post_feedforward_layernorm",
 }
-_SANDWICH = {**_POST_NORMS, "mlp_norm": "layers.{i}.pre_feedforward_layernorm"}
+_SANDWICH = {**POST_NORMS, "mlp_norm": "layers.{i}.pre_feedforward_layernorm"}
 
 
 def _gemma(options: Options) -> Description:
@@ -56,7 +56,7 @@ def _gemma3_text(options: Options) -> Description:
     require(options, attn_logit_softcapping=None)
     given = windows(options, alternating(options, options.get("sliding_window_pattern", 6)))
     config = _sandwich(options, windows=given, qk_norm="head")
-    config = _two_rotations(config, options, full=options.get("rope_theta") or 1e6, sliding=_local_theta(options))
+    config = two_rotations(config, options, full=options.get("rope_theta") or 1e6, sliding=_local_theta(options))
     biases = optional_biases(options, attention_bias=QKV + OUT)
     return config, layout(_SANDWICH, biases=biases, norm_offset=1.0)
 
@@ -94,7 +94,7 @@ def _local_theta(options: Options) -> float:
     return theta
 
 
-def _two_rotations(config: DecoderConfig, options: Options, *, full: float, sliding: float) -> DecoderConfig:
+def two_rotations(config: DecoderConfig, options: Options, *, full: float, sliding: float) -> DecoderConfig:
     """Return a decoder with a rotary embedding for layers with full attention, and another one for those with a window.
 
     Args:
@@ -146,10 +146,10 @@ def _olmo2(options: Options) -> Description:
     fields: dict[str, Any] = {"pre_norm": False, "post_norm": True, "qk_norm": "full"}
     biases = optional_biases(options, attention_bias=QKV + OUT)
     if options["model_type"] == "olmo2":
-        return rms_decoder(options, rotations=(one_rotation(options),), **fields), layout(_POST_NORMS, biases=biases)
+        return rms_decoder(options, rotations=(one_rotation(options),), **fields), layout(POST_NORMS, biases=biases)
     config = rms_decoder(options, windows=windows(options, alternating(options, 4)), **fields)
-    config = _two_rotations(config, options, full=options.get("rope_theta") or 5e5, sliding=5e5)
-    return config, layout(_POST_NORMS, biases=biases)
+    config = two_rotations(config, options, full=options.get("rope_theta") or 5e5, sliding=5e5)
+    return config, layout(POST_NORMS, biases=biases)
 
 
 def _exaone4(options: Options) -> Description:
@@ -167,7 +167,7 @@ def _exaone4(options: Options) -> Description:
         post_norm=True,
         qk_norm="head",
     )
-    return config, layout(_POST_NORMS)
+    return config, layout(POST_NORMS)
 
 
 _GEMMA = {

@@ -97,8 +97,9 @@ def _smollm3(options: Options) -> Description:
     return config, layout(biases=optional_biases(options, attention_bias=QKV + OUT, mlp_bias=MLP))
 
 
-def _granite(options: Options) -> Description:
-    config = rms_decoder(
+def granite_decoder(options: Options) -> DecoderConfig:
+    """Return a decoder with Granite's multipliers."""
+    return rms_decoder(
         options,
         rotations=(one_rotation(options),),
         attention_scale=float(options["attention_multiplier"]),
@@ -106,7 +107,11 @@ def _granite(options: Options) -> Description:
         residual_scale=float(options["residual_multiplier"]),
         logit_scale=1 / options["logits_scaling"],
     )
-    return config, layout(biases=optional_biases(options, attention_bias=QKV + OUT, mlp_bias=MLP))
+
+
+def _granite(options: Options) -> Description:
+    biases = optional_biases(options, attention_bias=QKV + OUT, mlp_bias=MLP)
+    return granite_decoder(options), layout(biases=biases)
 
 
 def _helium(options: Options) -> Description:
@@ -153,7 +158,8 @@ def _glm(options: Options) -> Description:
     return config, layout(names, biases=optional_biases(options, attention_bias=QKV), interleaved_rotation=True)
 
 
-def _lfm2(options: Options) -> Description:
+def lfm2(options: Options) -> Description:
+    """Read LFM2, which has layers with a convolution instead of attention."""
     count = options["num_hidden_layers"]
     attention = options.get("full_attn_idxs")
     attention = range(count) if attention is None else attention
@@ -270,7 +276,7 @@ LLAMA = {
     "glm4": Family("Glm4ForCausalLM", _glm, _GLM),
     "lfm2": Family(
         "Lfm2ForCausalLM",
-        _lfm2,
+        lfm2,
         {
             "rms_norm_eps": 1e-5,
             "num_key_value_heads": 8,

@@ -21,6 +21,7 @@ from runtime.loading.tensor_source import StateDictSource
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families import FAMILIES, configured_end_ids, read_config
 from runtime.model.tensors import biases, matrices, vectors
+from tests.support.expert_models import EXPERT_CASES
 from tests.support.family_models import CASES, MIXED, SMALL, WIDE, random_model, with_random_parameters
 from tests.support.numpy_decoder import Array, logits
 
@@ -43,10 +44,13 @@ def read(folder: Path) -> tuple[DecoderConfig, dict[str, Array]]:
     return config, tensors
 
 
-@pytest.mark.parametrize("case", CASES)
+ALL_CASES = {**CASES, **EXPERT_CASES}
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_the_description_computes_the_model(case: str, tmp_path: Path) -> None:
     """All of a family's options, from the files to the logits."""
-    family, options = CASES[case]
+    family, options = ALL_CASES[case]
     model = random_model(family, options)
     model.save_pretrained(tmp_path)
     config, tensors = read(tmp_path)
@@ -88,12 +92,19 @@ def test_the_text_part_of_a_multimodal_gemma3(tmp_path: Path) -> None:
     assert read_config(bare) == read_config(whole)
 
 
+INCOMPLETE: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2},
+    "glm4_moe": {"head_dim": 128},
+}
+"""Options without which the defaults of a configuration describe no model."""
+
+
 def test_every_causal_model_of_transformers_is_described_or_refused() -> None:
     """By the defaults of its configuration; never is there an error of another kind."""
     described = set()
     for kind, model in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         try:
-            raw = transformers.CONFIG_MAPPING[kind]().to_dict()
+            raw = transformers.CONFIG_MAPPING[kind](**INCOMPLETE.get(kind, {})).to_dict()
         except StrictDataclassClassValidationError:  # its own defaults are not valid
             raw = {"model_type": kind}
         for classes in (None, [model] if isinstance(model, str) else list(model)):
@@ -111,9 +122,9 @@ SIZES |= {"n_embd", "n_layer", "n_head", "n_positions", "num_layers", "num_heads
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_a_file_leaves_out_is_what_transformers_assumes(kind: str) -> None:
     """Each option that a file may lack, and the tokens that end a text."""
-    config = transformers.CONFIG_MAPPING[kind]
-    raw = config().to_dict()
-    for name in raw.keys() - SIZES - {"model_type"}:
+    config, needed = transformers.CONFIG_MAPPING[kind], INCOMPLETE.get(kind, {})
+    raw = config(**needed).to_dict()
+    for name in raw.keys() - SIZES - {"model_type"} - needed.keys():
         short = {key: value for key, value in raw.items() if key != name}
         expected = read_config(config(**copy.deepcopy(short)).to_dict())
         assert read_config(short) == expected, name
@@ -143,6 +154,10 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes(kind: str) -> None:
         ("bloom", {"n_embed": 128, "num_attention_heads": 4}),
         ("gpt2", {"hidden_size": 96, "num_hidden_layers": 3}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 1000, "max_window_layers": 7}),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 1000, "max_window_layers": 7}),
+        ("qwen3_moe", {"num_experts": 16}),
+        ("lfm2_moe", {"tie_embedding": False}),
+        ("minimax_m2", {"rotary_dim": 64}),
     ],
 )
 def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None:
@@ -150,6 +165,7 @@ def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None
     config = transformers.CONFIG_MAPPING[kind]
     raw = {key: value for key, value in config().to_dict().items() if key not in ("rope_parameters", "layer_types")}
     newer = {"gpt2": {"n_embd", "n_layer"}, "bloom": {"hidden_size", "n_head"}, "lfm2": {"intermediate_size"}}
+    newer |= {"qwen3_moe": {"num_local_experts"}, "lfm2_moe": {"tie_word_embeddings"}}
     raw = {key: value for key, value in raw.items() if key not in newer.get(kind, ())} | old
     assert read_config(raw) == read_config(config(**copy.deepcopy(raw)).to_dict())
     assert read_config(raw) != read_config(config().to_dict())
@@ -171,6 +187,16 @@ def test_older_names_of_options_are_read(kind: str, old: dict[str, Any]) -> None
         ("gpt_bigcode", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 32}, "chunked_attention"),
         ("gemma3", {"text_config": {"quantization_config": {"bits": 4}}}, "quantized"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
+        (
+            "glm4_moe",
+            {"head_dim": 128, "n_group": 8, "topk_group": 4},
+            "group-limited routing .n_group=8, topk_group=4",
+        ),
+        ("hy_v3", {"mlp_layer_types": ["dense", "other"]}, "MLPs of type other"),
+        ("mixtral", {"num_experts_per_tok": 9}, "9 experts for a token, of 8"),
+        ("qwen3_moe", {"moe_intermediate_size": "wide"}, "intermediate of the experts is 'wide'"),
+        ("phimoe", {}, "architecture phimoe"),
     ],
 )
 def test_options_that_are_not_supported_are_refused_by_name(kind: str, options: dict[str, Any], said: str) -> None:
