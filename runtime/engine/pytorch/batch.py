@@ -105,7 +105,11 @@ class BatchPacker:
             self._filled(groups[0][0] if decoding else len(samples)),
             tuple(groups),
         )
-        slots += [self.spare * size] * (shape.tokens - len(ids))
+        padding = shape.tokens - len(ids)
+        slots += [self.spare * size] * padding
+        for part in (ids, positions, long, outputs):
+            # Padding repeats the first token, so that it is not routed to experts which no token needs.
+            part += part[:1] * padding
         flat = np.zeros(sum(shape.sizes), np.int64)
         starts = accumulate(shape.sizes, initial=0)
         for start, part in zip(starts, [ids, positions, long, slots, outputs, samples, *parts], strict=False):

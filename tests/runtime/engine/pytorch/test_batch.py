@@ -52,10 +52,16 @@ def test_rows_are_cut_into_tiles() -> None:
 
 
 def test_steps_are_filled_up_to_the_tile() -> None:
-    """What fills up is written to the spare block; a step without samples has a tile of them all the same."""
+    """What fills up is the first token again, written to the spare block; a step without samples has a tile of them
+    all the same.
+    """
     shape, flat = packer(tile=8).pack([CHUNK])
     assert (shape.tokens, shape.samples) == (8, 8)
     assert parts(shape, flat)[3][5:] == [99 * 4] * 3
+    shape, flat = packer(tile=8).pack([DRAFTS, DECODE])
+    ids, positions, long, _, outputs, *_ = parts(shape, flat)
+    assert (ids[4:], positions[4:], long[4:]) == ([60] * 4, [3] * 4, [1] * 4)
+    assert outputs == [1, 2, 3, 0] + [1] * 4
 
 
 def test_decode_steps_have_few_shapes() -> None:

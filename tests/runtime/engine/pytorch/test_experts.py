@@ -11,6 +11,7 @@ from torch import Tensor
 from runtime.engine.pytorch.activations import activation
 from runtime.engine.pytorch.experts import Experts, choose
 from runtime.engine.pytorch.runner import TorchRunner
+from runtime.engine.sequence import Row
 from runtime.model.config import DecoderConfig, ExpertsConfig
 from tests.support.decoders import logits_of, placed, prompt
 from tests.support.random_decoder import random_decoder
@@ -118,3 +119,28 @@ def test_a_runner_reads_the_precise_correction() -> None:
         weights["2.router_correction"] = correction
         found.append(logits_of(TorchRunner(config, dict(weights), kv_bytes=2**22), placed(tokens, range(2))))
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_padding_needs_no_other_experts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens that fill up a step choose the experts of its first one, so that no more weights are read."""
+    plain = Experts._outputs
+    chosen: list[Tensor] = []
+
+    def recorded(self: Experts, x: Tensor, pairs: Tensor, layer: int) -> Tensor:
+        chosen.append(pairs)
+        return plain(self, x, pairs, layer)
+
+    monkeypatch.setattr(Experts, "_outputs", recorded)
+    config, weights = random_decoder(name)
+    assert config.experts is not None
+    runner = TorchRunner(config, weights, kv_bytes=2**22)
+    sequence = placed(prompt(3, 30), range(2))
+    runner.forward([Row(sequence, 0, sequence.tokens[:-1], samples=0)])
+    chosen.clear()
+    runner.forward([Row(sequence, 29, sequence.tokens[-1:])])
+    assert len(chosen) == sum(layer.experts for layer in config.layers)
+    for pairs in chosen:
+        rows = pairs.view(-1, config.experts.per_token)
+        assert len(rows) == 8
+        assert torch.equal(rows, rows[:1].expand_as(rows))
