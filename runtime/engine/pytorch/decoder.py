@@ -33,6 +33,7 @@ class Batch:
         tiles: for each window of the model's layers its attention tiles, one entry per tile width.
         history: [M, convolution width] slots that convolutions read, from ``convolution.history_slots``; None for a
             model without them.
+        fixed: whether the operations may not depend on numbers on the device, as in a CUDA graph.
     """
 
     ids: Tensor
@@ -43,6 +44,7 @@ class Batch:
     samples: Tensor
     tiles: Mapping[int, Sequence[Tiles]]
     history: Tensor | None
+    fixed: bool
 
 
 @dataclass(slots=True)
@@ -83,7 +85,7 @@ class Decoder:
         for layer, described in enumerate(self._config.layers):
             mixer = self._attention if described.kind == "attention" else self._convolution
             normalized = model.layer_input(x, layer)
-            x = model.with_mlp(x, normalized, mixer(normalized, layer, step), layer)
+            x = model.with_mlp(x, normalized, mixer(normalized, layer, step), layer, every_expert=batch.fixed)
         finite = torch.isfinite(x).all(dim=1)
         return model.logits(x[batch.samples]), finite
 

@@ -5,6 +5,11 @@ tokens at once. The number of these is padded, and their products have fixed num
 of the model (``BatchInvariantLinear``): a token gives the same bits whichever tokens share its experts. The numbers of
 pairs are read from the device once for each layer. Gathering the weights for each pair instead needs no such read, but
 would copy an expert's matrices for each token of a prompt.
+
+A decode step that a CUDA graph captures cannot read from the device. In it every expert multiplies every token, and
+each token adds up the outputs of those that it chose, in the same order and so with the same bits. Such a step reads
+all weights, which a few rows together need anyway. That this is faster than starting each operation of the chosen
+experts from Python is an estimate for small models and has not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -57,12 +62,14 @@ class Experts:
         self._dtype = matrices[f"{layers[0]}.0.down"].dtype
         self._product = BatchInvariantLinear(matrices, {}, tile)
 
-    def __call__(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, layer: int, *, every: bool = False) -> tuple[Tensor, Tensor | None]:
         """Compute a layer's mixture.
 
         Args:
             x: [M, H] inputs, M a multiple of the tile.
             layer: the layer's index.
+            every: whether all experts multiply all tokens, so that no operation depends on the choices. The result is
+                the same to the bit.
 
         Returns:
             [M, H] float32 weighted sums of the experts' outputs, and the factors [M, 1] of the shared expert's output;
@@ -70,27 +77,37 @@ class Experts:
         """
         logits = self._router(x, f"{layer}")  # [M, E], or with the shared expert's gate [M, E + 1]
         chosen, factors = choose(logits[:, : self._config.count], self._config, self._corrections.get(layer))
-        outputs = self._outputs(x.to(self._dtype), chosen.flatten(), layer).view(*chosen.shape, -1)  # [M, K, H]
-        total = outputs[:, 0].float() * factors[:, :1]
-        for k in range(1, self._config.per_token):  # in a fixed order, whatever the number of tokens
-            total = total + outputs[:, k] * factors[:, k : k + 1]
+        total = (self._of_all if every else self._of_chosen)(x.to(self._dtype), chosen, factors, layer)
         return total, _sigmoid(logits[:, self._config.count :]) if self._config.shared_gate else None
 
-    def _outputs(self, x: Tensor, chosen: Tensor, layer: int) -> Tensor:
-        """Return [M K, H] the output of the expert of each pair, given the tokens [M, H] and the experts [M K]."""
-        order = chosen.argsort(stable=True)  # pairs by expert
-        counts: list[int] = torch.bincount(chosen, minlength=self._config.count).tolist()
-        outputs = x.new_empty(len(chosen), x.shape[1])
-        for expert, pairs in enumerate(torch.split(order, counts)):
-            if len(pairs):
-                outputs[pairs] = self._expert(x[pairs // self._config.per_token], f"{layer}.{expert}")
-        return outputs
+    def _of_chosen(self, x: Tensor, chosen: Tensor, factors: Tensor, layer: int) -> Tensor:
+        """Return the sums [M, H], in the order of the experts, given the choices [M, K] and their factors."""
+        pairs = chosen.flatten()
+        order = pairs.argsort(stable=True)
+        counts: list[int] = torch.bincount(pairs, minlength=self._config.count).tolist()
+        weights = factors.flatten()[order, None]
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        spans = zip(torch.split(order // self._config.per_token, counts), torch.split(weights, counts), strict=True)
+        for expert, (tokens, weight) in enumerate(spans):
+            if len(tokens):
+                padded = F.pad(x[tokens], (0, 0, 0, -len(tokens) % self._tile))
+                total[tokens] += self._expert(padded, f"{layer}.{expert}")[: len(tokens)] * weight
+        return total
+
+    def _of_all(self, x: Tensor, chosen: Tensor, factors: Tensor, layer: int) -> Tensor:
+        """Return what ``_of_chosen`` does, by operations that do not depend on the choices."""
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in range(self._config.count):
+            matches = chosen == expert  # [M, K], at most one in a row
+            weight = torch.where(matches, factors, 0).sum(1, keepdim=True)
+            added = total + self._expert(x, f"{layer}.{expert}") * weight
+            total = torch.where(matches.any(1, keepdim=True), added, total)
+        return total
 
     def _expert(self, x: Tensor, name: str) -> Tensor:
-        """Return [N, H] the outputs of one expert, of inputs [N, H] of any number."""
-        padded = F.pad(x, (0, 0, 0, -len(x) % self._tile))
-        gate, up = self._product(padded, f"{name}.gate_up").chunk(2, dim=1)
-        return self._product(self._activation(gate) * up, f"{name}.down")[: len(x)]
+        """Return [N, H] the outputs of one expert for inputs [N, H], N a multiple of the tile."""
+        gate, up = self._product(x, f"{name}.gate_up").chunk(2, dim=1)
+        return self._product(self._activation(gate) * up, f"{name}.down")
 
 
 def choose(logits: Tensor, config: ExpertsConfig, correction: Tensor | None) -> tuple[Tensor, Tensor]:

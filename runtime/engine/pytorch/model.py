@@ -117,7 +117,9 @@ class TorchModel:
         """Return the weights [taps, H] and the bias [H] of a layer's convolution."""
         return self._convolutions[f"{layer}.conv"], self._convolutions.get(f"{layer}.conv.bias")
 
-    def with_mlp(self, x: Tensor, normalized: Tensor, mixed: Tensor, layer: int) -> Tensor:
+    def with_mlp(
+        self, x: Tensor, normalized: Tensor, mixed: Tensor, layer: int, *, every_expert: bool = False
+    ) -> Tensor:
         """Return the residual stream [M, H] after a layer.
 
         Args:
@@ -125,6 +127,7 @@ class TorchModel:
             normalized: the input of its attention.
             mixed: the output of its attention.
             layer: the layer's index.
+            every_expert: whether all experts multiply all tokens, see ``Experts``.
         """
         config = self.config
         mixed = self._scaled(mixed, f"{layer}.attention_post_norm")
@@ -132,7 +135,7 @@ class TorchModel:
             x = x + mixed
         if not config.shared_norm:
             normalized = self.norm(x, f"{layer}.mlp_norm") if config.pre_norm else x
-        out = self._scaled(self.mlp(normalized, layer), f"{layer}.mlp_post_norm")
+        out = self._scaled(self.mlp(normalized, layer, every_expert=every_expert), f"{layer}.mlp_post_norm")
         return x + mixed + out if config.parallel else x + out
 
     def _scaled(self, x: Tensor, post_norm: str) -> Tensor:
@@ -141,11 +144,11 @@ class TorchModel:
             x = self.norm(x, post_norm)
         return x if self.config.residual_scale == 1 else x.float() * self.config.residual_scale
 
-    def mlp(self, x: Tensor, layer: int) -> Tensor:
-        """Return [M, H] the output of a layer's MLP, or of its mixture of experts."""
+    def mlp(self, x: Tensor, layer: int, *, every_expert: bool = False) -> Tensor:
+        """Return [M, H] the output of a layer's MLP, or of its mixture of experts. Arguments as for ``with_mlp``."""
         if self._experts is None or not self.config.layers[layer].experts:
             return self._dense(x, layer)
-        out, share = self._experts(x, layer)
+        out, share = self._experts(x, layer, every=every_expert)
         if not self.config.mlp_width(layer):
             return out
         shared = self._dense(x, layer)

@@ -191,9 +191,11 @@ class TorchRunner:
 
     def _captures(self, shape: Shape) -> bool:
         """Whether steps of a shape run as CUDA graphs."""
-        # Mixtures of experts read numbers from the device, which cannot be captured.
-        captured = self._device.type == "cuda" and self._config.experts is None
-        return captured and self._packer.buckets and shape.decoding
+        return self._device.type == "cuda" and self._fixed(shape)
+
+    def _fixed(self, shape: Shape) -> bool:
+        """Whether steps of a shape run operations that a CUDA graph can capture."""
+        return self._packer.buckets and shape.decoding
 
     def _send(self, flat: NDArray[np.int64]) -> Tensor:
         packed = torch.from_numpy(flat)
@@ -211,7 +213,8 @@ class TorchRunner:
         tiles = {window: [self._tiles(*group, positions, window) for group in groups] for window in self._windows}
         taps = self._config.convolution_width
         history = history_slots(groups, positions, outputs, taps) if taps else None
-        return self._decoder(Batch(ids, positions, long, slots, outputs, samples, tiles, history), self._kv)
+        fixed = self._fixed(shape)
+        return self._decoder(Batch(ids, positions, long, slots, outputs, samples, tiles, history, fixed), self._kv)
 
     def _tiles(self, tokens: Tensor, tables: Tensor, positions: Tensor, window: int) -> Tiles:
         return build_tiles(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from runtime.engine.pytorch import experts as experts_module
 from runtime.engine.pytorch.activations import activation
 from runtime.engine.pytorch.experts import Experts, choose
 from runtime.engine.pytorch.runner import TorchRunner
@@ -75,6 +77,24 @@ def test_a_token_does_not_depend_on_the_others(name: str, dtype: torch.dtype) ->
     assert torch.equal(experts(x[order], layer)[0], expected[order])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_all_experts_for_all_tokens_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    """The operations of captured steps, also where an expert that a token did not choose gives infinities."""
+    config, weights = random_decoder(name, dtype)
+    assert config.experts is not None
+    layer = max(i for i, described in enumerate(config.layers) if described.experts)
+    weights[f"{layer}.experts_down"].view(config.experts.count, -1)[0] = float("inf")
+    experts = experts_of(config, weights)
+    x = torch.randn(40, config.hidden, generator=torch.Generator().manual_seed(1))
+    expected, share = experts(x, layer)
+    assert expected.isfinite().all(1).any() == (config.experts.count > config.experts.per_token)
+    got, got_share = experts(x, layer, every=True)
+    assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert (share is None) == (got_share is None)
+    assert share is None or got_share is None or torch.equal(share, got_share)
+
+
 @pytest.mark.parametrize("tile", [0, 8])
 def test_numbers_that_are_not_finite_stay_with_their_token(tile: int) -> None:
     """The tokens beside it get what they get without it."""
@@ -124,14 +144,15 @@ def test_a_runner_reads_the_precise_correction() -> None:
 @pytest.mark.parametrize("name", MIXTURES)
 def test_padding_needs_no_other_experts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens that fill up a step choose the experts of its first one, so that no more weights are read."""
-    plain = Experts._outputs
+    plain = experts_module.choose
     chosen: list[Tensor] = []
 
-    def recorded(self: Experts, x: Tensor, pairs: Tensor, layer: int) -> Tensor:
-        chosen.append(pairs)
-        return plain(self, x, pairs, layer)
+    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+        found = plain(*arguments)
+        chosen.append(found[0])
+        return found
 
-    monkeypatch.setattr(Experts, "_outputs", recorded)
+    monkeypatch.setattr(experts_module, "choose", recorded)
     config, weights = random_decoder(name)
     assert config.experts is not None
     runner = TorchRunner(config, weights, kv_bytes=2**22)
@@ -140,7 +161,6 @@ def test_padding_needs_no_other_experts(name: str, monkeypatch: pytest.MonkeyPat
     chosen.clear()
     runner.forward([Row(sequence, 29, sequence.tokens[-1:])])
     assert len(chosen) == sum(layer.experts for layer in config.layers)
-    for pairs in chosen:
-        rows = pairs.view(-1, config.experts.per_token)
+    for rows in chosen:
         assert len(rows) == 8
         assert torch.equal(rows, rows[:1].expand_as(rows))
