@@ -2,8 +2,8 @@
 
 Speed depends on a model's shape, not on its weights, so this needs no download. For each model it prints the size of
 its int8 weights, decoded tokens per second for 1 and 8 sequences with 200 positions in the cache, prompt tokens per
-second, and the share of the memory bandwidth that decoding one sequence reaches. ``--write`` stores the rates for
-``docs/models.md``.
+second, and the share of the memory bandwidth that decoding one sequence reaches. Of a mixture of experts, one sequence
+reads the experts of one token in each layer. ``--write`` stores the rates for ``docs/models.md``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tokenizers.models import BPE
 
 from loadtests.load.machine import machine_facts
 from loadtests.service import ROOT
+from loadtests.shapes import LARGE, SHAPES, with_layers
 from runtime.engine.native import build
 from runtime.engine.native.runner import NativeRunner
 from runtime.engine.sequence import Row, Sequence
@@ -42,127 +43,6 @@ from runtime.types import SamplingParams
 RATES = ROOT / "loadtests/model_rates.json"
 POSITIONS = 200
 PROMPT = 256
-_LLAMA: dict[str, Any] = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
-
-SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "SmolLM2-135M": _LLAMA
-    | {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49_152,
-        "tie_word_embeddings": True,
-    },
-    "Llama-3.2-1B": _LLAMA
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "tie_word_embeddings": True,
-    },
-    "Qwen2.5-0.5B": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "Qwen3-0.6B": {
-        "model_type": "qwen3",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "gemma-3-270m": {
-        "model_type": "gemma3_text",
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "vocab_size": 262_144,
-        "sliding_window": 512,
-        "query_pre_attn_scalar": 256,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "distilgpt2": {
-        "model_type": "gpt2",
-        "n_embd": 768,
-        "n_layer": 6,
-        "n_head": 12,
-        "n_positions": 1024,
-        "vocab_size": 50_257,
-        "tie_word_embeddings": True,
-    },
-    "pythia-410m": {
-        "model_type": "gpt_neox",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "rotary_pct": 0.25,
-        "max_position_embeddings": 2048,
-        "vocab_size": 50_304,
-    },
-    "OLMo-2-0425-1B": {
-        "model_type": "olmo2",
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "max_position_embeddings": 2048,
-        "vocab_size": 100_352,
-    },
-    "bloom-560m": {
-        "model_type": "bloom",
-        "hidden_size": 1024,
-        "n_layer": 24,
-        "n_head": 16,
-        "vocab_size": 250_880,
-        "tie_word_embeddings": True,
-    },
-    "opt-125m": {
-        "model_type": "opt",
-        "hidden_size": 768,
-        "ffn_dim": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 2048,
-        "vocab_size": 50_272,
-        "word_embed_proj_dim": 768,
-        "tie_word_embeddings": True,
-    },
-    "LFM2-350M": {
-        "model_type": "lfm2",
-        "hidden_size": 1024,
-        "intermediate_size": 6656,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "conv_L_cache": 3,
-        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
-        "max_position_embeddings": 2048,
-        "vocab_size": 65_536,
-    },
-}
 
 
 def random_snapshot(config: DecoderConfig) -> Snapshot:
@@ -180,7 +60,9 @@ def random_snapshot(config: DecoderConfig) -> Snapshot:
             steps = values[place.scales : place.scales + 4 * scale_count(*place.shape)].view(np.float32)
             steps[:] = 1 / (74 * math.sqrt(place.shape[1]))  # so that a product keeps its inputs' size
         else:
-            values[place.offset : place.offset + place.size].view(np.float32)[:] = 1.0 if "norm" in name else 0.01
+            numbers = values[place.offset : place.offset + place.size].view(np.float32)
+            # A router of equal numbers would give every token the same experts.
+            numbers[:] = random.normal(0, 0.02, len(numbers)) if "router" in name else 1.0 if "norm" in name else 0.01
     facts = Facts("random", None, "Random", 0, "int8", config, (0,))
     return Snapshot(facts, Tokenizer(Backend(BPE()), None, {}), buffer, places, "")
 
@@ -216,9 +98,10 @@ def rates(shape: Mapping[str, Any], repeats: int) -> dict[str, float]:
 def _rows(count: int, tokens: int) -> list[Row]:
     rows = []
     for number in range(count):
-        sequence = Sequence((7 + number,) * tokens, SamplingParams(max_new_tokens=1, temperature=0), seed=0)
+        text = [7 + number + i for i in range(tokens)]  # equal tokens would have the same experts
+        sequence = Sequence(tuple(text), SamplingParams(max_new_tokens=1, temperature=0), seed=0)
         sequence.blocks = list(range(number * 32, number * 32 + 32))
-        rows.append(Row(sequence, POSITIONS if tokens == 1 else 0, [7 + number] * tokens))
+        rows.append(Row(sequence, POSITIONS if tokens == 1 else 0, text))
     return rows
 
 
@@ -236,17 +119,27 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.model_shapes", description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="by default all")
+    usual = [name for name in SHAPES if name not in LARGE]
+    parser.add_argument(
+        "--models", nargs="*", default=usual, choices=list(SHAPES), help=f"not by default: {sorted(LARGE)}"
+    )
+    parser.add_argument("--layers", type=int, help="number of layers, in place of the shape's own")
     parser.add_argument("--repeats", type=int, default=20, help="steps of each kind; medians are printed")
     parser.add_argument("--write", action="store_true", help=f"store the rates in {RATES.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.write and options.layers:
+        parser.error("--write stores the rates of whole models, so it cannot be used with --layers")
+    try:
+        shapes = {name: with_layers(SHAPES[name], options.layers) for name in options.models}
+    except ValueError as error:
+        parser.error(str(error))
     build.build()
     result: dict[str, Any] = {"machine": f"{machine_facts().get('processor', platform.machine())}", "models": {}}
     result["machine"] += f", {usable_cores()} cores"
     print("| model | MB | 1 sequence tok/s | 8 sequences tok/s | prompt tok/s | share of bandwidth |")
     print("|---|---:|---:|---:|---:|---:|")
-    for name in options.models:
-        row = result["models"][name] = rates(SHAPES[name], options.repeats)
+    for name, shape in shapes.items():
+        row = result["models"][name] = rates(shape, options.repeats)
         print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
     if options.write:
         Path(RATES).write_text(json.dumps(result, indent=1) + "\n")

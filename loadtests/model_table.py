@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loadtests.model_shapes import RATES, SHAPES
+from loadtests.model_shapes import RATES
 from loadtests.service import ROOT
+from loadtests.shapes import SHAPES
 from runtime.loading.gguf_architectures import ARCHITECTURES
 from runtime.model.families import FAMILIES
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from loadtests.model_shapes import SHAPES
 from loadtests.model_table import EXAMPLES, PAGE, page
+from loadtests.shapes import SHAPES
 from runtime.model.families import FAMILIES, read_config
 
 
