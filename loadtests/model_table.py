@@ -1,6 +1,6 @@
 """Generates ``docs/models.md`` from the code: ``python -m loadtests.model_table``.
 
-The families and formats are those of ``runtime.model.families`` and ``runtime.loading.gguf_architectures``; the rates
+The families and formats are those of ``runtime.model.families`` and ``runtime.loading.gguf_experts``; the rates
 are those that ``python -m loadtests.model_shapes --write`` has stored.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from loadtests.model_shapes import RATES
 from loadtests.service import ROOT
 from loadtests.shapes import SHAPES
-from runtime.loading.gguf_architectures import ARCHITECTURES
+from runtime.loading.gguf_experts import all_architectures
 from runtime.model.families import FAMILIES
 
 PAGE = ROOT / "docs/models.md"
@@ -117,8 +117,10 @@ and linear attention (Mamba, RWKV, Qwen3-Next), checkpoints quantized in other w
 apart): Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F16, BF16 and F32. Codes and scales are the
 file's, so no weight changes (a test compares every type with the `gguf` package, to the last bit); memory is the
 file's size and at most 5 % more, in Q2_K 20 %. Activations have 8 bits, as with int8. One matrix is still converted
-to int8: the attention's output where the width of a head is not a multiple of 16. Other types (IQ1 to IQ3, TQ, MXFP4)
-are refused by name, and so are other formats of models, adapters, and engines other than the compiled kernels.
+to int8: the attention's output where the width of a head is not a multiple of 16. Experts keep their codes, too; they
+are read from the stacks that hold all experts of a layer, and files of Mixtral from before April 2024, which have a
+tensor for each expert, are refused. Other types (IQ1 to IQ3, TQ, MXFP4) are refused by name, and so are other formats
+of models, adapters, and engines other than the compiled kernels.
 `/model-info` and `/models` list the types (`weight_types`).
 
 **Four bits.** With `DTYPE=int4` matrices of any model have 4 bits, with a scale and a minimum for 32 columns, which are
@@ -139,7 +141,7 @@ def page() -> str:
         if name in stored["models"]:
             by_family.setdefault(str(shape["model_type"]), []).append(name)
     gguf: dict[str, list[str]] = {}
-    for key, architecture in ARCHITECTURES.items():
+    for key, architecture in all_architectures():
         gguf.setdefault(architecture.family, []).append(f"`{key}`")
     lines = [
         f"| `{family}` | {EXAMPLES[family]} | yes | {', '.join(gguf.get(family, [])) or 'no'} "

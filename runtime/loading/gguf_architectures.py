@@ -1,6 +1,7 @@
 """The architectures of GGUF files: for each the family that reads it, and what its files say in another way.
 
-Values that llama.cpp takes for granted are in ``llama-model.cpp`` and ``src/models`` there.
+Those with mixtures of experts are in ``gguf_experts``. Values that llama.cpp takes for granted are in
+``llama-model.cpp`` and ``src/models`` there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Architecture:
         norm: name of the option for the norms' epsilon.
         rotary: whether positions are rotary.
         names: tensors with names of their own, by part; None for parts without tensors.
+        allowed: the values that keys may have, as the family computes nothing else, the usual one first.
     """
 
     family: str
@@ -43,6 +45,7 @@ class Architecture:
     rotary: bool = True
     norm: str = "rms_norm_eps"
     names: Mapping[str, str | None] = field(default_factory=dict)
+    allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def has_tensor(header: GGUFHeader, name: str) -> bool:
@@ -57,7 +60,8 @@ def _bert(header: GGUFHeader, options: Options) -> Options:
     return {"type_vocab_size": 0, **found}
 
 
-def _llama_biases(header: GGUFHeader, options: Options) -> Options:
+def llama_biases(header: GGUFHeader, options: Options) -> Options:
+    """Return which projections of a Llama have biases; arguments as for ``Architecture.more``."""
     # A file may also have biases of the queries, keys and values alone.
     return {"attention_bias": has_tensor(header, "attn_output.bias"), "mlp_bias": has_tensor(header, "ffn_up.bias")}
 
@@ -65,7 +69,7 @@ def _llama_biases(header: GGUFHeader, options: Options) -> Options:
 def _granite(header: GGUFHeader, options: Options) -> Options:
     if not header.of_model("rope.scaling.finetuned", True):
         raise ModelUnavailable("the GGUF file has rope.scaling.finetuned=False, which is not supported for this model")
-    return _llama_biases(header, options)
+    return llama_biases(header, options)
 
 
 def _scalar_of_gemma(large: int) -> Callable[[GGUFHeader, Options], Options]:
@@ -94,7 +98,7 @@ def _gemma3(header: GGUFHeader, options: Options) -> Options:
 
 def _smollm3(header: GGUFHeader, options: Options) -> Options:
     count = options["num_hidden_layers"]
-    return {**_llama_biases(header, options), "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(count)]}
+    return {**llama_biases(header, options), "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(count)]}
 
 
 def _exaone4(header: GGUFHeader, options: Options) -> Options:
@@ -105,7 +109,8 @@ def _exaone4(header: GGUFHeader, options: Options) -> Options:
     return {"sliding_window": 4096, "sliding_window_pattern": "LLLG", "layer_types": alternating(options, 4)}
 
 
-def _lfm2(header: GGUFHeader, options: Options) -> Options:
+def lfm2_options(header: GGUFHeader, options: Options) -> Options:
+    """Return which layers are convolutions, and whether those have biases; arguments as for ``Architecture.more``."""
     heads = header.of_model("attention.head_count_kv")
     kinds = ["full_attention" if count else "conv" for count in np.asarray(heads).tolist()]
     return {"layer_types": kinds, "conv_bias": has_tensor(header, "shortconv.conv.bias")}
@@ -134,7 +139,7 @@ def _falcon(header: GGUFHeader, options: Options) -> Options:
     }
 
 
-def _biases(name: str, tensor: str = "attn_q.bias") -> Callable[[GGUFHeader, Options], Options]:
+def bias_option(name: str, tensor: str = "attn_q.bias") -> Callable[[GGUFHeader, Options], Options]:
     """Return a function for an option that says whether there is a bias."""
     return lambda header, options: {name: has_tensor(header, tensor)}
 
@@ -148,10 +153,12 @@ _BERT_NAMES = {
     **dict.fromkeys(("attention_norm", "mlp_norm", "final_norm", "head")),
 }
 ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general.architecture
-    "llama": Architecture("llama", {"hidden_act": "silu"}, _llama_biases, interleaved=True),
+    "llama": Architecture("llama", {"hidden_act": "silu"}, llama_biases, interleaved=True),
     "qwen2": Architecture("qwen2", {"hidden_act": "silu", "use_sliding_window": False}),
     "qwen3": Architecture(
-        "qwen3", {"hidden_act": "silu", "use_sliding_window": False}, _biases("attention_bias", "attn_output.bias")
+        "qwen3",
+        {"hidden_act": "silu", "use_sliding_window": False},
+        bias_option("attention_bias", "attn_output.bias"),
     ),
     "gemma": Architecture("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": Architecture(
@@ -227,7 +234,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
     "starcoder2": Architecture(
         "starcoder2",
         {"hidden_act": "gelu_pytorch_tanh", "sliding_window": None},
-        _biases("use_bias"),
+        bias_option("use_bias"),
         norm="norm_epsilon",
     ),
     "bloom": Architecture(
@@ -238,9 +245,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
     ),
     "falcon": Architecture("falcon", {"activation": "gelu"}, _falcon, norm="layer_norm_epsilon"),
     "exaone4": Architecture("exaone4", {"hidden_act": "silu"}, _exaone4),
-    "ernie4_5": Architecture("ernie4_5", {"hidden_act": "silu"}, _biases("use_bias"), interleaved=True),
+    "ernie4_5": Architecture("ernie4_5", {"hidden_act": "silu"}, bias_option("use_bias"), interleaved=True),
     "nemotron": Architecture(
-        "nemotron", {"hidden_act": "relu2", "mlp_bias": False}, _llama_biases, partial=True, norm="norm_eps"
+        "nemotron", {"hidden_act": "relu2", "mlp_bias": False}, llama_biases, partial=True, norm="norm_eps"
     ),
     "command-r": Architecture(
         "cohere",
@@ -255,7 +262,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by the value of the key general
     "lfm2": Architecture(
         "lfm2",
         {"block_auto_adjust_ff_dim": False},
-        _lfm2,
+        lfm2_options,
         {"shortconv.l_cache": "conv_L_cache"},
         norm="norm_eps",
         names={"final_norm": "token_embd_norm"},

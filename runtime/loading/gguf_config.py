@@ -134,7 +134,7 @@ def _set(config: Any, name: str, value: Any) -> bool:
     if name.endswith("sliding_window") and (value is None or value >= config.max_position_embeddings):
         neutral.append(value)
     if value not in neutral:
-        raise _unsupported(name, value)
+        raise unsupported(name, value)
     return True
 
 
@@ -146,12 +146,12 @@ def _complete_heads(config: Any, header: GGUFHeader) -> None:
     """
     width = _head_width(config)
     if width and (value := header.of_model("attention.value_length", width)) != width:
-        raise _unsupported("attention.value_length", value)
+        raise unsupported("attention.value_length", value)
     pattern = header.of_model("attention.sliding_window_pattern")
     if pattern is None:
         return
     if getattr(config, "layer_types", None) is None:
-        raise _unsupported("attention.sliding_window_pattern", pattern)
+        raise unsupported("attention.sliding_window_pattern", pattern)
     layers = range(config.num_hidden_layers)
     windowed = [bool((i + 1) % int(pattern)) if np.ndim(pattern) == 0 else bool(pattern[i]) for i in layers]
     config.layer_types = ["sliding_attention" if yes else "full_attention" for yes in windowed]
@@ -174,7 +174,7 @@ def _complete_rotary(config: Any, header: GGUFHeader) -> None:
     if not rope:
         for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
             if (value := header.of_model(key, 1)) not in (0, 1):
-                raise _unsupported(key, value)
+                raise unsupported(key, value)
         return
     base = header.of_model("rope.freq_base", 10_000.0)
     width = _head_width(config)
@@ -186,7 +186,7 @@ def _complete_rotary(config: Any, header: GGUFHeader) -> None:
     if "partial_rotary_factor" in rope:
         rope["partial_rotary_factor"] = rotated / width
     elif rotated != width:
-        raise _unsupported("rope.dimension_count", rotated)
+        raise unsupported("rope.dimension_count", rotated)
     rope.update(_scaling(header, rotated, config.max_position_embeddings))
     if hasattr(config, "original_max_position_embeddings"):  # Phi-3 has it there, where it takes precedence
         trained = header.of_model("rope.scaling.original_context_length", config.max_position_embeddings)
@@ -209,7 +209,7 @@ def _scaling(header: GGUFHeader, rotated: int, context: int) -> dict[str, Any]:
     attention = float(header.of_model("rope.scaling.attn_factor", 1))
     trained = int(header.of_model("rope.scaling.original_context_length", context))
     if (alpha := header.of_model("rope.scaling.alpha", 0)) != 0:
-        raise _unsupported("rope.scaling.alpha", alpha)
+        raise unsupported("rope.scaling.alpha", alpha)
     frequencies = _factors(header, "rope_freqs.weight", rotated)
     if kind == "none":
         factor = 1.0
@@ -225,7 +225,7 @@ def _scaling(header: GGUFHeader, rotated: int, context: int) -> dict[str, Any]:
         # Llama 3.1 and later have a divisor for each frequency, the same for short and long texts.
         short = long = np.ones(rotated // 2, np.float32) if frequencies is None else frequencies
     else:
-        raise _unsupported("rope.scaling.type", kind)
+        raise unsupported("rope.scaling.type", kind)
     return {
         "rope_type": "longrope",
         "short_factor": [float(value) * factor for value in short],
@@ -244,7 +244,7 @@ def _yarn(header: GGUFHeader, factor: float, attention: float, trained: int) -> 
     """
     for key, neutral in (("yarn_ext_factor", (1, -1)), ("yarn_attn_factor", (1,))):
         if (value := header.of_model(f"rope.scaling.{key}", 1)) not in neutral:
-            raise _unsupported(f"rope.scaling.{key}", value)
+            raise unsupported(f"rope.scaling.{key}", value)
     if header.vector("rope_freqs.weight") is not None:
         raise ModelUnavailable(
             "the GGUF file has rope.scaling.type=yarn together with rope_freqs.weight: not supported"
@@ -276,5 +276,6 @@ def _factors(header: GGUFHeader, name: str, rotated: int) -> Any:
     return values
 
 
-def _unsupported(key: str, value: Any) -> ModelUnavailable:
+def unsupported(key: str, value: Any) -> ModelUnavailable:
+    """Return the error for a key whose value the model's family does not support."""
     return ModelUnavailable(f"the GGUF file has {key}={value}, which is not supported for this model")

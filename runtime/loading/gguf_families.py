@@ -17,9 +17,10 @@ import numpy as np
 
 from runtime.errors import ModelUnavailable
 from runtime.loading.encoder_folder import EncoderFolder
-from runtime.loading.gguf_architectures import ARCHITECTURES, Architecture, Options, has_tensor
-from runtime.loading.gguf_config import complete
+from runtime.loading.gguf_architectures import Architecture, Options, has_tensor
+from runtime.loading.gguf_config import complete, unsupported
 from runtime.loading.gguf_encoders import HEAD_TENSORS, gguf_encoder
+from runtime.loading.gguf_experts import EXPERT_NAMES, architecture_of, check_experts
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig, UnsupportedDecoder
 from runtime.model.families import FAMILIES, read_config, read_encoder
@@ -47,6 +48,7 @@ _NAMES = {
     "gate": "blk.{i}.ffn_gate",
     "up": "blk.{i}.ffn_up",
     "down": "blk.{i}.ffn_down",
+    **EXPERT_NAMES,
     "mlp_post_norm": "blk.{i}.post_ffw_norm",
     "final_norm": "output_norm",
     "head": "output",
@@ -76,9 +78,11 @@ def read_gguf(header: GGUFHeader) -> tuple[DecoderConfig, CheckpointLayout, str,
         UnsupportedDecoder: the decoder does not support the model; the message names the unsupported key or value.
     """
     header = GGUFHeader(_rounded(header.metadata), header.tensors, header.alignment)
-    architecture = ARCHITECTURES.get(header.architecture)
+    architecture = architecture_of(header)
     if architecture is None or architecture.family not in ENCODERS:
-        raise UnsupportedDecoder(f"GGUF architecture {header.architecture}")
+        count = header.of_model("expert_count", 0)
+        with_experts = f" with expert_count={count}" if count else ""
+        raise UnsupportedDecoder(f"GGUF architecture {header.architecture}{with_experts}")
     try:
         return _read(header, architecture)
     except ModelUnavailable as error:  # the file may still be one for the reference engine
@@ -126,6 +130,9 @@ def _options(header: GGUFHeader, architecture: Architecture) -> Options:
             options[name] = _same(key, value)
         elif key in _COMMON:
             raise KeyError(f"{header.architecture}.{key}")
+    for key, values in architecture.allowed.items():
+        if header.of_model(key, values[0]) not in values:
+            raise unsupported(key, header.of_model(key))
     check_sizes(options)
     heads, hidden = options["num_attention_heads"], options["hidden_size"]
     options["vocab_size"] = header.tensors["token_embd.weight"].shape[-1]
@@ -137,8 +144,9 @@ def _options(header: GGUFHeader, architecture: Architecture) -> Options:
         if architecture.partial:
             options["rope_parameters"] = {**options["rope_parameters"], "partial_rotary_factor": 1.0}
     options |= architecture.more(header, options)
+    check_experts(header, architecture, options)
     config = SimpleNamespace(**_copied(options))
-    complete(config, header, keys, whole=frozenset())
+    complete(config, header, {*keys, *architecture.allowed}, whole=frozenset())
     options = vars(config)
     if options[architecture.norm] is None:
         raise KeyError(f"{header.architecture}.attention.layer_norm_rms_epsilon")
@@ -184,7 +192,8 @@ def _layout(header: GGUFHeader, architecture: Architecture, biases: frozenset[st
     names = {part: name for part, name in {**_NAMES, **architecture.names}.items() if part not in left_out and name}
     if has_tensor(header, "attn_norm_2.weight"):  # Falcon; the other norm is then the MLP's
         names |= {"attention_norm": "blk.{i}.attn_norm_2", "mlp_norm": "blk.{i}.attn_norm"}
-    if header.rows("blk.0.ffn_up.weight") == 2 * _same("feed_forward_length", header.of_model("feed_forward_length")):
+    inner = _same("feed_forward_length", header.of_model("feed_forward_length"))
+    if has_tensor(header, "ffn_up.weight") and header.rows("blk.0.ffn_up.weight") == 2 * inner:
         names["gate_up"] = names["up"]
     needed = set(biases or ())
     if needed & {"q", "k", "v", "qkv"}:
@@ -192,6 +201,7 @@ def _layout(header: GGUFHeader, architecture: Architecture, biases: frozenset[st
     present = {part for part, name in names.items() if f"{name}.bias".replace("{i}", "0") in header.tensors}
     return CheckpointLayout(
         names,
+        plain=frozenset({"router_correction"}),
         interleaved_rotation=architecture.interleaved,
         ignored=_ROTARY,
         biases=frozenset(names.keys() & (needed | present)),

@@ -56,23 +56,22 @@ class GgufSource:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a whole tensor as float32."""
-        return self.read_rows(name, 0, self.shape(name)[0]).reshape(self.shape(name))
+        place, shape = self._header.tensors[name], self.shape(name)
+        return self._values(place, 0, math.prod(shape)).reshape(shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return some of a tensor's rows as float32.
 
         Args:
             name: the tensor's name.
-            start: index of the first row, along the slowest-varying dimension; of the first value of a vector.
+            start: index of the first row, counted through all matrices of a stack; of the first value of a vector.
             stop: index behind the last row.
         """
         place, shape = self._header.tensors[name], self.shape(name)
-        rule = QUANTIZATIONS[place.kind]
-        stop = min(stop, shape[0])
-        if len(shape) == 1 and rule.values > 1:
-            return self._values(place, 0, shape[0])[start:stop]
-        width = math.prod(shape[1:])
-        return self._values(place, start * width, stop * width).reshape(stop - start, *shape[1:])
+        if len(shape) == 1:
+            return self.read(name)[start:stop]
+        width, count = shape[-1], math.prod(shape[:-1])
+        return self._values(place, start * width, min(stop, count) * width).reshape(-1, width)
 
     def type_number(self, name: str) -> int:
         """Return ggml's number of a tensor's type, one of ``QUANTIZATIONS``."""
@@ -83,7 +82,7 @@ class GgufSource:
 
         Args:
             name: the matrix's name.
-            start: index of the first row.
+            start: index of the first row, counted through all matrices of a stack.
             stop: index behind the last row.
         """
         place = self._header.tensors[name]

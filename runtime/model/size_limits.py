@@ -17,12 +17,14 @@ _LIMITS = {
     **dict.fromkeys(("head_count_kv", "expert_count", "num_experts", "num_local_experts"), _MAX_HEADS),
     **dict.fromkeys(("n_routed_experts", "moe_num_experts", "num_experts_per_tok", "moe_k"), _MAX_HEADS),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), _MAX_HEADS),
+    **dict.fromkeys(("expert_used_count", "expert_shared_count", "leading_dense_block_count"), _MAX_HEADS),
     **dict.fromkeys(("head_dim", "rotary_dim", "key_length", "value_length", "dimension_count"), _MAX_HEAD_WIDTH),
     **dict.fromkeys(("hidden_size", "n_embd", "embedding_length", "intermediate_size", "n_inner"), _MAX_WIDTH),
     **dict.fromkeys(("feed_forward_length", "ffn_dim", "word_embed_proj_dim"), _MAX_WIDTH),
     **dict.fromkeys(
         ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), _MAX_WIDTH
     ),
+    **dict.fromkeys(("expert_feed_forward_length", "expert_shared_feed_forward_length"), _MAX_WIDTH),
 }
 
 

@@ -6,7 +6,8 @@ The rules here are written after ``conversion/*.py`` there, independently of ``r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def ungroup(rows: Any, groups: int, width: int) -> Any:
 class _Rules:
     """What the converter does to the tensors of one architecture."""
 
-    permuted = frozenset({"llama", "smollm3", "granite", "olmo"})
+    permuted = frozenset({"llama", "smollm3", "granite", "granitemoe", "olmo"})
     shifted = frozenset({"gemma", "gemma2", "gemma3", "nemotron"})
     grouped = frozenset({"gptneox", "bloom", "falcon"})
 
@@ -45,9 +46,40 @@ def converted(architecture: str, name: str, values: Any, heads: int, kv_heads: i
         return ungroup(values, kv_heads if architecture == "falcon" else heads, hidden // heads)
     if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         return values.T
-    if architecture == "lfm2" and "conv.conv" in name:
+    if architecture in ("lfm2", "lfm2moe") and "conv.conv" in name:
         return values.squeeze(1)
     return values
+
+
+def taken_apart(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield a model's tensors by the names of checkpoints, with gate and up projections of experts apart.
+
+    Transformers 5 has all experts of a layer in two tensors, under names that checkpoints do not have.
+    """
+    for name, values in state.items():
+        prefix, _, last = name.rpartition(".experts.")
+        if last == "gate_up_proj":
+            for part, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1), strict=True):
+                yield f"{_of_experts(prefix)}.experts.{part}.weight", half
+        elif last == "down_proj":
+            yield f"{_of_experts(prefix)}.experts.down_proj.weight", values
+        elif name.endswith("shared_mlp.input_linear.weight"):
+            for part, half in zip(("gate_proj", "up_proj"), np.split(values, 2), strict=True):
+                yield name.replace("shared_mlp.input_linear", f"mlp.shared_expert.{part}"), half
+        elif name.endswith("moe_statics.e_score_correction_bias"):
+            yield (
+                name.replace("gate.moe_statics.e_score_correction_bias", "moe_statics.e_score_correction.bias"),
+                values[0],
+            )
+        elif name.endswith(".expert_bias"):
+            yield f"{name}.bias", values
+        else:
+            yield name.replace("block_sparse_moe.router.weight", "block_sparse_moe.router.layer.weight"), values
+
+
+def _of_experts(prefix: str) -> str:
+    """Return the name of the module with a layer's experts, as the converter's table of names has it."""
+    return prefix.replace("block_sparse_moe", "mlp").replace("feed_forward", "mlp")
 
 
 def save_gguf(
@@ -80,7 +112,7 @@ def save_gguf(
     kv_heads = keys.get("attention.head_count_kv", heads)
     (number,) = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
     names = gguf.get_tensor_name_map(number, keys["block_count"])
-    for name, values in state.items():
+    for name, values in taken_apart(state):
         short = name.removeprefix("transformer.") if architecture == "bloom" else name
         new = names.get_name(short, try_suffixes=(".weight", ".bias"))
         if new is None:
@@ -96,9 +128,10 @@ def save_gguf(
 
 
 def add(writer: Any, name: str, values: Any, kind: gguf.GGMLQuantizationType) -> None:
-    """Add a tensor; vectors, and matrices whose width does not suit the type, are float32."""
+    """Add a tensor; vectors, routers, and matrices whose width does not suit the type, are float32."""
     values = np.ascontiguousarray(values, np.float32)
-    if kind == gguf.GGMLQuantizationType.F32 or values.ndim < 2 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+    exact = kind == gguf.GGMLQuantizationType.F32 or values.ndim < 2 or "gate_inp" in name
+    if exact or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         writer.add_tensor(name, values)
     else:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
@@ -143,12 +176,12 @@ MIXED_TYPES = (
 
 
 def save_mixed(source: Path, file: Path, types: Iterable[str] = MIXED_TYPES) -> Path:
-    """Copy a GGUF file with random matrices of many types.
+    """Copy a GGUF file with random matrices of many types; its routers are copied.
 
     Args:
         source: a file with float32 tensors.
         file: the copy.
-        types: the types of its matrices in order, repeated if there are more matrices.
+        types: the types of its matrices in order, repeated if there are more matrices; F32 where a width does not suit.
     """
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
@@ -159,12 +192,16 @@ def save_mixed(source: Path, file: Path, types: Iterable[str] = MIXED_TYPES) -> 
     names = itertools.cycle(types)
     for number, tensor in enumerate(reader.tensors):
         values = tensor.data.reshape(tuple(reversed(tensor.shape.tolist())))
-        if values.ndim < 2:
+        if values.ndim < 2 or "gate_inp" in tensor.name:
             writer.add_tensor(tensor.name, values)
             continue
         kind = gguf.GGMLQuantizationType[next(names)]
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            kind = gguf.GGMLQuantizationType.F32
         if kind.name in _FACTORS:
-            writer.add_tensor(tensor.name, random_blocks(kind, *values.shape, seed=number), raw_dtype=kind)
+            *stack, columns = values.shape
+            blocks = random_blocks(kind, math.prod(stack), columns, seed=number)
+            writer.add_tensor(tensor.name, blocks.reshape(*stack, -1), raw_dtype=kind)
         else:
             random = np.random.default_rng(number).normal(0, 0.1, values.shape).astype(np.float32)
             writer.add_tensor(tensor.name, gguf.quants.quantize(random, kind), raw_dtype=kind)

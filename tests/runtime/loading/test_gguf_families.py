@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.loading.convert import convert
 from runtime.loading.gguf_families import read_gguf
 from runtime.loading.gguf_source import open_gguf
-from runtime.loading.tensor_source import StateDictSource
-from runtime.model.config import DecoderConfig, UnsupportedDecoder
-from runtime.model.families import FAMILIES, read_config
+from runtime.model.config import UnsupportedDecoder
+from runtime.model.families import read_config
 from runtime.model.gguf_header import GGUFHeader
+from tests.support.gguf_cases import LAYER, RMS, Case, Keys, check_file, model_of, saved, sizes
 from tests.support.gguf_models import save_gguf
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64,
-    "max_position_embeddings": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-Keys = dict[str, Any]
-
-
-@dataclass
-class Case:
-    """A model of a family, and how the converter writes its configuration.
-
-    Args:
-        architecture: llama.cpp's name.
-        family: transformers' ``model_type``.
-        options: changes to ``SHAPE``; None removes an option.
-        keys: metadata besides the sizes.
-    """
-
-    architecture: str
-    family: str
-    options: dict[str, Any] = field(default_factory=dict)
-    keys: Keys = field(default_factory=dict)
 
 
 def windowed(count: int, pattern: int) -> list[bool]:
@@ -270,78 +234,10 @@ CASES = {
 }
 
 
-def sizes(decoder: DecoderConfig) -> Keys:
-    """The keys that all converters write."""
-    return {
-        "block_count": len(decoder.layers),
-        "context_length": decoder.context_length,
-        "embedding_length": decoder.hidden,
-        "feed_forward_length": decoder.intermediate,
-        "attention.head_count": decoder.heads,
-        "attention.head_count_kv": decoder.kv_heads,
-    }
-
-
-def model_of(case: Case) -> Any:
-    """A model with random numbers in all of its tensors."""
-    torch.manual_seed(11)
-    options = {
-        name: value for name, value in (SHAPE | case.options).items() if value is not None or name == "sliding_window"
-    }
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.family, **options))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model.eval()
-
-
-def saved(case: Case, file: Path, changes: Keys | None = None) -> tuple[Any, DecoderConfig, list[Any]]:
-    """Write a model as a GGUF file, and return it with the decoder and the weights of its checkpoint."""
-    model = model_of(case)
-    source = StateDictSource(model.state_dict())
-    decoder, layout = read_config(model.config.to_dict())
-    weights = convert(decoder, layout, source)
-    state = {name: source.read(name) for name in source.names() if "rotary_emb" not in name}
-    if decoder.tied:
-        state.pop("lm_head.weight", None)
-    keys = sizes(decoder) | case.keys | (changes or {})
-    save_gguf(file, case.architecture, state, keys, {})
-    return model, decoder, weights
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_file_gives_its_checkpoints_decoder_and_weights(name: str, tmp_path: Path) -> None:
     """Each architecture, from the rearrangements of the converter back to one and the same arrangement."""
-    case = CASES[name]
-    _, expected, weights = saved(case, tmp_path / "model.gguf")
-    header, source = open_gguf(tmp_path / "model.gguf")
-    decoder, layout, architecture, _ = read_gguf(header)
-    assert decoder == expected
-    assert architecture == FAMILIES[decoder_family(case)].architecture
-    actual = {weight.name: weight for weight in convert(decoder, layout, source)}
-    assert actual.keys() == {weight.name for weight in weights}
-    for weight in weights:
-        layer, _, part = weight.name.partition(".")
-        compared = [actual[weight.name].read(), weight.read()]
-        if part == "qkv" and decoder.layers[int(layer)].rotation is None:
-            # Without a rotation, the order of a head's values does not matter, and the converter's stays.
-            compared = [scores_of(values, decoder) for values in compared]
-            assert np.allclose(*compared, atol=1e-4), weight.name
-        else:
-            assert np.array_equal(*compared), weight.name
-
-
-def scores_of(qkv: Any, decoder: DecoderConfig) -> Any:
-    """The product of each query head's rows with its key head's, which is all that attention scores depend on."""
-    heads, width = decoder.heads, decoder.padded_head_dim
-    q = qkv[: heads * width].reshape(decoder.kv_heads, -1, width, decoder.hidden)
-    k = qkv[heads * width : (heads + decoder.kv_heads) * width].reshape(decoder.kv_heads, width, decoder.hidden)
-    return np.einsum("kgdi,kdj->kgij", q, k)
-
-
-def decoder_family(case: Case) -> str:
-    """The family that a file is read as; Mistral's are Llama's."""
-    return "llama" if case.architecture == "llama" else case.family
+    check_file(CASES[name], tmp_path / "model.gguf")
 
 
 def header_of(metadata: Keys, file: Path) -> GGUFHeader:
@@ -356,7 +252,6 @@ def header_of(metadata: Keys, file: Path) -> GGUFHeader:
 @pytest.mark.parametrize(
     ("metadata", "named"),
     [
-        ({"expert_count": 8}, "expert_count=8"),
         ({"attention.sliding_window": 16}, "attention.sliding_window=16"),
         ({"attention.clamp_kqv": 8.0}, "attention.clamp_kqv=8.0"),
         ({"attention.value_length": 32}, "attention.value_length=32"),
@@ -382,9 +277,9 @@ def test_unknown_keys_are_warned_about(tmp_path: Path, caplog: pytest.LogCapture
     assert "llama.attention.telepathy" in caplog.text
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "qwen3moe", "rwkv7"])
+@pytest.mark.parametrize("architecture", ["mamba", "deepseek2", "rwkv7"])
 def test_other_architectures_are_refused_by_name(architecture: str) -> None:
-    """State spaces, experts and linear attention."""
+    """State spaces, compressed keys and linear attention."""
     with pytest.raises(UnsupportedDecoder, match=architecture):
         read_gguf(GGUFHeader({"general.architecture": architecture}, {}))
 
