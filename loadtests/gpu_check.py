@@ -8,7 +8,8 @@ decode step captured as a graph gives the same bits as an uncaptured one; then i
 time for prompts. The exit status is 1 if a check fails. Unlike other load tests it imports the service, because there
 is no server between it and the runner.
 
-``--device cpu --model tiny`` tests the script itself without a GPU.
+``--device cpu --model tiny`` tests the script itself without a GPU. ``tiny-experts`` is a small mixture of experts,
+whose captured steps compute all experts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
     """Check, measure and print the result."""
     parser = argparse.ArgumentParser(description="Parity, batch invariance and speed of the torch runner.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="as MODEL_NAME, or: tiny")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="as MODEL_NAME, or: tiny, tiny-experts")
     parser.add_argument("--batches", default="1,16,64,256", help="requests at once, for the speed")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens per request")
     parser.add_argument("--prompts", type=int, default=20, help="for the checks")
@@ -231,25 +232,30 @@ def _speed(options: argparse.Namespace, batch: int, once: Any) -> float:
 
 
 def _model(options: argparse.Namespace, dtype: torch.dtype) -> Any:
-    if options.model != "tiny":
+    if options.model not in ("tiny", "tiny-experts"):
         spec = parse_model_name(options.model)
         return load(spec, options.device, str(dtype).removeprefix("torch."), lambda stage, share: None).model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval().to(options.device, dtype)
+    shape: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if options.model == "tiny":
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape))
+    else:
+        experts: dict[str, Any] = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **experts, shared_expert_intermediate_size=48))
+    return model.eval().to(options.device, dtype)
 
 
 def _runner(model: Any, **settings: Any) -> TorchRunner:

@@ -16,9 +16,10 @@ OPTIONS = argparse.Namespace(device="cpu", model="tiny", prompts=3, new_tokens=4
 Fault = Callable[[TorchRunner, list[Any], torch.Tensor], torch.Tensor]
 
 
-def test_a_right_runner_passes() -> None:
+@pytest.mark.parametrize("model", ["tiny", "tiny-experts"])
+def test_a_right_runner_passes(model: str) -> None:
     """Every check begins with "right"."""
-    results = check(OPTIONS)
+    results = check(argparse.Namespace(**{**vars(OPTIONS), "model": model}))
     assert len(results) == 3
     assert all(result.startswith("right") for result in results.values())
 

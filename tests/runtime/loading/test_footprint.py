@@ -115,6 +115,20 @@ def test_a_folder_is_estimated_by_its_shapes(tiny_llama: Path, dtype: str, size:
     assert found.texts == 2 * 256 * 2 * 4 * 2 * 2 * 16
 
 
+def test_all_experts_count_as_weights(tmp_path: Path) -> None:
+    """Also those that a token does not choose; keys and values are those of the attention alone."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    model = MixtralForCausalLM(MixtralConfig(**shape, **heads))
+    model.save_pretrained(tmp_path)
+    found = source_footprint(tmp_path, "bfloat16", "float32", 2)
+    assert found == Footprint(
+        2 * sum(parameter.numel() for parameter in model.parameters()), 2 * 256 * 2 * 4 * 2 * 2 * 16
+    )
+
+
 def test_a_model_for_the_reference_engine_reserves_no_keys_and_values(tiny_llama: Path, tmp_path: Path) -> None:
     """And its weights are of that engine's number type; pickled ones are told by the files' size."""
     (tmp_path / "config.json").write_text('{"model_type": "bloom", "dtype": "float16"}')

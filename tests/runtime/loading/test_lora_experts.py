@@ -11,10 +11,15 @@ import pytest
 import torch
 import transformers
 
+from runtime.engine.pytorch.model import weights_from_snapshot
+from runtime.engine.pytorch.runner import TorchRunner
 from runtime.errors import ModelUnavailable
 from runtime.loading.checkpoint import read
-from runtime.model.catalogue import parse_model_name
+from runtime.loading.loader import open_serving
+from runtime.model.catalogue import ModelSpec, parse_model_name
+from runtime.model.load_timer import Phases
 from tests.support.adapters import Tensors, save_by_peft, weights_of, write_adapter
+from tests.support.decoders import logits_of, placed
 from tests.support.models import train_tokenizer
 
 SHAPE: dict[str, Any] = {
@@ -53,10 +58,18 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+def quiet(stage: str, share: float | None) -> None:
+    """Nobody is told of the progress."""
+
+
+def adapted(model: Path, adapter: Path) -> ModelSpec:
+    """The model with the adapter."""
+    return replace(parse_model_name(str(model)), id="adapted", adapter=str(adapter))
+
+
 def merged(model: Path, adapter: Path) -> Any:
     """The model with the adapter in its weights."""
-    spec = replace(parse_model_name(str(model)), id="adapted", adapter=str(adapter))
-    return read(spec, model, "cpu", "float32", lambda stage, share: None)[0]
+    return read(adapted(model, adapter), model, "cpu", "float32", quiet)[0]
 
 
 def logits(model: Any) -> Any:
@@ -88,6 +101,21 @@ def test_other_layers_are_merged(model: Path, tmp_path: Path, targets: str) -> N
     expected = logits(PeftModel.from_pretrained(plain, folder).eval())
     assert (expected - before).abs().max() > 0.1
     assert (logits(merged(model, folder)) - expected).abs().max() < 1e-3
+
+
+def test_the_engine_computes_the_merged_mixture(model: Path, tmp_path: Path) -> None:
+    """The PyTorch engine's logits, through a snapshot, are those of the model with the adapter beside its weights."""
+    from peft import PeftModel
+
+    folder = save_by_peft(tmp_path / "a", model, target_modules=["q_proj", "v_proj"])
+    expected = logits(
+        PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(model), folder).eval()
+    )
+    snapshot = open_serving(adapted(model, folder), "float32", tmp_path, quiet, Phases())
+    weights = weights_from_snapshot(snapshot, torch.float32, torch.device("cpu"))
+    assert snapshot.facts.decoder.experts is not None
+    runner = TorchRunner(snapshot.facts.decoder, weights, kv_bytes=2**22)
+    assert (logits_of(runner, placed(range(3, 60), range(4))) - expected[0]).abs().max() < 1e-3
 
 
 def refusal(model: Path, adapter: Path) -> str:
