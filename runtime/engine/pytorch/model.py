@@ -30,7 +30,7 @@ class TorchModel:
 
     Args:
         config: the model's configuration.
-        weights: the model's tensors, all but those of routers of one dtype, on one device.
+        weights: the model's tensors on one device, all of one dtype but those of routers and gates of shared experts.
         tile: smallest number of rows per product, 0 for products of any size; see ``BatchInvariantLinear``.
     """
 
@@ -53,7 +53,8 @@ class TorchModel:
             for name in parts:
                 if name.endswith(".gate_up"):
                     parts[name] = halves(parts[name], config.mlp_width(int(name.partition(".")[0])))
-        self._experts = Experts(config, weights, self._activation, tile) if config.experts is not None else None
+        mixed = any(layer.experts for layer in config.layers)
+        self._experts = Experts(config, weights, self._activation, tile) if mixed else None
         self.product = BatchInvariantLinear(arranged, biases, tile, wide=[self._head])
 
         def frequencies(values: Sequence[float]) -> Tensor:
@@ -180,7 +181,8 @@ def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.
 
     Args:
         snapshot: an open snapshot; int8 weights are dequantized.
-        dtype: dtype of the returned tensors, except for those of routers, which are float32.
+        dtype: dtype of the returned tensors, except for those of routers and of the gates of shared experts, which are
+            float32.
         device: device of the returned tensors.
     """
     weights = {}
@@ -190,6 +192,6 @@ def weights_from_snapshot(snapshot: Snapshot, dtype: torch.dtype, device: torch.
             array = unpack(snapshot.matrix(name), rows, columns, snapshot.matrix_kind(name))
             weights[name] = torch.from_numpy(array).to(device, dtype)
         else:
-            routes = name.endswith((".router", ".router_correction"))
-            weights[name] = torch.tensor(snapshot.vector(name)).to(device, torch.float32 if routes else dtype)
+            exact = name.endswith((".router", ".router_correction", ".shared_gate"))
+            weights[name] = torch.tensor(snapshot.vector(name)).to(device, torch.float32 if exact else dtype)
     return weights

@@ -50,7 +50,7 @@ class TorchRunner:
 
     Args:
         config: the decoder's configuration.
-        weights: tensors named as in ``runtime.model.tensors``, all of one dtype on one device; the runner uses both.
+        weights: tensors named as in ``runtime.model.tensors``, see ``TorchModel``; the runner uses dtype and device.
         kv_bytes: size of the KV cache in bytes.
         max_tokens: maximum tokens per step.
         deterministic: whether results are batch-invariant: no bit of a row's result depends on the other rows.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runtime.encoder_types import EncoderInput
 from runtime.engine.pytorch import experts as experts_module
 from runtime.engine.pytorch.activations import activation
 from runtime.engine.pytorch.experts import Experts, choose
@@ -16,6 +17,7 @@ from runtime.engine.pytorch.runner import TorchRunner
 from runtime.engine.sequence import Row
 from runtime.model.config import DecoderConfig, ExpertsConfig
 from tests.support.decoders import logits_of, placed, prompt
+from tests.support.dense_decoder import DenseDecoder
 from tests.support.random_decoder import random_decoder
 
 MIXTURES = ["mixtral", "qwen2_moe", "lfm2_moe", "odd-experts"]
@@ -164,3 +166,18 @@ def test_padding_needs_no_other_experts(name: str, monkeypatch: pytest.MonkeyPat
     for rows in chosen:
         assert len(rows) == 8
         assert torch.equal(rows, rows[:1].expand_as(rows))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_texts_to_embed(name: str) -> None:
+    """The states of a mixture's tokens lead to the dense decoder's logits, and have the same bits alone."""
+    config, weights = random_decoder(name)
+    head = weights["embed" if config.tied else "head"]
+    texts = [EncoderInput(prompt(seed, length)) for seed, length in enumerate((30, 1, 45))]
+    encoder = TorchRunner(config, dict(weights), kv_bytes=2**20).encoder(256, None)
+    found = encoder.states(texts, [range(len(text.ids)) for text in texts])
+    for text, states in zip(texts, found, strict=True):
+        expected = DenseDecoder(config, weights).logits(text.ids)
+        assert (torch.from_numpy(states) @ head.T - expected).abs().max() < 3e-4
+        (alone,) = encoder.states([text], [range(len(text.ids))])
+        assert alone.tobytes() == states.tobytes()
