@@ -261,7 +261,8 @@ class Token:
 class ModelInfo:
     """Metadata of a loaded model. Times are in seconds, memory is in bytes.
 
-    ``weight_types`` are the number types of the weight matrices, those with the most bytes first.
+    ``active_parameters`` are those with which a token is computed: all but the experts that are not chosen for it; None
+    if that is not known. ``weight_types`` are the number types of the weight matrices, those with the most bytes first.
     ``kv_bytes`` is the maximum size of the KV cache, ``kv_dtype`` its number type, and ``kv_tokens`` how many tokens it
     holds; 0 for no limit.
     ``sampling_defaults`` are the values of sampling parameters, by name, that OpenAI's routes use where a request has
@@ -286,6 +287,7 @@ class ModelInfo:
     weights_bytes: int
     engine: str
     optimizations: tuple[str, ...] = ()
+    active_parameters: int | None = None
     weight_types: tuple[str, ...] = ()
     kv_bytes: int = 0
     kv_dtype: str = ""

@@ -56,6 +56,10 @@ class ModelInfoResponse(LazyModel):
     source: Literal["wheel", "hub", "folder", "gguf"]
     architecture: str
     parameters: int
+    active_parameters: int | None = Field(
+        description="Parameters with which a token is computed: all but those of the experts that are not chosen for "
+        "it; null in the reference engine, which does not know."
+    )
     dtype: str
     weight_types: list[str] = Field(description="Number types of the weights, those with the most bytes first.")
     device: str

@@ -7,6 +7,7 @@ import time
 from runtime.loading.precision import fast_fingerprint
 from runtime.model.catalogue import ModelSpec
 from runtime.model.snapshot import Snapshot
+from runtime.model.tensors import active_parameters
 from runtime.settings import Settings
 from runtime.types import ModelInfo
 
@@ -41,6 +42,7 @@ def snapshot_info(
         source=spec.kind,
         architecture=facts.architecture,
         parameters=facts.parameters,
+        active_parameters=active_parameters(facts.decoder, facts.parameters),
         dtype=dtype,
         device=device,
         context_length=facts.decoder.context_length,

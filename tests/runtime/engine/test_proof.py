@@ -21,9 +21,9 @@ from runtime.engine.engine import FastEngine
 from runtime.host import resident_memory
 from runtime.types import Grammar, Job, SamplingParams, Token
 from tests.support.engines import Load, needs_kernels, without_kernels
+from tests.support.expert_models import EXPERT_CASES
 from tests.support.fakes import until
-from tests.support.family_models import CASES as FAMILY_CASES
-from tests.support.family_models import random_model
+from tests.support.family_models import CASES, random_model
 from tests.support.models import train_tokenizer
 from tests.support.soak import SOAK, soak
 
@@ -153,6 +153,7 @@ async def test_mixed_requests_are_the_same_alone_and_among_16(
     assert not different
 
 
+FAMILY_CASES = {**CASES, **EXPERT_CASES}
 _ONE_OF_EACH = {family: case for case, (family, _) in reversed(FAMILY_CASES.items())}.values()
 PROVEN = list(FAMILY_CASES if SOAK else [*_ONE_OF_EACH, "phi3 with other rotations in long texts"])
 
