@@ -45,13 +45,13 @@ EXAMPLES: Mapping[str, str] = {
     "gptj": "GPT-J 6B",
     "granite": "Granite 3",
     "granitemoe": "Granite 3 1B-A400M and 3B-A800M",
-    "granitemoeshared": "Granite 4 previews with a shared expert",
+    "granitemoeshared": "MoE 7B-A1B with shared experts (ibm-research)",
     "helium": "Helium 1",
-    "hy_v3": "Hunyuan 3",
+    "hy_v3": "Hy3-preview",
     "lfm2": "LFM2 350M to 2.6B",
     "lfm2_moe": "LFM2 8B-A1B",
     "llama": "Llama 1 to 3.2, TinyLlama, SmolLM2, Falcon 3",
-    "mellum": "Mellum 2",
+    "mellum": "Mellum2 12B-A2.5B",
     "minimax_m2": "MiniMax-M2",
     "ministral": "Ministral 8B",
     "mistral": "Mistral 7B, with and without a window",
@@ -103,10 +103,10 @@ transformers' list of causal language models finds each one read or refused with
 both are read, a few rows at a time. Routers are kept and computed in float32 with every `DTYPE`; with `int4` the
 experts' down projections have 8 bits, as others have. Experts are rescaled for 8 bits one by one, as MLPs are. Layers
 that predict further tokens are left out, as transformers leaves them out. `/model-info` has the number of all
-parameters and of those that are active for a token. Not supported, and refused by name: routing to a part of the groups
-of experts (`topk_group` below `n_group`), SparseMixer (Phi-3.5-MoE), norms of queries and keys after the rotation
-(Hunyuan-A13B), gated attention (AFMoE), attention sinks and biases of experts (gpt-oss), latent attention
-(DeepSeek-V2 and V3), linear attention (MiniMax-Text-01).
+parameters and of those that are active for a token. Routing to a part of the groups of experts (`topk_group` below
+`n_group`) is refused by name. Families that need what the decoder does not have are refused by theirs: SparseMixer
+(Phi-3.5-MoE), norms of queries and keys after the rotation (Hunyuan-A13B), gated attention (AFMoE), attention sinks and
+biases of experts (gpt-oss), latent attention (DeepSeek-V2 and V3), linear attention (MiniMax-Text-01).
 
 **Not in the fast engine**, and refused by it by name: other mixtures of experts than those above, state-space models
 and linear attention (Mamba, RWKV, Qwen3-Next), checkpoints quantized in other ways than those below, ALiBi in Falcon

@@ -262,3 +262,28 @@ def test_parameters_are_counted(case: str, idle: int, tmp_path: Path) -> None:
     for source in (saved(model, tmp_path), StateDictSource(model.state_dict())):
         assert count_parameters(decoder, layout, source) == total
     assert active_parameters(decoder, total) == total - idle * sum(stack[0].numel() for stack in stacks[:2])
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("glm4_moe", "model.layers.2.eh_proj.weight"),
+        ("hy_v3", "model.layers.2.mlp.experts.0.up_proj.weight"),
+        ("ernie4_5_moe", "model.mtp_block.0.self_attn.q_proj.weight"),
+        ("exaone_moe", "mtp.layers.0.mlp.gate.weight"),
+        ("mellum", "mtp.fc.weight"),
+    ],
+)
+def test_layers_that_predict_further_tokens_are_left_out(case: str, name: str) -> None:
+    """They are neither superfluous nor counted; in a family without them the same tensor is reported."""
+    model = model_of(case)
+    state = {**model.state_dict(), name: torch.zeros(3, 3)}
+    decoder, layout = read_config(model.config.to_dict())
+    source = StateDictSource(state)
+    assert described(model, source)[1].keys() == described(model, StateDictSource(model.state_dict()))[1].keys()
+    assert count_parameters(decoder, layout, source) == count_parameters(
+        decoder, layout, StateDictSource(model.state_dict())
+    )
+    other = model_of("qwen3_moe")
+    with pytest.raises(ModelUnavailable, match=r"left over|no place for"):
+        described(other, StateDictSource({**other.state_dict(), name: torch.zeros(3, 3)}))
