@@ -44,12 +44,14 @@ class _Stack:
     def read(self, places: Rows) -> Array:
         """Return the rows at some places [rows, columns]."""
         values = np.zeros((len(places), self.columns), np.float32)
-        index = places - 1
+        # Panels of gate and up alternate; in the order of their tensors, all of them are a few long runs of rows.
+        order = np.argsort(places, kind="stable")
+        index = places[order] - 1
         starts = np.flatnonzero((np.diff(index) != 1) | (index[1:] % self.height == 0)) + 1
         for start, stop in zip([0, *starts], [*starts, len(index)], strict=True):
             if index[start] >= 0:
                 tensor, row = divmod(int(index[start]), self.height)
-                values[start:stop] = self.reads[tensor](row, row + int(stop - start))
+                values[order[start:stop]] = self.reads[tensor](row, row + int(stop - start))
         return values
 
     def rows(self, places: Rows) -> _ReadRows:
