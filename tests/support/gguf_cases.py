@@ -79,7 +79,7 @@ def model_of(case: Case) -> Any:
     return model.eval()
 
 
-def saved(case: Case, file: Path, changes: Keys | None = None) -> tuple[Any, DecoderConfig, list[Any]]:
+def saved(case: Case, file: Path, tokenizer: Keys | None = None) -> tuple[Any, DecoderConfig, list[Any]]:
     """Write a model as a GGUF file, and return it with the decoder and the weights of its checkpoint."""
     model = model_of(case)
     source = StateDictSource(model.state_dict())
@@ -88,8 +88,7 @@ def saved(case: Case, file: Path, changes: Keys | None = None) -> tuple[Any, Dec
     state = {name: source.read(name) for name in source.names() if "rotary_emb" not in name}
     if decoder.tied:
         state.pop("lm_head.weight", None)
-    keys = sizes(decoder) | case.keys | (changes or {})
-    save_gguf(file, case.architecture, state, keys, {})
+    save_gguf(file, case.architecture, state, sizes(decoder) | case.keys, tokenizer or {})
     return model, decoder, weights
 
 
