@@ -46,7 +46,7 @@ def _lfm2_moe(options: Options) -> Description:
     """Read LFM2 with experts, whose scores are sigmoids.
 
     transformers adds 1e-6 to the sum by which the weights are divided. This is left out: the relative difference is
-    1e-6 / sum, less than a rounding of bfloat16 unless the scores of all chosen experts are below 0.0003.
+    1e-6 / sum, less than the rounding of a bfloat16 unless the scores of a token's experts sum up to less than 0.0005.
     """
     config, described = lfm2({**options, "block_auto_adjust_ff_dim": False})
     correction = bool(options.get("use_expert_bias"))
