@@ -114,8 +114,9 @@ def _granite_moe(options: Options) -> Description:
 def _ernie_moe(options: Options) -> Description:
     """Read ERNIE 4.5 with experts.
 
-    transformers divides weights by their sum, but by no less than 1e-12. This changes no float: the largest of E softmax
-    scores is at least 1 / E, and a smaller sum would need a correction that prefers experts with scores of nearly 0.
+    transformers divides weights by their sum, but by no less than 1e-12. This changes no float: the largest of E
+    softmax scores is at least 1 / E, and a smaller sum would need a correction that prefers experts with scores of
+    nearly 0.
     """
     config = rms_decoder(options, rotations=(one_rotation(options, theta=5e5),))
     shared = options["moe_num_shared_experts"]
