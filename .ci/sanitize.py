@@ -33,7 +33,7 @@ def main() -> int:
         import pytest
 
         # The test that limits memory would limit AddressSanitizer's.
-        files = [str(TESTS / name) for name in ("test_check.py", "test_runner.py")]
+        files = [str(TESTS / name) for name in ("test_check.py", "test_experts.py", "test_runner.py")]
         return pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not no_memory", *files])
     FOLDER.mkdir(parents=True, exist_ok=True)
     build.build()
