@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtests.peers.process import running
 from loadtests.service import ROOT, free_port
@@ -74,25 +75,38 @@ def compare(file: Path, kind: SnapshotKind, prompt: Sequence[int], wanted: Seque
         file: the model.
         kind: the types of its weights.
         prompt: ids of the tokens of the text.
-        wanted: the others.
+        wanted: the others, at each place of the continuation.
         cache: folder for the snapshot.
     """
     snapshot = open_serving(parse_model_name(str(file)), kind, cache, lambda stage, share: None)
     runner = NativeRunner(snapshot, kv_bytes=256 << 20, max_tokens=512, threads=usable_cores())
-    text = [*prompt, *(next(iter(place)) for place in wanted)]
-    logits = np.concatenate([part.copy() for part in logits_of(runner, text)])[len(prompt) - 1 : -1].astype(np.float64)
+    text = [*prompt, *map(_most_likely, wanted)]
+    logits = np.concatenate([part.copy() for part in logits_of(runner, text)])[len(prompt) - 1 : -1]
     runner.close()
-    top = logits.max(1, keepdims=True)
-    found = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
-    same = [int(row.argmax()) == next(iter(place)) for row, place in zip(found, wanted, strict=True)]
-    behind = [row.max() - row[next(iter(place))] for row, place in zip(found, wanted, strict=True)]
-    apart = np.array(
-        [row[token] - value for row, place in zip(found, wanted, strict=True) for token, value in place.items()]
-    )
+    return f"| {kind} | {differences(logits, wanted)} |"
+
+
+def differences(logits: NDArray[np.float32], wanted: Sequence[Place]) -> str:
+    """Return the cells of a row: how the log-probabilities of some logits differ from others.
+
+    Args:
+        logits: the logits at each place [T, V].
+        wanted: the others, at each place.
+    """
+    found = logits.astype(np.float64)
+    found -= found.max(1, keepdims=True)
+    found -= np.log(np.exp(found).sum(1, keepdims=True))
+    behind = [row.max() - row[_most_likely(place)] for row, place in zip(found, wanted, strict=True)]
+    pairs = [(row[token], value) for row, place in zip(found, wanted, strict=True) for token, value in place.items()]
+    apart = np.array([value - other for value, other in pairs])
     return (
-        f"| {kind} | {sum(same)} of {len(same)} | {max(behind):.4f} | {np.sqrt(np.mean(apart**2)):.5f} "
-        f"| {np.abs(apart).max():.5f} | {logits.std():.3f} |"
+        f"{behind.count(0)} of {len(behind)} | {max(behind):.4f} | {np.sqrt(np.mean(apart**2)):.5f} "
+        f"| {np.abs(apart).max():.5f} | {logits.std():.3f}"
     )
+
+
+def _most_likely(place: Place) -> int:
+    return next(iter(place))
 
 
 def main() -> None:
