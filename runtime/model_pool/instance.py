@@ -136,7 +136,7 @@ def choose_evictions(
         beside = f" beside the pinned models, which use {pinned}" if pinned else ""
         raise ModelTooLarge(
             f"{name} needs {needed_bytes} bytes of memory, but all models together may use {budget_bytes}{beside} "
-            "(MEMORY_BUDGET_BYTES)"
+            "(MEMORY_BUDGET_BYTES; DTYPE for smaller weights)"
         )
     chosen: list[ModelInstance[E]] = []
     excess = needed_bytes + sum(instance.bytes for instance in instances if not instance.draining) - budget_bytes

@@ -58,7 +58,7 @@ def test_chosen_evictions(need: int, instances: list[ModelInstance[FakeEngine]],
 @pytest.mark.parametrize(
     ("need", "instances", "message"),
     [
-        (11, [], "new needs 11 bytes of memory, but all models together may use 10 (MEMORY_BUDGET_BYTES)"),
+        (11, [], "new needs 11 bytes of memory, but all models together may use 10 (MEMORY_BUDGET_BYTES; DTYPE for"),
         (
             7,
             [instance("a", 4, 1, pinned=True)],
