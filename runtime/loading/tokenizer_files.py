@@ -29,16 +29,17 @@ _GENERIC_TYPES: tuple[str, ...] = (
     "olmo3",
 )
 _GENERIC_TYPES += ("gpt_bigcode", "nemotron", "stablelm")
+_GENERIC_TYPES += ("mixtral", "flex_olmo", "granitemoe", "granitemoeshared", "ernie4_5_moe", "glm4_moe", "minimax_m2")
 CLASSES = {
     **dict.fromkeys(_GENERIC_TYPES, "TokenizersBackend"),
-    **dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), "Qwen2Tokenizer"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
-    **dict.fromkeys(("olmo", "gpt_neox"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("olmo", "olmoe", "gpt_neox"), "GPTNeoXTokenizer"),
     **dict.fromkeys(("gpt2", "gpt_neo", "opt", "starcoder2", "gptj", "phi"), "GPT2Tokenizer"),
     **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
 }
 """Tokenizer classes of transformers by the model types for which it has one."""
-OVERRULED = {"qwen2", "ernie4_5", "phi3", "nemotron"}
+OVERRULED = {"qwen2", "ernie4_5", "ernie4_5_moe", "phi3", "nemotron", "minimax_m2"}
 """Model types for which transformers does not believe the class that a checkpoint names."""
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
