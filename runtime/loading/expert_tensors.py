@@ -18,8 +18,7 @@ from runtime.loading.matrix_types import Rows
 from runtime.loading.mlp_tensors import interleave
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
-from runtime.model.packing import PANEL_ROWS
-from runtime.model.tensors import padded_rows
+from runtime.model.packing import PANEL_ROWS, padded_rows
 
 _ReadRows = Callable[[int, int], Array]
 _PARTS = ("experts_gate_up", "experts_gate", "experts_up", "experts_down")

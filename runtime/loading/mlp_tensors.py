@@ -13,7 +13,7 @@ from runtime.loading.equalize import Factors
 from runtime.loading.matrix_types import row_numbers
 from runtime.model.checkpoint_layout import CheckpointLayout
 from runtime.model.config import DecoderConfig
-from runtime.model.packing import PANEL_ROWS
+from runtime.model.packing import PANEL_ROWS, padded_rows
 from runtime.model.tensors import gate_up_rows
 
 
@@ -102,7 +102,7 @@ def interleave(parts: Sequence[Array]) -> Array:
     Returns:
         The result [2 I, ...], with I padded to a multiple of ``PANEL_ROWS``.
     """
-    rows = -(-len(parts[0]) // PANEL_ROWS) * PANEL_ROWS
+    rows = padded_rows(len(parts[0]))
     filled = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
     panels = [part.reshape(-1, PANEL_ROWS, *part.shape[1:]) for part in filled]  # [I / 16, 16, ...]
     both: Array = np.stack(panels, axis=1).reshape(2 * rows, *parts[0].shape[1:])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from runtime.model.packing import PANEL_ROWS
+from runtime.model.packing import padded_rows
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
@@ -189,8 +189,8 @@ class DecoderConfig:
 
     @property
     def padded_head_dim(self) -> int:
-        """Width of a head in the weights and in the KV cache, a multiple of ``PANEL_ROWS``; the rest is zeros."""
-        return -(-self.head_dim // PANEL_ROWS) * PANEL_ROWS
+        """Width of a head in the weights and in the KV cache, padded to whole panels; the rest is zeros."""
+        return padded_rows(self.head_dim)
 
     @property
     def heads_width(self) -> int:
@@ -212,7 +212,7 @@ class DecoderConfig:
         attention = 2 * self.kv_width * value_bytes
         if kv_dtype == "int8":
             attention += 4 * self.kv_heads * (-(-self.padded_head_dim // 32) + 1)
-        convolution = -(-self.hidden // PANEL_ROWS) * PANEL_ROWS * max(2, value_bytes)
+        convolution = padded_rows(self.hidden) * max(2, value_bytes)
         return sum(attention if layer.kind == "attention" else convolution for layer in self.layers)
 
     @property

@@ -44,9 +44,14 @@ class Packed:
     scales: NDArray[np.float32] | None
 
 
+def padded_rows(rows: int) -> int:
+    """Return a number of rows, padded to whole panels."""
+    return -(-rows // PANEL_ROWS) * PANEL_ROWS
+
+
 def padded(rows: int, columns: int) -> tuple[int, int]:
     """Return the padded shape of a matrix."""
-    return -(-rows // PANEL_ROWS) * PANEL_ROWS, -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+    return padded_rows(rows), -(-columns // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
 def suits(kind: MatrixKind, columns: int) -> bool:

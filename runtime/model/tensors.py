@@ -45,16 +45,11 @@ and may have a ``NAME.bias``; a convolution may have a ``conv.bias`` [H].
 from __future__ import annotations
 
 from runtime.model.config import DecoderConfig
-from runtime.model.packing import PANEL_ROWS
+from runtime.model.packing import padded_rows
 
 Shape = tuple[int, ...]
 
 _PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up"), "experts_gate_up": ("gate", "up")}
-
-
-def padded_rows(rows: int) -> int:
-    """Return the number of a matrix's rows, padded to whole panels."""
-    return -(-rows // PANEL_ROWS) * PANEL_ROWS
 
 
 def gate_up_rows(intermediate: int) -> int:

@@ -17,12 +17,13 @@ from runtime.model.families.options import Options, alternating, head_width, one
 _CORRECTION = "gate.e_score_correction_bias"
 
 
-def _experts(options: Options, *, shared: int | None) -> ExpertsConfig:
+def _experts(options: Options, *, shared: int | None = None, correction: bool = True) -> ExpertsConfig:
     """Return the mixture of experts. Its options have the same names in all of these families, except some.
 
     Args:
         options: the configuration.
         shared: number of shared experts, which are one MLP of several times their width.
+        correction: as for ``ExpertsConfig``.
 
     Raises:
         UnsupportedDecoder: a token's experts are chosen from a part of the groups of experts.
@@ -37,7 +38,7 @@ def _experts(options: Options, *, shared: int | None) -> ExpertsConfig:
         scores="sigmoid",
         normalized=bool(options.get("norm_topk_prob")),
         scale=float(options["routed_scaling_factor"]),
-        correction=True,
+        correction=correction,
         shared_intermediate=(shared or 0) * options["moe_intermediate_size"],
     )
 
@@ -50,18 +51,10 @@ def _lfm2_moe(options: Options) -> Description:
     """
     config, described = lfm2({**options, "block_auto_adjust_ff_dim": False})
     correction = bool(options.get("use_expert_bias"))
-    experts = ExpertsConfig(
-        options["num_experts"],
-        options["num_experts_per_tok"],
-        options["moe_intermediate_size"],
-        scores="sigmoid",
-        normalized=bool(options["norm_topk_prob"]),
-        scale=float(options["routed_scaling_factor"]),
-        correction=correction,
-    )
     own = expert_layout("feed_forward", matrices=("w1", "w3", "w2"), correction="expert_bias" if correction else "")
     names = {**own.names, **described.names}
     sparse = [i >= options["num_dense_layers"] for i in range(len(config.layers))]
+    experts = _experts(options, correction=correction)
     return with_experts(config, experts, sparse), replace(own, names=names, biases=described.biases)
 
 
@@ -137,7 +130,7 @@ def _minimax_m2(options: Options) -> Description:
         correction="e_score_correction_bias",
         renamed={r"layers\.(\d+)\.mlp\.(gate\.|e_score)": r"layers.\1.block_sparse_moe.\2"},
     )
-    return with_experts(config, _experts({**options, "routed_scaling_factor": 1.0}, shared=0)), names
+    return with_experts(config, _experts({**options, "routed_scaling_factor": 1.0})), names
 
 
 def _hy_v3(options: Options) -> Description:
